@@ -5,6 +5,7 @@ import faulthandler
 import logging
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -122,3 +123,23 @@ def _code_of(program):
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def alive(session):
+    """Whether any process of a session is left."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file may grow beyond some bytes, which ends as a full disk does: in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -27,9 +27,10 @@ import foveate as fv
 from foveate.bench.memory import hold
 from foveate.bench.shapes import NamedShape
 from foveate.bench.stopwatch import timed
-from foveate.bench.workload import PromptRequest, Workload, synthetic
+from foveate.bench.workload import Workload, synthetic
 from foveate.contract.method import Method
 from foveate.methods.random import same_schedule
+from foveate.plain.flags import PromptRequest
 from foveate.plain.table import between
 from foveate.runs.versions import commit, versions
 

@@ -85,7 +85,7 @@ def answered(vlm: fv.VLM, asked: Sequence[Asked]) -> list[Row]:
             row: dict[str, Any] = {"task": question.task}
             for name, answers in columns.items():
                 answer = answers[place]
-                agrees, right = answer.text == columns[FULL][place].text, question.is_right(answer.text)
+                agrees, right = answer.text == columns[FULL][place].text, answer.text in question.labels
                 row[name] = [round(answer.confidence, 7), int(agrees), int(right), answer.spent, answer.flops]
             rows.append(row)
         print(f"{len(rows)} of {len(asked)} questions", file=sys.stderr, flush=True)

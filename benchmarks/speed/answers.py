@@ -21,8 +21,8 @@ import foveate as fv
 from foveate.bench.benched import from_shape
 from foveate.bench.shapes import shape
 from foveate.bench.timing import ratio, rounds
-from foveate.bench.workload import PromptRequest
 from foveate.engine.session import drop_or_not
+from foveate.plain.flags import PromptRequest
 
 CASES = ("llava-1.5-7b:1:32", "llava-1.5-7b:8:32", "llava-1.5-7b:1:128", "llava-1.5-7b:8:128", "qwen2.5-vl-7b:1:32")
 STATIC = "full, static cache"

@@ -21,9 +21,10 @@ import torch
 import foveate as fv
 from foveate.bench.shapes import NamedShape, shape
 from foveate.bench.timing import ratio, rounds
-from foveate.bench.workload import PromptRequest, Workload, synthetic
+from foveate.bench.workload import Workload, synthetic
 from foveate.methods.random import same_schedule
 from foveate.naming import method_of as at_budget
+from foveate.plain.flags import PromptRequest
 from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent

@@ -28,9 +28,9 @@ from foveate.bench.paired import AGAIN, FULL
 from foveate.bench.shapes import shape
 from foveate.bench.stopwatch import clock_of, timed
 from foveate.bench.timing import ratio
-from foveate.bench.workload import PromptRequest
 from foveate.contract.method import Method
 from foveate.naming import parse
+from foveate.plain.flags import PromptRequest
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("tower", "prefill", "ttft")

@@ -29,9 +29,9 @@ import foveate as fv
 from foveate.bench.benched import from_shape
 from foveate.bench.shapes import shape
 from foveate.bench.timing import Ratio, ratio, rounds
-from foveate.bench.workload import PromptRequest
 from foveate.engine.session import drop_or_not
 from foveate.naming import method_of as at_budget
+from foveate.plain.flags import PromptRequest
 from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent

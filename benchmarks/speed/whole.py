@@ -25,7 +25,7 @@ from foveate.bench.paired import PairedRun
 from foveate.bench.results import noisy_parts, rows_of
 from foveate.bench.shapes import NamedShape, shape
 from foveate.bench.stopwatch import clock_of
-from foveate.bench.workload import PromptRequest
+from foveate.plain.flags import PromptRequest
 from foveate.registry import family_for
 
 HERE = Path(__file__).resolve().parent

@@ -14,44 +14,20 @@ from typing import TYPE_CHECKING, Any
 from foveate.plain import inventory
 from foveate.plain.version import __version__
 
-_HOMES = {
-    "load": "foveate.ask",
-    "Answer": "foveate.ask",
-    "Generation": "foveate.ask",
-    "Prefix": "foveate.ask",
-    "Question": "foveate.ask",
-    "SecondLook": "foveate.ask",
-    "VLM": "foveate.ask",
-    "apply": "foveate.engine.session",
-    "drop": "foveate.engine.session",
-    "remove": "foveate.engine.session",
-    "Trace": "foveate.engine.trace",
-    "StageRecord": "foveate.engine.trace",
-    "Cost": "foveate.cost",
-    "cost": "foveate.cost",
-    "Cut": "foveate.core.cut",
-    "Chain": "foveate.contract.method",
-    "Method": "foveate.contract.method",
-    "Preset": "foveate.contract.method",
-    "Family": "foveate.families.base",
-    "Tuned": "foveate.tuning",
-    "tune": "foveate.tuning",
-    "families": "foveate.registry",
-    "methods": "foveate.registry",
-    "preset": "foveate.registry",
-    "presets": "foveate.registry",
-    "register_family": "foveate.registry",
-    "register_method": "foveate.registry",
-    "BudgetError": "foveate.errors",
-    "FoveateError": "foveate.errors",
-    "InputError": "foveate.errors",
-    "SessionError": "foveate.errors",
-    "SettingError": "foveate.errors",
-    "ShapeError": "foveate.errors",
-    "UnknownNameError": "foveate.errors",
-    "UnsupportedError": "foveate.errors",
+_NAMES = {
+    "ask": "load Answer Generation Prefix Question SecondLook VLM",
+    "contract.method": "Chain Method Preset",
+    "core.cut": "Cut",
+    "cost": "Cost cost",
+    "engine.session": "apply drop remove",
+    "engine.trace": "StageRecord Trace",
+    "errors": "BudgetError FoveateError InputError SessionError SettingError ShapeError UnknownNameError "
+    "UnsupportedError",
+    "families.base": "Family",
+    "registry": "families methods preset presets register_family register_method",
+    "tuning": "Tuned tune",
 }
-
+_HOMES = {name: f"foveate.{home}" for home, names in _NAMES.items() for name in names.split()}
 _HOMES |= {kind: f"foveate.methods.{name}" for name, kind in inventory.method_classes().items()}
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
 

@@ -49,22 +49,6 @@ def alerts(words):
     return f"role='alert'>{words}"
 
 
-def test_at_the_beginning_there_is_an_example_with_its_questions_and_nothing_to_share(asking):
-    first = examples()[0]
-    assert asking.subject.value.questions == first.questions
-    assert [row[0] for row in asking.proposed.raw_samples] == list(first.questions)
-    assert asking.question.value == next(iter(first.questions))
-    gallery, count = asking.gallery, len(examples())
-    assert (gallery.selected_index, gallery.columns, len(gallery.value)) == (0, count, count)
-    fixed = [gallery.interactive, gallery.allow_preview, asking.code.interactive, asking.code.show_label]
-    parts = (asking.slider, asking.share, asking.python, asking.notice, asking.refusal)
-    hidden = [part.visible for part in parts]
-    assert fixed + hidden + [asking.python.open] == [False] * 10
-    assert asking.kept.value == way_of(first).to_html()
-    assert asking.file.file_types == ["image", "video"]
-    assert (asking.percent.maximum, asking.percent.value) == (100, 33)
-
-
 def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_path):
     reading, shown = asking.upload(str(picture), NAMES, 33)
     assert "The file is being read." in reading[asking.notice].value

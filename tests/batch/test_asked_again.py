@@ -52,12 +52,6 @@ def test_rows_say_how_sure_they_were_and_are_what_ask_says(questions, answer, lo
     assert len(bad_in(tmp_path / "out")) == ROWS // 7
 
 
-def test_without_a_second_look_there_are_no_such_columns(questions, answer, tmp_path):
-    summary = answer(questions(3))
-    assert summary.again is None
-    assert not {"again", "confidence"} & rows_in(tmp_path / "out")[0].keys()
-
-
 @FORKS
 def test_a_run_that_is_killed_between_the_two_looks_goes_on(questions, answer, look, asking, vlm, tmp_path):
     path = questions(ROWS)

@@ -24,10 +24,3 @@ def test_a_long_reason_is_shortened():
     row = bad_row(Bad(0, {}, ""), "x" * 18_000)
     assert len(row["reason"]) == LONGEST + 1
     assert row["reason"].endswith("…")
-
-
-def test_what_else_a_row_has_is_kept(tmp_path):
-    path = tmp_path / "in.jsonl"
-    path.write_text(json.dumps({"image": "a.png", "anything": 3}) + "\n")
-    (bad,) = samples_in(path).read()
-    assert bad_row(bad, bad.reason)["anything"] == 3

@@ -19,7 +19,7 @@ from foveate.runs.listener import Listener
 from foveate.runs.samples import SampleColumns
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
-from tests.forked import forked
+from tests.forked import alive, forked
 
 ROWS = 90
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -102,30 +102,12 @@ def test_a_run_that_is_stopped_within_a_chunk_goes_on_behind_its_last_row(uninte
     assert (rows_in(tmp_path / "out"), bad_in(tmp_path / "out")) == (rows, bad)
 
 
-def test_rows_without_ids_are_numbered(answer, questions, tmp_path):
-    path = questions(3)
-    path.write_text(path.read_text().replace('"id"', '"name"'))
-    answer(path)
-    assert [row["id"] for row in rows_in(tmp_path / "out").values()] == ["0", "1", "2"]
-    answer(path, out="named", columns=SampleColumns(id="name"))
-    assert rows_in(tmp_path / "named")[0]["id"] == "row 0"
-
-
 def test_other_weights_are_refused_in_a_folder_that_was_begun(answer, questions, monkeypatch):
     path = questions(9)
     assert 0 < answer(path, listener=Stopping(8)).asked < 9
     monkeypatch.setattr(provenance, "sha256_of", lambda path: "ab" * 32)
     with pytest.raises(fv.InputError, match=r"another model or other versions: files \S+ was '\w+…, and is 'abab"):
         answer(path)
-
-
-def test_bad_rows_are_an_input_again(answer, questions, pictures, tmp_path):
-    answer(questions(14))
-    again = tmp_path / "again.jsonl"
-    again.write_text((tmp_path / "out" / "bad.jsonl").read_text().replace("nofile", "0"))
-    summary = answer(again, out="again")
-    assert (summary.answered, summary.bad) == (2, 0)
-    assert {row["id"] for row in rows_in(tmp_path / "again").values()} == {"row 6", "row 13"}
 
 
 def test_broken_lines_have_a_file_of_their_own_also_after_a_second_run(answer, questions, tmp_path):
@@ -140,15 +122,6 @@ def test_broken_lines_have_a_file_of_their_own_also_after_a_second_run(answer, q
     assert [row["id"] for row in bad] == ["row 6"]
     assert [(row["row"], row["line"]) for row in broken] == [(7, "no JSON"), (8, "[1]"), (9, "no media")]
     assert "no JSON" in broken[0]["reason"]
-
-
-def alive(session):
-    """Whether any process of a session is left."""
-    try:
-        os.killpg(session, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def until(holds, program, seconds=900):
@@ -208,12 +181,6 @@ def test_a_limit_asks_the_first_rows_and_a_later_run_the_others(questions, answe
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
 
 
-def test_reasons_are_counted_without_what_is_a_rows_own(questions, answer):
-    summary = answer(questions(20))
-    assert summary.reasons == {"… cannot be read: No such file or directory. Check the path.": 2}
-    assert summary.bad == 2
-
-
 @pytest.mark.parametrize(
     ("reason", "row", "shown"),
     [
@@ -245,7 +212,7 @@ def test_bad_rows_with_pictures_of_their_own_are_an_input_again(pictures, answer
     text = base64.b64encode((pictures / "0.png").read_bytes()).decode()
     rows = [{"id": 1, "image": text, "question": "What"}, {"id": 2.0, "image": text, "question": 7}]
     (path := tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert answer(path, root=str(tmp_path), within=str(tmp_path)).answered == 1
+    assert answer(path, within=str(tmp_path)).answered == 1
     (row,) = rows_in(tmp_path / "out").values()
     assert row["id"] == 1
     assert row["image"] is None

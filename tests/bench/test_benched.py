@@ -9,8 +9,9 @@ from foveate._transformers import cache_in
 from foveate.bench.benched import budgeted_methods, from_checkpoint, named_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
-from foveate.bench.workload import PromptRequest, Workload
+from foveate.bench.workload import Workload
 from foveate.eval.plan import USUAL
+from foveate.plain.flags import PromptRequest
 from tests.models import FAMILIES, batch, tiny
 
 

@@ -201,19 +201,6 @@ def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
     assert "95 % bootstrap interval" in interval_words(6)
 
 
-def test_rows_are_flat_and_have_every_single_time(measured):
-    made, _, rows = measured
-    row = rows["v2drop"]
-    assert row["prefill_times"] == [seconds["v2drop"]["prefill"] for seconds in made.rounds]
-    assert {column for column in row if column.endswith("_times")} == {
-        f"{part}_times" for part in (*MEASURED, "context")
-    }
-    assert row["rounds"] == 2
-    assert row["setting"]["method"] == "v2drop"
-    assert rows[FULL]["setting"] is None
-    assert [column for column, value in row.items() if isinstance(value, dict)] == ["setting"]
-
-
 def test_items_a_second_count_the_batch_and_controls_are_shared():
     made, _ = paired_run({"a": METHODS["v2drop"], "b": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5), metric="l1")}, batch=2)
     rows = by_name(made)

@@ -8,7 +8,8 @@ import torch
 import foveate as fv
 from foveate.bench.shapes import shape, shapes
 from foveate.bench.stopwatch import PARTS, timed
-from foveate.bench.workload import PromptRequest, synthetic
+from foveate.bench.workload import synthetic
+from foveate.plain.flags import PromptRequest
 
 CPU = torch.device("cpu")
 PARAMETERS = {  # in billions, as their model cards and papers say

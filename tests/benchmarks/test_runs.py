@@ -14,7 +14,8 @@ import foveate as fv
 from foveate.ask.generation import generate
 from foveate.bench.benched import Benched
 from foveate.bench.shapes import NamedShape, shape
-from foveate.bench.workload import PromptRequest, Workload, synthetic
+from foveate.bench.workload import Workload, synthetic
+from foveate.plain.flags import PromptRequest
 from foveate.registry import family_for
 from tests.memory import AFTER, BEFORE, llava
 

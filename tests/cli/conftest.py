@@ -73,6 +73,11 @@ def tiny_llava(tmp_path_factory) -> Path:
     return save_tiny_llava(tmp_path_factory.mktemp("tiny-llava"))
 
 
+@pytest.fixture(scope="session")
+def shallow_llava(tmp_path_factory) -> Path:
+    return save_tiny_llava(tmp_path_factory.mktemp("shallow-llava"), layers=8)
+
+
 @pytest.fixture
 def picture(tmp_path) -> Path:
     image = Image.new("RGB", (120, 120), (30, 60, 90))  # a square: nothing is cropped

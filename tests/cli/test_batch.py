@@ -81,13 +81,6 @@ def test_the_summary_names_the_file_of_broken_lines(batch, table):
     assert "Bad        1, with their reasons in broken.jsonl (broken lines: 1)" in out
 
 
-def test_other_settings_in_the_same_folder_are_refused(batch):
-    assert batch("--prompt", "What is this")[0] == 3
-    code, out, err = batch("--prompt", "What is that")
-    assert (code, out) == (1, "")
-    assert "was begun with other settings: question was 'What is this', and is 'What is that'." in err
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]

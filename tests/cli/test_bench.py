@@ -3,24 +3,16 @@
 import json
 from unittest.mock import Mock
 
-import pytest
-
 import foveate as fv
 from foveate.bench.paired import AGAIN, FULL, KEEP_ALL, PairedRun
-from tests.cli.conftest import save_tiny_llava
 
 QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
 
 
-@pytest.fixture(scope="module")
-def tiny_llava(tmp_path_factory):
-    return save_tiny_llava(tmp_path_factory.mktemp("bench"), layers=8)
-
-
-def test_a_run_prints_tables_and_writes_a_record(run, tiny_llava, tmp_path):
+def test_a_run_prints_tables_and_writes_a_record(run, shallow_llava, tmp_path):
     out = tmp_path / "bench.json"
     code, shown, _ = run(
-        "bench", "--model", tiny_llava, "--method", "v2drop", "--method", "visiondrop", "--budget", "16",
+        "bench", "--model", shallow_llava, "--method", "v2drop", "--method", "visiondrop", "--budget", "16",
         "--text-tokens", "48", "--batch", "2", "--out", out, *QUICK,
     )  # fmt: skip
     assert code == 0
@@ -45,11 +37,11 @@ def test_a_run_prints_tables_and_writes_a_record(run, tiny_llava, tmp_path):
     assert rows["visiondrop 16"]["bare"] == "visiondrop 16: bare"
 
 
-def test_all_methods_that_take_a_budget_run_beside_random_dropping(run, tiny_llava, tmp_path, monkeypatch):
+def test_all_methods_that_take_a_budget_run_beside_random_dropping(run, shallow_llava, tmp_path, monkeypatch):
     few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "finalkv", "random")}
     monkeypatch.setattr("foveate.registry.methods", lambda: few)
     out = tmp_path / "all.json"
-    asked = ("bench", "--model", tiny_llava, "--method", "all", "--retention", "0.5", "--no-bare", "--out", out)
+    asked = ("bench", "--model", shallow_llava, "--method", "all", "--retention", "0.5", "--no-bare", "--out", out)
     code, shown, _ = run(*asked, *QUICK)
     assert code == 0
     assert "Scoring" in shown
@@ -57,8 +49,8 @@ def test_all_methods_that_take_a_budget_run_beside_random_dropping(run, tiny_lla
     assert names == [FULL, KEEP_ALL, "v2drop 18", "v2drop 18: random", "vidcom2 18", "vidcom2 18: random", AGAIN]
 
 
-def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, tiny_llava, monkeypatch):
-    asked = ("bench", "--model", tiny_llava, "--method", "v2drop", "--retention", "0.5", *QUICK)
+def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, shallow_llava, monkeypatch):
+    asked = ("bench", "--model", shallow_llava, "--method", "v2drop", "--retention", "0.5", *QUICK)
     code, shown, _ = run(*asked, "--no-bare")
     assert code == 0
     assert ": bare" not in shown
@@ -80,7 +72,7 @@ def test_shapes_are_listed(run):
     assert "1296 a picture, 576 two frames" in words
 
 
-def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, monkeypatch):
+def test_what_was_finished_is_kept_when_interrupted(run, shallow_llava, tmp_path, monkeypatch):
     original = PairedRun.run
 
     def interrupted(self, *arguments):
@@ -92,7 +84,7 @@ def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, m
     monkeypatch.setattr(PairedRun, "run", interrupted)
     out = tmp_path / "part.json"
     code, shown, told = run(
-        "bench", "--model", tiny_llava, "--method", "v2drop", "--out", out, "--pairs", "9", "--new-tokens", "1"
+        "bench", "--model", shallow_llava, "--method", "v2drop", "--out", out, "--pairs", "9", "--new-tokens", "1"
     )
     assert code == 130
     assert "Interrupted after 3 of 9 rounds." in shown
@@ -102,15 +94,15 @@ def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, m
     assert all(len(row["prefill_times"]) == row["rounds"] == 3 for row in record["rows"])
 
 
-def test_too_few_rounds_for_a_ratio_write_nothing(run, tiny_llava, tmp_path, monkeypatch):
+def test_too_few_rounds_for_a_ratio_write_nothing(run, shallow_llava, tmp_path, monkeypatch):
     monkeypatch.setattr(PairedRun, "run", Mock(side_effect=KeyboardInterrupt))
     out = tmp_path / "part.json"
-    code, shown, told = run("bench", "--model", tiny_llava, "--method", "v2drop", "--out", out, *QUICK)
+    code, shown, told = run("bench", "--model", shallow_llava, "--method", "v2drop", "--out", out, *QUICK)
     assert (code, shown, out.exists()) == (130, "", False)
     assert "0 of 2 rounds were finished: too few for a ratio, so nothing is written." in told
 
 
-def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkeypatch):
+def test_a_machine_that_differs_from_itself_is_warned_of(run, shallow_llava, monkeypatch):
     def drifting(self, pairs, *_):
         for number in range(pairs):
             parts = {"ttft": 1.0, "whole": 2.0}
@@ -118,28 +110,9 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
             yield number + 1
 
     monkeypatch.setattr(PairedRun, "run", drifting)
-    code, _, told = run("bench", "--model", tiny_llava, "--method", "v2drop", *QUICK)
+    code, _, told = run("bench", "--model", shallow_llava, "--method", "v2drop", *QUICK)
     assert code == 0
     assert "warning: the machine is noisy: the untouched model differs from itself (prefill)." in told
-
-
-def test_a_budget_below_the_floor_is_told_beside_the_others(run, tiny_llava):
-    words = ("--method", "v2drop", "--method", "visiondrop", "--budget", "3", "--json")
-    code, shown, _ = run("bench", "--model", tiny_llava, *words, *QUICK)
-    assert code == 0
-    record = json.loads(shown)
-    assert "floor" in record["infeasible"]["v2drop 3"]
-    assert "visiondrop 3" in [row["name"] for row in record["rows"]]
-
-
-@pytest.mark.usefixtures("graphs_on_cpu")
-def test_graphs_have_rows_beside_what_they_replay(run, tiny_llava):
-    words = ("--model", tiny_llava, "--method", "v2drop", "--budget", 16, "--no-bare", "--json", "--cuda-graphs")
-    code, shown, err = run("bench", *words, *QUICK)
-    assert code == 0, err
-    rows = {row["name"]: row for row in json.loads(shown)["rows"]}
-    assert {"untouched as a graph", "v2drop 16 as a graph"} < set(rows)
-    assert {"prefill_ratio", "prefill_over_graph"} < set(rows["v2drop 16 as a graph"])
 
 
 def test_graphs_are_refused_where_there_are_none_before_weights_are_made(run, monkeypatch):

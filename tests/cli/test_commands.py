@@ -177,15 +177,6 @@ def test_a_budget_that_is_not_met_is_said_where_the_answer_is(ask, picture):
     assert said.count("is spent") == 1
 
 
-def test_what_a_setting_itself_asks_is_asked(ask, picture):
-    code, out, _ = ask("generate", picture, "--method", "visiondrop+v2drop:retention=0.9", "--json")
-    found = json.loads(out)
-    assert (code, found["asked"], found["met"]) == (0, 0.9, False)
-    code, out, _ = ask("generate", picture, "--method", "v2drop/llava-1.5-7b/64", "--json")
-    found = json.loads(out)
-    assert (code, found["asked"], found["met"]) == (0, None, None)
-
-
 def test_methods_models_and_presets_list_what_the_registry_has(run):
     code, out, _ = run("methods", "--json")
     assert code == 0
@@ -220,15 +211,6 @@ def test_a_model_that_is_told_from_its_structure_has_a_row(run):
     shown = run("models", "lfm2_vl")[1]
     assert "LFM2-VL" in shown
     assert "llava" not in shown
-
-
-def test_an_animation_is_read_with_a_note_on_stderr(ask, tmp_path):
-    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
-    frames[0].save(path := tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    code, out, err = ask("generate", path, "--json")
-    assert code == 0
-    json.loads(out)
-    assert "only the first is read" in err
 
 
 def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):
@@ -320,14 +302,3 @@ def test_a_preset_file_is_taken_wherever_a_preset_is(run, tmp_path, kind):
     assert row["mean_tokens"] == values.get("tokens")
     code, out, _ = run("presets", path)
     assert (code, "mine.json" in out.replace("\n", "")) == (0, True)
-
-
-def test_a_preset_file_that_is_none_is_refused_at_every_door(run, tmp_path):
-    path = tmp_path / "mine.json"
-    path.write_text('{"answer": 42}')
-    for ask in (lambda: fv.preset(str(path)), lambda: fv.preset(str(tmp_path / "nosuch.json"))):
-        with pytest.raises(fv.InputError, match=r"names no method|cannot be read"):
-            ask()
-    for name in ("mine.json", "nosuch.json"):
-        code, _, err = run("presets", tmp_path / name)
-        assert (code, name in err) == (1, True)

@@ -2,22 +2,18 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import time
 
 import pytest
 
-import foveate as fv
 from foveate.cli import main
 from foveate.cli.lists import Methods
-from tests.forked import forked
-from tests.tune.presets import preset_of
+from tests.forked import alive, forked, full_disk
 
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 KILLED = 143
-SMALL_FILES = 100  # bytes that a file may have
 
 
 def test_kill_ends_with_143_and_one_line(run, monkeypatch):
@@ -57,49 +53,22 @@ def test_kill_in_an_evaluation_loses_no_answer_and_leaves_no_process(tmp_path, e
         time.sleep(0.2)
 
 
-def alive(session):
-    """Whether any process of a session is left."""
-    try:
-        os.killpg(session, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def lines_in(folder):
     """The objects in a store's file."""
     return [json.loads(line) for file in folder.glob("*/part-*.jsonl") for line in file.read_text().splitlines()]
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond some bytes, which ends as a full disk does: in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILES, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("there", [False, True])
-def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, full_disk, there):
+def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, there):
     (out := tmp_path / "results").mkdir()
     if there:
         (out / "a.json").write_text("old")
-    code, said, err = ask("generate", picture, "--retention", 0.5, "--out", out / "a.json", "--force")
+    with full_disk(100):
+        code, said, err = ask("generate", picture, "--retention", 0.5, "--out", out / "a.json", "--force")
     assert code == 1
     assert said.startswith("Question ")  # no answer is lost for it
     assert err == f"foveate: {out}/a.json could not be written: File too large. Make room, or name another file.\n"
     assert [(path.name, path.read_text()) for path in out.iterdir()] == ([("a.json", "old")] if there else [])
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_full_disk_leaves_no_half_record(tmp_path, full_disk, there):
-    path = tmp_path / "record.json"
-    if there:
-        path.write_text("old")
-    with pytest.raises(fv.InputError, match="written"):
-        preset_of(fv.V2Drop()).save(path, force=True)
-    assert [file.read_text() for file in tmp_path.iterdir()] == (["old"] if there else [])
 
 
 def test_a_thread_may_run_a_command(capsys):

@@ -47,18 +47,6 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     assert again["rows"] == found["rows"]
 
 
-def test_several_seeds_are_pooled(run, tmp_path):
-    asked = (*SMALL, 2, "--method", "v2drop", "--budget", 64, "--no-baselines", "--cache", tmp_path / "cache")
-    code, said, err = run("eval", *asked, "--seed", 7, "--seed", 8, "--out", tmp_path / "two.json")
-    assert code == 0, err
-    assert "seeds 7, 8" in said
-    found = json.loads((tmp_path / "two.json").read_text())
-    assert found["seeds"] == [7, 8]
-    tasks = [row for row in found["rows"] if row["task"] and row["name"] == "v2drop"]
-    assert [sum(counts) for counts in zip(*(row["asked"] for row in tasks), strict=True)] == [1, 1]
-    assert all(len(row["right"]) == 2 for row in tasks)
-
-
 def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tmp_path):
     asked = (*SMALL, 2, "--method", "mustdrop", "--budget", 400, "--draws", 1, "--cache", tmp_path)
     code, said, err = run("eval", *asked, "--json")

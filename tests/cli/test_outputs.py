@@ -2,10 +2,8 @@
 
 import errno
 import os
-import resource
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,6 +13,7 @@ from foveate.cli.outputs import check_targets, finish, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.table import Table
+from tests.forked import full_disk
 
 
 def check(figure=None, **outputs):
@@ -28,17 +27,6 @@ def test_a_file_that_exists_is_refused_unless_forced(tmp_path, flag):
         check(**{flag: path})
     check(**{flag: path}, force=True)
     assert path.read_text() == "precious"
-
-
-def test_a_full_disk_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    (path := tmp_path / "told.json").write_text("old")
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(InputError, match="written"):
-        write_text(path, "new", force=True)
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("told.json", "old")]
 
 
 @pytest.mark.parametrize(
@@ -144,24 +132,11 @@ def test_a_link_to_a_file_that_is_not_there_yet_stays_one(tmp_path, force):
     assert (tmp_path / "real.json").read_text() == "new"
 
 
-def test_a_link_in_a_circle_ends_a_command_in_one_line(run, tmp_path):
-    (loop := tmp_path / "loop.json").symlink_to(loop)
-    for command in (("eval",), ("generate",), ("bench",)):
-        code, said, err = run(*command, "--out", loop)
-        assert (code, said, err.count("\n")) == (1, "", 1), (command, err)
-
-
 @pytest.mark.parametrize("ending", ["csv", "md", "tex"])
 def test_a_full_disk_leaves_no_half_table_and_the_answer_is_printed(tmp_path, capsys, ending):
-    """No file may grow beyond some bytes, which ends as a full disk does: in the middle of a write."""
     (path := tmp_path / f"out.{ending}").write_text("old")
     table = Table("", ["a"], [("x" * 50,)] * 400)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-    try:
-        with pytest.raises(InputError, match=rf"out\.{ending} could not be written: File too large"):
-            finish({}, "shown", TableOptions(out=path, force=True), tables=[table])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(10_000), pytest.raises(InputError, match=rf"out\.{ending} could not be written: File too large"):
+        finish({}, "shown", TableOptions(out=path, force=True), tables=[table])
     assert capsys.readouterr().out == "shown\n"
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(f"out.{ending}", "old")]

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from foveate.embedded import picture
-from tests.test_own_files import BODY, OPEN
+from tests.test_own_files import OPEN
 
 ASKED = ("--questions", 4, "--tasks", "colour,count", "--max-new-tokens", 4, "--no-baselines")
 
@@ -60,13 +60,6 @@ def test_batch_goes_on_with_the_same_file_alone(mine, run, tmp_path):
     code, _, err = run(*asked)
     assert code == 1
     assert "method code" in err
-
-
-def test_generate_takes_its_settings(mine, run):
-    mine.write_text(BODY)
-    code, said, err = run("generate", "--method", "./mine.py:keep=0.25", "--max-new-tokens", 2, "--json")
-    assert code == 0, err
-    assert json.loads(said)["retention"] < 0.6
 
 
 def test_tune_says_that_a_second_look_cannot_hold_its_code(mine, run, tmp_path):

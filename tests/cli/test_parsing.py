@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from foveate.cli.options import BudgetOptions
+from foveate.cli.setup import parse_methods
+from foveate.errors import SettingError
+
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
 
@@ -50,3 +54,19 @@ def test_a_reader_that_goes_away_is_no_error():
     assert shell("> >(exec true)", "methods")[1:] == ("", "")
     many = ["models", "--json"]  # more than a pipe holds
     assert shell("| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", *many)[::2] == (0, "")
+
+
+# -- from flags to a method's setting ---------------------------------------------------------------------------------
+
+
+def test_the_seed_reaches_methods_that_draw_and_no_others():
+    methods = parse_methods(["random", "uniform"], BudgetOptions(seed=7))
+    assert methods["random"].seed == 7
+    assert methods["uniform"] == parse_methods(["uniform"], BudgetOptions())["uniform"]
+
+
+def test_with_several_methods_each_takes_the_settings_that_it_has():
+    methods = parse_methods(["v2drop", "random"], BudgetOptions(settings=("metric=l1", "layers=2,9,20")))
+    assert (methods["v2drop"].metric, methods["v2drop"].layers, methods["random"].layers) == ("l1", *[(2, 9, 20)] * 2)
+    with pytest.raises(SettingError, match="setting"):
+        parse_methods(["v2drop", "random"], BudgetOptions(settings=("colour=red",)))

@@ -6,18 +6,11 @@ import json
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import save_tiny_llava
-
 WORDS = ("--prompt", "What is this ?", "--max-new-tokens", 3)
 
 
-@pytest.fixture(scope="module")
-def tiny_llava(tmp_path_factory):
-    return save_tiny_llava(tmp_path_factory.mktemp("tables"), layers=8)
-
-
 @pytest.fixture
-def asked(tiny_llava, tmp_path):
+def asked(shallow_llava, tmp_path):
     """The words of a quick run of each command."""
     pictures = []
     for number, colour in enumerate(("red", "green", "blue")):
@@ -26,7 +19,7 @@ def asked(tiny_llava, tmp_path):
     samples = tmp_path / "samples.jsonl"
     lines = [{"image": str(path), "question": "What is this ?", "label": "yes"} for path in pictures]
     samples.write_text("\n".join(map(json.dumps, lines)))
-    half = ("--model", tiny_llava, "--method", "v2drop", "--retention", 0.5, "--json")
+    half = ("--model", shallow_llava, "--method", "v2drop", "--retention", 0.5, "--json")
     return {
         "compare": ("compare", pictures[0], *WORDS, "--pairs", 2, *half),
         "bench": ("bench", "--pairs", 2, "--new-tokens", 2, "--no-bare", *half),

@@ -5,15 +5,9 @@ from PIL import Image
 
 from foveate.cli.tune import Tune
 from foveate.errors import InputError
-from tests.cli.conftest import save_tiny_llava
 
 WHOLE = ("--set", "merge_windows=False")  # a random tower finds everything alike
 QUESTION = "What is this ?"
-
-
-@pytest.fixture(scope="module")
-def tiny_llava(tmp_path_factory):
-    return save_tiny_llava(tmp_path_factory.mktemp("tune"), layers=8)
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +24,9 @@ def pictures(tmp_path):
     return [tmp_path / f"{number}.png" for number in range(3)]
 
 
-def test_thresholds_are_found_written_and_run(run, tiny_llava, pictures, tmp_path):
+def test_thresholds_are_found_written_and_run(run, shallow_llava, pictures, tmp_path):
     out = tmp_path / "preset.json"
-    shared = ("--method", "mustdrop", *WHOLE, "--retention", 0.5, "--task", "squares", "--model", tiny_llava)
+    shared = ("--method", "mustdrop", *WHOLE, "--retention", 0.5, "--task", "squares", "--model", shallow_llava)
     shared = (*shared, "--out", out)
     code, said, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
     assert (code, "are few" in err) == (0, True)
@@ -42,19 +36,20 @@ def test_thresholds_are_found_written_and_run(run, tiny_llava, pictures, tmp_pat
     assert preset["cost"] <= 0.5
     code, _, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
     assert (code, "exists already" in err) == (1, True)
-    code, said, _ = run("generate", pictures[0], "--prompt", QUESTION, "--model", tiny_llava, "--method", out, "--json")
+    asked = ("generate", pictures[0], "--prompt", QUESTION, "--method", out)
+    code, said, _ = run(*asked, "--model", shallow_llava, "--json")
     assert code == 0
     assert json.loads(said)["setting"] == preset["method"]
-    code, _, err = run("generate", pictures[0], "--prompt", QUESTION, "--method", out, "--budget", 9)
+    code, _, err = run(*asked, "--budget", 9)
     assert (code, "brings its own budget" in err) == (2, True)
 
 
-def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pictures, tmp_path):
+def test_samples_may_come_from_a_file_with_a_question_each(run, shallow_llava, pictures, tmp_path):
     lines = [json.dumps({"image": path.name, "prompt": f"What is w{at} ?"}) for at, path in enumerate(pictures)]
     (listed := tmp_path / "asked.jsonl").write_text("\n".join(lines))
     assert Tune(samples=listed)._samples() == [(str(path), f"What is w{at} ?", "") for at, path in enumerate(pictures)]
     listed.write_text(lines[0] + "\n{}")
-    code, _, err = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20)
+    code, _, err = run("tune", "--samples", listed, "--model", shallow_llava, "--budget", 20)
     assert (code, "row 1 (from 0)" in err) == (1, True)
     listed.write_bytes(b"\x89PNG")
     code, _, err = run("tune", "--samples", listed, "--budget", 20)
@@ -85,9 +80,9 @@ def test_a_question_may_hold_what_other_programs_take_for_the_end_of_a_line(pict
     assert Tune(samples=listed)._samples() == [(str(tmp_path / "0.png"), "a\u2028b\u0085c", "")]
 
 
-def test_schedules_are_tuned_in_two_processes_and_written_into_a_folder(run, tiny_llava, pictures, tmp_path):
+def test_schedules_are_tuned_in_two_processes_and_written_into_a_folder(run, shallow_llava, pictures, tmp_path):
     out, cache = tmp_path / "presets", tmp_path / "cache"
-    shown = ("--prompt", QUESTION, "--model", tiny_llava, "--max-new-tokens", 3)
+    shown = ("--prompt", QUESTION, "--model", shallow_llava, "--max-new-tokens", 3)
     asked = ("tune", tmp_path, *shown, "--cache", cache, "--workers", 2, "--out", out)
     methods = ("--method", "v2drop:metric=cosine;over=net", "--method", "finalkv")
     code, said, err = run(*asked, *methods, "--retention", 0.6, "--retention", "70%")
@@ -105,12 +100,12 @@ def test_schedules_are_tuned_in_two_processes_and_written_into_a_folder(run, tin
     assert (code, json.loads(said)["setting"]) == (0, preset["method"])
 
 
-def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, tiny_llava, pictures, tmp_path, monkeypatch):
+def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, shallow_llava, pictures, tmp_path, monkeypatch):
     def full(path, write, force):
         raise InputError(f"{path} cannot be written: No space left on device. Name another file.")
 
     monkeypatch.setattr("foveate.cli.outputs._publish", full)
-    monkeypatch.setattr("foveate.embedded.path", lambda: tiny_llava)
+    monkeypatch.setattr("foveate.embedded.path", lambda: shallow_llava)
     asked = ("--prompt", QUESTION, "--retention", 0.6, "--method", "v2drop:layers=1,2,3;metric=l2;over=net")
     code, said, err = run("tune", *pictures, *asked, "--out", tmp_path / "mine.json", "--json")
     told = json.loads(said)

@@ -8,9 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from foveate.ask.media import is_video
 from foveate.plain.upstream import install_line
-from foveate.video import read
 from tests.cli.conftest import QUESTION
 from tests.films import film, sound
 
@@ -31,18 +29,6 @@ def test_on_a_model_that_reads_pictures_frames_go_in_as_pictures_and_a_line_says
     assert told["videos"][0]["seconds"] == pytest.approx([0.5, 1.5, 2.5])
     with Image.open(tmp_path / "kept.png") as drawn:
         assert drawn.height > 1000 > drawn.width > 700  # four sheets of one row, and bars
-
-
-def test_those_frames_are_the_files_own(ask, clip, tmp_path):
-    for number, frame in enumerate(read(clip, frames=3).images()):
-        frame.save(tmp_path / f"{number}.png")
-    pictures = [tmp_path / f"{number}.png" for number in range(3)]
-    as_video, as_pictures = (
-        json.loads(ask("generate", *files, "--json")[1]) for files in ((clip, "--frames", 3), pictures)
-    )
-    assert as_video["token_ids"] == as_pictures["token_ids"]
-    assert as_video["trace"]["stages"] == as_pictures["trace"]["stages"]
-    assert as_video["cost"] == as_pictures["cost"]
 
 
 def test_people_are_told_the_frames_and_how_much_of_what_stays_is_late(ask, clip):
@@ -117,8 +103,3 @@ def test_without_pyav_the_extra_is_named(ask, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     code, _, err = ask("generate", clip)
     assert (code, err) == (1, f"foveate: Reading videos needs PyAV: {install_line('vision')}.\n")
-
-
-def test_files_are_videos_by_their_ending(tmp_path):
-    assert all(is_video(tmp_path / name) for name in ("a.mp4", "B.MOV", "c.webm", "d.mkv", "e.avi"))
-    assert not any(is_video(tmp_path / name) for name in ("a.png", "b.gif", "c", "d.jpeg"))

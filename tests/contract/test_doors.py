@@ -16,11 +16,10 @@ from foveate.cli.options import BudgetOptions
 from foveate.cli.setup import parse_drop, parse_methods, tell_budgets
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, follow
-from foveate.contract.budget import Budget
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
-from foveate.eval.lmms.setting import Setting as LmmsSetting
+from foveate.eval.lmms.arguments import Arguments
 from foveate.eval.plan import Plan, contenders_at
 from foveate.naming import method_of, parse
 from foveate.registry import family_for
@@ -127,8 +126,7 @@ def in_batch(name, retention=None):
 
 def in_eval(name, retention=None):
     plan = Plan(methods=[name], retention=() if retention is None else (retention,), baselines=False)
-    budgets = [Budget(retention=share) for share in plan.shares_of(TOKENS)]
-    contender, *_ = contenders_at(plan.by_name(), model(), budgets, TOKENS, (0,), given=plan.has_budgets)
+    contender, *_ = contenders_at(plan.by_name(), model(), plan.shares_of(TOKENS), TOKENS, (0,), given=plan.has_budgets)
     if not contender.draws or contender.note:  # a control that cuts before the decoder instead, and says so
         raise fv.BudgetError(contender.infeasible or contender.note)
     return contender.draws[0]
@@ -147,7 +145,7 @@ def in_bench(name, retention=None):
 
 
 def in_lmms_eval(name, **budget):
-    method = LmmsSetting(name=name, **budget).method
+    method = Arguments(method=name, **budget).drops
     meet(method, model().config, TOKENS)
     return method
 
@@ -251,10 +249,10 @@ def test_settings_presets_and_json_are_as_they_say_at_every_door(text):
 def test_settings_beside_a_name_are_settings_of_it_but_for_a_seed():
     assert method_of("v2drop", settings={"metric": "l1"}) == fv.V2Drop(metric="l1")
     assert method_of("random", settings=["seed=3"]) == fv.Random(seed=3, retention=1 / 3)
-    assert LmmsSetting(name="random", seed=3).method == fv.Random(seed=3, retention=1 / 3)
-    assert LmmsSetting(name="random", seed=3).share == 1 / 3
-    assert LmmsSetting(name="v2drop", settings="metric=l1").method == fv.V2Drop(metric="l1")
-    assert LmmsSetting(name="v2drop", settings="metric=l1").share is None
+    assert Arguments(method="random", seed=3).drops == fv.Random(seed=3, retention=1 / 3)
+    assert Arguments(method="random", seed=3).share == 1 / 3
+    assert Arguments(method="v2drop", settings="metric=l1").drops == fv.V2Drop(metric="l1")
+    assert Arguments(method="v2drop", settings="metric=l1").share is None
     (method,) = parse_methods(["v2drop"], BudgetOptions(settings=("metric=l1",))).values()
     assert method == fv.V2Drop(metric="l1")
 

@@ -14,11 +14,11 @@ from foveate.core.grid import grids_of
 from foveate.methods import v2drop
 from foveate.registry import family_for
 from tests import models
+from tests.cost.test_measured import of_layers
 from tests.models import FAMILIES, TINY, batch, cached, given as pictures_of, tiny
 
 LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
 PAPER = fv.preset("v2drop/llava-1.5-7b/192")
-REST = ("tower_flops", "projector_flops", "scoring_flops", "head_flops")
 SHORT = LlavaConfig(
     text_config={"model_type": "qwen2", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 6,
                  "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 131,
@@ -148,16 +148,6 @@ def test_layers_add_up_and_dropping_never_costs_more(vision, method):
 COUNTED = [family for family in FAMILIES if fv.families()[family].defines("pictures_of")]
 
 
-def of_layers(counter, model, family):
-    """FLOPs of each decoder layer; convolutions over rows are no matrix products."""
-    counts = {
-        path: sum(n for op, n in ops.items() if "conv" not in str(op))
-        for path, ops in counter.get_flop_counts().items()
-    }
-    name, depth = fv.families()[family].decoder, len(model.get_decoder().layers)
-    return [sum(n for path, n in counts.items() if path.endswith(f"{name}.layers.{i}")) for i in range(depth)]
-
-
 def check_counted(family):
     """Tower, projector, each layer, the cache, the token after the prompt and the head are what torch counts."""
     model, inputs = models.tiny(family, "eager"), batch(family, ["titit"])
@@ -188,7 +178,7 @@ def check_counted(family):
         held = sum(t.nbytes for layer in cache.layers if hasattr(layer, "keys") for t in cached(layer))
         with FlopCounterMode(display=False) as step:
             model(input_ids=torch.tensor([[5]]), **with_cache(cache), use_cache=True)
-    assert of_layers(counter, model, family) == list(found.layer_flops)
+    assert of_layers(counter, family_for(model)) == list(found.layer_flops)
     assert trace.retention == [pytest.approx(found.retention)]
     assert [lengths[0] for lengths in trace.kv_lengths] == list(found.kv_lengths)
     assert held == found.kv_bytes
@@ -197,7 +187,7 @@ def check_counted(family):
         if mixer := getattr(layer, "linear_attn", None):
             states += 3 * 2 * mixer.num_v_heads * mixer.head_k_dim * mixer.head_v_dim
     assert found.head_flops == 2 * model.lm_head.in_features * model.lm_head.out_features
-    assert found.decode_flops == sum(of_layers(step, model, family)) + states + found.head_flops
+    assert found.decode_flops == sum(of_layers(step, family_for(model))) + states + found.head_flops
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(COUNTED)))
@@ -206,7 +196,7 @@ def test_layers_are_measured_where_the_tower_is_not(family):
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs)
     found = fv.cost(model, text_tokens=inputs["input_ids"].shape[1] - 12, vision_tokens=12)
-    assert of_layers(counter, model, family) == list(found.layer_flops)
+    assert of_layers(counter, family_for(model)) == list(found.layer_flops)
 
 
 @pytest.mark.parametrize("family", COUNTED)

@@ -127,8 +127,3 @@ def test_a_process_that_would_load_another_model_than_this_one_refuses(loaded):
     settings = Generation(max_new_tokens=16)
     with pytest.raises(fv.SettingError, match="workers=1"):
         _begin(reloading(loaded), conditions_of(loaded, settings) | {"weights": "others"}, settings, 0, 1)
-
-
-def test_settings_have_different_names():
-    names = [key_of(method) for method in (None, fv.V2Drop(), fv.V2Drop(metric="l1"), fv.Random(), fv.Random(seed=1))]
-    assert len(set(names)) == 5

@@ -3,7 +3,6 @@ from transformers import AutoConfig
 
 import foveate as fv
 from foveate import embedded
-from foveate.contract.budget import Budget
 from foveate.cost.fitting import costs_of
 from foveate.eval.plan import contenders_at
 from foveate.naming import parse
@@ -12,7 +11,7 @@ CONFIG = AutoConfig.from_pretrained(embedded.path())
 
 
 def contenders(name, *budgets, seeds=(0, 1, 2)):
-    shares = [Budget(retention=tokens / 576) for tokens in budgets]
+    shares = [tokens / 576 for tokens in budgets]
     return contenders_at({name: parse(name)}, CONFIG, shares, 576, seeds)
 
 
@@ -71,9 +70,7 @@ def test_budgets_of_flops_are_solved_for_each_method_and_what_the_picture_decide
     prompt = fv.load("embedded").prepare(embedded.picture(), "What is it?")
     methods = {name: parse(name) for name in ("divprune", "random", "visiondrop", "mustdrop")}
     costs, full = costs_of([prompt]), prompt.cost().total_flops
-    found = contenders_at(
-        methods, CONFIG, [Budget(retention=0.4)], 576, [0, 1], costs=costs, passes_over=fv.SettingError
-    )
+    found = contenders_at(methods, CONFIG, [0.4], 576, [0, 1], costs=costs, passes_over=fv.SettingError)
     assert {contender.budget for contender in found} == {0.4}
     assert [len(contender.draws) for contender in found] == [1, 2, 1, 0]
     assert "mustdrop" in found[-1].infeasible

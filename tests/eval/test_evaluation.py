@@ -5,11 +5,9 @@ import pytest
 from foveate.ask.loading import load
 from foveate.embedded import FILM_TASKS
 from foveate.errors import SettingError, UnknownNameError
-from foveate.eval import evaluation
 from foveate.eval.evaluation import evaluate
 from foveate.eval.plan import Plan
 from foveate.eval.provenance import conditions
-from foveate.eval.quality import Quality
 from foveate.runs.listener import Listener
 
 
@@ -51,18 +49,6 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert [pair["name"] for pair in same["paired"]] == ["v2drop"]
     assert {**same, "name": "v2drop", "paired": []} == ours
     assert ours["tokens"] == pytest.approx(64, abs=1)
-
-
-def test_without_a_plan_the_usual_methods_and_budgets_are_compared(vlm, monkeypatch):
-    compared = []
-
-    def compare(vlm, asked, plan, *_):
-        compared.append((len(asked), plan))
-        return Quality([])
-
-    monkeypatch.setattr(evaluation, "_compare", compare)
-    evaluate(vlm, ["colour"], count=1)
-    assert compared == [(1, Plan())]
 
 
 def test_several_seeds_are_pooled_and_each_ones_counts_are_kept(vlm, tmp_path):

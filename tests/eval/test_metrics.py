@@ -7,9 +7,9 @@ import pytest
 from lmms_eval.api.metrics import mean
 
 from foveate.errors import InputError, UnsupportedError
+from foveate.eval.lmms.arguments import Arguments
 from foveate.eval.lmms.logs import Run
 from foveate.eval.lmms.metrics import MME_TOTAL, Metric, metric_of, score_logs
-from foveate.eval.lmms.setting import Setting
 from foveate.eval.pairing import figures_of
 from foveate.plain.stats import Resampled
 
@@ -50,10 +50,21 @@ def scores(log):
     return [row["score"] for row in log]
 
 
-def test_lmms_evals_own_mean_is_known():
-    log = log_of([1, 0, 1, 1, 0], (0, 0, 1, 2, 2))
-    rows, aggregate = alone(metric(mean, log), log)
-    assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0, 1.0, 0.0], None)
+@pytest.mark.parametrize(
+    ("function", "inputs", "expected"),
+    [
+        (mean, [1, 0, 1, 1, 0], [1.0, 0.0, 1.0, 1.0, 0.0]),
+        (mean, [0.0, 0.0], [0.0, 0.0]),
+        (lambda ones: sum(ones) / len(ones), [1, 0, 1, 1, 0], None),
+        (len, [{"prediction": "A"}], None),
+    ],
+)
+def test_lmms_evals_own_mean_is_known_and_another_figure_is_left_to_its_function(function, inputs, expected):
+    log = log_of(inputs)
+    found = metric(function, log)
+    rows, aggregate = alone(found, log)
+    assert scores(rows) == (expected or [None] * len(inputs))
+    assert aggregate is (found if expected is None else None)
 
 
 def test_mvbench_is_a_mean_in_parts_of_a_hundred():
@@ -65,13 +76,6 @@ def test_mvbench_is_a_mean_in_parts_of_a_hundred():
     rows, aggregate = alone(found, log)
     assert found.value == pytest.approx(200 / 3)
     assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0], None)
-
-
-def test_another_figure_is_left_to_its_function():
-    log = log_of([1, 0, 1, 1, 0])
-    found = metric(lambda ones: sum(ones) / len(ones), log)
-    rows, aggregate = alone(found, log)
-    assert (scores(rows), aggregate) == ([None] * 5, found)
 
 
 def test_what_is_no_mean_is_counted_anew():
@@ -122,19 +126,6 @@ def test_a_function_that_says_another_figure_each_time_is_refused():
         alone(metric(counting_on(), log), log)
 
 
-def test_inputs_without_a_number_have_no_scores():
-    log = log_of([{"prediction": "A"}])
-    found = metric(len, log)
-    rows, aggregate = alone(found, log)
-    assert (scores(rows), aggregate) == ([None], found)
-
-
-def test_all_wrong_is_a_mean_of_zero():
-    log = log_of([0.0, 0.0])
-    rows, aggregate = alone(metric(mean, log), log)
-    assert (scores(rows), aggregate) == ([0.0, 0.0], None)
-
-
 # -- what papers print ----------------------------------------------------------------------------------------
 
 
@@ -181,7 +172,7 @@ def test_video_mme_is_given_for_each_length_of_video_too():
         samples[-1] |= videomme_process_results(doc, ["A" if at % 3 else "B"])
     value = videomme_aggregate_results([sample[name] for sample in samples])
     found = Metric(name, value, True, "1", {name: videomme_aggregate_results})
-    run = Run(Path("results.json"), {}, {}, Setting(), {"videomme": dict(enumerate(samples))})
+    run = Run(Path("results.json"), {}, {}, Arguments(), {"videomme": dict(enumerate(samples))})
     log = run.log("videomme", found)
     rows, aggregate = alone(found, log)
     tasks = {row["task"]: row for row in figures_of(rows, [], aggregate)}

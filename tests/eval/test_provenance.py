@@ -40,16 +40,6 @@ def stub(name) -> VLM:
     return VLM(model, SimpleNamespace(tokenizer=[]), str(name))
 
 
-def test_answers_under_a_checkpoints_own_penalty_are_not_used_again():
-    """Earlier versions decoded with it; asking does not."""
-    loaded = stub("someone/a-model")
-    before = conditions(loaded)
-    loaded.model.generation_config = SimpleNamespace(repetition_penalty=1.0)
-    assert conditions(loaded) == before
-    loaded.model.generation_config = SimpleNamespace(repetition_penalty=1.05)
-    assert conditions(loaded) != before
-
-
 def key(loaded) -> str:
     return fingerprint(RequestAnswerer(loaded).conditions())
 
@@ -136,11 +126,3 @@ def test_a_model_that_was_changed_in_memory_is_another_one():
     changed = conditions(loaded)
     loaded.processor.image_processor.image_mean = [0.5, 0.5, 0.4]
     assert conditions(loaded) != changed
-
-
-def test_two_models_of_one_class_have_answers_of_their_own():
-    loaded = [fv.load(device="cpu") for _ in range(2)]
-    with torch.no_grad():
-        loaded[1].model.lm_head.weight[0, 0] += 1
-    first, second = (conditions(VLM(each.model, each.processor)) for each in loaded)
-    assert first != second

@@ -10,7 +10,6 @@ from foveate.ask.vlm import VLM
 from foveate.errors import UnsupportedError
 from foveate.eval.lmms.requests import Request, RequestAnswerer
 from foveate.eval.records import open_answers
-from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from tests import models
 from tests.cli.conftest import save_tiny_llava
@@ -133,13 +132,3 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
             assert (row["setting"], row["retention"]) == (None, 1.0)
     alone = RequestAnswerer(loaded, found.method)
     assert [alone([one])[0] for one in asked] == texts
-
-
-def test_no_prefill_is_shared_with_a_method_that_reads_text(llava, requests, monkeypatch):
-    """Several questions about one picture: what stays is decided by each question."""
-    method = MustDrop.for_budget(llava.model, retention=0.4)
-    monkeypatch.setattr(answers, "look_at", None)
-    about_one = [request_for(at, text, 0) for at, text in enumerate(["What is this ?", "w3 w4 w5 w6 ?"])]
-    together = RequestAnswerer(llava, method, batch_size=2)
-    alone = [RequestAnswerer(llava, method)([request])[0] for request in about_one]
-    assert together(about_one) == alone

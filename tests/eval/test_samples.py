@@ -13,6 +13,7 @@ from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.listener import Listener
 from foveate.runs.samples import samples_in
+from tests.eval.test_evaluation import Heard
 from tests.forked import kills_of
 
 ROW = {"image": str(picture()), "question": "What colour is the square?"}
@@ -44,17 +45,6 @@ def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
     assert "Accuracy" in heads
 
 
-def test_labels_that_are_all_the_same_are_said_to_say_nothing(evaluated, monkeypatch):
-    monkeypatch.setattr("foveate.eval.quality.LEAST", 1)  # all are about one picture
-    asked = [{"question": f"{question}{ROW['question']}", "label": "Red."} for question in ("", "Say: ", "Well, ")]
-    quality, _ = evaluated(*asked, retention=(0.9,))
-    assert (quality.full["commonest"], quality.full["commonest_label"]) == (1, "red")
-    assert "the commonest label, 'red', scores alone" in quality.to_dict()["notes"][0]
-    quality, _ = evaluated(*({**row, "label": None} for row in asked), retention=(0.9,))
-    assert quality.full["commonest"] > 0
-    assert "its commonest answer" in quality.to_dict()["notes"][0]
-
-
 def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp_path):
     (tmp_path / "damaged.png").write_bytes(picture().read_bytes()[:200])
     quality, _ = evaluated(
@@ -66,16 +56,10 @@ def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp
 
 
 def test_a_column_that_is_not_read_is_told_with_the_nearest_that_is(tmp_path):
-    class Hearing(Listener):
-        said = ""
-
-        def note(self, text):
-            self.said += text
-
     (path := tmp_path / "in.jsonl").write_text(json.dumps({**ROW, "id": 1, "lable": "red", "source": "web"}) + "\n")
     plan = Plan(methods=("v2drop",), retention=(0.5,), baselines=False, cache=tmp_path / "kept", max_new_tokens=2)
-    evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, listener=(hearing := Hearing()))
-    assert "columns that are not read: lable, source. Did you mean label?" in hearing.said
+    evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, listener=(heard := Heard()))
+    assert "columns that are not read: lable, source. Did you mean label?" in heard.notes[0]
 
 
 def test_rows_say_the_tokens_that_were_asked_for(evaluated):

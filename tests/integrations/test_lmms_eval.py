@@ -14,7 +14,7 @@ from PIL import Image
 from foveate import cli
 from foveate.ask import prompt
 from foveate.ask.loading import load
-from foveate.errors import BudgetError, InputError, UnsupportedError
+from foveate.errors import BudgetError, InputError
 from foveate.integrations.lmms_eval import manifest
 from foveate.runs.store import open_store
 from tests.forked import forked
@@ -171,13 +171,6 @@ def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, 
     model = plugin.Foveate(protocol="llava")
     simple_evaluate(model, tasks=["foveate_textvqa", "foveate_pope"], task_manager=manager, limit=1, cli_args=arguments)
     assert sum("\nReference OCR token: " in text for text in told) == 1
-
-
-def test_a_number_format_that_there_is_not_is_refused():
-    from foveate.eval.lmms.plugin import Foveate
-
-    with pytest.raises(UnsupportedError, match="no number format float12"):
-        Foveate(dtype="float12", device="cpu")
 
 
 def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):

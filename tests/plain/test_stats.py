@@ -90,11 +90,6 @@ def test_pictures_without_any_spread_count_as_so_many_questions():
     assert Resampled([0, 0, 0]).proportion(one_picture) == wilson(2 / 3, 1)
 
 
-def test_the_same_run_has_the_same_interval():
-    values = (np.arange(200) % 3 < 2).astype(float)
-    assert Resampled(range(200)).mean(values) == Resampled(range(200)).mean(values)
-
-
 def test_the_interval_of_too_few_pictures_says_nothing():
     """Two pictures differ by luck alone: a bootstrap would call what lies between them certain."""
     for pictures in (2, 4, 5):

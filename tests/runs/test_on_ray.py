@@ -12,7 +12,7 @@ import foveate as fv
 from foveate.batch.job import Job, run
 from foveate.batch.rows import RowAsking
 from foveate.naming import parse
-from foveate.runs.on_ray import Actors, require_ray
+from foveate.runs.on_ray import Actors
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import deadly
 from tests.batch.test_job import Stopping
@@ -93,4 +93,4 @@ def die_on_ray(*arguments):
 def test_without_ray_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(fv.UnsupportedError, match="installed"):
-        require_ray()
+        Actors(None)

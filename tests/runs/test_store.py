@@ -1,7 +1,6 @@
 """The folder: who may use it, what it refuses, and that no moment in which a run is killed costs or doubles a row."""
 
 import os
-import resource
 import signal
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from foveate.runs.listener import Listener
 from foveate.runs.store import SYNC, Numbers, open_store
 from tests.batch.conftest import bad_in, rows_in
 from tests.batch.places import Echo
+from tests.forked import full_disk
 
 
 @pytest.fixture
@@ -303,26 +303,15 @@ def test_answers_do_not_go_among_the_pictures(job, pictures):
             run(replace(job, input=pictures, out=out, question="What?"), Echo())
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond some bytes, which ends as a full disk does: in the middle of a write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-    yield fill
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_a_full_disk_is_one_error_and_the_run_can_go_on(job, full_disk, kind):
+def test_a_full_disk_is_one_error_and_the_run_can_go_on(job, kind):
     job = replace(job, parts=kind)
     run(job, Echo(), Stopping(after=1))
-    full_disk(500)
-    with pytest.raises(fv.InputError, match=r"File too large.*Make room, and run again: nothing is lost\."):
+    with (
+        full_disk(500),
+        pytest.raises(fv.InputError, match=r"File too large.*Make room, and run again: nothing"),
+    ):
         run(job, Echo())
-    full_disk(resource.RLIM_INFINITY)
     summary = run(job, Echo())
     assert (summary.answered, summary.bad, summary.left) == (35, 5, 0)
     assert kind == "parquet" or whole(job.out)

@@ -38,12 +38,6 @@ def test_the_bound_is_clopper_and_pearsons(wrong, samples, risk, expected):
     assert bound(wrong, samples, risk) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_bound_by_hand():
-    """No wrong one of n: (1 − p)ⁿ = δ. All wrong: nothing is bounded."""
-    assert bound(0, 10, 0.1) == pytest.approx(1 - 0.1**0.1, abs=1e-15)
-    assert bound(10, 10, 0.1) == 1
-
-
 @pytest.mark.parametrize(("wrong", "samples", "risk"), [(-1, 3, 0.1), (4, 3, 0.1), (1, 3, 0.0), (1, 3, 1.0)])
 def test_what_is_no_count_or_no_risk_is_refused(wrong, samples, risk):
     with pytest.raises(SettingError):
@@ -153,19 +147,6 @@ def test_the_cheapest_of_several_settings_keeps_the_promise_too():
             above, without = above + (exceeds and counted), without + (exceeds and not counted)
     assert above / DRAWS <= RISK + NOISE
     assert above < without
-
-
-def test_without_the_bound_it_is_broken_more_often_than_not_or_nearly():
-    """The control: the least threshold whose own sample keeps the promise; it is what the bound is for."""
-    people = population(1)
-    rng = np.random.default_rng(4)
-    above = 0
-    for _ in range(500):
-        drawn = rng.integers(0, len(people[0]), 200)
-        confidence, agrees = people[0][drawn], people[1][drawn]
-        levels = [least for least in np.unique(confidence) if ((confidence >= least) & ~agrees).mean() <= 0.1]
-        above += risk_of(people, min(levels)) > 0.1
-    assert above / 500 > 3 * RISK
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

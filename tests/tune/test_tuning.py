@@ -10,21 +10,13 @@ from foveate.embedded import TASKS, picture
 from foveate.eval.asked import prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import parse
-from foveate.runs.listener import Listener
 from foveate.tuning.parts import by_picture, split
 from tests.cli.conftest import save_tiny_llava
+from tests.eval.test_evaluation import Heard
 from tests.forked import kills_of
 from tests.tune.presets import preset_of
 
 METHOD = "v2drop:metric=cosine;over=net"
-
-
-class Heard(Listener):
-    def __init__(self):
-        self.notes = []
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")

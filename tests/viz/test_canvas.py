@@ -3,21 +3,14 @@
 import base64
 import io
 
+import pytest
 from PIL import Image
 
 from foveate.viz.canvas import data_url
 
 
-def read(url):
-    head, data = url.split(",")
-    return head, Image.open(io.BytesIO(base64.b64decode(data)))
-
-
-def test_a_picture_is_in_its_url():
-    head, picture = read(data_url(Image.new("RGB", (30, 20), "red")))
-    assert (head, picture.format, picture.size) == ("data:image/webp;base64", "WEBP", (30, 20))
-
-
-def test_a_sheet_that_is_too_tall_for_webp_is_a_png():
-    head, picture = read(data_url(Image.new("RGB", (2, 2**14), "red")))
-    assert (head, picture.format, picture.size) == ("data:image/png;base64", "PNG", (2, 2**14))
+@pytest.mark.parametrize(("kind", "size"), [("webp", (30, 20)), ("png", (2, 2**14))])
+def test_a_picture_is_in_its_url_as_webp_or_as_png_where_it_is_too_tall(kind, size):
+    head, data = data_url(Image.new("RGB", size, "red")).split(",")
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (head, picture.format, picture.size) == (f"data:image/{kind};base64", kind.upper(), size)

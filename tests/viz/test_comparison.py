@@ -98,11 +98,6 @@ def test_without_a_method_there_is_nothing_to_draw():
         draw_comparison([], red())
 
 
-def test_pictures_that_are_not_the_samples_are_refused():
-    with pytest.raises(fv.InputError, match="sample"):
-        draw_comparison([("", record())], [red(), red()])
-
-
 def test_each_sample_of_a_batch_can_be_drawn():
     from tests.models import batch, tiny
 

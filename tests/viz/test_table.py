@@ -3,7 +3,6 @@
 import copy
 import csv
 import pickle
-import re
 from html.parser import HTMLParser
 from io import StringIO
 
@@ -94,12 +93,6 @@ def test_rich_shows_the_title_the_table_and_notes_as_wide_as_the_console():
     assert note.strip() not in printed(Table("Title", ["a"], [("1",)], [note]).to_rich())
 
 
-def test_rich_columns_are_aligned_and_wrapped_as_asked():
-    table = Table("", [Column("a", right=True), Column("b", wrap=True)], [("1", "2")]).to_rich()
-    assert [column.justify for column in table.columns] == ["right", "left"]
-    assert [column.no_wrap for column in table.columns] == [True, False]
-
-
 def test_an_empty_sheet_shows_what_it_has():
     empty = Table("", [], [])
     assert str(empty) == ""
@@ -171,24 +164,6 @@ def read_markdown(text):
     return rows, paragraphs
 
 
-def read_latex(text):
-    """Rows of a tabular as a page shows them, of what our tables have."""
-    body = text[text.index("\n", text.index(r"\begin{tabular}")) : text.index(r"\end{tabular}")]
-    shown = {r"\textasciitilde{}": "~", r"\textasciicircum{}": "^", r"\textless{}": "<", r"\textgreater{}": ">"}
-    shown |= {r"\textbar{}": "|", r"$\pm$": "±", r"$-$": "-", "{}": ""}
-    rows = []
-    for line in body.replace(r"\hline", "").strip().split("\n"):
-        if not line:
-            continue
-        assert line.endswith(r" \\")
-        cells = re.split(r"(?<!\\) ?& ?", line[:-3])
-        for mark, letter in shown.items():
-            cells = [cell.replace(mark, letter) for cell in cells]
-        cells = [re.sub(r"\\([&%$#_{}])", r"\1", cell).replace(r"\textbackslash", "\\") for cell in cells]
-        rows.append([cell.strip() for cell in cells])
-    return rows
-
-
 def test_csv_has_numbers_as_they_are_and_a_column_for_each_end_of_an_interval():
     head, full, v2drop, odd = read_csv(in_file([ACCURACY], ".csv"))
     assert head == ["name", "Accuracy", "Accuracy low", "Accuracy high", "verdict", "FLOPs %", "FLOPs"]
@@ -241,18 +216,21 @@ def test_cells_may_be_markdown_themselves():
     assert Table("", ["a"], [("`b`",)]).to_markdown(escape=False) == "| a |\n| --- |\n| `b` |\n"
 
 
-def test_latex_is_a_plain_tabular_of_what_is_printed():
-    text = in_file([ACCURACY], ".tex")
-    assert text.startswith("% Accuracy\n% A note | of | pipes.\n\\begin{tabular}{lrlr}\n & Accuracy &  & FLOPs \\\\\n")
-    assert text.count(r"\hline") == 2
-    assert "-1.0" not in text  # a hyphen is no minus
-    assert "\\\\\n[odd]" not in text  # where LaTeX would read the argument of a new line
-    assert read_latex(text) == [
-        ["", "Accuracy", "", "FLOPs"],
-        ["full model", "61.4 ± 2.1", "", "100%"],
-        ["v2drop", "-1.0 ± 0.2", "worse", "12%"],
-        ["[odd]", "infeasible", "two lines", "not counted"],
-    ]
+def test_latex_is_a_plain_tabular_whose_hyphens_are_minuses_and_whose_rows_begin_with_no_argument():
+    assert (
+        in_file([ACCURACY], ".tex")
+        == r"""% Accuracy
+% A note | of | pipes.
+\begin{tabular}{lrlr}
+ & Accuracy &  & FLOPs \\
+\hline
+full model & 61.4 $\pm$ 2.1 &  & 100\% \\
+\hline
+v2drop & $-$1.0 $\pm$ 0.2 & worse & 12\% \\
+{}[odd] & infeasible & two lines & not counted \\
+\end{tabular}
+"""
+    )
 
 
 def test_latex_reads_no_letter_of_a_cell_as_a_command():
@@ -262,6 +240,5 @@ def test_latex_reads_no_letter_of_a_cell_as_a_command():
         r"50 \% \& \$x\_1\$ \#2 \{a\} \textasciitilde{}b \textasciicircum{}c \textbackslash{}d \textbar{} *e* `f` "
         r"\textless{}image\textgreater{} \&amp; [g](h)"
     )
-    assert read_latex(text) == [["a_b"], [WILD]]
     noted = in_file([Table("50 % \\end{x}\nof", ["a"], [], ["one\ntwo"])], ".tex")
     assert noted.splitlines()[:4] == ["% 50 % \\end{x}", "% of", "% one", "% two"]

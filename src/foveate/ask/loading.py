@@ -28,15 +28,7 @@ from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
 from foveate.core.graphs import refuse_without_graphs
 from foveate.errors import InputError, UnsupportedError
-from foveate.plain.folders import (
-    base_of,
-    check_folder,
-    check_weight_names,
-    folder_of,
-    has_processor,
-    index_weights,
-    loading_base,
-)
+from foveate.plain.folders import CONFIG, INDEX, WEIGHTS_OR_INDEX, ModelFolder, folder_of
 from foveate.plain.upstream import brief, explain, install_line, trim
 from foveate.registry import family_kind
 
@@ -90,12 +82,12 @@ def load(
     name = str(name)
     folder = embedded.path() if name in embedded.NAMES else folder_of(name)
     if folder is not None and name not in embedded.NAMES:
-        check_folder(name, folder)
-    base = None if folder is None else base_of(name, folder)
+        ModelFolder(name, folder).check()
+    base = None if folder is None else ModelFolder(name, folder).base
     if folder is not None and base is not None:
         if importlib.util.find_spec("peft") is None:
             raise UnsupportedError(f"Model '{trim(name)}' is an adapter, which needs peft: {install_line('peft')}.")
-        with loading_base(name, base):
+        with ModelFolder(name, folder).loading_base(base):
             below = load(
                 base, device=device, dtype=dtype, attention=attention, weights=weights, cuda_graphs=cuda_graphs
             )
@@ -174,7 +166,7 @@ def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
             model = peft.get_peft_model(base.model, config)
             report = model.load_adapter(str(folder), "default", torch_device=str(base.model.device))
         _check_weights(name, {**report._asdict(), "mismatched_keys": ()}, of="base model")
-        if has_processor(name, folder):
+        if ModelFolder(name, folder).has_processor():
             processor = _processor(name, str(folder))
     return VLM(model.eval(), processor, name=name, cuda_graphs=base.cuda_graphs)
 
@@ -209,14 +201,14 @@ def _check_index(name: str, config: PreTrainedConfig, local: bool) -> None:
     """Refuse a model of the hub whose index names files that are no safetensors or lie elsewhere."""
     explicit = getattr(config, "transformers_weights", None)
     if explicit is not None:
-        check_weight_names(name, "config.json", [explicit], (".safetensors", ".safetensors.index.json"))
-    file = explicit or "model.safetensors.index.json"
+        ModelFolder(name, Path()).check_weight_names(CONFIG, [explicit], WEIGHTS_OR_INDEX)
+    file = explicit or INDEX
     if not file.endswith(".json"):
         return
     with explain(name, "weights"):
         path = cached_file(name, file, local_files_only=local, _raise_exceptions_for_missing_entries=False)
     if path is not None:
-        check_weight_names(name, file, index_weights(name, Path(path)))
+        ModelFolder(name, Path(path).parent).check_index(Path(path).name)
 
 
 def device_of(name: str | torch.device) -> torch.device:

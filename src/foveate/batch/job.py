@@ -39,7 +39,6 @@ class Job:
         asking: Which model, and how.
         question: Asked of every row; None reads the column. A folder needs it.
         columns: What the input's columns are called.
-        root: The folder that relative paths start from; None is the input's own.
         parts: "jsonl", "parquet", or "auto": Parquet for an input of Parquet.
         part_rows: Rows a part.
         limit: How many rows of the input are asked, from the first on; None is all.
@@ -50,7 +49,6 @@ class Job:
     asking: RowAsking
     question: str | None = None
     columns: SampleColumns = SampleColumns()
-    root: str | None = None
     parts: str = "auto"
     part_rows: int = 1000
     limit: int | None = None
@@ -153,7 +151,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         FoveateError: If the model cannot be loaded, or cannot serve the method.
     """
     listener = listener or Listener()
-    samples = samples_in(job.input, job.columns, job.question, job.root)
+    samples = samples_in(job.input, job.columns, job.question, job.asking.within)
     if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(job.input.resolve()):
         raise InputError(f"{spell(job.out)} lies in {spell(job.input)}: its files would be rows too. Name another one.")
     kind = job.parts
@@ -213,7 +211,7 @@ def _survey(job: Job, samples: Samples, kind: str, store: Store) -> int:
     """How many rows the input has, which is looked through once a job."""
     digest = samples.source.digest()
     settings = job.asking.to_dict() | {"columns": asdict(job.columns), "question": job.question}
-    settings |= {"root": job.root, "parts": kind}
+    settings["parts"] = kind
     surveyed = store.manifest.get("input", {})
     if surveyed.get("sha256") == digest and store.manifest.get("settings") == settings:
         return int(surveyed["rows"])

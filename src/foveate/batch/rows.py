@@ -69,7 +69,8 @@ class RowAsking(GraphOptions, MediaOptions):
         frames, fps, fit: As for `VLM.ask`.
         method: What drops, or a second look; None is the untouched model.
         batch_size: Most rows that the model answers at a time.
-        within: The folder that files must lie in; None reads them anywhere.
+        within: The folder that relative paths start from and files must lie in; None is the input's, and any file is
+            read.
     """
 
     method: AnyLook = None

@@ -13,13 +13,13 @@ from foveate import registry
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
-from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
-from foveate.contract.budget import Budget
+from foveate.bench.workload import TEXT, Workload, synthetic
 from foveate.contract.method import Method
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.plan import USUAL, contenders_at
 from foveate.methods.random import Random
 from foveate.naming import RETENTION, parse
+from foveate.plain.flags import PromptRequest
 from foveate.runs.versions import commit, versions
 
 SIDE = 672  # pixels of the noise picture that a checkpoint is shown
@@ -145,12 +145,11 @@ def budgeted_methods(
     if tokens and max(tokens) > vision_tokens:
         raise SettingError(f"A budget of {max(tokens):g} tokens: the prompt has {vision_tokens} vision tokens.")
     shares = tuple(retention) or tuple(count / vision_tokens for count in tokens) or (RETENTION,)
-    budgets = [Budget(retention=share) for share in shares]
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
     for contender in contenders_at(
-        methods, config, budgets, vision_tokens, (seed,), given=bool(tokens or retention), passes_over=passes_over
+        methods, config, shares, vision_tokens, (seed,), given=bool(tokens or retention), passes_over=passes_over
     ):
         if contender.budget is None:
             row = contender.name

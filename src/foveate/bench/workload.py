@@ -13,29 +13,11 @@ from foveate.contract.method import Method
 from foveate.core.grid import Grid
 from foveate.cost import Cost, RunCounts, cost
 from foveate.errors import SettingError
+from foveate.plain.flags import PromptRequest
 
 LEAD = 4  # tokens of text before the first picture
 TEXT = 40
 """Tokens of text, where nobody says how many."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptRequest:
-    """How large a prompt is asked for.
-
-    Attributes:
-        batch: Samples; each has pictures of its own, except of a checkpoint.
-        text_tokens: Of one sample; None: 40, or as many as a checkpoint's template needs.
-        images: Pictures of one sample; None: one.
-        frames: Frames of its video, instead.
-        seed: Which noise and words.
-    """
-
-    batch: int = 1
-    text_tokens: int | None = None
-    images: int | None = None
-    frames: int | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +69,7 @@ class Workload:
 
 def synthetic(
     shape: NamedShape,
-    size: PromptRequest = PromptRequest(),
+    size: PromptRequest,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Workload:

@@ -109,9 +109,7 @@ class Batch:
             from foveate.cli.setup import find_device, parse_drop, tell_budgets
 
         find_device(self.models.device)
-        root = None
-        if self.columns.root is not None:
-            root = os.path.abspath(self.columns.root)
+        root = None if self.columns.root is None else os.path.abspath(self.columns.root)
         drops = None if self.untouched else parse_drop(self.method, self.budgets)
         tell_budgets({self.method: drops}, self.budgets)
         asking = RowAsking(
@@ -123,7 +121,6 @@ class Batch:
             asking=asking,
             question=self.prompt,
             columns=self.columns.columns(),
-            root=root,
             parts=self.parts,
             part_rows=self.part_rows,
             limit=self.limit,

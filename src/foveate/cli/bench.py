@@ -14,7 +14,7 @@ from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
-from foveate.plain.flags import EMBEDDED, Count, Flag, LoadOptions, MaybeCount, whole
+from foveate.plain.flags import EMBEDDED, Count, Flag, LoadOptions, PromptRequest, whole
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class BenchedModel(LoadOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(MethodsOptions):
+class Bench(PromptRequest, MethodsOptions):
     """Time a model with and without dropping, in alternating runs, and measure its memory.
 
     Every round runs, in a new random order: the untouched model, the same again (A/A), keep-all inside the context,
@@ -57,20 +57,10 @@ class Bench(MethodsOptions):
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0";
     or all (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
-    batch: Count = 1
-    """samples a run"""
-    text_tokens: MaybeCount = None
-    """tokens of text in the prompt (default: 40; a checkpoint's template may need more)"""
     new_tokens: Count = 16
     """length of every answer"""
-    images: MaybeCount = None
-    """pictures in the prompt (default: 1)"""
-    frames: MaybeCount = None
-    """frames of a video instead of pictures, for shapes that take videos"""
     pairs: Annotated[int | None, whole(LEAST), tyro.conf.arg(help_behavior_hint="")] = None
     """timed rounds, after one of warm-up (default: 30 on an accelerator, 10 on a CPU; a 95 % interval takes 6)"""
-    seed: Annotated[int, whole(0, 2**63 - 1)] = 0
-    """of weights, noise, order and random dropping"""
     bare: Flag = True
     """leave out the rows of the bare layers: the model's own, on as many tokens; the least time a schedule can take"""
     cuda_graphs: Flag = False
@@ -181,20 +171,16 @@ class Bench(MethodsOptions):
     def _prepare(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
-        from foveate.bench.workload import PromptRequest
         from foveate.cli.setup import load
 
-        size = PromptRequest(
-            batch=self.batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed
-        )
         if shape is not None:
             with busy(f"Making random weights for {shape.name}"):
-                return from_shape(shape, device, dtype_for(self.models.dtype, device), self.models.attention, size)
+                return from_shape(shape, device, dtype_for(self.models.dtype, device), self.models.attention, self)
         try:
             check_model(self.models.model)
         except InputError as error:
             raise InputError(f"{error} Shapes: foveate bench --shapes.") from error
-        benched = from_checkpoint(load(replace(self.models, device=str(device))), size)
+        benched = from_checkpoint(load(replace(self.models, device=str(device))), self)
         text_tokens = benched.workload.text_tokens
         if self.text_tokens not in (None, text_tokens):
             asked = self.text_tokens

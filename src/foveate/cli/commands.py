@@ -26,20 +26,8 @@ from foveate.plain.own_files import fault, files_run
 from foveate.plain.spelling import unknown
 from foveate.plain.upstream import first_line, is_out_of_memory
 
-COMMANDS: dict[str, type[Any]] = {
-    "generate": Generate,
-    "compare": Compare,
-    "count": Count,
-    "batch": Batch,
-    "bench": Bench,
-    "eval": Eval,
-    "tune": Tune,
-    "check": Check,
-    "demo": Demo,
-    "methods": Methods,
-    "models": Models,
-    "presets": Presets,
-}
+KINDS = (Generate, Compare, Count, Batch, Bench, Eval, Tune, Check, Demo, Methods, Models, Presets)
+COMMANDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in KINDS}
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 OVERVIEW = """foveate: training-free vision-token dropping for large vision-language models.

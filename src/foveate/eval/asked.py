@@ -52,10 +52,6 @@ class Asked:
     reading: Callable[[str], str] = str
     prompt: Prompt | None = field(default=None, compare=False)
 
-    def is_right(self, answer: str) -> bool:
-        """Whether an answer is a true one."""
-        return self.reading(answer) in map(self.reading, self.labels)
-
 
 @dataclass(frozen=True, slots=True)
 class Work:

@@ -13,7 +13,6 @@ from foveate.ask.generation import Generation
 from foveate.ask.media import read_medium
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.contract.budget import Budget
 from foveate.contract.method import Method
 from foveate.cost.fitting import costs_of
 from foveate.errors import BudgetError, InputError, SettingError
@@ -211,17 +210,16 @@ def _compare(
     for look in plan.second_looks():
         look.refuse_others(vlm, Generation(max_new_tokens=plan.max_new_tokens))
     shares = plan.shares_of(vision_tokens)
-    budgets = [Budget(retention=share) for share in shares]
     passes_over = SettingError if plan.flops and plan.methods == USUAL else BudgetError
     contenders = budgeted(
-        plan.by_name(), budgets=budgets, seeds=plan.seeds, given=plan.has_budgets, passes_over=passes_over
+        plan.by_name(), shares=shares, seeds=range(plan.draws), given=plan.has_budgets, passes_over=passes_over
     )
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with open_questioning(vlm, asked, plan, listener) as asking:
         rows = asking.rows(contenders, "Answering")
         spent = shares_unmatched(rows) if plan.baselines and not plan.flops else []
         baselines = {name: parse(name) for name in BASELINES}
-        controls = budgeted(baselines, budgets=[Budget(retention=share) for share in spent], seeds=plan.seeds)
+        controls = budgeted(baselines, shares=spent, seeds=range(plan.draws))
         names = {(contender.name, contender.budget) for contender in contenders}
         controls = [contender for contender in controls if (contender.name, contender.budget) not in names]
         if controls:
@@ -285,7 +283,7 @@ class Questioning:
         """All figures of these contenders, after asking what the store does not have."""
         self.ask([draw for contender in contenders for draw in contender.draws], doing)
         ran = [(contender, [self.log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
-        return figures_of(self.log(None), ran)
+        return figures_of(self.log(None), ran, spends="flops" if self.plan.flops else "spent")
 
     def ask(self, methods: Iterable[Method], doing: str) -> None:
         """Ask what the store does not have, of the full model too."""
@@ -310,7 +308,8 @@ class Questioning:
             if sure is not None:
                 row = record_of_both(row, full, sure)
             if self.labelled:
-                labels, right = tuple(map(question.reading, question.labels)), question.is_right(row["answer"])
+                labels = tuple(map(question.reading, question.labels))
+                right = question.reading(row["answer"]) in labels
             else:
                 labels, right = (full["answer"],), row["answer"] == full["answer"]
             about = {"task": question.task, "picture": question.picture, "seed": question.seed, "labels": labels}

@@ -15,7 +15,8 @@ What comes out is for pandas, JSON and tables alike: see `figures_of`.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from math import nan
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,7 +41,10 @@ NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops", "again")
 
 
 def figures_of(
-    full: Log, ran: Iterable[tuple[Contender, Sequence[Log]]], aggregate: Aggregate | None = None
+    full: Log,
+    ran: Iterable[tuple[Contender, Sequence[Log]]],
+    aggregate: Aggregate | None = None,
+    spends: Literal["spent", "flops"] = "spent",
 ) -> list[dict[str, object]]:
     """Every figure with its interval, all over the same pictures: a row for each setting and each task.
 
@@ -75,9 +79,10 @@ def figures_of(
         full: The full model's log.
         ran: Every contender with the logs of its draws; a contender without any is infeasible.
         aggregate: Gives the figure, where it is no mean of scores.
+        spends: What budgets are of, and rivals spend as much of: "spent", vision tokens, or "flops".
     """
     ran = list(ran)
-    pairing = _Pairing(full, aggregate)
+    pairing = _Pairing(full, aggregate, spends)
     settings = [pairing.measure(contender, logs) for contender, logs in ran if logs]
     rows = [
         {**row, **pairing.commonest(row["task"])}
@@ -103,30 +108,27 @@ class _Setting:
         numbers: (questions,) of each column of numbers and of "agrees", mean over draws; NaN where it is not known.
         figures: (1 + resamples,) the accuracy, then that of every resample.
         draws: The accuracy of each draw.
+        cost: What budgets are of, mean.
     """
 
     contender: Contender
     numbers: Mapping[str, Numbers]
     figures: Numbers
     draws: Sequence[float]
+    cost: float
 
     @property
     def tokens(self) -> float:
         return float(self.numbers["spent"].mean())
 
-    @property
-    def cost(self) -> float:
-        """What the budget is of, mean."""
-        return float(self.numbers[self.contender.spends].mean())
-
 
 class _Pairing:
     """The full model on some questions, and what other settings are beside it."""
 
-    def __init__(self, log: Log, aggregate: Aggregate | None) -> None:
+    def __init__(self, log: Log, aggregate: Aggregate | None, spends: str) -> None:
         seeds: list[Any] = [row.get("seed") for row in log]
         drawn = None not in seeds
-        self._log, self._aggregate = log, aggregate
+        self._log, self._aggregate, self._spends = log, aggregate, spends
         self._seeds = [np.array(seeds) == seed for seed in dict.fromkeys(seeds)] if drawn else []
         self._resampled = Resampled([row["picture"] for row in log])
         tasks = np.array([row["task"] for row in log])
@@ -141,7 +143,8 @@ class _Pairing:
         else:
             figures = [self._resampled.over(log, self._aggregate) for log in logs]
         means = {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
-        return _Setting(contender, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures])
+        draws, cost = [float(drawn[0]) for drawn in figures], float(means[self._spends].mean())
+        return _Setting(contender, means, np.mean(figures, axis=0), draws, cost)
 
     def row(self, setting: _Setting) -> dict[str, Any]:
         """What a setting's log alone says."""
@@ -290,6 +293,12 @@ def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
     return {name: known.get("value"), f"{name}_low": known.get("low"), f"{name}_high": known.get("high")}
 
 
+def read_estimate(row: Row, figure: str) -> Estimate:
+    """A figure of a row with its interval, whose ends are NaN where they say nothing."""
+    low, high = (row[f"{figure}_{end}"] for end in ("low", "high"))
+    return Estimate(row[figure], nan if low is None else low, nan if high is None else high)
+
+
 def shares_unmatched(rows: Iterable[Row]) -> list[float]:
     """Shares that methods truly spend where no baseline was run near by, for baselines to be run at."""
     ran = [row for row in rows if row["task"] is None and row["name"] != FULL_MODEL and "infeasible" not in row]
@@ -301,10 +310,10 @@ def shares_unmatched(rows: Iterable[Row]) -> list[float]:
 
 def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
     """What a difference in a row says, by its 95 % interval: "better than", "worse than" or "not told apart from"."""
-    low, high = row[f"{figure}_low"], row[f"{figure}_high"]
-    if low is None or low <= 0 <= high or row.get("pictures", FEWEST) < FEWEST:
+    ends = read_estimate(row, figure)
+    if not (ends.low > 0 or ends.high < 0) or row.get("pictures", FEWEST) < FEWEST:
         return "not told apart from"
-    if (low > 0) == higher_is_better:
+    if (ends.low > 0) == higher_is_better:
         return "better than"
     return "worse than"
 

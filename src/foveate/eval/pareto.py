@@ -1,16 +1,15 @@
 """Quality against cost: a line a method, the Pareto front, and what the full model reaches."""
 
-import math
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from foveate.eval.pairing import Row
+from foveate.eval.pairing import Row, read_estimate
 from foveate.eval.quality import AGREEMENT, Quality
 
 if TYPE_CHECKING:
@@ -52,23 +51,20 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
 
 def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     """One measure, accuracy or agreement, over one cost."""
-
-    def known(row: Row) -> dict[str, Any]:
-        """The row with no number, which is not drawn, in the place of an interval's end that says nothing."""
-        ends = [name for name in row if name.endswith(("_low", "_high")) and row[name] is None]
-        return {**row, **dict.fromkeys(ends, math.nan)}
-
     names = list(dict.fromkeys(row["name"] for row in quality.settings))
     own = [name for name in names if name not in CONTROLS]
     palette = matplotlib.colormaps["tab10"]
     colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
     counted = [row for row in quality.settings if row[cost] is not None]
     for name, mark in zip(names, cycle(MARKS), strict=False):
-        rows = sorted((known(row) for row in counted if row["name"] == name), key=lambda row: row[cost])
+        rows = sorted((row for row in counted if row["name"] == name), key=lambda row: row[cost])
+        estimates = [read_estimate(row, measure) for row in rows]
+        below = [abs(one.value - one.low) for one in estimates]
+        above = [abs(one.high - one.value) for one in estimates]
         axis.errorbar(
             [row[cost] for row in rows],
             [row[measure] for row in rows],
-            yerr=[[abs(row[measure] - row[f"{measure}_{end}"]) for row in rows] for end in ("low", "high")],
+            yerr=[below, above],
             label=name,
             color=colours[name],
             linestyle="--" if name in CONTROLS else "-",
@@ -93,12 +89,13 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
         zorder=0,
         label="Pareto front",
     )
-    full = known(quality.full)
+    full = quality.full
     axis.axhline(
         full["accuracy"] if measure == "accuracy" else 1, color="black", linewidth=1, linestyle=":", label="full model"
     )
     if measure == "accuracy":
-        axis.axhspan(full["accuracy_low"], full["accuracy_high"], color="black", alpha=0.06, linewidth=0)
+        interval = read_estimate(full, "accuracy")
+        axis.axhspan(interval.low, interval.high, color="black", alpha=0.06, linewidth=0)
         if full.get("commonest") is not None:
             what = "answer" if quality.figure == AGREEMENT else "label"
             axis.axhline(

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import drops_of
 from foveate.ask.second_look import SecondLook
-from foveate.contract.budget import Budget, decoder_depth
+from foveate.contract.budget import decoder_depth
 from foveate.contract.cuts import Cuts
 from foveate.contract.method import Method, meet
 from foveate.cost.fitting import Costs, within_flops
@@ -75,11 +74,6 @@ class Plan:
         """Whether somebody gave budgets."""
         return bool(self.tokens or self.retention or self.flops)
 
-    @property
-    def seeds(self) -> range:
-        """Draws of a method that draws at random."""
-        return range(self.draws)
-
     def by_name(self) -> dict[str, Method]:
         """What is compared, by name, the baselines last."""
         names = dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ())))
@@ -122,7 +116,6 @@ class Contender:
         floor: The lowest share that can be, where it is known.
         note: What is unusual about the setting.
         sure: Of a second look, from which confidence on an answer is trusted; None where nothing is asked again.
-        spends: What the budget is of, and rivals spend as much of: "spent", vision tokens, or "flops".
     """
 
     name: str
@@ -132,13 +125,12 @@ class Contender:
     floor: float | None = None
     note: str = ""
     sure: float | None = None
-    spends: Literal["spent", "flops"] = "spent"
 
 
 def contenders_at(
     methods: Mapping[str, Method],
     model: PreTrainedModel | PreTrainedConfig,
-    budgets: Sequence[Budget],
+    shares: Sequence[float],
     vision_tokens: int | None,
     seeds: Sequence[int],
     *,
@@ -152,7 +144,7 @@ def contenders_at(
     Args:
         methods: What is compared, by name in the grammar of `foveate.naming`.
         model: A model or its config.
-        budgets: Of methods that take one and were not given theirs.
+        shares: Budgets of methods that take one and were not given theirs, of the vision tokens or of FLOPs.
         vision_tokens: Tokens of each picture, where all have the same count.
         seeds: Draws of a method that draws at random.
         alike: One of the prompts, where all have media of one size; some floors depend on a film's frames.
@@ -161,52 +153,48 @@ def contenders_at(
         costs: What prompts cost, where budgets are shares of the full model's FLOPs; see `within_flops`.
     """
     contenders = []
-    spends: Literal["spent", "flops"] = "spent" if costs is None else "flops"
     for name, method in methods.items():
-        offered: Sequence[Budget | None] = budgets if method.open and (given or is_bare(name)) else [None]
-        for budget in offered:
-            asked = None
-            if budget is not None:
-                asked = budget.tokens or budget.retention
+        offered: Sequence[float | None] = shares if method.open and (given or is_bare(name)) else [None]
+        for share in offered:
             try:
-                met, note = _meet(method, budget, model, vision_tokens, costs)
+                met, note = _meet(method, share, model, vision_tokens, costs)
                 if alike is not None and alike.grids is not None:
                     sizes = [sum(rows * columns for rows, columns in frames) for frames in alike.grids]
                     met.plan(decoder_depth(model), sizes, alike.grids, alike.videos)
             except passes_over as error:
                 floor = getattr(error, "floor", None)
-                contenders.append(Contender(name, asked, (), infeasible=str(error), floor=floor, spends=spends))
+                contenders.append(Contender(name, share, (), infeasible=str(error), floor=floor))
             else:
                 drawn: tuple[Method, ...] = (met,)
                 if draws(met):
                     drawn = tuple(with_seed(met, seed) for seed in seeds)
-                contenders.append(Contender(name, asked, drawn, note=note, spends=spends))
+                contenders.append(Contender(name, share, drawn, note=note))
     return contenders
 
 
 def _meet(
     method: Method,
-    budget: Budget | None,
+    share: float | None,
     model: PreTrainedModel | PreTrainedConfig,
     vision_tokens: int | None,
     costs: Costs | None,
 ) -> tuple[Method, str]:
-    """A method with a budget that it can meet, and what is unusual about it.
+    """A method with a share that it can meet, and what is unusual about it.
 
     Raises:
         BudgetError: If no schedule meets the budget.
     """
     asked = method
     try:
-        if budget is not None and costs is not None:
-            asked = within_flops(method, budget.retention or 1, costs)
-        elif budget is not None:
-            asked = method.with_budget(tokens=budget.tokens, retention=budget.retention)
+        if share is not None and costs is not None:
+            asked = within_flops(method, share, costs)
+        elif share is not None:
+            asked = method.with_budget(retention=share)
         meet(asked, model, vision_tokens)
     except BudgetError:
         layers = getattr(method, "layers", ())
         if not method.open or not isinstance(method, Cuts) or method.first_layer > 0 or layers is not None:
             raise
-        early, _ = _meet(replace(method, layers=(0,)), budget, model, vision_tokens, costs)  # type: ignore[call-arg]
+        early, _ = _meet(replace(method, layers=(0,)), share, model, vision_tokens, costs)  # type: ignore[call-arg]
         return early, "cut before the decoder"  # where it meets any budget
     return asked, ""

@@ -18,7 +18,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.plain.files import sha256_of
-from foveate.plain.folders import base_of
+from foveate.plain.folders import ModelFolder
 from foveate.plain.own_files import MODULE
 from foveate.runs.versions import versions
 
@@ -37,11 +37,8 @@ def conditions(vlm: VLM) -> dict[str, object]:
     values = {**_files_of(vlm.name), **setup, **versions(), "libraries": libraries}
     values["in memory"] = conditions_of(vlm, Generation())  # which may be another than its name says
     folder = _local(vlm.name)
-    if folder is not None and (base := base_of(vlm.name, folder)) is not None:
+    if folder is not None and (base := ModelFolder(vlm.name, folder).base) is not None:
         values |= {"base": _files_of(base), "peft": importlib.metadata.version("peft")}
-    generation = getattr(vlm.model, "generation_config", None)
-    if getattr(generation, "repetition_penalty", None) not in (None, 1.0):
-        values["decoding"] = "without the checkpoint's repetition penalty"  # earlier versions applied it
     return values
 
 

@@ -101,3 +101,19 @@ class MediaOptions:
     def showing(self) -> dict[str, Any]:
         """How it is shown, as the keywords of `VLM.prepare`."""
         return {name: getattr(self, name) for name in ("frames", "fps", "fit")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptRequest:
+    """How large a prompt of noise is; each sample of a batch has pictures of its own, except of a checkpoint."""
+
+    batch: Count = 1
+    """samples a run"""
+    text_tokens: MaybeCount = None
+    """tokens of text in the prompt (default: 40; a checkpoint's template may need more)"""
+    images: MaybeCount = None
+    """pictures in the prompt (default: 1)"""
+    frames: MaybeCount = None
+    """frames of a video instead of pictures, for shapes that take videos"""
+    seed: Annotated[int, whole(0, 2**63 - 1)] = 0
+    """of weights, noise, order and random dropping"""

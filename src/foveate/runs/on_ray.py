@@ -16,10 +16,17 @@ class Actors(Together):
         task: What each does.
         count: How many; None is one a GPU, or one where there is none.
         address: Of the Ray to use: "local" starts one on this machine, "auto" takes the one that it belongs to.
+
+    Raises:
+        UnsupportedError: If Ray is not installed.
     """
 
     def __init__(self, task: Task, count: int | None = None, address: str = "auto") -> None:
-        self._ray = require_ray()
+        try:
+            import ray
+        except ImportError as error:
+            raise UnsupportedError(f"Ray is not installed: {install_line('ray')}.") from error
+        self._ray: Any = ray
         self.died = (self._ray.exceptions.RayActorError,)
         super().__init__(task, count or 0)
         self._address = address
@@ -88,16 +95,3 @@ class _Actor:
         if self._error is not None:
             raise self._error
         return rows_of(self._worker, item)
-
-
-def require_ray() -> Any:
-    """The package Ray.
-
-    Raises:
-        UnsupportedError: If it is not installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise UnsupportedError(f"Ray is not installed: {install_line('ray')}.") from error
-    return ray

@@ -1,28 +1,25 @@
 """Which setting is taken, by the pictures to choose with, and what it comes to on others."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from statistics import fmean, stdev
-from typing import Any
 
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.evaluation import Questioning
-from foveate.eval.pairing import FULL_MODEL, figures_of
+from foveate.eval.pairing import FULL_MODEL, Row, figures_of, read_estimate
 from foveate.eval.plan import Contender
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
-from foveate.plain.stats import Estimate
 from foveate.tuning.tuned import HeldOut, points
 
 FEWEST = 5
 """Pictures to choose with at least: the difference of two or three says nothing."""
 DRAWS = 3
 """Random droppings that are averaged in the comparison."""
-Row = Mapping[str, Any]
 
 
 def best_of(asking: Questioning, settings: Iterable[Method], published: Method | None) -> tuple[Method, Method]:
@@ -108,20 +105,15 @@ def _control(method: Method, control: Random | Uniform, asking: Questioning, siz
 
 
 def _row_of(row: Row, method: Method) -> HeldOut:
-    ahead = [_estimate(pair, "agreement") for pair in row["paired"] if pair["name"] == "published"]
+    ahead = [read_estimate(pair, "agreement") for pair in row["paired"] if pair["name"] == "published"]
     return HeldOut(
         name=row["name"],
         method=method,
         tokens=row["tokens"],
-        agreement=_estimate(row, "agreement"),
-        root=_estimate(row, "kl"),
+        agreement=read_estimate(row, "agreement"),
+        root=read_estimate(row, "kl"),
         ahead=ahead[0] if ahead else None,
     )
-
-
-def _estimate(row: Row, figure: str) -> Estimate:
-    low, high = (row[f"{figure}_{end}"] for end in ("low", "high"))
-    return Estimate(row[figure], math.nan if low is None else low, math.nan if high is None else high)
 
 
 def untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:

@@ -90,7 +90,12 @@ class Tuned(Record):
         """What was gained, in a sentence, by the pictures that nothing was chosen with."""
         by_name = {row.name: row for row in self.rows}
         if self.chosen == "published":
-            return self._stays(by_name["grid"])
+            stays = "By the pictures to choose with, no setting is ahead of the published schedule by a standard error"
+            ahead = by_name["grid"].ahead
+            if ahead is None or ahead.low <= 0:
+                return f"{stays}, so it stays."
+            gained = f"{points(ahead, '+')} points of agreement"
+            return f"{stays}, so it stays. On those held out the best of the grid is ahead: {gained}."
         origin = "The small grid has the best setting"
         ahead = by_name["tuned"].ahead
         if ahead is None:
@@ -102,18 +107,6 @@ class Tuned(Record):
         if ahead.high < 0:
             compared = "worse than"
         return f"{origin} by the pictures to choose with. On others it is {compared} the published schedule: {gained}."
-
-    def _stays(self, grid: HeldOut) -> str:
-        """Why the published schedule was chosen, and whether it is behind the grid where nothing was chosen."""
-        stays = (
-            "By the pictures to choose with, no setting is ahead of the published schedule by a standard error, so it "
-            "stays."
-        )
-        if grid.ahead is None or grid.ahead.low <= 0:
-            return stays
-        return (
-            f"{stays} On those held out the best of the grid is ahead: {points(grid.ahead, '+')} points of agreement."
-        )
 
     def table(self) -> Table:
         """The comparison as a table."""

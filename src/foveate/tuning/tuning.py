@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Unpack, cast, overload
+from typing import Any, Unpack, overload
 
 from foveate import naming
 from foveate.ask.prompt import Prompt
@@ -43,10 +43,16 @@ class Tuning(Agreeing, total=False):
     """How settings are tried, beside what `Agreeing` says; `tasks` is for `agreement` alone.
 
     Attributes:
+        tokens: The budget: mean vision tokens that a decoder layer processes.
+        retention: The same as a share of the vision tokens, in (0, 1].
+        flops: Instead: FLOPs to the first token, as a share of the full model's.
         given: Settings that stay of a method that is no name; of a chain with their member's place, "1.metric".
         task: What the samples show, for the record.
     """
 
+    tokens: float | None
+    retention: float | None
+    flops: float | None
     given: Collection[str]
     task: str
 
@@ -58,22 +64,11 @@ def tune(
     *,
     agreement: None = None,
     method: Method | str | None = None,
-    tokens: float | None = None,
-    retention: float | None = None,
-    flops: float | None = None,
     **how: Unpack[Tuning],
 ) -> Tuned: ...
 @overload
 def tune(
-    model: Any,
-    samples: Iterable[Any],
-    *,
-    agreement: float,
-    method: Method | str | None = None,
-    tokens: float | None = None,
-    retention: float | None = None,
-    flops: None = None,
-    **how: Unpack[Tuning],
+    model: Any, samples: Iterable[Any], *, agreement: float, method: Method | str | None = None, **how: Unpack[Tuning]
 ) -> SecondLook: ...
 def tune(
     model: Any,
@@ -81,9 +76,6 @@ def tune(
     *,
     agreement: float | None = None,
     method: Method | str | None = None,
-    tokens: float | None = None,
-    retention: float | None = None,
-    flops: float | None = None,
     **how: Unpack[Tuning],
 ) -> Tuned | SecondLook:
     """The best setting of a method for a model, a budget and samples of one's own, without labels.
@@ -110,10 +102,8 @@ def tune(
         method: The method, chain, or its name, such as "v2drop:metric=cosine": a setting that is given stays.
             V2Drop by default; with `agreement` VidCom2, at three budgets unless one is given.
             Of a method that is no name, those are given that differ from the usual ones.
-        tokens: Mean vision tokens that a decoder layer processes.
-        retention: The same as a share of the vision tokens, in (0, 1].
-        flops: FLOPs to the first token, as a share of the full model's.
-        how: `seed`, `workers`, `max_new_tokens`, `cache`, `listener` and others; see `Tuning`.
+        how: One budget, `tokens`, `retention` or `flops`; with `agreement` none is needed. Also `seed`, `workers`,
+            `max_new_tokens`, `cache`, `listener` and others; see `Tuning`.
 
     Returns:
         The setting to use and where it comes from; `save` writes it as a file that goes wherever a method's name does.
@@ -126,22 +116,25 @@ def tune(
         UnsupportedError: If the model cannot serve the method.
     """
     check_keywords("Tuning", how, Tuning)
-    every = {"tokens": tokens, "retention": retention, "flops": flops}
+    rest: dict[str, Any] = dict(how)
+    every = {kind: rest.pop(kind, None) for kind in ("tokens", "retention", "flops")}
     budget = {kind: value for kind, value in every.items() if value is not None}
     if agreement is not None:
-        if flops is not None:
+        if "flops" in budget:
             raise SettingError("With agreement= no budget is needed; tokens or retention narrow it. Leave flops out.")
         settings = agreeing.settings_of(agreeing.METHOD if method is None else method, (), **budget)
         texts = [method] if isinstance(method, str) else []
-        return agreeing.agree(model, samples, settings, agreement, texts, may_narrow=True, **cast(Agreeing, how))
-    if "tasks" in how:
+        return agreeing.agree(model, samples, settings, agreement, texts, may_narrow=True, **rest)
+    if "tasks" in rest:
         raise SettingError("tasks= is for a table by task, and goes with agreement=. Leave one out, or give both.")
     if len(budget) != 1:
         raise SettingError(f"Give one budget: tokens=, retention= or flops=; got {len(budget)}.")
-    return _tune(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, how)
+    return _tune(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, rest)
 
 
-def _tune(vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dict[str, float], how: Tuning) -> Tuned:
+def _tune(
+    vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dict[str, float], how: dict[str, Any]
+) -> Tuned:
     """Ask the grid, choose, and compare; see `tune`."""
     begun = time.monotonic()
     if isinstance(asked, str):

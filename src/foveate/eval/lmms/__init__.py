@@ -1,6 +1,6 @@
 """Benchmarks through lmms-eval (extra "eval").
 
-setting                  what lmms-eval's `--model_args` say
+arguments                what lmms-eval's `--model_args` say
 requests, plugin         the model `foveate` of lmms-eval
 logs, metrics            its sample logs, paired with the full model's; the figure that papers print
 """

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, UnsupportedError
+from foveate.eval.lmms.arguments import Arguments, values_of
 from foveate.eval.lmms.metrics import Functions, Metric, metric_of, score_logs
-from foveate.eval.lmms.setting import Setting, values_of
 from foveate.eval.pairing import Log, figures_of
 from foveate.eval.plan import Contender
 from foveate.eval.quality import Quality
@@ -49,8 +49,8 @@ def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[st
     contenders: dict[tuple[str, float | None], list[Run]] = {}
     for run in others:
         settings = run.values.get("settings")
-        name = run.setting.name if settings is None else f"{run.setting.name} {settings}"
-        contenders.setdefault((name, run.setting.budget or run.setting.share), []).append(run)
+        name = run.arguments.method if settings is None else f"{run.arguments.method} {settings}"
+        contenders.setdefault((name, run.arguments.budget or run.arguments.share), []).append(run)
     with redirect_stdout(sys.stderr):  # lmms-eval and its functions print
         functions = _functions_of(full.samples, include)
         return {task: _quality(task, functions[task], full, contenders) for task in full.samples}
@@ -63,15 +63,15 @@ class Run:
     Attributes:
         file: Its results file.
         report: What that says.
-        values: The model arguments.
-        setting: What dropped.
+        values: The model arguments that were given.
+        arguments: With those that were not.
         samples: Of each task its samples by document, in the documents' order; of several filters, the first.
     """
 
     file: Path
     report: Mapping[str, Any]
     values: Mapping[str, Any]
-    setting: Setting
+    arguments: Arguments
     samples: Mapping[str, Mapping[int, Mapping[str, Any]]]
 
     def version(self, task: str) -> list[object]:
@@ -114,11 +114,9 @@ def _read(path: Path) -> Run:
     if model != "foveate":
         raise InputError(f"{file} is of --model {model}: only runs of --model foveate are paired.")
     values = values_of(arguments or "")
-    drops = {name: values[name] for name in ("budget", "retention", "seed", "settings") if name in values}
-    setting = Setting(name=values.get("method", ""), **drops)
     offset = report["config"].get("offset", 0)
     samples = {task: _samples(file, task, size - offset) for task, size in sizes.items()}
-    return Run(file, report, values, setting, samples)
+    return Run(file, report, values, Arguments(**values), samples)
 
 
 def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, Any]]:
@@ -145,13 +143,15 @@ def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, An
 
 def _check(full: Run, others: Sequence[Run]) -> None:
     """Refuse runs that cannot be paired."""
-    if full.setting.method is not None:
-        raise InputError(f"{full.file} is of {full.setting.name}: the first log is the full model's, without method=.")
+    if full.arguments.drops is not None:
+        raise InputError(
+            f"{full.file} is of {full.arguments.method}: the first log is the full model's, without method=."
+        )
     settings: dict[object, Run] = {}
     for run in others:
-        if run.setting.method is None:
+        if run.arguments.drops is None:
             raise InputError(f"{run.file} is of the full model: name one of its logs, and then those of methods.")
-        if (other := settings.setdefault(run.setting.method, run)) is not run:
+        if (other := settings.setdefault(run.arguments.drops, run)) is not run:
             raise InputError(f"{run.file} is of the same setting as {other.file}. Leave one out.")
         for argument in ALIKE:
             ours, theirs = run.values.get(argument), full.values.get(argument)
@@ -211,7 +211,7 @@ def _quality(
     rest = iter(others)
     ran: list[tuple[Contender, list[Log]]] = []
     for (name, budget), of_contender in contenders.items():
-        draws = tuple(run.setting.method for run in of_contender if run.setting.method is not None)
+        draws = tuple(run.arguments.drops for run in of_contender if run.arguments.drops is not None)
         ran.append((Contender(name, budget, draws), list(islice(rest, len(draws)))))
     metric, values = metrics[0], full.values
     pictures = len({row["picture"] for row in logs[0]})

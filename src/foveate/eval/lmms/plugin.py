@@ -17,11 +17,11 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from foveate.ask.loading import EMBEDDED, device_of, load
+from foveate.ask.loading import device_of, load
 from foveate.ask.prompt import check_protocol
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
+from foveate.eval.lmms.arguments import Arguments, values_of
 from foveate.eval.lmms.requests import Request, RequestAnswerer
-from foveate.eval.lmms.setting import Setting, values_of
 from foveate.eval.records import Answers, open_answers
 
 COUNTED = ("spent", "vision_tokens", "flops", "media")
@@ -46,18 +46,9 @@ class Foveate(lmms):  # type: ignore[misc]
     """What `--model foveate` stands for; the arguments are those of `--model_args`.
 
     Args:
-        pretrained: A hub id, a local folder, or "embedded".
-        method: What drops, in the grammar of `foveate.naming`, such as v2drop:metric=cosine. Empty is the full model.
-        budget: Mean vision tokens a decoder layer, of each sample's own count.
-        retention: The same as a share. Where neither is given, a name alone keeps 1/3.
-        seed: Which draw, for methods that draw at random.
-        settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
-        protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
-        max_frames: Most frames of a video.
-        log: A folder for a record of every answer; a run that is started again reuses what is there.
-        device, dtype, attention: As of the command line.
         batch_size: From lmms-eval's own flag.
         max_batch_size: lmms-eval's flag for batches it sizes itself; refused.
+        values: See `Arguments`.
 
     Raises:
         FoveateError: Of the kind that fits.
@@ -65,43 +56,26 @@ class Foveate(lmms):  # type: ignore[misc]
 
     is_simple = False  # chat messages
 
-    def __init__(
-        self,
-        pretrained: str = EMBEDDED,
-        *,
-        method: str = "",
-        budget: float | None = None,
-        retention: float | None = None,
-        seed: int | None = None,
-        settings: Mapping[str, object] | str | None = None,
-        protocol: str = "own",
-        max_frames: int = 32,
-        log: str = "",
-        device: str = "auto",
-        dtype: str = "auto",
-        attention: str = "auto",
-        batch_size: int | str = 1,
-        max_batch_size: int | None = None,
-    ) -> None:
+    def __init__(self, *, batch_size: int | str = 1, max_batch_size: int | None = None, **values: Any) -> None:
         if max_batch_size is not None or not str(batch_size).isdigit():
             raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
-        for name, number in {"max_frames": max_frames, "batch_size": int(batch_size)}.items():
+        arguments = Arguments(**values)
+        for name, number in {"max_frames": arguments.max_frames, "batch_size": int(batch_size)}.items():
             if number < 1:
                 raise SettingError(f"{name} is 1 or more; got {number}.")
-        check_protocol(protocol)
-        setting = Setting(name=method, budget=budget, retention=retention, seed=seed, settings=settings or {})
-        place = device_of(device)
-        if device == "auto" and place.type != "cpu" and "LOCAL_RANK" in os.environ:  # that of this process
+        check_protocol(arguments.protocol)
+        place = device_of(arguments.device)
+        if arguments.device == "auto" and place.type != "cpu" and "LOCAL_RANK" in os.environ:  # that of this process
             place = torch.device(place.type, int(os.environ["LOCAL_RANK"]))
-        vlm = load(pretrained, device=place, dtype=dtype, attention=attention)
+        vlm = load(arguments.pretrained, device=place, dtype=arguments.dtype, attention=arguments.attention)
         super().__init__()
         self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self._world_size > 1:
             self.accelerator = Accelerator()
         self._held = ExitStack()
-        self.answerer = RequestAnswerer(vlm, setting.method, protocol, int(batch_size), max_frames)
-        if log:
-            self.answerer.store = self._open(log)
+        self.answerer = RequestAnswerer(vlm, arguments.drops, arguments.protocol, int(batch_size), arguments.max_frames)
+        if arguments.log:
+            self.answerer.store = self._open(arguments.log)
 
     @property
     def device(self) -> torch.device:

@@ -15,23 +15,9 @@ from typing import Any
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.naming import asked_share, draws, method_of, parse, with_seed
+from foveate.plain.flags import EMBEDDED
 from foveate.plain.spelling import fractions, nearest, parse_value, unquote
 
-NAMES = (
-    "pretrained",
-    "method",
-    "budget",
-    "retention",
-    "seed",
-    "settings",
-    "protocol",
-    "max_frames",
-    "log",
-    "device",
-    "dtype",
-    "attention",
-)
-"""The arguments, as `Foveate` takes them."""
 NUMBERS: Mapping[str, type[int] | type[float]] = {"budget": float, "retention": float, "seed": int, "max_frames": int}
 STRUCTURED = ("method", "settings")
 """What JSON may give as an object."""
@@ -42,61 +28,63 @@ SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*\s*=)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What the arguments say of dropping.
+class Arguments:
+    """What `--model_args` may say.
 
     Attributes:
-        name: What drops, in the grammar of `foveate.naming`; empty is the full model.
-        budget: Mean vision tokens a decoder layer, counted on each sample.
+        pretrained: A hub id, a local folder, or "embedded".
+        method: What drops, in the grammar of `foveate.naming`, such as v2drop:metric=cosine. Empty is the full model.
+        budget: Mean vision tokens a decoder layer, of each sample's own count.
         retention: The same as a share in (0, 1]. Where neither is given, a name alone keeps 1/3.
         seed: Which draw, for methods that draw at random.
         settings: Other settings of the method: a dictionary, its JSON, or `key=value;key=value`.
+        protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
+        max_frames: Most frames of a video.
+        log: A folder for a record of every answer; a run that is started again reuses what is there.
+        device, dtype, attention: As of the command line.
 
     Raises:
         SettingError: If they contradict each other, leave their range or are of the wrong type.
         UnknownNameError: If there is no such method or preset.
     """
 
-    name: str = ""
+    pretrained: str = EMBEDDED
+    method: str = ""
     budget: float | None = None
     retention: float | None = None
     seed: int | None = None
     settings: Mapping[str, object] | str = field(default_factory=dict)
+    protocol: str = "own"
+    max_frames: int = 32
+    log: str = ""
+    device: str = "auto"
+    dtype: str = "auto"
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
-        self.method  # noqa: B018  refused here, not when the first sample comes
+        self.drops  # noqa: B018  refused here, not when the first sample comes
 
     @cached_property
-    def method(self) -> Method | None:
+    def drops(self) -> Method | None:
         """What drops, with its budget, which is counted on each sample. None is the full model."""
-        if not self.name:
+        if not self.method:
             for name in ("budget", "retention", "seed", "settings"):
                 if getattr(self, name) not in (None, {}, ""):
                     raise SettingError(f"{name}= without a method: name one with method=…, such as method=v2drop.")
             return None
-        has_budget = self.budget is not None or self.retention is not None
-        if has_budget and not self._takes_budget:
-            raise SettingError(
-                f"{self.name} brings its own budget, as presets and schedules do, or takes none: leave "
-                "budget= and retention= out."
-            )
-        method = method_of(self.name, self.budget, self.retention, self._settings)
+        method = method_of(self.method, self.budget, self.retention, self._settings)
         if self.seed is None:
             return method
         if not draws(method):
-            raise SettingError(f"seed={self.seed}: {self.name} has a seed, or drops nothing at random.")
+            raise SettingError(f"seed={self.seed}: {self.method} has a seed, or drops nothing at random.")
         return with_seed(method, self.seed)
 
     @property
     def share(self) -> float | None:
         """The share that is spent where no number of tokens is; None where the method brings its own."""
-        if self.method is None or self.budget is not None or not self._takes_budget:
+        if self.drops is None or self.budget is not None or not parse(self.method, self._settings).open:
             return None
-        return asked_share(self.method, 1)
-
-    @cached_property
-    def _takes_budget(self) -> bool:
-        return parse(self.name, self._settings).open
+        return asked_share(self.drops, 1)
 
     @property
     def _settings(self) -> Any:
@@ -108,6 +96,8 @@ class Setting:
             return parse_value(text)
         return [pair for pair in text.split(";") if pair.strip()]
 
+
+NAMES = tuple(Arguments.__dataclass_fields__)
 
 # -- texts ----------------------------------------------------------------------------------------------------
 
