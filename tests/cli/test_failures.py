@@ -23,6 +23,7 @@ from foveate import embedded
 from foveate.ask.vlm import VLM
 from foveate.cli.lists import Methods
 from foveate.errors import InputError
+from foveate.plain.own_files import MODULE
 from foveate.video import Clip
 from tests.cli.conftest import QUESTION, save_tiny_llava
 
@@ -137,6 +138,13 @@ def test_a_bug_ends_with_70_and_with_what_a_report_needs(run, monkeypatch):
     says = "this is a bug in foveate: TypeError: an oddity. Please report it with the command and the lines below."
     assert err.startswith(f"foveate: {says}\nTraceback (most recent call last):\n")
     assert err.endswith("TypeError: an oddity\nin two lines\n")
+
+
+@pytest.fixture(autouse=True)
+def no_file_has_run(monkeypatch):
+    """A report names methods' files that ran; other tests of this process have run some."""
+    for name in [name for name in sys.modules if name.startswith(MODULE)]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture(scope="module")
