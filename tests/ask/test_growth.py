@@ -52,7 +52,7 @@ def looks_of(vlm, method, places=(0, 1, 2)):
         whole = torch.cat((ids, QUESTION))
         if not looks:
             looks.append(look_at(vlm.model, alone, method))
-            seen.append(Seen.at_first(prompt, None, looks[0], LastFrame()))
+            seen.append(Seen.at_first(prompt, None, looks[0], method, LastFrame()))
             continue
         brought = whole[looks[-1].tokens : end_of_pictures(vlm.model, whole)]
         new = Seen(prompt, None, brought[None], int(models.is_vision(brought).nonzero()[0]))
@@ -193,6 +193,9 @@ def test_each_picture_has_a_budget_of_its_own(small, pictures):
     assert live.trace.stages[0].after == (256,)
     assert live.see(pictures[2]).rows == 4 + 192 + 64 + 192
     assert live.see(pictures[2], tokens=64).rows == 4 + 192 + 2 * 64
+    answer = live.ask("What?", **NEW)
+    assert answer.asked == pytest.approx(2 / 9)
+    assert answer.met
 
 
 @pytest.mark.parametrize("method", [None, "vidcom2", "v2drop", "visiondrop"])

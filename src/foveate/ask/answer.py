@@ -19,7 +19,7 @@ from foveate.contract.method import Method
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, UnsupportedError
-from foveate.naming import asked_share, name_of
+from foveate.naming import name_of
 from foveate.plain.table import Column, Table
 
 
@@ -134,7 +134,7 @@ class Answer:
         """The retention that was asked for; None where nothing was."""
         if self.method is None:
             return None
-        return asked_share(self.method, self.vision_tokens)
+        return self.prompt.asked(self.method)
 
     @property
     def met(self) -> bool | None:
@@ -225,7 +225,8 @@ class Answer:
             warnings.warn(self.caution, stacklevel=stacklevel + 1)
         if self.missed is None or self.method is None or self.asked is None:
             return
-        if abs(self.spent - self.asked * self.vision_tokens) > 1:
+        # Each image may have a whole token more or less.
+        if abs(self.spent - self.asked * self.vision_tokens) > len(self.prompt.sizes):
             warnings.warn(f"{name_of(self.method)} does not meet the budget: {self.missed}.", stacklevel=stacklevel + 1)
 
     def to_dict(self) -> dict[str, Any]:

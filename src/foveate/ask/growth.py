@@ -48,7 +48,8 @@ class Seen:
         ids: The columns that they brought: the text in front of them, and they; (1, columns) int64.
         first: Which of these is their first vision token.
         opening: How many tokens in front of that are theirs, such as "<|vision_start|>".
-        record: What was dropped in them; None for the untouched model.
+        method: What dropped in them, with its budget; None for the untouched model.
+        record: What was dropped.
         at: When a frame was seen, in seconds.
         last: The last frame of a film, for what compares the next with it.
     """
@@ -58,14 +59,15 @@ class Seen:
     ids: Tensor
     first: int
     opening: int = 0
+    method: Method | None = None
     record: PrefillRecord | None = None
     at: float | None = None
     last: LastFrame = field(default_factory=LastFrame)
 
     @classmethod
-    def at_first(cls, prompt: Prompt, wording: Wording, look: Look, last: LastFrame) -> "Seen":
+    def at_first(cls, prompt: Prompt, wording: Wording, look: Look, method: Method | None, last: LastFrame) -> "Seen":
         """What stands at the beginning of a look."""
-        return cls(prompt, wording, look.ids, first_of(prompt), last=last).looked_at(look)
+        return cls(prompt, wording, look.ids, first_of(prompt), method=method, last=last).looked_at(look)
 
     def looked_at(self, look: Look) -> "Seen":
         """These with what was dropped, and of their pixels the shape alone."""
@@ -126,9 +128,11 @@ class GrownPrompt(Prompt):
 
     Attributes:
         pictures: What each was alone.
+        methods: What dropped in each, with its budget.
     """
 
     pictures: tuple[Prompt, ...] = ()
+    methods: tuple[Method | None, ...] = ()
 
     def _of_all(self, name: str) -> list[Any] | None:
         """What each picture alone says of itself, one behind the other; None where one says nothing."""
@@ -136,6 +140,15 @@ class GrownPrompt(Prompt):
         if any(part is None for part in parts):
             return None
         return list(itertools.chain(*parts))
+
+    def asked(self, method: Method) -> float | None:
+        total = 0.0
+        for prompt, of_picture in zip(self.pictures, self.methods, strict=True):
+            share = None if of_picture is None else prompt.asked(of_picture)
+            if share is None:
+                return None
+            total += share * prompt.vision_tokens
+        return total / self.vision_tokens
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

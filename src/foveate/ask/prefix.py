@@ -64,7 +64,7 @@ class Prefix:
             last = LastFrame()
             look = look_at(loaded.model, prompt.inputs, *going_on(method, last, loaded.cuda_graphs))
             self.look = watch(look, loaded.model)
-        self.pictures: tuple[Seen, ...] = (Seen.at_first(prompt, self._wording, look, last),)
+        self.pictures: tuple[Seen, ...] = (Seen.at_first(prompt, self._wording, look, method, last),)
 
     # -- what it is -------------------------------------------------------------------------------------------
 
@@ -152,8 +152,8 @@ class Prefix:
             refuse_stale(loaded, self.look)
             conversation = self.conversation.with_text(*_in_turn(after))
             seen = coming(loaded, conversation, self._wording, part, at, showing)
-            seen = replace(seen, last=LastFrame(self.pictures[-1].last.features))
             method = method_in(loaded, drops, seen.prompt.vision_tokens)
+            seen = replace(seen, method=method, last=LastFrame(self.pictures[-1].last.features))
             look = grow(loaded.model, self.look, (*self.pictures, seen), method, loaded.cuda_graphs)
         pictures = (*self.pictures, seen.looked_at(look))
         grown = self._with(pictures, look, conversation.with_media_behind(seen.parts))
@@ -307,8 +307,8 @@ class Prefix:
             notes = (*notes, too_long)
         if len(self.pictures) == 1:
             return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
-        alone = tuple(seen.prompt for seen in self.pictures)
-        return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, alone)
+        alone, methods = zip(*((seen.prompt, seen.method) for seen in self.pictures), strict=True)
+        return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, alone, methods)
 
 
 def _in_turn(after: Sequence[str]) -> Sequence[str]:

@@ -20,6 +20,7 @@ from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, RunCounts, cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError, UnsupportedError
+from foveate.naming import asked_share
 from foveate.plain.upstream import brief, first_line, is_out_of_memory, trim
 from foveate.video import Clip
 
@@ -90,6 +91,10 @@ class Prompt:
     def vision_tokens(self) -> int:
         """Vision tokens in all."""
         return sum(self.sizes)
+
+    def asked(self, method: Method) -> float | None:
+        """The share of the vision tokens that a method's budget asks for; None without one."""
+        return asked_share(method, self.vision_tokens)
 
     @property
     def tokens(self) -> int:
