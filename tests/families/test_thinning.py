@@ -237,7 +237,7 @@ def test_rows_that_left_are_copies_in_the_untouched_blocks(family, modality, kee
     run = call_of(model, family, modality)
     with torch.no_grad():
         plain = features(run())
-    wanted = of_copies(model, modality, run, keep, at)
+        wanted = of_copies(model, modality, run, keep, at)
     got = thinned(model, run, keep, at)
     assert len(got) == len(wanted) == len(plain)
     for ours, theirs in zip(got, wanted, strict=True):
