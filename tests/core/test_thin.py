@@ -24,7 +24,7 @@ def drawn(count, seed, width=6):
 
 
 def looped_picks(rows, count, steps):
-    unit = torch.nn.functional.normalize(rows.double(), dim=1)
+    unit = torch.nn.functional.normalize(rows.detach().double(), dim=1)
     apart = ((1 - unit @ unit.T) * 2**20).round()  # as exact: two rows that are each other's nearest tie
     others = [min((float(apart[j, i]) for i in range(len(rows)) if i != j), default=math.inf) for j in range(len(rows))]
     picks = [max(range(len(rows)), key=lambda j: others[j])]
