@@ -36,7 +36,7 @@ def looped_picks(rows, count, steps):
 
 
 def looped_parents(rows, kept):
-    rows, kept = rows.double(), kept.tolist()
+    rows, kept = rows.detach().double(), kept.tolist()
     found = []
     for j, row in enumerate(rows):
         away = [0.0 if i == j else float((row - rows[i]).square().sum()) for i in kept]

@@ -172,6 +172,7 @@ def of_copies(model, modality, run, keep, at):
     tower, blocks, read = tower_of(model, modality)
     first = math.floor(at * (max(read) + 1) + 0.5)
     call, before = seen(tower, blocks[first], run)
+    before = before.detach()
     places = moved(before, chosen(before, places_of(model, tower, call, before.shape[-2]), keep))
     stream = {"rows": taken(before, places)}
 
