@@ -1,6 +1,7 @@
-"""What a look that forgets still knows: writes benchmarks/growing/record.json and docs/guides/growing.md's tables.
+"""What a look that forgets still knows: writes benchmarks/growing/record.json, and prints its table.
 
     python benchmarks/growing/run.py            # an hour on one core
+    python benchmarks/growing/run.py --table    # of what is recorded
 
 Films of eight frames on the embedded film model; in each a text shows for a while in the first, the middle or the last
 third. Frames are seen one by one, and the question comes behind the last: with every frame kept, with memory for the
@@ -28,7 +29,6 @@ from foveate.plain.stats import Resampled
 from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parents[1] / "docs/guides/growing.md"
 FRAMES, KEPT = 8, (8, 4, 2)
 METHODS: dict[str, dict[str, Any]] = {"none": {}, "vidcom2, a third": {"method": "vidcom2", "retention": 1 / 3}}
 SEEDS = (11, 12, 13)
@@ -107,7 +107,7 @@ def stream(vlm: fv.VLM, count: int) -> dict[str, list[float]]:
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Accuracy by what stays and by when the text shows, with 95 % intervals over films; then the stream."""
+    """Accuracy by what stays and by when the text shows, with 95 % intervals over films, and what a stream took."""
     rows = record["answers"]
     resampled = Resampled([row["film"] for row in rows])
     lines = [
@@ -126,15 +126,26 @@ def tables(record: dict[str, Any]) -> str:
                     middle, low, high = shares[0], *np.nanquantile(shares[1:], (0.025, 0.975))
                     cells.append(f"{middle:.0%} [{low:.0%}, {high:.0%}]")
                 lines.append(f"| {name} | {kept} | {way} | {' | '.join(cells)} |")
+    streamed = record["stream"]
+    for first in (10, 400, len(streamed["rows"]) - 100):
+        part = {name: values[first : first + 100] for name, values in streamed.items()}
+        seconds = float(np.median(part["seconds"]))
+        lines.append(
+            f"frames from {first}: {max(part['rows'])} rows, {max(part['bytes']):,} bytes, {seconds:.2f} s each"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=int, default=12, help="of each third and seed")
+    parser.add_argument("--films", type=int, default=8, help="of each third and seed")
     parser.add_argument("--frames", type=int, default=1000, help="of the stream")
     parser.add_argument("--out", type=Path, default=HERE / "record.json")
+    parser.add_argument("--table", action="store_true", help="print the table of the record, and run nothing")
     wanted = parser.parse_args()
+    if wanted.table:
+        print(tables(json.loads(wanted.out.read_text(encoding="utf-8"))))
+        return
     torch.set_num_threads(1)
     vlm = fv.load(embedded.FILMS, device="cpu")
     record = {
