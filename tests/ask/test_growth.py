@@ -326,6 +326,8 @@ def test_what_is_asked_for_wrongly_is_refused(small, pictures):
         small.look(pictures[0]).see(pictures[1], retention=0.5)
     with pytest.raises(fv.BudgetError):
         live.see(pictures[1], retention=0.01)
+    with pytest.raises(fv.SettingError, match="seconds"):
+        live.see(pictures[1], at="noon")
     with pytest.raises(fv.FoveateError, match="memry"):
         live.see(pictures[1], memry=100)
     with pytest.raises(fv.InputError):

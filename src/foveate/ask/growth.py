@@ -28,9 +28,10 @@ from foveate.engine.cache import pruned_layer
 from foveate.engine.copies import copy_of, settle
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import PrefillRecord
-from foveate.errors import UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import attention_of
+from foveate.plain.upstream import brief
 from foveate.registry import family_for
 from foveate.video import Clip
 from foveate.video.clip import FINE
@@ -230,6 +231,8 @@ def coming(
 
 def part_of(loaded: Loaded, medium: Medium, at: float | None, frames: int | None, fps: float | None) -> Part:
     """A picture or film as a part of a conversation; a frame with a time is a film where the model reads films."""
+    if not isinstance(at, int | float | None):
+        raise SettingError(f"at is a time in seconds; got {brief(at)}.")
     read = read_medium(medium, FramesWanted(frames, fps))
     if at is not None and isinstance(read, Picture) and reads_videos(loaded.processor):
         read = Clip(UNNAMED, np.array(read.image)[None], (at,), 0.0, at + 1, FINE, read.note, chosen=True)
