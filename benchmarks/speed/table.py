@@ -1,4 +1,4 @@
-"""Write the speed tables of README.md, docs/results.md and benchmarks/speed/README.md from the records here.
+"""Write the speed tables of docs/results.md and benchmarks/speed/README.md from the records here.
 
 python benchmarks/speed/table.py            # write them
 python benchmarks/speed/table.py --check    # fail if they are not what the records give
@@ -16,11 +16,10 @@ from foveate.plain.table import between
 HERE = Path(__file__).resolve().parent
 LARGE = ("cpu-large.json", "gpu-*.json")
 PAGES = {
-    HERE / "README.md": (("*.json",), ""),
-    HERE.parents[1] / "docs/results.md": (LARGE, "method"),
-    HERE.parents[1] / "README.md": (("cpu-large.json",), "v2drop"),
+    HERE / "README.md": (("*.json",), True),
+    HERE.parents[1] / "docs/results.md": (LARGE, False),
 }
-"""Where tables go, of which records, and of which rows: all, those of methods, or those of one method."""
+"""Where tables go, of which records, and whether with all rows and columns: else methods' alone, without memory."""
 WHOLE = "whole-*.json"
 """Records of real sizes, from pixels to the last word."""
 FIRST = "first-*.json"
@@ -34,10 +33,10 @@ AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
 def main(arguments: list[str]) -> int:
     """Write or check; the exit code."""
     stale = False
-    for page, (files, of) in PAGES.items():
+    for page, (files, whole_tables) in PAGES.items():
         text = new = page.read_text(encoding="utf-8")
         parts = {
-            "speed": tables(records(HERE, files), of),
+            "speed": tables(records(HERE, files), whole_tables),
             "whole": whole(records(HERE, (WHOLE,))),
             "first": first(HERE),
             "launches": launches(HERE),
@@ -63,14 +62,14 @@ def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, 
     return sorted((one for one in found if "rows" in one), key=lambda one: one["model"]["device"] != "cpu")
 
 
-def tables(found: list[dict[str, Any]], of: str = "") -> str:
+def tables(found: list[dict[str, Any]], whole: bool = True) -> str:
     """A table a record, CPU and accelerator apart; all rows come with memory."""
     lines: list[str] = []
     for title, cpu in (("On a CPU", True), ("On a GPU", False)):
         mine = [one for one in found if (one["model"]["device"] == "cpu") == cpu]
         lines += [f"**{title}**", ""] if mine else []
         for record in mine:
-            lines += [caption(record), "", *table(record, of), ""]
+            lines += [caption(record), "", *table(record, whole), ""]
     return "\n".join(lines) + ("\n" if lines else "")
 
 
@@ -89,17 +88,15 @@ def caption(record: dict[str, Any]) -> str:
     )
 
 
-def table(record: dict[str, Any], of: str = "") -> list[str]:
+def table(record: dict[str, Any], whole: bool = True) -> list[str]:
     """Speed-ups and shares against the untouched model."""
-    whole = not of
     base = next(row for row in record["rows"] if row["name"] == FULL)
     bare = any("prefill_over_bare" in row for row in record["rows"])
     heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", *(["÷ bare"] if bare else [])]
     heads += ["first token", "each token", "items/s", *(["peak memory", "KV"] if whole else [])]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
     for row in record["rows"]:
-        of_method = bool(row["control"]) and (of == "method" or row["name"].startswith(of))
-        if row["name"] == FULL or not (whole or of_method):
+        if row["name"] == FULL or not (whole or row["control"]):
             continue
         cells = [
             row["name"],
