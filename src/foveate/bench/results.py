@@ -16,7 +16,7 @@ from foveate.plain.table import Number, Table, number
 ResultRow = Mapping[str, Any]
 MIB = 2**20
 BOUND = 0.9
-"""The host's share of a prefill from which on launches bind it."""
+"""The host's share of a prefill from which on kernel launches are the bottleneck."""
 
 
 # -- rows -----------------------------------------------------------------------------------------------------
