@@ -58,3 +58,19 @@ def test_frames_with_a_time_are_films_of_one_frame(folders, pictures, family):
         live = live.see(picture, at=at)
     assert_as_afresh(vlm, live, parts)
     assert live.forget(0).prompt("What ?").vision_tokens == 2 * live.prompt("What ?").vision_tokens // 3
+
+
+@pytest.mark.parametrize("method", ["v2drop", "evs"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision"])
+def test_a_stream_stays_within_its_memory(folders, pictures, family, method):
+    vlm = fv.load(folders[family], device="cpu")
+    live = vlm.look(pictures[0], method=method, retention=0.5)
+    columns, sizes = [], []
+    for number in range(1, 31):
+        live = live.see(pictures[number % 3], at=number, memory=120)
+        assert live.rows <= 120
+        columns.append(live.tokens)
+        sizes.append(live.nbytes)
+    assert max(columns[20:]) <= max(columns[:20])
+    assert max(sizes[20:]) <= max(sizes[:20])
+    assert live.pictures[-1].at == 30
