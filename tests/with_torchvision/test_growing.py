@@ -67,8 +67,8 @@ def test_a_stream_stays_within_its_memory(folders, pictures, family, method):
     live = vlm.look(pictures[0], method=method, retention=0.5)
     columns, sizes = [], []
     for number in range(1, 31):
-        live = live.see(pictures[number % 3], at=number, memory=120)
-        assert live.rows <= 120
+        live = live.see(pictures[number % 3], at=number, memory=80)
+        assert live.rows <= 80
         columns.append(live.tokens)
         sizes.append(live.nbytes)
     assert max(columns[20:]) <= max(columns[:20])
