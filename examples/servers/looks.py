@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import foveate as fv
-from foveate.ask.conversation import MEDIA, Conversation
+from foveate.ask.conversation import MEDIA, Conversation, Part
 
 
 @dataclass
@@ -32,15 +32,17 @@ class Looks:
         self.vlm, self.most, self.seconds = vlm, most, seconds
         self.kept: list[Kept] = []
 
-    def at(self, messages: list[dict[str, Any]], method: Any, budget: dict[str, Any]) -> fv.Prefix | None:
-        """A look at the pictures of a conversation; None where it has to be asked afresh."""
+    def at(
+        self, conversation: Conversation, messages: list[dict[str, Any]], method: Any, budget: dict[str, Any]
+    ) -> fv.Prefix | None:
+        """A look at the pictures of a conversation, which `messages` say too; None: it has to be asked afresh."""
         now, asked = time.monotonic(), (method, *budget.items())
         self.kept = [kept for kept in self.kept if now - kept.used < self.seconds]
-        conversation = Conversation.of(messages)
         if not conversation.media or conversation.more:
             return None
         try:
-            earlier = next((kept for kept in self.kept if kept.asked == asked and goes_on(kept, conversation)), None)
+            alike = (kept for kept in self.kept if kept.asked == asked)
+            earlier = next((kept for kept in alike if goes_on(kept.prefix, conversation)), None)
             if earlier is None:
                 prefix = self.vlm.look(messages=up_to_last_picture(messages), method=method, **budget)
             else:
@@ -54,18 +56,15 @@ class Looks:
         return prefix
 
 
-def names(conversation: Conversation) -> list[tuple[str, str]]:
+def names(parts: Sequence[Part]) -> list[tuple[str, str]]:
     """What is said and shown, in order: texts, and names for pictures and films."""
-    return [
-        (kind, Conversation.about([value], "").media_name() if kind in MEDIA else value)
-        for kind, value in conversation.parts
-    ]
+    return [(kind, Conversation.about([value], "").media_name() if kind in MEDIA else value) for kind, value in parts]
 
 
-def goes_on(kept: Kept, conversation: Conversation) -> bool:
+def goes_on(prefix: fv.Prefix, conversation: Conversation) -> bool:
     """Whether a conversation begins with what was looked at, and goes on as a look can: in turns."""
-    prefix, earlier = kept.prefix, names(kept.prefix.conversation)
-    if names(conversation)[: len(earlier)] != earlier:
+    earlier = prefix.conversation.parts
+    if names(conversation.parts[: len(earlier)]) != names(earlier):
         return False
     grown = prefix.conversation
     for texts, part in pictures_behind(prefix, conversation):
@@ -76,7 +75,7 @@ def goes_on(kept: Kept, conversation: Conversation) -> bool:
     ]
 
 
-def pictures_behind(prefix: fv.Prefix, conversation: Conversation) -> list[tuple[list[str], tuple[str, Any]]]:
+def pictures_behind(prefix: fv.Prefix, conversation: Conversation) -> list[tuple[list[str], Part]]:
     """The pictures behind a look, each with the texts in front of it."""
     steps, texts = [], []
     for kind, value in conversation.parts[len(prefix.conversation.parts) :]:

@@ -107,7 +107,8 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
             if "method" not in asked.model_fields_set:  # with null, the untouched model answers
                 method, budget = options.method, budget if any(budget.values()) else {"retention": options.retention}
             drops, look = vlm.method_for(method, prompt.vision_tokens, **budget), None
-            if options.looks and (prefix := looks.at(messages, method, budget)) is not None:
+            prefix = looks.at(prompt.conversation, messages, method, budget) if options.looks else None
+            if prefix is not None:
                 prompt, drops, look = prefix.prompt(*texts_behind(prompt.conversation)), prefix.method, prefix.look
             with reply_to(vlm, prompt, drops, settings, stream=True, look=look) as stream:
                 for piece in stream:
