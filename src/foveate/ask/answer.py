@@ -225,8 +225,7 @@ class Answer:
             warnings.warn(self.caution, stacklevel=stacklevel + 1)
         if self.missed is None or self.method is None or self.asked is None:
             return
-        # Each image may have a whole token more or less.
-        if abs(self.spent - self.asked * self.vision_tokens) > len(self.prompt.sizes):
+        if abs(self.spent - self.asked * self.vision_tokens) > self.prompt.looks:  # a whole token more or less in each
             warnings.warn(f"{name_of(self.method)} does not meet the budget: {self.missed}.", stacklevel=stacklevel + 1)
 
     def to_dict(self) -> dict[str, Any]:

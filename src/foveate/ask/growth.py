@@ -142,6 +142,10 @@ class GrownPrompt(Prompt):
             return None
         return list(itertools.chain(*parts))
 
+    @property
+    def looks(self) -> int:
+        return len(self.pictures)
+
     def asked(self, method: Method) -> float | None:
         total = 0.0
         for prompt, of_picture in zip(self.pictures, self.methods, strict=True):

@@ -92,6 +92,11 @@ class Prompt:
         """Vision tokens in all."""
         return sum(self.sizes)
 
+    @property
+    def looks(self) -> int:
+        """How many times the model looks at its pictures, each with a budget of its own."""
+        return 1
+
     def asked(self, method: Method) -> float | None:
         """The share of the vision tokens that a method's budget asks for; None without one."""
         return asked_share(method, self.vision_tokens)
