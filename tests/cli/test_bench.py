@@ -1,6 +1,7 @@
 """`foveate bench` on a tiny checkpoint and on shapes: tables, records, refusals, interruption."""
 
 import json
+import statistics
 from unittest.mock import Mock
 
 import foveate as fv
@@ -120,3 +121,23 @@ def test_graphs_are_refused_where_there_are_none_before_weights_are_made(run, mo
     code, out, err = run("bench", "--model", "cpu-tiny", "--cuda-graphs", *QUICK)
     assert (code, out) == (2, "")
     assert "CUDA" in err
+
+
+def test_a_ladder_has_a_row_for_each_step_on_top_of_the_last(run, shallow_llava, tmp_path):
+    out = tmp_path / "ladder.json"
+    code, shown, _ = run("bench", "--model", shallow_llava, "--ladder", "--retention", "0.5", "--out", out, *QUICK)
+    assert code == 0
+    assert "over step before" in shown
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["step"] for row in rows] == ["untouched", "untouched again", "+ fewer tokens", "+ thinner tower"]
+    assert [row["name"] for row in rows] == [FULL, AGAIN, "vidcom2 18", "thintower+vidcom2 18"]
+    fewer, thinner = rows[2:]
+    assert fewer["ttft_over_before"] == fewer["ttft_ratio"]  # the step before is the untouched model
+    of_rounds = [a / b for a, b in zip(thinner["ttft_times"], fewer["ttft_times"], strict=True)]
+    assert thinner["ttft_over_before"] == statistics.median(of_rounds)
+
+
+def test_a_ladder_of_two_methods_is_refused(run):
+    code, _, err = run("bench", "--ladder", "--method", "v2drop", "--method", "vidcom2")
+    assert code == 2
+    assert "one --method" in err

@@ -91,6 +91,7 @@ class PairedRun:
         self,
         methods: Mapping[str, Method],
         *,
+        controls: bool = True,
         bare: bool = True,
         cuda_graphs: bool = False,
         starting: Callable[[str], object] = lambda name: None,
@@ -99,6 +100,7 @@ class PairedRun:
 
         Args:
             methods: By the names of their rows.
+            controls: Whether keep-all runs too, and random dropping beside every method.
             bare: Whether the layers alone are run on as many rows too, wherever they can be.
             cuda_graphs: Whether the untouched model and every method run as CUDA graphs too.
             starting: Called with the name of each candidate before it runs.
@@ -106,12 +108,13 @@ class PairedRun:
         if bare:
             self.obstacle = obstacle(family_for(self.model), self.workload.inputs)
         full = self._add(Candidate(FULL), starting)
-        self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), starting)
+        if controls:
+            self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), starting)
         for name, method in methods.items():
             candidate = self._add(Candidate(name, method), starting)
             if candidate.held is None:
                 continue
-            if not isinstance(method, Random):
+            if controls and not isinstance(method, Random):
                 candidate.control = self._control(name, method, candidate.held, starting)
             if bare and not self.obstacle:
                 self._add_bare(candidate, candidate.held)

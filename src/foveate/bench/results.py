@@ -91,16 +91,19 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
     bases = {"ratio": FULL, "over_random": candidate.control, "over_bare": candidate.bare, "over_graph": graph}
     for column, base in bases.items():
         for part, over in run.ratios(candidate.name, base).items():
-            row |= _columns(f"{part}_{column}", over)
+            row |= ratio_columns(f"{part}_{column}", over)
     if "prefill" in times:
         ratio, flops = run.ratios(candidate.name, FULL)["prefill"], row["prefill_flops"]
-        row |= _columns("efficiency", Ratio(flops / ratio.median, flops / ratio.high, flops / ratio.low, ratio.rounds))
+        row |= ratio_columns(
+            "efficiency", Ratio(flops / ratio.median, flops / ratio.high, flops / ratio.low, ratio.rounds)
+        )
     if "whole" in times:
         row["items_per_second"] = run.workload.batch / row["whole"]
     return row
 
 
-def _columns(name: str, ratio: Ratio) -> dict[str, float]:
+def ratio_columns(name: str, ratio: Ratio) -> dict[str, float]:
+    """A ratio and its interval under the names of a row."""
     return {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
 
 
@@ -169,7 +172,7 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
     return {
         "Tower ms": number(1000 * row["tower"], ".1f") if "tower" in row else "",
         "FLOPs": "" if untouched else Number(f"{1 / row['prefill_flops']:.2f}×", {"": 1 / row["prefill_flops"]}),
-        "Prefill": _speed(row, "prefill"),
+        "Prefill": speed(row, "prefill"),
         "Host ms": number(1000 * row["launches"], ".1f") if "launches" in row else "",
         "of limit": "" if untouched else number(row["efficiency"], ".1%"),
         "÷ random": _interval(row, "prefill_over_random"),
@@ -186,12 +189,12 @@ def _scoring(row: ResultRow) -> str:
 
 def _call_cells(row: ResultRow) -> dict[str, str]:
     return {
-        "First token": _speed(row, "ttft"),
+        "First token": speed(row, "ttft"),
         "÷ random": _interval(row, "ttft_over_random"),
         "÷ graph": _interval(row, "ttft_over_graph"),
         "Scoring": _scoring(row),
-        "Token": _speed(row, "tpot"),
-        "Call": _speed(row, "whole"),
+        "Token": speed(row, "tpot"),
+        "Call": speed(row, "whole"),
         "Context ms": number(1000 * row["context"], ".2f") if "context" in row else "",
         "Items/s": number(row["items_per_second"], ".3g"),
     }
@@ -206,13 +209,18 @@ def _size_cells(row: ResultRow) -> dict[str, str]:
     }
 
 
-def _speed(row: ResultRow, part: str) -> str:
+def speed(row: ResultRow, part: str) -> str:
     """The speed-up of a part; of the untouched model, its milliseconds."""
     if part not in row:
         return ""
     if row["name"] == FULL:
         return Number(f"{1000 * row[part]:.1f} ms", {"ms": 1000 * row[part]})
-    return _with_interval(*(1 / row[f"{part}_ratio{end}"] for end in ("", "_high", "_low")))
+    return speed_up(row, f"{part}_ratio")
+
+
+def speed_up(row: ResultRow, column: str) -> str:
+    """A ratio of times as a speed-up, and its interval below."""
+    return _with_interval(*(1 / row[f"{column}{end}"] for end in ("", "_high", "_low")))
 
 
 def _interval(row: ResultRow, column: str) -> str:

@@ -51,6 +51,7 @@ class Bench(PromptRequest, MethodsOptions):
       foveate bench --model cpu-medium --budget 192 --budget 64
       foveate bench --model llava-1.5-7b --budget 192 --budget 128 --budget 64 --batch 8 --out bench.json
       foveate bench --model llava-hf/llava-1.5-7b-hf --method v2drop --retention 0.33
+      foveate bench --model ./my-model --ladder
       foveate bench --model cpu-small --method all --budget 192 --new-tokens 1 --out methods.json
     """
 
@@ -63,6 +64,9 @@ class Bench(PromptRequest, MethodsOptions):
     """timed rounds, after one of warm-up (default: 30 on an accelerator, 10 on a CPU; a 95 % interval takes 6)"""
     bare: Flag = True
     """leave out the rows of the bare layers: the model's own, on as many tokens; the least time a schedule can take"""
+    ladder: Flag = False
+    """time steps, each on top of the last: the untouched model, CUDA graphs where there are any, a third of the tokens
+    by one --method (default: vidcom2), and a thinner vision tower"""
     cuda_graphs: Flag = False
     """also time the untouched model and each method as CUDA graphs (experimental)"""
     clock: Literal["wall", "cpu"] = "wall"
@@ -121,11 +125,12 @@ class Bench(PromptRequest, MethodsOptions):
     def _measure(self, shape: "NamedShape | None") -> "tuple[dict[str, Any], list[Table], BaseException | None]":
         """The record and the tables of all timed rounds, and what stopped them, if anything did."""
         from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
+        from foveate.bench.ladder import ladder_rows, ladder_sheet
         from foveate.bench.paired import PairedRun
         from foveate.bench.results import noisy_parts, result_sheets, rows_of
         from foveate.bench.stopwatch import clock_of
 
-        named = named_methods(self.method)
+        named = self._ladder() if self.ladder else named_methods(self.method)
         device = self._device()
         benched = self._prepare(shape, device)
         methods, infeasible = budgeted_methods(
@@ -166,7 +171,18 @@ class Bench(PromptRequest, MethodsOptions):
         notes += [f"{name}: did not run: {why}" for name, why in failed.items()]
         record |= {"infeasible": infeasible, "rounds": finished, "rounds_asked": pairs, "noisy": noisy}
         record |= {"failed": failed, "no_bare": run.obstacle, "rows": rows}
+        if self.ladder:
+            steps = ladder_rows(run, [*methods, *infeasible])
+            return record | {"rows": steps}, [ladder_sheet(steps, title, notes)], stopped
         return record, result_sheets(rows, title, notes), stopped
+
+    def _ladder(self) -> "dict[str, Method]":
+        """The methods of a ladder's steps, each named in front of any model."""
+        from foveate.bench.ladder import ladder_methods
+
+        if len(self.method) > 1 or self.method == (ALL,) or len(self.budget) + len(self.retention) > 1:
+            raise UsageError("--ladder takes one --method at one budget. Leave the others out.")
+        return ladder_methods(*self.method)
 
     def _prepare(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
@@ -189,9 +205,17 @@ class Bench(PromptRequest, MethodsOptions):
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
         """Run everything; what stopped it, if anything did. What is finished then stays in the run."""
+        from foveate.core.graphs import TAPES
+
         try:
             with counting("Measuring memory", None) as advance:
-                run.prepare(methods, bare=self.bare, cuda_graphs=self.cuda_graphs, starting=lambda _: advance())
+                run.prepare(
+                    methods,
+                    controls=not self.ladder,
+                    bare=self.bare and not self.ladder,
+                    cuda_graphs=self.cuda_graphs or (self.ladder and run.model.device.type in TAPES),
+                    starting=lambda _: advance(),
+                )
             with counting("Timing, in rounds", pairs + 1) as advance:
                 for _ in run.run(pairs, self.seed, advance):
                     pass
