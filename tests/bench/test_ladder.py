@@ -35,7 +35,7 @@ def test_steps_that_drop_are_graphs_too_where_there_are_graphs(graphs_on_cpu):
 
 def test_a_step_that_did_not_run_is_not_measured_and_the_next_is_over_the_last_that_ran():
     methods = {"visiondrop": fv.VisionDrop(tokens=0.5), "thintower+visiondrop": met(fv.DivPrune())}
-    run, rows = climbed(methods)
+    _, rows = climbed(methods)
     assert rows[2] == {"step": "+ fewer tokens", "name": "visiondrop"}
     assert rows[3]["ttft_over_before"] == rows[3]["ttft_ratio"]
     sheet = str(ladder_sheet(rows, "A model", ["visiondrop: did not run: why"]))
