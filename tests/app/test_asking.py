@@ -51,7 +51,7 @@ def alerts(words):
 
 def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_path):
     reading, shown = asking.upload(str(picture), NAMES, 33)
-    assert "The file is being read." in reading[asking.notice].value
+    assert "Reading the file" in reading[asking.notice].value
     assert reading[asking.subject] is None
     assert [reading[part] for part in (asking.answers, asking.kept)] == ["", ""]
     hidden = [reading[part].visible for part in (asking.slider, asking.share, asking.python, asking.proposed)]
@@ -101,7 +101,7 @@ def test_more_frames_than_the_memory_holds_are_refused_and_the_film_stays_in_the
 
 def test_other_frames_of_a_film_that_left_the_box_are_asked_for_in_vain(asking):
     *_, refused = asking.upload(None, NAMES, 33, 12)
-    assert alerts("The film") in refused[asking.notice].value
+    assert alerts("The video") in refused[asking.notice].value
     assert refused[asking.frames].visible is False
 
 
@@ -173,7 +173,7 @@ def test_where_nothing_is_dropped_there_is_no_slider_and_nothing_to_share(asking
 
 
 def test_without_a_picture_or_a_question_nothing_is_asked(asking, subject):
-    for shown, question, words in ((None, QUESTION, "There is no picture"), (subject, "  ", "What is the question?")):
+    for shown, question, words in ((None, QUESTION, "There is no picture"), (subject, "  ", "There is no question.")):
         (said,) = asking.reply(shown, question, NAMES, 40)
         assert set(said) == {asking.answers}
         assert alerts(words) in said[asking.answers]
@@ -184,10 +184,10 @@ def test_the_slider_begins_where_all_methods_can_be(asking, subject):
     slider = changed[asking.percent]
     assert (slider.minimum, slider.value) == (3, 3)  # one of 36 tokens
     slider = asking.limit(subject, [], 3)[asking.percent]
-    assert (slider.minimum, slider.value, slider.info) == (1, 3, "Mean over the decoder's layers.")
+    assert (slider.minimum, slider.value, slider.info) == (1, 3, "On average over the model's layers.")
     slider = asking.limit(None, ["v2drop"], 3)[asking.percent]
     assert slider.minimum == slider.value > 3
-    assert f"need {slider.minimum} % at the least" in slider.info
+    assert f"need at least {slider.minimum} %" in slider.info
     assert changed[asking.refusal].visible is False
     refused = asking.limit(subject, list(map(str, range(MOST + 1))), 3)
     assert set(refused) == {asking.refusal}

@@ -39,7 +39,7 @@ def test_a_card_says_what_the_answer_took(replies):
         assert f"{made.spent:.0f} of 36 ({made.retention:.0%})" in page
         assert f"({made.flops / full.answer.flops:.0%})" in page
         assert f"({made.kv_bytes / made.kv_bytes_whole:.0%})" in page
-        assert f"{reply.seconds:.2f} s in all" in page
+        assert f"{reply.seconds:.2f} s in total" in page
     assert "The right answer is <b>seven</b>" in page
 
 
@@ -112,8 +112,8 @@ def test_all_frames_of_a_film_are_shown_and_it_is_called_one(vlm):
         _, _, data = re.search(r"src='([^']*)'", html)[1].partition(",")
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
         assert all((abs(pixels - float(level)) < 4).mean() > 0.01 for level in levels)
-    assert way.words[0] == "The film"
-    assert "<b>the film</b>" in way.panels[0][1]
+    assert way.words[0] == "The video"
+    assert "<b>the video</b>" in way.panels[0][1]
     assert "picture" not in way.to_html()
 
 

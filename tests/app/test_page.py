@@ -5,6 +5,7 @@ Needs Gradio (`make setup-page`), playwright and Chromium: FOVEATE_CHROMIUM name
 
 import base64
 import io
+import re
 import warnings
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from foveate.app.subjects import examples
 from tests.app.serving import CHROMIUM, HAS_GRADIO, HAS_PLAYWRIGHT
+from tests.films import film
 
 NEEDED = {"Gradio": HAS_GRADIO, "playwright": HAS_PLAYWRIGHT, "Chromium": CHROMIUM is not None}
 MISSING = ", ".join(name for name, is_there in NEEDED.items() if not is_there)
@@ -152,7 +154,7 @@ def test_a_picture_of_all_answers_is_downloaded(asked):
 
 
 def test_the_python_is_copied_and_runs(asked, capsys):
-    asked.get_by_role("button", name="The same in Python").click()
+    asked.get_by_role("button", name="Run this in Python").click()
     asked.locator("#python button[aria-label*=opy], #python button[title*=opy]").first.click()
     asked.wait_for_function("async () => (await navigator.clipboard.readText()).includes('vlm.ask(')")
     program = asked.evaluate("navigator.clipboard.readText()")
@@ -183,11 +185,59 @@ def test_a_method_is_chosen_by_keyboard_and_has_a_word_on_what_it_does(page):
     assert page.locator(".fv-methods .token").first.bounding_box()["height"] < 40  # its name, in one line
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser, served):
-    for tab in opened(browser, served, **PHONE):
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+@pytest.mark.parametrize(
+    "window",
+    [PHONE, {"viewport": {"width": 820, "height": 1180}}, {"viewport": {"width": 1440, "height": 900}}],
+    ids=["phone", "tablet", "desktop"],
+)
+def test_the_first_screen_says_what_to_press_and_nothing_is_wider_than_the_window(browser, served, window):
+    width = window["viewport"]["width"]
+    for tab in opened(browser, served, **window):
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        words = tab.locator(".fv-head p").inner_text()
+        assert "foveate drops most of them while the model answers" in words
+        assert "press Ask" in words
+        assert tab.locator(".fv-head").bounding_box()["y"] < 100
+        if window is not PHONE:  # there the question comes first
+            button = tab.locator("#ask").bounding_box()
+            assert button["y"] + button["height"] <= window["viewport"]["height"]
         ask(tab)
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_right_and_wrong_are_marked_in_colour_where_the_answer_is_known(browser, served):
+    (question, right), *_ = examples()[0].questions.items()
+    for tab in opened(browser, served):
+        ask(tab, question)
+        assert f"The right answer is {right}" in tab.locator("#answers .fv-right").inner_text()
+        for name, text in cards(tab).items():
+            mark = tab.locator("#answers article", has=tab.locator("h3", has_text=name)).locator(".fv-note").first
+            is_right = text.strip() == right
+            assert mark.inner_text() == ("✓ right" if is_right else "✗ wrong")
+            red, green, _ = map(int, re.findall(r"\d+", mark.evaluate("note => getComputedStyle(note).color"))[:3])
+            assert (green > red) == is_right
+
+
+def test_a_video_brings_a_slider_of_its_frames_and_the_model_that_reads_videos(page, tmp_path):
+    slider = page.locator("#frames input[type=range]")
+    assert not slider.is_visible()
+    upload(page, film(tmp_path / "clip.mp4", 12, size=(64, 48)))
+    slider.wait_for(state="visible")
+    notes = page.locator("#notice")
+    assert "foveate demo --model embedded-films" in notes.inner_text()
+    assert "clip.mp4: 3 frames are read" in notes.inner_text()
+    slider.fill("6")
+    page.wait_for_function("() => document.querySelector('#notice').innerText.includes('6 frames are read')")
+
+
+def test_the_budget_names_what_the_methods_need_and_begins_there(page):
+    budget = page.locator(".fv-budget")
+    least = budget.locator("input[type=range]").get_attribute("min")
+    assert f"need at least {least} %" in budget.inner_text()
+    choose(page, "sparsevlm")
+    page.wait_for_function(f"() => document.querySelector('.fv-budget input[type=range]').min > {least}")
+    least = budget.locator("input[type=range]").get_attribute("min")
+    assert f"need at least {least} %" in budget.inner_text()
 
 
 def test_two_visitors_do_not_share_a_picture(browser, served, picture):

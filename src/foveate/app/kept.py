@@ -1,4 +1,4 @@
-"""What each method kept on a picture's way through the model, a stop of a slider for each place: HTML."""
+"""The tokens that each method keeps, place by place through the model: HTML for a slider."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,27 +18,27 @@ from foveate.viz.showing import frames_of
 SIDE = 360
 """Pixels of a square panel."""
 BEFORE = {"vision tower": -2, "projector": -1}
-"""Where stages stand that come before the decoder's layers."""
+"""Places before the decoder, in front of layer 0."""
 
 
 Part = tuple[str, str, int, int]
-"""HTML that is shown from one place on the way through the model to another: its tag, itself, and the two places."""
+"""A piece of HTML that is shown for some positions of the slider: its tag, its content, the first and the last one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A picture's way through the model under several methods: a stop for each place where something was dropped.
+    """A picture on its way through the model, with one position of the slider for each place where tokens are dropped.
 
     Attributes:
-        words: Where each stop is.
-        panels: The picture and every method's panels.
+        words: The name of each place.
+        panels: The picture and the panels of each method.
     """
 
     words: tuple[str, ...]
     panels: tuple[Part, ...]
 
     def to_html(self, stop: int = 0) -> str:
-        """All stops, of which one is shown; the browser shows and hides them from there on."""
+        """HTML of all positions, of which one is shown. The browser shows and hides them when the slider moves."""
         places = _parts_at(stop, [("p", words, place, place) for place, words in enumerate(self.words)])
         grid = _parts_at(stop, self.panels)
         legend = ""
@@ -48,7 +48,7 @@ class Way:
 
 
 def _parts_at(stop: int, parts: Sequence[Part]) -> str:
-    """Parts as they are where the slider stands at a stop."""
+    """HTML of the parts for one position of the slider."""
     html = ""
     for tag, inside, since, until in parts:
         hidden = "" if since <= stop <= until else " hidden"
@@ -61,13 +61,13 @@ SHOW_STOP = """() => {
     for (const part of document.querySelectorAll("#panels [data-since]"))
         part.hidden = stop < Number(part.dataset.since) || stop > Number(part.dataset.until);
 }"""
-"""Shows the stop at which the slider stands, in the browser: a way is drawn once, and no move of the slider is lost."""
+"""Shows the panels for the slider's position. It runs in the browser, so that no move of the slider is lost."""
 
 
 def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
-    """The picture itself, then every place at which a method of these replies dropped something, in order."""
+    """The whole picture, then each place where one of the methods dropped tokens, in order."""
     whole, depth = plain_panel(subject.pictures, SIDE, MOST_FRAMES), 0
-    # What each method's panel shows from a place on: places are numbered as the decoder's layers.
+    # For each method the panel that holds from a place on. Places are numbered like the decoder's layers.
     shown: dict[str, dict[int, str]] = {}
     for reply in replies:
         if (answer := reply.dropping) is None:
@@ -100,7 +100,7 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
 
 
 def _words(place: int, depth: int, noun: str) -> str:
-    """A place in words."""
+    """The name of a place."""
     if place >= depth:
         return "While the answer is written"
     names = {-3: f"The {noun}", -2: "In the vision tower", -1: "In the projector"}
@@ -108,7 +108,7 @@ def _words(place: int, depth: int, noun: str) -> str:
 
 
 def _panel(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
-    """A picture with a name and words below; a click, or the space bar, makes it as large as the window and back."""
+    """A picture with a caption. A click or the space bar enlarges it to the window, and back."""
     alternative = escape(f"{name}: {caption}", quote=True)
     return (
         f"<label class='fv-zoom'><input type='checkbox' aria-label='Enlarge {alternative}'>"

@@ -1,4 +1,4 @@
-"""The page itself, in Gradio: its frame, and what is asked and answered on it."""
+"""The page, built with Gradio: its frame, the question on the left, and the answers on the right."""
 
 import sys
 import tempfile
@@ -30,25 +30,28 @@ STYLE = Path(__file__).parent / "page.css"
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 """The reader's own: Gradio's bold fonts lack most letters, and others would come from the network."""
 HEAD = """<div class='fv-head'><h1>foveate</h1>
-<p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.{}</p></div>"""
-SMALL = " This small one knows drawings alone: shapes, colours, places, counts up to nine, a word of five letters."
-"""What is said of the embedded model."""
-NO_FILMS = (
-    "This model reads no films: their frames go in as pictures, and the answer may be poor. The small model "
-    f"{embedded.FILMS} reads them; start the page with: foveate demo --model {embedded.FILMS}"
+<p>A model turns a picture into hundreds of vision tokens; foveate drops most of them while the model answers.
+Pick a picture and press <b>Ask</b>: the full model answers first, then each method with fewer tokens.{}</p></div>"""
+SMALL = (
+    " This small model only knows drawings: shapes, colours, positions, counts up to nine, and words of five letters."
 )
-"""What is said of a film where its frames go in as pictures."""
+"""Appended for the embedded model."""
+NO_VIDEOS = (
+    "This model does not read videos: it sees the frames as separate pictures, so its answer may be poor. For videos, "
+    f"restart the page with the small video model: foveate demo --model {embedded.FILMS}"
+)
+"""Shown beside a video if the model takes only pictures."""
 
 FILE, WAITING = "50mb", 20
-"""The largest upload, and questions that may wait for the model."""
+"""The largest upload, and how many questions may wait for the model."""
 HOUR = 3600
-"""Seconds that a visitor's picture and answers stay behind the last visit, and files at the least."""
+"""Seconds for which a visitor's picture, answers and files are kept after the last visit."""
 MODEL: dict[str, Any] = {"concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private"}
-"""Of an event that asks the model, which serves one question at a time: others wait in line."""
+"""Settings of events that ask the model. It serves one question at a time; others wait in line."""
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""Of other events."""
+"""Settings of all other events."""
 DISABLED = "() => ({__type__: 'update', interactive: false})"
-"""What the browser makes of a button while a picture is taken: nobody asks about the one before."""
+"""Disables the Ask button in the browser while a picture is loaded, so that nobody asks about the previous one."""
 
 Changes = dict[Any, Any]
 
@@ -56,20 +59,20 @@ Changes = dict[Any, Any]
 def application(
     vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 64, looks: Mapping[str, SecondLook] | None = None
 ) -> Any:
-    """The page, as a server serves it by the ASGI protocol.
+    """Return the page as an ASGI application.
 
     Args:
         vlm: The model.
-        hosts: By which names browsers may ask for it.
-        max_new_tokens: The longest answer.
-        looks: Second looks that are offered among the methods, by their names.
+        hosts: Host names under which browsers may open it.
+        max_new_tokens: The longest answer, in tokens.
+        looks: Second looks to offer among the methods, by name.
     """
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(HEAD.format(SMALL if vlm.name in embedded.NAMES else ""))
         AskPanel(vlm, max_new_tokens, looks)
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
-        words = f"Model: {facts['name']} ({kind}). One example illustrates; it measures nothing."
+        words = f"Model: {facts['name']} ({kind}). A single example is an illustration, not a measurement."
         gr.HTML(f"<p class='fv-foot'>{escape(words)}</p>")
     page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
     page.has_launched = True  # else Gradio takes any file's name for an upload's
@@ -81,24 +84,24 @@ def application(
 
 
 def _at_least(percent: int) -> str:
-    """What is said of the budget."""
+    """Explain the budget, and the smallest that the chosen methods can keep to."""
     if percent == 1:
-        return "Mean over the decoder's layers."
-    return f"Mean over the decoder's layers; these methods need {percent} % at the least."
+        return "On average over the model's layers."
+    return f"On average over the model's layers. The methods above need at least {percent} %."
 
 
 def hint(text: str) -> str:
-    """A sentence to read."""
+    """A hint, as HTML."""
     return f"<p class='fv-hint'>{escape(text)}</p>"
 
 
 def alert(text: str) -> str:
-    """Something that went wrong."""
+    """An error, as HTML."""
     return f"<p class='fv-error' role='alert'>{escape(text)}</p>"
 
 
 def notice(notes: Sequence[str]) -> gr.HTML:
-    """Notes, each once; nothing where there are none."""
+    """The notes without repetitions, hidden if there are none."""
     lines = ""
     for note in dict.fromkeys(notes):
         begins_with_a_file = not note.partition(" ")[0].isalpha()
@@ -106,14 +109,14 @@ def notice(notes: Sequence[str]) -> gr.HTML:
     return gr.HTML(lines, visible=bool(lines))
 
 
-BEGIN = hint("Press Ask: the full model answers first, then every method.")
+BEGIN = hint("Press Ask. The full model answers first, then each method.")
 
 
 # -- asking ---------------------------------------------------------------------------------------------------
 
 
 class AskPanel:
-    """Pictures are asked about: answers side by side, and what stays at each place in the model."""
+    """Ask about a picture: answers side by side, and the tokens that each method keeps at each place in the model."""
 
     def __init__(self, vlm: VLM, max_new_tokens: int, looks: Mapping[str, SecondLook] | None = None) -> None:
         self.vlm = vlm
@@ -131,7 +134,7 @@ class AskPanel:
     def _lay_out_question(self, first: Subject) -> None:
         self.gallery = gr.Gallery(
             [subject.pictures[0] for subject in examples()],
-            label="Take an example",
+            label="Pick an example",
             columns=len(examples()),
             height="auto",
             object_fit="cover",
@@ -142,7 +145,7 @@ class AskPanel:
             elem_id="examples",
         )
         self.file = gr.File(
-            label="Or drop a picture or a film", file_types=["image", "video"], height=90, elem_id="file"
+            label="Or upload a picture or a video", file_types=["image", "video"], height=90, elem_id="file"
         )
         few = FRAMES if reads_videos(self.vlm.processor) else FEW
         self.frames = gr.Slider(1, MOST_FRAMES, few, step=1, label=CONTROL, visible=False, elem_id="frames", buttons=[])
@@ -150,16 +153,16 @@ class AskPanel:
         self.proposed = gr.Dataset(
             components=[self.question],
             samples=[[question] for question in first.questions],
-            label="Questions that fit",
+            label="Suggested questions",
             elem_classes="fv-proposed",
         )
         self._lay_out_budget(("v2drop", "visionzip", "random", *self.looks))
-        with gr.Accordion("Where an answer is unsure", open=False):
+        with gr.Accordion("Ask the full model again when unsure", open=False):
             self.sure = gr.Slider(
                 *(0, 0.99, 0),
                 step=0.01,
-                label="Ask the full model below a confidence of",
-                info="The probability of an answer's least likely token. 0: never. Nothing is promised by hand.",
+                label="Ask again below a confidence of",
+                info="Confidence is the probability of the answer's least likely token. 0 turns this off.",
                 buttons=[],
                 elem_id="sure",
             )
@@ -169,20 +172,20 @@ class AskPanel:
         self.notice = gr.HTML(visible=False, elem_id="notice")
 
     def _lay_out_budget(self, chosen: Sequence[str]) -> None:
-        """A box of methods, and a slider whose lowest budget all of them meet; second looks have their own."""
+        """The list of methods, and the slider of the budget. The slider begins where every chosen method can run."""
         choices = []
         for name, kind in methods().items():
             if takes_budget(kind):
                 words = summary(sys.modules[kind.__module__].__doc__).partition(": ")[2]
                 choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
-        choices += [(f"{name}\nIn full where the answer is unsure; a budget of its own", name) for name in self.looks]
+        choices += [(f"{name}\nAsks the full model again when unsure; has its own budget", name) for name in self.looks]
         self.names = gr.Dropdown(
             choices,
             value=list(chosen),
             multiselect=True,
             allow_custom_value=True,
             label="Methods",
-            info=f"Up to {MOST}; or write a chain with settings: visionzip+v2drop:metric=l1",
+            info=f"Up to {MOST}. Pick some, or type a chain or settings such as visionzip+v2drop:metric=l1",
             elem_classes="fv-methods",
         )
         self.refusal = gr.HTML(visible=False, elem_classes="fv-refusal")
@@ -192,14 +195,14 @@ class AskPanel:
             100,
             33,
             step=1,
-            label="Budget: % of vision tokens",
+            label="Budget: % of vision tokens to keep",
             info=_at_least(least),
             buttons=[],
             elem_classes="fv-budget",
         )
 
     def limit(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
-        """Refuse methods that cannot run, and budgets below what one of them needs."""
+        """Refuse methods that cannot run, and raise the budget to what all of them need."""
         try:
             plain = [name for name in check_names("?", names, self.looks) if name not in self.looks]
             least = least_percent(self.vlm, plain, subject or examples()[0])
@@ -211,12 +214,19 @@ class AskPanel:
     def _lay_out_answers(self) -> None:
         self.answers = gr.HTML(BEGIN, elem_id="answers")
         self.slider = gr.Slider(
-            *(0, 1, 0), step=1, label="Along the model", interactive=True, visible=False, elem_id="stages", buttons=[]
+            *(0, 1, 0),
+            step=1,
+            label="Step through the model",
+            info="From the whole picture to the last place where tokens were dropped.",
+            interactive=True,
+            visible=False,
+            elem_id="stages",
+            buttons=[],
         )
         self.kept = gr.HTML(way_of(examples()[0]).to_html(), elem_id="panels")
-        self.share = gr.DownloadButton("Share as PNG", visible=False, elem_id="share")
+        self.share = gr.DownloadButton("Download as PNG", visible=False, elem_id="share")
         with gr.Accordion(
-            "The same in Python, and in a terminal", open=False, elem_id="python", visible=False
+            "Run this in Python or in a terminal", open=False, elem_id="python", visible=False
         ) as self.python:
             self.code = gr.Code(language="python", interactive=False, show_label=False, buttons=["copy"])
             self.command = gr.Code(
@@ -248,7 +258,7 @@ class AskPanel:
         self.slider.input(None, js=SHOW_STOP, api_visibility="private")
 
     def clear(self) -> Changes:
-        """Show nothing, and let nothing be asked."""
+        """Empty the page and disable Ask."""
         return {
             self.subject: None,
             self.ask: gr.Button(interactive=False),
@@ -263,7 +273,7 @@ class AskPanel:
         }
 
     def show(self, subject: Subject, names: Sequence[str], percent: float) -> Changes:
-        """Everything for a new picture."""
+        """Show a new picture, ready to be asked about."""
         changes = self.clear() | self.limit(subject, names, percent)
         samples = [[question] for question in subject.questions]  # as Gradio lists them
         return changes | {
@@ -276,28 +286,28 @@ class AskPanel:
         }
 
     def _notes(self, subject: Subject) -> tuple[str, ...]:
-        """What is said of it before it is asked about."""
-        if subject.noun == "film" and not reads_videos(self.vlm.processor):
-            return (*subject.notes, NO_FILMS)
+        """Notes to show before the first question."""
+        if subject.noun == "video" and not reads_videos(self.vlm.processor):
+            return (*subject.notes, NO_VIDEOS)
         return subject.notes
 
     def upload(self, path: str | None, names: list[str], percent: float, frames: int = FRAMES) -> Iterator[Changes]:
-        """Take a file; where it is bad, say so, and empty the box. The picture before is never asked about again."""
-        yield self.clear() | {self.notice: notice(("The file is being read.",))}
+        """Read an uploaded file. If it is bad, say so and empty the box; the previous picture is gone either way."""
+        yield self.clear() | {self.notice: notice(("Reading the file …",))}
         try:
-            if path is None:  # the box was emptied, and then other frames wanted
-                raise InputError(f"The film is no longer here. Drop it again, and then set “{CONTROL}”.")
+            if path is None:  # the slider was moved after the box was emptied
+                raise InputError(f"The video is no longer here. Upload it again, then set “{CONTROL}”.")
             subject = opened(path, frames)
-            yield self.show(subject, names, percent) | {self.frames: gr.Slider(visible=subject.noun == "film")}
+            yield self.show(subject, names, percent) | {self.frames: gr.Slider(visible=subject.noun == "video")}
         except SettingError as error:  # too many frames
-            words = alert(f"{error} Here “{CONTROL}” sets how many.")
+            words = alert(f"{error} “{CONTROL}” sets how many.")
             yield {self.notice: gr.HTML(words, visible=True), self.frames: gr.Slider(visible=True)}
         except FoveateError as error:
             bad = {self.file: None, self.frames: gr.Slider(visible=False)}
             yield bad | {self.notice: gr.HTML(alert(str(error)), visible=True)}
 
     def choose(self, names: list[str], percent: float, event: gr.SelectData) -> Changes:
-        """Take an example, and a question that fits it."""
+        """Show an example and suggest a question."""
         subject = examples()[event.index]
         changes = self.show(subject, names, percent)
         changes[self.gallery] = gr.Gallery(selected_index=event.index)
@@ -307,11 +317,11 @@ class AskPanel:
     def reply(
         self, subject: Subject | None, question: str, names: list[str], percent: float, sure: float = 0.0
     ) -> Iterator[Changes]:
-        """Answer with the full model, then with every method, as the words come."""
+        """Answer with the full model, then with each method, word by word."""
         question = question.strip()
         try:
             if subject is None:
-                raise InputError("There is no picture or film to ask about. Drop one, or take an example.")
+                raise InputError("There is no picture or video to ask about. Upload one, or pick an example.")
             names = [FULL, *check_names(question, names, self.looks)]
         except FoveateError as error:
             yield {self.answers: alert(words_of(error))}
@@ -344,7 +354,7 @@ class AskPanel:
         }
 
     def _asking(self, name: str, percent: float, sure: float) -> Asking:
-        """How a reply of this name is asked for. A second look has a budget of its own."""
+        """Keywords of `VLM.ask` for this name. A second look has its own budget."""
         asking: Asking = {"max_new_tokens": self.max_new_tokens}
         if name in self.looks:
             asking["method"] = self.looks[name]
@@ -355,7 +365,7 @@ class AskPanel:
         return asking
 
     def _draw(self, question: str, replies: Sequence[Said]) -> str | None:
-        """A picture of all answers, as a file; None where nothing was dropped."""
+        """Save a picture of all answers and return its path; None if nothing was dropped."""
         rows, media = [], None
         for reply in replies:
             dropping = reply.dropping
@@ -367,7 +377,7 @@ class AskPanel:
             return None
         try:
             picture = draw_comparison(rows, media, f"{question}  Full model: {replies[0].text}")
-        except FoveateError:  # where the model's tokens look is not known
+        except FoveateError:  # the family does not say where its tokens look
             return None
         path = Path(tempfile.mkdtemp(dir=self.share.GRADIO_CACHE)) / "foveate.png"
         picture.save(path)

@@ -1,4 +1,4 @@
-"""What may be asked; answers as they come, as cards beside each other (HTML), and as a program that gives the same."""
+"""Check a question, ask it, and show the answers: as cards while they arrive, and as a program that repeats them."""
 
 import math
 import shlex
@@ -24,22 +24,22 @@ from foveate.video import Clip
 
 FULL = "full model"
 MOST = 5
-"""Methods that are compared at a time."""
+"""How many methods are compared at a time."""
 UNDER_WAY: WeakSet[Stream] = WeakSet()
-"""Answers that are being made. Gradio leaves them alone when the server ends; see `foveate.app.server.serve`."""
+"""Streams that are still open. Gradio does not close them when the server ends; see `foveate.app.server.serve`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What one method has said so far.
+    """The reply of one method so far.
 
     Attributes:
-        name: The method as it was written, or "full model".
-        text: Its answer as far as it has come.
-        answer: The whole answer; None until it is there.
-        first: Seconds to the first piece of text, and `seconds` to the end, the look at the picture counted in.
-        seconds: See there.
-        error: Why there is no answer; None where there is one.
+        name: The method as the visitor wrote it, or "full model".
+        text: The text so far.
+        answer: The finished answer; None until then.
+        first: Seconds to the first piece of text, the vision tower included.
+        seconds: Seconds to the end of the answer.
+        error: Why there is no answer; None if there is one.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Said:
 
     @property
     def dropping(self) -> Answer | None:
-        """The answer for which tokens were dropped, of a second look the first's; None where none were."""
+        """The answer for which tokens were dropped (the first one of a second look); None if none were."""
         if self.answer is None:
             return None
         answer = self.answer.unsure or self.answer
@@ -61,22 +61,22 @@ class Said:
 
 
 def check_names(question: str, names: Sequence[str], offered: Collection[str] = ()) -> list[str]:
-    """Methods to ask with, each once.
+    """The methods to ask with, without repetitions.
 
     Args:
-        question: What is asked.
-        names: As a visitor wrote them.
-        offered: Names of second looks, which came with the page.
+        question: The question.
+        names: Methods as the visitor wrote them.
+        offered: Names of the page's second looks.
 
     Raises:
-        SettingError: If there is no question, there are too many methods, or one of them names a file: a page must not
-            read the files of its machine.
+        SettingError: If there is no question, there are too many methods, or a method names a file: a page must not
+            read files of its machine.
     """
     names = list(dict.fromkeys(names))
     if not question:
-        raise SettingError("What is the question? Write one, or take one that fits.")
+        raise SettingError("There is no question. Write one, or pick a suggested one.")
     if len(names) > MOST:
-        raise SettingError(f"At most {MOST} methods are compared at a time; got {len(names)}. Take some out.")
+        raise SettingError(f"At most {MOST} methods can be compared at a time; got {len(names)}. Remove some.")
     for name in names:
         if name not in offered:
             refuse_files(name)
@@ -84,10 +84,10 @@ def check_names(question: str, names: Sequence[str], offered: Collection[str] = 
 
 
 def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
-    """The smallest whole percent of a picture's vision tokens that every method can spend, at least 1.
+    """The smallest percentage of vision tokens, rounded up and at least 1, that every method can keep to.
 
     Raises:
-        FoveateError: If a method cannot run, or the model cannot be shown this.
+        FoveateError: If a method cannot run, or the model does not take such input.
     """
     tokens = vlm.prepare(subject.medium, "?").vision_tokens
     floors = [0.01]
@@ -100,20 +100,20 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
 
 
 def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) -> Iterator[Said]:
-    """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
+    """Ask, and yield the reply whenever there is more text; the last one has the finished answer.
 
     Args:
         vlm: The model.
-        subject: What is asked about.
-        question: In any words.
-        name: What the reply is called: the method, the second look, or "full model".
-        asking: How. Where the full model may be asked again, the answer comes whole.
+        subject: The picture or video.
+        question: The question.
+        name: The name of the reply: a method, a second look, or "full model".
+        asking: Keywords of `VLM.ask`. With a second look the answer arrives in one piece.
     """
     text, first = "", 0.0
     begun = time.perf_counter()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the answer's notes say the same
+            warnings.simplefilter("ignore", UserWarning)  # the answer's notes repeat them
             stream = None
             if "sure" in asking or isinstance(asking.get("method"), SecondLook):
                 answer = vlm.ask(subject.medium, question, **asking)
@@ -134,23 +134,23 @@ def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) ->
 
 
 def words_of(error: FoveateError) -> str:
-    """An error as a visitor reads it, who has a box of methods and perhaps no terminal."""
+    """The text of an error for a visitor, who has the list of methods and perhaps no terminal."""
     if isinstance(error, UnknownNameError):
-        return f"{str(error).partition(FOR_ALL)[0]} The box of methods lists all that take a budget."
+        return f"{str(error).partition(FOR_ALL)[0]} The list of methods has all that take a budget."
     return str(error)
 
 
 def cards(replies: Sequence[Said], right: str | None = None) -> str:
-    """A card a reply: the answer, whether it is right, and what it took beside the full model.
+    """One card for each reply: the answer, whether it is right, and its cost beside the full model's.
 
     Args:
-        replies: The full model's first; those to come have no text yet.
-        right: The right answer, where it is known.
+        replies: The full model's first; replies that have not begun have no text.
+        right: The right answer, if it is known.
     """
     made = "".join(_card(reply, replies[0].answer, right) for reply in replies)
     line = ""
     if right:
-        line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>; no other words count.</p>"
+        line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>. Only this answer counts.</p>"
     return f"<div class='fv-grid'>{made}</div>{line}"
 
 
@@ -173,14 +173,14 @@ def _card(reply: Said, full: Answer | None, right: str | None) -> str:
             sure = f"{reply.answer.confidence:.2f}".removeprefix("0")
             marks = f"<p class='fv-note'>{f'unsure {sure}: asked again' if reply.answer.again else f'sure {sure}'}</p>"
         if right:  # compared as `foveate eval` does
-            words = "✓ right" if as_said(reply.text) == as_said(right) else "✗ wrong"
-            marks = f"<p class='fv-note'>{words}</p>{marks}"
+            mark, words = ("right", "✓ right") if as_said(reply.text) == as_said(right) else ("wrong", "✗ wrong")
+            marks = f"<p class='fv-note fv-{mark}-answer'>{words}</p>{marks}"
         body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p>{marks}<dl>{rows}</dl>"
     return f"<article class='fv-card{state}'><h3>{name}</h3>{body}</article>"
 
 
 def _measures(reply: Said, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:
-    """Retention, FLOPs, bytes of the KV cache, and times: what is shown, and the share of the full model's."""
+    """The lines of a card: label, value, and the share of the full model's if there is one."""
     spent = f"{answer.spent:.0f} of {answer.vision_tokens}"
     yield "Vision tokens", spent, answer.retention
     if answer.flops and full is not None and full.flops:
@@ -189,20 +189,20 @@ def _measures(reply: Said, answer: Answer, full: Answer | None) -> Iterator[tupl
         yield "FLOPs to the first token", "not counted", None
     if answer.kv_bytes_whole:
         yield "KV cache", f"{answer.kv_bytes / 2**20:,.1f} MiB", answer.kv_bytes / answer.kv_bytes_whole
-    yield "Time", f"{reply.first:.2f} s to the first words, {reply.seconds:.2f} s in all", None
+    yield "Time", f"{reply.first:.2f} s to the first word, {reply.seconds:.2f} s in total", None
     if answer.missed is not None:
         yield "Budget not met", escape(answer.missed), None
 
 
 def program(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, float]) -> str:
-    """A program that asks the same and prints every answer, the untouched model's first.
+    """A Python program that asks the question again and prints every answer, the untouched model's first.
 
     Args:
-        subject: What was asked about; an upload is a file of that name in the folder where the program runs.
+        subject: The picture or video. An upload is read from the folder where the program runs, by its name.
         question: The question.
         names: The methods.
-        model: As `foveate.load` takes it.
-        asking: `retention` and `max_new_tokens`; `sure`, where the full model may be asked again.
+        model: The model, as `foveate.load` takes it.
+        asking: `retention` and `max_new_tokens`; `sure` if the full model may be asked again.
     """
     keywords = ", ".join(f"{name}={value:g}" for name, value in asking.items())
     lines = ["import foveate as fv"]
@@ -227,9 +227,9 @@ def program(subject: Subject, question: str, names: Sequence[str], model: str, a
 
 
 def command(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, float]) -> str:
-    """A line for a terminal that asks the same; arguments as for `program`.
+    """A shell command that asks the question again; arguments as for `program`.
 
-    Empty where no file is what was asked about: of an example, and of a picture that was scaled down.
+    Empty if the question was not about a file as it was uploaded: for an example, or a picture that was scaled down.
     """
     medium = subject.medium
     as_it_lies = isinstance(medium, Clip) or (medium.path and subject.source == repr(medium.path.name))

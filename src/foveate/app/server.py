@@ -1,4 +1,4 @@
-"""Where the page listens, found out before anything slow is loaded; and the page served there until Ctrl-C."""
+"""Open the page's port before anything slow is imported, then serve the page until Ctrl-C."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ EVERYWHERE = ("0.0.0.0", "::")
 
 
 def check_gradio() -> None:
-    """Refuse to go on without Gradio.
+    """Check that Gradio is installed.
 
     Raises:
         UnsupportedError: If it is not installed.
@@ -28,24 +28,24 @@ def check_gradio() -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is any free one.
+    """Return a listening socket; port 0 takes any free one.
 
     Raises:
-        UnsupportedError: If the port is taken or not ours to take, or there is no such address here.
+        UnsupportedError: If the port is in use or not permitted, or this machine has no such address.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family)
-    except (OSError, ValueError) as error:  # an address that can be none raises ValueError
+    except (OSError, ValueError) as error:  # a malformed address raises ValueError
         why = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         raise UnsupportedError(
-            f"The page cannot listen at port {port} of '{trim(host, 80)}': {why}. Take another --port (0 is any free "
-            "one), or another --host (127.0.0.1 is this machine alone, 0.0.0.0 all that can reach it)."
+            f"The page cannot listen on port {port} of '{trim(host, 80)}': {why}. Choose another --port (0 takes any "
+            "free one) or another --host (127.0.0.1 is for this machine only, 0.0.0.0 for all that can reach it)."
         ) from error
 
 
 def url_of(listening: socket.socket) -> str:
-    """Where a browser on this machine finds it."""
+    """The page's address for a browser on this machine."""
     host, port = listening.getsockname()[:2]
     if host in EVERYWHERE:
         host = "127.0.0.1"
@@ -55,9 +55,9 @@ def url_of(listening: socket.socket) -> str:
 
 
 def hosts_of(host: str) -> list[str]:
-    """Names by which a browser may ask for the page: all of them where it is open to everyone.
+    """Host names under which a browser may open the page: all if it listens on every address.
 
-    Else another site could give its own name this address, and read the page in a visitor's browser (DNS rebinding).
+    Otherwise another site could point its own name to this address and read the page (DNS rebinding).
     """
     if host in EVERYWHERE:
         return ["*"]
@@ -73,23 +73,23 @@ def serve(
     looks: "Mapping[str, SecondLook] | None" = None,
     ready: Callable[[str], object] = lambda url: None,
 ) -> None:
-    """Serve the page until Ctrl-C. Gradio must not be imported before.
+    """Serve the page until Ctrl-C. Gradio must not have been imported yet.
 
     Args:
-        vlm: The model that is asked.
-        listening: A socket of `bound`.
+        vlm: The model that answers.
+        listening: A socket from `listen`.
         host: What it is bound to.
         max_new_tokens: The longest answer.
-        looks: Second looks that are offered among the methods, by their names.
+        looks: Second looks to offer among the methods, by name.
         ready: Called with the page's address as soon as it can be opened.
 
     Raises:
         UnsupportedError: If Gradio is missing.
-        KeyboardInterrupt: At Ctrl-C, when everything is closed.
+        KeyboardInterrupt: At Ctrl-C, after everything is closed.
     """
     check_gradio()
     with tempfile.TemporaryDirectory(prefix="foveate-page-", ignore_cleanup_errors=True) as folder:
-        # Gradio reads from the environment where uploads go, when it is imported, and whether to report its use.
+        # Gradio reads these variables when it is imported: the folder for uploads, and whether to report its use.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         import uvicorn
 
@@ -99,7 +99,7 @@ def serve(
         config = uvicorn.Config(
             application(vlm, hosts_of(host), max_new_tokens, looks),
             log_level="critical",
-            timeout_graceful_shutdown=1,  # second that open connections have at the end
+            timeout_graceful_shutdown=1,  # seconds until open connections are cut at the end
             server_header=False,
         )
         ready(url_of(listening))  # connections wait in the socket until the server takes them

@@ -1,4 +1,4 @@
-"""What is asked about: uploads, and pictures and films of the embedded model's generator."""
+"""Pictures and videos to ask about: uploads, and generated examples."""
 
 import dataclasses
 import os
@@ -19,33 +19,33 @@ from foveate.plain.files import is_video
 from foveate.video import Clip
 
 SIDE = 1344
-"""Longest side of a picture that the model sees, in pixels."""
+"""The longest side of a picture, in pixels; larger ones are scaled down."""
 FRAMES, MOST_FRAMES = 8, 32
-"""Of a film: those read where nobody says how many, and the most that are read and shown."""
-CONTROL = "Frames of the film"
-"""What the page calls the slider for them."""
+"""Frames of a video: by default, and at most."""
+CONTROL = "Frames of the video"
+"""The label of the slider for them."""
 RATE = 2.0
-"""Frames a second of a generated film."""
+"""Frames a second of the generated video."""
 DRAWN = ((scene, 5), (scene, 2), (scene, 7), (sketch, 11), (sketch, 20), (sketch, 22))
-"""Examples; the first is the picture that ships."""
+"""The examples: a generator and its number. The first is the picture that ships."""
 ORDER = (
     *("read text", "count", "colour", "list left to right", "quadrant", "relation", "existence", "character"),
     *FILM_TASKS,
 )
-"""Tasks, those first of which a question is proposed."""
+"""Tasks in the order in which their questions are suggested."""
 MODULES = {"read": "foveate.video", "opened": "foveate.app.subjects", "examples": "foveate.app.subjects"}
-"""Where a program that asks the same has functions from."""
+"""The modules from which a program imports these functions."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """A picture or film.
+    """A picture or video to ask about.
 
     Attributes:
-        medium: It, as a model is shown it.
-        source: An expression of Python that gives it: a path, or a call of a function that `MODULES` has.
-        notes: What the user should know, such as that it was scaled down.
-        questions: Questions that fit it, each with its right answer; none where that is not known.
+        medium: The picture or clip that the model gets.
+        source: A Python expression for it: a path, or a call of a function in `MODULES`.
+        notes: What the visitor should know, such as that it was scaled down.
+        questions: Suggested questions with their right answers; empty if these are not known.
     """
 
     medium: Picture | Clip
@@ -55,27 +55,27 @@ class Subject:
 
     @property
     def pictures(self) -> list[Image.Image]:
-        """It as one picture, or its frames."""
+        """The picture, or the frames of the video."""
         if isinstance(self.medium, Clip):
             return self.medium.images()
         return [self.medium.image]
 
     @property
     def noun(self) -> str:
-        """What it is: "picture" or "film"."""
-        return "film" if isinstance(self.medium, Clip) else "picture"
+        """ "picture" or "video"."""
+        return "video" if isinstance(self.medium, Clip) else "picture"
 
 
 def opened(path: str | Path, frames: int = FRAMES) -> Subject:
-    """A picture or film of the user: of a film at most so many frames, a picture no larger than `SIDE`.
+    """Read an upload: at most `frames` frames of a video; a picture is scaled down to `SIDE` pixels.
 
     Raises:
-        InputError: If it is too large, damaged, or neither picture nor film.
+        InputError: If it is too large, damaged, or neither a picture nor a video.
         SettingError: If so many frames do not fit into memory.
-        UnsupportedError: If it is a film and PyAV is missing.
+        UnsupportedError: If it is a video and PyAV is missing.
     """
     path = Path(path)
-    folder = f"{path.parent}{os.sep}"  # of the server, and nobody's business
+    folder = f"{path.parent}{os.sep}"  # a folder of the server, which no visitor should see
     try:
         (medium,) = read_media(path, frames=frames if is_video(path) else None)
     except FoveateError as error:
@@ -85,7 +85,7 @@ def opened(path: str | Path, frames: int = FRAMES) -> Subject:
         notes = [medium.note.replace(folder, "")]
     medium = dataclasses.replace(medium, path=Path(path.name))
     if isinstance(medium, Clip):
-        notes.insert(0, f"Of the film {path.name}, {len(medium)} frames are read. “{CONTROL}” sets how many.")
+        notes.insert(0, f"{path.name}: {len(medium)} frames are read. “{CONTROL}” sets how many.")
         return Subject(medium, f"read({path.name!r}, frames={frames})", tuple(notes))
     width, height = medium.image.size
     if max(width, height) <= SIDE:
@@ -98,7 +98,7 @@ def opened(path: str | Path, frames: int = FRAMES) -> Subject:
 
 @cache
 def examples() -> tuple[Subject, ...]:
-    """Generated pictures and a film, in the order in which the page shows them."""
+    """The generated pictures and the video, in the order of the page."""
     made = []
     for place, (draw, number) in enumerate(DRAWN):
         drawn = draw("demo", number)
@@ -107,12 +107,12 @@ def examples() -> tuple[Subject, ...]:
     moving = film("demo", 0)
     frames = np.stack([frame.image for frame in moving.frames])
     seconds = tuple(place / RATE for place in range(len(frames)))
-    clip = Clip(Path("generated film"), frames, seconds, 0.0, len(frames) / RATE, RATE)
+    clip = Clip(Path("generated video"), frames, seconds, 0.0, len(frames) / RATE, RATE)
     return (*made, _example(len(made), clip, one_per_film_task(moving, "demo", 0)))
 
 
 def _example(place: int, medium: Picture | Clip, asked: list[TaskQuestion]) -> Subject:
-    """An example, with up to four questions about it: those whose tasks come first in `ORDER`."""
+    """An example with up to four questions, chosen by `ORDER`."""
     fitting = [question for question in asked if question.task in ORDER]
     fitting.sort(key=lambda question: ORDER.index(question.task))
     questions = {question.question: question.answer for question in fitting[:4]}
