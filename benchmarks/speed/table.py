@@ -1,4 +1,4 @@
-"""Write the speed tables of docs/results.md and benchmarks/speed/README.md from the records here.
+"""Write the speed tables of README.md, docs/results.md and benchmarks/speed/README.md from the records here.
 
 python benchmarks/speed/table.py            # write them
 python benchmarks/speed/table.py --check    # fail if they are not what the records give
@@ -18,6 +18,7 @@ LARGE = ("cpu-large.json", "gpu-*.json")
 PAGES = {
     HERE / "README.md": (("*.json",), True),
     HERE.parents[1] / "docs/results.md": (LARGE, False),
+    HERE.parents[1] / "README.md": ((), False),
 }
 """Where tables go, of which records, and whether with all rows and columns: else methods' alone, without memory."""
 WHOLE = "whole-*.json"
@@ -25,6 +26,8 @@ WHOLE = "whole-*.json"
 FIRST = "first-*.json"
 """Records of `first.py`: to the first token, the tower thinned."""
 PARTS = {"tower": "tower", "prefill": "prefill", "ttft": "first token", "tpot": "each token", "whole": "end to end"}
+LADDERS = {"a CPU": "ladder-cpu.json", "a GPU": "ladder-gpu.json"}
+"""Records of `foveate bench --ladder`."""
 LAUNCHES = "gpu-*.json"
 """Records of `gpu.py`: of a GPU, in open contexts and in such as are opened for the call."""
 AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
@@ -40,6 +43,7 @@ def main(arguments: list[str]) -> int:
             "whole": whole(records(HERE, (WHOLE,))),
             "first": first(HERE),
             "launches": launches(HERE),
+            "ladder": ladder(HERE),
         }
         for mark, made in parts.items():
             if f"<!-- {mark}: begin -->" in new:
@@ -57,7 +61,7 @@ def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, 
     """The records of `foveate bench` in a folder, those of CPUs first."""
     paths = sorted({path for one in files for path in folder.glob(one)})
     if WHOLE not in files:
-        paths = [path for path in paths if not path.match(WHOLE)]
+        paths = [path for path in paths if not path.match(WHOLE) and path.name not in LADDERS.values()]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return sorted((one for one in found if "rows" in one), key=lambda one: one["model"]["device"] != "cpu")
 
@@ -73,8 +77,8 @@ def tables(found: list[dict[str, Any]], whole: bool = True) -> str:
     return "\n".join(lines) + ("\n" if lines else "")
 
 
-def caption(record: dict[str, Any]) -> str:
-    """What was run, in a sentence, and what noise alone did."""
+def caption(record: dict[str, Any], part: str = "prefill") -> str:
+    """What was run, in a sentence, and what noise alone did to a part."""
     model, again = record["model"], next(row for row in record["rows"] if row["name"] == AGAIN)
     threads = record["machine"]["threads"]
     cores = f", {threads} thread{'s' * (threads > 1)}" if model["device"] == "cpu" else ""
@@ -84,7 +88,7 @@ def caption(record: dict[str, Any]) -> str:
         f"{record['batch']}, {sum(record['vision_tokens'])} vision and {record['text_tokens']} text tokens, answers of "
         f"{record['new_tokens']}; {record['rounds']} paired rounds, in brackets their "
         f"{interval_words(record['rounds'])}. Untouched against itself: "
-        f"{interval(again, 'prefill_ratio')} of the prefill's time."
+        f"{interval(again, f'{part}_ratio')} of the {PARTS[part]}'s time."
     )
 
 
@@ -196,6 +200,32 @@ def launches(folder: Path) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def ladder(folder: Path) -> str:
+    """How many times faster the first token is after each step, a column a device; "not measured" without a record."""
+    columns: dict[str, dict[str, str]] = {}
+    captions = []
+    for device, name in LADDERS.items():
+        columns[device] = {}
+        if not (folder / name).exists():
+            continue
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
+        captions.append(f"On {device}: {caption(record, 'ttft')}")
+        for row in record["rows"]:
+            cell = speed_up(row, "ttft") or "not measured"
+            columns[device][row["step"]] = f"{row['ttft']:.2f} s" if row["name"] == FULL else cell
+    columns["a CPU"]["+ CUDA graphs"] = "–"
+    words = {
+        "untouched": "the untouched model",
+        "+ CUDA graphs": "+ CUDA graphs",
+        "+ fewer tokens": "+ a third of the vision tokens",
+        "+ thinner tower": "+ a thinner vision tower",
+    }
+    lines = [f"| time to the first token | {' | '.join(f'on {device}' for device in columns)} |", "|---|---|---|"]
+    for step, text in words.items():
+        lines.append(f"| {text} | {' | '.join(column.get(step, 'not measured') for column in columns.values())} |")
+    return "\n".join([*lines, "", *captions, ""])
 
 
 OPENED = ("opened for the call", "in an open context")

@@ -234,7 +234,7 @@ def test_the_budget_names_what_the_methods_need_and_begins_there(page):
     budget = page.locator(".fv-budget")
     least = budget.locator("input[type=range]").get_attribute("min")
     assert f"need at least {least} %" in budget.inner_text()
-    choose(page, "sparsevlm")
+    choose(page, "fastv:layers=9")
     page.wait_for_function(f"() => document.querySelector('.fv-budget input[type=range]').min > {least}")
     least = budget.locator("input[type=range]").get_attribute("min")
     assert f"need at least {least} %" in budget.inner_text()
