@@ -67,11 +67,10 @@ demo: $(LIGHT) ## ask the embedded model about a picture, with and without dropp
 	@mkdir -p out
 	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate generate --full --figure out/demo.png --force
 	@echo
-	@echo "The picture shows what stays at each stage: out/demo.png"
-	@echo "What to try next:"
-	@echo "  $(BIN)/foveate compare --figure out/compare.png      three methods and three controls, about a minute"
-	@echo "  $(BIN)/foveate generate --retention 0.2 --full       fewer tokens: does the answer hold?"
-	@echo "  $(BIN)/foveate methods                               the methods, and what each does"
+	@echo "out/demo.png shows which patches were kept at each stage."
+	@echo "Next: $(BIN)/foveate compare --figure out/compare.png (three methods beside three controls, about a minute)."
+	@echo "Your own model saves as much of its KV cache; the speed-up depends on model and machine. Measure it:"
+	@echo "  $(BIN)/foveate bench --model NAME_OR_FOLDER --ladder"
 
 # Gradio asks for a Pillow before 13 and works with it: the one that everything is tested with is put back, as is PyAV.
 PILLOW := $(shell grep '^pillow==' constraints.txt)
