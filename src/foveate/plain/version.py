@@ -1,3 +1,3 @@
 """foveate's own version, apart from the package, which imports everything."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
