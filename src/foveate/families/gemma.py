@@ -118,10 +118,8 @@ Patches are (images, patches, numbers), x and y (images, patches, 2), −1 for p
 class Gemma4(Family):
     """The structure of `Gemma4ForConditionalGeneration`: images of any shape, 3 x 3 patches a token.
 
-    In local layers image tokens attend in both directions, in global ones they do not.
-
-    Raises:
-        UnsupportedError: If layers share keys, or get inputs of their own (E2B, E4B).
+    In local layers image tokens attend in both directions, in global ones they do not. The small models (E2B, E4B)
+    share keys between layers and give each layer additional inputs. Their positions are not renumbered.
     """
 
     model_type: ClassVar[str] = "gemma4"
