@@ -148,8 +148,8 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
         )
     if signal.block not in seeing:
         raise UnsupportedError(
-            f"{signal!r} is of block {signal.block}, which attends to windows of the picture in this vision tower, so "
-            f"its attention cannot be compared. Use one of blocks {', '.join(map(str, seeing))}, which see all of it."
+            f"{signal!r} is of block {signal.block}, which looks at windows of the picture in this vision tower, so "
+            f"its values cannot be compared. Blocks {', '.join(map(str, seeing))} look at all of it. Use one of these."
         )
     return signal.block
 
@@ -360,9 +360,9 @@ class ReducedRun:
         self._grid = 0, 0
         """Rows and columns of an image's patches."""
         self._merges: list[Cut | None] = []
-        """What was merged in each image behind the first block."""
+        """The merge of each image behind the first block; None: unchanged."""
         self._lengths: list[int] = []
-        """Rows of each image from there on, a CLS among them."""
+        """Number of rows of each image from there on, a CLS included."""
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
         """Wrap tower and projector, which gets (images, patches, width), until the patcher restores them.
