@@ -195,8 +195,7 @@ NAME = re.compile(r"(?P<module>[\w.]+):(?P<owner>\w+)(?P<made>\(\d*\))?(\.(?P<at
 
 
 def probe() -> Iterator[str]:
-    """Yield each difference of this transformers from `NAMES`, in the form that `unknown` takes. Nothing if all are as
-    known.
+    """Yield each difference of this transformers from `NAMES`, in the form that `unknown` takes.
 
     It runs whenever a context opens, and checks only modules that are already imported. It takes some microseconds.
     """
@@ -255,8 +254,7 @@ def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 1)
 
 
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
-    """Which of these names the forward of a module does not take, in the form that `unknown` takes. None if it takes
-    all.
+    """Which of these names a module's forward does not take, in the form that `unknown` takes. None: it takes all.
 
     A replaced forward that takes any arguments counts as taking all.
     """
@@ -337,9 +335,7 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
 
 
 def numbers_rows(attention: nn.Module) -> bool:
-    """True if an attention counts its input rows and scales queries by their numbers (Llama 4's layers without
-    RoPE).
-    """
+    """True if an attention scales queries by the numbers of its input rows (Llama 4's layers without RoPE)."""
     counts = "arange(hidden_states.shape" in _code(type(attention))  # type: ignore[arg-type]
     return (
         counts
@@ -362,9 +358,7 @@ def turns(attention: nn.Module | None) -> bool:
 
 
 def keeps_index(module: nn.Module) -> bool:
-    """True if a module caches an index of keys in addition to the keys, by which rows pick the keys to attend to
-    (DSA).
-    """
+    """True if a module caches, in addition to keys, an index by which rows pick the keys to attend to (DSA)."""
     return "update_indexer" in _code(type(module))  # type: ignore[arg-type]
 
 
@@ -411,8 +405,7 @@ _signature = functools.lru_cache(256)(inspect.signature)
 
 
 class FeatureCall:
-    """One call of `get_image_features` or `get_video_features`, with arguments and result in the form of the newest
-    version.
+    """One call of `get_image_features` or `get_video_features`, in the form of the newest version.
 
     5.16 names a LLaVA's video `pixel_values`, adds LLaVA-OneVision's newline to it later, and has the deepstack
     features of all images in one tensor.

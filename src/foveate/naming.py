@@ -202,9 +202,7 @@ def method_of(
 
 
 def asked_share(method: Method, vision_tokens: int) -> float | None:
-    """The share of the vision tokens that a method's own budget asks for (in a chain, the last one). None without a
-    budget.
-    """
+    """The share of the vision tokens that a method's (in a chain, the last) budget asks for. None without a budget."""
     for member in reversed(members_of(method)):
         if share := getattr(member, "retention", None):
             return float(share)

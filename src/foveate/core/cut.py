@@ -141,8 +141,9 @@ class Cut:
 
     @classmethod
     def fewer(cls, arriving: int, count: Tensor, make: "Callable[..., Cut]", *inputs: Tensor) -> "Cut":
-        """A deferred merge, for which only the device knows how many rows are left. It is made when that is known, if
-        at all.
+        """A deferred merge, for which only the device knows how many rows are left.
+
+        It is made when that number is known, if at all.
 
         Args:
             arriving: Number of tokens that arrive.
@@ -292,9 +293,7 @@ class Cut:
         return Cut(self.arriving, count, parts, notes)
 
     def then(self, later: "Cut") -> "Cut":
-        """Combine two cuts into one; the second was made from the rows that the first left. The host must know both
-        counts.
-        """
+        """Combine two cuts, the second made from the rows that the first left. The host must know both counts."""
         if later.stays_whole:
             return self.with_notes({**self.notes, **later.notes})
         if self.stays_whole and not self.notes:
@@ -345,7 +344,7 @@ def look_up(places: Tensor, to: Tensor) -> Tensor:
     return pad(to, (0, 1), value=-1)[places]  # index −1 reads the appended −1
 
 
-# -- samples alike -------------------------------------------------------------------------------------------------
+# -- many samples at once ------------------------------------------------------------------------------------------
 
 
 Pick = Callable[[Tensor], Tensor]

@@ -159,9 +159,7 @@ class FilmRows:
         self._add(source, rows)
 
     def follow(self, root: Tensor) -> None:
-        """Send every token where its root went. `root`: (tokens,) int64; a token that was placed itself is its own
-        root.
-        """
+        """Send every token where its root went. `root`: (tokens,) int64; a placed token is its own root."""
         self._parent = self._parent[root]
 
     def _add(self, source: Tensor, rows: Tensor) -> None:

@@ -77,9 +77,7 @@ def refuse_without_graphs(device: torch.device) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """A captured loop: the tensors `given` to copy inputs into before it runs, and the tensor `made` that holds its
-    result.
-    """
+    """A captured loop: `given` are the tensors to copy inputs into, and `made` holds the result after a replay."""
 
     tape: GraphTape
     given: tuple[Tensor, ...]

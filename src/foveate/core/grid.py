@@ -66,9 +66,7 @@ def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
 
 
 def _axis(steps: int, cells: int) -> Tensor:
-    """(steps,) int64: for each of `steps` equal parts of a side, which of its `cells` equal parts contains its
-    centre.
-    """
+    """For each of `steps` equal parts of a side, which of `cells` equal parts contains its centre: (steps,) int64."""
     return (2 * torch.arange(steps) + 1) * cells // (2 * steps)
 
 
@@ -86,8 +84,7 @@ def join(grids: Sequence[Cut]) -> Cut:
 
 
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
-    """The grids of an image's tokens, in order, from the region of the image that each token covers (see
-    `Family.boxes`).
+    """The grids of an image's tokens, in order, from the region that each token covers (see `Family.boxes`).
 
     A token begins a new grid if it is neither right of the previous token nor the first of the row below. So tiles that
     are stacked in a single column are read as one grid. Newlines cover no region and belong to no grid.
@@ -175,9 +172,7 @@ def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
 
 
 def _crop_of(length: int, side: int) -> Tensor:
-    """Which crop each of `length` tokens is in, if both ends lost equally many: 4 tokens, of crops of 3, are in 0 0 1
-    1.
-    """
+    """Which crop each of `length` tokens is in, if both ends lost equally many: 4, of crops of 3, are in 0 0 1 1."""
     lost = -length % side // 2
     return (torch.arange(length) + lost) // side
 

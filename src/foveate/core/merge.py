@@ -56,8 +56,9 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
 def dominant_and_contextual_by_crop(
     grids: Sequence[Grid], scores: Tensor, metric: Tensor, dominant: int, contextual: int
 ) -> Cut:
-    """`dominant_and_contextual` for each crop. A crop gets its share of rows by its tokens, and of dominant rows by its
-    rows.
+    """`dominant_and_contextual` for each crop.
+
+    A crop gets its share of rows by its tokens, and its share of dominant rows by its rows.
 
     Args:
         grids: See `foveate.core.grid.crops_of`.
@@ -224,9 +225,7 @@ def one_by_one(rows: Tensor, cut: Cut) -> Tensor:
 
 
 def merge_rows(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
-    """Return the cut with new rows: `target_plus_mean` ("sum") or `average`. A tower's CLS, (1, width), becomes row
-    0.
-    """
+    """Add the new rows: `target_plus_mean` ("sum") or `average`. A tower's CLS, (1, width), becomes row 0."""
     merged_rows = target_plus_mean(rows, cut) if how == "sum" else average(rows, cut)
     if cls is None:
         return cut.with_rows(merged_rows)

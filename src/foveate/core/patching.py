@@ -141,9 +141,7 @@ class _Put:
 
 @dataclass(eq=False)
 class _Hooked:
-    """A hook of a module. It is found in torch's tables, because an interrupt may come before torch returns its
-    handle.
-    """
+    """A hook of a module. It is found in torch's tables: an interrupt may come before torch returns its handle."""
 
     module: nn.Module
     call: Callable[..., Any]

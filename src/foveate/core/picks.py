@@ -177,8 +177,7 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
 
 @graphed
 def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None) -> Tensor:
-    """The subset with a large determinant of its kernel, by greedy picks: MAP inference of a determinantal point
-    process.
+    """The subset whose kernel has a large determinant, by greedy picks: MAP inference of a determinantal point process.
 
     d_j is the variance left of token j given the picked tokens. Picking j adds the row e = (L_j − Cᵀ c_j) / √d_j to a
     Cholesky factor C, and subtracts e² from every d (Chen et al., NeurIPS 2018). A variance of at most 1e-6 of the

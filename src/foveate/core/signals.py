@@ -50,8 +50,7 @@ class Signal:
         return int(self.of_ran)
 
     def queries(self, tokens: int, images: Sequence[int]) -> int | None:
-        """Rows of the next layer whose queries are computed only for this signal, in addition to all keys. None:
-        neither is needed.
+        """Rows of the next layer whose queries, and all keys, are computed only for this signal. None: neither.
 
         Args:
             tokens: Vision tokens that arrive at the stage.
@@ -79,8 +78,7 @@ class Hidden(Signal):
 
 @dataclass(frozen=True)
 class Attention(Signal):
-    """Attention that a decoder layer pays to the tokens: float32 probabilities after a softmax over everything a row
-    sees.
+    """Attention that a decoder layer pays to the tokens, float32, after a softmax over everything a row sees.
 
     Attributes:
         rows: The tokens that pay it. "last" is the prompt's last token; "after" is all text after the tokens' own
@@ -388,8 +386,7 @@ class Cls(Signal):
 
 @dataclass(frozen=True)
 class Deepstack(Signal):
-    """Features that Qwen3-VL's tower adds to an image's tokens behind the first decoder layers: (tokens, layers ·
-    width).
+    """Features that Qwen3-VL's tower adds to tokens behind the first decoder layers: (tokens, layers · width).
 
     Layers are side by side. Only for stages before the decoder; other models have none.
     """
@@ -399,8 +396,9 @@ class Deepstack(Signal):
 
 @dataclass(frozen=True)
 class Columns(Signal):
-    """The columns of the tokens in their sample's prompt: (tokens + pivots,) int64. Earlier turns count, padding does
-    not.
+    """The columns of the tokens in their sample's prompt: (tokens + pivots,) int64.
+
+    Earlier turns count, padding does not.
 
     Attributes:
         pivots: Number of text columns appended behind those of the tokens: the text of `Pivots`, in its order. −1 if

@@ -1,6 +1,4 @@
-"""Helpers for tensors: send to a device, gather along a dimension, map over or stack nests, split into blocks,
-memoise.
-"""
+"""Helpers for tensors: send to a device, gather along a dimension, map over or stack nests, split into blocks."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field

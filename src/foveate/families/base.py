@@ -154,8 +154,7 @@ class Family:
         return pair
 
     def frequencies(self, layer: int) -> Tensor | None:
-        """The radians by which one position rotates each pair of numbers in a decoder layer: (pairs,), 0 for unrotated
-        pairs.
+        """The radians by which one position rotates each pair of numbers in a layer, (pairs,); 0 for unrotated pairs.
 
         A layer without RoPE has those of the next layer with RoPE. None if there is no such layer.
         """
@@ -271,8 +270,7 @@ class Family:
         raise NotImplementedError
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
-        """The number of vision tokens in each image of each sample, in order, read from the prompt. For `tiled`
-        families.
+        """For `tiled` families: the number of vision tokens in each image of each sample, read from the prompt.
 
         Args:
             mask: True at vision tokens, (samples, columns) bool.
@@ -290,8 +288,7 @@ class Family:
         return None
 
     def add_at(self, patches: Patcher, columns: Tensor) -> None:
-        """Make the decoder add to the vision tokens at these places, (tokens,) int64, instead of locating them by a
-        mask.
+        """Make the decoder add to vision tokens at these places, (tokens,) int64, without a mask.
 
         Places count the columns of all samples in order.
         """
@@ -312,8 +309,7 @@ class Family:
     def queries_and_keys(
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: Any, others: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor, float]:
-        """The queries and keys that a decoder layer's attention would compute from its input, without running the
-        layer.
+        """Compute the queries and keys of a decoder layer's attention from its input, without running the layer.
 
         Args:
             layer: The decoder layer.
@@ -464,8 +460,8 @@ class Family:
         return cuts
 
     def place(self, output: Any, images: Sequence[Tensor], cuts: Sequence[Cut | None]) -> None:
-        """Write the rows that cuts leave of images' features, (tokens, width) each, into the result of a
-        `get_*_features` call.
+        """Write the rows that cuts leave of images, (tokens, width) each, into the result of a `get_*_features`
+        call.
         """
         put_images(output, [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)])
         later = getattr(output, "deepstack_features", None)
@@ -503,7 +499,7 @@ class Family:
         return torch.cat([of_image.flatten() for of_image in stays])
 
     def patch_tower(self, patches: Patcher) -> None:
-        """Patch the tower, while a context is open, so that it has fewer host syncs and the same results, bit for
+        """Patch the tower while a context is open, so that it has fewer host syncs and the same results, bit for
         bit.
         """
 
@@ -558,9 +554,7 @@ class Family:
         return {}
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
-        """How many entries of a `get_*_features` result are one image or video: its frames, if these come one by
-        one.
-        """
+        """Entries of a `get_*_features` result that form one image or video: its frames, if these come one by one."""
         return 1
 
     @classmethod

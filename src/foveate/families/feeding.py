@@ -140,9 +140,7 @@ def blocks_of(core: nn.Module, decoder: nn.Module) -> list[Blocks]:
 
 
 def _attends(module: nn.Module) -> bool:
-    """True if a module passes queries and keys to a kernel of transformers. False if its source code is not
-    available.
-    """
+    """True if a module passes queries and keys to a kernel of transformers. False if it has no source code."""
     try:
         return kind_of(module) == "attention"
     except UnsupportedError:
@@ -194,9 +192,7 @@ def _key(value: Any) -> Hashable:
 
 
 class _Look(NamedTuple):
-    """One sample of an attention kernel's call: its number of rows, and which see which, (rows, rows). None: all see
-    all.
-    """
+    """One sample of an attention kernel's call: its number of rows, and which see which, (rows, rows). None: all."""
 
     rows: int
     visible: Tensor | None
@@ -231,9 +227,7 @@ class _Trace:
         return leaf.clone()
 
     def _let_through(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Give an output the gradient that a kernel for quantised weights lacks. Any gradient that leads row by row
-        will do.
-        """
+        """Give an output the gradient that a kernel for quantised weights lacks: any that leads row by row."""
         rows = args[0] if args and isinstance(args[0], Tensor) else None
         if rows is None or not isinstance(output, Tensor) or not rows.requires_grad:
             return None

@@ -25,8 +25,9 @@ from foveate.families.vision import smaller
 
 
 class PaliGemma(Llava):
-    """The structure of `PaliGemmaForConditionalGeneration`, with a Gemma or a Gemma 2: one square an image, SigLIP
-    patches in raster order.
+    """The structure of `PaliGemmaForConditionalGeneration`: one square an image, SigLIP patches in raster order.
+
+    The decoder is a Gemma or a Gemma 2.
     """
 
     model_type: ClassVar[str] = "paligemma"
@@ -183,8 +184,8 @@ class Gemma4(Family):
         return output, replace_images(output, cuts)
 
     def _resize(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
-        """An image's patches, (patches, size · size · channels), and their places, for an image resized to `cells`
-        tokens.
+        """The patches of an image, (patches, size · size · channels), and their places, after resizing it to
+        `cells`.
         """
         vision = self.model.config.vision_config
         size, kernel = vision.patch_size, vision.pooling_kernel_size

@@ -15,8 +15,8 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers 
 
 
 class OfClip(Family):
-    """Shared by the LLaVAs: a CLIP or SigLIP tower for squares, whose CLS may be left out, and a projector of two
-    layers.
+    """Shared by the LLaVAs: a CLIP or SigLIP tower for squares, whose CLS may be left out, and a two-layer
+    projector.
     """
 
     shares_prefix: ClassVar[bool] = True
@@ -92,7 +92,7 @@ class Llava(OfClip):
 
     @classmethod
     def fixed_count(cls, config: Any) -> int | None:
-        """As in the base class, by the tower's grid. `image_seq_length` may be a default that does not fit the
+        """As in the base class, by the tower's grid: `image_seq_length` may be a default that does not fit the
         tower.
         """
         if config.vision_config.model_type not in CLASS_TOKENS:  # Pixtral takes images of any shape

@@ -64,8 +64,7 @@ class AnyResolution(OfClip):
         raise NotImplementedError
 
     def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-        """Pack scores, keys or tower features as the model packs the features of each image's views, or each video's
-        frames.
+        """Pack scores, keys or tower features as the model packs the features of an image's views or a video's frames.
 
         Without newlines: (views, patches, any) each -> (tokens, any) each.
         """
@@ -159,8 +158,7 @@ class AnyResolution(OfClip):
         return output, cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As in the base class. The tower interpolates its position embeddings, and smaller views are packed like the
-        usual ones.
+        """As in the base class. The tower interpolates its position embeddings; smaller views are packed as usual.
 
         Every view of a call gets the same size. Newlines stay, even those of tile rows. A video's frames are resized so
         that their pooled tokens have the requested number.
@@ -242,8 +240,7 @@ class AnyResolution(OfClip):
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:
-        """Number of crops or frames that the tower encoded to make `size` vision tokens, if only one number is
-        possible.
+        """Number of crops or frames that the tower encodes to make `size` vision tokens, if only one is possible.
 
         Raises:
             SettingError: If several numbers of images make so many tokens, or none does.
@@ -277,9 +274,7 @@ class AnyResolution(OfClip):
 
     @classmethod
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
-        """Yield the number of crops, with the base view, of each map for which some image makes `size` vision
-        tokens.
-        """
+        """Yield the number of crops, with the base view, of each map with which an image may have `size` tokens."""
         crop, side = config.vision_config.image_size, side_of(config)
         pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
         mosaics = [(height // crop, width // crop) for height, width in pinpoints]
@@ -303,9 +298,7 @@ class LlavaNext(AnyResolution):
 
 
 class LlavaNextVideo(LlavaNext):
-    """The structure of `LlavaNextVideoForConditionalGeneration`: a video's frames are pooled by 2 x 2, without
-    newlines.
-    """
+    """The structure of `LlavaNextVideoForConditionalGeneration`: frames are pooled by 2 x 2, without newlines."""
 
     model_type: ClassVar[str] = "llava_next_video"
     title: ClassVar[str] = "LLaVA-NeXT-Video"
@@ -347,9 +340,7 @@ class LlavaOnevision(AnyResolution):
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
-        """As in the base class. A map of more than about nine tiles' worth of tokens (anyres_max_9) is shrunk to that
-        size.
-        """
+        """As in the base class. A map of more than about nine tiles (anyres_max_9) is shrunk to that many tokens."""
         tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         side = side_of(config)
         ratio = math.sqrt(rows * columns / (tiles * side**2))

@@ -60,8 +60,10 @@ class Mistral3(Family):
         return super().encode(run, modality, {**inputs, "image_sizes": sizes}, reducer)
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
-        """The tower runs all images of a call as one sequence, in which each sees itself alone; patches that fill no
-        block are left out."""
+        """As in the base class. The tower runs all images of a call as one sequence, in which each sees only itself.
+
+        Patches that do not fill a block are left out.
+        """
         config, start = self.model.config, 0
         (together,) = taps.samples(signal)
         block = config.spatial_merge_size
@@ -72,7 +74,7 @@ class Mistral3(Family):
             start = image.stop
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Each image is resized without its padding and padded anew."""
+        """As in the base class. Each image is resized without its padding and padded again."""
         side = _side(self.model.config)
         grids = _grids(inputs, side)
         coarse, cuts = coarser_grids(reducer, [(grid,) for grid in grids])

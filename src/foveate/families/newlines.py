@@ -29,8 +29,7 @@ def reduce_apart(
     grids: Sequence[tuple[Grid, ...]] | None = None,
     more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Cut | None]:
-    """Reduce each image's tokens behind the projector. The newline that ends an image stays; other newlines are
-    dropped.
+    """Reduce each image's tokens behind the projector. The newline that ends an image stays; others are dropped.
 
     Args:
         images: (tokens, width) each.

@@ -123,10 +123,9 @@ def put_images(output: Any, images: Sequence[Tensor]) -> None:
 
 
 def move_additions(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:
-    """Reorder the features added to vision tokens at a layer, so that each row gets those of the token that it stands
-    for.
+    """Reorder the features added to vision tokens at a layer: each row gets those of the token that it stands for.
 
-    Additions are not merged.
+    Features are not merged.
 
     Args:
         pieces: A tensor or a sequence of tensors, (tokens, width); with the layer's number, if the model gives it.

@@ -345,9 +345,7 @@ class Qwen25VL(Qwen2VL):
 
     @property
     def seeing_blocks(self) -> Sequence[int]:
-        """As in the base class. The other blocks have window attention, so the attention that a token gets there is
-        local.
-        """
+        """As in the base class. The other blocks have window attention, so a token's attention there is local."""
         visual = self.core.visual
         return [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
 
@@ -384,11 +382,10 @@ class Qwen25VL(Qwen2VL):
 
 
 class Qwen3VL(Qwen2VL):
-    """The structure of `Qwen3VLForConditionalGeneration`: Qwen2-VL with deepstack, which adds tower features of three
-    depths after the first layers.
+    """The structure of `Qwen3VLForConditionalGeneration`: Qwen2-VL with deepstack.
 
-    The model adds them to the full-length stream between layers, which the engine keeps at full length. A dropped token
-    gets its addition too, but it is never read.
+    Deepstack adds tower features of three depths after the first layers. The model adds them to the full-length stream
+    between layers, which the engine keeps at full length. A dropped token gets its addition too, but it is never read.
     """
 
     model_type: ClassVar[str] = "qwen3_vl"
@@ -413,11 +410,10 @@ class Qwen3VLMoe(Qwen3VL):
 
 
 class Qwen35(Qwen2VL):
-    """The structure of `Qwen3_5ForConditionalGeneration`: Qwen3-VL without deepstack; most decoder layers carry a state
-    instead of attention.
+    """The structure of `Qwen3_5ForConditionalGeneration`: Qwen3-VL without deepstack.
 
-    Such a layer (a gated delta net) reads its rows in order. A row dropped before it never enters its state, as if the
-    prompt had been shorter there.
+    Most decoder layers carry a state instead of attention. Such a layer (a gated delta net) reads its rows in order. A
+    row dropped before it never enters its state, as if the prompt had been shorter there.
     """
 
     model_type: ClassVar[str] = "qwen3_5"
@@ -469,8 +465,9 @@ class Glm4vMoe(Glm4v):
 
 
 class Glm46V(Glm4v):
-    """The structure of `Glm46VForConditionalGeneration`: the tower and decoders of GLM-4.1V and 4.5V, with a processor
-    that samples videos differently.
+    """The structure of `Glm46VForConditionalGeneration`: the tower and decoders of GLM-4.1V and 4.5V.
+
+    Its processor samples videos differently.
     """
 
     model_type: ClassVar[str] = "glm46v"

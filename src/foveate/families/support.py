@@ -1,6 +1,4 @@
-"""Support: what a method does on a family, derived from its stages. No model is loaded, and no table is kept by
-hand.
-"""
+"""Support: what a method does on a family, derived from its stages, without a model or a hand-written table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +25,9 @@ BLOCK = 1
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where tokens are dropped, with the names used in a trace: "pixels", "tower", "projector", "layer", "kv". "read":
-    tokens are cached but not read.
+    """Where tokens are dropped: "pixels", "tower", "projector", "layer" or "kv", as in a trace.
+
+    "read" is where they are cached but not read.
 
     Attributes:
         sure: Places where tokens are dropped for any image and question.

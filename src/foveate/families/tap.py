@@ -184,9 +184,7 @@ class Segments:
             self._back = send(order.argsort(), device)
 
     def attend(self, kernel: Callable[..., Any], *states: Tensor) -> Tensor:
-        """Run the kernel on queries, keys and values of all rows, each (1, heads, rows, size): (1, rows, heads,
-        size).
-        """
+        """Run the kernel on queries, keys and values, each (1, heads, rows, size): (1, rows, heads, size)."""
         heads = [state[0] for state in states]
         if not self._places:
             together = [state.view(len(state), self._count, -1, state.shape[-1]).transpose(0, 1) for state in heads]
@@ -278,9 +276,7 @@ def _refuse_untold(attention: Any) -> None:
 
 
 def _turning_nothing(argument: Any) -> Any:
-    """Replace RoPE's tables, a pair (cos, sin) or complex numbers, by those of position 0. Other arguments are
-    unchanged.
-    """
+    """Replace RoPE's tables, (cos, sin) or complex numbers, by those of position 0. Other arguments are unchanged."""
     if isinstance(argument, Tensor) and argument.is_complex():
         return torch.ones_like(argument)
     if isinstance(argument, tuple | list) and len(argument) == 2:

@@ -36,9 +36,7 @@ class Thinner(Protocol):
         ...
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
-        """Which rows of each segment stay, (rows, width) each in raster order, and which kept row each other row is
-        assigned to.
-        """
+        """Which rows of each segment stay, (rows, width) in raster order, and which of them each row is assigned to."""
         ...
 
 
@@ -348,9 +346,7 @@ def units_left(views: Sequence[PixelView], cuts: Sequence[Cut | None]) -> list[T
 
 
 def _pixel_view(family: Any, pictures: Tensor, side: int) -> PixelView:
-    """Split images, (images, channels, height, width), into units of `side` pixels. Pixels that fill no unit are left
-    out.
-    """
+    """Split images, (images, channels, height, width), into units of `side` pixels, and leave out incomplete units."""
     rows, columns = (length // side for length in pictures.shape[2:])
     filled = pictures[..., : rows * side, : columns * side].float().permute(0, 2, 3, 1)
     units = blocks(filled, side).view(len(pictures), rows, columns, -1)

@@ -88,7 +88,7 @@ class Tiled(Family):
             yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As in the base class. Every tile of a call gets the same size, and the tower interpolates its position
+        """As in the base class. Every tile of a call gets one size, and the tower interpolates its position
         embeddings.
         """
         config, pixels = self.model.config, self.tiles(inputs)
@@ -174,9 +174,7 @@ def mosaic(tiles: Tensor) -> Grid:
 
 
 def _boxes(side: int, tiles: Tensor) -> Tensor:
-    """The region that each token of an image's tiles covers, (tokens, 4). The view of the whole image is last, or
-    alone.
-    """
+    """The region that each token of an image's tiles covers, (tokens, 4). The view of the whole image is last."""
     view = grid_boxes(side, side)
     if len(tiles) == 1:
         return view
@@ -240,9 +238,7 @@ class SmolVLM(Tiled):
         return int(config.scale_factor)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
-        """As in the base class. `inputs_merger` returns embeddings, so tokens are found by the placeholder's id or
-        embedding.
-        """
+        """As in the base class. `inputs_merger` returns embeddings, so tokens are found by their id or embedding."""
         if self.merger == "get_placeholder_mask":
             return super().vision_masks(placeholders, inputs)
         ids, embeds = inputs.get("input_ids"), inputs["inputs_embeds"]
@@ -271,9 +267,7 @@ class SmolVLM(Tiled):
         return pixels[real]
 
     def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
-        """As in the base class, and which tiles are not padding. It is read later, when there are no pixels any
-        more.
-        """
+        """As in the base class, and which tiles are not padding, because pixels are not kept."""
         remembered = super().arguments_kept(inputs)
         pixels = inputs["pixel_values"]
         if pixels.dim() == 5 and REAL not in inputs:
@@ -288,9 +282,7 @@ class SmolVLM(Tiled):
 
 
 class Idefics3(SmolVLM):
-    """The structure of `Idefics3ForConditionalGeneration`: as SmolVLM, but its merger does not return where vision
-    tokens are.
-    """
+    """The structure of `Idefics3ForConditionalGeneration`: a SmolVLM whose merger does not show the vision tokens."""
 
     model_type: ClassVar[str] = "idefics3"
     title: ClassVar[str] = "Idefics3"

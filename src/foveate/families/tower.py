@@ -1,6 +1,4 @@
-"""Tower: what a vision tower's layers provide, merging of patches inside it, and reducing tokens before the
-projector.
-"""
+"""Tower: read a vision tower's layers, merge patches inside it, and reduce tokens before the projector."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -50,8 +48,7 @@ class Reducer(Protocol):
     ran: list[Any]
 
     def lengths(self, total: int, pieces: Sequence[int] = ()) -> Sequence[int]:
-        """Number of vision tokens in each image of a call that makes `total` tokens in these pieces, according to the
-        prompt.
+        """Vision tokens in each image of a call that makes `total` tokens in these pieces, according to the prompt.
 
         If no prompt was seen, all tokens are one image.
         """

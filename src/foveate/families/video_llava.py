@@ -118,7 +118,7 @@ class VideoLlava(Llava):
         return _with_cls(states[:, :1], placed), cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As in the base class. The tower interpolates its position embeddings. The CLS of each frame is the smaller
+        """As in the base class. The tower interpolates its position embeddings. A frame's CLS is the smaller
         frame's.
         """
         if modality != "video":

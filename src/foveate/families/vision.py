@@ -31,17 +31,13 @@ def grid_boxes(height: int, width: int) -> Tensor:
 
 
 def boxes_on(grids: Sequence[Grid]) -> Tensor:
-    """The cells of several grids in order, as `grid_boxes`. Equal grids, such as a video's frames, are computed
-    once.
-    """
+    """The cells of several grids in order, as `grid_boxes`. Equal grids, such as frames, are computed once."""
     boxes = {grid: grid_boxes(*grid) for grid in set(grids)}
     return torch.cat([boxes[grid] for grid in grids])
 
 
 def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Resize images, (count, channels, rows, columns), to height x width: bilinear and antialiased, so every pixel
-    counts.
-    """
+    """Resize images, (count, channels, rows, columns), to height x width: bilinear and antialiased."""
     resized = interpolate(pictures.float(), (height, width), mode="bilinear", antialias=True)
     small: Tensor = resized.to(pictures.dtype)
     return small

@@ -19,12 +19,12 @@ from foveate.core.rank import top
 
 
 class EVS(Frames):
-    """Keeps the first frame and what changes from frame to frame. Whole frames may be dropped. An image keeps all its
-    tokens.
+    """Keeps the first frame and what changes from frame to frame. An image keeps all its tokens.
 
-    As in the serving engine, a frame is compared with the frame before it, not with the last one kept, so slow changes
-    are lost. Unlike there, cosines are computed in float32, because many tie in the model's dtype. Rounding does not
-    count as a change: if a place did not change at all, d is exactly 0, and the lower index stays.
+    Whole frames may be dropped. As in the serving engine, a frame is compared with the frame before it, not with the
+    last one kept, so slow changes are lost. Unlike there, cosines are computed in float32, because many tie in the
+    model's dtype. Rounding does not count as a change: if a place did not change at all, d is exactly 0, and the lower
+    index stays.
 
     Attributes:
         q: The share of a video's tokens that is dropped, in [0, 1].

@@ -1,5 +1,4 @@
-"""FastV: drop, once and after the first layers, the vision tokens that get little attention from the prompt's last
-token.
+"""FastV: after the first layers, drop the vision tokens that get little attention from the prompt's last token.
 
 Paper: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
 Vision-Language Models", ECCV 2024, arXiv:2403.06764.

@@ -56,7 +56,7 @@ class FastVID(Frames):
         return 2 * width * frames[0] * (len(frames) // STEP + 1) * frames[0]
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None, whole: Tensor | None = None) -> Cut:
-        """Merge the film scene by scene. `whole` is each frame's feature, (frames, width); None: the mean of its
+        """Merge the film scene by scene. `whole`: each frame's feature, (frames, width). None: the mean of its
         tokens.
         """
         frames, tokens, _ = features.shape

@@ -20,10 +20,10 @@ from foveate.errors import SettingError
 
 
 class HAWK(Once):
-    """Keeps the tokens that the question's queries in layer 0 match best. Each head is normalised over an image's
-    tokens.
+    """Keeps the tokens that the question's queries in layer 0 match best.
 
-    Signs are kept. Without text behind the sample's last image, tokens at even steps stay.
+    Each head is normalised over an image's tokens, and signs are kept. Without text behind the sample's last image,
+    tokens at even steps stay.
 
     Attributes:
         weights: Weight of each head of layer 0. None: all equal. Published for one model; see the presets.

@@ -57,9 +57,7 @@ class HoloV(Once):
         return cosine_flops(arriving, width) if self.rule == "paper" else 0
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
-        """Note the attention and the crop of each token. Crop c is noted as −1 − c, because the notes of newlines are
-        1.
-        """
+        """Note the attention and the crop of each token. Crop c is −1 − c, because newlines have the note 1."""
         crop = regions_of(view.grids, len(view), self.crops, windows=self.rule == "paper")
         return {"attention": view.attention, "crop": -1 - crop.to(view.attention.device)}
 

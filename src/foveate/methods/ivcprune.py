@@ -1,5 +1,4 @@
-"""IVC-Prune: one cut in the middle of the decoder, by position (coordinates) and by similarity to the question's
-values.
+"""IVC-Prune: one cut in the middle of the decoder, by position (coordinates) and by similarity to the question.
 
 Paper: Sun et al., "IVC-Prune: Revealing the Implicit Visual Coordinates in LVLMs for Vision Token Pruning", ICLR 2026,
 arXiv:2602.03060. Built from a description of the released code. Of an image's I rows before layer k:
@@ -25,8 +24,7 @@ from foveate.methods.coordinates import places
 
 
 class IVCPrune(OneCut):
-    """One cut of each image separately: seeds and coordinates, then the rest by similarity to the text behind the
-    image.
+    """One cut of each image separately: seeds and coordinates, then the rest by similarity to the text behind it.
 
     If seeds and coordinates exceed the count, seeds come first, then coordinates by C and by S alternately. Without
     text behind an image, its coordinates stay, and other tokens at even steps.

@@ -88,9 +88,7 @@ class MustDrop(Cuts):
         return gamma, USUAL if self.individual_thr is None else self.individual_thr
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        """The usual layers, scaled to the depth: 28 layers give 2, 5, 9, 12. Duplicates count once: 4 layers give 0, 1,
-        2.
-        """
+        """The usual layers, scaled to the depth: 28 layers give 2, 5, 9, 12, and 4 give 0, 1, 2 without duplicates."""
         return tuple(dict.fromkeys(round(layer * depth / 32) for layer in self.usual_layers))
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
@@ -139,9 +137,7 @@ class MustDrop(Cuts):
         return average_windows(view.patches, similarity, *view.grid, self.merge_window, self.merge_threshold)
 
     def _mark(self, ascending: bool, depth: int, view: ImageView, _: int | None) -> Cut:
-        """Mark the key tokens. If position ids are kept, also sort the rows by them, since merging puts merged rows
-        first.
-        """
+        """Mark the key tokens. If position ids are kept, also sort the rows by them: merged rows come first."""
         none = torch.zeros(len(view), dtype=torch.bool, device=view.features.device)
         keys = top(view.attention, self._keys(depth, view.arriving.entered, len(view)))
         is_key = none.scatter(0, keys, True)
@@ -165,15 +161,13 @@ class MustDrop(Cuts):
         return Cut.keep(stays)
 
     def _solvable(self, depth: int, arriving: Arriving) -> None:
-        """Refuse a budget that cannot be met. Returns None: the count depends on the prompt, as all stay without text
-        behind it.
+        """Refuse a budget that cannot be met. None: the count depends on the prompt, as all stay without text behind
+        it.
         """
         self.solution(depth, arriving)
 
     def _highest(self, depth: int, index: int, view: LayerView, _: int | None) -> Cut | None:
-        """With a budget: keep the key tokens and the highest max(g_j / Σ g, m_j), the value that γ = α is compared
-        with.
-        """
+        """With a budget: keep the key tokens and the highest max(g_j / Σ g, m_j), which γ = α are compared with."""
         count = min(len(view), self.count(depth, index, view.arriving))
         if not view.text_behind or count == len(view):
             return None

@@ -1,5 +1,4 @@
-"""PruMerge: keep the patches whose attention from the CLS is an outlier, and add to each the patches most similar to
-it.
+"""PruMerge: keep the patches whose attention from the CLS is an outlier, and add the most similar patches to each.
 
 Paper: Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", ICCV 2025,
 arXiv:2403.15388. In the tower's last layer, with queries q and keys k over its full width C, heads not split:
@@ -80,8 +79,7 @@ class PruMerge(Once):
         return scores.sort(descending=True, stable=True).indices
 
     def _merge(self, raster: bool, rows: int) -> Callable[..., Cut]:
-        """Return the function that makes the first `rows` rows: kept tokens with their neighbours, then one row of all
-        others.
+        """Return the function that makes the first `rows` rows: kept tokens with neighbours, then a row of all others.
 
         Rows behind these are unused.
         """
@@ -103,9 +101,7 @@ class PruMerge(Once):
 
 
 def _quantile(ascending: Tensor, share: float) -> Tensor:
-    """Interpolate between the two nearest values, as numpy's percentile does. `torch.quantile` cannot run on many
-    samples at once.
-    """
+    """Interpolate between the nearest values, like numpy's percentile; `torch.quantile` cannot run on many samples."""
     place = share * (len(ascending) - 1)
     below = int(place)
     above = min(below + 1, len(ascending) - 1)

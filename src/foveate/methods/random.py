@@ -54,9 +54,7 @@ def lots(tokens: Tensor, seed: int) -> Tensor:
 
 
 def _shift(state: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64. Torch's shift is arithmetic and fills with the sign; the mask removes these
-    bits.
-    """
+    """Logical right shift of int64. Torch's shift fills with the sign; the mask removes these bits."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 

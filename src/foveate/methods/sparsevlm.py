@@ -25,8 +25,7 @@ from foveate.core.signals import Attention, Hidden
 
 
 class Rated(Cuts):
-    """Shared by the SparseVLMs: cuts behind given decoder layers, each keeping a fixed number of an image's best rated
-    tokens.
+    """Shared by the SparseVLMs: cuts behind given layers, each keeping a fixed number of an image's best rated tokens.
 
     Attributes:
         pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's

@@ -1,5 +1,4 @@
-"""SparseVLM+: SparseVLM without its bias towards tokens near the text, and with only the heads that attend to the
-image.
+"""SparseVLM+: SparseVLM without its bias towards tokens near the text, and only with heads that attend to the image.
 
 Paper: Zhang et al., "SparseVLM+: Visual Token Sparsification with Improved Text-Visual Attention Pattern", 2025. Built
 from the released code (USE_VERSION=2_0), as the paper was not at hand.

@@ -63,8 +63,7 @@ class V2Drop(Cuts):
         )
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        """With "path", add a look before every layer up to the last cut. It adds the last movement to the path since
-        the last cut.
+        """With "path", a look before every layer up to the last cut adds the last movement to the path.
 
         With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6, which see the first movement.
         """

@@ -42,8 +42,7 @@ class VidCom2(Frames):
         return max(1, round(self.own * frames[0]))
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs a number: 4 for the variances; on the kept half of the channels 3 for lengths, 2 for means and 6 for
-        distances.
+        """FLOPs a number: 4 for the variances; on half of the channels 3 for lengths, 2 for means, 6 for distances.
 
         The kernels, with one number a token, are left out.
         """

@@ -32,8 +32,7 @@ KEPT, NEWLINE = 2.0, 1.0  # notes: picked by a scan, and newline (noted by the f
 
 
 class VScan(Once):
-    """Keeps local and global tokens with the others merged in, and cuts again by the attention of the prompt's last
-    token.
+    """Keeps local and global tokens, merges the others into them, and cuts again by the prompt's last token.
 
     Attributes:
         retention, tokens: The mean that a decoder layer processes; see `Once`. By default a third, 192 of 576.
@@ -89,9 +88,7 @@ class VScan(Once):
 
 
 def merge_others(view: ImageView, count: int) -> Cut:
-    """Keep the picked tokens, and merge the others into the most similar ones. Newlines are dropped, except a last
-    one.
-    """
+    """Keep the picked tokens, and merge the others into the most similar ones. Only a closing newline is kept."""
     picked = view.notes["picked"]
     cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)
     return cut.with_rows(average(view.features, cut))
