@@ -74,8 +74,8 @@ NAMES: Mapping[str, str] = {
 }
 """Names of transformers that its documentation does not guarantee, and the use of each.
 
-The form is module:expression. Parameters in brackets behind a function are those that it must take, in this order.
-Brackets behind a class make an instance, whose attribute is meant. A test checks that this contains everything imported
+The form is module:expression. Parameters in brackets after a function are those that it must take, in this order.
+Brackets after a class make an instance, whose attribute is meant. A test checks that this contains everything imported
 from below the top of transformers, and every attribute with an underscore. Names of modules inside a model are in the
 families, and tested with them.
 """

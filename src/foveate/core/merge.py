@@ -332,7 +332,7 @@ def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, w
     apart = ranks >= merged  # windows that are not merged
     row = ranks.masked_fill(apart, -1)[:, None].expand_as(members)  # row of a window's tokens, −1 if not merged
     parent = torch.full_like(places, -1).scatter(0, members.flatten(), row.flatten())
-    # Tokens that are not merged get the rows behind, in order, from row `merged` on.
+    # Tokens that are not merged get the next rows, in order, from row `merged` on.
     alone = parent < 0
     parent = torch.where(alone, alone.cumsum(0) + (merged - 1), parent)
     # Every token of a merged window is written to its row; then the window's centre overwrites it.

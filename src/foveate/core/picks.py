@@ -237,7 +237,7 @@ def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, coun
     if not isinstance(threshold, Tensor):
         threshold = torch.full((), threshold, device=similarity.device)
     limit = threshold.to(similarity.device).expand(tokens)[:, None]
-    # behind[i, j]: the rank of token j once i is kept. A suppressed token loses `tokens`, so it comes behind all
+    # behind[i, j]: the rank of token j once i is kept. A suppressed token loses `tokens`, so it comes after all
     # others; i itself loses twice as much. Computed in advance, so that a pick takes three operators.
     token = torch.arange(tokens, device=scores.device)
     behind = (similarity >= limit).to(rank.dtype).masked_fill(token[:, None] == token, 2) * -tokens + rank

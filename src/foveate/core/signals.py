@@ -190,7 +190,7 @@ class Normed(Signal):
 
 @dataclass(frozen=True)
 class Pivots(Signal):
-    """The text behind the tokens' image with the largest key norms in the layer that just ran, in the form of `Normed`.
+    """The text after the tokens' image with the largest key norms in the layer that just ran, in the form of `Normed`.
 
     Shape: (count, width), the largest norm first. If there is less text than `count`, it is repeated from the start. If
     there is none, rows are zero.
@@ -208,12 +208,12 @@ class Pivots(Signal):
 class Products(Signal):
     """Products of the next layer's queries of the text with the tokens' keys, before RoPE: (tokens, heads) float32.
 
-    The mean over the text behind the sample's last image of q · k / √(head size), without a softmax, after the layer's
+    The mean over the text after the sample's last image of q · k / √(head size), without a softmax, after the layer's
     norms of queries and keys. Keys are repeated for heads that share one. Zeros if there is no such text.
 
     Attributes:
         leave_out: How many rows of that text to ignore, at its beginning and at its end: the end-of-image marker, and
-            the template behind the question. If no other rows are left, none is ignored.
+            the template after the question. If no other rows are left, none is ignored.
 
     Raises:
         SettingError: If these are not two integers, 0 or more.
@@ -235,9 +235,9 @@ class Products(Signal):
 
 @dataclass(frozen=True)
 class Text(Signal):
-    """The text behind the tokens' image as it enters the layer, template included: (words, width), the model's dtype.
+    """The text after the tokens' image as it enters the layer, template included: (words, width), the model's dtype.
 
-    Before layer 0 these are its embeddings. For tokens of several images it is the text behind the last of them.
+    Before layer 0 these are its embeddings. For tokens of several images it is the text after the last of them.
     """
 
     kind: ClassVar[str] = "text"
@@ -248,7 +248,7 @@ class Text(Signal):
 class ValueLikeness(Signal):
     """How similar the tokens' values in the layer that just ran are to those of the text: (tokens, 2) float32.
 
-    Column 0 is for the text behind the image, column 1 for that text and the image's seeds together. Zeros if there is
+    Column 0 is for the text after the image, column 1 for that text and the image's seeds together. Zeros if there is
     no such text. The likeness to a text row is softmax(v · v_token / √(head size)) over everything the row is compared
     with, mean over key heads. A column is the mean over its rows. Seeds are the tokens with the highest column 0.
 
@@ -386,7 +386,7 @@ class Cls(Signal):
 
 @dataclass(frozen=True)
 class Deepstack(Signal):
-    """Features that Qwen3-VL's tower adds to tokens behind the first decoder layers: (tokens, layers · width).
+    """Features that Qwen3-VL's tower adds to tokens after the first decoder layers: (tokens, layers · width).
 
     Layers are side by side. Only for stages before the decoder; other models have none.
     """
@@ -401,7 +401,7 @@ class Columns(Signal):
     Earlier turns count, padding does not.
 
     Attributes:
-        pivots: Number of text columns appended behind those of the tokens: the text of `Pivots`, in its order. −1 if
+        pivots: Number of text columns appended after those of the tokens: the text of `Pivots`, in its order. −1 if
             there is no text.
     """
 
@@ -433,7 +433,7 @@ class Features(Signal):
     """The image's tokens before the projector: (tokens, width).
 
     The tower's features of a LLaVA-NeXT or LLaVA-OneVision image are packed like its tokens. If a family does not
-    provide them (Qwen-VLs, videos), the stage gets the features behind the projector.
+    provide them (Qwen-VLs, videos), the stage gets the features after the projector.
     """
 
     kind: ClassVar[str] = "features"

@@ -155,11 +155,11 @@ def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
 
 
 def give_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> Tensor:
-    """Restore all rows behind the blocks that only the kept rows ran through: each row moves as far as its parent did.
+    """Restore all rows after the blocks that only the kept rows ran through: each row moves as far as its parent did.
 
     Args:
         before: (…, rows, width), the input of the first of these blocks.
-        behind: (…, kept, width), the kept rows behind the last block.
+        behind: (…, kept, width), the kept rows after the last block.
         kept: (…, kept) int64, the indices of the kept rows.
         parent: (…, rows) int64, the place in `kept` that each row is assigned to.
 

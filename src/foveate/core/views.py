@@ -281,11 +281,11 @@ class ReadView(View):
 
 @dataclass(slots=True)
 class TowerView:
-    """One image in the vision tower, or just behind it.
+    """One image in the vision tower, or just after it.
 
     Attributes:
         features: (tokens, width), the features to reduce: the tower's features on their way to the projector, or the
-            vision tokens behind it if the projector pools or merges (Qwen2-VL, OneVision).
+            vision tokens after it if the projector pools or merges (Qwen2-VL, OneVision).
         grid: Rows and columns of the tokens. None if they are not a single plain grid.
         cls: The CLS state, (1, width), if the tower has one and it may become a token; else None.
         read: Returns the tensor of a signal that the stage reads, for each token: attention as (tokens, 1) float32,
@@ -295,10 +295,10 @@ class TowerView:
             count.
         reserved: Rows that the family adds itself (a closing newline), to be subtracted from a fixed count.
         grids: Rows and columns of each frame or view, in order. Empty if they are not known.
-        deepstack: Makes the features that the tower adds to each token behind the first decoder layers, (tokens, layers
+        deepstack: Makes the features that the tower adds to each token after the first decoder layers, (tokens, layers
             · width). None if there are none.
         early: True if a stage inside the tower has seen the patches, even if it merged none.
-        made: Returns the tower's features of each token, (tokens, width), if `features` are behind the projector. None
+        made: Returns the tower's features of each token, (tokens, width), if `features` are after the projector. None
             if the family does not provide them.
     """
 

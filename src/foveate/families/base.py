@@ -52,7 +52,7 @@ class Family:
             about one image may share its prefill. False if the whole prompt is seen in both directions, and until a
             family sets it.
         grows: True if an image has the same rows over a cache as in a whole prompt, given `shares_prefix`.
-        closing_tokens: Number of tokens behind an image that show where it ends, and so belong to it.
+        closing_tokens: Number of tokens after an image that show where it ends, and so belong to it.
         decoder: Name of the decoder in the core.
         mergers: Names of the core's function that locates vision tokens (see `vision_masks`); the first existing one is
             used. If there is none, ids locate them (see `masks_by_ids`).
@@ -135,7 +135,7 @@ class Family:
         return layers
 
     def final_norm(self, rows: Tensor) -> Tensor:
-        """Apply the norm behind the decoder's last layer to rows of the residual stream, (…, rows, width)."""
+        """Apply the norm after the decoder's last layer to rows of the residual stream, (…, rows, width)."""
         normed: Tensor = self.text.norm(rows)
         return normed.to(rows.device)
 
@@ -280,7 +280,7 @@ class Family:
         raise NotImplementedError
 
     def later_additions(self, inputs: Inputs) -> list[Tensor] | None:
-        """The features that the decoder adds to vision tokens behind its first layers, from its forward's arguments.
+        """The features that the decoder adds to vision tokens after its first layers, from its forward's arguments.
 
         A list with one entry a layer, (all vision tokens of the batch in order, width). The engine may write into it:
         rows that now stand for other tokens get those tokens' additions. None if there are none.
@@ -385,7 +385,7 @@ class Family:
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Run a `get_*_features` call and reduce every image's tokens. The number of placeholders does not change.
 
-        The default works behind the projector, if `token_means` provides the tower's values of a token.
+        The default works after the projector, if `token_means` provides the tower's values of a token.
 
         Args:
             run: Calls the original. Arguments passed to it replace the original ones.
@@ -432,7 +432,7 @@ class Family:
         raise NotImplementedError
 
     def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As `encode`, behind the projector in every family. The tower's attention and keys are not read."""
+        """As `encode`, after the projector in every family. The tower's attention and keys are not read."""
         output = run()
         return output, self.reduce_features(output, modality, inputs, reducer)
 
@@ -479,7 +479,7 @@ class Family:
     def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, with a tower that runs only on the patches of the tokens that `reducer.leave` keeps.
 
-        By default all rows are restored behind its last block, so that the projector gets whole images.
+        By default all rows are restored after its last block, so that the projector gets whole images.
         """
         return encode_leaving(self, run, modality, inputs, reducer)
 

@@ -110,7 +110,7 @@ class Derived(Family):
         """As in the base class, under any name."""
         norms = [module for name, module in self.text.named_children() if "norm" in name and name != "rotary_emb"]
         if not norms:
-            raise UnsupportedError(f"{type(self.text).__name__} has no norm behind its layers that foveate knows.")
+            raise UnsupportedError(f"{type(self.text).__name__} has no norm after its layers that foveate knows.")
         normed: Tensor = norms[-1](rows)
         return normed.to(rows.device)
 
@@ -158,7 +158,7 @@ class Derived(Family):
         return cuts
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Reduce behind the projector: see `encode_fed`."""
+        """Reduce after the projector: see `encode_fed`."""
         return encode_fed(self, run, modality, inputs, reducer)
 
     def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
@@ -391,7 +391,7 @@ def images_in(mask: Tensor, pieces: Sequence[int]) -> list[list[int]]:
 
 
 class HunYuanVL(Derived):
-    """An image's grid has a newline behind each row, and a token before and after all rows. These always stay.
+    """An image's grid has a newline after each row, and a token before and after all rows. These always stay.
 
     begin 0 1 2 ↵ 3 4 5 ↵ end        a grid of 2 x 3
     """

@@ -1,7 +1,7 @@
 """Feeding: which rows of an unknown vision tower each vision token is made of, found by gradients.
 
 The tower runs once with the output of each block detached from its input. Then tokens depend only on those rows, and a
-gradient shows which rows a token is made of. Example: four rows, two for each token, behind a CLS that feeds none.
+gradient shows which rows a token is made of. Example: four rows, two for each token, after a CLS that feeds none.
 
     rows                       CLS 0 1 2 3
     gradient of both tokens      0 a b c d    a row with gradient 0 feeds no token: a CLS, a register, or padding
@@ -322,8 +322,8 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
             break
     else:
         if not sums.requires_grad:
-            raise _unread(family, "no gradient goes through what makes them, as where layers are quantised")
-        raise _unread(family, "they are made of what comes behind its blocks, as of a resampler's queries")
+            raise _unread(family, "no gradient goes through what makes them, as with quantised layers")
+        raise _unread(family, "they are made of what comes behind its blocks, such as a resampler's queries")
     largest = grads.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0
     largest = largest.clamp(min=torch.finfo(grads.dtype).tiny)
@@ -380,7 +380,7 @@ def _group_rows(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: T
                 groups[index] = tuple(group for group in of_block if group is not None)
                 lengths[index] = tuple(rows)
     if not groups:
-        raise _unread(family, "it is not known which rows look at one another in its blocks")
+        raise _unread(family, "it is not known which rows attend to one another in its blocks")
     fewest = min(map(len, groups.values()))
     seeing = tuple(index for index, of_block in groups.items() if len(of_block) == fewest)
     first = seeing[0]
@@ -422,7 +422,7 @@ def _unread(family: Any, why: str) -> UnsupportedError:
 
 
 def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-    """`Family.encode` behind the projector. A token's attention and key are the means over the rows that feed it.
+    """`Family.encode` after the projector. A token's attention and key are the means over the rows that feed it.
 
     Raises:
         UnsupportedError: If a method reads the tower, and it is not known which rows feed which token.

@@ -123,7 +123,7 @@ class VipLlava(Llava):
     oldest: ClassVar[str] = "5.23"  # before, its config has another name for the feature layers
 
 
-# -- CLIP and SigLIP, and the projectors behind them ---------------------------------------------------------------
+# -- CLIP and SigLIP, and the projectors after them ---------------------------------------------------------------
 
 
 def side_of(config: Any) -> int:

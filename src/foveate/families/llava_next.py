@@ -38,7 +38,7 @@ class AnyResolution(OfClip):
     They differ in `pack_views`, `shrunk`, and how they pool the frames of a video, which follow one another.
 
     Attributes:
-        film_newlines: Number of newlines behind all frames of a video.
+        film_newlines: Number of newlines after all frames of a video.
     """
 
     runs_grids: ClassVar[bool] = False  # views overlap the image that the tokens stand for
@@ -106,7 +106,7 @@ class AnyResolution(OfClip):
     def image_boxes(cls, config: Any, length: int, size: tuple[int, int]) -> Tensor | None:
         """The region that each of the `length` tokens of an image of this height and width covers.
 
-        The base view, then the map of tiles, with a newline behind each row; or a base view and one newline. None if
+        The base view, then the map of tiles, with a newline after each row; or a base view and one newline. None if
         the image has another number of tokens.
         """
         side = side_of(config)
@@ -119,7 +119,7 @@ class AnyResolution(OfClip):
         if length != len(base) + rows * (columns + 1):
             return None
         cells = grid_boxes(rows, columns).view(rows, columns, 4)
-        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline behind each row
+        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline after each row
         return torch.cat((base, cells.flatten(0, 1)))
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -214,7 +214,7 @@ class AnyResolution(OfClip):
         tall, wide = (max(1, min(few, int(length * (few / most)))) for most, few, length in sides)
         if (tall, wide) != tiles.shape[1:]:
             tiles = interpolate(tiles[None], (tall, wide), mode="bilinear")[0]
-        newlines = newline[:, None, None].expand(-1, tall, 1).to(tiles)  # behind each row
+        newlines = newline[:, None, None].expand(-1, tall, 1).to(tiles)  # after each row
         rows = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
         return torch.cat((base_view, rows)), join([base, into_cells(fine, (tall, wide), newlines=True)])
 
@@ -280,7 +280,7 @@ class AnyResolution(OfClip):
         mosaics = [(height // crop, width // crop) for height, width in pinpoints]
         for mosaic in mosaics:
             shrunk = (cls.shrunk(config, *patches) for patches in _maps(mosaic, mosaics, side))
-            # Tokens of the base view, and of a map with a newline behind each row.
+            # Tokens of the base view, and of a map with a newline after each row.
             if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
                 yield 1 + math.prod(mosaic)
 

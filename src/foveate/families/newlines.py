@@ -1,4 +1,4 @@
-"""Newlines: reduce an image's tokens behind the projector without ranking its newlines."""
+"""Newlines: reduce an image's tokens after the projector without ranking its newlines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -29,7 +29,7 @@ def reduce_apart(
     grids: Sequence[tuple[Grid, ...]] | None = None,
     more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Cut | None]:
-    """Reduce each image's tokens behind the projector. The newline that ends an image stays; others are dropped.
+    """Reduce each image's tokens after the projector. The newline that ends an image stays; others are dropped.
 
     Args:
         images: (tokens, width) each.
@@ -59,7 +59,7 @@ class _Image:
 
     Attributes:
         tokens: Indices of the tokens that are not newlines. None: all.
-        closing: Index of the newline that stays, behind all others: one or none. None if there are no newlines.
+        closing: Index of the newline that stays, after all others: one or none. None if there are no newlines.
     """
 
     tokens: Tensor | None = None
@@ -107,7 +107,7 @@ class _Image:
         rows = self.features[source] if cut.rows is None else cut.rows
         parent = torch.full((arriving,), -1, device=device)
         parent[self.tokens] = cut.parent
-        parent[self.closing] = len(source)  # the row behind all others
+        parent[self.closing] = len(source)  # the row after all others
         places = torch.arange(len(source), device=device)
         count = len(source) + len(self.closing)
         newline = self.features[self.closing].to(rows.dtype)

@@ -1,4 +1,4 @@
-"""Placing: write an image's remaining rows to its first places and zeros behind, so the placeholders do not change."""
+"""Placing: write an image's remaining rows to its first places, then zeros, so the placeholders do not change."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,14 +30,14 @@ def first_rows(rows: Tensor, length: int) -> Tensor:
 
 
 def place_rows(features: Tensor, cut: Cut | None) -> Tensor:
-    """An image's features with the rows of a cut in the first places and zeros behind, (tokens, width)."""
+    """An image's features with the rows of a cut in the first places, then zeros, (tokens, width)."""
     if stays_whole(cut):
         return features
     return first_rows(rows_left(features, cut), len(features))
 
 
 def replace_images(output: Any, cells: Sequence[Cut | None]) -> list[Cut | None]:
-    """Replace the tokens of images by the features of smaller images, with zeros behind them.
+    """Replace the tokens of images by the features of smaller images, with zeros after them.
 
     Args:
         output: The result of a `get_*_features` call: features of each smaller image, (cells, width), or of the usual
@@ -139,7 +139,7 @@ def move_additions(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | Non
         if any(cut is not None and int((cut.parent >= 0).sum()) > len(cut.source) for cut in cuts):
             raise UnsupportedError(
                 "This model does not embed a picture, but adds its features before several layers, so tokens cannot "
-                "be merged behind its projector. Use a method that does not merge."
+                "be merged after its projector. Use a method that does not merge."
             )
         return pieces[0], move_additions(pieces[1], lengths, cuts)
     is_by_image = not isinstance(pieces, Tensor) and [len(piece) for piece in pieces] == lengths

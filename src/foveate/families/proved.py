@@ -7,7 +7,7 @@ tiny random models.
 from typing import Literal, NamedTuple
 
 Place = Literal["layer", "projector", "tower"]
-"""Where tokens are dropped: between decoder layers, behind the projector, or there with values read from the tower."""
+"""Where tokens are dropped: between decoder layers, after the projector, or there with values read from the tower."""
 DECODER: tuple[Place, ...] = ("layer", "projector")
 EVERYWHERE: tuple[Place, ...] = (*DECODER, "tower")
 _INDEX = "its layers pick keys by an index over pools of keys, or over their positions"

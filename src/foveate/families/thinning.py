@@ -81,7 +81,7 @@ class _ThinRun:
     handed_on: Tensor = field(init=False)
     """The output of the block that ran last. The next block must get exactly this tensor."""
     short: Tensor = field(init=False)
-    """The kept rows behind the last block that ran."""
+    """The kept rows after the last block that ran."""
     log_sizes: Tensor = field(init=False)
     """Logarithms of the sizes in the running block: (kept,) or (images, kept)."""
     asked: int = 0
@@ -274,7 +274,7 @@ class _ThinRun:
 def _refusal(tower: Tower, why: str) -> UnsupportedError:
     """The error for a tower inside which rows cannot leave."""
     name = type(tower.module).__name__
-    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops behind it.")
+    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops after it.")
 
 
 def _ends_in(kwargs: Mapping[str, Any]) -> Any:
@@ -316,7 +316,7 @@ def _valid_keys(arguments: Sequence[Any], rows: int) -> Tensor | None:
 def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
     """`Family.encode_subset` for a tower that needs all patches: no block runs on the rows of dropped patches.
 
-    These rows are restored behind the last block. Then the tokens made only of them are dropped. A unit is a token's
+    These rows are restored after the last block. Then the tokens made only of them are dropped. A unit is a token's
     patches, or one patch if tokens are pooled.
     """
     tower, config = family.tower_parts(modality, run, inputs), family.model.config

@@ -129,7 +129,7 @@ def block_means(patches: Tensor, block: int) -> Tensor:
 
 def runs(mask: Tensor) -> list[list[tuple[int, int]]]:
     """Begin and end of the runs of True in each row of (samples, columns): 0 1 1 0 1 has (1, 3) and (4, 5)."""
-    # Padded with zeros, 0 1 1 0 1 has the differences 0 1 0 −1 1 −1: 1 where a run begins, −1 behind its end.
+    # Padded with zeros, 0 1 1 0 1 has the differences 0 1 0 −1 1 −1: 1 where a run begins, −1 after its end.
     edges = pad(mask.cpu().to(torch.int8), (1, 1)).diff()
     runs_of_rows = []
     for row in edges:
@@ -221,13 +221,13 @@ REAL = "foveate_real_tiles"
 class SmolVLM(Tiled):
     """The structure of `SmolVLMForConditionalGeneration`.
 
-    Features come sample by sample. A tile is a run of placeholders behind a text tag with its row and column. An image
+    Features come sample by sample. A tile is a run of placeholders after a text tag with its row and column. An image
     ends with the run whose tag is that of the whole view. A frame of a video is such an image.
     """
 
     model_type: ClassVar[str] = "smolvlm"
     title: ClassVar[str] = "SmolVLM"
-    closing_tokens: ClassVar[int] = 1  # the fence behind its last tile shows where an image ends
+    closing_tokens: ClassVar[int] = 1  # the fence after its last tile shows where an image ends
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"
     projector: ClassVar[str] = "connector.modality_projection"
@@ -313,7 +313,7 @@ def _images(ids: list[int], tiles: list[tuple[int, int]]) -> list[int]:
 def _tags(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, ...] | None]:
     """The text tag of each tile: the ids between a fence and the tile. None if there is no fence.
 
-    A fence comes before every tag, and behind every image:
+    A fence comes before every tag, and after every image:
 
         <fence> <row_1_col_1> tile <fence> <row_1_col_2> tile <fence> <global-img> tile <fence>
     """

@@ -315,7 +315,7 @@ def coarser_grids(reducer: Reducer, images: Grids, newlines: int = 0) -> tuple[G
     Args:
         reducer: Asks the method.
         images: The usual grids of each image, one for each view or frame.
-        newlines: Number of tokens behind an image's grids, which stay.
+        newlines: Number of tokens after an image's grids, which stay.
 
     Returns:
         The new grids of each image; and the cells of its tokens as a cut, None if the grids do not change.
@@ -357,14 +357,14 @@ class ReducedRun:
         self._grid = 0, 0
         """Rows and columns of an image's patches."""
         self._merges: list[Cut | None] = []
-        """The merge of each image behind the first block; None: unchanged."""
+        """The merge of each image after the first block; None: unchanged."""
         self._lengths: list[int] = []
         """Number of rows of each image from there on, a CLS included."""
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
         """Wrap tower and projector, which gets (images, patches, width), until the patcher restores them.
 
-        Images may differ in length behind the first block. Between blocks the shorter ones are padded at their ends,
+        Images may differ in length after the first block. Between blocks the shorter ones are padded at their ends,
         and each block then runs the images one by one, under any kernel.
         """
         self._taps.attach(patches)

@@ -1,4 +1,4 @@
-"""AveragePool: a control without scores. It averages tokens over the cells of a coarser grid, behind the projector."""
+"""AveragePool: a control without scores. It averages tokens over the cells of a coarser grid, after the projector."""
 
 from foveate.contract import Arriving, Cut, ImageStage, ImageView, Once, Part, Shape, Stage
 from foveate.core.grid import Grid, coarser, into_cells, join

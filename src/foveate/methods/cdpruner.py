@@ -24,7 +24,7 @@ class CDPruner(Once):
 
         K_ij = r_i · cos(x_i, x_j) · r_j
 
-    x are the rows that enter the decoder, before layer 0. The relevance r compares a token with all text behind the
+    x are the rows that enter the decoder, before layer 0. The relevance r compares a token with all text after the
     sample's last image, template included. It is scaled to about 0 to 1 over all images of a sample:
 
         r = (s − min s + 1e-6) / (max s − min s)
@@ -32,7 +32,7 @@ class CDPruner(Once):
     With CLIP's encoders (`foveate.drop(…, resources={"clip": foveate.families.clip.ClipEncoder(…)})`), s is −cos of a
     patch and the text in CLIP's space. The sign is the paper's: patches about the text are *less* similar to it in
     CLIP's space. Without CLIP, s is the mean cosine of a token and the text's embeddings, as ports do for towers
-    without a text encoder. Without text behind the images all tokens are equally relevant, and only diversity counts.
+    without a text encoder. Without text after the images all tokens are equally relevant, and only diversity counts.
 
     Unlike in the released code, LLaVA-NeXT's packed tokens are picked from together; the release keeps a fifth from
     each of five crops. With CLIP, newlines get the lowest relevance. Tokens beyond the rank of K are chosen by

@@ -1,7 +1,7 @@
 """DTD, Differential Token Drop: drop tokens that show the same as the token at their place one frame earlier.
 
 Paper: Yao et al., "TimeChat-Online: 80% Visual Tokens are Naturally Redundant in Streaming Videos", ACM MM 2025,
-arXiv:2504.17343. Reads only features, behind the projector.
+arXiv:2504.17343. Reads only features, after the projector.
 
     dropped if cos(x_t, x_{t−1}) > threshold, for each token of frame t and the token at its place in frame t − 1
 

@@ -3,7 +3,7 @@
 Paper: Tao et al., "DyCoke: Dynamic Compression of Tokens for Fast Video Large Language Models", CVPR 2025,
 arXiv:2411.15024.
 
-First stage, in windows of four frames. It reads only features, behind the projector:
+First stage, in windows of four frames. It reads only features, after the projector:
 
     frame 0   is kept whole
     frame 1   keeps the int((1 − k) · n) of its n tokens with the lowest cosine to frame 0 at the same place

@@ -1,8 +1,8 @@
 """EVS, Efficient Video Sampling: drop tokens that look like the token at their place one frame earlier.
 
 Paper: Bagrov et al., "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference",
-arXiv:2510.14624. Reads only features, behind the projector. For Qwen3-VL, x is the decoder's input together with the
-features added behind the first layers (deepstack), as in the serving engine.
+arXiv:2510.14624. Reads only features, after the projector. For Qwen3-VL, x is the decoder's input together with the
+features added after the first layers (deepstack), as in the serving engine.
 
     d_t = 1 − cos(x_t, x_{t−1}) for each token of frame t and the token at its place in frame t − 1
 

@@ -22,12 +22,12 @@ from foveate.errors import SettingError
 class HAWK(Once):
     """Keeps the tokens that the question's queries in layer 0 match best.
 
-    Each head is normalised over an image's tokens, and signs are kept. Without text behind the sample's last image,
+    Each head is normalised over an image's tokens, and signs are kept. Without text after the sample's last image,
     tokens at even steps stay.
 
     Attributes:
         weights: Weight of each head of layer 0. None: all equal. Published for one model; see the presets.
-        leave_out: How many rows to ignore at the beginning and at the end of the text behind the last image.
+        leave_out: How many rows to ignore at the beginning and at the end of the text after the last image.
         keep, tokens, retention, positions: See `Once`.
         rounding: Round the count to the "nearest" number of tokens, or "up", as the released code does.
         scope: Rank each "image" separately, or the whole "sample" at once, as the code does; then counts are those of

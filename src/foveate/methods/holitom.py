@@ -1,7 +1,7 @@
 """HoliTom: split a video into scenes with many static places, and merge these places over time and space.
 
 Paper: Shao et al., "HoliTom: Holistic Token Merging for Fast Video Large Language Models", NeurIPS 2025,
-arXiv:2505.21334. With F frames of n tokens, behind the projector:
+arXiv:2505.21334. With F frames of n tokens, after the projector:
 
     scenes    cut so that Σ (frames − 1) · (places that are static through the scene: every cosine > tau) is largest
     r'        min(1, r · F n / (F n − saved)), r relative to what is left when each static place is kept once a scene

@@ -24,10 +24,10 @@ from foveate.methods.coordinates import places
 
 
 class IVCPrune(OneCut):
-    """One cut of each image separately: seeds and coordinates, then the rest by similarity to the text behind it.
+    """One cut of each image separately: seeds and coordinates, then the rest by similarity to the text after it.
 
     If seeds and coordinates exceed the count, seeds come first, then coordinates by C and by S alternately. Without
-    text behind an image, its coordinates stay, and other tokens at even steps.
+    text after an image, its coordinates stay, and other tokens at even steps.
 
     Attributes:
         layer: k, the first layer that processes fewer tokens. Values are those of the layer before.

@@ -22,10 +22,10 @@ class MMTok(Once):
 
     x are the rows that enter the decoder, v the tower's features of the same tokens. The rows of M = [P; α · Q] are the
     targets u. Each pick is the token j not yet picked with the largest Σ_u max(0, M_uj − covered_u), where covered_u is
-    the largest M_uj of the picked tokens. Each image is covered separately. Words are all tokens of the text behind it,
+    the largest M_uj of the picked tokens. Each image is covered separately. Words are all tokens of the text after it,
     template included.
 
-    For projectors that merge or pool, and for videos, v are the features behind the projector. A newline's are zeros.
+    For projectors that merge or pool, and for videos, v are the features after the projector. A newline's are zeros.
 
     Unlike in the released code for LLaVA, 47 stop words are not excluded; its code for Qwen does not exclude them
     either. LLaVA-NeXT's packed tokens are picked from together; in the release each crop keeps its share.

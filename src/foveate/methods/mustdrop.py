@@ -5,7 +5,7 @@ arXiv:2411.10803. Constants that the paper leaves open are those of the released
 
     (a) Tower: each 3 x 3 window of near-identical patches becomes one patch. Of the N that are left, the ⌈0.08 N⌉ with
         the most CLS attention are key tokens.
-    (b) Prefill: at layers 2, 6, 10 and 14, let A be the attention (mean over heads) that text rows t behind an image
+    (b) Prefill: at layers 2, 6, 10 and 14, let A be the attention (mean over heads) that text rows t after an image
         pay to its tokens j, with g_j = Σ_t A_tj and m_j = max_t A_tj. Token j is dropped if g_j < γ · Σ g and m_j < α,
         unless it is a key token.
     (c) Decoding: the KV caches of layers 2 to 14 keep only the tokens that (b) leaves at the end.
@@ -93,7 +93,7 @@ class MustDrop(Cuts):
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         stages: list[Stage] = []
-        if self.merge_windows:  # behind the tower's first layer, that is before its block 1
+        if self.merge_windows:  # after the tower's first layer, that is before its block 1
             stages.append(TowerStage(1, choose=self._merge, positions=self.positions))
         if self.merge_windows or (self.filter and self.key_rate > 0):
             # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
@@ -149,7 +149,7 @@ class MustDrop(Cuts):
     # -- (b) prefill -------------------------------------------------------------------------------------------
 
     def _filter(self, view: LayerView, _: int | None) -> Cut | None:
-        """Without a budget: drop j if g_j / Σ g < γ and m_j < α. Without text behind the image all tokens stay."""
+        """Without a budget: drop j if g_j / Σ g < γ and m_j < α. Without text after the image all tokens stay."""
         if not view.text_behind:
             return None
         # Sliding-window attention may hide an image from all text. Then shares are 0 / 0 = nan, and nan < γ is False.
@@ -161,7 +161,7 @@ class MustDrop(Cuts):
         return Cut.keep(stays)
 
     def _solvable(self, depth: int, arriving: Arriving) -> None:
-        """Refuse a budget that cannot be met. None: the count depends on the prompt, as all stay without text behind
+        """Refuse a budget that cannot be met. None: the count depends on the prompt, as all stay without text after
         it.
         """
         self.solution(depth, arriving)
@@ -186,7 +186,7 @@ class MustDrop(Cuts):
         keys = math.ceil(self.key_rate * started)
         if self.budget is None:
             return keys
-        # Only key tokens may be left behind the first cut: (first · N + (depth − first) · keys) / depth <= mean.
+        # Only key tokens may be left after the first cut: (first · N + (depth − first) · keys) / depth <= mean.
         first = self.cuts(depth)[0]
         most = (depth * self.budget.mean(entered) - first * started) / max(1, depth - first)
         return max(0, min(keys, math.floor(most)))

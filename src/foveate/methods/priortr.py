@@ -4,7 +4,7 @@ Paper: PriorTR, ECCV 2026. Built from a description of the released code.
 
 Before layer K, of the attention A of layer K − 1, mean over heads, over the image's columns j:
 
-    Q_j ∝ A[null, j]              the row of the null token, the first behind the image: it has not seen the question
+    Q_j ∝ A[null, j]              the row of the null token, the first after the image: it has not seen the question
     P_j ∝ mean over t of A[t, j]  the rows from the null token to the last one, or the last row alone
     S_j = P_j · log((P_j + 1e-10) / (Q_j + 1e-10))        Q and P each divided by their sum
 
@@ -29,7 +29,7 @@ EPSILON = 1e-10
 class PriorTR(OneCut):
     """One cut by gained attention; then all caches are cut to the same tokens.
 
-    Each image has its own null token. Without text behind an image there is none; then tokens at even steps stay.
+    Each image has its own null token. Without text after an image there is none; then tokens at even steps stay.
 
     Attributes:
         layer: The code's prune_layer, 1 or more: the first layer that processes fewer tokens.
@@ -38,7 +38,7 @@ class PriorTR(OneCut):
         target: Instead of `keep`: the number of tokens of each image, the paper's k.
         retention, tokens: See `Cuts`.
         scope: Treat each "image" or video separately, or each "frame".
-        question: The rows of P: "after" is the mean of all text rows behind the image (the code's default for
+        question: The rows of P: "after" is the mean of all text rows after the image (the code's default for
             LLaVA-1.5), "but_last" the mean of all but the last (its ports), "last" the last row (for LLaVA-NeXT).
         heads: The "mean" over heads, or the "max" of their means over rows.
         kv: Cut the caches of earlier layers to the tokens that stay, as the code does.

@@ -81,7 +81,7 @@ class PruMerge(Once):
     def _merge(self, raster: bool, rows: int) -> Callable[..., Cut]:
         """Return the function that makes the first `rows` rows: kept tokens with neighbours, then a row of all others.
 
-        Rows behind these are unused.
+        Rows after these are unused.
         """
 
         def merge(features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor) -> Cut:

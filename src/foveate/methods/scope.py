@@ -27,8 +27,8 @@ class Scope(Once):
     Coverage starts at 0, so negative cosines cover nothing.
 
     Each crop of LLaVA-NeXT, and each frame of a video, gets its share of the tokens. Similarity is that of the tower's
-    features, even where tokens are dropped behind the projector (images of LLaVA-NeXT and LLaVA-OneVision). Only the
-    Qwen-VLs, tiles and videos of LLaVA-NeXT and OneVision are compared behind the projector. In a tower without a CLS,
+    features, even where tokens are dropped after the projector (images of LLaVA-NeXT and LLaVA-OneVision). Only the
+    Qwen-VLs, tiles and videos of LLaVA-NeXT and OneVision are compared after the projector. In a tower without a CLS,
     saliency is the attention that all patches pay.
 
     Unlike in the released code, gains are float32, of cosines computed in float64. A count that the crops do not divide

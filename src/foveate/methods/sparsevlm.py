@@ -3,10 +3,10 @@
 Paper: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025,
 arXiv:2410.04417.
 
-Raters: with V and T the decoder's inputs of vision and of the text behind it, m = mean_v softmax_t(V Tᵀ); the words t
+Raters: with V and T the decoder's inputs of vision and of the text after it, m = mean_v softmax_t(V Tᵀ); the words t
 with m_t > mean m are raters. Behind layer l: s_j = mean over raters and heads of A_l[rater, j]; the n_l tokens with the
 largest s stay. Of the d others, the p = ⌊0.3 d⌋ + 1 best are put into ⌊p / 10⌋ + 1 clusters by density peaks, and each
-cluster's mean is recycled: it is added behind the tokens that stay.
+cluster's mean is recycled: it is added after the tokens that stay.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ from foveate.core.signals import Attention, Hidden
 
 
 class Rated(Cuts):
-    """Shared by the SparseVLMs: cuts behind given layers, each keeping a fixed number of an image's best rated tokens.
+    """Shared by the SparseVLMs: cuts after given layers, each keeping a fixed number of an image's best rated tokens.
 
     Attributes:
         pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's

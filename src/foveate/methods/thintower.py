@@ -1,4 +1,4 @@
-"""ThinTower: run late blocks of the vision tower on a third of its rows, and restore all rows behind the last block.
+"""ThinTower: run late blocks of the vision tower on a third of its rows, and restore all rows after the last block.
 
 foveate's own method. Restoring rows is IPCV's idea (arXiv:2512.18747), weighting a row by its size is ToMe's
 (arXiv:2210.09461), and the picks are DivPrune's (arXiv:2503.02175).
@@ -7,7 +7,7 @@ foveate's own method. Restoring rows is IPCV's idea (arXiv:2512.18747), weightin
     K       k = max(1, keep · n, halves rounded up) of a segment's n rows: greedy max-min by d, ⌈k / 64⌉ a step
     i(j)    the row of K nearest to row j, by |h_j − h_i|², in the segment; a row of K is its own
     s_i     the number of rows j with i(j) = i: log s_i is added to the logits of key i, in every block from b on
-    y_j     h_j + (y_i − h_i), i = i(j), for rows that were dropped: restored behind the last block
+    y_j     h_j + (y_i − h_i), i = i(j), for rows that were dropped: restored after the last block
 
 A segment is a set of rows that attend only to each other: an image, a tile, a frame. In blocks with window attention, s
 counts the rows within the window. A CLS stays, has s = 1, and no row is assigned to it.

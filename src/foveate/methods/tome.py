@@ -5,7 +5,7 @@ A (even places) and B (odd places). Each token of A has an edge to the token of 
 over heads); the r best edges merge. A merged token is the mean of all patches in it, which is the paper's average
 weighted by size.
 
-The paper merges inside every block of a classifier. Here tokens merge once, behind the feature layer, so the tower does
+The paper merges inside every block of a classifier. Here tokens merge once, after the feature layer, so the tower does
 not change. This has four consequences. At most half of the tokens can merge at a time; if more must go, the merged
 tokens (with the mean of their keys) are split and merged again. Attention is not weighted by size, because no attention
 of the tower follows. The CLS is left out. Keys are those of the feature layer. Between rounds rows are ordered as in

@@ -3,7 +3,7 @@
 Paper: Liu et al., "Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models",
 EMNLP 2025, arXiv:2505.14454. Reads only features, neither attention nor the question.
 
-    x̂   features behind the projector, on the half of the channels that vary least over the video, at length one
+    x̂   features after the projector, on the half of the channels that vary least over the video, at length one
     g   the kernel score Σ_a exp(−‖x̂ − mean‖² / 2a) for a = 1/8, 1/4, 1/2, 1, 2: high means similar to the mean
     s   g with the mean over the video, plus g with the mean over the token's frame
     p   softmax over frames f of u_f / 0.01, where u_f = −mean over f's tokens of the first g

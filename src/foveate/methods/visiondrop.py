@@ -3,7 +3,7 @@
 Paper: Xu et al., "Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment", AAAI 2026,
 arXiv:2506.22283. The importance of a vision token is the attention that other vision tokens pay to it.
 
-Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps its d most attended tokens unchanged
+Four stages: 0 after the vision tower, 1 to 3 before decoder layers. Each keeps its d most attended tokens unchanged
 ("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
@@ -92,7 +92,7 @@ class VisionDrop(Cuts):
     def usual_at(self, depth: int) -> tuple[int, ...]:
         return quarters(depth)
 
-    # -- stage 0: behind the vision tower ----------------------------------------------------------------------
+    # -- stage 0: after the vision tower ----------------------------------------------------------------------
 
     @property
     def reads(self) -> tuple[Signal, ...]:

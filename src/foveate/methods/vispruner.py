@@ -24,8 +24,8 @@ class VisPruner(Once):
     the released code's.
 
     Each crop of LLaVA-NeXT, and each frame of a video, gets its share of T. Similarity is that of the tower's features,
-    even where tokens are dropped behind the projector (images of LLaVA-NeXT and LLaVA-OneVision). Only the Qwen-VLs,
-    tiles and videos of LLaVA-NeXT and OneVision are compared behind the projector. In a tower without a CLS, attention
+    even where tokens are dropped after the projector (images of LLaVA-NeXT and LLaVA-OneVision). Only the Qwen-VLs,
+    tiles and videos of LLaVA-NeXT and OneVision are compared after the projector. In a tower without a CLS, attention
     is what all patches pay.
 
     Unlike in the released code, an odd number of important tokens and a T of a few tokens work; there they crash.

@@ -1,7 +1,7 @@
 """VScan: a local and a global scan of the tower with merging, then a cut in the middle of the decoder.
 
 Paper: Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", TMLR 2026,
-arXiv:2505.22654. For a mean of M tokens, T = 1.5 M enter the decoder, and M / 2 are left behind half of its layers:
+arXiv:2505.22654. For a mean of M tokens, T = 1.5 M enter the decoder, and M / 2 are left after half of its layers:
 
     local     the ⌊T / 2⌋ highest by the CLS attention of the tower's block 5 (of 24), but at most ⌈⌊T / 2⌋ / windows⌉
               of each window of 6 x 6 patches
@@ -65,14 +65,14 @@ class VScan(Once):
         )
 
     def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:
-        """Rows of an image that enter the decoder (place 0), or that are left behind the second cut (place 1)."""
+        """Rows of an image that enter the decoder (place 0), or that are left after the second cut (place 1)."""
         full = arriving.entered
         if self.keep is not None:
             entering = int(full * self.keep[0])
             left = int(entering * self.keep[1])
         else:
             mean = self.mean(arriving)
-            # Leave enough of the budget for at least one row in each layer behind the cut.
+            # Leave enough of the budget for at least one row in each layer after the cut.
             most = (depth * mean - (depth - layer)) / layer
             entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))
             left = min(entering, max(1, half_up((depth * mean - layer * entering) / max(1, depth - layer))))
