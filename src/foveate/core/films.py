@@ -121,6 +121,7 @@ def trees(
         more = up if released else up * size[frame]
         total[frame - 1] = total[frame - 1].index_add(0, to, total[frame] * up[:, None])
         size[frame - 1] = size[frame - 1].index_add(0, to, more)
+    # Take over the root of the linked token, from the first frame to the last.
     for frame in range(1, frames):
         root[frame] = torch.where(linked[frame - 1], root[frame - 1][hangs_on[frame - 1]], itself[frame])
     starts = torch.cat((torch.ones_like(linked[:1]), ~linked))
@@ -177,9 +178,11 @@ class FilmRows:
         """
         count = count or 1
         if count > self._count:
+            # Exclude the tokens that rows already stand for.
             free = attention.flatten().scatter(0, torch.cat(self._source), float("-inf"))
             more = top(free, count - self._count)
             self._add(more, self._features[more])
         source = torch.cat(self._source)
+        # The token that a row stands for goes into that row, whatever `join` recorded for it.
         parent = self._parent.scatter(0, source, torch.arange(len(source), device=source.device))
         return Cut.merge(source, torch.cat(self._rows), parent)

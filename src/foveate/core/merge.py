@@ -80,7 +80,7 @@ def dominant_and_contextual_by_crop(
         places.append(torch.cat((source[:high], behind)))
         parent = parent.scatter(0, tokens, torch.where(cut.parent < 0, -1, cut.parent + row))
         row += len(source)
-    order = torch.cat(places).argsort()
+    order = torch.cat(places).argsort()  # (rows,): the old row at each new place; its argsort is the inverse
     return Cut.join(torch.cat(sources)[order], look_up(parent, order.argsort()))
 
 
@@ -120,6 +120,7 @@ def bipartite(metric: Tensor, count: int) -> Cut:
 def by_first_token(cut: Cut) -> Cut:
     """Let each row of a cut stand for the first token in it, and sort the rows by that. No token may be dropped."""
     place = torch.arange(len(cut.parent), device=cut.parent.device)
+    # Parents 1 0 1 of three tokens give first 1 0, so rows are swapped: sources 0 1, and parents 0 1 0.
     first = torch.full_like(cut.source, len(place)).scatter_reduce(0, cut.parent, place, "amin")
     source, order = first.sort()
     return Cut.join(source, order.argsort()[cut.parent])
@@ -145,7 +146,7 @@ def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
     # A kept token that may not be joined is never a target: its similarity is lowered below every cosine.
     lowered = torch.where(joins[kept], 0.0, -4.0)
     nearest = torch.cat([first_most(block @ unit[kept].T + lowered) for block in blocks(unit, len(kept))])
-    parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)
+    parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)  # a kept token goes into its own row
     return Cut.join(kept, parent)
 
 

@@ -314,7 +314,7 @@ def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
     # The rounds are enough for any usual input. What is left goes to the heaviest groups that have room.
     order = weights.sort(descending=True, stable=True).indices
     free = (room - got)[order]
-    before = free.cumsum(0) - free
+    before = free.cumsum(0) - free  # room of the heavier groups, which are filled first
     more = (least - got.sum() - before).clamp(min=0).minimum(free)
     return got.scatter_add(0, order, more)
 

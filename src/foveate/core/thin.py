@@ -132,6 +132,7 @@ def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Ten
             here = rows[part].float()
             here = here - here.mean(dim=1, keepdim=True)
             stays = is_kept[part]
+            # |a − b|² without |a|², which is equal for all candidates b: (segments, rows, rows), inf if b is not kept.
             squares = here.square().sum(dim=-1).masked_fill(~stays, float("inf"))
             nearest_kept = (squares[:, None] - 2 * (here @ here.mT)).argmin(dim=2)
             nearest_kept = torch.where(stays, torch.arange(length, device=rows.device), nearest_kept)
@@ -149,7 +150,7 @@ def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
         ends: The ends before, (segments + 1,).
         patches: Which patches stay, (patches,) bool.
     """
-    left_before = pad(patches.cumsum(0), (1, 0))
+    left_before = pad(patches.cumsum(0), (1, 0))  # how many patches stay before each place: 0 1 2 2 2 3 3
     left: Tensor = torch.unique_consecutive(left_before[ends])
     return left.to(torch.int32)
 
@@ -167,6 +168,6 @@ def give_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> T
         (…, rows, width) of the dtype of `behind`. Kept rows are those of `behind`, bit for bit.
     """
     places = kept[..., None].expand_as(behind)
-    moved = behind.float() - before.gather(-2, places).float()
-    moved = moved.gather(-2, parent[..., None].expand_as(before))
+    moved = behind.float() - before.gather(-2, places).float()  # y_i − h_i of the kept rows
+    moved = moved.gather(-2, parent[..., None].expand_as(before))  # (…, rows, width): that of each row's parent
     return (before.float() + moved).to(behind.dtype).scatter(-2, places, behind)

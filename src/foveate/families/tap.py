@@ -179,6 +179,7 @@ class Segments:
         self._count = len(lengths)
         self._places: list[Tensor] = []  # (segments, rows) for each length; empty if all lengths are equal
         if len(groups) > 1:
+            # Lengths 2 1 2: rows in the order of the calls are 2 | 0 1 3 4, and `_back` is 1 2 0 3 4.
             order = torch.cat([places.flatten() for places in groups])
             self._places = [send(places, device) for places in groups]
             self._back = send(order.argsort(), device)

@@ -84,6 +84,7 @@ def least_alike(
     # 20 tokens for 8 pivots: the first four take 3 each, the others 2.
     each, rest = divmod(count - len(chosen), len(visited))
     for place in range(len(visited)):
+        # The least similar tokens that no pivot has taken yet: (tokens,) -> (each or each + 1,).
         scores = likeness[:, place].masked_fill(taken, float("inf"))
         least = scores.sort(stable=True).indices[: each + (place < rest)]
         taken = taken.scatter(0, least, True)

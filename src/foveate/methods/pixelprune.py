@@ -95,6 +95,7 @@ def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         by_corner = are_alike(corner, left) & ~are_alike(corner, above)
         predicted = torch.where((column == 0) | (by_corner & (row > 0)), above, left)
         leaves = are_alike(unit, predicted) & (row + column > 0)
+        # A dropped unit is replaced by its prediction. `stands` has a border, so its places are shifted by one.
         stands = stands.index_put((frame, row + 1, column + 1), torch.where(leaves, predicted, unit))
     return stands[:, 1:, 1:] == index
 

@@ -93,6 +93,7 @@ class PruMerge(Once):
             near = sum_of_nearest(weighted, keys, source, self.neighbours)
             merged = torch.where(place[:rows, None] == kept, others, features[source].float() + near)
             if raster:
+                # Sort rows 0 to `kept` by their tokens, and unused rows after them. Then renumber `row_of` to match.
                 moved = (source + (place[:rows] > kept) * len(order)).argsort()
                 source, merged, row_of = source[moved], merged[moved], moved.argsort()[row_of]
             return Cut.merge(source, merged.to(features.dtype), row_of)
