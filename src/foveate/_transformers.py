@@ -254,7 +254,7 @@ def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 1)
 
 
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
-    """Which of these names a module's forward does not take, in the form that `unknown` takes. None: it takes all.
+    """Report a name that a module's forward does not take, in the form that `unknown` takes. None: it takes all.
 
     A replaced forward that takes any arguments counts as taking all.
     """
@@ -314,7 +314,7 @@ def scales_by_position(attention: type[nn.Module]) -> bool:
 
 
 def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain"]:
-    """What a module does with its rows, found from its source code, without its submodules.
+    """Tell from a module's source code, without its submodules, how it treats its rows.
 
     "attention": passes queries and keys to a kernel of transformers. "state": carries a state. "hybrid": both. "plain":
     neither.
@@ -363,7 +363,7 @@ def keeps_index(module: nn.Module) -> bool:
 
 
 def indexes(module: nn.Module) -> int | None:
-    """How many keys a row picks by an index of single keys. None for another index, such as one over pools of keys."""
+    """Number of keys that a row picks by an index of single keys. None for another index, such as one over pools."""
     code = _code(type(module))  # type: ignore[arg-type]
     picks = "topk = min(self.index_topk, index_scores.shape[-1])" in code and "pool" not in code
     return int(module.index_topk) if keeps_index(module) and picks else None  # type: ignore[arg-type]

@@ -182,7 +182,7 @@ def _in_files(model_type: str) -> "type[Family] | None":
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:
-    """What works on which family, derived from the stages of each method's defaults.
+    """The table of what works on which family, derived from the stages of each method's defaults.
 
     For each `model_type`, modality ("image", "video") and method: the places where tokens are or may be dropped, as
     named in a trace ("pixels", "tower", "projector", "layer", "kv"), or where they are cached but not read ("read"); or

@@ -88,7 +88,7 @@ def _hide(logits: Tensor, hidden: Tensor) -> None:
 
 
 def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """How much attention each key receives if every query sees every key: (keys,) float32.
+    """The attention that each key receives if every query sees every key: (keys,) float32.
 
     The mean over heads and queries, for towers without a CLS. Shapes as in `attention_rows`.
     """

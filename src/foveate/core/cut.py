@@ -19,7 +19,7 @@ _set = object.__setattr__
 
 
 class Cut:
-    """What becomes of the tokens that arrive at a stage.
+    """The result of a stage: which tokens stay, are dropped, or are merged.
 
     Made by `keep`, `take`, `merge` or `join`. It is immutable, so samples may share one. Shapes do not depend on
     values, so a cut can be returned from `torch.func.vmap`. If only the device knows how many rows are left, `count` is

@@ -37,7 +37,7 @@ def scenes(likeness: Sequence[float], below: float, least: int) -> list[Scene]:
 
 
 def still_places(still: Tensor) -> Tensor:
-    """How many places are unchanged through each run of frames: (frames, frames) int64.
+    """Number of places that are unchanged through each run of frames: (frames, frames) int64.
 
     Row f, column n counts the places that did not change in the last n steps up to frame f. Column 0 counts all places.
 

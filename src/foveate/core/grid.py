@@ -143,7 +143,7 @@ def frames_of(boxes: Tensor) -> tuple[int, ...]:
 
 
 def closing_rows(newlines: int) -> int:
-    """How many newlines stay when an image's tokens are reduced.
+    """Number of newlines that stay when an image's tokens are reduced.
 
     A single newline ends the image and stays. Several newlines end tile rows and are dropped.
     """
@@ -172,7 +172,7 @@ def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
 
 
 def _crop_of(length: int, side: int) -> Tensor:
-    """Which crop each of `length` tokens is in, if both ends lost equally many: 4, of crops of 3, are in 0 0 1 1."""
+    """The crop of each of `length` tokens, if both ends lost equally many: 4, of crops of 3, are in 0 0 1 1."""
     lost = -length % side // 2
     return (torch.arange(length) + lost) // side
 

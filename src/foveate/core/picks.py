@@ -281,7 +281,7 @@ def thin(order: Tensor, similarity: Tensor, count: int, per_round: int = 8) -> T
 
 
 def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
-    """How many tokens each group may keep: `count` in total (or all tokens, if fewer), in proportion to the weights.
+    """Number of tokens that each group may keep: `count` in total, or all if fewer, in proportion to the weights.
 
     A group first gets its share rounded down. The remainder goes to the heaviest groups, one token each. What exceeds a
     group's room is redistributed in the same way, in proportion to weight times room left, until everything is placed.

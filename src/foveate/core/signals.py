@@ -46,7 +46,7 @@ class Signal:
 
     @property
     def layers_back(self) -> int:
-        """How many layers must have run before a stage can read it."""
+        """Number of layers that must have run before a stage can read it."""
         return int(self.of_ran)
 
     def queries(self, tokens: int, images: Sequence[int]) -> int | None:
@@ -246,7 +246,7 @@ class Text(Signal):
 
 @dataclass(frozen=True)
 class ValueLikeness(Signal):
-    """How similar the tokens' values in the layer that just ran are to those of the text: (tokens, 2) float32.
+    """Similarity of the tokens' values in the layer that just ran to those of the text: (tokens, 2) float32.
 
     Column 0 is for the text after the image, column 1 for that text and the image's seeds together. Zeros if there is
     no such text. The likeness to a text row is softmax(v · v_token / √(head size)) over everything the row is compared

@@ -77,7 +77,7 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
 
 
 def nearest(rows: Tensor, kept: Tensor) -> Tensor:
-    """Which kept row each row is nearest to, by Euclidean distance: (rows,) int64, places in `kept`.
+    """The kept row that is nearest to each row, by Euclidean distance: (rows,) int64, places in `kept`.
 
     A kept row is nearest to itself, and ties go to the lower place. Rows that differ only by rounding tie, as in flat
     parts of an image.
@@ -98,7 +98,7 @@ def nearest(rows: Tensor, kept: Tensor) -> Tensor:
 
 
 def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
-    """How many rows each kept row stands for: (count,) float32.
+    """Number of rows that each kept row stands for: (count,) float32.
 
     Args:
         parent: Which kept row each row is assigned to, (rows,) int64.
@@ -110,7 +110,7 @@ def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
 
 
 def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Tensor:
-    """How many rows of its segment each kept row stands for, in other segments than those in which rows were picked.
+    """Number of rows of its segment that each kept row stands for, in segments other than those of the picks.
 
     A window that has no kept row has no effect, because nothing attends in it.
 
@@ -142,7 +142,7 @@ def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Ten
 
 
 def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
-    """Where segments end, with a leading 0, after patches have left. A segment that has lost all patches disappears.
+    """Ends of segments, with a leading 0, after patches have left. A segment that has lost all patches disappears.
 
     Ends 0 2 4 6 and patches 1 1 0 0 1 0 (stay) give 0 2 3.
 

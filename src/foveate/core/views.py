@@ -28,7 +28,7 @@ Given = Tensor | Callable[[], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """What the host knows of the tokens that arrive at a stage: enough to compute how many stay.
+    """The host's knowledge of the tokens that arrive at a stage, from which it computes how many stay.
 
     Attributes:
         tokens: How many arrive.
@@ -112,7 +112,7 @@ class View:
 
     @property
     def tokens(self) -> Tensor:
-        """Which tokens these are: (tokens,) int64, −1 for rows that stand for no token."""
+        """Indices of these tokens among those that entered: (tokens,) int64, −1 for rows that stand for no token."""
         if self._tokens is None:
             self._tokens = torch.arange(self._count)
         elif not isinstance(self._tokens, Tensor):

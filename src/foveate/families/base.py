@@ -140,7 +140,7 @@ class Family:
         return normed.to(rows.device)
 
     def rotary_type(self, layer: int) -> str | None:
-        """Which of the decoder's RoPEs a layer uses, as named by `text.rotary_emb`. None if all layers use the same."""
+        """The RoPE that a decoder layer uses, as named by `text.rotary_emb`. None if all layers use the same."""
         if not hasattr(self.text.rotary_emb, "layer_types"):
             return None
         kind: str = self.text.config.layer_types[layer]
@@ -187,7 +187,7 @@ class Family:
 
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
-        """Why a stage cannot read this signal from a model whose tower has, or lacks, a CLS. None if it can."""
+        """The reason why a stage cannot read this signal, if the tower has or lacks a CLS. None if it can."""
         if isinstance(signal, Cells) and not (cls.defines("boxes") or cls.defines("token_grids")):
             return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
@@ -195,7 +195,7 @@ class Family:
         return f"the vision tower of {cls.model_type!r} has no CLS"
 
     def lacks(self, signal: Signal) -> str | None:
-        """Why a stage cannot read this signal from this model. None if it can."""
+        """The reason why a stage cannot read this signal from this model. None if it can."""
         return self.lacking(signal, self.tower_cls)
 
     @property
@@ -460,9 +460,7 @@ class Family:
         return cuts
 
     def place(self, output: Any, images: Sequence[Tensor], cuts: Sequence[Cut | None]) -> None:
-        """Write the rows that cuts leave of images, (tokens, width) each, into the result of a `get_*_features`
-        call.
-        """
+        """Write the rows that cuts leave of images, (tokens, width) each, into a `get_*_features` result."""
         put_images(output, [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)])
         later = getattr(output, "deepstack_features", None)
         if later and not all(map(stays_whole, cuts)):
@@ -489,7 +487,7 @@ class Family:
         return list(pixels if pixels.dim() == 5 else pixels[:, None])
 
     def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
-        """Which tokens of all images are left, (tokens,) bool, newlines and the like excluded.
+        """Mark the tokens of all images that are left, (tokens,) bool, newlines and the like excluded.
 
         Args:
             modality: "image" or "video".
@@ -499,9 +497,7 @@ class Family:
         return torch.cat([of_image.flatten() for of_image in stays])
 
     def patch_tower(self, patches: Patcher) -> None:
-        """Patch the tower while a context is open, so that it has fewer host syncs and the same results, bit for
-        bit.
-        """
+        """Patch the tower while a context is open: fewer host syncs, and the same results, bit for bit."""
 
     @property
     def tower(self) -> Any:
@@ -628,7 +624,7 @@ class Family:
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:
-        """How many images the tower encodes to make `size` vision tokens, if `tower_images` is not given.
+        """Number of images that the tower encodes to make `size` vision tokens, if `tower_images` is not given.
 
         `foveate.cost` counts the tower of a family that defines this.
 

@@ -294,7 +294,7 @@ def _is_decoder(module: nn.Module | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _LayerKind:
-    """What the code of a layer's modules shows.
+    """The properties of a layer, found from the code of its modules.
 
     Attributes:
         parts: Types of the layer's parts when it was inspected.
@@ -329,7 +329,7 @@ def _kind_of(layer: nn.Module) -> _LayerKind:
 
 
 def _reasons_against(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
-    """Why a layer of this kind, with this index, cannot run on some of its rows."""
+    """Reasons why a layer of this kind, with this index, cannot run on some of its rows."""
     name, attention = type(layer).__name__, attention_of(layer)
     if kind == "hybrid":
         return (f"its {name} attends and carries a state, and stores both in one layer of the cache",)

@@ -111,7 +111,7 @@ class Feeding:
 
     @property
     def is_fed(self) -> Tensor:
-        """Which tokens are made of rows, (tokens,) bool. Learned newlines are not."""
+        """Mark the tokens that are made of rows, (tokens,) bool. Learned newlines are not."""
         owners = torch.cat([group.tokens for group in self.groups])
         return torch.zeros(self.tokens, dtype=torch.bool, device=owners.device).index_fill(0, owners, True)
 
@@ -158,7 +158,7 @@ _FEEDINGS: WeakKeyDictionary[nn.Module, dict[Hashable, Feeding]] = WeakKeyDictio
 
 
 def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feeding:
-    """Which rows feed which token of a `get_*_features` call, cached by the shapes and integers of its arguments.
+    """Find the rows that feed each token of a `get_*_features` call; cached by its arguments' shapes and integers.
 
     Args:
         family: Knows the `core` and the decoder's `layers`.
@@ -252,13 +252,13 @@ class _Trace:
             looks += [_Look(rows, sample) for sample in visible]
 
     def work(self, blocks: Blocks) -> tuple[int, int]:
-        """How often attention ran in some blocks, and for how many rows."""
+        """Number of attention calls in some blocks, and of their rows."""
         looks = [self.looks.get(attention) or [] for _, attentions in blocks for attention in attentions]
         return sum(map(bool, looks)), sum(look.rows for of_one in looks for look in of_one)
 
 
 def _visible(mask: Any, samples: int, rows: int) -> Sequence[Tensor | None] | None:
-    """Which rows see which in each sample, (rows, rows) bool each; None entries: all see all.
+    """The rows that each row sees in each sample, (rows, rows) bool each; None entries: all see all.
 
     None instead of a list: this kind of mask is not known.
     """
@@ -356,7 +356,7 @@ def _gradients(sums: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
 
 
 def _group_rows(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tensor, tokens: int) -> Feeding:
-    """Which rows attend to one another in the blocks that attend to whole images.
+    """Group the rows that attend to one another in the blocks that attend to whole images.
 
     Raises:
         UnsupportedError: If there is no such block, or rows feed no token and are not a CLS.
@@ -473,7 +473,7 @@ def tower_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
 def _ranked_tokens(
     family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Sequence[int]
 ) -> list[Tensor | slice]:
-    """Which tokens of each image are not newlines.
+    """Mark the tokens of each image that are not newlines.
 
     Raises:
         UnsupportedError: If a token is made of no row, and the family does not say that it is a newline or always

@@ -184,9 +184,7 @@ class Gemma4(Family):
         return output, replace_images(output, cuts)
 
     def _resize(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
-        """The patches of an image, (patches, size · size · channels), and their places, after resizing it to
-        `cells`.
-        """
+        """The patches of an image, (patches, numbers), and their places, after resizing it to `cells` tokens."""
         vision = self.model.config.vision_config
         size, kernel = vision.patch_size, vision.pooling_kernel_size
         rows, columns = grid[0] * kernel, grid[1] * kernel  # in patches, before and after

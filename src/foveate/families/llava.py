@@ -15,8 +15,8 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers 
 
 
 class OfClip(Family):
-    """Shared by the LLaVAs: a CLIP or SigLIP tower for squares, whose CLS may be left out, and a two-layer
-    projector.
+    """Shared by the LLaVAs: a CLIP or SigLIP tower for squares, and a two-layer projector without its CLS or with
+    it.
     """
 
     shares_prefix: ClassVar[bool] = True
@@ -92,9 +92,7 @@ class Llava(OfClip):
 
     @classmethod
     def fixed_count(cls, config: Any) -> int | None:
-        """As in the base class, by the tower's grid: `image_seq_length` may be a default that does not fit the
-        tower.
-        """
+        """As in the base class, by the tower's grid, because `image_seq_length` may not fit the tower."""
         if config.vision_config.model_type not in CLASS_TOKENS:  # Pixtral takes images of any shape
             return None
         return picture_tokens(config)
@@ -154,7 +152,7 @@ def picture_tokens(config: Any) -> int:
 
 
 def pictures_in(size: int, each: int) -> int:
-    """How many images of `each` vision tokens make `size` tokens.
+    """Number of images of `each` vision tokens that make `size` tokens.
 
     Raises:
         SettingError: If the size is not a multiple of `each`.

@@ -55,7 +55,7 @@ class AnyResolution(OfClip):
         raise NotImplementedError
 
     def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
-        """How the model pools frames to `rows` x `columns` tokens.
+        """The parts with which the model pools frames to `rows` x `columns` tokens.
 
         Returns:
             The owner and the name of the model's pooling function; a function that pools maps instead, (frames, width,

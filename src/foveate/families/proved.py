@@ -17,7 +17,7 @@ _HYBRID = "each of its layers attends and carries a state, and stores both in on
 
 
 class Proved(NamedTuple):
-    """What is proved for a `model_type`.
+    """The results proved for a `model_type`.
 
     Attributes:
         title: The usual name of its models, or of a known checkpoint.
@@ -100,7 +100,7 @@ PROVED = {
     ),
     "video_llama_3": Proved("VideoLLaMA 3"),
 }
-"""What is proved, by `model_type`."""
+"""The results proved, by `model_type`."""
 
 
 _CROSS = "its layers read pictures by cross-attention, so the prompt has no vision tokens to drop"
@@ -129,4 +129,4 @@ UNSERVED = {
     "kosmos-2.5": "a resampler makes 2048 tokens from any picture, and its decoder has no rotary positions",
     "git": "its decoder is a BERT with the picture before the prompt, without placeholders or rotary positions",
 }
-"""Why a model cannot be served, by `model_type`."""
+"""Reasons why a model cannot be served, by `model_type`."""

@@ -25,7 +25,7 @@ BLOCK = 1
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where tokens are dropped: "pixels", "tower", "projector", "layer" or "kv", as in a trace.
+    """The places where tokens are dropped: "pixels", "tower", "projector", "layer" or "kv", as in a trace.
 
     "read" is where they are cached but not read.
 
@@ -60,7 +60,7 @@ def refusal(
     lacks: Callable[[Signal], str | None],
     kind: type[Family] | None = None,
 ) -> str | None:
-    """Why the engine does not run these stages, as the end of a sentence ("reads …", "has …"). None if it runs them.
+    """The reason why the engine does not run these stages, as the end of a sentence ("reads …"). None if it runs them.
 
     Args:
         stages: In order.
@@ -111,7 +111,7 @@ def refusal(
 
 
 def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) -> str | None:
-    """Why blocks of the tower do not run on fewer rows for these stages, one of which requires it."""
+    """The reason why blocks of the tower do not run on fewer rows, although one of these stages requires it."""
     what = "lets rows leave inside the vision tower"
     if needs_all_rows is not None:
         return f"{what}, which here needs all of them: {needs_all_rows}. Leave thintower out."
@@ -131,7 +131,7 @@ def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) ->
 
 
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
-    """Why the engine does not run this stage, whatever the other stages are."""
+    """The reason why the engine does not run this stage, whatever the other stages are."""
     for signal in stage.reads:
         reader, *places = reader_of(signal)
         reason: str | None = f"no {type(stage).__name__} has it: take {reader}"
@@ -177,7 +177,7 @@ def usual_input(kind: type[Family], modality: str) -> Arriving:
 def reach(
     method: Method, kind: type[Family], config: Any = None, *, depth: int = DEPTH, arriving: Arriving = USUAL
 ) -> Reach:
-    """Where tokens are dropped when this method runs on a model of this family, or why it is refused.
+    """The places where tokens are dropped when this method runs on this family, or why it is refused.
 
     Args:
         method: The method, with its settings.

@@ -36,12 +36,12 @@ class Thinner(Protocol):
         ...
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
-        """Which rows of each segment stay, (rows, width) in raster order, and which of them each row is assigned to."""
+        """Select the rows of each segment that stay, (rows, width) in raster order, and assign others to them."""
         ...
 
 
 class _Plan(NamedTuple):
-    """Which rows of a call run: (kept,) for packed rows, (images, kept) for a batch. For the rest see `core.thin`."""
+    """The rows of a call that run: (kept,) for packed rows, (images, kept) for a batch. For the rest see `core.thin`."""
 
     kept: Tensor
     parent: Tensor
@@ -211,7 +211,7 @@ class _ThinRun:
         return plans
 
     def _thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut]:
-        """Which rows of each segment run, and which of these each row is assigned to. The result is also recorded."""
+        """Select the rows of each segment that run, assign the others to them, and record both."""
         cuts = []
         for rows, cut in zip(segments, self.thinner.thin(segments, grids), strict=True):
             every = torch.arange(len(rows), device=rows.device)
@@ -248,7 +248,7 @@ class _ThinRun:
         return value
 
     def _sizes_for(self, kwargs: Mapping[str, Any]) -> Tensor:
-        """How many rows each kept row stands for in this block, within its own segment, which may be a window."""
+        """Number of rows that each kept row stands for in this block, within its segment, which may be a window."""
         assert self.plan is not None
         assert self.layout is not None
         plan, of_layout, ends = self.plan, list(self.layout.lengths or ()), _ends_in(kwargs)
@@ -293,7 +293,7 @@ def _rectangular(pictures: Sequence[_Plan]) -> _Plan:
 
 
 def _valid_keys(arguments: Sequence[Any], rows: int) -> Tensor | None:
-    """Which rows are not padding, (images, rows) bool, by the mask among a block's arguments. None: all.
+    """Mark the rows that are not padding, (images, rows) bool, by the mask among a block's arguments. None: all.
 
     A mask that says more, such as which image a row belongs to, occurs only with packed rows.
     """
@@ -336,7 +336,7 @@ def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer
 
 
 def units_left(views: Sequence[PixelView], cuts: Sequence[Cut | None]) -> list[Tensor]:
-    """Which units of each image stay, (images, rows, columns) bool on the host, with one host sync."""
+    """Mark the units of each image that stay, (images, rows, columns) bool on the host, with one host sync."""
     masks = []
     for view, cut in zip(views, cuts, strict=True):
         stays = torch.ones(len(view), dtype=torch.bool, device=view.device)
@@ -376,7 +376,7 @@ class _Leaving:
         return 0
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
-        """Which rows of each image run, at least one, and the nearest of these for each other row."""
+        """Select the rows of each image that run, at least one, and the nearest of these for each other row."""
         cuts: list[Cut | None] = []
         for rows, grid in zip(segments, grids, strict=True):
             stays = self.pictures.pop(0).repeat_interleave(self.side, 0).repeat_interleave(self.side, 1)

@@ -88,9 +88,7 @@ class Tiled(Family):
             yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As in the base class. Every tile of a call gets one size, and the tower interpolates its position
-        embeddings.
-        """
+        """As in the base class. All tiles of a call get one size. The tower interpolates position embeddings."""
         config, pixels = self.model.config, self.tiles(inputs)
         side, block = self.side(config), self.block(config)
         lengths = reducer.lengths(len(pixels) * side**2)
@@ -290,7 +288,7 @@ class Idefics3(SmolVLM):
 
 
 def _real(pixels: Tensor) -> Tensor:
-    """Which tiles are not all zeros, as padding is, (samples, tiles) bool. The model finds them in the same way."""
+    """Mark the tiles that are not all zeros, as padding is, (samples, tiles) bool. The model does the same."""
     real = (pixels != 0).flatten(2).any(dim=2)
     real[0, 0] |= ~real.any()  # if all tiles are zeros, the first one counts
     return real

@@ -55,7 +55,7 @@ class Reducer(Protocol):
         ...
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
-        """Which tokens of each image the tower shall make, from their pixels, ascending. None: all."""
+        """Select the tokens of each image that the tower makes, from their pixels, ascending. None: all."""
         ...
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:

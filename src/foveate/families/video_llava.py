@@ -118,9 +118,7 @@ class VideoLlava(Llava):
         return _with_cls(states[:, :1], placed), cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As in the base class. The tower interpolates its position embeddings. A frame's CLS is the smaller
-        frame's.
-        """
+        """As in the base class. The tower interpolates position embeddings. A frame's CLS is the smaller one's."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
         videos, frames = inputs["pixel_values_videos"].shape[:2]

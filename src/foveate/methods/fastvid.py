@@ -56,9 +56,7 @@ class FastVID(Frames):
         return 2 * width * frames[0] * (len(frames) // STEP + 1) * frames[0]
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None, whole: Tensor | None = None) -> Cut:
-        """Merge the film scene by scene. `whole`: each frame's feature, (frames, width). None: the mean of its
-        tokens.
-        """
+        """Merge the film scene by scene. `whole`: the feature of each frame, (frames, width). None: its mean."""
         frames, tokens, _ = features.shape
         alike = likeness(features.mean(dim=1) if whole is None else whole).tolist()  # one host sync
         kept = int(tokens * self.own) if count is None else count // frames

@@ -61,7 +61,7 @@ class MMTok(Once):
 def coverage(
     words: Tensor, tokens: Tensor, features: Tensor, tau_text: float, tau_vision: float, alpha: float
 ) -> Tensor:
-    """How well each token covers each target: (tokens, words + tokens) float32.
+    """The coverage of each target by each token: (tokens, words + tokens) float32.
 
     Args:
         words: (words, width), embeddings of the text.

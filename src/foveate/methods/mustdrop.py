@@ -161,9 +161,7 @@ class MustDrop(Cuts):
         return Cut.keep(stays)
 
     def _solvable(self, depth: int, arriving: Arriving) -> None:
-        """Refuse a budget that cannot be met. None: the count depends on the prompt, as all stay without text after
-        it.
-        """
+        """Refuse a budget that cannot be met. None: the count depends on the prompt; without text all stay."""
         self.solution(depth, arriving)
 
     def _highest(self, depth: int, index: int, view: LayerView, _: int | None) -> Cut | None:

@@ -58,7 +58,7 @@ class PixelPrune(Method):
 
 
 def unequal(units: Tensor) -> Tensor:
-    """Which units stay if only equal units are alike: (frames, rows, columns, numbers) to (frames, rows, columns) bool.
+    """Mark the units that stay if alike means equal: (frames, rows, columns, numbers) to (frames, rows, columns) bool.
 
     A dropped unit equals its prediction, so the original image can be compared: two grids of comparisons are enough.
     """
@@ -73,7 +73,7 @@ def unequal(units: Tensor) -> Tensor:
 
 
 def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Which units stay if alike does not mean equal: shapes as for `unequal`.
+    """Mark the units that stay if alike does not mean equal: shapes as for `unequal`.
 
     `stands` has, by index, the unit that stands at each place. A unit depends on those of A, B and C. So all units of a
     diagonal (row + column is constant) are computed at once, from the two diagonals before it.

@@ -141,7 +141,7 @@ class SparseVLM(Rated):
         return kept, pool, min(clusters, rows - kept)
 
     def _recycle(self, dropped: int) -> tuple[int, int]:
-        """How many of `dropped` tokens are recycled, and into how many clusters."""
+        """The number of `dropped` tokens that are recycled, and the number of clusters."""
         if not self.recycle:
             return 0, 0
         pool = int(0.3 * dropped) + 1

@@ -102,7 +102,7 @@ class V2Drop(Cuts):
 
 
 def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2") -> Tensor:
-    """How far each token moved between two layers' inputs: s_j = ‖h_j − h'_j‖ for "l2" (Sec. 3 of the paper).
+    """The movement of each token between two layers' inputs: s_j = ‖h_j − h'_j‖ for "l2" (Sec. 3 of the paper).
 
     Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) float32. Unit: that of the hidden state for "l2"
     and "l1", else none. >= 0, larger means keep.

@@ -62,7 +62,7 @@ class VidCom2(Frames):
 
 
 def redundancy(features: Tensor) -> tuple[Tensor, Tensor]:
-    """How similar each token is to the whole video, and to its frame: the kernel scores, high is redundant.
+    """Similarity of each token to the whole video, and to its frame: the kernel scores, high is redundant.
 
     Shapes: (frames, tokens of each, width) float32 -> (frames, tokens of each) twice.
     """
