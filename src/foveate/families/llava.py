@@ -15,9 +15,7 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers 
 
 
 class OfClip(Family):
-    """Shared by the LLaVAs: a CLIP or SigLIP tower for squares, and a two-layer projector without its CLS or with
-    it.
-    """
+    """Shared by the LLaVAs: a CLIP or SigLIP tower for squares, whose CLS may be left out, then a projector."""
 
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None

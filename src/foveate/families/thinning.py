@@ -41,7 +41,7 @@ class Thinner(Protocol):
 
 
 class _Plan(NamedTuple):
-    """The rows of a call that run: (kept,) for packed rows, (images, kept) for a batch. For the rest see `core.thin`."""
+    """The rows of a call that run: (kept,) if packed, (images, kept) for a batch. For the rest see `core.thin`."""
 
     kept: Tensor
     parent: Tensor
