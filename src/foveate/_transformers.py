@@ -110,7 +110,7 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
             if name == "transformers":
                 oldest = f"{OLDEST} to "
             warnings.warn(
-                f"foveate {__version__} is tested with {name} {oldest}{newest}; this is {installed}. Prove it on your "
+                f"foveate {__version__} is tested with {name} {oldest}{newest}; this is {installed}. Check it on your "
                 f"model with `foveate check MODEL`, or install a tested version: pip install '{name}=={newest}.*'.",
                 stacklevel=2,
             )

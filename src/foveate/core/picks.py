@@ -267,7 +267,7 @@ def thin(order: Tensor, similarity: Tensor, count: int, per_round: int = 8) -> T
         (count,) int64, ascending.
     """
     if not 0 <= count <= len(order):
-        raise ShapeError(f"Cannot thin a list of {len(order)} tokens out to {count}.")
+        raise ShapeError(f"Cannot thin a list of {len(order)} tokens to {count}.")
     if count == 0:
         return order[:0]
     while len(order) > count:

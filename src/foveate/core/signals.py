@@ -303,7 +303,7 @@ class OwnSignal(Signal):
     def __post_init__(self) -> None:
         if not callable(self.make) or type(self.of) is not tuple or not self.of or not {*self.of} <= {*OF_LAYER}:
             raise SettingError(
-                f"OwnSignal: make must be a function and of a tuple out of {', '.join(OF_LAYER)}; "
+                f"OwnSignal: make must be a function, and of a tuple of names out of {', '.join(OF_LAYER)}; "
                 f"got make={self.make!r}, of={self.of!r}."
             )
 
@@ -455,7 +455,7 @@ class Resource(Signal):
     """The output of an object passed by name, with `foveate.drop(…, resources={name: …})`.
 
     Attributes:
-        name: Its name. A method finds the names that were passed in `Shape.resources`.
+        name: Its name. A method finds all passed names in `Shape.resources`.
         of: "features": its function `features` gets the image's tokens before the projector, (tokens, width), and
             returns (tokens, any). "text": its function `text` gets the ids of the text that `Text` has, (words,) int64,
             and returns one tensor, whose shape is the same for every text.

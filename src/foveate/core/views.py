@@ -145,8 +145,7 @@ class View:
             return self._make(self._signals, alike[0])
         if alike:
             raise Undeclared(
-                f"This stage reads several signals of kind {kind!r}. Write which one you mean, such as "
-                f"view[{alike[0]!r}]."
+                f"This stage reads several signals of kind {kind!r}. Name one of them, such as view[{alike[0]!r}]."
             )
         raise self._refusal(kind)
 
@@ -163,7 +162,7 @@ class View:
         alone = [repr(signal) for signal in self._signals if counts[signal.kind] == 1]
         several = [f"{count} of kind {kind!r}" for kind, count in counts.items() if count > 1]
         there = ", ".join([*alone, *several, *self._named]) or "nothing"
-        return Undeclared(f"This stage reads {what!r} without declaring it, or this model has none. There is: {there}.")
+        return Undeclared(f"This stage reads {what!r} without declaring it, or this model has none. Declared: {there}.")
 
 
 class LayerView(View):

@@ -236,7 +236,7 @@ class Derived(Family):
 def warn_of(kind: str) -> None:
     """Warn once for each kind of model that it was not tested, and say how to test it."""
     warnings.warn(
-        f"{kind} is not among the models that foveate was tested on. Prove it first: foveate.testing.check(model, "
+        f"{kind} is not among the models that foveate was tested on. Check it first: foveate.testing.check(model, "
         "inputs), or `foveate check MODEL`.",
         UserWarning,
         stacklevel=5,

@@ -119,8 +119,8 @@ class Qwen2VL(Family):
         for name in inputs:
             if name.removeprefix(f"{modality}_") in PRECOMPUTED:
                 raise UnsupportedError(
-                    f"{name} is of all patches, but some leave before the vision tower. Leave it out: the model makes "
-                    "it itself."
+                    f"{name} describes all patches, but some are dropped before the vision tower. Leave it out: the "
+                    "model makes it itself."
                 )
         grids = inputs[f"{modality}_grid_thw"].cpu()
         views = self.pixel_views(inputs[pixels_name(inputs)], grids)

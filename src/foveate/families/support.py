@@ -134,7 +134,7 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     """The reason why the engine does not run this stage, whatever the other stages are."""
     for signal in stage.reads:
         reader, *places = reader_of(signal)
-        reason: str | None = f"no {type(stage).__name__} has it: take {reader}"
+        reason: str | None = f"{type(stage).__name__} cannot read it: use {reader}"
         if not isinstance(signal, SERVED):
             reason = "the engine does not read it yet"
         elif stage.place in places:

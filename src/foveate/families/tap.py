@@ -271,7 +271,7 @@ def _refuse_untold(attention: Any) -> None:
     code = inspect.getsource(type(attention).forward)
     if any(word in code for word in ("rotary", "rope", "freqs")):
         raise UnsupportedError(
-            f"foveate cannot read the keys of {type(attention).__name__} before RoPE: its arguments hold no tables. "
+            f"foveate cannot read the keys of {type(attention).__name__} before RoPE: its arguments have no tables. "
             "Use a method that reads no keys."
         )
 

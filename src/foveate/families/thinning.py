@@ -244,7 +244,7 @@ class _ThinRun:
         if value.dim() >= 2 and value.shape[-2] == rows:  # tables of positions
             return take_along(value, index[..., None], dim=-2)
         if rows in value.shape:
-            raise _refusal(self.tower, f"its blocks get a tensor of shape {tuple(value.shape)}, which is not known")
+            raise _refusal(self.tower, f"its blocks get an unknown tensor of shape {tuple(value.shape)}")
         return value
 
     def _sizes_for(self, kwargs: Mapping[str, Any]) -> Tensor:
@@ -274,7 +274,7 @@ class _ThinRun:
 def _refusal(tower: Tower, why: str) -> UnsupportedError:
     """The error for a tower inside which rows cannot leave."""
     name = type(tower.module).__name__
-    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops after it.")
+    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Drop after the tower instead.")
 
 
 def _ends_in(kwargs: Mapping[str, Any]) -> Any:

@@ -59,7 +59,7 @@ class HAWK(Once):
         products = view.products.nan_to_num(0, 0, 0)  # (tokens, heads)
         heads = products.shape[1]
         if self.weights is not None and len(self.weights) != heads:
-            raise SettingError(f"hawk: layer 0 has {heads} heads, and there are {len(self.weights)} weights.")
+            raise SettingError(f"hawk: layer 0 has {heads} heads, so give as many weights; got {len(self.weights)}.")
         shares = products / torch.linalg.vector_norm(products, dim=0).clamp(min=1e-12)
         if self.weights is not None:
             # Create each weight on the device: torch.tensor(weights) would copy from the host.
