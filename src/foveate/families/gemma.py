@@ -1,8 +1,8 @@
-"""The Gemmas: PaliGemma, Gemma 3 and Gemma 4.
+"""The Gemmas: PaliGemma, Gemma 3 and Gemma 4. Image tokens, or a PaliGemma's whole prompt, attend in both directions.
 
-Image tokens, or a PaliGemma's whole prompt, attend in both directions. The mask of each kind of layer says what a row
-sees: images in both directions, and windows in columns of the whole prompt. These masks remain correct for the rows
-that are left. Local and global layers have separate RoPEs, and in Gemma 4 separate head sizes.
+The mask of each kind of layer says what a row sees: images in both directions, and windows in columns of the whole
+prompt. These masks remain correct for the rows that are left. Local and global layers have separate RoPEs, and in Gemma
+4 separate head sizes.
 """
 
 import itertools

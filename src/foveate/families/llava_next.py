@@ -1,7 +1,6 @@
-"""LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision.
+"""LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision: a base view, then a map of tiles; frames are pooled.
 
-An image is a base view, then tiles joined to a map and unpadded, with a newline after every row. A video's frames are
-pooled.
+The map is unpadded, and has a newline after every row.
 """
 
 import functools

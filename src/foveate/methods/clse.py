@@ -30,7 +30,7 @@ EPSILON = 1e-6
 
 
 class CLSE(Cuts):
-    """Three cuts: the first by attention times the change of high frequencies, the others by attention alone.
+    """Cuts three times: first by attention times the change of high frequencies, then by attention alone.
 
     Attributes:
         layers: Decoder layers whose input is cut, ascending. The first must be 1, because it compares the inputs of

@@ -22,7 +22,7 @@ from foveate.core.rank import marked_first
 
 
 class DART(OneCut):
-    """One cut that keeps the tokens least similar to a few pivots. Each image has its own pivots.
+    """Keeps the tokens least similar to a few pivots, in one cut. Each image has its own pivots.
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.

@@ -13,7 +13,7 @@ from foveate.core.picks import cosine_flops, max_min, pairs
 
 
 class DivPrune(Once):
-    """The subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.
+    """Keeps the subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.
 
         D_ij = 1 − cos(x_i, x_j)      first: argmax_j min_{i≠j} D_ij      then: argmax_j min_{i picked} D_ij
 

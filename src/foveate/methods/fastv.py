@@ -19,7 +19,7 @@ from foveate.core.rank import top
 
 
 class FastV(Cuts):
-    """One cut, by the attention that the prompt's last token pays in the layer before it.
+    """Drops once, by the attention that the prompt's last token pays in the layer before the cut.
 
     Differs from the released code in four points. Only the scoring row of attention is computed, under any attention
     kernel; the code materialises the maps of all layers. Scores are float32, and ties go to the lower index. Batches,

@@ -28,7 +28,7 @@ SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 
 
 class FlashVID(Frames):
-    """Keeps diverse tokens of each frame, and the means of trees of tokens that show the same over time.
+    """Keeps diverse tokens of each frame, and merges trees of tokens that show the same over time.
 
     The released system cuts once more inside the decoder, "flashvid+fastv:layers=20;keep=0.3;rounding=up", which the
     expansion compensates. With a budget the expansion is not used, and the most attended of the other tokens fill the

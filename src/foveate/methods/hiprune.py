@@ -27,7 +27,7 @@ DEPTH = 24  # blocks of the tower that `object_layer` is named for
 
 
 class HiPrune(Once):
-    """Keeps anchors, their neighbours and registers, once, at the exit of the vision tower.
+    """Keeps the patches most attended in a middle layer of the tower, their neighbours, and some of a deep layer.
 
     Attributes:
         alpha: Share of the kept tokens that are anchors and buffers, in [0, 1].

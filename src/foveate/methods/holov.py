@@ -29,7 +29,7 @@ SMALLEST = 1e-12  # lower bound of the divisors: the mean variance and the mean 
 
 
 class HoloV(Once):
-    """Gives each crop a quota, and keeps the tokens with the highest score H in each.
+    """Gives each crop of an image a quota, and keeps the tokens with the highest score H in each.
 
     Attributes:
         rule: "released" or "paper": see above.

@@ -24,7 +24,7 @@ from foveate.methods.coordinates import places
 
 
 class IVCPrune(OneCut):
-    """One cut of each image separately: seeds and coordinates, then the rest by similarity to the text after it.
+    """Keeps seeds and coordinates of each image, then the tokens most similar to the text after it, in one cut.
 
     If seeds and coordinates exceed the count, seeds come first, then coordinates by C and by S alternately. Without
     text after an image, its coordinates stay, and other tokens at even steps.

@@ -25,7 +25,7 @@ SMALL = 1e-6
 
 
 class MFPruner(Once):
-    """Tokens with two or three votes stay first. The others follow by falling score, up to the number to keep.
+    """Keeps the tokens that two or three cues vote for, then others by falling score.
 
     With CLIP's encoders as a resource (see `CDPruner`) a, d and r vote. Tokens with three votes come first, then those
     with two, then all others; within a group the largest a + d + r. Without CLIP, as in the code for Qwen2.5-VL, a and

@@ -16,7 +16,7 @@ from foveate.core.tensors import blocks
 
 
 class MMTok(Once):
-    """Greedy coverage of two kinds of targets at once: the words of the question, and all vision tokens.
+    """Keeps the tokens that best cover two kinds of targets: the words of the question, and all vision tokens.
 
         P_tj = softmax_j(cos(word_t, x_j) / τ_text) / words        Q_ij = softmax_j(cos(v_i, v_j) / τ_vision) / tokens
 

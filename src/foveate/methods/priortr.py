@@ -27,7 +27,7 @@ EPSILON = 1e-10
 
 
 class PriorTR(OneCut):
-    """One cut by gained attention; then all caches are cut to the same tokens.
+    """Keeps the tokens that gain most attention by the question, in one cut; then cuts all caches to them.
 
     Each image has its own null token. Without text after an image there is none; then tokens at even steps stay.
 

@@ -22,7 +22,7 @@ from foveate.core.merge import sum_of_nearest
 
 
 class PruMerge(Once):
-    """Keeps outliers of attention and merges similar tokens into them, once, at the exit of the vision tower.
+    """Keeps outliers of the CLS's attention and merges similar tokens into them, at the exit of the vision tower.
 
     Attributes:
         neighbours: How many of the nearest tokens are added to each kept one. 0 prunes without merging into kept

@@ -14,7 +14,7 @@ from foveate.contract import Attention, Cuts, FallingShares, Layers, Positions, 
 
 
 class PyramidDrop(Cuts):
-    """Cuts that each leave a share of the image's original tokens.
+    """Keeps a smaller share of the image's original tokens at each of several layers.
 
     The settings have the names of the authors' command line. Each image keeps its share. A cut never leaves less than
     one token.

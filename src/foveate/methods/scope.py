@@ -17,7 +17,7 @@ from foveate.core.tensors import blocks
 
 
 class Scope(Once):
-    """Greedy facility-location coverage of all tokens, each candidate's gain times its saliency, before the projector.
+    """Keeps the tokens that best cover all others (greedy facility location), each gain times the token's saliency.
 
     With the cosines C of the tower's features and the CLS's attention s, each pick is the token j not yet picked with
     the largest

@@ -69,7 +69,7 @@ class Rated(Cuts):
 
 
 class SparseVLM(Rated):
-    """Three cuts by the attention of the words that resemble the image, with recycling.
+    """Cuts three times by the attention of the words that resemble the image, and recycles merged tokens.
 
     This is the first version (1.x); `SparseVLMPlus` is the later one. Each image has its own raters.
 

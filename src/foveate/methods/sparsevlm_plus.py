@@ -22,7 +22,7 @@ from foveate.methods.sparsevlm import Rated
 
 
 class SparseVLMPlus(Rated):
-    """Three cuts by the attention of the words that resemble the image, corrected for the distance between both.
+    """Cuts three times by the attention of the words that resemble the image, corrected for their distance.
 
     This is the later version (2.0) of `SparseVLM`; see there for raters. The divisor is at least 0.05, because the
     code's product changes its sign far from the text.

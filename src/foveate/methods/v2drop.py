@@ -23,7 +23,7 @@ OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
 
 class V2Drop(Cuts):
-    """Progressive dropping by token-wise variation: each cut drops the tokens whose hidden state moved least.
+    """Drops, at each of several layers, the tokens whose hidden state moved least (token-wise variation).
 
     Attributes:
         metric: How movement is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity, the first

@@ -30,7 +30,7 @@ Pair = tuple[Count, Count]
 
 
 class VisionDrop(Cuts):
-    """Keeps dominant tokens and merged context, at the exit of the tower and before three decoder layers.
+    """Keeps dominant tokens and merges the others, at the exit of the tower and before three decoder layers.
 
     Attributes:
         dominant: Tokens that the tower stage keeps unmerged, usually 42. A CLS, if the tower has one, is one of them.

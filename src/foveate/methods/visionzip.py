@@ -24,7 +24,7 @@ DOMINANT, CONTEXT, REFERENCE = 54, 10, 576  # the README's setting for LLaVA-1.5
 
 
 class VisionZip(Once):
-    """Keeps dominant patches and merged context, once, at the exit of the vision tower.
+    """Keeps the patches that the CLS attends to, and merges the others, at the exit of the vision tower.
 
     Attributes:
         dominant: Rows that stay unmerged, at least 1; usually 54. If the CLS becomes a row, it is one of them.

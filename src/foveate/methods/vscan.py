@@ -32,7 +32,7 @@ KEPT, NEWLINE = 2.0, 1.0  # notes: picked by a scan, and newline (noted by the f
 
 
 class VScan(Once):
-    """Keeps local and global tokens, merges the others into them, and cuts again by the prompt's last token.
+    """Keeps tokens of a local and a global scan of the tower, merges the others, and cuts again in the decoder.
 
     Attributes:
         retention, tokens: The mean that a decoder layer processes; see `Once`. By default a third, 192 of 576.
