@@ -6,7 +6,7 @@
         ids = model.generate(**inputs)
     trace.retention
 
-Names load on first use, so importing the package costs nothing.
+Names are loaded on first use, so importing the package is fast.
 """
 
 from typing import TYPE_CHECKING, Any

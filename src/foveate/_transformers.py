@@ -1,8 +1,8 @@
-"""The host: all that foveate knows of transformers' inside, which its documentation does not promise.
+"""The host: everything that foveate uses of transformers' internals, which its documentation does not guarantee.
 
-Which versions are served, the names that are used, what they are called in each version, and a probe that says when one
-is gone. Importing this module, and with it the engine or a family, fails on a version that is too old or that lacks a
-name, and warns on one that is newer than those tested.
+It has the supported versions, the names used, their spelling in each version, and a probe that reports missing names.
+Importing this module, and with it the engine or a family, fails on a version that is too old or lacks a name. It warns
+on a version newer than those tested.
 """
 
 import copy
@@ -22,37 +22,37 @@ from foveate.errors import UnsupportedError
 from foveate.plain.version import __version__
 
 OLDEST, NEWEST = "5.16.1", "5.24"
-"""The versions all tests pass on, `make test-oldest` and `make test`."""
+"""The oldest and newest versions on which all tests pass, `make test-oldest` and `make test`."""
 NEWEST_TORCH = "2.13"
-"""The newest torch that all tests pass on."""
+"""The newest torch on which all tests pass."""
 
 NAMES: Mapping[str, str] = {
     "transformers:PreTrainedConfig._attn_implementation": "which kernel a model runs; public only to set",
-    "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS.get_interface": "the kernel that a look goes on to",
+    "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS.get_interface": "the kernel that a tap calls",
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS.get": "which form of mask a kernel reads",
-    "transformers.masking_utils:create_causal_mask": "what the cache of a call is called",
+    "transformers.masking_utils:create_causal_mask": "the name of a call's cache",
     "transformers.masking_utils:sdpa_mask": "4-D bool masks",
     "transformers.masking_utils:eager_mask": "4-D float masks",
     "transformers.masking_utils:flash_attention_mask": "2-D masks",
-    "transformers:GenerationMixin._get_logits_processor": "where a check tells generate what to say",
-    "transformers.utils:cached_file": "where the hub's cache has a file of a model",
-    "transformers.utils:ModelOutput": "what generate answers",
-    "transformers.cache_utils:Cache": "what may hold layers of different lengths",
+    "transformers:GenerationMixin._get_logits_processor": "where a check forces the output of generate",
+    "transformers.utils:cached_file": "the path of a model's file in the hub's cache",
+    "transformers.utils:ModelOutput": "the result of generate",
+    "transformers.cache_utils:Cache": "a cache with layers of different lengths",
     "transformers.cache_utils:Cache.update(key_states, value_states, layer_idx)": "how a layer's rows get there",
     "transformers.cache_utils:Cache.get_seq_length": "how many columns it has",
     "transformers.cache_utils:Cache.get_mask_sizes(query_length, layer_idx)": "how long masks are",
     "transformers.cache_utils:DynamicCache": "the usual cache",
-    "transformers.cache_utils:DynamicCache().layers": "where a pruned layer takes the place of the cache's own",
+    "transformers.cache_utils:DynamicCache().layers": "where a pruned layer replaces the cache's own",
     "transformers.cache_utils:DynamicCache().layer_class_to_replicate": "which layer an empty cache will make",
-    "transformers.cache_utils:DynamicCache().offloading": "whether a cache moves its layers away",
-    "transformers.cache_utils:DynamicCache().has_previous_state": "whether there is a state to go on from",
+    "transformers.cache_utils:DynamicCache().offloading": "whether a cache offloads its layers",
+    "transformers.cache_utils:DynamicCache().has_previous_state": "whether there is a state to continue from",
     "transformers.cache_utils:DynamicLayer": "base of the pruned layer",
     "transformers.cache_utils:DynamicLayer.update(key_states, value_states)": "stores rows",
-    "transformers.cache_utils:DynamicLayer.crop(tokens_to_remove)": "takes rows back",
+    "transformers.cache_utils:DynamicLayer.crop(tokens_to_remove)": "removes rows",
     "transformers.cache_utils:DynamicLayer.reset": "empties it",
-    "transformers.cache_utils:DynamicLayer.reorder_cache(beam_idx)": "goes on with other beams",
-    "transformers.cache_utils:DynamicLayer.batch_repeat_interleave(repeats)": "goes on with more samples",
-    "transformers.cache_utils:DynamicLayer.batch_select_indices(indices)": "goes on with fewer samples",
+    "transformers.cache_utils:DynamicLayer.reorder_cache(beam_idx)": "continues with other beams",
+    "transformers.cache_utils:DynamicLayer.batch_repeat_interleave(repeats)": "continues with more samples",
+    "transformers.cache_utils:DynamicLayer.batch_select_indices(indices)": "continues with fewer samples",
     "transformers.cache_utils:DynamicLayer.get_seq_length": "how many columns it has",
     "transformers.cache_utils:DynamicLayer.get_mask_sizes(query_length)": "how long that mask is",
     "transformers.cache_utils:DynamicLayer().keys": "what it stores",
@@ -62,8 +62,8 @@ NAMES: Mapping[str, str] = {
     "transformers.cache_utils:DynamicSlidingWindowLayer": "a layer that evicts tokens",
     "transformers.cache_utils:DynamicSlidingWindowLayer(4).sliding_window": "whether it has evicted tokens",
     "transformers.cache_utils:DynamicSlidingWindowLayer(4).record_past": "whether it waits before it evicts them",
-    "transformers.cache_utils:LinearAttentionLayer": "what holds a state in the place of keys and values",
-    "transformers.vision_utils:get_vision_window_index": "in what order Qwen2.5-VL's tower has its tokens",
+    "transformers.cache_utils:LinearAttentionLayer": "holds a state instead of keys and values",
+    "transformers.vision_utils:get_vision_window_index": "the order of tokens in Qwen2.5-VL's tower",
     "transformers.vision_utils:get_vision_cu_seqlens": "where segments of a Qwen-VL's tower end",
     "transformers.vision_utils:get_vision_position_ids": "rows and columns of its patches",
     "transformers.vision_utils:get_vision_interpolation_indices_and_weights": "their learned positions",
@@ -72,20 +72,20 @@ NAMES: Mapping[str, str] = {
     "transformers.models.llama.modeling_llama:apply_rotary_pos_emb": "RoPE of a decoder, of its own module",
     "transformers.models.llama.modeling_llama:eager_attention_forward": "eager attention of a module, of its own",
 }
-"""Names of transformers that its documentation does not promise, and what each is for.
+"""Names of transformers that its documentation does not guarantee, and the use of each.
 
-As module:expression; parameters in brackets behind a function are those that it must take, in this order, and brackets
-behind a class make an instance, whose attribute is meant. Everything imported from below the top of transformers and
-every attribute with an underscore is in here; a test sees to that. What modules inside a model are called is in the
+The form is module:expression. Parameters in brackets after a function are those that it must take, in this order.
+Brackets after a class make an instance, whose attribute is meant. A test checks that this contains everything imported
+from below the top of transformers, and every attribute with an underscore. Names of modules inside a model are in the
 families, and tested with them.
 """
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""What a call's cache, and that of its output, is called: from 5.24 on, and before."""
+"""Names of the cache among a call's arguments, and in its output: from 5.24 on, and before."""
 
 
 def require(oldest: str, who: str, version: str = transformers.__version__) -> None:
-    """Refuse a version of transformers that is too old for somebody.
+    """Refuse a version of transformers that is too old for `who`.
 
     Raises:
         UnsupportedError: If it is older than `oldest`.
@@ -98,7 +98,7 @@ def require(oldest: str, who: str, version: str = transformers.__version__) -> N
 
 
 def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
-    """Refuse a version of transformers that is too old, and warn of one, or of a torch, that is too new to be tested.
+    """Refuse a version of transformers that is too old, and warn if transformers or torch is newer than those tested.
 
     Raises:
         UnsupportedError: If it is older than `OLDEST`.
@@ -110,7 +110,7 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
             if name == "transformers":
                 oldest = f"{OLDEST} to "
             warnings.warn(
-                f"foveate {__version__} is tested with {name} {oldest}{newest}; this is {installed}. Prove it on your "
+                f"foveate {__version__} is tested with {name} {oldest}{newest}; this is {installed}. Check it on your "
                 f"model with `foveate check MODEL`, or install a tested version: pip install '{name}=={newest}.*'.",
                 stacklevel=2,
             )
@@ -118,7 +118,7 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
 
 @functools.cache
 def older(version: str, than: str) -> bool:
-    """Whether one version comes before another, by their numbers alone."""
+    """True if one version comes before another, by their numbers alone."""
     one, other = ([int(digits) for digits in re.findall(r"\d+", text)[:3]] for text in (version, than))
     return one < other
 
@@ -126,7 +126,7 @@ def older(version: str, than: str) -> bool:
 check_version(transformers.__version__)
 
 try:
-    # Its image code imports torchvision wherever there is one.
+    # Its image code imports torchvision if it is installed.
     from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 except (ImportError, RuntimeError) as error:
     raise UnsupportedError(
@@ -136,10 +136,10 @@ except (ImportError, RuntimeError) as error:
 
 
 def unknown(what: str) -> UnsupportedError:
-    """The error for a transformers that is not as foveate knows it.
+    """The error for a transformers that differs from the versions that foveate knows.
 
     Args:
-        what: What is wrong with it, as the end of a sentence: "has no DynamicLayer.crop".
+        what: The difference, as the end of a sentence: "has no DynamicLayer.crop".
     """
     return UnsupportedError(
         f"transformers {transformers.__version__} {what}. foveate {__version__} knows transformers {OLDEST} to "
@@ -170,15 +170,15 @@ except ImportError as error:
 
 
 DummyLayer: type = getattr(cache_utils, "DummyLayer", LinearAttentionLayer)
-"""What stands in a cache for a decoder layer that stores nothing; none has such before 5.20."""
+"""The layer in a cache for a decoder layer that stores nothing. It exists from 5.20 on."""
 
 
 IndexedLayer: type = getattr(cache_utils, "DynamicIndexedLayer", LinearAttentionLayer)
-"""What holds an index of keys beside the keys; the oldest versions have no such."""
+"""The layer that holds an index of keys in addition to the keys. The oldest versions do not have it."""
 
 
 def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tuple[int, int]:
-    """(height, width) of the tiles for a picture of such a size; imported late, as image code takes its time."""
+    """(height, width) of the tiles for an image of this size. Imported late, because image code is slow to import."""
     try:
         from transformers.image_processing_utils import select_best_resolution as select
     except ImportError as error:
@@ -195,9 +195,9 @@ NAME = re.compile(r"(?P<module>[\w.]+):(?P<owner>\w+)(?P<made>\(\d*\))?(\.(?P<at
 
 
 def probe() -> Iterator[str]:
-    """What is wrong with this transformers, as `unknown` takes it: nothing, if all `NAMES` are as they are known.
+    """Yield each difference of this transformers from `NAMES`, in the form that `unknown` takes.
 
-    It is asked whenever a context opens, and looks at modules that are imported already; some microseconds.
+    It runs whenever a context opens, and checks only modules that are already imported. It takes some microseconds.
     """
     for (module, owner, made, attribute, takes), name in zip(_PARTS, NAMES, strict=True):
         if module not in sys.modules:
@@ -218,7 +218,10 @@ def probe() -> Iterator[str]:
 
 
 def _parts(name: str) -> tuple[str, str, tuple[int, ...] | None, str | None, tuple[str, ...]]:
-    """Of "m:Layer(4).window": m, Layer, (4,), window and (); of "m:Layer.crop(rows)": m, Layer, None, crop, (rows,)."""
+    """Split a name of `NAMES` into its parts.
+
+    "m:Layer(4).window" is m, Layer, (4,), window and (); "m:Layer.crop(rows)" is m, Layer, None, crop and (rows,).
+    """
     match = NAME.fullmatch(name)
     assert match is not None
     made = None
@@ -241,19 +244,19 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 DECODER = ("inputs_embeds", "attention_mask", CACHE_NAMES)
 LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE_NAMES)
-"""What a decoder, and a layer of it, is called with; where there are several names, one of them."""
+"""Arguments with which a decoder, and a layer of it, is called. Of several names in a tuple, one is used."""
 
 
 def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 1) -> dict[str, Any]:
-    """What a module is handed, but for the first `skip` arguments, all by name, as its class calls it."""
+    """The arguments of a module, except the first `skip`, all by name, as its class names them."""
     names = _parameters(type(module).forward)
     return {**dict(zip(names[skip:], args[skip:], strict=False)), **kwargs}
 
 
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
-    """What the forward of a module does not take of these names, as `unknown` takes it; None if it takes all.
+    """Report a name that a module's forward does not take, in the form that `unknown` takes. None: it takes all.
 
-    A forward of somebody else's, which takes anything, says nothing.
+    A replaced forward that takes any arguments counts as taking all.
     """
     takes = _parameters(type(module).forward)
     if "args" in takes:
@@ -269,7 +272,7 @@ def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | 
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:
-    """The cache among the arguments of a call, by name; None if there is none."""
+    """The cache among the arguments of a call, by name. None if there is none."""
     for name in CACHE_NAMES:
         if arguments.get(name) is not None:
             return arguments[name]
@@ -277,7 +280,7 @@ def cache_of(arguments: Mapping[str, Any]) -> Any:
 
 
 def cache_in(output: Any) -> Any:
-    """The cache that a forward or `generate` answers with; None if there is none."""
+    """The cache in the result of a forward or of `generate`. None if there is none."""
     name = next((name for name in CACHE_NAMES if hasattr(output, name)), None)
     if name is None:
         return None
@@ -294,9 +297,9 @@ def with_cache(cache: Any) -> dict[str, Any]:
 
 
 def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """RoPE as an attention module applies it: (queries, keys, cos, sin) -> both, turned; None if it is not known."""
+    """RoPE as an attention module applies it: (queries, keys, cos, sin) -> both, rotated. None if it is not known."""
     home = vars(sys.modules[type(attention).__module__])
-    sections = home.get("apply_multimodal_rotary_pos_emb")  # 5.16: M-RoPE's axes are combined in every layer
+    sections = home.get("apply_multimodal_rotary_pos_emb")  # 5.16: every layer combines M-RoPE's axes
     if sections is not None:
         return functools.partial(sections, mrope_section=attention.config.rope_parameters["mrope_section"])
     rotate: Callable[..., tuple[Tensor, Tensor]] | None = home.get("apply_rotary_pos_emb")
@@ -305,17 +308,19 @@ def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
 
 @functools.cache
 def scales_by_position(attention: type[nn.Module]) -> bool:
-    """Whether an attention module asks for position ids beside RoPE, since it scales queries by them (Ministral 3)."""
+    """True if an attention module needs position ids in addition to RoPE, to scale queries by them (Ministral 3)."""
     asked = inspect.signature(attention.forward).parameters.get("position_ids")
     return asked is not None and asked.default is inspect.Parameter.empty
 
 
 def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain"]:
-    """What a module does with its rows, by its own code: hands queries and keys to a kernel of transformers, carries a
-    state, both, or neither. Its parts are modules of their own.
+    """Tell from a module's source code, without its submodules, how it treats its rows.
+
+    "attention": passes queries and keys to a kernel of transformers. "state": carries a state. "hybrid": both. "plain":
+    neither.
 
     Raises:
-        UnsupportedError: If there is no code to read.
+        UnsupportedError: If its source code is not available.
     """
     code = _code(type(module))  # type: ignore[arg-type]
     attends = "ALL_ATTENTION_FUNCTIONS" in code
@@ -330,7 +335,7 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
 
 
 def numbers_rows(attention: nn.Module) -> bool:
-    """Whether an attention counts the rows that it gets, and scales queries by that (Llama 4's layers without RoPE)."""
+    """True if an attention scales queries by the numbers of its input rows (Llama 4's layers without RoPE)."""
     counts = "arange(hidden_states.shape" in _code(type(attention))  # type: ignore[arg-type]
     return (
         counts
@@ -340,7 +345,7 @@ def numbers_rows(attention: nn.Module) -> bool:
 
 
 def turns(attention: nn.Module | None) -> bool:
-    """Whether an attention has RoPE; some layers of Llama 4, Cohere 2 or Exaone 4 have none."""
+    """True if an attention has RoPE. Some layers of Llama 4, Cohere 2 or Exaone 4 have none."""
     code = "" if attention is None else _code(type(attention))  # type: ignore[arg-type]
     if not any(word in code for word in ("rotary", "rope", "freqs")) or not getattr(attention, "use_rope", True):
         return False
@@ -353,12 +358,12 @@ def turns(attention: nn.Module | None) -> bool:
 
 
 def keeps_index(module: nn.Module) -> bool:
-    """Whether a module caches an index of keys beside the keys, by which rows pick what they attend to (DSA)."""
+    """True if a module caches, in addition to keys, an index by which rows pick the keys to attend to (DSA)."""
     return "update_indexer" in _code(type(module))  # type: ignore[arg-type]
 
 
 def indexes(module: nn.Module) -> int | None:
-    """How many keys a row picks by an index of single keys; None where it is another index, as of pools of them."""
+    """Number of keys that a row picks by an index of single keys. None for another index, such as one over pools."""
     code = _code(type(module))  # type: ignore[arg-type]
     picks = "topk = min(self.index_topk, index_scores.shape[-1])" in code and "pool" not in code
     return int(module.index_topk) if keeps_index(module) and picks else None  # type: ignore[arg-type]
@@ -371,20 +376,20 @@ def _code(kind: Any) -> str:
         return inspect.getsource(kind)
     except (OSError, TypeError):
         raise UnsupportedError(
-            f"The code of {kind.__name__} cannot be read, so that it is not known whether it attends or carries a "
+            f"The code of {kind.__name__} cannot be read, so it is not known whether it attends or carries a "
             "state from token to token. Load the model from files with its source."
         ) from None
 
 
 def recomputes_from_outside(layer: Any) -> bool:
-    """Whether gradient checkpointing repeats, going back, all that stands around this layer's forward (5.16)."""
+    """True if gradient checkpointing, in the backward pass, also repeats what wraps this layer's forward (5.16)."""
     outside = type(layer).__call__ is not nn.Module.__call__
     return outside and bool(layer.training and getattr(layer, "gradient_checkpointing", False))
 
 
 def arguments_of(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, those behind ** among them."""
-    plain = getattr(function, "__func__", None)  # of a method, which is a new object for every model
+    """The arguments of a call by name, including those of `**kwargs`."""
+    plain = getattr(function, "__func__", None)  # cache by the function; a bound method is new for every model
     if plain is None:
         signature = inspect.signature(function)
     else:
@@ -400,9 +405,9 @@ _signature = functools.lru_cache(256)(inspect.signature)
 
 
 class FeatureCall:
-    """One call of `get_image_features` or `get_video_features`, asked and answered in the form of the newest version.
+    """One call of `get_image_features` or `get_video_features`, in the form of the newest version.
 
-    5.16 calls a LLaVA's video `pixel_values`, adds LLaVA-OneVision's newline to it later, and keeps the deepstack
+    5.16 names a LLaVA's video `pixel_values`, adds LLaVA-OneVision's newline to it later, and has the deepstack
     features of all images in one tensor.
 
     Attributes:
@@ -423,7 +428,7 @@ class FeatureCall:
             self.arguments["pixel_values_videos"] = self.arguments.pop("pixel_values")
 
     def run(self, **other: Any) -> Any:
-        """What the original answers, with these arguments in the place of the call's own."""
+        """Call the original; these arguments replace those of the call."""
         arguments = {**self.arguments, **other}
         if self._renamed:
             arguments["pixel_values"] = arguments.pop("pixel_values_videos")
@@ -441,7 +446,7 @@ class FeatureCall:
         return output
 
     def answer(self, output: Any) -> Any:
-        """What `run` answered, as the model expects it; what `run` answered stays as it is."""
+        """Convert the result of `run` to the form that the model expects. The result itself does not change."""
         if self._newline is not None or self._deepstack_whole:
             output = copy.copy(output)
         if self._newline is not None and hasattr(output, "pooler_output"):

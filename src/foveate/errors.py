@@ -1,31 +1,31 @@
-"""Every exception foveate raises on purpose.
+"""The exceptions that foveate raises on purpose.
 
     FoveateError
-    ├── SettingError        a method's settings contradict each other or leave their range
-    │   └── BudgetError     no schedule reaches the budget; the message names the floor
-    ├── UnknownNameError    no method, preset or family of that name
-    ├── UnsupportedError    the model, cache or call is one foveate cannot serve correctly
-    ├── SessionError        contexts nested or ended, a pruned cache used outside its context
-    ├── InputError          a file handed in cannot be read, or one to be written is in the way
-    └── ShapeError          tensors that do not fit together
+    ├── SettingError        a method's settings contradict each other or are out of range
+    │   └── BudgetError     the method cannot meet the budget; the message names the floor
+    ├── UnknownNameError    there is no method, preset or family of that name
+    ├── UnsupportedError    foveate cannot serve this model, cache or call correctly
+    ├── SessionError        contexts are nested or have ended, or a pruned cache is used outside its context
+    ├── InputError          a given file cannot be read, or a file to write already exists
+    └── ShapeError          tensors do not fit together
 
 Each message says what was wrong, what was got and what to do.
 """
 
 
 class FoveateError(Exception):
-    """Base class of every error foveate raises on purpose."""
+    """Base class of all errors that foveate raises on purpose."""
 
 
 class SettingError(FoveateError, ValueError):
-    """A method's settings contradict each other or leave their range."""
+    """A method's settings contradict each other or are out of range."""
 
 
 class BudgetError(SettingError):
-    """No schedule of this method reaches the budget asked for.
+    """The method cannot meet the requested budget.
 
     Attributes:
-        floor: The lowest mean retention this method reaches, as a share; None where that is not known.
+        floor: The lowest mean retention that the method can reach, as a share. None if not known.
     """
 
     def __init__(self, message: str, floor: float | None = None) -> None:
@@ -34,20 +34,20 @@ class BudgetError(SettingError):
 
 
 class UnknownNameError(FoveateError, LookupError):
-    """No method, preset or family has this name."""
+    """There is no method, preset or family of this name."""
 
 
 class UnsupportedError(FoveateError, RuntimeError):
-    """The model, cache or call is one foveate cannot serve correctly."""
+    """foveate cannot serve this model, cache or call correctly."""
 
 
 class SessionError(FoveateError, RuntimeError):
-    """Dropping contexts are nested or ended, or a pruned cache left its context."""
+    """Dropping contexts are nested or have ended, or a pruned cache is used outside its context."""
 
 
 class InputError(FoveateError, ValueError):
-    """A file handed in cannot be read, or one to be written is in the way."""
+    """A given file cannot be read, or a file to write already exists."""
 
 
 class ShapeError(FoveateError, ValueError):
-    """Tensors handed to a function do not fit together."""
+    """Tensors given to a function do not fit together."""

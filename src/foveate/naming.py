@@ -2,11 +2,11 @@
 
 v2drop                                  a method; without a budget it keeps a third, see `method_of`
 v2drop/llava-1.5-7b/192                 a preset
-v2drop:metric=cosine;layers=3,17,22     settings
+v2drop:metric=cosine;layers=3,17,22     a method with settings
 visionzip+v2drop:scope=image+finalkv    a chain
-./mine.py:keep=0.3                      a Python file with a method of one's own, and settings
-tuned.json                              a preset file: of `foveate tune`, or a method's own JSON
-{"method": "v2drop", "keep": [0.5]}     JSON, of `Method.to_dict`
+./mine.py:keep=0.3                      a Python file with your own method, and settings
+tuned.json                              a preset file: from `foveate tune`, or a method's own JSON
+{"method": "v2drop", "keep": [0.5]}     JSON, from `Method.to_dict`
 """
 
 import types
@@ -24,19 +24,19 @@ from foveate.plain.spelling import Written, fractions, no_setting, pair_of, writ
 from foveate.plain.upstream import brief
 
 RETENTION = 1 / 3
-"""What a name alone keeps where nobody gives a budget: a share, so that it fits any model."""
+"""The share that a method keeps if only its name is given, without a budget. As a share it fits any model."""
 
 
 def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method:
-    """The method that a text names; see this module's grammar.
+    """Return the method that a text names; see this module's grammar.
 
     Args:
         text: In this module's grammar.
-        settings: More of them, as `key=value` texts or by name: each goes to the member that has it.
+        settings: More settings, as `key=value` texts or by name. Each goes to the member that has it.
 
     Raises:
         InputError: If it names a file that cannot be read.
-        SettingError: If a setting is unknown, given twice, of the wrong type, or of several members.
+        SettingError: If a setting is unknown, given twice, of the wrong type, or belongs to several members.
         UnknownNameError: If there is no method or preset of a name.
     """
     made = [member.make(**member.values) for member in _members(text, settings)]
@@ -46,7 +46,7 @@ def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method
 
 
 def settings_given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> frozenset[str]:
-    """The settings that `parse` is given; of a chain with the place of their member, "1.metric"."""
+    """The settings given to `parse`. In a chain they have the place of their member: "1.metric"."""
     members = _members(text, settings)
     if len(members) == 1:
         return frozenset(members[0].values)
@@ -74,10 +74,10 @@ def kinds_of(text: str) -> list[type[Method]]:
 
 
 def refuse_files(text: str) -> None:
-    """Refuse a method that names a file: what a client writes must not make a server open, or look for, any of its own.
+    """Refuse a method that names a file, so that a client cannot make a server open, or look for, a file.
 
     Raises:
-        SettingError: If a member of it is one.
+        SettingError: If a member is a file.
     """
     if any(part.is_file or part.is_code for part in written(text)):
         raise SettingError(f"{brief(text)} names a file, which is not read here. Write a name, settings or a chain.")
@@ -85,7 +85,7 @@ def refuse_files(text: str) -> None:
 
 @dataclass(frozen=True)
 class _Member:
-    """One method of a text: its class, what makes it, and the settings given."""
+    """One method of a text: its class, the function that makes it, and the given settings."""
 
     kind: type[Method]
     make: Callable[..., Method]
@@ -129,11 +129,12 @@ def name_of(method: Method) -> str:
 
 
 def is_bare(text: str, settings: Iterable[str] = ()) -> bool:
-    """Whether a text is names alone: no preset, no file, no JSON and no setting.
+    """True if a text has only names: no preset, file, JSON or settings.
 
     Args:
         text: In this module's grammar.
-        settings: The names of those that are given beside it. A seed says which tokens are drawn, not how many.
+        settings: The names of settings given in addition. A seed is allowed: it changes which tokens are kept, not how
+            many.
     """
     plain = (not (one.is_file or one.is_preset or one.pairs or one.values is not None) for one in written(text))
     return all(plain) and set(settings) <= {"seed"}
@@ -156,25 +157,25 @@ def method_of(
     retention: float | None = None,
     settings: Sequence[str] | Mapping[str, Any] = (),
 ) -> Method | None:
-    """The method that runs, whichever door it comes through; None is the untouched model.
+    """The method to run, for every entry point. None is the unchanged model.
 
-    With a budget beside it, it spends that; a chain's last open member does. Without one, a name alone, or a chain of
-    names, keeps a third where it can take a budget. Everything else is as it says: a name with settings, a preset, a
-    file, JSON, and a method itself.
+    A given budget is spent by the method, or by the last open member of a chain. Without a budget, a name alone, or a
+    chain of names, keeps a third if it can take a budget. Everything else runs as given: a name with settings, a
+    preset, a file, JSON, and a method object.
 
     Args:
         method: A method, or a text in this module's grammar.
-        tokens, retention: The budget that is given beside it, one of them.
+        tokens, retention: The budget, one of them.
         settings: More settings of a text; see `parse`.
 
     Raises:
-        SettingError: If the method has a budget or a schedule of its own beside the one given, or takes none; if both
-            numbers are given, or one without a method; or if this is no method.
+        SettingError: If the method already has a budget or a schedule, or takes no budget; if both numbers are given,
+            or one without a method; or if this is not a method.
         FoveateError: As `parse`.
     """
     if method is None:
         if tokens is not None or retention is not None:
-            raise SettingError('A budget without a method: name one, such as method="v2drop".')
+            raise SettingError('A budget was given without a method. Name one, such as method="v2drop".')
         return None
     bare = False
     if isinstance(method, str):
@@ -184,9 +185,9 @@ def method_of(
         if isinstance(getattr(method, "method", None), Method):
             kind = type(method).__name__
             raise SettingError(
-                f"A {kind} is more than a method, and not taken here. To drop as it does and no more, give its .method."
+                f"A {kind} is more than a method, so it is not accepted here. To use only its method, give its .method."
             )
-        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {brief(method)}.")
+        raise SettingError(f"A method must be an object such as foveate.V2Drop(), or its name; got {brief(method)}.")
     if tokens is None and retention is None:
         if bare and method.open:
             return method.with_budget(retention=RETENTION)
@@ -201,7 +202,7 @@ def method_of(
 
 
 def asked_share(method: Method, vision_tokens: int) -> float | None:
-    """The share of the vision tokens that a method's own budget asks for (the last of a chain's); None without one."""
+    """The share of the vision tokens that a method's (in a chain, the last) budget asks for. None without a budget."""
     for member in reversed(members_of(method)):
         if share := getattr(member, "retention", None):
             return float(share)
@@ -211,12 +212,12 @@ def asked_share(method: Method, vision_tokens: int) -> float | None:
 
 
 def draws(method: Method) -> bool:
-    """Whether a member drops at random and has no seed."""
+    """True if a member drops at random and has no seed."""
     return any(getattr(member, "seed", 0) is None for member in members_of(method))
 
 
 def with_seed(method: Method, seed: int) -> Method:
-    """A method with this seed where it has none; of a chain, every such member."""
+    """Set the seed of a method that has none; in a chain, of every such member."""
     if isinstance(method, Chain):
         return Chain.of(*(with_seed(member, seed) for member in method.members))
     return replace(method, seed=seed) if draws(method) else method  # type: ignore[type-var]
@@ -228,17 +229,17 @@ SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 
 
 def settings_of(kind: type[Method]) -> tuple[str, ...]:
-    """The settings that a method has."""
+    """The names of a method's settings."""
     return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
 
 
 def value_of(kind: type[Method], name: str, text: str) -> Any:
-    """A text as its setting wants it; what does not fit is left to the setting's own check."""
+    """Parse a text as a value of a setting. A text that does not parse is left to the setting's own check."""
     if bool in _types(kind).get(name, ()):
         return SWITCHES.get(text.lower(), text)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python on texts such as 0or1
+            warnings.simplefilter("ignore")  # Python warns about texts such as 0or1
             value = literal_eval(fractions(text))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
@@ -246,7 +247,7 @@ def value_of(kind: type[Method], name: str, text: str) -> Any:
 
 
 def with_lists(kind: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of settings, a lone number where a list is wanted as a list of one."""
+    """Values of settings, with a single number as a list of one if the setting takes a list."""
     settings = dict(values)
     for name, value in values.items():
         lone = isinstance(value, int | float) and not isinstance(value, bool)
@@ -257,7 +258,7 @@ def with_lists(kind: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _types(kind: type[Method]) -> dict[str, frozenset[type]]:
-    """What kinds of values each setting takes: of `tuple[int, ...] | None` a tuple and None."""
+    """The types of values that each setting takes: for `tuple[int, ...] | None`, a tuple and None."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: frozenset(_plain_types(hint)) for name, hint in hints.items()}
 

@@ -1,6 +1,6 @@
-"""All methods, presets and families: those in their folders, of entry points, and registered ones.
+"""Registry: all methods, presets and families, from their folders, from entry points, and registered ones.
 
-A method's name is its file's, so a name imports that file and no other; a `model_type` imports that of its family.
+A method's name is that of its file, so a name imports only that file. A `model_type` imports only its family's file.
 """
 
 import copyreg
@@ -31,7 +31,7 @@ _extra_families: dict[str, "type[Family]"] = {}
 
 
 def lookup(name: str) -> type[Method] | None:
-    """The method of this name; None if there is none."""
+    """The method of this name. None if there is none."""
     if name in _extra_methods:
         return _extra_methods[name]
     if name in inventory.method_classes():
@@ -53,11 +53,11 @@ def method(name: str) -> type[Method]:
 
 
 def method_in(path: str) -> type[Method]:
-    """The method in a Python file: its METHOD, or the one that it defines. The file is run.
+    """The method in a Python file: its METHOD, or the only one that it defines. The file is run.
 
     Raises:
         InputError: If the file cannot be read, or fails.
-        SettingError: If there is no method, if there are several, or if it has no name of its own.
+        SettingError: If there is no method or more than one, or if its name is missing or taken.
     """
     module = run_file(path)
     classes = [value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Method)]
@@ -65,32 +65,32 @@ def method_in(path: str) -> type[Method]:
     kinds = [kind for kind in own if kind is getattr(module, "METHOD", kind)]
     if len(kinds) != 1:
         names = ", ".join(sorted(kind.__name__ for kind in own)) or "none"
-        raise SettingError(f"{path} must define one method with stages, or say METHOD = which; it defines {names}.")
+        raise SettingError(f"{path} must define one method with stages, or set METHOD; it defines {names}.")
     (kind,) = kinds
     name = getattr(kind, "name", None)
     if not isinstance(name, str) or not name or name in {CHAIN, *inventory.method_classes(), *_bring()}:
         raise SettingError(
             f'{path}: {kind.__name__} needs a name of its own, such as name = "mine"; got {brief(name)}.'
         )
-    # Other processes have no module of that name: there it is read from the file again.
+    # Other processes do not have this module, so pickle loads it from the file again.
     copyreg.pickle(kind, lambda method: (_from_file, (module.__file__, module.__name__, method._values())))
     return kind
 
 
 def _from_file(path: str, module: str, values: Mapping[str, Any]) -> Method:
-    """The method in a file that was pickled.
+    """Load a pickled method from its file.
 
     Raises:
-        InputError: If the file is not as it was.
+        InputError: If the file has changed.
     """
     kind = method_in(path)
     if kind.__module__ != module:
-        raise InputError(f"{path} was written to meanwhile. Run again.")
+        raise InputError(f"{path} has changed meanwhile. Run again.")
     return kind(**values)
 
 
 def methods() -> dict[str, type[Method]]:
-    """Every method by its name."""
+    """All methods by name."""
     return {name: method(name) for name in _names()}
 
 
@@ -99,19 +99,19 @@ def _names() -> dict[str, Any]:
 
 
 def _bring() -> dict[str, type[Method]]:
-    """The methods of other packages; of two with one name the first."""
+    """The methods of other packages. Of two with the same name, the first."""
     return {kind.name: kind for kind in reversed(inventory.entry_points_of("foveate.methods"))}
 
 
 def takes_budget(kind: type[Method]) -> bool:
-    """Whether a method can be given a budget and nothing else."""
+    """True if a method can be made from a budget alone."""
     fields = kind._fields()
     given = [field for field in fields.values() if field.default is MISSING and field.default_factory is MISSING]
     return "retention" in fields and not given
 
 
 def presets() -> dict[str, Preset]:
-    """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
+    """All published or derived settings by name, `method/model/budget`; those of chains at the end."""
     return {name: _preset(name) for name in inventory.presets()}
 
 
@@ -122,7 +122,7 @@ def _preset(name: str) -> Preset:
 
 
 def preset(name: str) -> Method:
-    """The setting of this name, such as `v2drop/llava-1.5-7b/192`, or in a preset file: of `foveate tune`, or JSON.
+    """The setting of this name, such as `v2drop/llava-1.5-7b/192`, or in a preset file: from `foveate tune`, or JSON.
 
     Raises:
         InputError: If it names a file that cannot be read.
@@ -136,7 +136,7 @@ def preset(name: str) -> Method:
 
 
 def from_dict(values: Mapping[str, Any]) -> Method:
-    """The method that `Method.to_dict` gave, whichever it is.
+    """The method of any class that `Method.to_dict` wrote.
 
     Raises:
         SettingError: If it names no method, or settings do not fit.
@@ -144,7 +144,7 @@ def from_dict(values: Mapping[str, Any]) -> Method:
     """
     name = method_name(values)
     try:
-        if name != CHAIN:  # `methods` has it not
+        if name != CHAIN:  # `methods` does not contain it
             return method(name).from_dict(values)
         members = values.get("members")
         if isinstance(members, list | tuple):
@@ -159,21 +159,21 @@ PlainMethod = Annotated[
     BeforeValidator(lambda value: value if isinstance(value, Method) else from_dict(value)),
     PlainSerializer(Method.to_dict),
 ]
-"""A method; in JSON, what `Method.to_dict` gives."""
+"""A method. In JSON, the result of `Method.to_dict`."""
 
 
 # -- families -----------------------------------------------------------------------------------------------------
 
 
 def families() -> "dict[str, type[Family]]":
-    """Every model family by the `model_type` it serves."""
+    """All model families by the `model_type` they serve."""
     named = {model_type: _in_files(model_type) for model_type in inventory.families()}
     return {model_type: family for model_type, family in named.items() if family} | _extra_families
 
 
 @cache
 def _in_files(model_type: str) -> "type[Family] | None":
-    """The family of a `model_type` in its file, or of another package; None where none is written by hand."""
+    """The hand-written family of a `model_type`, in its file or in another package. None if there is none."""
     if file := inventory.family_files().get(model_type):
         candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
     else:
@@ -182,11 +182,11 @@ def _in_files(model_type: str) -> "type[Family] | None":
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:
-    """What works on which family, derived from the stages of each method's defaults.
+    """The table of what works on which family, derived from the stages of each method's defaults.
 
-    For each `model_type`, modality ("image", "video") and method: where tokens are dropped or can be, as a trace names
-    it ("pixels", "tower", "projector", "layer", "kv"), or where they are cached and not read ("read"); or why the
-    method is refused. The tests check it for each method on each family.
+    For each `model_type`, modality ("image", "video") and method: the places where tokens are or may be dropped, as
+    named in a trace ("pixels", "tower", "projector", "layer", "kv"), or where they are cached but not read ("read"); or
+    why the method is refused. The tests check it for each method on each family.
     """
     from foveate.families.support import reach, usual_input
 
@@ -220,11 +220,11 @@ def family_for(model: Any) -> "Family":
 
 
 def family_kind(model_type: Any, name: str = "") -> "type[Family]":
-    """The family of a `model_type`: written by hand, or derived from the model.
+    """The family of a `model_type`: hand-written, or derived from the model.
 
     Args:
-        model_type: What a config says.
-        name: What has that config, in a message.
+        model_type: The `model_type` of a config.
+        name: The class with that config, for the message.
 
     Raises:
         UnsupportedError: If it is known that no family can serve it.
@@ -249,8 +249,9 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
 
 
 def inside(model: Any) -> Any:
-    """The outermost transformers model of a pipeline or module, of one that speaks its thinker; the argument itself
-    where there is none.
+    """The outermost transformers model of a pipeline or module; for a model that also speaks, its thinker.
+
+    The argument itself if there is none.
 
     Raises:
         UnsupportedError: If copies of the model would run in several threads.
@@ -269,14 +270,14 @@ def inside(model: Any) -> Any:
         )
     of_transformers = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     outermost = next(of_transformers, model)
-    thinker = getattr(outermost, "thinker", None)  # of a model that speaks too, what reads and answers
+    thinker = getattr(outermost, "thinker", None)  # the part of a speaking model that reads and answers
     if isinstance(thinker, PreTrainedModel):
         return thinker
     return outermost
 
 
 def register_method(kind: type[Method]) -> type[Method]:
-    """Add a method of your own; works as a decorator.
+    """Add your own method; works as a decorator.
 
     Raises:
         SettingError: If another method already has its name.
@@ -287,7 +288,7 @@ def register_method(kind: type[Method]) -> type[Method]:
 
 
 def register_family(kind: "type[Family]") -> "type[Family]":
-    """Add a family of your own; works as a decorator.
+    """Add your own family; works as a decorator.
 
     Raises:
         SettingError: If another family already serves its `model_type`.

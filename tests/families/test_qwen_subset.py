@@ -164,7 +164,7 @@ def test_what_a_user_has_made_of_all_patches_is_refused(name):
     inputs = pictures(model, "image", [[1, 4, 4]])
     with (
         fv.drop(model, fv.PixelPrune()),
-        pytest.raises(fv.UnsupportedError, match=f"{name} is of all patches"),
+        pytest.raises(fv.UnsupportedError, match=f"{name} describes all patches"),
         torch.no_grad(),
     ):
         model.model.get_image_features(**inputs, **{name: torch.tensor([0, 16], dtype=torch.int32)})

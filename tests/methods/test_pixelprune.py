@@ -319,7 +319,7 @@ def test_it_takes_no_budget_and_other_families_say_why_they_refuse_it():
     reasons = {name: reach(PixelPrune(), kind).refused for name, kind in {**fv.families(), "derived": Derived}.items()}
     refused = {name: reason.partition("needs all of them: ")[2] for name, reason in reasons.items() if reason}
     assert refused == {
-        "gemma4": "its pooler tells the cells of patches, and how many there are, from the full length.",
+        "gemma4": "its pooler derives the cells of patches, and their number, from the full length.",
         "derived": "how it cuts pictures into patches is not known.",
     }
 

@@ -1,1 +1,1 @@
-"""Tensor maths: how many tokens stay, which, and where they stand. Imports torch and nothing else."""
+"""Tensor maths: how many tokens stay, which ones, and their places. Imports only torch."""

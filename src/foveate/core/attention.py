@@ -1,4 +1,4 @@
-"""Attention rows: the probabilities of the queries that score, and of no others, without an attention matrix."""
+"""Attention rows: the probabilities of only the scoring queries, without a full attention matrix."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,10 +8,11 @@ from torch import Tensor
 from foveate.core.tensors import BLOCK_NUMBERS, take_along
 
 LEAST_NEARNESS = 0.05
-"""The least that `nearness` answers, so that dividing by it raises nothing more than twentyfold.
+"""The smallest value that `nearness` returns, so that dividing by it raises nothing more than twentyfold.
 
-With RoPE of base 10,000 and heads of 128 (LLaVA-1.5) it is met from a distance of 1,109 tokens on, and from 1,707 on
-the product may be below 0: it no longer tells near from far, and dividing by it would turn the order of tokens round.
+With RoPE of base 10,000 and heads of 128 (LLaVA-1.5), the bound applies from a distance of 1,109 tokens on. From 1,707
+on the product may be below 0: it no longer separates near from far, and dividing by it would invert the order of
+tokens.
 """
 
 
@@ -25,21 +26,22 @@ def attention_rows(
     softcap: float | None = None,
     samples: int = 1,
 ) -> Iterator[Tensor]:
-    """Post-softmax attention of some query rows, float32, a block of rows at a time.
+    """Post-softmax attention of some query rows, float32, one block of rows at a time.
 
-    The heads of several samples may be given one after another. Then `last_key` and what `visible` answers have the
+    The heads of several samples may be given one after another. Then `last_key` and the result of `visible` have the
     samples as their first dimension.
 
     Args:
         queries: (heads, rows, head size), after RoPE, any float dtype.
-        keys: (key heads, slots, head size), after RoPE; fewer heads than `queries` are shared by groups of them.
-        scaling: What the logits are multiplied by, usually 1 / √(head size).
-        last_key: ([samples,] rows) int64, the last slot each row sees; None: every row sees all.
+        keys: (key heads, slots, head size), after RoPE. Groups of query heads share a key head if there are fewer of
+            them.
+        scaling: Factor of the logits, usually 1 / √(head size).
+        last_key: ([samples,] rows) int64, the last slot each row sees. None: every row sees all.
         block: Float32 numbers that a block of logits may hold.
-        visible: Called with a slice of the rows, where `last_key` cannot say what they see. Answers which slots they
+        visible: Called with a slice of the rows if `last_key` cannot describe what they see. Returns which slots they
             see, ([samples,] heads or 1, those rows, slots) bool.
-        softcap: The bound c of the logits, c · tanh(logit / c) (Gemma 2); None: no bound.
-        samples: How many samples' heads these are.
+        softcap: The bound c of the logits, c · tanh(logit / c) (Gemma 2). None: no bound.
+        samples: Number of samples that the heads belong to.
 
     Yields:
         (heads, some rows, slots) float32, the blocks of rows in order.
@@ -53,7 +55,7 @@ def attention_rows(
     for start in range(0, rows, step):
         part = queries[:, start : start + step].float()
         count = part.shape[1]
-        # Query heads that share a key head stand one below the other, as more rows of it. Of 4 heads and 2 key heads:
+        # Query heads that share a key head are stacked as additional rows of it. For 4 heads and 2 key heads:
         # (4, count, size) -> (2, 2 · count, size)
         grouped = part.reshape(key_heads, groups * count, size)
         logits = (grouped @ transposed).view(heads, count, slots)
@@ -63,41 +65,45 @@ def attention_rows(
         if last_key is not None:
             last = last_key[..., start : start + step, None]  # ([samples,] some rows, 1)
             if last.dim() == 3:
-                last = last[:, None]  # one for all heads of a sample
+                last = last[:, None]  # (samples, 1, some rows, 1): shared by all heads of a sample
             _hide(logits.view(samples, -1, count, slots), places > last)
         if visible is not None:
             some = slice(start, start + step)
             _hide(logits.view(samples, -1, count, slots), ~visible(some))
-        logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
+        logits = logits.softmax(dim=-1)  # rebinds the name, so at most two blocks are alive at once
         yield logits
 
 
 def _hide(logits: Tensor, hidden: Tensor) -> None:
-    """Give hidden slots no attention, in place: (samples, heads, rows, slots), and bool of that or broadcast to it.
+    """Give hidden slots no attention, in place.
 
-    Added, since a mask that is broadcast over heads is slow to fill.
+    The mask is added, because filling with a mask that is broadcast over heads is slow.
+
+    Args:
+        logits: (samples, heads, rows, slots).
+        hidden: bool, of that shape or broadcast to it.
     """
     nothing = torch.zeros_like(hidden, dtype=logits.dtype).masked_fill_(hidden, float("-inf"))
     logits.add_(nothing)
 
 
 def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """How much attention each key receives where every query sees every key: (keys,) float32.
+    """The attention that each key receives if every query sees every key: (keys,) float32.
 
     The mean over heads and queries, for towers without a CLS. Shapes as in `attention_rows`.
     """
     total = torch.zeros(keys.shape[1], device=keys.device)
     for probabilities in attention_rows(queries, keys, scaling):
         total += probabilities.mean(dim=0).sum(dim=0)
-        del probabilities  # before the next block is made
+        del probabilities  # free it before the next block is made
     return total / queries.shape[1]
 
 
 def mean_of_busiest(paid: Tensor, count: int | None = None) -> Tensor:
-    """The mean over the `count` heads that pay most in all: (…, heads, tokens) -> (…, tokens).
+    """The mean over the `count` heads that pay most in total: (…, heads, tokens) -> (…, tokens).
 
-    None is the half of them, rounded up: of three heads that pay 0.3, 0.1 and 0.4 the first and the last count. Ties go
-    to the lower index.
+    None means half of the heads, rounded up. Of three heads that pay 0.3, 0.1 and 0.4, the first and the last count.
+    Ties go to the lower index.
     """
     heads = paid.shape[-2]
     order = paid.sum(dim=-1).sort(dim=-1, descending=True, stable=True).indices
@@ -106,14 +112,14 @@ def mean_of_busiest(paid: Tensor, count: int | None = None) -> Tensor:
 
 
 def nearness(rows: Tensor, tokens: Tensor) -> Tensor:
-    """What RoPE alone makes of the distance of tokens from rows: 1 at the same position, less far off.
+    """The attention that RoPE alone leaves at the distance of tokens from rows: 1 at one position, less farther off.
 
-    It is the product of two vectors of ones, turned to both positions, over that at one position; at least
-    `LEAST_NEARNESS`.
+    It is the product of two vectors of ones, rotated to both positions, divided by that product at equal positions. It
+    is at least `LEAST_NEARNESS`.
 
     Args:
-        rows: Vectors of ones turned to the positions of rows, (…, rows, head size) float32.
-        tokens: The same of tokens, (…, tokens, head size).
+        rows: Vectors of ones rotated to the positions of rows, (…, rows, head size) float32.
+        tokens: Vectors of ones rotated to the positions of tokens, (…, tokens, head size).
 
     Returns:
         (…, rows, tokens) float32.

@@ -1,4 +1,4 @@
-"""What becomes of the tokens that arrive at a stage: the one form every method answers in, for many samples at once."""
+"""Cut: what becomes of the tokens that arrive at a stage. Every method returns it, for one sample or many at once."""
 
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -15,26 +15,26 @@ from foveate.errors import ShapeError
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 _set = object.__setattr__
-"""A cut sets its attributes when it is made, and works some of them out when they are first asked for."""
+"""A cut sets its attributes when it is made, and computes some of them on first use."""
 
 
 class Cut:
-    """What becomes of the tokens that arrive at a stage.
+    """The result of a stage: which tokens stay, are dropped, or are merged.
 
-    Made by `keep`, `take`, `merge` or `join`, and never changed: samples may share one. Shapes do not depend on values,
-    so that a cut comes out of `torch.func.vmap`. Where only the device knows how many rows are left, `count` is a
-    tensor, and what stands behind that many rows means nothing.
+    Made by `keep`, `take`, `merge` or `join`. It is immutable, so samples may share one. Shapes do not depend on
+    values, so a cut can be returned from `torch.func.vmap`. If only the device knows how many rows are left, `count` is
+    a tensor, and rows beyond it are meaningless.
 
-    An example: four tokens arrive, the first is dropped, the last joins the third.
+    Example: four tokens arrive, the first is dropped, the last joins the third.
 
         parent   −1  0  1  1       the row each token went into
         source       1  2          the token each row stands for
         rows         two, made by the method
 
     Attributes:
-        arriving: Tokens that arrived.
-        notes: What the stage wants to remember: a tensor a name, whose first dimension is the rows. Through later cuts
-            a row has its source's note, and zeros where it has no source.
+        arriving: Number of tokens that arrived.
+        notes: Values that the stage remembers: tensors by name, whose first dimension is the rows. Through later cuts a
+            row has its source's note, and zeros if it has no source.
     """
 
     __slots__ = ("_count", "_make", "_parts", "arriving", "notes")
@@ -57,11 +57,11 @@ class Cut:
 
         Args:
             arriving: See `Cut`.
-            count: Rows that are left; None: those of the mask.
-            parts: `stays`, or some of `source`, `parent` and `rows`; the others are worked out when they are first
-                asked for. Of a merge that is put off, `inputs`: tensors by their place.
+            count: Number of rows that are left. None: those of the mask.
+            parts: `stays`, or some of `source`, `parent` and `rows`; the others are computed on first use. For a
+                deferred merge, `inputs`: tensors by their place.
             notes: See `Cut`.
-            make: Gives the merge that is put off, from its inputs.
+            make: Makes the deferred merge from its inputs.
         """
         _set(self, "arriving", arriving)
         _set(self, "notes", notes)
@@ -70,22 +70,22 @@ class Cut:
         _set(self, "_make", make)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"A cut is never changed, so not its {name}; with_notes makes one with other notes.")
+        raise AttributeError(f"A cut cannot be changed; got a new {name}. Use with_notes for a cut with other notes.")
 
     def __reduce__(self) -> Any:
-        """Pickled as it is on the host, with what was put off made."""
+        """Pickle the cut on the CPU, with deferred work done."""
         cut = self._finish().to(torch.device("cpu"))
         count = cut._count.cpu() if isinstance(cut._count, Tensor) else cut._count
         return Cut, (cut.arriving, count, cut._parts, dict(cut.notes))
 
     @classmethod
     def keep(cls, stays: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
-        """These stay, in order: (arriving,) bool. How many they are, only the device knows.
+        """Keep the marked tokens, in order: (arriving,) bool. Only the device knows how many they are.
 
-        Notes have the arriving tokens as their first dimension here.
+        Here notes have the arriving tokens as their first dimension.
 
         Raises:
-            ShapeError: If it is no mask of one dimension.
+            ShapeError: If `stays` is not a one-dimensional bool mask.
         """
         if stays.dim() != 1 or stays.dtype != torch.bool:
             raise ShapeError(f"Cut.keep needs a (tokens,) bool tensor; got {tuple(stays.shape)} {stays.dtype}.")
@@ -93,15 +93,15 @@ class Cut:
 
     @classmethod
     def stay(cls, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
-        """All stay as they are, and something is remembered of them."""
+        """Keep all tokens unchanged, and remember notes about them."""
         return cls(arriving, arriving, {}, notes)
 
     @classmethod
     def take(cls, source: Tensor, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
-        """These stay, in this order: (rows,) int64 indices into the `arriving` tokens, none of them twice.
+        """Keep these tokens, in this order: (rows,) int64 indices into the `arriving` tokens, no index twice.
 
         Raises:
-            ShapeError: If it is no tensor of indices, or has more of them than tokens arrive.
+            ShapeError: If `source` is not a tensor of indices, or has more of them than tokens arrive.
         """
         if not _are_indices(source) or len(source) > arriving:
             raise ShapeError(
@@ -112,17 +112,16 @@ class Cut:
 
     @classmethod
     def merge(cls, source: Tensor, rows: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
-        """New rows take the tokens' place.
+        """Replace the tokens by new rows.
 
         Args:
-            source: (rows,) int64, the token whose position and place each row has; −1: none, as a tower's CLS.
+            source: (rows,) int64, the token whose position and place each row takes. −1: none, as for a tower's CLS.
             rows: (rows, width).
-            parent: (arriving,) int64, the row each token went into, the largest share of it where it went into
-                several; −1: dropped.
+            parent: (arriving,) int64, the row each token went into, or most of it if it went into several. −1: dropped.
             notes: See `Cut`.
 
         Raises:
-            ShapeError: If there is not one row for each source, or indices are no int64.
+            ShapeError: If there is not one row for each source, or indices are not int64.
         """
         if not (_are_indices(source) and _are_indices(parent)):
             raise ShapeError(
@@ -137,25 +136,27 @@ class Cut:
 
     @classmethod
     def join(cls, source: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
-        """As `merge`, of rows that are still to be worked out from the tokens that joined: see `with_rows`."""
+        """Like `merge`, for rows that are still to be computed from the tokens that joined; see `with_rows`."""
         return cls(len(parent), len(source), {"source": source, "parent": parent}, notes)
 
     @classmethod
     def fewer(cls, arriving: int, count: Tensor, make: "Callable[..., Cut]", *inputs: Tensor) -> "Cut":
-        """A merge of which only the device knows how many rows it leaves. It is made once that is known, if at all.
+        """A deferred merge, for which only the device knows how many rows are left.
+
+        It is made when that number is known, if at all.
 
         Args:
-            arriving: Tokens that arrive.
-            count: Rows that are left, an int64 tensor without dimensions; `arriving` if nothing merges.
-            make: Gives a merge with a place for every token, of which the first `count` are rows.
-            inputs: What it is given: all the tensors that it works on.
+            arriving: Number of tokens that arrive.
+            count: Number of rows that are left, an int64 tensor without dimensions; `arriving` if nothing merges.
+            make: Makes a merge with a place for every token, of which the first `count` are rows.
+            inputs: Arguments of `make`: all tensors that it works on.
         """
         by_place = {str(place): tensor for place, tensor in enumerate(inputs)}
         return cls(arriving, count, {"inputs": by_place}, make=make)
 
     @property
     def count(self) -> int | Tensor:
-        """Rows that are left: an int, or an int64 tensor without dimensions where only the device knows."""
+        """Number of rows that are left: an int, or an int64 tensor without dimensions if only the device knows it."""
         if self._count is None:
             _set(self, "_count", self._parts["stays"].sum())
         assert self._count is not None
@@ -163,37 +164,37 @@ class Cut:
 
     @property
     def rows(self) -> Tensor | None:
-        """The new rows, (rows, width); None where those that stay are as they were."""
+        """The new rows, (rows, width). None if the remaining tokens are unchanged."""
         rows: Tensor | None = self._finish()._parts.get("rows")
         return rows
 
     def _finish(self) -> "Cut":
-        """This cut, what was put off done."""
+        """Make a deferred merge, if there is one, and return this cut."""
         if self._make is None:
             return self
         merge = self.make_merge()
-        _set(self, "_parts", merge._parts)  # without the inputs, so that they are freed
+        _set(self, "_parts", merge._parts)  # without the inputs, which frees them
         _set(self, "notes", merge.notes)
         _set(self, "_make", None)
         return self
 
     @property
     def stays(self) -> Tensor | None:
-        """The mask it was made of, (arriving,) bool; None if it was not made of one."""
+        """The mask from which the cut was made, (arriving,) bool. None if it was not made from a mask."""
         return self._parts.get("stays")
 
     @property
     def source(self) -> Tensor:
         """The token each row stands for: (rows,) int64, −1 for none.
 
-        Of a mask it is (arriving,): the tokens that stay, then −1.
+        For a mask it has the shape (arriving,): the tokens that stay, then −1.
         """
         parts = self._finish()._parts
         if "source" not in parts:
             stays = parts.get("stays")
             places = torch.arange(self.arriving, device=None if stays is None else stays.device)
             if stays is not None:
-                # Behind those that stay −1, so that the shape does not depend on how many they are: 0 2 −1.
+                # Fill up with −1, so that the shape does not depend on the count: mask 1 0 1 gives 0 2 −1.
                 places = marked_first(stays).masked_fill(places >= self.count, -1)
             parts["source"] = places
         source: Tensor = parts["source"]
@@ -201,7 +202,7 @@ class Cut:
 
     @property
     def stays_whole(self) -> bool:
-        """Whether all tokens stay as they are."""
+        """True if all tokens stay unchanged."""
         return self._make is None and "source" not in self._parts and "stays" not in self._parts
 
     @property
@@ -209,14 +210,14 @@ class Cut:
         """The row each token went into: (arriving,) int64, −1 if it was dropped."""
         parts = self._finish()._parts
         if "parent" not in parts and "stays" in parts:
-            # Tokens that stay are counted in order: 1 0 1 (stay) gives 0 −1 1.
+            # Number the tokens that stay in order: mask 1 0 1 gives 0 −1 1.
             parts["parent"] = torch.where(parts["stays"], parts["stays"].cumsum(0) - 1, -1)
         elif "parent" not in parts:
             source = self.source
             if len(source) == self.arriving:  # the same tokens in another order
                 parts["parent"] = source.argsort()
             else:
-                # The inverse of `source`, with −1 where no row stands for a token: 0 2 of three gives 0 −1 1.
+                # Invert `source`, with −1 where no row stands for a token: source 0 2 of three tokens gives 0 −1 1.
                 rows = torch.arange(len(source), device=source.device)
                 dropped = torch.full((self.arriving,), -1, device=source.device)
                 parts["parent"] = dropped.scatter(0, source, rows)
@@ -224,7 +225,7 @@ class Cut:
         return parent
 
     def rows_left(self, arrived: Tensor) -> Tensor:
-        """The rows that it leaves of those that arrived, (arriving, width)."""
+        """The rows that the cut leaves of those that arrived, (arriving, width)."""
         if self.rows is not None:
             return self.rows
         if self.stays_whole:
@@ -232,16 +233,16 @@ class Cut:
         return arrived[self.source]
 
     def with_rows(self, rows: Tensor) -> "Cut":
-        """This cut with new rows, (rows, width)."""
+        """Return this cut with new rows, (rows, width)."""
         return Cut.merge(self.source, rows, self.parent, self.notes)
 
     def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
-        """This cut with notes in the place of its own."""
+        """Return this cut with these notes instead of its own."""
         cut = self._finish()
         return Cut(cut.arriving, cut._count, dict(cut._parts), notes)
 
     def with_owner(self, owner: object) -> "Cut":
-        """This cut, its notes named for the member of a chain that wrote them: "owner name"."""
+        """Return this cut with its notes prefixed by the member of a chain that wrote them: "owner name"."""
         make = self._make
         if make is not None:  # its notes come with it
             return Cut(self.arriving, self._count, self._parts, make=lambda *inputs: make(*inputs).with_owner(owner))
@@ -250,36 +251,36 @@ class Cut:
         return self.with_notes({f"{owner} {name}": note for name, note in self.notes.items()})
 
     def to(self, device: torch.device) -> "Cut":
-        """This cut with its tensors on a device."""
+        """Return this cut with its tensors on a device."""
         tensors = [*self._parts.get("inputs", self._parts).values(), *self.notes.values()]
         if all([tensor.device == device for tensor in tensors]):
             return self
         return self.with_tensors(on_tensors(self.tensors(), lambda tensor: tensor.to(device)))
 
     def tensors(self) -> dict[str, Any]:
-        """What it is made of, by name: what `torch.func.vmap` can hand out."""
+        """The tensors of the cut by name, in a form that `torch.func.vmap` can return."""
         tensors = {**self._parts, "notes": dict(self.notes)}
         if self._make is not None:
             tensors["count"] = self._count
         return tensors
 
     def with_tensors(self, tensors: Mapping[str, Any]) -> "Cut":
-        """This cut of other tokens, made of their `tensors`."""
+        """Return a cut like this one, made from the `tensors` of other tokens."""
         parts = {name: part for name, part in tensors.items() if name not in ("count", "notes")}
         return Cut(self.arriving, tensors.get("count", self._count), parts, tensors["notes"], self._make)
 
     @property
     def put_off(self) -> bool:
-        """Whether it is a merge that is still to be made."""
+        """True if this is a merge that is still to be made."""
         return self._make is not None
 
     def make_merge(self) -> "Cut":
-        """The merge that was put off, with a place for every token."""
+        """Make the deferred merge, with a place for every token."""
         assert self._make is not None
         return self._make(*self._parts["inputs"].values())
 
     def first(self, count: int) -> "Cut":
-        """This cut where the host knows by now that `count` rows are real."""
+        """Return this cut when the host has learnt that the first `count` rows are real."""
         if "stays" in self._parts:  # its notes have the arriving tokens as their first dimension
             source = marked_first(self._parts["stays"])[:count]
             notes = {name: note[source] for name, note in self.notes.items()}
@@ -292,7 +293,7 @@ class Cut:
         return Cut(self.arriving, count, parts, notes)
 
     def then(self, later: "Cut") -> "Cut":
-        """One cut from two, the second made of the rows that the first left; both counts are known to the host."""
+        """Combine two cuts, the second made from the rows that the first left. The host must know both counts."""
         if later.stays_whole:
             return self.with_notes({**self.notes, **later.notes})
         if self.stays_whole and not self.notes:
@@ -306,7 +307,7 @@ class Cut:
         parts = {"parent": look_up(self.parent, later.parent)}
         if rows is not None:
             parts |= {"source": look_up(later.source, self.source), "rows": rows}
-        else:  # then the rows are some of the first cut's, and no source is −1
+        else:  # the later cut only selects rows of the first one, so no source is −1
             parts["source"] = self.source[later.source]
             if self.rows is not None:
                 parts["rows"] = self.rows[later.source]
@@ -328,39 +329,39 @@ def _are_indices(tensor: Tensor) -> bool:
 
 
 def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
-    """A note of the tokens that arrive at a cut, as a note of the rows it leaves.
+    """Turn a note of the tokens that arrive at a cut into a note of the rows it leaves.
 
-    A row has its source's note, and zeros where its source is −1, which only new `rows` may have.
+    A row has its source's note, and zeros if its source is −1, which only new `rows` may have.
     """
     if rows is None:
         return note[source]
     none = note.new_zeros(1, *note.shape[1:])
-    return torch.cat((note, none))[source]  # −1 finds what was put behind
+    return torch.cat((note, none))[source]  # index −1 reads the appended zeros
 
 
 def look_up(places: Tensor, to: Tensor) -> Tensor:
-    """Where each of some places leads: `to[place]`, and −1 for −1."""
-    return pad(to, (0, 1), value=-1)[places]  # −1 finds what was put behind
+    """Look up each place: `to[place]`, and −1 for −1."""
+    return pad(to, (0, 1), value=-1)[places]  # index −1 reads the appended −1
 
 
-# -- samples alike -------------------------------------------------------------------------------------------------
+# -- many samples at once ------------------------------------------------------------------------------------------
 
 
 Pick = Callable[[Tensor], Tensor]
-"""Of a tensor with the samples in front, the part of the sample that is looked at."""
+"""Selects, from a tensor with samples as its first dimension, the part of the current sample."""
 
 
 def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> list[Cut | None]:
-    """What a function makes of each of some samples that are alike; by vmap where there are several.
+    """Apply a function to each of some samples of equal shapes. Several samples run at once under vmap.
 
     Args:
-        look: Takes the tensors of one sample, without the samples in front, and a `Pick` for further tensors. Under
+        look: Takes the tensors of one sample, without the sample dimension, and a `Pick` for further tensors. Under
             vmap it runs once for all samples.
-        samples: Tensors by name, with the samples in front; an entry may be a mapping of such.
+        samples: Tensors by name, with samples as their first dimension; an entry may be a mapping of such tensors.
 
     Returns:
-        A cut for each sample, with tensors of its own: a merge that was put off is put off still. All are None where
-        `look` answers None.
+        A cut for each sample, with its own tensors. A deferred merge remains deferred. All are None if `look` returns
+        None.
     """
     first = _first_of(samples)
     if len(first) == 1:
@@ -369,7 +370,7 @@ def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> l
     cuts: list[Cut | None] = []
 
     def of_sample(place: Tensor, sample: Tensors) -> Tensors:
-        # Under vmap `place` is no number, so it is an index tensor: (samples, …) to (1, …) to (…).
+        # Under vmap `place` is not a number, so index with a tensor: (samples, …) to (1, …) to (…).
         cut = look(sample, lambda tensor: tensor[place.expand(1)][0])
         cuts.append(cut)
         if cut is None:
@@ -385,7 +386,7 @@ def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> l
 
 
 def _first_of(tensors: Tensors) -> Tensor:
-    """The first of them, wherever it stands in the nest."""
+    """The first tensor, at any depth of the nest."""
     value = next(iter(tensors.values()))
     if isinstance(value, Tensor):
         return value
@@ -393,7 +394,7 @@ def _first_of(tensors: Tensors) -> Tensor:
 
 
 def _at(unbound: dict[str, Any], place: int) -> Tensors:
-    """The tensors of one sample, from those of all by name."""
+    """The tensors of one sample, from those of all samples by name."""
     return {name: part[place] if isinstance(part, tuple) else _at(part, place) for name, part in unbound.items()}
 
 

@@ -1,4 +1,4 @@
-"""Films: where one scene ends and the next begins, and which places stand still in between."""
+"""Films: find where scenes begin and end, and which places do not change within them."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,22 +11,23 @@ from foveate.core.merge import first_most, of_length_one
 from foveate.core.rank import ranks, top
 
 Scene = tuple[int, int]
-"""The first frame of a run of frames, and the one behind its last."""
+"""A run of frames: its first frame, and the frame after its last."""
 
 
 def likeness(features: Tensor) -> Tensor:
-    """The cosine of each row with the one at its place in the frame before: (frames, …, width) -> (frames − 1, …)."""
+    """The cosine of each row with the row at its place in the frame before: (frames, …, width) -> (frames − 1, …)."""
     unit = of_length_one(features)
     return (unit[1:] * unit[:-1]).sum(dim=-1)
 
 
 def scenes(likeness: Sequence[float], below: float, least: int) -> list[Scene]:
-    """A film cut where neighbouring frames are less alike than `below`, and at the least alike ones.
+    """Cut a film where neighbouring frames have a likeness under `below`, and at the least similar ones.
 
     Args:
-        likeness: Of each frame but the first with the one before it.
-        below: Cuts wherever likeness is smaller.
-        least: Scenes at the least, as far as there are frames; the least alike are cut, the earlier of equals.
+        likeness: Of each frame but the first with the frame before it.
+        below: Cut wherever likeness is smaller than this.
+        least: Smallest number of scenes, if there are enough frames. The least similar frames are cut; of equals, the
+            earlier.
     """
     by_likeness = sorted(range(len(likeness)), key=likeness.__getitem__)
     cuts = {frame + 1 for frame in by_likeness[: least - 1]}
@@ -36,16 +37,16 @@ def scenes(likeness: Sequence[float], below: float, least: int) -> list[Scene]:
 
 
 def still_places(still: Tensor) -> Tensor:
-    """How many places stand still through each run of frames: (frames, frames) int64.
+    """Number of places that are unchanged through each run of frames: (frames, frames) int64.
 
-    Row f, column n counts the places that did not change at the last n steps up to frame f; column 0 all of them.
+    Row f, column n counts the places that did not change in the last n steps up to frame f. Column 0 counts all places.
 
     Args:
-        still: (frames − 1, places) bool, whether a place shows what it showed one frame earlier.
+        still: (frames − 1, places) bool, True if a place shows the same as one frame earlier.
     """
     steps, places = still.shape
     run = torch.zeros(places, dtype=torch.int64, device=still.device)
-    runs = [run]  # of each place, the steps up to this frame at which it stood still
+    runs = [run]  # (places,) for each frame: how many steps up to it the place has been unchanged
     for step in still:
         run = (run + 1) * step
         runs.append(run)
@@ -54,18 +55,18 @@ def still_places(still: Tensor) -> Tensor:
 
 
 def still_scenes(places: Sequence[Sequence[int]]) -> tuple[list[Scene], int]:
-    """The cutting of a film that saves the most tokens where a place that stands still through a scene is kept once.
+    """Cut a film so that the most tokens are saved when a place that is unchanged through a scene is kept once.
 
-    A scene of s frames saves (s − 1) times its still places. A dynamic programme over the scene that ends the film so
-    far; of equals the shorter one.
+    A scene of s frames saves (s − 1) times its unchanged places. This is a dynamic programme over the last scene of the
+    film so far. Of equal choices it takes the shorter scene.
 
     Args:
-        places: `still_places`, on the host.
+        places: Result of `still_places`, on the host.
 
     Returns:
-        The scenes, and the tokens they save.
+        The scenes, and the number of tokens they save.
     """
-    best = [0]  # saved up to each frame
+    best = [0]  # tokens saved up to each frame
     lengths = []
     for frame, still in enumerate(places):
         saved, length = best[frame], 1
@@ -85,19 +86,20 @@ def still_scenes(places: Sequence[Sequence[int]]) -> tuple[list[Scene], int]:
 def trees(
     features: Tensor, alone: Tensor, left: int, above: float, released: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Trees of tokens that show the same over time: each token hangs on the one most like it in the frame before.
+    """Link each token to the most similar token of the frame before; linked tokens form trees over time.
 
     Args:
-        features: Of a scene, (frames, tokens of each, width) float32.
-        alone: (frames, tokens of each) bool: tokens that hang on none, and on which none hangs.
-        left: How many tokens a frame there are left at least, those alone among them; the least alike are not linked.
-        above: The cosine above which a token hangs on another.
-        released: As FlashVID's code has it: a tree is its sum over one more than the tokens that hang on its first one
-            directly, one tree more is left, and in a single frame tokens that are alone are trees as well.
+        features: Features of a scene, (frames, tokens of each, width) float32.
+        alone: (frames, tokens of each) bool: tokens that are never linked, in either direction.
+        left: Smallest number of tokens a frame that remain, those of `alone` included. The least similar are not
+            linked.
+        above: A token is linked if its cosine is above this.
+        released: Use the values of FlashVID's code. A tree is its sum divided by one more than the tokens linked
+            directly to its root, one more tree is left, and in a single frame the tokens of `alone` are trees as well.
 
     Returns:
-        What each token's tree is, the mean of what hangs on it, (frames, tokens of each, width); whether it is the
-        first of a tree, (frames, tokens of each) bool; and which token is the first of its own, (frames · tokens,).
+        The value of each token's tree, the mean of its tokens, (frames, tokens of each, width). True for each root of a
+        tree, (frames, tokens of each) bool. The root of each token, (frames · tokens,) int64 indices.
     """
     frames, tokens, _ = features.shape
     itself = torch.arange(frames * tokens, device=features.device).view(frames, tokens)
@@ -111,13 +113,15 @@ def trees(
     most = torch.full_like(linked.sum(), frames * (tokens - left))
     if released:
         most = most - (linked.sum() > most).long()
-    linked = linked & (ranks(best.flatten()).view_as(best) < most)
+    linked = linked & (ranks(best.flatten()).view_as(best) < most)  # only the `most` best links
     total, size, root = list(features), list(torch.ones_like(features[..., 0])), list(itself)
+    # Add sums and sizes along the links, from the last frame to the first.
     for frame in range(frames - 1, 0, -1):
         up, to = linked[frame - 1].float(), hangs_on[frame - 1]
         more = up if released else up * size[frame]
         total[frame - 1] = total[frame - 1].index_add(0, to, total[frame] * up[:, None])
         size[frame - 1] = size[frame - 1].index_add(0, to, more)
+    # Take over the root of the linked token, from the first frame to the last.
     for frame in range(1, frames):
         root[frame] = torch.where(linked[frame - 1], root[frame - 1][hangs_on[frame - 1]], itself[frame])
     starts = torch.cat((torch.ones_like(linked[:1]), ~linked))
@@ -126,7 +130,7 @@ def trees(
 
 
 class FilmRows:
-    """The rows that a film becomes, collected frame by frame; all counts are known to the host.
+    """Collects the rows that a film becomes, frame by frame. The host knows all counts.
 
     Args:
         features: (frames, tokens of each, width) float32.
@@ -140,11 +144,11 @@ class FilmRows:
         self._count = 0
 
     def keep(self, tokens: Tensor) -> None:
-        """These tokens stay as they are: (tokens,) int64, of all frames' tokens one behind the other."""
+        """Keep these tokens unchanged: (tokens,) int64, indices over all frames' tokens in order."""
         self._add(tokens, self._features[tokens])
 
     def join(self, source: Tensor, rows: Tensor, members: Tensor, row: Tensor) -> None:
-        """New rows, and what went into them.
+        """Add new rows, and the tokens that went into them.
 
         Args:
             source: The token that each row stands for, (rows,) int64.
@@ -156,7 +160,7 @@ class FilmRows:
         self._add(source, rows)
 
     def follow(self, root: Tensor) -> None:
-        """Every token went where another went, `root`: (tokens,) int64, itself for those that were told of."""
+        """Send every token where its root went. `root`: (tokens,) int64; a placed token is its own root."""
         self._parent = self._parent[root]
 
     def _add(self, source: Tensor, rows: Tensor) -> None:
@@ -165,18 +169,20 @@ class FilmRows:
         self._count += len(source)
 
     def cut(self, attention: Tensor, count: int | None) -> Cut:
-        """The cut of all rows.
+        """Return the cut of all rows.
 
         Args:
-            attention: (frames, tokens of each); where rows are fewer than `count`, the most attended tokens that no
-                row stands for stay as well.
-            count: How many rows there shall be, at least as many as there are; None: as many as there are, or one.
+            attention: (frames, tokens of each). If there are fewer rows than `count`, the most attended tokens that no
+                row stands for are kept as well.
+            count: Number of rows to return, at least as many as there are. None: as many as there are, at least one.
         """
         count = count or 1
         if count > self._count:
+            # Exclude the tokens that rows already stand for.
             free = attention.flatten().scatter(0, torch.cat(self._source), float("-inf"))
             more = top(free, count - self._count)
             self._add(more, self._features[more])
         source = torch.cat(self._source)
+        # The token that a row stands for goes into that row, whatever `join` recorded for it.
         parent = self._parent.scatter(0, source, torch.arange(len(source), device=source.device))
         return Cut.merge(source, torch.cat(self._rows), parent)

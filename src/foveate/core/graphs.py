@@ -1,4 +1,4 @@
-"""Many kernels as one CUDA graph, for which the host launches once what it launched a thousand times."""
+"""CUDA graphs of loops: the host launches one graph instead of a thousand kernels."""
 
 import functools
 from collections import OrderedDict
@@ -15,15 +15,15 @@ from foveate.errors import SettingError
 
 P = ParamSpec("P")
 MOST = 16
-"""Graphs of loops that are remembered, the latest: each holds its tensors, at the most some blocks of them."""
+"""How many graphs of loops are cached, least recently used first out. Each holds its tensors, at most a few blocks."""
 
 
 class GraphTape:
-    """The kernels of a call as a CUDA graph, which run again with nothing of Python between them.
+    """The kernels of a call, recorded as a CUDA graph that replays without Python in between.
 
     Args:
-        device: Whose kernels are recorded.
-        pool: The memory that graphs share of which no two run at once (`torch.cuda.graph_pool_handle`); None: its own.
+        device: The device whose kernels are recorded.
+        pool: Memory shared by graphs that never run at the same time (`torch.cuda.graph_pool_handle`). None: its own.
     """
 
     def __init__(self, device: torch.device, pool: Any = None) -> None:
@@ -34,17 +34,17 @@ class GraphTape:
     @torch.inference_mode(False)
     @torch.no_grad()
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """Capture a call on a stream of its own, as CUDA asks for; no kernel runs.
+        """Capture a call on a separate stream, as CUDA requires. No kernel runs.
 
-        A replay leaves its numbers in the tensors that this returns.
+        A replay writes its results into the tensors that this returns.
 
         Raises:
-            RuntimeError: If the call reads a number on the host, or sends one to the device.
+            RuntimeError: If the call reads a value on the host, or copies one to the device.
         """
         current = torch.cuda.current_stream(self._device)
         own = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         own.wait_stream(current)
-        # Not torch.cuda.graph: it waits for the device and empties the allocator's cache.
+        # torch.cuda.graph is not used: it synchronises and empties the allocator's cache.
         with torch.cuda.stream(own):
             self._graph.capture_begin(self._pool, capture_error_mode="thread_local")
             try:
@@ -55,19 +55,19 @@ class GraphTape:
         return made
 
     def replay(self) -> None:
-        """Run the kernels again on what the memory holds now that they read."""
+        """Run the kernels again on the current contents of their input memory."""
         self._graph.replay()
 
 
 TAPES = {"cuda": GraphTape}
-"""What records a call, by the type of device."""
+"""The recorder for each type of device."""
 
 
 def refuse_without_graphs(device: torch.device) -> None:
     """Refuse to run a model as CUDA graphs on a device that has none.
 
     Raises:
-        SettingError: If that is so.
+        SettingError: If the device has no CUDA graphs.
     """
     if device.type not in TAPES:
         raise SettingError(
@@ -77,7 +77,7 @@ def refuse_without_graphs(device: torch.device) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """A captured loop: what is copied into `given` before it runs, and the tensor that it leaves its answer in."""
+    """A captured loop: `given` are the tensors to copy inputs into, and `made` holds the result after a replay."""
 
     tape: GraphTape
     given: tuple[Tensor, ...]
@@ -89,11 +89,11 @@ _lock = Lock()
 
 
 def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Run a function on CUDA as one graph from the second time on that it gets tensors of the same shapes.
+    """Run a function on CUDA as one graph, from its second call with tensors of the same shapes on.
 
-    The same kernels run on the same numbers, so the same bits come out. It must make one tensor of tensors and plain
-    values, without reading any. On other devices, under `torch.func.vmap`, for large tensors, in somebody's own capture
-    or compilation, and where gradients are wanted, it runs as it is.
+    The same kernels run on the same numbers, so the result is identical, bit for bit. The function must make one tensor
+    from tensors and plain values, without reading any value. It runs eagerly on other devices, under `torch.func.vmap`,
+    for large tensors, inside another capture or compilation, and if gradients are needed.
     """
 
     @functools.wraps(loop)
@@ -106,7 +106,7 @@ def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
             return loop(*args, **named)
         stream = torch.cuda.current_stream(tensors[0].device)
         key = loop, stream, tuple(named), *(kind_of_value(value) for value in values)
-        with _lock:  # else another thread's copies come between this one's
+        with _lock:  # another thread must not copy its inputs in between
             if key in _graphs:
                 graph = _graphs[key] or _capture(loop, args, named)
                 remember(_graphs, key, graph, MOST)
@@ -121,7 +121,7 @@ def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def _fit(tensors: tuple[Tensor, ...]) -> bool:
-    """Whether these tensors may be copied into a graph."""
+    """True if these tensors may be copied into a graph."""
     if not tensors or any(one.device.type != "cuda" or one.numel() > BLOCK_NUMBERS for one in tensors):
         return False
     if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
@@ -131,14 +131,14 @@ def _fit(tensors: tuple[Tensor, ...]) -> bool:
 
 
 def kind_of_value(value: Any) -> Any:
-    """What must be alike for two values to go through one graph."""
+    """A key that two values must share to use the same graph."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     return value
 
 
 def remember(table: "OrderedDict[Any, Any]", key: Any, value: Any, most: int) -> None:
-    """Remember something as the latest, and forget the oldest where there are too many."""
+    """Store an entry as the most recent one, and remove the oldest if there are more than `most`."""
     table[key] = value
     table.move_to_end(key)
     while len(table) > most:

@@ -1,4 +1,4 @@
-"""Token grids: how large a coarser one may be, and which of its cells a token falls into."""
+"""Token grids: the size of a coarser grid, the cell that each token falls into, and the parts of a grid."""
 
 import itertools
 import math
@@ -14,13 +14,14 @@ Grid = tuple[int, int]
 
 
 def coarser(grid: Grid, tokens: float) -> Grid:
-    """The grid of at most `tokens` cells, and of 1 x 1 at least, that comes nearest to them and keeps the aspect.
+    """The grid of at most `tokens` cells, at least 1 x 1, that comes nearest to this count and keeps the aspect ratio.
 
-    Each exact side is tried rounded down and up, with the other as long as it may then be. The most cells win; of
-    equals the aspect nearest to the grid's, then fewer rows. 24 x 24 gives 13 x 14 for 192 tokens.
+    Each exact side is tried rounded down and up, with the other side as long as possible. The grid with the most cells
+    wins; of equals the one nearest to the aspect ratio, then the one with fewer rows. 24 x 24 gives 13 x 14 for 192
+    tokens.
     """
     rows, columns = grid
-    # A share of a count, in floats, may miss a whole number by a hair.
+    # A share of a count, in floats, may be slightly below a whole number.
     most = max(1, math.floor(min(tokens, rows * columns) + 1e-6))
     scale = math.sqrt(most / (rows * columns))
 
@@ -32,24 +33,25 @@ def coarser(grid: Grid, tokens: float) -> Grid:
     candidates = []
     for exact in (rows * scale, columns * scale):
         for side in (math.floor(exact), math.ceil(exact)):
-            # The side as rows with the most columns that fit, and as columns with the most rows.
+            # Take the side as the rows, with as many columns as fit, and as the columns, with as many rows as fit.
             tall, wide = min(max(side, 1), rows, most), min(max(side, 1), columns, most)
             candidates += [(tall, min(columns, most // tall)), (min(rows, most // wide), wide)]
     return min(candidates, key=order)
 
 
 def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
-    """What becomes of the tokens of a grid, in raster order, when it gets coarser.
+    """Assign the tokens of a grid, in raster order, to the cells of a coarser grid.
 
-    A token goes into the cell that its centre lies in. A cell stands for the token that the cell's centre lies in.
+    A token goes into the cell that contains the token's centre. A cell stands for the token that contains the cell's
+    centre.
 
     Args:
         grid: Rows and columns of the tokens.
-        cells: Rows and columns they become, not more.
-        newlines: Every row, before and after, has a newline behind it.
+        cells: Rows and columns of the coarser grid, not more than those of `grid`.
+        newlines: True if every row ends with a newline, in both grids.
     """
     (tall, wide), (coarse_tall, coarse_wide) = grid, cells
-    # Of six columns that become three: columns 0 0 1 1 2 2 (the cell of each), lefts 1 3 5 (the token of each cell).
+    # Six columns that become three: columns = 0 0 1 1 2 2 (cell of each token), lefts = 1 3 5 (token of each cell).
     rows = _axis(tall, coarse_tall)
     columns = _axis(wide, coarse_wide)
     tops = _axis(coarse_tall, tall)
@@ -57,22 +59,22 @@ def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
     if newlines:  # one column more, before and after
         columns = torch.cat((columns, torch.tensor([coarse_wide])))
         lefts = torch.cat((lefts, torch.tensor([wide])))
-    # Raster order: the number of a cell is its row times the length of a row, plus its column.
+    # Number of a cell in raster order: its row times the length of a row, plus its column.
     parent = rows[:, None] * (coarse_wide + newlines) + columns  # (rows, columns)
     source = tops[:, None] * (wide + newlines) + lefts
     return Cut.join(source.flatten(), parent.flatten())
 
 
 def _axis(steps: int, cells: int) -> Tensor:
-    """For each of `steps` equal parts of a side, which of its `cells` equal parts its centre lies in."""
+    """For each of `steps` equal parts of a side, which of `cells` equal parts contains its centre: (steps,) int64."""
     return (2 * torch.arange(steps) + 1) * cells // (2 * steps)
 
 
 def join(grids: Sequence[Cut]) -> Cut:
-    """What becomes of the tokens of several grids, one behind the other."""
+    """Join the cuts of several grids that follow one another into one cut."""
     sources: list[Tensor] = []
     parents: list[Tensor] = []
-    token = row = 0  # how many stand in the grids before
+    token = row = 0  # tokens and rows of the grids before
     for cut in grids:
         sources.append(cut.source + token)
         parents.append(cut.parent + row)
@@ -82,10 +84,10 @@ def join(grids: Sequence[Cut]) -> Cut:
 
 
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
-    """The grids an image's tokens stand in, one behind the other, from where each looks (see `Family.boxes`).
+    """The grids of an image's tokens, in order, from the region that each token covers (see `Family.boxes`).
 
-    A token begins a new grid if it is neither right of the one before nor the first of the row below. So tiles above
-    each other in a single column read as one grid. Newlines look nowhere and belong to no grid.
+    A token begins a new grid if it is neither right of the previous token nor the first of the row below. So tiles that
+    are stacked in a single column are read as one grid. Newlines cover no region and belong to no grid.
     """
     looks_somewhere = ~boxes.isnan().any(dim=-1)
     corners = boxes[looks_somewhere, :2].tolist()  # left and top of each token
@@ -108,13 +110,13 @@ def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
 
 
 def cells_of(boxes: Tensor, grids: Sequence[Grid]) -> Tensor | None:
-    """Frame (or view), row and column of each token of an image: (tokens, 3) int64, −1 where it looks nowhere.
+    """Frame (or view), row and column of each token of an image: (tokens, 3) int64, −1 for tokens that cover no region.
 
-    None where the tokens that look somewhere are not as many as the grids have cells.
+    None if the number of tokens that cover a region differs from the number of cells in the grids.
 
     Args:
-        boxes: Where each token looks (see `Family.boxes`).
-        grids: Rows and columns of the grids that they stand in, one behind the other.
+        boxes: The region that each token covers (see `Family.boxes`).
+        grids: Rows and columns of their grids, in order.
     """
     places = (~boxes.isnan().any(dim=-1)).nonzero()[:, 0]
     parts = [boxes.new_zeros(0, 3, dtype=torch.int64)]
@@ -127,10 +129,10 @@ def cells_of(boxes: Tensor, grids: Sequence[Grid]) -> Tensor | None:
 
 
 def frames_of(boxes: Tensor) -> tuple[int, ...]:
-    """How many tokens each frame of a video has, from where each looks (see `Family.boxes`).
+    """The number of tokens in each frame of a video, from the region that each token covers (see `Family.boxes`).
 
-    A frame begins at the picture's top left corner. A token that looks nowhere belongs to the frame before it, as a
-    closing newline does; where the video begins with one, as with a CLS, to the frame behind it.
+    A frame begins at the top left corner of the image. A token that covers no region, such as a closing newline,
+    belongs to the frame before it; at the beginning of the video, such as a CLS, to the first frame.
     """
     in_corner = (boxes[:, :2] == 0).all(dim=-1)
     starts = in_corner.nonzero()[:, 0].tolist()
@@ -141,20 +143,20 @@ def frames_of(boxes: Tensor) -> tuple[int, ...]:
 
 
 def closing_rows(newlines: int) -> int:
-    """How many newlines stay when an image's tokens are reduced.
+    """Number of newlines that stay when an image's tokens are reduced.
 
-    A single one ends the image and stays. Several end tile rows, and leave.
+    A single newline ends the image and stays. Several newlines end tile rows and are dropped.
     """
     return int(newlines == 1)
 
 
 def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
-    """Which of an image's tokens each of its views has: ordinals, ascending.
+    """The tokens of each of an image's views: indices, ascending.
 
-    A grid is a view. One that is larger than the first is a map of crops as large as the first, from which as much was
-    cut off on either side (LLaVA-NeXT): a base view of 1 x 3 and a map of 1 x 4 have the crops 0 1 2, 3 4 and 5 6.
-    Where the grids are not those of all tokens, all are one view. The grids do not tell if so much was cut off that the
-    map would fit into fewer crops (24 x 48 left of 48 x 48): it is read as these.
+    A grid is a view. A grid larger than the first one is a map of crops of the first one's size, with equal amounts cut
+    off on opposite sides (LLaVA-NeXT): a base view of 1 x 3 and a map of 1 x 4 have the crops 0 1 2, 3 4 and 5 6. If
+    the grids do not contain all tokens, all tokens are one view. If so much was cut off that the map would fit into
+    fewer crops (24 x 48 left of 48 x 48), the grids do not show it, and the map is read as these fewer crops.
     """
     if sum(rows * columns for rows, columns in grids) != tokens:
         return [torch.arange(tokens)]
@@ -170,22 +172,22 @@ def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
 
 
 def _crop_of(length: int, side: int) -> Tensor:
-    """Which crop each of `length` tokens is in, if both ends lost as many: 4, of crops of 3, are in 0 0 1 1."""
+    """The crop of each of `length` tokens, if both ends lost equally many: 4, of crops of 3, are in 0 0 1 1."""
     lost = -length % side // 2
     return (torch.arange(length) + lost) // side
 
 
 def neighbours_of(grids: Sequence[Grid], tokens: int) -> Tensor:
-    """The tokens above, below, left and right of each: (tokens, 4) int64 ordinals; `tokens` beyond an edge.
+    """The tokens above, below, left and right of each: (tokens, 4) int64 indices; `tokens` beyond an edge.
 
-    Of a grid of 2 x 2 the first token has 4 2 4 1. Where the grids are not those of all tokens, no token has any.
+    In a 2 x 2 grid the first token has 4 2 4 1. If the grids do not contain all tokens, no token has neighbours.
     """
     if sum(rows * columns for rows, columns in grids) != tokens:
         return torch.full((tokens, 4), tokens)
     parts = [torch.zeros(0, 4, dtype=torch.int64)]
     start = 0
     for rows, columns in grids:
-        framed = torch.full((rows + 2, columns + 2), tokens)  # the grid with an edge around it
+        framed = torch.full((rows + 2, columns + 2), tokens)  # the grid with a border
         framed[1:-1, 1:-1] = torch.arange(start, start + rows * columns).view(rows, columns)
         sides = framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]
         parts.append(torch.stack(sides, dim=-1).flatten(0, 1))
@@ -194,10 +196,10 @@ def neighbours_of(grids: Sequence[Grid], tokens: int) -> Tensor:
 
 
 def windows_of(grids: Sequence[Grid], side: int, tokens: int) -> Tensor:
-    """The window of `side` x `side` tokens that each is in: (tokens,) int64, counted on from grid to grid.
+    """The window of `side` x `side` tokens that each token is in: (tokens,) int64, numbered on from grid to grid.
 
-    Rows and columns that make no whole window belong to the last one: a grid of 1 x 5 in windows of 2 has 0 0 1 1 1.
-    Where the grids are not those of all tokens, all are in one window.
+    Rows and columns that do not fill a window belong to the last one: a grid of 1 x 5 in windows of 2 has 0 0 1 1 1. If
+    the grids do not contain all tokens, all are in one window.
     """
     if sum(rows * columns for rows, columns in grids) != tokens:
         return torch.zeros(tokens, dtype=torch.int64)
@@ -213,10 +215,10 @@ def windows_of(grids: Sequence[Grid], side: int, tokens: int) -> Tensor:
 
 
 def regions_of(grids: Sequence[Grid], tokens: int, most: int, windows: bool) -> Tensor:
-    """The region of each token, (tokens,) int64: at most `most` in a grid, counted on from grid to grid.
+    """The region of each token, (tokens,) int64: at most `most` in a grid, numbered on from grid to grid.
 
-    Near-square windows of each grid, or runs in raster order, of which the first are the longer ones: five tokens in
-    two runs are in 0 0 0 1 1. Where the grids are not known, runs of all tokens.
+    Regions are near-square windows of each grid, or runs in raster order, of which the first are longer: five tokens in
+    two runs are in 0 0 0 1 1. If the grids are not known, they are runs of all tokens.
     """
     parts = []
     first = 0
@@ -228,19 +230,19 @@ def regions_of(grids: Sequence[Grid], tokens: int, most: int, windows: bool) -> 
             runs = torch.arange(cells).tensor_split(min(most, cells))
             region = torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
         parts.append(region + first)
-        first += 1 + int(region[-1])  # the last token is in the last region
+        first += 1 + int(region[-1])  # the last token has the highest region
     return torch.cat(parts)
 
 
-CHANNELS = 512  # of a block of the Fourier transform
+CHANNELS = 512  # channels that are Fourier transformed at a time
 
 
 def high_pass(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """How much fine content each token has: (tokens, width), grid by grid in raster order -> (tokens,) float32.
+    """The amount of fine content of each token: (tokens, width), grid by grid in raster order -> (tokens,) float32.
 
-    Each channel's 2-D Fourier transform times 1 − exp(−f² / 2s²), transformed back; the mean of the magnitudes. f is
-    the frequency's radius in whole numbers and s = 0.1 · min(⌊rows / 2⌋, ⌊columns / 2⌋): 1.2 of 24 x 24, so that only
-    radii up to 2 are damped much, by factors 0, 0.29 and 0.75.
+    Each channel's 2-D Fourier transform is multiplied by 1 − exp(−f² / 2s²) and transformed back. The result is the
+    mean of the magnitudes over channels. f is the radius of the frequency in whole numbers, and s = 0.1 · min(⌊rows /
+    2⌋, ⌊columns / 2⌋). For 24 x 24 s is 1.2, which damps only radii up to 2 much, by factors 0, 0.29 and 0.75.
     """
     scores = []
     for of_grid, (height, width) in zip(torch.split(rows, [math.prod(grid) for grid in grids]), grids, strict=True):
@@ -248,7 +250,7 @@ def high_pass(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
         down = torch.fft.fftfreq(height, 1 / height, device=of_grid.device)
         across = torch.fft.fftfreq(width, 1 / width, device=of_grid.device)
         radius_squared = down[:, None] ** 2 + across[None] ** 2
-        # Of a single row or column, where s is 0, all but the mean passes.
+        # For a single row or column s is 0: everything but the mean passes.
         passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))
         total = torch.zeros_like(of_grid[:, 0], dtype=torch.float32)
         for part in torch.split(of_grid, CHANNELS, dim=1):

@@ -1,7 +1,8 @@
-"""Merging: which tokens become one, and what it is.
+"""Merging: which tokens become one row, and the value of that row.
 
-Which ones is a cut whose rows are still to be worked out; `average` and `target_plus_mean` work them out of anything
-that tokens have: features, scores, keys."""
+Which tokens is a cut without rows. `average` and `target_plus_mean` compute rows for it from any value that tokens
+have: features, scores, keys.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,20 +19,20 @@ from foveate.errors import ShapeError
 
 
 def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, contextual: int) -> Cut:
-    """Keep the highest scored tokens, and let every other one join one of a few among the rest.
+    """Keep the highest scored tokens, and merge every other token into one of a few targets.
 
-    The `contextual` targets are spread over the rest in order (every step-th one, step = rest // contextual); a token
-    joins the target with the largest cosine of `metric`, the first such. The primitive of VisionZip (Yang et al.,
+    The `contextual` targets are every step-th one of the other tokens, step = rest // contextual. A token joins the
+    target with the largest cosine of `metric`; ties go to the first. The primitive of VisionZip (Yang et al.,
     arXiv:2412.04467) and VisionDrop (Xu et al., arXiv:2506.22283), without a loop over tokens.
 
     Args:
         scores: (tokens,) float; larger stays.
-        metric: (tokens, size) float, what similarity is measured on.
-        dominant: How many stay as they are.
-        contextual: How many rows the rest becomes; fewer if the rest is smaller, and with 0 it is dropped.
+        metric: (tokens, size) float, the features that similarity is measured on.
+        dominant: How many tokens stay unchanged.
+        contextual: How many rows the rest becomes. Fewer if the rest is smaller; with 0 the rest is dropped.
 
     Returns:
-        Dominant tokens ascending, then targets ascending.
+        A cut whose rows are the dominant tokens ascending, then the targets ascending.
     """
     kept = top(scores, dominant)
     is_rest = torch.ones_like(scores, dtype=torch.bool)
@@ -45,8 +46,8 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     step = max(1, len(rest) // contextual)
     targets = torch.arange(contextual, device=scores.device) * step
     unit = of_length_one(metric[rest], least=1e-6)
-    # A block of rows at a time: both numbers grow with the image.
-    nearest = torch.cat([first_most(block @ unit[targets].T) for block in blocks(unit, contextual)])
+    # One block of rows at a time, because both dimensions of the similarities grow with the image.
+    nearest = torch.cat([first_most(block @ unit[targets].T) for block in blocks(unit, contextual)])  # (rest,)
     nearest[targets] = torch.arange(contextual, device=scores.device)
     parent[rest] = nearest + dominant
     return Cut.join(torch.cat((kept, rest[targets])), parent)
@@ -55,11 +56,13 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
 def dominant_and_contextual_by_crop(
     grids: Sequence[Grid], scores: Tensor, metric: Tensor, dominant: int, contextual: int
 ) -> Cut:
-    """`dominant_and_contextual` where a crop gets its share of rows by its tokens, of the dominant ones by its rows.
+    """`dominant_and_contextual` for each crop.
+
+    A crop gets its share of rows by its tokens, and its share of dominant rows by its rows.
 
     Args:
         grids: See `foveate.core.grid.crops_of`.
-        scores, metric, dominant, contextual: See `dominant_and_contextual`; the rows of all crops are no more than the
+        scores, metric, dominant, contextual: See `dominant_and_contextual`. The rows of all crops must not exceed the
             tokens.
     """
     crops = crops_of(grids, len(scores))
@@ -72,40 +75,41 @@ def dominant_and_contextual_by_crop(
         cut = dominant_and_contextual(scores[tokens], metric[tokens], high, rows - high)
         source = tokens[cut.source]
         sources.append(source)
-        # Dominant rows stand in raster order, in front of the contextual ones.
+        # Order of all rows: dominant ones in raster order, then contextual ones.
         behind = torch.arange(row, row + len(source) - high, device=tokens.device) + len(scores)
         places.append(torch.cat((source[:high], behind)))
         parent = parent.scatter(0, tokens, torch.where(cut.parent < 0, -1, cut.parent + row))
         row += len(source)
-    order = torch.cat(places).argsort()
+    order = torch.cat(places).argsort()  # (rows,): the old row at each new place; its argsort is the inverse
     return Cut.join(torch.cat(sources)[order], look_up(parent, order.argsort()))
 
 
 def bipartite(metric: Tensor, count: int) -> Cut:
-    """Merge the best edges between tokens at even and at odd places, until `count` rows are left or no edges are.
+    """Merge the best edges between tokens at even and at odd places, until `count` rows or no edges are left.
 
-    Each token at an even place has an edge to the one at an odd place with the largest cosine of `metric`, the first
-    such; edges merge by falling cosine, ties by index. The primitive of ToMe (Bolya et al., arXiv:2210.09461), which
-    allows at most half of the tokens to go at a time. Rows are in its order, which says which meet in the next round:
-    tokens at even places that have not merged, by falling cosine, and then those at odd places.
+    Each token at an even place has an edge to the one at an odd place with the largest cosine of `metric`; ties go to
+    the first. Edges merge by falling cosine, ties by index. The primitive of ToMe (Bolya et al., arXiv:2210.09461), in
+    which at most half of the tokens can merge at a time. Rows are in its order, which decides what merges in the next
+    round: unmerged tokens of even places by falling cosine, then the tokens of odd places.
 
     Args:
         metric: (tokens, size) float.
-        count: Rows that shall be left, at least 1.
+        count: Number of rows to leave, at least 1.
     """
     tokens = len(metric)
     edges = min(tokens // 2, tokens - count)
     unit = of_length_one(metric)
     even, odd = unit[0::2], unit[1::2]
     nearest, cosine = [], []
-    # A block of rows at a time: both numbers grow with the image.
+    # One block of rows at a time, because both dimensions of the similarities grow with the image.
     for block in blocks(even, len(odd)):
         target = first_most(block @ odd.T)
         nearest.append(target)
         cosine.append((block * odd[target]).sum(dim=1))
     alone = torch.cat(cosine).sort(descending=True, stable=True).indices[edges:]
     row = torch.arange(tokens - edges, device=metric.device)
-    # Of six tokens 0 merges into 3: rows 4 2 1 3 5, which tokens 0 2 4 and then 1 3 5 go into as 3 1 0 and 2 3 4.
+    # Of six tokens, 0 merges into 3. The rows are tokens 4 2 1 3 5: tokens 0 2 4 go into rows 3 1 0, and tokens
+    # 1 3 5 into rows 2 3 4.
     of_even = (torch.cat(nearest) + len(alone)).scatter(0, alone, row[: len(alone)])
     of_odd = row[len(alone) :]
     place = torch.arange(tokens, device=metric.device)
@@ -114,47 +118,48 @@ def bipartite(metric: Tensor, count: int) -> Cut:
 
 
 def by_first_token(cut: Cut) -> Cut:
-    """The rows of a cut, each standing for the first token in it, sorted by that. No token is dropped."""
+    """Let each row of a cut stand for the first token in it, and sort the rows by that. No token may be dropped."""
     place = torch.arange(len(cut.parent), device=cut.parent.device)
+    # Parents 1 0 1 of three tokens give first 1 0, so rows are swapped: sources 0 1, and parents 0 1 0.
     first = torch.full_like(cut.source, len(place)).scatter_reduce(0, cut.parent, place, "amin")
     source, order = first.sort()
     return Cut.join(source, order.argsort()[cut.parent])
 
 
 def by_source(cut: Cut) -> Cut:
-    """The rows of a cut, sorted by the tokens that they stand for."""
+    """Sort the rows of a cut by the tokens that they stand for."""
     source, order = cut.source.sort(stable=True)
     assert cut.rows is not None
     return Cut.merge(source, cut.rows[order], look_up(cut.parent, order.argsort()), cut.notes)
 
 
 def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
-    """Some tokens stay, in order, and others join the one of them that is most like them, by the cosine of `metric`.
+    """Keep some tokens, in order, and merge others into the most similar one of them, by the cosine of `metric`.
 
     Args:
         metric: (tokens, size) float.
         kept: (rows,) int64, ascending, at least one.
-        joins: (tokens,) bool: those that join, and are joined. Others that are not kept are dropped.
+        joins: (tokens,) bool: tokens that join others, and may be joined. Others that are not kept are dropped.
     """
     unit = of_length_one(metric, least=1e-6)
     rows = torch.arange(len(kept), device=kept.device)
-    # A kept token that may not be joined is no target: its similarity is below any cosine.
+    # A kept token that may not be joined is never a target: its similarity is lowered below every cosine.
     lowered = torch.where(joins[kept], 0.0, -4.0)
     nearest = torch.cat([first_most(block @ unit[kept].T + lowered) for block in blocks(unit, len(kept))])
-    parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)
+    parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)  # a kept token goes into its own row
     return Cut.join(kept, parent)
 
 
 def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -> Tensor:
-    """For each of some tokens the sum of what the `count` tokens nearest to it have, itself left out.
+    """For each of some tokens, the sum of the values of the `count` tokens nearest to it, itself excluded.
 
-    Nearest by the cosine of `metric`, the lower index of equals.
+    Nearest by the cosine of `metric`; ties go to the lower index.
 
     Args:
         values: (all, width) float32.
         metric: (all, size) float.
         tokens: (some,) int64.
-        count: How many; all others where these are fewer.
+        count: How many neighbours; all others if there are fewer.
 
     Returns:
         (some, width) float32.
@@ -162,18 +167,18 @@ def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -
     count = min(count, len(values) - 1)
     unit = of_length_one(metric)
     sums = [values.new_zeros(0, values.shape[1])]
-    # A block of rows at a time: both numbers grow with the image.
+    # One block of rows at a time, because both dimensions of the similarities grow with the image.
     for block in blocks(tokens, len(values)):
         similarity = unit[block] @ unit.T
         similarity = similarity.scatter(1, block[:, None], float("-inf"))
         nearest = torch.sort(similarity, dim=1, descending=True, stable=True).indices[:, :count]
-        is_near = torch.zeros_like(similarity).scatter(1, nearest, 1.0)
+        is_near = torch.zeros_like(similarity).scatter(1, nearest, 1.0)  # (block, all): 1 for the neighbours
         sums.append(is_near @ values)
     return torch.cat(sums)
 
 
 def of_length_one(rows: Tensor, least: float = 1e-12, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows divided by their lengths, (rows, size) in this dtype; by `least` where a row is shorter than that."""
+    """Divide rows by their lengths, (rows, size) in this dtype. Rows shorter than `least` are divided by `least`."""
     rows = rows.to(dtype)
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     unit: Tensor = rows / length.clamp(min=least)
@@ -181,37 +186,39 @@ def of_length_one(rows: Tensor, least: float = 1e-12, dtype: torch.dtype = torch
 
 
 def first_most(similarity: Tensor) -> Tensor:
-    """The first of the largest in each row: (…, targets) -> (…) int64."""
-    # Of equals `argmax` may give any: among 0s and 1s it gives the first 1.
+    """The index of the largest value in each row, ties to the first: (…, targets) -> (…) int64."""
+    # `argmax` may return any of several equal values; on 0s and 1s it returns the first 1.
     is_most = similarity == similarity.amax(dim=-1, keepdim=True)
     return is_most.int().argmax(dim=-1)
 
 
 def target_plus_mean(rows: Tensor, cut: Cut) -> Tensor:
-    """Each new row: the token it stands for plus the mean of those that joined it, (rows, width), dtype of `rows`.
+    """Each new row is the token it stands for plus the mean of those that joined it: (rows, width), dtype of `rows`.
 
-    A sum, as the released code of both methods has it, not an average: the norm of a merged row about doubles.
+    It is a sum, as in the released code of VisionZip and VisionDrop, not an average. The norm of a merged row about
+    doubles.
     """
     base = rows[cut.source].float()
     total, count = _sum_of_joined(rows, cut)
-    others = (total - base) / (count - 1).clamp(min=1)[:, None]  # the mean of those that joined; 0 where none did
+    others = (total - base) / (count - 1).clamp(min=1)[:, None]  # mean of the tokens that joined; 0 if none did
     return (base + others).to(rows.dtype)
 
 
 def average(rows: Tensor, cut: Cut) -> Tensor:
-    """Each new row: the mean of the token it stands for and those that joined it, (rows, width), dtype of `rows`."""
+    """Each new row is the mean of the token it stands for and those that joined it: (rows, width), dtype of `rows`."""
     total, count = _sum_of_joined(rows, cut)
     return (total / count.clamp(min=1)[:, None]).to(rows.dtype)
 
 
 def one_by_one(rows: Tensor, cut: Cut) -> Tensor:
-    """Each new row where tokens join one after the other, by index, and each time the mean of both is taken.
+    """Each new row when tokens join one after another, by index, and each time the mean of both is taken.
 
-    Of a and then b, c: ((a + b) / 2 + c) / 2, so that the first count least. Shape (rows, width), dtype of `rows`.
+    For a and then b, c: ((a + b) / 2 + c) / 2, so the first tokens have the least weight. Shape (rows, width), dtype of
+    `rows`.
     """
     place = torch.arange(len(rows), device=rows.device)
-    joined_last = place.scatter(0, cut.source, -1)  # what a row stands for comes before all that joined
-    behind = ranks_in_groups(joined_last, cut.parent)  # how many have joined the same row later
+    joined_last = place.scatter(0, cut.source, -1)  # the token that a row stands for comes before all that joined
+    behind = ranks_in_groups(joined_last, cut.parent)  # (tokens,): how many joined the same row later
     itself = torch.zeros_like(place).scatter(0, cut.source, 1)
     weighted = rows.float() * 0.5 ** (behind + 1 - itself)[:, None]
     total = rows.new_zeros(len(cut.source), rows.shape[1], dtype=torch.float32)
@@ -219,11 +226,11 @@ def one_by_one(rows: Tensor, cut: Cut) -> Tensor:
 
 
 def merge_rows(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
-    """The cut with its new rows: `target_plus_mean` ("sum") or `average`; with a tower's CLS, (1, width), as row 0."""
+    """Add the new rows: `target_plus_mean` ("sum") or `average`. A tower's CLS, (1, width), becomes row 0."""
     merged_rows = target_plus_mean(rows, cut) if how == "sum" else average(rows, cut)
     if cls is None:
         return cut.with_rows(merged_rows)
-    # The CLS stands for no token, so its source is −1. Each token's row moves on by one, and what was dropped stays −1:
+    # The CLS stands for no token, so its source is −1. Each token's row moves by one, and dropped tokens keep −1:
     # parent −1 0 1 1 becomes −1 1 2 2.
     source = torch.cat((cut.source.new_full((1,), -1), cut.source))
     parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
@@ -231,12 +238,12 @@ def merge_rows(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tens
 
 
 def towards(centres: Tensor, rows: Tensor, cluster: Tensor, least: float) -> Tensor:
-    """Centres moved towards the mean of what joined them.
+    """Move centres towards the mean of the rows that joined them.
 
     w · centre + (1 − w) · mean with w = max(1 / (joined + 1), least).
 
     Args:
-        centres: (clusters, width) float32. One that nothing joined stays as it is.
+        centres: (clusters, width) float32. A centre that nothing joined does not move.
         rows: (rows, width) float32.
         cluster: The cluster that each row joins, (rows,) int64; −1: none.
         least: The centre's smallest weight.
@@ -253,10 +260,10 @@ def towards(centres: Tensor, rows: Tensor, cluster: Tensor, least: float) -> Ten
 
 
 def _sum_of_joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
-    """Sum (float32) and number of the tokens in every new row, the one it stands for among them."""
+    """Sum (float32) and number of the tokens in every new row, including the token it stands for."""
     count, width = len(cut.source), rows.shape[1]
     row = cut.parent.clamp(min=0)
-    weight = (cut.parent >= 0).float()  # a token that was dropped counts as nothing, in row 0
+    weight = (cut.parent >= 0).float()  # a dropped token goes into row 0 with weight 0
     total = rows.new_zeros(count, width, dtype=torch.float32)
     if not count:
         return total, total.new_zeros(0)
@@ -269,13 +276,13 @@ def _sum_of_joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
 def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Tensor:
     """Mean cosine over all pairs inside each non-overlapping window: (windows,) float32 in raster order.
 
-    `rows` is a grid in raster order, (height · width, size); windows tile its top left part.
+    `rows` is a grid in raster order, (height · width, size). The windows tile its top left part.
     """
     unit = of_length_one(rows)
     members = unit[_window_members(height, width, window, rows.device)]  # (windows, tokens of one, size)
     count = members.shape[1]
     pairs = members @ members.transpose(1, 2)
-    # All pairs of two tokens: without the diagonal, where each meets itself.
+    # Exclude the diagonal, so that only pairs of two different tokens count.
     with_itself = pairs.diagonal(dim1=1, dim2=2)
     others = pairs.sum(dim=(1, 2)) - with_itself.sum(dim=1)
     mean: Tensor = others / (count * (count - 1))
@@ -283,12 +290,12 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
 
 
 def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, window: int, threshold: float) -> Cut:
-    """A cut whose rows are the means of the windows at least as similar as `threshold`, and the tokens outside them.
+    """A deferred cut: the means of the windows at least as similar as `threshold`, then the tokens outside them.
 
-    How many windows that are the device knows. The most similar come first; see `merge_windows` for the arguments.
+    Only the device knows how many windows that are. The most similar come first. See `merge_windows` for the arguments.
     """
     merged = (similarity >= threshold).sum()
-    # 17 windows of 9 tokens leave 576 − 8 · 17 = 440.
+    # 17 merged windows of 9 tokens leave 576 − 8 · 17 = 440 rows.
     left = len(rows) - merged * (window**2 - 1)
     return Cut.fewer(len(rows), left, partial(_average_most_similar, height, width, window), rows, similarity, merged)
 
@@ -301,18 +308,20 @@ def _average_most_similar(
 
 
 def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, window: int) -> Cut:
-    """Make one token of each of the `merged` most similar windows: these first, by falling similarity, then the tokens
-    outside them in order. A merged row stands for its window's centre. Ties go to the earlier window.
+    """Merge each of the `merged` most similar windows into one row.
 
-    Shapes do not depend on values: `source` has a place for every token, and what stands behind the rows means nothing.
-    An example: a 2 x 4 grid, windows of 2 x 2, of which the second is merged.
+    These rows come first, by falling similarity, then the tokens outside them in order. A merged row stands for its
+    window's centre. Ties go to the earlier window. Shapes do not depend on values: `source` has a place for every
+    token, and places beyond the rows are meaningless.
+
+    Example: a 2 x 4 grid with windows of 2 x 2, of which the second is merged.
 
         parent   1 2 0 0 | 3 4 0 0          source   6, 0, 1, 4, 5, then nothing
 
     Args:
         similarity: (windows,) float32 in raster order.
-        merged: How many, an int64 tensor without dimensions.
-        height, width: Of the grid.
+        merged: Number of windows to merge, an int64 tensor without dimensions.
+        height, width: Size of the grid.
         window: Side of a window.
     """
     members = _window_members(height, width, window, similarity.device)
@@ -321,13 +330,13 @@ def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, w
     members = members[by_similarity]  # (windows, size)
     places = torch.arange(tokens, device=members.device)
     ranks = places[: len(members)]
-    apart = ranks >= merged  # windows that stay as they are
-    row = ranks.masked_fill(apart, -1)[:, None].expand_as(members)  # that of a window's tokens, −1 if it stays apart
+    apart = ranks >= merged  # windows that are not merged
+    row = ranks.masked_fill(apart, -1)[:, None].expand_as(members)  # row of a window's tokens, −1 if not merged
     parent = torch.full_like(places, -1).scatter(0, members.flatten(), row.flatten())
-    # Tokens that were not merged get the rows behind, in order: the first of them row `merged`.
+    # Tokens that are not merged get the next rows, in order, from row `merged` on.
     alone = parent < 0
     parent = torch.where(alone, alone.cumsum(0) + (merged - 1), parent)
-    # Every member of a merged window writes itself into its row; the centre has the last word.
+    # Every token of a merged window is written to its row; then the window's centre overwrites it.
     source = torch.zeros_like(places).scatter(0, parent, places)
     centres = torch.where(apart, source[: len(members)], members[:, size // 2])
     return Cut.join(source.scatter(0, ranks, centres), parent)
@@ -340,30 +349,30 @@ def _window_members(height: int, width: int, window: int, device: torch.device) 
             f"A {height} x {width} grid is too small for a window of {window} x {window}. Use a smaller window."
         )
     grid = torch.arange(height * width, device=device).view(height, width)
-    # What fills no window is left out, below and on the right.
+    # Leave out the tokens below and on the right that do not fill a window.
     grid = grid[: height // window * window, : width // window * window]
     # (rows, columns) -> (down, across, window, window)
     tiles: Tensor = grid.unfold(0, window, window).unfold(1, window, window)
     return tiles.reshape(-1, window * window)
 
 
-EXACT = 4096  # rows up to which distances are float64: a swapped near tie changes every cluster
+EXACT = 4096  # up to this many rows distances are float64, because swapping two close values changes every cluster
 
 
 def density_peaks(rows: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor]:
-    """Clusters around density peaks (DPC-kNN), without randomness.
+    """Cluster rows around density peaks (DPC-kNN), without randomness.
 
-    With d the distances over the square root of the width: a row's density is exp(−mean d² to its `neighbours` nearest
-    rows, itself among them), its separation the distance to the nearest denser row, or the largest distance of all if
-    none is denser. The rows with the largest density times separation are centres, and every other row joins the
-    nearest centre. Ties go to the lower index: of rows of one density the lower counts as denser. (With two clusters,
-    two rows that are nearest to each other always tie.) Density peaks: Rodriguez & Laio, Science 2014; with nearest
-    neighbours: Du et al., Knowledge-Based Systems 2016.
+    Let d be the distances divided by the square root of the width. A row's density is exp(−mean d² to its `neighbours`
+    nearest rows, itself included). Its separation is the distance to the nearest denser row, or the largest distance of
+    all if no row is denser. The rows with the largest density times separation are centres, and every other row joins
+    the nearest centre. Ties go to the lower index, which counts as denser. (With two clusters, two rows that are
+    nearest to each other always tie.) Density peaks: Rodriguez & Laio, Science 2014; with nearest neighbours: Du et
+    al., Knowledge-Based Systems 2016.
 
     Args:
         rows: (rows, width), any float dtype.
-        clusters: How many, 1 or more.
-        neighbours: How many rows a density looks at; None: as many as there are clusters.
+        clusters: Number of clusters, 1 or more.
+        neighbours: Number of rows that a density is computed from. None: the number of clusters.
 
     Returns:
         Centres, (clusters,) int64, the highest peak first; and the cluster of each row, (rows,) int64.
@@ -375,23 +384,23 @@ def density_peaks(rows: Tensor, clusters: int, neighbours: int | None = None) ->
     if not 1 <= clusters <= count:
         raise ShapeError(f"Cannot make {clusters} clusters of {count} rows.")
     rows = rows.to(torch.float64 if count <= EXACT else torch.float32)
-    rows = rows - rows.mean(dim=0)  # distances stay, and less is lost in the difference below
+    rows = rows - rows.mean(dim=0)  # distances do not change, and the difference below loses less precision
     places = torch.arange(count, device=rows.device)
     parts, near = blocks(places, count), min(count, clusters if neighbours is None else neighbours)
     squares: Callable[[Tensor], Tensor] = partial(_squared_distances, rows)
-    if len(parts) == 1:  # else they are made again for each of three looks at them
+    if len(parts) == 1:  # with several blocks, distances are computed anew in each of three passes
         squares = squares(places).__getitem__
     nearest = [squares(part).topk(near, dim=1, largest=False).values.mean(dim=1) for part in parts]
     density = torch.exp(-torch.cat(nearest))
     separation, farthest = [], []
     for part in parts:
         distance = squares(part).sqrt()
-        # Row i, column j: whether j is denser than i.
+        # denser[i, j]: True if j is denser than i.
         denser = density > density[part, None]
         denser = denser | ((density == density[part, None]) & (places < part[:, None]))
         separation.append(torch.where(denser, distance, float("inf")).amin(dim=1))
         farthest.append(distance.amax())
-    # Only the densest has none that is denser.
+    # The densest row has no denser one, so its separation is inf; use the largest distance.
     separated = torch.cat(separation).clamp(max=torch.stack(farthest).amax())
     peaks = (density * separated).sort(descending=True, stable=True).indices[:clusters]
     cluster = torch.cat([first_most(-squares(part)[:, peaks].sqrt()) for part in parts])
@@ -399,8 +408,8 @@ def density_peaks(rows: Tensor, clusters: int, neighbours: int | None = None) ->
 
 
 def _squared_distances(rows: Tensor, some: Tensor) -> Tensor:
-    """|a − b|² of some rows from all, over the width: (some, rows)."""
-    # Both halves of the products are added, so that a is exactly as far from b as b is from a.
+    """|a − b|² / width of some rows from all rows: (some, rows)."""
+    # Adding both orders of the product makes the distance from a to b exactly that from b to a.
     products = rows[some] @ rows.T
     products = products + (rows @ rows[some].T).T
     lengths = (rows * rows).sum(dim=1)

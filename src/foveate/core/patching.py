@@ -1,4 +1,4 @@
-"""The one patcher: puts something in the place of a method, an attribute or a hook of one object, and takes it back."""
+"""The patcher: replaces methods and attributes of single objects, adds hooks, and takes everything back."""
 
 import functools
 from collections.abc import Callable
@@ -12,17 +12,17 @@ TABLES = (
     ("_forward_pre_hooks", ("_forward_pre_hooks_with_kwargs",)),
     ("_forward_hooks", ("_forward_hooks_with_kwargs", "_forward_hooks_always_called")),
 )
-"""Where torch keeps a module's hooks, and what it marks some of them with, by the same keys."""
+"""The tables in which torch keeps a module's hooks, and those in which it marks some of them by the same keys."""
 
 
 class Patcher:
-    """Changes to objects of others, taken back in the opposite order.
+    """Changes objects that belong to others, and undoes the changes in reverse order.
 
         with Patcher() as patches:
             patches.wrap(layer, "forward", around)
 
-    Each change is written down before it is made, and undoing one may be repeated. So an interrupt can come at any
-    point: `restore` afterwards finds everything that was changed.
+    Each change is recorded before it is made, and undoing one can be repeated. So an interrupt may come at any point: a
+    later `restore` finds everything that was changed.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Patcher:
         try:
             self.restore()
         finally:
-            self.restore()  # what is left where an interrupt ended the first
+            self.restore()  # undo the rest if an interrupt ended the first call
 
     def wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> Callable[..., Any]:
-        """Let `around(original, *args, **kwargs)` run in the place of a method, on this one object.
+        """Run `around(original, *args, **kwargs)` instead of a method, on this one object.
 
         Returns:
-            What stands in its place now.
+            The wrapper that replaces the method.
         """
         original = getattr(owner, name)
         change = _Put(owner, name, original, GONE, owned=name in vars(owner), wraps=True)
@@ -51,7 +51,7 @@ class Patcher:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if change.active:
                 return around(original, *args, **kwargs)
-            # Taken back, but somebody else's wrapper, put around this one since, goes on calling it.
+            # This wrapper was taken back, but a wrapper that others put around it still calls it.
             return original(*args, **kwargs)
 
         change.value = wrapper
@@ -59,7 +59,7 @@ class Patcher:
         return wrapper
 
     def put(self, owner: Any, name: str, value: Any) -> None:
-        """Give an attribute of this one object another value."""
+        """Set an attribute of this one object to another value."""
         change = _Put(owner, name, getattr(owner, name), value, owned=name in vars(owner))
         self._changes.append(change)
         setattr(owner, name, value)
@@ -67,7 +67,7 @@ class Patcher:
     def hook(
         self, module: nn.Module, when: Literal["before", "after"], call: Callable[..., Any], **options: Any
     ) -> None:
-        """Register a forward hook, to be called before or after the module's forward; `options` are torch's."""
+        """Register a forward hook, called before or after the module's forward. `options` are torch's."""
         self._changes.append(_Hooked(module, call))
         if when == "before":
             module.register_forward_pre_hook(call, **options)
@@ -75,7 +75,10 @@ class Patcher:
             module.register_forward_hook(call, **options)
 
     def lost(self) -> str | None:
-        """What somebody else has taken off meanwhile, or None. A wrapper that others have put around it is there."""
+        """Name a change that others have removed in the meantime, or return None.
+
+        A wrapper that others have wrapped counts as present.
+        """
         for change in self._changes:
             if isinstance(change, _Hooked):
                 module, hooks = change.module, (change.module._forward_pre_hooks, change.module._forward_hooks)
@@ -86,7 +89,7 @@ class Patcher:
         return None
 
     def restore(self) -> None:
-        """Take all changes back; calling it again does nothing."""
+        """Undo all changes. Calling it again does nothing."""
         changes = self._changes
         while changes:
             change = changes[-1]
@@ -99,7 +102,7 @@ class Patcher:
                         del registered[key]
             else:
                 change.active = False
-                # accelerate and others keep what they wrap under another name.
+                # accelerate and others keep the wrapper that they wrap under another attribute name.
                 put = [name for name, value in vars(change.owner).items() if value is change.value]
                 for name in put if change.wraps else {change.name}.intersection(put):
                     if name == change.name and not change.owned:
@@ -115,16 +118,16 @@ GONE = object()
 
 @dataclass(eq=False)
 class _Put:
-    """An attribute of an object with another value.
+    """A changed attribute of an object.
 
     Attributes:
         owner, name: The object, and its attribute.
-        original: What was there.
-        value: What is there now. A wrapper knows this object: in a circle, what it holds would live until garbage is
-            collected, so it is let go of when it is taken back.
-        owned: Whether it was the object's own, and not its class's.
-        wraps: Whether the value is a method around the original.
-        active: Whether it was not taken back yet.
+        original: The value before the change.
+        value: The value now. A wrapper refers to this object, which is a reference cycle. So it is released when the
+            change is undone, instead of living until garbage collection.
+        owned: True if the attribute was the object's own, not its class's.
+        wraps: True if the value is a wrapper around the original method.
+        active: True until the change is undone.
     """
 
     owner: Any
@@ -138,7 +141,7 @@ class _Put:
 
 @dataclass(eq=False)
 class _Hooked:
-    """A hook of a module. Torch may not have come to hand out its handle, so it is looked for where torch keeps it."""
+    """A hook of a module. It is found in torch's tables: an interrupt may come before torch returns its handle."""
 
     module: nn.Module
     call: Callable[..., Any]

@@ -1,8 +1,9 @@
-"""Sets picked one token after the other, where a score alone does not say which tokens go together.
+"""Sets picked one token after another, for when a score alone does not say which tokens go together.
 
-All are tensor code for one sample and run under `torch.func.vmap`: one Python loop over picks, no value read; of one
-sample on CUDA the loop is one graph. Of equal tokens the lowest index is picked, no token is picked twice, and the
-picks come back ascending. `pick_by_crop` lets one of them pick from a base view, tiles and frames, each its share."""
+All are tensor code for one sample and run under `torch.func.vmap`: one Python loop over picks, in which no value is
+read. For one sample on CUDA the loop is one graph. Ties go to the lowest index, no token is picked twice, and picks are
+returned ascending. `pick_by_crop` lets each base view, tile or frame contribute its share of the picks.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -17,11 +18,11 @@ from foveate.core.tensors import BLOCK_NUMBERS, alike, blocks, send
 from foveate.core.views import Arriving
 from foveate.errors import ShapeError
 
-NO_VARIANCE = 1e-6  # the share of the largest variance up to which only rounding is left of a token
-TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides
-ROUNDS = 16  # of a redistribution; each round ends it or fills a group
-HAIR = 1e-5  # what rounding may take off a group's share, in tokens
-GRID = 2.0**40  # exact cosines are multiples of 1 / GRID, 4,096 times what float64 rounds by
+NO_VARIANCE = 1e-6  # up to this share of the largest variance, a token has only rounding errors left
+TINIEST = torch.finfo(torch.float32).tiny  # lower bound of a sum of weights used as divisor
+ROUNDS = 16  # most rounds of a redistribution; each round ends it or fills a group
+HAIR = 1e-5  # how much rounding may reduce a group's share, in tokens
+GRID = 2.0**40  # exact cosines are multiples of 1 / GRID, 4,096 times the rounding of float64
 
 
 def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> Tensor:
@@ -29,18 +30,18 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
 
     Args:
         rows: The rows.
-        others: Rows to compare them with instead, (others, width): the answer is (rows, others) then.
-        exact: Compute in float64, and round to multiples of 2⁻⁴⁰. What a batched product gives is then what a plain one
-            gives, and a row's cosine with itself is 1: so that kernels do not decide between tokens that tie. Rounded
-            to float32, cosines that differ would tie. float32 on Apple's GPUs, which have no float64.
+        others: Rows to compare with instead, (others, width). The result is then (rows, others).
+        exact: Compute in float64 and round to multiples of 2⁻⁴⁰. Then batched and plain products give the same values,
+            and a row's cosine with itself is 1, so tied tokens do not depend on the kernel. (Rounding to float32 would
+            make different cosines tie.) float32 on Apple's GPUs, which have no float64.
     """
     is_double = exact and rows.device.type != "mps"
     dtype = torch.float64 if is_double else torch.float32
     unit = of_length_one(rows, dtype=dtype)
     if others is None:
         product = unit @ unit.T
-        # A kernel may round the cosine of two rows differently from that of the same two the other way round.
-        product = (product + product.T).mul_(0.5)  # in place: each copy is one more matrix of all pairs
+        # A kernel may round cos(a, b) and cos(b, a) differently; their mean is symmetric.
+        product = (product + product.T).mul_(0.5)  # in place, since each copy is a matrix of all pairs
     else:
         product = unit @ of_length_one(others, dtype=dtype).T
     if is_double:
@@ -49,23 +50,24 @@ def cosines(rows: Tensor, exact: bool = False, others: Tensor | None = None) -> 
 
 
 def snap(values: Tensor) -> Tensor:
-    """float64 numbers of about 1 as multiples of 2⁻⁴⁰, in place: what kernels round differently ties then."""
+    """Round float64 numbers of about 1 to multiples of 2⁻⁴⁰, in place, so that kernels' rounding differences tie."""
     return values.mul_(GRID).round_().div_(GRID)
 
 
 def unlike_others(rows: Tensor) -> Tensor:
     """1 − (sum of the cosines of each row with the others) / rows: (rows, width) -> (rows,), multiples of 2⁻⁴⁰."""
     unit = of_length_one(rows, dtype=torch.float32 if rows.device.type == "mps" else torch.float64)
-    others = unit @ unit.sum(dim=0) - unit.square().sum(dim=1)  # the sum over all first: no matrix of all pairs
+    others = unit @ unit.sum(dim=0) - unit.square().sum(dim=1)  # summing rows first avoids a matrix of all pairs
     return 1 - snap(others / len(rows))
 
 
 class Pairs:
-    """A matrix of all pairs of tokens that is never whole: indexed by ordinals, (some,) int64, it makes these rows.
+    """A matrix of all pairs of tokens that is never stored: indexing with tokens, (some,) int64, computes these rows.
 
     Args:
         rows: (tokens, width) of any dtype.
-        make: Called with cosines, (some, tokens) float32, and the ordinals of their rows; answers what stands there.
+        make: Called with cosines, (some, tokens) float32, and the indices of their rows. Returns the rows of the
+            matrix.
     """
 
     def __init__(self, rows: Tensor, make: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -80,20 +82,20 @@ class Pairs:
         return self._make(self._unit[tokens] @ self._unit.T, tokens)
 
     def diagonal(self) -> Tensor:
-        """What stands at each token and itself: (tokens,)."""
+        """The diagonal of the matrix: (tokens,)."""
         places = torch.arange(len(self), device=self.device)
         return torch.cat([self[part].gather(1, part[:, None])[:, 0] for part in blocks(places, len(self))])
 
 
 def pairs(rows: Tensor, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor | Pairs:
-    """`Pairs`, or the matrix itself where that is no larger than a block, (tokens, tokens)."""
+    """Return `Pairs`, or the matrix itself, (tokens, tokens), if it is not larger than a block."""
     if len(rows) ** 2 > BLOCK_NUMBERS:
         return Pairs(rows, make)
     return make(cosines(rows), torch.arange(len(rows), device=rows.device))
 
 
 def cosine_flops(arriving: Arriving, width: int) -> int:
-    """FLOPs of the cosines of all arriving tokens; of a tower's features as if they had the decoder's width."""
+    """FLOPs of the cosines of all arriving tokens. Features of the tower count as if they had the decoder's width."""
     return 2 * arriving.tokens**2 * width
 
 
@@ -101,11 +103,12 @@ def cosine_flops(arriving: Arriving, width: int) -> int:
 def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     """The subset whose smallest distance between two tokens is large, by greedy picks.
 
-    The first pick is the token farthest from its nearest other token; each next one is farthest from its nearest
-    picked one.
+    The first pick is the token farthest from its nearest other token. Each next pick is farthest from its nearest
+    picked token.
 
     Args:
-        distance: (tokens, tokens), or `Pairs`: column j says how far token j is from each; tokens can have weights.
+        distance: (tokens, tokens), or `Pairs`. Column j has the distance of token j from each token; tokens can have
+            weights.
         count: How many to pick.
 
     Returns:
@@ -114,19 +117,19 @@ def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     _check(distance, count)
     places = torch.arange(len(distance), device=distance.device)
     nearest = torch.full(places.shape, float("inf"), device=distance.device)
-    scores = nearest  # distance to the nearest other token
+    scores = nearest  # (tokens,): distance to the nearest other token
     for part in blocks(places, len(places)):
         to_others = distance[part].masked_fill(part[:, None] == places, float("inf"))
         scores = torch.minimum(scores, to_others.amin(dim=0))
     picks = []
-    # Whoever is picked is at −inf from itself, so it is never the farthest again: said once of a matrix, so that a pick
-    # takes three operators, and of every row where there is none.
+    # A picked token gets the distance −inf from itself, so it is never the farthest again. A matrix is filled once, so
+    # that a pick takes three operators. Rows of `Pairs` are filled at each pick.
     apart: Tensor | Pairs = distance
     if isinstance(distance, Tensor):
         apart = distance.masked_fill(places[:, None] == places, float("-inf"))
     nearest, scores = nearest[None], scores[None]
     for _ in range(count):
-        pick = scores.argmax(dim=1)  # (1,): an index with a dimension, for which no value is read
+        pick = scores.argmax(dim=1)  # (1,): indexing with a 1-D tensor needs no host sync
         picks.append(pick)
         row = apart[pick]
         if isinstance(apart, Pairs):
@@ -139,18 +142,19 @@ def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
 def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Tensor:
     """The subset that covers all targets best, by greedy picks (facility location).
 
-    A target is covered as well as by its most similar picked candidate, and by none at 0. A candidate gains
+    A target is covered as well as by its most similar picked candidate; by none, it is covered at 0. A candidate gains
 
         Σ_u max(0, similarity_ju − covered_u)  [· saliency_j]
 
-    Each pick computes all gains anew, O(candidates · targets), from the running maximum `covered`. Taking off only what
-    the last pick has covered would round differently and so decide ties otherwise; refreshing only the gains that may
-    still win (they never grow) reads values in each pick, which neither `vmap` nor a GPU that runs ahead allows.
+    Each pick computes all gains anew, O(candidates · targets), from the running maximum `covered`. Subtracting only
+    what the last pick has covered would round differently, and so change ties. Updating only the gains that may still
+    win (gains never grow) would read values at each pick, which `vmap` does not allow and which makes the host wait for
+    the GPU.
 
     Args:
-        similarity: (candidates, targets). Each candidate is one row, also where candidates and targets are the same.
+        similarity: (candidates, targets). Each candidate is one row, even if candidates and targets are the same.
         count: How many to pick.
-        saliency: (candidates,), what each gain is multiplied by, 0 or more.
+        saliency: (candidates,), the factor of each gain, 0 or more.
 
     Returns:
         (count,) int64, ascending.
@@ -160,7 +164,7 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
     taken = torch.zeros_like(similarity.sum(dim=1), dtype=torch.bool)
     picks = []
     for _ in range(count):
-        # A block of rows at a time: a second matrix takes longer than the rest.
+        # One block of rows at a time: allocating a second matrix takes longer than the rest.
         gains = torch.cat([(rows - covered).relu_().sum(dim=1) for rows in blocks(similarity, len(covered))])
         if saliency is not None:
             gains = gains * saliency
@@ -173,16 +177,16 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
 
 @graphed
 def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None) -> Tensor:
-    """The subset with a large determinant of its kernel, by greedy picks: MAP inference of a determinantal process.
+    """The subset whose kernel has a large determinant, by greedy picks: MAP inference of a determinantal point process.
 
-    d_j is the variance that is left of token j beside those picked. Picking j takes the row
-    e = (L_j − Cᵀ c_j) / √d_j of a Cholesky factor C, and e² from every d (Chen et al., NeurIPS 2018). Of a variance
-    of 1e-6 of the largest or less, only rounding is left: such tokens, those beyond the kernel's rank, go by `fill`.
+    d_j is the variance left of token j given the picked tokens. Picking j adds the row e = (L_j − Cᵀ c_j) / √d_j to a
+    Cholesky factor C, and subtracts e² from every d (Chen et al., NeurIPS 2018). A variance of at most 1e-6 of the
+    largest is only rounding error. Such tokens, which lie beyond the kernel's rank, are picked by `fill`.
 
     Args:
         kernel: (tokens, tokens), or `Pairs`: positive semidefinite.
         count: How many to pick.
-        fill: (tokens,), the highest of which are picked where no variance is left; None: by index.
+        fill: (tokens,). If no variance is left, the highest of these are picked. None: by index.
 
     Returns:
         (count,) int64, ascending.
@@ -190,10 +194,10 @@ def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None
     _check(kernel, count)
     left = kernel.diagonal()
     least = left.amax() * NO_VARIANCE if len(left) else 0
-    # Below 0, so below every variance that counts.
+    # At most 0, so below every variance that counts.
     by_fill = torch.zeros_like(left) if fill is None or not len(fill) else fill - fill.amax()
     taken = torch.zeros_like(left, dtype=torch.bool)
-    factor = left.new_zeros(count, len(left))  # C, a row a pick
+    factor = left.new_zeros(count, len(left))  # C: one row for each pick
     picks = []
     for step in range(count):
         scores = torch.where(left > least, left, by_fill)
@@ -210,15 +214,15 @@ def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None
 
 @graphed
 def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, count: int) -> Tensor:
-    """The highest scores of which no two are too similar: a walk by falling score that leaves out what is suppressed.
+    """The highest scores of which no two are too similar: walk by falling score and skip suppressed tokens.
 
-    A token that is kept suppresses all whose similarity to it is `threshold` or more. If too few are found, the
-    highest suppressed scores fill up.
+    A kept token suppresses all tokens whose similarity to it is `threshold` or more. If too few tokens remain, the
+    highest suppressed scores fill up the count.
 
     Args:
         scores: (tokens,).
         similarity: (tokens, tokens).
-        threshold: A number, or a tensor: of no dimension, or (tokens,), the threshold of the token that is kept.
+        threshold: A number, or a tensor: without dimensions, or (tokens,), the threshold of each kept token.
         count: How many to keep.
 
     Returns:
@@ -227,14 +231,14 @@ def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, coun
     _check(similarity, count)
     tokens = len(scores)
     order = scores.sort(descending=True, stable=True).indices
-    # Each token's place in the walk, counted from its end: the best has `tokens`, the last 1.
+    # Each token's place in the walk, counted from the end: the best token has `tokens`, the last one 1.
     places = torch.arange(tokens, 0, -1, device=scores.device)
     rank = torch.zeros_like(order).scatter(0, order, places)
     if not isinstance(threshold, Tensor):
         threshold = torch.full((), threshold, device=similarity.device)
     limit = threshold.to(similarity.device).expand(tokens)[:, None]
-    # What is left of each rank once a token is kept: `tokens` less where it suppresses, behind all that it does not;
-    # and twice as much less for the token itself. Worked out before, so that a pick takes three operators.
+    # behind[i, j]: the rank of token j once i is kept. A suppressed token loses `tokens`, so it comes after all
+    # others; i itself loses twice as much. Computed in advance, so that a pick takes three operators.
     token = torch.arange(tokens, device=scores.device)
     behind = (similarity >= limit).to(rank.dtype).masked_fill(token[:, None] == token, 2) * -tokens + rank
     left = rank[None]
@@ -247,23 +251,23 @@ def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, coun
 
 
 def thin(order: Tensor, similarity: Tensor, count: int, per_round: int = 8) -> Tensor:
-    """What is left of a list after near-duplicates have been taken out, a few a round.
+    """Thin out near-duplicates of a list, a few at a time.
 
-    A round divides the list by the parity of places, A the even ones and B the odd ones. The members of A most similar
-    to their nearest one in B leave, `per_round` or as many as are too many. The next list is the rest of A by falling
+    Each round divides the list by places: A has the even ones, B the odd ones. The members of A that are most similar
+    to their nearest one in B are removed, at most `per_round` of them. The next list is the rest of A by falling
     similarity, then B in its order.
 
     Args:
-        order: (list,) int64, the tokens in the order in which they stand; none of them twice.
+        order: (list,) int64, the tokens in list order; none of them twice.
         similarity: (tokens, tokens).
-        count: How many to leave.
-        per_round: How many leave in a round, 1 or more; half of the list at most.
+        count: How many to keep.
+        per_round: How many are removed in a round, 1 or more; half of the list at most.
 
     Returns:
         (count,) int64, ascending.
     """
     if not 0 <= count <= len(order):
-        raise ShapeError(f"Cannot thin a list of {len(order)} tokens out to {count}.")
+        raise ShapeError(f"Cannot thin a list of {len(order)} tokens to {count}.")
     if count == 0:
         return order[:0]
     while len(order) > count:
@@ -271,17 +275,16 @@ def thin(order: Tensor, similarity: Tensor, count: int, per_round: int = 8) -> T
         nearest = similarity[even[:, None], odd].amax(dim=1)
         leaving = min(per_round, len(order) - count)
         by_similarity = nearest.sort(descending=True, stable=True).indices
-        # Where more should leave than A has, all of A does.
+        # If more should be removed than A has, all of A is removed.
         order = torch.cat((even[by_similarity[leaving:]], odd))
     return order.sort().values
 
 
 def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
-    """How many tokens each group may keep: `count` in all (or all that there are), in proportion to its weight.
+    """Number of tokens that each group may keep: `count` in total, or all if fewer, in proportion to the weights.
 
-    A group first gets its share rounded down; what that leaves goes to the heaviest groups, one token each. What a
-    group has no room for is redistributed in proportion to weight times room left, in the same way, until all is
-    placed.
+    A group first gets its share rounded down. The remainder goes to the heaviest groups, one token each. What exceeds a
+    group's room is redistributed in the same way, in proportion to weight times room left, until everything is placed.
 
     Args:
         weights: (groups,), 0 or more.
@@ -299,19 +302,19 @@ def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
     for _ in range(min(ROUNDS, len(weights)) + 1):
         left = least - got.sum()
         has_room = room - got
-        # Where nobody with room has any weight, room alone counts.
+        # If no group with room has any weight, distribute by room.
         claims = torch.where(claims.sum() > 0, claims, has_room.float())
         share = claims / claims.sum().clamp(min=TINIEST) * left
         floors = (share + HAIR).floor().long()
         order = claims.sort(descending=True, stable=True).indices
-        # One more for the heaviest, as many as rounding down has left.
+        # The remainder of rounding down goes to the heaviest groups, one token each.
         is_heavy = torch.arange(len(order), device=order.device) < left - floors.sum()
         got = (got + floors + torch.zeros_like(order).scatter(0, order, is_heavy.to(order.dtype))).minimum(room)
         claims = weights * (room - got)
-    # More rounds than any usual input needs; what is still left goes to the heaviest that have room.
+    # The rounds are enough for any usual input. What is left goes to the heaviest groups that have room.
     order = weights.sort(descending=True, stable=True).indices
     free = (room - got)[order]
-    before = free.cumsum(0) - free
+    before = free.cumsum(0) - free  # room of the heavier groups, which are filled first
     more = (least - got.sum() - before).clamp(min=0).minimum(free)
     return got.scatter_add(0, order, more)
 
@@ -328,14 +331,14 @@ def _ascending(picks: list[Tensor], beside: Tensor) -> Tensor:
 
 
 def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """`count` tokens of an image, picked crop by crop, each crop its share: (count,) int64, ascending.
+    """Pick `count` tokens of an image crop by crop, each crop its share: (count,) int64, ascending.
 
     Args:
         grids: See `foveate.core.grid.crops_of`.
-        rows: A tensor with the tokens in front; its length and device are read.
-        count: How many to pick in all, 1 or more.
-        pick: Picks so many of a crop's tokens, given their ordinals in the image; answers with ordinals in the crop.
-            Crops that are alike run through it together, under `torch.func.vmap`.
+        rows: A tensor with the tokens as its first dimension. Only its length and device are read.
+        count: How many to pick in total, 1 or more.
+        pick: Called with the indices of a crop's tokens in the image, and how many to pick. Returns indices within the
+            crop. Crops of equal size run through it together, under `torch.func.vmap`.
     """
     crops = crops_of(grids, len(rows))
     few = shared_out(count, [len(crop) for crop in crops])

@@ -1,4 +1,4 @@
-"""Which tokens stay, once each has a score."""
+"""Ranking: which tokens stay, given their scores."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from foveate.errors import ShapeError
 
 
 def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
-    """`total` shared out in proportion to some sizes, none above its own; what rounding leaves goes to the largest
-    remainders, the first of equals: 7 over 4, 4 and 2 are 3, 3 and 1.
+    """Share `total` in proportion to some sizes, no share above its size.
 
-    `total` is at most the sum of the sizes.
+    The remainder goes to the largest fractions, of equals to the first: 7 over 4, 4 and 2 is 3, 3 and 1. `total` is at
+    most the sum of the sizes.
     """
     size_of_all = max(1, sum(sizes))
     shares = [total * size // size_of_all for size in sizes]
@@ -23,7 +23,7 @@ def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` largest scores, ascending; ties go to the lower index.
+    """Indices of the `count` largest scores, ascending. Ties go to the lower index.
 
     Shapes: (tokens,) of any real dtype -> (count,) int64.
 
@@ -37,20 +37,21 @@ def top(scores: Tensor, count: int) -> Tensor:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """The place of each score in its row by falling score, ties by index: 0.3 0.9 0.3 have 1 0 2. (…, tokens) int64."""
+    """The rank of each score in its row by falling score, ties by index: 0.3 0.9 0.3 have 1 0 2. (…, tokens) int64."""
     return torch.sort(scores, descending=True, stable=True).indices.argsort()
 
 
 def marked_first(marked: Tensor) -> Tensor:
-    """All tokens, first those that are marked, in order, then the others: of 0 1 0 1 they are 1 3 0 2.
+    """Indices of all tokens, the marked ones first, in order, then the others: 0 1 0 1 gives 1 3 0 2.
 
-    Who knows how many are marked cuts them off, where `nonzero` would let the host wait. (…, tokens) bool -> int64.
+    If the number of marked tokens is known, slicing gives their indices without the host sync of `nonzero`. (…, tokens)
+    bool -> int64.
     """
     return marked.logical_not().to(torch.uint8).sort(dim=-1, stable=True).indices
 
 
 def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
-    """The place of each score among those of its group by falling score, ties by index.
+    """The rank of each score within its group by falling score, ties by index.
 
     Scores 3 1 2 5 of groups 0 0 1 0 have 1 2 0 0.
 
@@ -59,20 +60,21 @@ def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
     by_score = scores.sort(descending=True, stable=True).indices
     runs, order = groups[by_score].sort(stable=True)
     order = by_score[order]
+    # Tokens are sorted by group, then by score. A token's rank is its place less that of its group's first token.
     place = torch.arange(len(scores), device=scores.device)
     return torch.zeros_like(order).scatter(0, order, place - torch.searchsorted(runs, runs))
 
 
 def top_in_groups(scores: Tensor, groups: Tensor, count: int) -> Tensor:
-    """The `count` highest, but at most ⌈count / groups⌉ of each group: (count,) int64, ascending.
+    """The `count` highest scores, but at most ⌈count / groups⌉ of each group: (count,) int64, ascending.
 
-    Fewer where groups are too small. It is what visiting tokens by falling score picks, if a full group is passed over:
-    of scores 9 8 7 1 in groups 0 0 0 1, two are 9 and 1.
+    Fewer if groups are too small. It equals visiting tokens by falling score and skipping full groups: of scores 9 8 7
+    1 in groups 0 0 0 1, two are 9 and 1.
 
     Args:
         scores: (tokens,) float.
         groups: (tokens,) int64 on the host, the group of each token, from 0 on.
-        count: Of all groups.
+        count: How many in total.
     """
     sizes = groups.bincount()
     most = -(-count // max(1, len(sizes)))
@@ -94,48 +96,48 @@ def spread(tokens: int, count: int, device: torch.device | str | None = None) ->
 
 
 def spread_over(marked: Tensor, count: int | Tensor) -> Tensor:
-    """Which `count` of the marked tokens stay, at even steps, or all where there are fewer: (tokens,) bool -> the same.
+    """Mark `count` of the marked tokens at even steps, or all if there are fewer: (tokens,) bool -> (tokens,) bool.
 
-    Of the four that are marked in 1 0 1 1 1 two are the second and the fourth of them: 0 0 1 0 1.
+    Two of the four marked tokens of 1 0 1 1 1 are the second and the fourth of them: 0 0 1 0 1.
     """
-    ordinal, number = marked.cumsum(dim=0), marked.sum().clamp(min=1)  # 1 is the first that is marked
+    ordinal, number = marked.cumsum(dim=0), marked.sum().clamp(min=1)  # the first marked token has the ordinal 1
     return marked & (ordinal * count // number > (ordinal - 1) * count // number)
 
 
 def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Which row comes to stand where, if each stands in the first free place of its run.
+    """Place each row in the first free place of its run.
 
     Args:
         rows: (…, rows) int64, the run of each row.
-        places: (…, places) int64, the run of each place, ascending; no run has fewer places than rows.
+        places: (…, places) int64, the run of each place, ascending. No run has fewer places than rows.
 
     Returns:
-        (…, rows) int64 twice: rows in the order of their places (those of one run in their own order), and the places.
+        (…, rows) int64 twice: the rows in the order of their places (within a run in their own order), and the places.
     """
     runs, order = rows.sort(stable=True)
-    # A row's place in its run is its own place less that of its run's first row: runs 0 0 2 give 0 1 0.
+    # A row's place within its run is its own place less that of the run's first row: runs 0 0 2 give 0 1 0.
     place = torch.arange(rows.shape[-1], device=rows.device)
     ordinal = place - torch.searchsorted(runs, runs)
     return order, torch.searchsorted(places, runs) + ordinal
 
 
 def by_quota(scores: Tensor, quotas: Tensor, count: int, least: int = 0) -> Tensor:
-    """Indices of the lowest scores of each frame, as many as its quota says and `count` in all, ascending.
+    """Indices of the lowest scores of each frame, as many as its quota says and `count` in total, ascending.
 
-    Largest remainders: quotas of 2.6, 1.3 and 1.1 for 5 tokens give 3, 1 and 1. A frame with fewer tokens than its
-    quota leaves the rest to the others, one for each in turn. Ties go to the lower index.
+    Quotas are rounded by largest remainders: 2.6, 1.3 and 1.1 for 5 tokens give 3, 1 and 1. If a frame has fewer tokens
+    than its quota, the rest goes to the other frames, one token each in turn. Ties go to the lower index.
 
     Args:
         scores: (frames, tokens of each).
         quotas: (frames,), tokens of each, fractions included.
-        count: How many in all.
-        least: So many of each frame come first, as far as `count` goes, those of the larger quotas before others.
+        count: How many in total.
+        least: This many of each frame come first, as far as `count` allows; frames with larger quotas go first.
 
     Returns:
-        (count,) int64, of all frames' tokens one behind the other.
+        (count,) int64, indices over all frames' tokens in order.
     """
     place = ranks(-scores)
-    # What is left of the quota when a token's turn comes: of 2.6 it is 2.6, 1.6 and 0.6, and then below 0.
+    # (frames, tokens): the quota left at a token's turn. A quota of 2.6 gives 2.6, 1.6, 0.6, and then negative values.
     left = quotas[:, None] - place
     first = (place < least) * 2.0 * scores.numel()
     return top((left + first).flatten(), count)

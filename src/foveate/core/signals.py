@@ -1,7 +1,7 @@
-"""What a stage may read: declared here by the method, computed by whoever runs it, and reduced on the way.
+"""Signals: what a stage may read. A method declares them, and the runner computes only what was declared.
 
-A signal is a value: two that are equal are read once. Every one says which tensor the stage gets for it, from which
-layers, and what that costs. A new one is declared here; the tables are made of this.
+A signal is a value: two equal signals are read once. It says which tensor the stage gets, from which layers, and what
+that costs. New signals are declared here, and the tables in the docs are generated from this file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,25 +14,25 @@ from torch import Tensor
 from foveate.errors import SettingError
 
 OF_LAYER = ("queries", "keys", "values", "hidden")
-"""What an `OwnSignal` may be made of."""
+"""The tensors that an `OwnSignal` may be computed from."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """Something that a stage reads.
+    """A value that a stage reads.
 
     Raises:
-        SettingError: If an option is given a value that it does not have.
+        SettingError: If an option has an invalid value.
     """
 
     kind: ClassVar[str]
-    """What a view calls it: `view.attention` for `Attention`."""
+    """Its name in a view: `view.attention` for `Attention`."""
     of_ran: ClassVar[bool] = False
-    """Whether it is made of queries or keys of the layer before the stage, while that layer attends."""
+    """True if it is computed from queries or keys of the layer before the stage, while that layer attends."""
     reads_text: ClassVar[bool] = False
-    """Whether the prompt's text decides its value."""
+    """True if its value depends on the prompt's text."""
     least: ClassVar[Mapping[str, int]] = {}
-    """Options that are whole numbers, and the smallest that each may be; None passes where it is the default."""
+    """Integer options and the smallest value of each. None is valid if it is the default."""
 
     def __post_init__(self) -> None:
         refuse_other_options(self)
@@ -46,15 +46,15 @@ class Signal:
 
     @property
     def layers_back(self) -> int:
-        """How many layers must have run before a stage can read it."""
+        """Number of layers that must have run before a stage can read it."""
         return int(self.of_ran)
 
     def queries(self, tokens: int, images: Sequence[int]) -> int | None:
-        """Rows of the coming layer whose queries are computed for it alone, beside all keys; None: it needs neither.
+        """Rows of the next layer whose queries, and all keys, are computed only for this signal. None: neither.
 
         Args:
             tokens: Vision tokens that arrive at the stage.
-            images: How many these are of each image.
+            images: How many of these belong to each image.
         """
         return None
 
@@ -63,7 +63,7 @@ class Signal:
 class Hidden(Signal):
     """The residual stream entering the layer, `view.hidden`, and `back` layers earlier, `view.hidden_before`.
 
-    Shape: (tokens, width), the model's dtype. With back=0 there is no earlier one.
+    Shape: (tokens, width), the model's dtype. With back=0 there is no `hidden_before`.
     """
 
     kind: ClassVar[str] = "hidden"
@@ -78,32 +78,33 @@ class Hidden(Signal):
 
 @dataclass(frozen=True)
 class Attention(Signal):
-    """Attention that a decoder layer pays to the tokens: float32 probabilities after a softmax over all a row sees.
+    """Attention that a decoder layer pays to the tokens, float32, after a softmax over everything a row sees.
 
     Attributes:
-        rows: The tokens that pay it: "last" is the prompt's last token, "after" is all text after the tokens' own
-            image, template included, "but_last" that text without its last token, "null" its first token, "raters"
-            those of it that resemble the image, "vision" the vision tokens themselves. A token of that text is a rater
-            if its share in the softmax of image · text over the text, mean over the image's tokens, is above the mean
-            of these shares; the products are those of what enters the decoder. Where none is above, all are raters.
-        layer: The layer that just "ran", which costs almost nothing, or the "next" one, whose queries and keys are
-            computed a second time.
-        heads: The "mean" over the heads; or the "max" of what each comes to over its rows; or the mean over the
-            "busiest", those that pay the tokens most over all rows. The busiest need the "mean" or "sum" of rows that
-            are not renormalised.
-        busiest: How many heads are the busiest, or all where there are fewer; None: the half of them, rounded up.
-        over: How rows are reduced: their "mean", "sum", or "max"; or the "share", the sum divided by what all tokens of
-            the image get. Shape (tokens,).
+        rows: The tokens that pay it. "last" is the prompt's last token; "after" is all text after the tokens' own
+            image, template included; "but_last" that text without its last token; "null" its first token; "raters"
+            those of its tokens that resemble the image; "vision" the vision tokens themselves. Raters: each token of
+            that text has a share, the softmax over the text of its product with an image token (both as they enter the
+            decoder), mean over the image's tokens. It is a rater if its share is above the mean share. If none is
+            above, all are raters.
+        layer: The layer that just "ran", which costs almost nothing, or the "next" one, whose queries and keys are then
+            computed twice.
+        heads: The "mean" over the heads; the "max" over the heads, each reduced over its rows first; or the mean over
+            the "busiest" heads, those that pay the tokens most over all rows. "busiest" needs over="mean" or "sum" and
+            rows that are not renormalised.
+        busiest: How many heads are the busiest; all if there are fewer. None: half of them, rounded up.
+        over: How rows are reduced: their "mean", "sum", or "max"; or the "share", which is the sum divided by the sum
+            over all tokens of the image. Shape (tokens,).
         renormalise: First make each row sum to 1 over the tokens.
-        both_ways: Vision rows also attend to later vision tokens.
-        sample: So many of an image's vision rows pay, spread evenly over those that are left, instead of all; "mean",
-            "sum", "max" and "share" are over these. None, or no fewer than there are: all.
-        without_distance: First divide what a row pays to a token by what RoPE alone makes of their distance: the
-            product of two vectors of ones, turned to their positions, over that at one position. It falls from 1 with
-            distance, and far off goes below 0; so no less than 0.05 divides.
+        both_ways: Let vision rows also attend to later vision tokens.
+        sample: Use only this many of an image's vision rows, spread evenly over the remaining ones; `over` reduces
+            these. None, or at least as many as there are: all rows.
+        without_distance: First divide each row's attention to a token by the effect of RoPE at their distance. That is
+            the product of two vectors of ones, rotated to their positions, divided by that product at equal positions.
+            It falls from 1 with distance, and below 0 far off, so the divisor is at least 0.05.
 
     Raises:
-        SettingError: If `sample` is below 1, or the rows are not "vision", or no heads can be the busiest.
+        SettingError: If `sample` is below 1 or the rows are not "vision", or the busiest heads are not available.
     """
 
     kind: ClassVar[str] = "attention"
@@ -151,11 +152,11 @@ class Attention(Signal):
 
 @dataclass(frozen=True)
 class CachedAttention(Signal):
-    """Attention that reaches cached vision tokens, for stages of decoding: (tokens,) float32.
+    """Attention to cached vision tokens, for stages of decoding: (tokens,) float32.
 
-    Probabilities after a softmax over all that a row sees, mean over heads, summed over the rows that ask. Once a turn
-    these are the turn's text behind its last vision token, in the stage's own layer; in each step the new row, in the
-    layer before.
+    Probabilities after a softmax over everything a row sees, mean over heads, summed over the rows that ask. Once a
+    turn, these rows are the turn's text after its last vision token, in the stage's own layer. In each decode step, it
+    is the new row, in the layer before.
     """
 
     kind: ClassVar[str] = "attention"
@@ -174,7 +175,7 @@ class Keys(Signal):
 
 @dataclass(frozen=True)
 class KeyNorms(Signal):
-    """L1 norm of each token's key in the layer that just ran, after RoPE, all key heads together: (tokens,) float32."""
+    """L1 norm of each token's key in the layer that just ran, after RoPE, over all key heads: (tokens,) float32."""
 
     kind: ClassVar[str] = "key_norms"
     of_ran: ClassVar[bool] = True
@@ -182,17 +183,17 @@ class KeyNorms(Signal):
 
 @dataclass(frozen=True)
 class Normed(Signal):
-    """The residual stream entering the layer, through the norm in front of the model's head: (tokens, width)."""
+    """The residual stream entering the layer, after the norm in front of the model's head: (tokens, width)."""
 
     kind: ClassVar[str] = "normed"
 
 
 @dataclass(frozen=True)
 class Pivots(Signal):
-    """The text behind the tokens' image with the largest key norms in the layer that just ran, as `Normed` has it.
+    """The text after the tokens' image with the largest key norms in the layer that just ran, in the form of `Normed`.
 
-    Shape: (count, width), the largest norm first. Where there is less text than `count`, it comes again from the first
-    on; where there is none, rows are zero.
+    Shape: (count, width), the largest norm first. If there is less text than `count`, it is repeated from the start. If
+    there is none, rows are zero.
     """
 
     kind: ClassVar[str] = "pivots"
@@ -205,17 +206,17 @@ class Pivots(Signal):
 
 @dataclass(frozen=True)
 class Products(Signal):
-    """How the next layer's queries of the text meet the tokens' keys, before RoPE: (tokens, heads) float32.
+    """Products of the next layer's queries of the text with the tokens' keys, before RoPE: (tokens, heads) float32.
 
-    The mean over the text behind the sample's last image of q · k / √(head size), without a softmax, behind the norms
-    that queries and keys have. Keys are repeated where several heads share one. Zeros where there is no such text.
+    The mean over the text after the sample's last image of q · k / √(head size), without a softmax, after the layer's
+    norms of queries and keys. Keys are repeated for heads that share one. Zeros if there is no such text.
 
     Attributes:
-        leave_out: So many rows of that text do not ask, at its beginning and at its end: the mark that ends an image,
-            and the template behind the question. Where nobody else is left, all ask.
+        leave_out: How many rows of that text to ignore, at its beginning and at its end: the end-of-image marker, and
+            the template after the question. If no other rows are left, none is ignored.
 
     Raises:
-        SettingError: If these are no two whole numbers, 0 or more.
+        SettingError: If these are not two integers, 0 or more.
     """
 
     kind: ClassVar[str] = "products"
@@ -234,9 +235,9 @@ class Products(Signal):
 
 @dataclass(frozen=True)
 class Text(Signal):
-    """The text behind the tokens' image as it enters the layer, template included: (words, width), the model's dtype.
+    """The text after the tokens' image as it enters the layer, template included: (words, width), the model's dtype.
 
-    Before layer 0 these are its embeddings. Behind tokens of several images it is the text behind the last of them.
+    Before layer 0 these are its embeddings. For tokens of several images it is the text after the last of them.
     """
 
     kind: ClassVar[str] = "text"
@@ -245,15 +246,15 @@ class Text(Signal):
 
 @dataclass(frozen=True)
 class ValueLikeness(Signal):
-    """How values of the layer that just ran resemble the tokens' own: (tokens, 2) float32, of the text behind their
-    image, and of that text and the image's seeds together. Zeros where there is no such text.
+    """Similarity of the tokens' values in the layer that just ran to those of the text: (tokens, 2) float32.
 
-    A row's likeness is softmax(v · v_token / √(head size)), mean over key heads, each row seeing all that it is
-    compared with; a column is its mean over rows. Seeds are the tokens with the most in the first column.
+    Column 0 is for the text after the image, column 1 for that text and the image's seeds together. Zeros if there is
+    no such text. The likeness to a text row is softmax(v · v_token / √(head size)) over everything the row is compared
+    with, mean over key heads. A column is the mean over its rows. Seeds are the tokens with the highest column 0.
 
     Attributes:
-        skip: So many rows of that text do not ask, at its beginning; where no more are there, all ask.
-        seeds: How many seeds there are, as a share of the image's tokens: rounded, at least one.
+        skip: How many rows to ignore at the beginning of that text. If there are no more than these, none is ignored.
+        seeds: Number of seeds as a share of the image's tokens: rounded, at least one.
         among: What the softmax is over: the "image", or "all" rows of the prompt.
 
     Raises:
@@ -275,22 +276,22 @@ class ValueLikeness(Signal):
             raise SettingError(f"ValueLikeness: seeds must be a share above 0 and at most 1; got {self.seeds!r}.")
 
     def seeded(self, tokens: int) -> int:
-        """How many of so many tokens are seeds."""
+        """The number of seeds among `tokens` tokens."""
         return max(1, round(self.seeds * tokens))
 
 
 @dataclass(frozen=True)
 class OwnSignal(Signal):
-    """What a function of your own makes of the layer that just ran: (tokens,) or (tokens, any).
+    """The result of your own function of the layer that just ran: (tokens,) or (tokens, any).
 
     Attributes:
-        make: The function. It gets the tensors that `of` names, in that order, of the tokens of one image, in the
-            model's dtype, and returns a row for each token. Its arithmetic counts among the stage's `flops`.
-        of: "queries" and "keys" after RoPE, and "values": each (heads, tokens, head size), keys and values with the
-            heads that they have; "hidden", what entered that layer: (tokens, width).
+        make: The function. It gets the tensors that `of` names, in that order, for the tokens of one image, in the
+            model's dtype. It returns one row for each token. Its arithmetic counts among the stage's `flops`.
+        of: "queries" and "keys" after RoPE, and "values": each (heads, tokens, head size), keys and values with their
+            own number of heads; "hidden", the input of that layer: (tokens, width).
 
     Raises:
-        SettingError: If `make` is no function, or `of` is no tuple of these names.
+        SettingError: If `make` is not a function, or `of` is not a tuple of these names.
     """
 
     kind: ClassVar[str] = "own"
@@ -302,15 +303,15 @@ class OwnSignal(Signal):
     def __post_init__(self) -> None:
         if not callable(self.make) or type(self.of) is not tuple or not self.of or not {*self.of} <= {*OF_LAYER}:
             raise SettingError(
-                f"OwnSignal: make must be a function and of a tuple out of {', '.join(OF_LAYER)}; "
+                f"OwnSignal: make must be a function, and of a tuple of names out of {', '.join(OF_LAYER)}; "
                 f"got make={self.make!r}, of={self.of!r}."
             )
 
     def of_rows(self, tensors: Sequence[Tensor]) -> Tensor:
-        """What the function makes of the tensors of an image's tokens.
+        """Call the function on the tensors of an image's tokens.
 
         Raises:
-            SettingError: If that has no row for each token.
+            SettingError: If the result does not have one row for each token.
         """
         made, tokens = self.make(*tensors), tensors[0].shape[-2]
         if not isinstance(made, Tensor) or made.dim() not in (1, 2) or len(made) != tokens:
@@ -321,18 +322,18 @@ class OwnSignal(Signal):
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSignal(Signal):
-    """Something of one block of the vision tower. A token made of several patches has the mean of theirs.
+    """A value from one block of the vision tower. A token made of several patches has the mean of its patches.
 
     Attributes:
-        layer: The block, counted from the one whose output goes on to the projector (0); 1 is the one after it, if
-            there is one.
-        block: The block by its place in the tower, from 0 on, instead of `layer`. A model whose tower has fewer blocks,
-            or whose block looks through windows, refuses the method.
-        of: How many blocks the tower has that `block` is meant for. In another tower it is the block at the same share
-            of the depth: the 9th of 24 is the 12th of 32. Where only some blocks look at the whole picture
-            (Qwen2.5-VL), it is the nearest of these, of two the later.
+        layer: The block, counted from the one whose output goes to the projector (0). 1 is the block after it, if there
+            is one.
+        block: Instead of `layer`: the index of the block in the tower, from 0 on. A model whose tower has fewer blocks,
+            or whose block uses window attention, refuses the method.
+        of: The number of blocks in the tower that `block` is meant for. In another tower it is the block at the same
+            relative depth: the 9th of 24 is the 12th of 32. If only some blocks attend to the whole image (Qwen2.5-VL),
+            it is the nearest of these, of two the later.
         heads: "split": as the model attends. "joined": all heads' queries, and all their keys, side by side as one
-            head, with 1 / √width for the scaling.
+            head, scaled by 1 / √width.
     """
 
     least: ClassVar[Mapping[str, int]] = {"block": 0, "of": 1}
@@ -356,8 +357,8 @@ class TowerAttention(TowerSignal):
     """Attention in the vision tower to each token: (tokens,) float32. A CLS pays attention but has no value itself.
 
     Attributes:
-        by: Who pays it: the "cls" row, summed over heads; or all rows ("patches"), a CLS among them, the mean over
-            heads and rows.
+        by: The rows that pay it: the "cls" row, summed over heads; or all rows ("patches"), a CLS included, the mean
+            over heads and rows.
         layer, block, of, heads: See `TowerSignal`.
     """
 
@@ -368,8 +369,10 @@ class TowerAttention(TowerSignal):
 
 @dataclass(frozen=True)
 class TowerKeys(TowerSignal):
-    """Keys of the vision tower before RoPE: (tokens, head size) float32, the mean over heads; (tokens, width) if heads
-    are "joined"."""
+    """Keys of the vision tower before RoPE: (tokens, head size) float32, the mean over heads.
+
+    If heads are "joined", (tokens, width).
+    """
 
     kind: ClassVar[str] = "keys"
 
@@ -383,8 +386,9 @@ class Cls(Signal):
 
 @dataclass(frozen=True)
 class Deepstack(Signal):
-    """What the tower of Qwen3-VL adds to an image's tokens behind the first decoder layers, the layers side by side:
-    (tokens, layers · width). Only for stages in front of the decoder; other models have none.
+    """Features that Qwen3-VL's tower adds to tokens after the first decoder layers: (tokens, layers · width).
+
+    Layers are side by side. Only for stages before the decoder; other models have none.
     """
 
     kind: ClassVar[str] = "deepstack"
@@ -392,10 +396,13 @@ class Deepstack(Signal):
 
 @dataclass(frozen=True)
 class Columns(Signal):
-    """Where tokens stand in their sample's prompt: (tokens + pivots,) int64. Earlier turns count, padding does not.
+    """The columns of the tokens in their sample's prompt: (tokens + pivots,) int64.
+
+    Earlier turns count, padding does not.
 
     Attributes:
-        pivots: Behind the tokens stands as much text: that of `Pivots`, in its order; −1 where there is none.
+        pivots: Number of text columns appended after those of the tokens: the text of `Pivots`, in its order. −1 if
+            there is no text.
     """
 
     kind: ClassVar[str] = "columns"
@@ -410,12 +417,12 @@ class Columns(Signal):
 
 @dataclass(frozen=True)
 class Rotary(Signal):
-    """What RoPE makes of where tokens stand in the prompt: (tokens, 2) float64, the mean cosine and the mean sine of
-    the angles by which it turns pairs of numbers. float32 on Apple's GPUs. Only before decoder layers.
+    """Mean cosine and mean sine of the angles by which RoPE rotates each token: (tokens, 2) float64.
 
-    The positions are those that tokens entered with, whatever was dropped since, counted from the sample's first token:
-    padding does not count. Of M-RoPE it is the mean over all axes, each with all angles, in whatever way layers combine
-    them. Multiples of 2⁻⁴⁰, so that places with the same mean tie. A layer without RoPE has that of the next with one.
+    float32 on Apple's GPUs. Only before decoder layers. Positions are those with which tokens entered, whatever was
+    dropped since, counted from the sample's first token without padding. With M-RoPE it is the mean over all axes, each
+    with all angles, however layers combine them. Values are multiples of 2⁻⁴⁰, so that places with the same mean tie. A
+    layer without RoPE has the values of the next layer with RoPE.
     """
 
     kind: ClassVar[str] = "rotary"
@@ -425,8 +432,8 @@ class Rotary(Signal):
 class Features(Signal):
     """The image's tokens before the projector: (tokens, width).
 
-    The tower's features of a LLaVA-NeXT or LLaVA-OneVision picture are packed as its tokens are. Where a family shows
-    none (Qwen-VLs, videos), the stage gets those behind it.
+    The tower's features of a LLaVA-NeXT or LLaVA-OneVision image are packed like its tokens. If a family does not
+    provide them (Qwen-VLs, videos), the stage gets the features after the projector.
     """
 
     kind: ClassVar[str] = "features"
@@ -434,9 +441,9 @@ class Features(Signal):
 
 @dataclass(frozen=True)
 class Cells(Signal):
-    """Frame (or view), row and column of each token as it entered: (tokens, 3) int64, −1 where it has none.
+    """Frame (or view), row and column of each token as it entered: (tokens, 3) int64, −1 for a token on no grid.
 
-    Where the stage's unit is an image and all its tokens are there, `view.arriving.grids` has the rows and columns of
+    If the stage's unit is an image and none of its tokens has left, `view.arriving.grids` has the rows and columns of
     its frames. Only before decoder layers.
     """
 
@@ -445,13 +452,13 @@ class Cells(Signal):
 
 @dataclass(frozen=True)
 class Resource(Signal):
-    """What something makes that was handed in by name, with `foveate.drop(…, resources={name: …})`.
+    """The output of an object passed by name, with `foveate.drop(…, resources={name: …})`.
 
     Attributes:
-        name: Its name. A method finds the names that were handed in in `Shape.resources`.
-        of: "features": its function `features` gets the image's tokens before the projector, (tokens, width), and makes
-            (tokens, any) of them. "text": its function `text` gets the ids of the text that `Text` has, (words,) int64,
-            and makes one tensor of them, whose shape is the same for every text.
+        name: Its name. A method finds all passed names in `Shape.resources`.
+        of: "features": its function `features` gets the image's tokens before the projector, (tokens, width), and
+            returns (tokens, any). "text": its function `text` gets the ids of the text that `Text` has, (words,) int64,
+            and returns one tensor, whose shape is the same for every text.
     """
 
     kind: ClassVar[str] = "resource"
@@ -465,10 +472,10 @@ class Resource(Signal):
 
 
 def refuse_other_options(values: Any) -> None:
-    """Check the fields of a dataclass's instance that have a choice of values.
+    """Check the fields of a dataclass instance that have a choice of values.
 
     Raises:
-        SettingError: If a field has another value; the message names the choices.
+        SettingError: If a field has another value; the message lists the choices.
     """
     kind: Any = type(values)
     for name, options in _choices(kind).items():
@@ -480,7 +487,7 @@ def refuse_other_options(values: Any) -> None:
 
 @cache
 def _choices(kind: type) -> dict[str, tuple[tuple[type, Any], ...]]:
-    """The values that each field of a dataclass may have, where they are few, each behind its type: 1 is not True."""
+    """The valid values of each field of a dataclass that has a choice, each with its type, because 1 is not True."""
     hints = get_type_hints(kind)
     choices: dict[str, tuple[tuple[type, Any], ...]] = {}
     for field in fields(kind):

@@ -1,4 +1,4 @@
-"""Tensors, whatever they hold: sent to a device, picked along a dimension, changed or stacked in a nest, made once."""
+"""Helpers for tensors: send to a device, gather along a dimension, map over or stack nests, split into blocks."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the host on `device`, without a wait for what the device still has to do.
+    """Copy a small host tensor to `device` without waiting for the work queued there.
 
-    CUDA stages what it is given before the call returns; Metal may not.
+    CUDA stages the data before the call returns. Metal may not, so there the copy blocks.
     """
     return numbers.to(device, non_blocking=device.type != "mps")
 
 
 def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
-    """As `torch.take_along_dim`, for places from 0 on: without a copy of all places to wrap negative ones.
+    """Like `torch.take_along_dim`, for places from 0 on. It does not copy all places to wrap negative ones.
 
-    An example: (samples, rows, width) and places (samples, few, 1), dim=1 -> (samples, few, width).
+    Example: (samples, rows, width) and places (samples, few, 1), dim=1 -> (samples, few, width).
     """
     sizes, indices = list(tensor.shape), list(places.shape)
-    # All dimensions but this one are broadcast against each other.
+    # Broadcast all dimensions except `dim` against each other.
     sizes[dim] = indices[dim] = 1
     common = list(torch.broadcast_shapes(sizes, indices))  # type: ignore[no-untyped-call]
     common[dim] = tensor.shape[dim]
@@ -32,16 +32,16 @@ def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
 
 
 Change = Callable[[Tensor], Tensor]
-"""Makes another tensor of one."""
+"""A function from tensor to tensor."""
 Tensors = dict[str, Any]
-"""Tensors by name; an entry may itself be tensors by name."""
+"""Tensors by name. An entry may itself be a mapping of tensors by name."""
 
 
 def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A nest with every tensor changed; None stays None.
+    """Return a nest with every tensor changed. None remains None.
 
     Args:
-        value: A tensor, None, or a tuple or mapping of such.
+        value: A tensor, None, or a tuple or mapping of these.
         change: Called with every tensor.
     """
     if value is None:
@@ -54,7 +54,7 @@ def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def stacked(samples: Sequence[Any]) -> Any:
-    """Tensors of samples, or nests of them by name, with the samples in front; those of one sample are not copied."""
+    """Stack the tensors of samples, or nests of them by name, along a new first dimension. One sample is not copied."""
     first = samples[0]
     if not isinstance(first, Tensor):
         return {name: stacked([sample[name] for sample in samples]) for name in first}
@@ -63,16 +63,19 @@ def stacked(samples: Sequence[Any]) -> Any:
     return torch.stack(list(samples))
 
 
-BLOCK_NUMBERS = 1 << 20  # numbers of a block where rows meet all others: 4 MiB in float32, less than a layer needs
+BLOCK_NUMBERS = 1 << 20  # numbers in a block of a rows x columns product: 4 MiB in float32, less than a layer needs
 
 
 def blocks(rows: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Rows a few at a time, as views, for what has so many `columns` a row meanwhile: memory grows with rows alone."""
+    """Split rows into views of a few rows each, for computations with `columns` numbers a row.
+
+    Then memory grows only with the number of rows.
+    """
     return torch.split(rows, max(1, BLOCK_NUMBERS // max(1, columns)))
 
 
 def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
-    """The places of those that are of one kind: of a b a they are 0 2 and 1."""
+    """Group equal kinds, and return the places of each: b a b gives 0 2 and 1."""
     places: dict[Hashable, list[int]] = {}
     for place, kind in enumerate(kinds):
         places.setdefault(kind, []).append(place)
@@ -85,29 +88,29 @@ PLAIN = (str, int, tuple, torch.device)
 
 @dataclass(slots=True, eq=False)
 class Memo:
-    """Remembers what was made for which key.
+    """Remembers results by key.
 
-    A key is made of tensors and other objects, which are compared as objects, and of names, numbers and devices, which
-    are compared by value.
+    A key consists of tensors and other objects, which are compared by identity, and of names, numbers and devices,
+    which are compared by value.
 
     Args:
-        limit: How many are remembered, the latest; None: all.
+        limit: How many results are remembered; the oldest is dropped. None: no limit.
     """
 
     limit: int | None = None
     _made: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = field(default_factory=dict, init=False)
 
     def once(self, make: Callable[[], T], *key: Any) -> T:
-        """What `make` answers, or answered before for the same key."""
+        """Return the result of `make`, or the remembered result for this key."""
         alike = tuple([(type(part), part) if isinstance(part, PLAIN) else id(part) for part in key])
         entry = self._made.get(alike)
         if entry is None:
-            entry = self._made[alike] = key, make()  # the key lives on, so that its ids stay its own
+            entry = self._made[alike] = key, make()  # keep the key alive, so that its ids are not reused
             if self.limit is not None and len(self._made) > self.limit:
                 del self._made[next(iter(self._made))]
         made: T = entry[1]
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, whose objects have other ids, remembers nothing."""
+        """Pickle without results, because the objects of a copy have other ids."""
         return Memo, (self.limit,)

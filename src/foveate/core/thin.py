@@ -1,7 +1,7 @@
-"""Thinning a vision tower: which rows run, how many rows each stands for, and how the others come back.
+"""Thinning a vision tower: which rows run, how many rows each of them stands for, and how the others are restored.
 
-All but `sizes_in_segments` are tensor code for one segment, the rows that attend to one another, and run under
-`torch.func.vmap`. Distances are float32 whatever the rows are, a block of rows at a time.
+All functions but `sizes_in_segments` are tensor code for one segment, a set of rows that attend to one another, and run
+under `torch.func.vmap`. Distances are computed in float32, one block of rows at a time.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from foveate.core.merge import of_length_one
 from foveate.core.picks import pairs
 from foveate.core.tensors import alike, blocks, send
 
-STEPS = 64  # of greedy picks: one pick a step would be 1,332 launches for 3,996 rows
-LEVELS = 2.0**20  # distances are multiples of 1 / LEVELS, so that rows that are equal but for rounding tie
+STEPS = 64  # steps of greedy picks; one pick a step would be 1,332 launches for 3,996 rows
+LEVELS = 2.0**20  # distances are rounded to multiples of 1 / LEVELS, so that rows that differ by rounding tie
 
 
 @graphed
 def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
-    """Greedy max-min picks, several a step; distance is 1 − cosine, and ties go to the lower index.
+    """Greedy max-min picks, several a step. Distance is 1 − cosine, and ties go to the lower index.
 
-    The first pick is the row whose nearest other row is farthest. Each step then picks the ⌈count / steps⌉ rows whose
-    nearest pick is farthest, all at once, and the last step what is left.
+    The first pick is the row whose nearest other row is farthest. Each step then picks, all at once, the ⌈count /
+    steps⌉ rows whose nearest pick is farthest. The last step picks the rest.
 
     Args:
         rows: (rows, width) of any float dtype.
         count: How many to pick, from 1 to all.
-        steps: At most so many steps follow the first pick.
+        steps: Most steps after the first pick.
 
     Returns:
         (count,) int64, ascending.
@@ -48,7 +48,7 @@ def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
     while left:
         for part in blocks(pick, len(places)):
             nearest_pick = torch.minimum(nearest_pick, apart[part].amin(dim=0))
-        nearest_pick = nearest_pick.index_fill(0, pick, -1.0)  # below every distance: nobody is picked twice
+        nearest_pick = nearest_pick.index_fill(0, pick, -1.0)  # below every distance, so no row is picked twice
         few = min(each, left)
         pick = nearest_pick.sort(descending=True, stable=True).indices[:few]
         picks.append(pick)
@@ -57,18 +57,18 @@ def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
 
 
 def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
-    """1 − the mean cosine to the rows above, below, left and right of each in its grid: (rows,) float32.
+    """1 − the mean cosine of each row with the rows above, below, left and right of it in its grid: (rows,) float32.
 
     Args:
         rows: (rows, width) of any float dtype, in raster order.
-        grid: Rows and columns. At its edges there are fewer neighbours; a row without any has 1.
+        grid: Rows and columns. Rows at the edges have fewer neighbours; a row without neighbours has 1.
     """
     unit = of_length_one(rows).view(*grid, -1)
     cosines, neighbours = torch.zeros_like(unit[..., 0]), torch.zeros_like(unit[..., 0])
     for dim in (0, 1):
         length = grid[dim]
         first, second = unit.narrow(dim, 0, length - 1), unit.narrow(dim, 1, length - 1)
-        beside = (first * second).sum(dim=-1)  # of each row and the one below it, or right of it
+        beside = (first * second).sum(dim=-1)  # cosine of each row and the row below it, or on its right
         ends = torch.zeros_like(cosines.narrow(dim, 0, 1))
         one = torch.ones_like(beside)
         cosines = cosines + torch.cat((beside, ends), dim) + torch.cat((ends, beside), dim)
@@ -77,17 +77,17 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
 
 
 def nearest(rows: Tensor, kept: Tensor) -> Tensor:
-    """Which kept row each row is nearest to, by Euclidean distance: (rows,) int64, places in `kept`.
+    """The kept row that is nearest to each row, by Euclidean distance: (rows,) int64, places in `kept`.
 
-    A kept row is its own; ties go to the lower place. Rows tie that are equal but for rounding, as in flat parts
-    of a picture.
+    A kept row is nearest to itself, and ties go to the lower place. Rows that differ only by rounding tie, as in flat
+    parts of an image.
 
     Args:
         rows: (rows, width) of any float dtype.
         kept: (kept,) int64, at least one.
     """
     rows = rows.float()
-    rows = rows - rows.mean(dim=0)  # no distance changes, and less is lost where lengths are subtracted
+    rows = rows - rows.mean(dim=0)  # distances do not change, and subtracting squares loses less precision
     targets = rows[kept]
     squares = targets.square().sum(dim=1)
     level = rows.square().sum(dim=1).amax().clamp(min=1e-30) / LEVELS
@@ -98,26 +98,26 @@ def nearest(rows: Tensor, kept: Tensor) -> Tensor:
 
 
 def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
-    """How many rows each kept row stands for: (count,) float32.
+    """Number of rows that each kept row stands for: (count,) float32.
 
     Args:
-        parent: Which kept row each row went to, (rows,) int64.
-        count: Kept rows.
-        counted: Which rows count, (rows,) bool; None: all.
+        parent: Which kept row each row is assigned to, (rows,) int64.
+        count: Number of kept rows.
+        counted: Which rows count, (rows,) bool. None: all.
     """
     ones = torch.ones_like(parent, dtype=torch.float32) if counted is None else counted.float()
     return torch.zeros_like(ones[:1]).expand(count).scatter_add(0, parent, ones)
 
 
 def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Tensor:
-    """How many rows of its own segment each kept row stands for, where segments are others than rows were picked in.
+    """Number of rows of its segment that each kept row stands for, in segments other than those of the picks.
 
-    A window that has kept none counts for nothing: nobody attends in it.
+    A window that has no kept row has no effect, because nothing attends in it.
 
     Args:
-        rows: (rows, width), all segments one behind the other.
+        rows: (rows, width), all segments in order.
         kept: (kept,) int64, ascending.
-        lengths: Rows of each segment.
+        lengths: Number of rows in each segment.
 
     Returns:
         (kept,) float32.
@@ -132,6 +132,7 @@ def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Ten
             here = rows[part].float()
             here = here - here.mean(dim=1, keepdim=True)
             stays = is_kept[part]
+            # |a − b|² without |a|², which is equal for all candidates b: (segments, rows, rows), inf if b is not kept.
             squares = here.square().sum(dim=-1).masked_fill(~stays, float("inf"))
             nearest_kept = (squares[:, None] - 2 * (here @ here.mT)).argmin(dim=2)
             nearest_kept = torch.where(stays, torch.arange(length, device=rows.device), nearest_kept)
@@ -141,32 +142,32 @@ def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Ten
 
 
 def ends_of_left(ends: Tensor, patches: Tensor) -> Tensor:
-    """Where segments end, 0 in front, once patches have left; a segment that has lost all is none.
+    """Ends of segments, with a leading 0, after patches have left. A segment that has lost all patches disappears.
 
     Ends 0 2 4 6 and patches 1 1 0 0 1 0 (stay) give 0 2 3.
 
     Args:
-        ends: Before they left, (segments + 1,).
-        patches: Which stay, (patches,) bool.
+        ends: The ends before, (segments + 1,).
+        patches: Which patches stay, (patches,) bool.
     """
-    left_before = pad(patches.cumsum(0), (1, 0))
+    left_before = pad(patches.cumsum(0), (1, 0))  # how many patches stay before each place: 0 1 2 2 2 3 3
     left: Tensor = torch.unique_consecutive(left_before[ends])
     return left.to(torch.int32)
 
 
 def give_back(before: Tensor, behind: Tensor, kept: Tensor, parent: Tensor) -> Tensor:
-    """All rows behind the blocks that only the kept ones went through: each moves as far as its parent did.
+    """Restore all rows after the blocks that only the kept rows ran through: each row moves as far as its parent did.
 
     Args:
-        before: (…, rows, width), what went into the first of these blocks.
-        behind: (…, kept, width), the kept rows behind the last.
-        kept: (…, kept) int64, which they are.
-        parent: (…, rows) int64, the place in `kept` that each row goes with.
+        before: (…, rows, width), the input of the first of these blocks.
+        behind: (…, kept, width), the kept rows after the last block.
+        kept: (…, kept) int64, the indices of the kept rows.
+        parent: (…, rows) int64, the place in `kept` that each row is assigned to.
 
     Returns:
-        (…, rows, width) of the dtype of `behind`; kept rows are those of `behind`, bit for bit.
+        (…, rows, width) of the dtype of `behind`. Kept rows are those of `behind`, bit for bit.
     """
     places = kept[..., None].expand_as(behind)
-    moved = behind.float() - before.gather(-2, places).float()
-    moved = moved.gather(-2, parent[..., None].expand_as(before))
+    moved = behind.float() - before.gather(-2, places).float()  # y_i − h_i of the kept rows
+    moved = moved.gather(-2, parent[..., None].expand_as(before))  # (…, rows, width): that of each row's parent
     return (before.float() + moved).to(behind.dtype).scatter(-2, places, behind)

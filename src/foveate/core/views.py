@@ -1,11 +1,12 @@
-"""What a stage sees: some tokens, where they come from, and the signals that the stage has declared.
+"""Views: the tokens that a stage sees, where they come from, and the signals that the stage has declared.
 
 A view holds plain tensors, so a stage runs without a model:
 
     LayerView(hidden=now, hidden_before=earlier)
     ImageView(features, attention=cls_row, keys=keys, grid=(24, 24))
 
-What a family shows of an image in its vision tower, of which an `ImageView` is made, is a `TowerView`."""
+A `TowerView` is what a family provides of an image in its vision tower; an `ImageView` is made from it.
+"""
 
 import math
 from collections import Counter
@@ -22,22 +23,22 @@ from foveate.core.signals import CachedAttention, Signal, TowerSignal
 from foveate.errors import SettingError
 
 Given = Tensor | Callable[[], Tensor]
-"""A tensor, or a function that makes it when it is first read."""
+"""A tensor, or a function that makes it on first use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """What the host knows of the tokens that arrive at a stage: enough to say how many stay.
+    """The host's knowledge of the tokens that arrive at a stage, from which it computes how many stay.
 
     Attributes:
         tokens: How many arrive.
-        entered: How many vision tokens they were when they entered the model, all units counted that the stage ranks
-            together, newlines and the like among them.
-        started: How many rows of these entered the decoder: fewer where an earlier stage left fewer.
-        reserved: Rows that the family will add by itself (a closing newline), to be spared from a fixed count.
-        grids: Rows and columns of each frame or view, one behind the other; empty where they are not known, and before
-            a decoder layer unless the stage reads `Cells` of an image of which no token has left.
-        video: Whether they are a video's, so that `grids` are its frames; None where nobody says.
+        entered: How many vision tokens entered the model, over all units that the stage ranks together, newlines and
+            the like included.
+        started: How many of these entered the decoder: fewer if an earlier stage dropped some.
+        reserved: Rows that the family adds itself (a closing newline), to be subtracted from a fixed count.
+        grids: Rows and columns of each frame or view, in order. Empty if they are not known, and before a decoder
+            layer, unless the stage reads `Cells` of an image of which no token has left.
+        video: True if they belong to a video, so that `grids` are its frames. None if not known.
     """
 
     tokens: int
@@ -49,7 +50,7 @@ class Arriving:
 
     @property
     def frames(self) -> tuple[int, ...] | None:
-        """Tokens of each frame; a picture is one frame, however many views it has. None where they are not known."""
+        """The number of tokens in each frame. An image is one frame, however many views it has. None if not known."""
         if self.video is False or len(self.grids) == 1:
             return (self.tokens,)
         if not self.video or not self.grids:  # several views may be frames or tiles
@@ -58,27 +59,27 @@ class Arriving:
 
     @classmethod
     def all_of(cls, tokens: int) -> "Arriving":
-        """So many tokens, of which none has left yet."""
+        """`tokens` tokens, of which none has left yet."""
         return cls(tokens, tokens, tokens)
 
 
 class Undeclared(SettingError, AttributeError):
-    """A stage reads what it has not declared."""
+    """A stage reads a signal that it has not declared."""
 
 
 class View:
-    """Tokens at a stage, and what the stage reads of them.
+    """Tokens at a stage, and the values that the stage reads of them.
 
-    `view[signal]` is the tensor of a declared signal; where the stage reads one signal of its kind, `view.attention`,
-    `view.keys`, `view.hidden` and so on name it by that.
+    `view[signal]` is the tensor of a declared signal. If the stage reads only one signal of a kind, `view.attention`,
+    `view.keys`, `view.hidden` and so on are the same.
 
     Args:
-        tokens: Which tokens these are, (tokens,) int64: ordinals among those that entered, −1 for a row that is none of
-            its own; None: all, in order.
-        arriving: What the host knows of them; None: none has left yet.
-        notes: What earlier stages of the same method have remembered of these tokens, by name.
+        tokens: Which tokens these are, (tokens,) int64: indices among those that entered, −1 for a row that stands for
+            no token. None: all, in order.
+        arriving: What the host knows of them. None: none has left yet.
+        notes: Values that earlier stages of the same method remembered of these tokens, by name.
         signals: Tensors by signal.
-        device: Where the tensors are; None: where `tokens` is.
+        device: The device of the tensors. None: that of `tokens`.
         named: Tensors by kind, for a view made by hand.
     """
 
@@ -106,12 +107,12 @@ class View:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self._device or self.tokens.device
 
     @property
     def tokens(self) -> Tensor:
-        """Which tokens these are: (tokens,) int64, −1 for none of its own."""
+        """Indices of these tokens among those that entered: (tokens,) int64, −1 for rows that stand for no token."""
         if self._tokens is None:
             self._tokens = torch.arange(self._count)
         elif not isinstance(self._tokens, Tensor):
@@ -119,7 +120,7 @@ class View:
         return self._tokens
 
     def __contains__(self, signal: Signal) -> bool:
-        """Whether the model has this signal, of those that it may lack (`Cls`, `Deepstack`)."""
+        """True if the model has this signal, for signals that a model may lack (`Cls`, `Deepstack`)."""
         return signal in self._signals or signal.kind in self._named
 
     def __getitem__(self, signal: Signal) -> Tensor:
@@ -144,8 +145,7 @@ class View:
             return self._make(self._signals, alike[0])
         if alike:
             raise Undeclared(
-                f"This stage reads several signals of kind {kind!r}. Write which one you mean, such as "
-                f"view[{alike[0]!r}]."
+                f"This stage reads several signals of kind {kind!r}. Name one of them, such as view[{alike[0]!r}]."
             )
         raise self._refusal(kind)
 
@@ -154,7 +154,7 @@ class View:
         value = values[key]
         if not isinstance(value, Tensor):
             value = value()
-            values[key] = value  # made once
+            values[key] = value  # cache it
         return value
 
     def _refusal(self, what: object) -> Undeclared:
@@ -162,17 +162,17 @@ class View:
         alone = [repr(signal) for signal in self._signals if counts[signal.kind] == 1]
         several = [f"{count} of kind {kind!r}" for kind, count in counts.items() if count > 1]
         there = ", ".join([*alone, *several, *self._named]) or "nothing"
-        return Undeclared(f"This stage reads {what!r} without declaring it, or this model has none. There is: {there}.")
+        return Undeclared(f"This stage reads {what!r} without declaring it, or this model has none. Declared: {there}.")
 
 
 class LayerView(View):
-    """Vision tokens before a decoder layer: of a sample, of one image, or of one frame, as the stage's unit says.
+    """Vision tokens before a decoder layer: those of a sample, an image or a frame, depending on the stage's unit.
 
     Args:
         hidden: (tokens, width), the residual stream entering the layer.
-        count: How many tokens there are, where no tensor says it.
-        text_behind: Whether text stands behind them in the prompt.
-        rest: See `View`; by kind for example `hidden_before`, (tokens, width), some layers earlier, `attention`,
+        count: Number of tokens, if no tensor shows it.
+        text_behind: True if text follows them in the prompt.
+        rest: See `View`. By kind, for example `hidden_before`, (tokens, width), from some layers earlier, `attention`,
             (tokens,) float32, and `keys`, (tokens, head size) float32.
     """
 
@@ -180,7 +180,7 @@ class LayerView(View):
         self, hidden: Given | None = None, *, count: int | None = None, text_behind: bool = True, **rest: Any
     ) -> None:
         if count is None:
-            # The first tensor says it; what is made when it is first read is not made for that.
+            # Take the length of the first tensor. Functions that make a tensor are not called for it.
             values = (hidden, *rest.values(), *(rest.get("signals") or {}).values())
             count = next(len(value) for value in values if isinstance(value, Tensor))
         super().__init__(count, hidden=hidden, **rest)
@@ -191,11 +191,11 @@ class PixelView(View):
     """The pixels of one image or video before the vision tower, token by token.
 
     Args:
-        units: (frames, rows, columns, numbers) float32: the pixels of each token's patches, normalised; of a video a
-            frame is a temporal patch, which has several pictures. Of an image with tiles each is a frame. Where tokens
-            are pooled of parts of patches, a unit is a patch.
+        units: (frames, rows, columns, numbers) float32: the normalised pixels of each token's patches. For a video, a
+            frame is a temporal patch, made of several images. For an image with tiles, each tile is a frame. If tokens
+            are pooled from parts of patches, a unit is a patch.
         mean: What the processor subtracts from pixels in [0, 1], (numbers,).
-        std: What it divides them by then, (numbers,).
+        std: What it then divides them by, (numbers,).
         rest: See `View`.
     """
 
@@ -206,16 +206,16 @@ class PixelView(View):
         self.std = std
 
     def levels(self) -> Tensor:
-        """The pixels as a file has them: whole numbers from 0 to 255, of the shape of `units`, float32."""
+        """The pixels as in an image file: whole numbers from 0 to 255, in the shape of `units`, float32."""
         return (255 * (self.units * self.std + self.mean)).round().clamp(0, 255)
 
 
 class PatchView(View):
-    """One image's patches in front of a block of the vision tower.
+    """One image's patches before a block of the vision tower.
 
     Args:
         patches: (patches, width), in raster order.
-        grid: Their rows and columns; None where they are on no grid, as some of them have left before.
+        grid: Their rows and columns. None if they form no grid, because some of them left earlier.
         rest: See `View`.
     """
 
@@ -230,10 +230,10 @@ class ImageView(View):
 
     Args:
         features: (tokens, width).
-        grid: Rows and columns of the tokens; None where they are no plain grid.
-        grids: Rows and columns of each frame or view; those of `grid` by default.
-        merged: Whether an earlier stage has merged some of them already.
-        rest: See `View`; by kind for example `attention`, (tokens,) float32, `keys`, (tokens, head size) float32, and
+        grid: Rows and columns of the tokens. None if they are not a single plain grid.
+        grids: Rows and columns of each frame or view. By default those of `grid`.
+        merged: True if an earlier stage has already merged some of them.
+        rest: See `View`. By kind, for example `attention`, (tokens,) float32, `keys`, (tokens, head size) float32, and
             `cls`, (1, width), the tower's CLS state.
     """
 
@@ -262,8 +262,9 @@ class ReadView(View):
 
     Args:
         attention: (tokens,) float32, see `CachedAttention`.
-        attention_before: The same in the step before; zeros in the first of an answer, and once a turn.
-        read_before: (tokens,) bool, which of them that step read; none before the first.
+        attention_before: `attention` of the previous decode step. Zeros in an answer's first step, and for once-a-turn
+            stages.
+        read_before: (tokens,) bool, which of them the previous step read. All False before the first step.
         rest: See `View`.
     """
 
@@ -279,24 +280,25 @@ class ReadView(View):
 
 @dataclass(slots=True)
 class TowerView:
-    """One image in the vision tower, or just behind it.
+    """One image in the vision tower, or just after it.
 
     Attributes:
-        features: (tokens, width): what will be reduced: the tower's features on their way to the projector, or the
-            vision tokens behind it where the projector pools or merges (Qwen2-VL, OneVision).
-        grid: Rows and columns of the tokens, or None where they are no plain grid.
-        cls: The CLS state beside them, (1, width), where the tower has one and it may become a token; else None.
-        read: Returns what the tower shows of each token for a signal, one of the reducer's `reads`: attention as
-            (tokens, 1) float32, keys as (tokens, size) float32.
-        merge: What a stage inside the tower did to the patches, if anything: then these are the merged ones.
-        entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
-        reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
-        grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
-        deepstack: Makes what the tower adds to each token behind the first decoder layers, (tokens, layers · width);
-            None where it adds nothing.
-        early: Whether a stage inside the tower has seen the patches, also where it merged none.
-        made: Returns the tower's features of each token, (tokens, width), where `features` are behind the projector;
-            None where the family does not show them.
+        features: (tokens, width), the features to reduce: the tower's features on their way to the projector, or the
+            vision tokens after it if the projector pools or merges (Qwen2-VL, OneVision).
+        grid: Rows and columns of the tokens. None if they are not a single plain grid.
+        cls: The CLS state, (1, width), if the tower has one and it may become a token; else None.
+        read: Returns the tensor of a signal that the stage reads, for each token: attention as (tokens, 1) float32,
+            keys as (tokens, size) float32.
+        merge: The cut that a stage inside the tower made of the patches, if any; the tokens are then the merged ones.
+        entered: Vision tokens that the image has in the prompt, newlines and the like included. Shares refer to this
+            count.
+        reserved: Rows that the family adds itself (a closing newline), to be subtracted from a fixed count.
+        grids: Rows and columns of each frame or view, in order. Empty if they are not known.
+        deepstack: Makes the features that the tower adds to each token after the first decoder layers, (tokens, layers
+            · width). None if there are none.
+        early: True if a stage inside the tower has seen the patches, even if it merged none.
+        made: Returns the tower's features of each token, (tokens, width), if `features` are after the projector. None
+            if the family does not provide them.
     """
 
     features: Tensor

@@ -1,4 +1,4 @@
-"""What the engine asks of a model family. A family knows where things are; it knows no method."""
+"""Family: the interface between the engine and a model family. A family knows a model's structure and no method."""
 
 import functools
 import math
@@ -37,39 +37,38 @@ from foveate.families.vision import boxes_on
 
 
 class Family:
-    """Where things are inside a vision-language model of transformers.
+    """The structure of a vision-language model of transformers.
 
-    The defaults fit a model whose core module has a `language_model` with `layers`, a
-    `get_placeholder_mask` and `get_image_features` / `get_video_features`; a family overrides what differs.
+    The defaults fit a model whose core module has a `language_model` with `layers`, a `get_placeholder_mask` and
+    `get_image_features` / `get_video_features`. A family overrides what differs.
 
     Attributes:
         model_type: The `config.model_type` this family serves.
-        title: What people call its models; empty until a family says so.
-        oldest: The first version of transformers whose model it knows.
-        fit: How the usual processor brings a picture to the model: "whole" (resized), or "crop" (the
-            centre square is cut out).
-        renumbers: Whether positions are one running number, so that rows may be numbered anew (not with M-RoPE).
-        shares_prefix: Whether what stands before a question is computed without seeing the question, so that many
-            questions about one picture may share its prefill. False where the whole prompt is seen both ways, and until
-            a family says that it is not.
-        grows: Whether a picture has the same rows over a cache as in a whole prompt, where `shares_prefix` is true.
-        closing_tokens: Tokens behind a picture from which it is known where it ends, so that they belong to it.
-        decoder: The core's name for the decoder.
-        mergers: Names of the core's function that is asked where the vision tokens are (see `vision_masks`), the first
-            that it has; without any, ids tell (see `masks_by_ids`).
-        videos: Whether the model knows videos.
-        projects_frames: Whether the projector runs otherwise on a video's frames than on pictures (see `frames_of`).
-        tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
-            whose (see `image_lengths`).
-        runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
-        tower_blocks: Where the tower keeps its blocks.
-        tower_attention: What these call their attention.
-        keys_of: In a tower with RoPE, what makes keys in an attention.
-        needs_all_rows: Why blocks of the tower cannot run on some of its rows, as the end of a sentence; None: they can
+        title: The usual name of its models. Empty if not given.
+        oldest: The oldest supported version of transformers.
+        fit: How the usual processor prepares an image: "whole" (resized), or "crop" (the centre square is cut out).
+        renumbers: True if positions are one running number, so that rows may be renumbered (not with M-RoPE).
+        shares_prefix: True if everything before a question is computed without seeing the question, so that questions
+            about one image may share its prefill. False if the whole prompt is seen in both directions, and until a
+            family sets it.
+        grows: True if an image has the same rows over a cache as in a whole prompt, given `shares_prefix`.
+        closing_tokens: Number of tokens after an image that show where it ends, and so belong to it.
+        decoder: Name of the decoder in the core.
+        mergers: Names of the core's function that locates vision tokens (see `vision_masks`); the first existing one is
+            used. If there is none, ids locate them (see `masks_by_ids`).
+        videos: True if the model supports videos.
+        projects_frames: True if the projector treats a video's frames differently from images (see `frames_of`).
+        tiled: True if features come in pieces other than images, such as tiles. Then the prompt shows which pieces
+            belong to which image (see `image_lengths`).
+        runs_grids: True if the tower runs on the token grids of images, so that these determine its cost.
+        tower_blocks: Path of the tower's blocks.
+        tower_attention: Name of the attention in these blocks.
+        keys_of: In a tower with RoPE, the part of an attention that makes keys.
+        needs_all_rows: Why blocks of the tower cannot run on some of its rows, as the end of a sentence. None: they can
             (see `tower_parts`).
-        pixel_mean, pixel_std: What the processor subtracts from each channel of pixels in [0, 1], and divides them by
-            then.
-        gathers: Whether layers may get more than the usual arguments, which are known by their shapes.
+        pixel_mean, pixel_std: What the processor subtracts from each channel of pixels in [0, 1], and then divides them
+            by.
+        gathers: True if layers may get more than the usual arguments, which are recognised by their shapes.
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose queries and keys are made in the usual way.
     """
@@ -93,7 +92,7 @@ class Family:
     tower_blocks: ClassVar[str] = "encoder.layers"
     tower_attention: ClassVar[str] = "self_attn"
     keys_of: ClassVar[KeysOf | None] = None
-    needs_all_rows: ClassVar[str | None] = "nobody has said how its blocks would run on some of them"
+    needs_all_rows: ClassVar[str | None] = "it is not known how its blocks would run on some of them"
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -121,27 +120,27 @@ class Family:
 
     @property
     def merger(self) -> str | None:
-        """Name of the core's function that is asked where the vision tokens are; None where ids alone tell."""
+        """Name of the core's function that locates the vision tokens. None if only ids locate them."""
         return next((name for name in self.mergers if hasattr(self.core, name)), None)
 
     @property
     def text(self) -> Any:
-        """The decoder: takes `inputs_embeds`, runs `layers`."""
+        """The decoder, which takes `inputs_embeds` and runs `layers`."""
         return getattr(self.core, self.decoder)
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Decoder layers in order; each takes hidden states and one `position_embeddings` pair (cos, sin)."""
+        """Decoder layers in order. Each takes hidden states and one `position_embeddings` pair (cos, sin)."""
         layers: nn.ModuleList = self.text.layers
         return layers
 
     def final_norm(self, rows: Tensor) -> Tensor:
-        """Rows of the residual stream, (…, rows, width), through the norm behind the decoder's last layer."""
+        """Apply the norm after the decoder's last layer to rows of the residual stream, (…, rows, width)."""
         normed: Tensor = self.text.norm(rows)
         return normed.to(rows.device)
 
     def rotary_type(self, layer: int) -> str | None:
-        """Which of the decoder's RoPEs a layer uses, as `text.rotary_emb` names it; None where all use the same."""
+        """The RoPE that a decoder layer uses, as named by `text.rotary_emb`. None if all layers use the same."""
         if not hasattr(self.text.rotary_emb, "layer_types"):
             return None
         kind: str = self.text.config.layer_types[layer]
@@ -155,8 +154,10 @@ class Family:
         return pair
 
     def frequencies(self, layer: int) -> Tensor | None:
-        """The radians by which one position turns each pair of numbers in a decoder layer, (pairs,), 0 for pairs that
-        are left alone; in a layer without RoPE those of the next with it, None where there is none."""
+        """The radians by which one position rotates each pair of numbers in a layer, (pairs,); 0 for unrotated pairs.
+
+        A layer without RoPE has those of the next layer with RoPE. None if there is no such layer.
+        """
         rotary = getattr(self.text, "rotary_emb", None)
         for index in range(layer, 0 if rotary is None else len(self.layers)):
             kind = self.rotary_type(index)
@@ -167,26 +168,26 @@ class Family:
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        """Whether the vision tower has a CLS, whose row of the tower's attention can be read.
+        """True if the vision tower has a CLS whose attention row can be read.
 
         Args:
-            config: The model's config. Without one the answer is None where models of the family differ.
+            config: The model's config. Without it the result is None if models of the family differ.
         """
         return False
 
     @property
     def tower_cls(self) -> bool:
-        """Whether this model's vision tower has a CLS."""
+        """True if this model's vision tower has a CLS."""
         return bool(self.cls_in_tower(self.model.config))
 
     @classmethod
     def defines(cls, name: str) -> bool:
-        """Whether this family has something of its own under a name, or one that it descends from."""
+        """True if this family or one of its ancestors overrides the default of `name`."""
         return getattr_static(cls, name) is not getattr_static(Family, name)
 
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
-        """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
+        """The reason why a stage cannot read this signal, if the tower has or lacks a CLS. None if it can."""
         if isinstance(signal, Cells) and not (cls.defines("boxes") or cls.defines("token_grids")):
             return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
@@ -194,12 +195,12 @@ class Family:
         return f"the vision tower of {cls.model_type!r} has no CLS"
 
     def lacks(self, signal: Signal) -> str | None:
-        """Why a stage cannot read this signal of this model; None if it can."""
+        """The reason why a stage cannot read this signal from this model. None if it can."""
         return self.lacking(signal, self.tower_cls)
 
     @property
     def recurrent(self) -> frozenset[int]:
-        """Decoder layers that carry a state from token to token, and cache it in the place of keys and values.
+        """Decoder layers that carry a state from token to token, and cache it instead of keys and values.
 
         They get a mask of padding, (samples, columns), and no attention can be read there.
         """
@@ -207,14 +208,14 @@ class Family:
 
     @functools.cached_property
     def attentions(self) -> list[Any]:
-        """What attends in each decoder layer; None where nothing does."""
+        """The attention module of each decoder layer. None for a layer without attention."""
         return [attention_of(layer) for layer in self.layers]
 
     @functools.cached_property
     def lenders(self) -> dict[int, int]:
-        """Decoder layers that attend to keys and values of an earlier layer, and which (Gemma 3n, Gemma 4 E2B)."""
+        """Decoder layers that attend to keys and values of an earlier layer, and that layer (Gemma 3n, Gemma 4 E2B)."""
         lenders: dict[int, int] = {}
-        own: dict[Any, int] = {}  # the last layer of each type that makes its own
+        own: dict[Any, int] = {}  # by type, the last layer that makes its own keys and values
         for index, attention in enumerate(self.attentions):
             kind = getattr(attention, "layer_type", None)
             if getattr(attention, "is_kv_shared_layer", False):
@@ -225,23 +226,27 @@ class Family:
 
     @functools.cached_property
     def indexed(self) -> dict[int, int]:
-        """Decoder layers whose rows pick keys by an index beside these (DSA), and how many: up to there they pick all,
-        so that no index is needed. Others are not served."""
+        """Decoder layers whose rows pick keys by a separate index (DSA), and how many keys they pick.
+
+        Up to that many columns they pick all keys, so the index is not needed. Longer prompts are not served.
+        """
         return {}
 
     @functools.cached_property
     def longest(self) -> float:
-        """Columns of the longest prompt that may be dropped from: from there on layers scale rows by how many come
-        before them, which dropping changes."""
+        """Columns of the longest prompt from which tokens may be dropped.
+
+        From there on layers scale rows by the number of rows before them, which dropping would change.
+        """
         scaling = [part for part in self.attentions if part is not None and numbers_rows(part)]
         return min([getattr(part, "floor_scale", 1) - 1 for part in scaling], default=math.inf)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
-        """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
+        """Turn the merger's result into (modality, mask) pairs. Masks are (samples, tokens, …) bool.
 
         Args:
-            placeholders: Its return value: one mask, or one for images and one for videos.
-            inputs: The arguments of its call and of the core's. A modality without features is left out.
+            placeholders: The merger's return value: one mask, or one for images and one for videos.
+            inputs: The arguments of its call and of the core's call. A modality without features is left out.
         """
         masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         pairs = []
@@ -251,42 +256,41 @@ class Family:
         return pairs
 
     def has_pixels(self, modality: str, inputs: Inputs) -> bool:
-        """Whether the core's call has pixels of a modality, or what was made of them."""
+        """True if the core's call has pixels of a modality, or features made from them."""
         encoded = inputs.get("mm_encoder_outputs") or {}
         pixels = [name for name in inputs if "pixel_values" in name and ("video" in name) == (modality == "video")]
         return encoded.get(modality) is not None or any(inputs[name] is not None for name in pixels)
 
     def placeholder(self, modality: str) -> int | None:
-        """The id of the prompt's placeholders of a modality."""
+        """The id of a modality's placeholders in the prompt."""
         return getattr(self.model.config, f"{modality}_token_id", None)
 
     def masks_by_ids(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
-        """As `vision_masks`, of a core without a merger, from the ids among the arguments of its call."""
+        """As `vision_masks`, for a core without a merger: from the ids among the arguments of its call."""
         raise NotImplementedError
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
-        """Vision tokens of each image of each sample, in order, read off the prompt: for `tiled` families.
+        """For `tiled` families: the number of vision tokens in each image of each sample, read from the prompt.
 
         Args:
-            mask: Where the vision tokens are, (samples, columns) bool.
-            ids: The prompt's ids, (samples, columns); None where it came as embeddings.
-            pieces: Tokens of each piece in which the features came; none before there are any.
+            mask: True at vision tokens, (samples, columns) bool.
+            ids: The prompt's ids, (samples, columns). None if the prompt came as embeddings.
+            pieces: Number of tokens in each piece of the features. Empty before there are any.
         """
         raise NotImplementedError
 
     def later_additions(self, inputs: Inputs) -> list[Tensor] | None:
-        """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
+        """The features that the decoder adds to vision tokens after its first layers, from its forward's arguments.
 
-        A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into:
-        where rows stand for other tokens than their places did, they get those tokens' additions. None if there is
-        none.
+        A list with one entry a layer, (all vision tokens of the batch in order, width). The engine may write into it:
+        rows that now stand for other tokens get those tokens' additions. None if there are none.
         """
         return None
 
     def add_at(self, patches: Patcher, columns: Tensor) -> None:
-        """Let the decoder add to vision tokens at these places, (tokens,) int64, and not look for them.
+        """Make the decoder add to vision tokens at these places, (tokens,) int64, without a mask.
 
-        Places count the columns of all samples, one sample behind the other.
+        Places count the columns of all samples in order.
         """
 
         def add(original: Callable[..., Tensor], hidden: Tensor, mask: Tensor, features: Tensor) -> Tensor:
@@ -299,28 +303,28 @@ class Family:
 
     @property
     def is_usual(self) -> bool:
-        """Whether the decoder's layers make queries and keys in the usual way."""
+        """True if the decoder's layers make queries and keys in the usual way."""
         return self.text.config.model_type in self.decoders
 
     def queries_and_keys(
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: Any, others: Mapping[str, Any] | None = None
     ) -> tuple[Tensor, Tensor, float]:
-        """What a decoder layer's attention would compute for some rows of its input, without running the layer.
+        """Compute the queries and keys of a decoder layer's attention from its input, without running the layer.
 
         Args:
             layer: The decoder layer.
             hidden: Its input, (samples, rows, width), before the input norm.
-            queries: Rows whose queries are wanted, (samples, …) int64.
-            rotary: (cos, sin) of all rows, (samples, rows, head size) each; with M-RoPE's axes first where layers
-                combine them.
-            others: What else the layer gets, at these rows; None: nothing.
+            queries: Rows whose queries are needed, (samples, …) int64.
+            rotary: (cos, sin) of all rows, (samples, rows, head size) each. M-RoPE's axes come first if layers combine
+                them.
+            others: Other arguments of the layer, at these rows. None: no others.
 
         Returns:
             Queries (samples, heads, …, head size), keys of all rows (samples, key heads, rows, head size), both after
             norms and RoPE, and the scaling of their product.
 
         Raises:
-            UnsupportedError: If the layer's attention is built in a way this does not know.
+            UnsupportedError: If the layer's attention has an unknown structure.
         """
         attention = layer.self_attn
         if not self.is_usual:
@@ -347,7 +351,7 @@ class Family:
         return asking, keys, float(attention.scaling)
 
     def rotate(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        """RoPE as a decoder layer applies it to queries and to keys.
+        """Apply RoPE as a decoder layer applies it to queries and to keys.
 
         Args:
             layer: The decoder layer.
@@ -355,7 +359,7 @@ class Family:
             rotary: (cos, sin) of these rows, as in `queries_and_keys`.
 
         Raises:
-            UnsupportedError: If the layer's attention is built in a way this does not know: it may leave RoPE out.
+            UnsupportedError: If the layer's attention has an unknown structure, in which RoPE may be missing.
         """
         rotate = rotation(layer.self_attn)
         if rotate is None or not self.is_usual:
@@ -367,7 +371,7 @@ class Family:
         return turned
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
-        """What makes queries before norm and RoPE.
+        """The function that makes queries before norm and RoPE.
 
         (samples, rows, width) -> (samples, rows, heads · head size).
         """
@@ -375,26 +379,26 @@ class Family:
         return projection
 
     def softcap(self, layer: Any) -> float | None:
-        """What a decoder layer keeps its attention logits below, as Gemma 2 does; None where it does not."""
+        """The bound of a decoder layer's attention logits, as in Gemma 2. None if there is none."""
         return getattr(attention_of(layer), "attn_logit_softcapping", None)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Run a `get_*_features` call with every image's tokens reduced; placeholders stay whole.
+        """Run a `get_*_features` call and reduce every image's tokens. The number of placeholders does not change.
 
-        The default works behind the projector where `token_means` says what the tower shows of a token.
+        The default works after the projector, if `token_means` provides the tower's values of a token.
 
         Args:
-            run: Calls the original, with the arguments passed to it in the place of its own.
+            run: Calls the original. Arguments passed to it replace the original ones.
             modality: "image" or "video".
             inputs: The call's arguments by name.
-            reducer: What reduces.
+            reducer: Reduces the tokens.
 
         Returns:
-            What the original returns, each image's rows in the first places of its features; and a cut (or None) an
-            image.
+            The original's return value, with each image's remaining rows in the first places of its features; and a cut
+            (or None) for each image.
 
         Raises:
-            UnsupportedError: If the family has no such stage.
+            UnsupportedError: If the family cannot reduce tokens there.
         """
         if not self.defines("token_means"):
             raise UnsupportedError(
@@ -415,39 +419,40 @@ class Family:
         return output, self.reduce_features(output, modality, inputs, reducer, stats)
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterable[Tensor] | Tensor:
-        """Means of what a signal is of the patches of each token, (tokens, numbers) float32, in the order of the
-        features; all together, or of one picture after the other.
+        """Means of a signal over the patches of each token, (tokens, numbers) float32, in the order of the features.
+
+        Either all together, or image by image.
 
         Args:
-            taps: What the tower attended with.
-            signal: What is read.
+            taps: The queries and keys of the tower's attentions.
+            signal: The signal to read.
             modality: "image" or "video".
             inputs: The arguments of the `get_*_features` call.
         """
         raise NotImplementedError
 
     def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As `encode`, behind the projector in every family; the tower's attention and keys are not read."""
+        """As `encode`, after the projector in every family. The tower's attention and keys are not read."""
         output = run()
         return output, self.reduce_features(output, modality, inputs, reducer)
 
     def reduce_features(
         self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
     ) -> list[Cut | None]:
-        """Reduce every image's tokens in what a `get_*_features` call answered: a cut (or None) an image.
+        """Reduce every image's tokens in the result of a `get_*_features` call. Returns a cut (or None) for each image.
 
         Args:
-            output: Its features are replaced.
+            output: The result; its features are replaced.
             modality: "image" or "video".
             inputs: The call's arguments by name.
-            reducer: What reduces.
-            stats: Scores and keys of each image's tokens; None if no method reads them.
+            reducer: Reduces the tokens.
+            stats: Scores and keys of each image's tokens. None if no method reads them.
         """
         features = images_of(output, reducer.lengths if self.tiled else None)
         sizes = [len(image) for image in features]
         places: Sequence[Tensor | None] = [None] * len(sizes)
         grids = self.token_grids(self.model.config, modality, inputs, sizes)
-        # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
+        # If the grids contain all tokens, there are no newlines, and no boxes are needed to find them.
         if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
             places = self.boxes(self.model.config, modality, self.arguments_kept(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids, partial(self.view_extras, output))
@@ -455,7 +460,7 @@ class Family:
         return cuts
 
     def place(self, output: Any, images: Sequence[Tensor], cuts: Sequence[Cut | None]) -> None:
-        """Put what cuts leave of images' features, (tokens, width) each, into what a `get_*_features` call answered."""
+        """Write the rows that cuts leave of images, (tokens, width) each, into a `get_*_features` result."""
         put_images(output, [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)])
         later = getattr(output, "deepstack_features", None)
         if later and not all(map(stays_whole, cuts)):
@@ -463,54 +468,62 @@ class Family:
             output.deepstack_features = [move_additions(pieces, lengths, cuts) for pieces in later]
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""
+        """As `encode`, with smaller images given to the tower, of the token grids that `reducer.coarsen` returns."""
         raise UnsupportedError(
             f"foveate cannot give smaller images to the tower of {self.model_type!r} ({modality}). "
             "Use AveragePool, which averages the tower's tokens instead."
         )
 
     def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """As `encode`, of a tower that runs on the patches of the tokens alone that `reducer.leave` lets stay.
+        """As `encode`, with a tower that runs only on the patches of the tokens that `reducer.leave` keeps.
 
-        The default: behind its last block all rows are there again, so that what follows finds whole pictures.
+        By default all rows are restored after its last block, so that the projector gets whole images.
         """
         return encode_leaving(self, run, modality, inputs, reducer)
 
     def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
-        """What the tower is given of each image or video, (pictures, channels, height, width) without padding."""
+        """The tower's input for each image or video, (images, channels, height, width) without padding."""
         pixels: Tensor = inputs[pixels_name(inputs)]
         return list(pixels if pixels.dim() == 5 else pixels[:, None])
 
     def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
-        """Which tokens of all images are left, newlines and the like apart, (tokens,) bool, where these units of their
-        pictures stay, (pictures, rows, columns) bool each."""
+        """Mark the tokens of all images that are left, (tokens,) bool, newlines and the like excluded.
+
+        Args:
+            modality: "image" or "video".
+            stays: Which units of each image or video stay, (images, rows, columns) bool each.
+            inputs: The arguments of the `get_*_features` call.
+        """
         return torch.cat([of_image.flatten() for of_image in stays])
 
     def patch_tower(self, patches: Patcher) -> None:
-        """Put on the tower, while a context is open, what makes it wait less for the device with the same bits."""
+        """Patch the tower while a context is open: fewer host syncs, and the same results, bit for bit."""
 
     @property
     def tower(self) -> Any:
-        """The vision tower; None where the core has none of the usual names."""
+        """The vision tower. None if the core has it under none of the usual names."""
         names = ("visual", "vision_tower", "vision_model")
         return next((getattr(self.core, name) for name in names if hasattr(self.core, name)), None)
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
-        """Let the tower's forward go through `run(original, *args, **kwargs)`; one that reads arguments on the host
-        hands these over as `on_host=`, and what it makes of them as `held=`."""
+        """Route the tower's forward through `run(original, *args, **kwargs)`.
+
+        A tower that reads arguments on the host passes these as `on_host=`, and the tensors it makes from them as
+        `held=`.
+        """
         if self.tower is not None:
             patches.wrap(self.tower, "forward", run)
 
     @property
     def seeing_blocks(self) -> Sequence[int] | None:
-        """Blocks of the tower that look at the whole picture; None: all."""
+        """Blocks of the tower that attend to the whole image. None: all."""
         return None
 
     def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
-        """The tower that a `get_*_features` call runs, in parts; arguments as in `encode`.
+        """The parts of the tower that a `get_*_features` call runs. Arguments as in `encode`.
 
         Raises:
-            UnsupportedError: If it is not known how it is built.
+            UnsupportedError: If its structure is not known.
         """
         tower = self.tower
         if modality == "video":  # some models have a tower for each
@@ -524,59 +537,61 @@ class Family:
         return Tower(tower, blocks, attentions, read, self.tower_layout, self.seeing_blocks, cls, self.keys_of)
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
-        """How rows stand in the tower, from the arguments of its call. The default: pictures in a batch of pixels,
-        (pictures, channels, rows, columns)."""
+        """The layout of rows in the tower, from the arguments of its call.
+
+        The default is for images in a batch of pixels, (images, channels, rows, columns).
+        """
         pixels, patch = args[0] if args else kwargs["pixel_values"], self.model.config.vision_config.patch_size
         tall, wide = (patch, patch) if isinstance(patch, int) else patch
         return TowerLayout(None, [(pixels.shape[-2] // tall, pixels.shape[-1] // wide)])
 
     def view_extras(self, output: Any, index: int) -> dict[str, Any]:
-        """What else is shown of an image, by attributes of `TowerView`; most families have nothing."""
+        """Other values shown of an image, by attributes of `TowerView`. Most families have none."""
         return {}
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
-        """How many entries of a `get_*_features` call's answer are one image or video: as many as it has frames, where
-        these come one by one."""
+        """Entries of a `get_*_features` result that form one image or video: its frames, if these come one by one."""
         return 1
 
     @classmethod
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
-        """Ordinals of the tokens that always stay, as they are no patches, in an image or video of `size` tokens.
+        """Indices of the tokens that always stay, because they are not patches, in an image or video of `size` tokens.
 
-        They are not ranked, and a method's counts are without them.
+        They are not ranked, and a method's counts do not include them.
         """
         return ()
 
     @classmethod
     def fixed_tokens(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Sequence[int]]:
-        """What `always_kept` says of each image of a `get_*_features` call; arguments as in `boxes`."""
+        """`always_kept` for each image of a `get_*_features` call. Arguments as in `boxes`."""
         return [cls.always_kept(config, length) for length in lengths]
 
     @classmethod
     def fixed_count(cls, config: Any) -> int | None:
-        """Vision tokens of every image and video, where the config alone says them; None where they differ."""
+        """Number of vision tokens in every image and video, if the config alone determines it. None if it varies."""
         return None
 
     @classmethod
     def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
-        """The grids that tokens stand in, of every image (or video); arguments as in `boxes`, of which `inputs` may be
-        empty. None where neither the config nor the arguments tell."""
+        """The token grids of every image (or video). Arguments as in `boxes`; `inputs` may be empty.
+
+        None if neither the config nor the arguments determine them.
+        """
         return None
 
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        """Where each vision token looks, for every image (or video) of a `get_*_features` call.
+        """The region that each vision token covers, for every image (or video) of a `get_*_features` call.
 
         Args:
             config: The model's config.
             modality: "image" or "video".
-            inputs: The call's arguments by name, as far as `arguments_kept`.
-            lengths: Vision tokens of each image.
+            inputs: The call's arguments by name, those of `arguments_kept`.
+            lengths: Number of vision tokens in each image.
 
         Returns:
-            For each image (tokens, 4) float32: x0, y0, x1, y1 in [0, 1] of the picture as the processor cut
-            it, NaN for a token without a place; None where the family cannot tell. The default: the cells of
-            `token_grids`.
+            For each image (tokens, 4) float32: x0, y0, x1, y1 in [0, 1] of the image as the processor cut it, NaN for a
+            token without a place. None if the family cannot tell. The default: the cells of `token_grids`.
         """
         grids = cls.token_grids(config, modality, inputs, lengths)
         if grids is None:
@@ -590,42 +605,45 @@ class Family:
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
-        """What `foveate.cost` asks for under this name, read off a processor's output.
+        """The argument of this name in `foveate.cost`, read from a processor's output.
 
         Args:
             config: The model's config.
             modality: "image" or "video".
-            inputs: What goes into the model, by name.
+            inputs: The model's inputs by name.
 
         Returns:
-            Pictures the tower encodes for each image (or video); None where the token counts say it.
+            Number of images that the tower encodes for each image (or video). None if the token counts determine it.
         """
         return None
 
     @classmethod
     def block(cls, config: Any) -> int:
-        """Patches along the side of a token, in a tower of pictures of one size."""
+        """Number of patches along the side of a token, for a tower with images of one size."""
         raise NotImplementedError(f"{cls.__name__} must define block.")
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:
-        """How many pictures the tower encodes to make `size` vision tokens, where `tower_images` is not given.
+        """Number of images that the tower encodes to make `size` vision tokens, if `tower_images` is not given.
 
-        A family that defines it has its tower counted by `foveate.cost`.
+        `foveate.cost` counts the tower of a family that defines this.
 
         Raises:
-            SettingError: If that cannot be told from the size, or no pictures make so many.
+            SettingError: If the size does not determine it, or no number of images makes so many tokens.
         """
         return 1
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
-        """Frames of a video of `size` vision tokens, where `projects_frames`; 0 if none has so many."""
+        """Frames of a video of `size` vision tokens, if `projects_frames`. 0 if no number of frames makes so many."""
         return 0
 
 
 def outside_lists(model: nn.Module) -> list[nn.Module]:
-    """All modules of a model, outer ones first, without those in lists: layers are many, and none is a whole model."""
+    """All modules of a model, outer ones first, except those inside lists.
+
+    Layers are many, and none of them is a whole model.
+    """
     modules, ahead = [], [model]
     while ahead:
         module = ahead.pop()
@@ -635,5 +653,5 @@ def outside_lists(model: nn.Module) -> list[nn.Module]:
 
 
 def pixels_name(inputs: Inputs) -> str:
-    """The argument of a `get_*_features` call that pictures are given in."""
+    """The argument of a `get_*_features` call that holds the pixels."""
     return next(name for name in inputs if name.startswith("pixel_values") and inputs[name] is not None)

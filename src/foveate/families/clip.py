@@ -1,4 +1,4 @@
-"""CLIP's text encoder, beside a model whose tower is the same CLIP's: what CDPruner can be handed."""
+"""CLIP's encoders, for a model whose tower is the same CLIP's vision tower. A resource for CDPruner and MFPruner."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from foveate.errors import UnsupportedError
 
 
 class ClipEncoder:
-    """Brings patches of a CLIP tower and text into CLIP's common space.
+    """Projects patches of a CLIP tower and text into CLIP's common space.
 
         clip = CLIPModel.from_pretrained("openai/clip-vit-large-patch14-336")
         words = CLIPTokenizer.from_pretrained("openai/clip-vit-large-patch14-336")
@@ -17,9 +17,9 @@ class ClipEncoder:
         with foveate.drop(model, "cdpruner", tokens=64, resources={"clip": encoder}): ...
 
     Args:
-        clip: The `CLIPModel` that the model's tower is from; checkpoints of LLaVA hold the tower alone.
+        clip: The `CLIPModel` that the model's tower comes from. Checkpoints of LLaVA contain only the tower.
         words: Its tokenizer.
-        tokenizer: The model's own, which tells what its prompt says.
+        tokenizer: The model's own tokenizer, which decodes the prompt.
     """
 
     def __init__(self, clip: Any, words: Any, tokenizer: Any) -> None:
@@ -29,16 +29,16 @@ class ClipEncoder:
 
     @torch.no_grad()
     def features(self, features: Tensor) -> Tensor:
-        """Patches as the tower makes them, (patches, width), in the common space: (patches, size) float32.
+        """Project the tower's patches, (patches, width), into the common space: (patches, size) float32.
 
         Raises:
-            UnsupportedError: If they are of another tower.
+            UnsupportedError: If they come from another tower.
         """
         norm = self._clip.vision_model.post_layernorm
         if features.shape[-1] != norm.weight.shape[0]:
             raise UnsupportedError(
-                f"This model's features have width {features.shape[-1]}, and those of the CLIP that was handed in have "
-                f"width {norm.weight.shape[0]}. Hand in the CLIP that the model's tower is from, or none."
+                f"This model's features have width {features.shape[-1]}, but those of the given CLIP have "
+                f"width {norm.weight.shape[0]}. Give the CLIP that the model's tower comes from, or none."
             )
         place = norm.weight
         projected: Tensor = self._clip.visual_projection(norm(features.to(place.device, place.dtype)))
@@ -46,16 +46,17 @@ class ClipEncoder:
 
     @torch.no_grad()
     def text(self, ids: Tensor) -> Tensor:
-        """A text in the common space, from its ids in the model's prompt: (size,) float32.
+        """Embed a text in the common space, from its ids in the model's prompt: (size,) float32.
 
-        The mean over parts of 75 words of their embeddings at length one; zeros where there is no text.
+        The text is split into parts of 75 words. The result is the mean of their normalised embeddings, or zeros if
+        there is no text.
         """
         projection = self._clip.text_projection
         said = self._tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
         if not said:
             return torch.zeros(projection.out_features)
         words = self._words(said, add_special_tokens=False).input_ids
-        most = self._clip.config.text_config.max_position_embeddings - 2  # the beginning and the end have a place each
+        most = self._clip.config.text_config.max_position_embeddings - 2  # without the begin and end tokens
         pooled = []
         for start in range(0, len(words), most):
             part = [self._words.bos_token_id, *words[start : start + most], self._words.eos_token_id]

@@ -1,7 +1,7 @@
-"""Derived: any model whose decoder runs on vision tokens, told from its structure and never from its name.
+"""Derived: serves any model whose decoder runs on vision tokens, by its structure and never by its name.
 
-A family written by hand says what is different; all that is the same in 70 types of transformers is found here: the
-core, the decoder and its layers, where vision tokens stand, and which of them are one picture.
+A family written by hand describes what is different. What 70 model types of transformers have in common is found here:
+the core, the decoder and its layers, the places of vision tokens, and which of them belong to one image.
 """
 
 import functools
@@ -34,28 +34,28 @@ from foveate.families.vision import grid_boxes
 
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
-"""What a module with a head calls the decoder that it stands around."""
+"""Names under which a module with a head holds the decoder."""
 MODALITIES = ("image", "video")
 
 
 class Derived(Family):
-    """A model that no hand-written family serves.
+    """A model without a hand-written family.
 
-    Positions are numbered anew only where they are one running number. Rows of layers are gathered by the shapes of
-    their arguments.
+    Positions are renumbered only if they are one running number. Rows of layers are gathered by the shapes of the
+    layers' arguments.
 
     Raises:
-        UnsupportedError: If the model has no vision tokens in its decoder, or layers of a kind that cannot be served.
+        UnsupportedError: If the decoder gets no vision tokens, or has layers of a kind that cannot be served.
     """
 
     model_type: ClassVar[str] = "derived"
     tiled: ClassVar[bool] = True
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")
     gathers = True
-    renumbers = False  # until its decoder has been looked at
+    renumbers = False  # until its decoder has been inspected
     decoders: ClassVar[frozenset[str]] = frozenset()
     needs_all_rows: ClassVar[str | None] = None
-    grows: ClassVar[bool] = False  # whether its pictures are seen both ways is not known
+    grows: ClassVar[bool] = False  # its image tokens may attend in both directions
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
@@ -73,7 +73,7 @@ class Derived(Family):
     # -- parts -------------------------------------------------------------------------------------------------
 
     def find_core(self) -> nn.Module:
-        """The innermost module that encodes pictures for a decoder; see `Family.find_core`."""
+        """The innermost module that encodes images for a decoder; see `Family.find_core`."""
         config = getattr(self.model, "config", None)
         kind = f"{type(self.model).__name__} ({getattr(config, 'model_type', None)!r})"
         if getattr(config, "is_encoder_decoder", False):
@@ -87,7 +87,7 @@ class Derived(Family):
         ]
         if not with_decoder:
             raise UnsupportedError(
-                f"{kind} has no module that takes pictures and has a decoder with layers, so foveate does not find its "
+                f"{kind} has no module that takes pictures and has a decoder with layers, so foveate cannot find its "
                 "vision tokens. Pass the whole vision-language model, or write a family: docs/guides/new-family.md."
             )
         encoding = [module for module in with_decoder if hasattr(module, "get_image_features")] or with_decoder
@@ -101,21 +101,21 @@ class Derived(Family):
 
     @functools.cached_property
     def layers(self) -> nn.ModuleList:
-        """As in the base class, by whatever name."""
+        """As in the base class, under any name."""
         layers = _layers_of(self.text)
         assert layers is not None
         return layers
 
     def final_norm(self, rows: Tensor) -> Tensor:
-        """As in the base class, by whatever name."""
+        """As in the base class, under any name."""
         norms = [module for name, module in self.text.named_children() if "norm" in name and name != "rotary_emb"]
         if not norms:
-            raise UnsupportedError(f"{type(self.text).__name__} has no norm behind its layers that foveate knows.")
+            raise UnsupportedError(f"{type(self.text).__name__} has no norm after its layers that foveate knows.")
         normed: Tensor = norms[-1](rows)
         return normed.to(rows.device)
 
     def _numbers_run(self) -> bool:
-        """Whether positions are one running number, and RoPE a (cos, sin) pair of them."""
+        """True if positions are one running number, and RoPE makes one (cos, sin) pair from them."""
         rotary, config = getattr(self.text, "rotary_emb", None), self.text.config
         several = hasattr(self.core, "get_rope_index") or "mrope_section" in str(getattr(config, "rope_parameters", ""))
         if rotary is None or several:
@@ -131,12 +131,12 @@ class Derived(Family):
 
     @functools.cached_property
     def recurrent(self) -> frozenset[int]:
-        """Layers without attention: those that carry a state, and those that see each row by itself."""
+        """Layers without attention: those that carry a state, and those that process each row separately."""
         return frozenset(index for index, layer in enumerate(self.layers) if _kind_of(layer).kind != "attention")
 
     @functools.cached_property
     def indexed(self) -> dict[int, int]:
-        """As in the base class; a layer without an index of its own is handed what the last one with one has picked."""
+        """As in the base class. A layer without an index uses the keys picked by the last layer that has one."""
         picked, counts = None, dict[int, int]()
         for index, layer in enumerate(self.layers):
             own = _kind_of(layer).index
@@ -151,23 +151,23 @@ class Derived(Family):
     def reduce_features(
         self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
     ) -> list[Cut | None]:
-        """As in the base class; tokens of unknown places are all ranked: none is known to be a newline."""
+        """As in the base class. Tokens of unknown places are all ranked, since none is known to be a newline."""
         features = images_of(output, reducer.lengths)
         cuts = reduce_apart(features, [None] * len(features), reducer, stats, [()] * len(features))
         self.place(output, features, cuts)
         return cuts
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Behind the projector: see `encode_fed`."""
+        """Reduce after the projector: see `encode_fed`."""
         return encode_fed(self, run, modality, inputs, reducer)
 
     def tower_parts(self, modality: str, run: Run, inputs: Inputs) -> Tower:
-        """Where all of its blocks look at whole pictures: see `tower_by_feeding`."""
+        """The tower, if all of its blocks attend to whole images: see `tower_by_feeding`."""
         return tower_by_feeding(self, run, inputs)
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        """Only the model itself tells."""
+        """None: only the model itself shows it."""
         return None
 
     @property
@@ -176,23 +176,23 @@ class Derived(Family):
         return has_cls(self.core)
 
     def lacks(self, signal: Signal) -> str | None:
-        """As in the base class, and whether anything of the tower can be read."""
+        """As in the base class, and if anything of the tower can be read."""
         reason = super().lacks(signal)
         if reason is None and isinstance(signal, TowerSignal) and not blocks_of(self.core, self.layers):
             return NO_BLOCKS
         reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots)
         if reads and any(hasattr(attention, "sinks") for attention in self.attentions):
-            return "its rows pay attention to sinks too, which queries and keys do not tell"
+            return "its rows pay attention to sinks too, which queries and keys do not show"
         return reason
 
     def later_additions(self, inputs: Inputs) -> Any:
-        """As in the base class: the decoder's one argument of that name."""
+        """As in the base class: the decoder's only argument whose name contains "deepstack"."""
         return next((value for name, value in inputs.items() if "deepstack" in name and value is not None), None)
 
     # -- vision tokens -----------------------------------------------------------------------------------------
 
     def vision_masks(self, placeholders: Any, inputs: Any) -> list[tuple[str, Tensor]]:
-        """What the merger answered; where that is no mask, columns whose ids are placeholders."""
+        """The merger's result. If it is not a mask, the columns whose ids are placeholders."""
         answers = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         masks = [mask for mask in answers if isinstance(mask, Tensor) and mask.dtype == torch.bool]
         if len(masks) < len(answers) or not masks:
@@ -200,18 +200,18 @@ class Derived(Family):
         if len(masks) > 1:
             return [pair for pair in zip(MODALITIES, masks, strict=False) if self.has_pixels(pair[0], inputs)]
         there = [modality for modality in MODALITIES if self.has_pixels(modality, inputs)]
-        if len(there) > 1:  # a call for each: which it is, its arguments say
+        if len(there) > 1:  # the merger is called once for each; its arguments show the modality
             asked = inputs.get("token_id")
             ids = [self.placeholder(modality) for modality in MODALITIES]
             is_video = inputs.get("video_features") is not None or (asked == ids[1] != ids[0])
             there = [MODALITIES[is_video]]
-        asked = inputs.get("token_id")  # of a merger that is told what it shall look for: sounds, for one
+        asked = inputs.get("token_id")  # given to a merger that also locates other tokens, such as audio
         return [(modality, masks[0]) for modality in there if asked is None or asked == self.placeholder(modality)]
 
     def masks_by_ids(self, inputs: Any) -> list[tuple[str, Tensor]]:
-        """Columns whose ids are placeholders, by modality."""
+        """The columns whose ids are placeholders, by modality."""
         ids = inputs.get("input_ids")
-        if ids is None or ids.shape[1] == 1:  # a step of decoding may still be handed the pictures (Phi-4)
+        if ids is None or ids.shape[1] == 1:  # a decode step may still get the images (Phi-4)
             return []
         masks = []
         for modality in MODALITIES:
@@ -221,7 +221,7 @@ class Derived(Family):
         return masks
 
     def placeholder(self, modality: str) -> int | None:
-        """As in the base class, by the names that configs have for it; films may stand in the prompt as images do."""
+        """As in the base class, by the names used in configs. Videos may have the placeholder of images."""
         token = token_id(self.model.config, modality)
         if token is None:
             return token_id(self.model.config, "image")
@@ -234,9 +234,9 @@ class Derived(Family):
 
 @functools.cache
 def warn_of(kind: str) -> None:
-    """Say once of a kind of model that it was not tested, and how to."""
+    """Warn once for each kind of model that it was not tested, and say how to test it."""
     warnings.warn(
-        f"{kind} is not among the models that foveate was tested on. Prove it first: foveate.testing.check(model, "
+        f"{kind} is not among the models that foveate was tested on. Check it first: foveate.testing.check(model, "
         "inputs), or `foveate check MODEL`.",
         UserWarning,
         stacklevel=5,
@@ -244,13 +244,13 @@ def warn_of(kind: str) -> None:
 
 
 def _sees(module: nn.Module) -> bool:
-    """Whether a module encodes pictures: by a function for it, or in its forward."""
+    """True if a module encodes images: by a function for it, or in its forward."""
     takes = inspect.signature(type(module).forward).parameters
     return hasattr(module, "get_image_features") or any("pixel_values" in name for name in takes)
 
 
 def _decoder_in(core: nn.Module) -> nn.Module | None:
-    """The decoder of a core: what it calls so, or the core itself, down to the module that has layers."""
+    """The decoder of a core: its attribute of a usual name, or the core itself, down to the module that has layers."""
     module = next((getattr(core, name) for name in DECODERS if isinstance(getattr(core, name, None), nn.Module)), core)
     while not isinstance(getattr(module, "layers", None), nn.ModuleList):
         inner = (getattr(module, name, None) for name in INNER)
@@ -262,7 +262,7 @@ def _decoder_in(core: nn.Module) -> nn.Module | None:
 
 
 def _decoder_by_structure(core: nn.Module) -> nn.Module | None:
-    """The decoder of a core under other names: a part that takes embeddings and has layers, and is no tower."""
+    """The decoder of a core under another name: a part that takes embeddings, has layers, and is not a tower."""
     parts = [part for part in outside_lists(core) if part is not core and _takes_embeddings(part)]
     return next((part for part in parts if not _sees(part) and _layers_of(part) is not None), None)
 
@@ -272,7 +272,7 @@ def _takes_embeddings(module: nn.Module) -> bool:
 
 
 def _layers_of(module: nn.Module) -> nn.ModuleList | None:
-    """A decoder's layers: what it calls so, or where it takes embeddings its only list of modules that attend."""
+    """A decoder's layers: its `layers`, or, if it takes embeddings, its only list of modules that attend."""
     layers = getattr(module, "layers", None)
     if isinstance(layers, nn.ModuleList) and len(layers):
         return layers
@@ -286,7 +286,7 @@ def _layers_of(module: nn.Module) -> nn.ModuleList | None:
 
 
 def _is_decoder(module: nn.Module | None) -> bool:
-    """Whether a row of a module sees those before it alone, in any layer: else it is no decoder, but a tower."""
+    """True if some layer of a module is causal. Otherwise the module is a tower, not a decoder."""
     layers = () if module is None else _layers_of(module) or ()
     attentions = [attention for layer in layers if (attention := attention_of(layer)) is not None]
     return any(getattr(attention, "is_causal", True) for attention in attentions)
@@ -294,12 +294,12 @@ def _is_decoder(module: nn.Module | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _LayerKind:
-    """What the code of a layer's modules tells.
+    """The properties of a layer, found from the code of its modules.
 
     Attributes:
-        parts: Types of the layer's parts, of which it was told.
-        kind: What it does: "attention", "state", "hybrid" or "plain".
-        index: What picks keys by an index of its own; None where nothing does.
+        parts: Types of the layer's parts when it was inspected.
+        kind: What the layer does: "attention", "state", "hybrid" or "plain".
+        index: The module that picks keys by a separate index. None if there is none.
         unserved: Why it cannot run on some of its rows.
     """
 
@@ -313,7 +313,7 @@ _KINDS: WeakKeyDictionary[nn.Module, _LayerKind] = WeakKeyDictionary()
 
 
 def _kind_of(layer: nn.Module) -> _LayerKind:
-    """Of a layer, looked at once: a context asks whenever it opens, and experts are many."""
+    """The kind of a layer, inspected once. Contexts ask for it whenever they open, and experts are many modules."""
     parts, remembered = tuple(map(type, layer.children())), _KINDS.get(layer)
     if remembered is None or remembered.parts != parts:
         modules = [*layer.modules()]
@@ -329,7 +329,7 @@ def _kind_of(layer: nn.Module) -> _LayerKind:
 
 
 def _reasons_against(layer: nn.Module, kind: str, index: nn.Module | None) -> tuple[str, ...]:
-    """Why a layer of this kind, with this index, cannot run on some of its rows."""
+    """Reasons why a layer of this kind, with this index, cannot run on some of its rows."""
     name, attention = type(layer).__name__, attention_of(layer)
     if kind == "hybrid":
         return (f"its {name} attends and carries a state, and stores both in one layer of the cache",)
@@ -349,7 +349,7 @@ INSIDE = ("vision_config", "text_config")
 
 
 def token_id(config: Any, modality: str) -> int | None:
-    """The id of a placeholder, by the names that configs have for it; None if there is none."""
+    """The id of a placeholder, by the names used in configs. None if there is none."""
     for part in (config, *(getattr(config, name, None) for name in INSIDE)):
         for name in NAMES:
             token: int | None = getattr(part, name.format(modality), None)
@@ -359,19 +359,20 @@ def token_id(config: Any, modality: str) -> int | None:
 
 
 def images_in(mask: Tensor, pieces: Sequence[int]) -> list[list[int]]:
-    """Vision tokens of each image of each sample: an image ends where both a piece and a run of placeholders end.
+    """The number of vision tokens in each image of each sample.
 
-    Tiles in one run are one image, and so are rows that have a run each. An example of 12 tokens:
+    An image ends where both a piece and a run of placeholders end. Tiles in one run are one image, and so are rows with
+    one run each. Example with 12 tokens:
 
-        runs      4   4   4        a picture whose three rows are told apart in the prompt, or a film's frames
+        runs      4   4   4        an image whose three rows are separated in the prompt, or a video's frames
         pieces    12               one image of 12
 
         runs      8       4        one run of two tiles, and one of one
         pieces    4   4   4        images of 8 and 4
 
     Args:
-        mask: Where the vision tokens are, (samples, columns) bool.
-        pieces: Tokens of each piece of the features, in order; none: every run is an image.
+        mask: True at vision tokens, (samples, columns) bool.
+        pieces: Number of tokens in each piece of the features, in order. Empty: every run is an image.
     """
     runs = run_lengths(mask)
     if not pieces or sum(pieces) != sum(itertools.chain(*runs)):
@@ -385,12 +386,12 @@ def images_in(mask: Tensor, pieces: Sequence[int]) -> list[list[int]]:
             if end in ends:
                 lengths.append(begun)
                 begun = 0
-        images.append(lengths if not begun else sample)  # a piece of two samples: nothing is known
+        images.append(lengths if not begun else sample)  # a piece spans two samples: fall back to runs
     return images
 
 
 class HunYuanVL(Derived):
-    """A picture's grid has a newline behind each row, and a token before and behind all; these always stay.
+    """An image's grid has a newline after each row, and a token before and after all rows. These always stay.
 
     begin 0 1 2 ↵ 3 4 5 ↵ end        a grid of 2 x 3
     """
@@ -430,18 +431,18 @@ class HunYuanVL(Derived):
 
 
 class Ovis2(Derived):
-    """A picture begins at a token of its own; a view of the whole, and tiles apart by other tokens, are one picture."""
+    """An image begins at a special token. A view of the whole, and tiles separated by other tokens, are one image."""
 
     model_type: ClassVar[str] = "ovis2"
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
-        """Of a prompt that came as embeddings every tile is taken for an image, as its tokens cannot be read."""
+        """As in the base class, by these tokens. If the prompt came as embeddings, every tile counts as an image."""
         if ids is None:
             return super().image_lengths(mask, ids, pieces)
         begin = self.model.config.visual_indicator_token_ids[0]
         samples = []
         for row, tiles in zip((ids == begin).cpu(), runs(mask), strict=True):
-            before = row.cumsum(dim=0).tolist()  # pictures that have begun up to here
+            before = row.cumsum(dim=0).tolist()  # (columns,): number of images that have begun up to each column
             images: dict[int, int] = {}
             for start, end in tiles:
                 images[before[start]] = images.get(before[start], 0) + end - start
@@ -450,10 +451,10 @@ class Ovis2(Derived):
 
 
 def _grids(config: Any, inputs: Inputs) -> list[Grid]:
-    """Rows and columns of each picture's tokens."""
+    """Rows and columns of each image's tokens."""
     side = config.vision_config.spatial_merge_size
     return [(rows // side, columns // side) for _, rows, columns in inputs["image_grid_thw"].tolist()]
 
 
 OVERRIDES: Mapping[str, type[Derived]] = {kind.model_type: kind for kind in (HunYuanVL, Ovis2)}
-"""By `model_type`."""
+"""Derived families with differences, by `model_type`."""

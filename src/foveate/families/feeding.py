@@ -1,17 +1,16 @@
-"""Which rows of an unknown vision tower feed which vision token, told from the model alone.
+"""Feeding: which rows of an unknown vision tower each vision token is made of, found by gradients.
 
-The tower runs once with what each block answers cut off from what made it. Tokens are then a function of those rows
-alone, and a gradient says which rows a token is made of. An example: four rows, of which two each make a token, behind
-a CLS that makes none.
+The tower runs once with the output of each block detached from its input. Then tokens depend only on those rows, and a
+gradient shows which rows a token is made of. Example: four rows, two for each token, after a CLS that feeds none.
 
     rows                       CLS 0 1 2 3
-    gradient of both tokens      0 a b c d    a row without one feeds no token: a CLS, a register, or padding
-    gradient of token 1          0 0 0 c d    a row feeds this token alone, where it is as above, or not at all
+    gradient of both tokens      0 a b c d    a row with gradient 0 feeds no token: a CLS, a register, or padding
+    gradient of token 1          0 0 0 c d    a row feeds only this token if its gradient is as above, else 0
 
-Anything between the two is a mixture, as of a resampler, and nothing of the tower is read then. So that half precision
-tells 4,095 tokens from one another too, it is done once for each bit of a token's number.
+Anything in between is a mixture, as from a resampler; then nothing of the tower is read. To distinguish up to 4,095
+tokens even in half precision, this is done once for each bit of a token's number.
 
-What is known of windows is what a call shows: where a window holds a whole picture, its block looks at whole pictures.
+Window attention is recognised by what a call shows: a block whose window holds a whole image attends to whole images.
 """
 
 import functools
@@ -33,9 +32,9 @@ from foveate.families.tap import Tapped, tap
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps, Tower, TowerLayout, block_of, shown
 
 CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
-"""What a tower calls the parameter that its CLS begins as."""
+"""Names of the parameter from which a tower's CLS starts."""
 REMEMBERED = 64
-"""Calls of different shapes whose feeding is remembered for a model; the oldest goes first."""
+"""How many calls of different shapes are cached for a model; the oldest is dropped first."""
 
 NO_BLOCKS = "no block of its vision tower attends by transformers' attention functions"
 
@@ -45,13 +44,14 @@ Blocks = Sequence[tuple[nn.Module, Sequence[nn.Module]]]
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Rows of a tower that look at one another, and at no others.
+    """Rows of a tower that attend to one another, and to no others.
 
     Attributes:
-        sample: Which of the attention kernel's samples they stand in; it runs for all images at once or for each alone.
-        rows: Their places there, a CLS first; a slice where these are all.
-        cls: Whether there is a CLS.
-        tokens: Which token of the call each feeds, without the CLS: (rows,) int64.
+        sample: The sample of the attention kernel that contains them. The kernel runs for all images at once, or for
+            each one.
+        rows: Their places in that sample, a CLS first; a slice if these are all.
+        cls: True if there is a CLS.
+        tokens: Which token of the call each row feeds, without the CLS: (rows,) int64.
     """
 
     sample: int
@@ -62,15 +62,15 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Feeding:
-    """What feeds the tokens of a call.
+    """The rows that feed the tokens of a call.
 
     Attributes:
-        attentions: The attention module of each block of the tower; None for a block that cannot be read.
+        attentions: The attention module of each block of the tower. None for a block that cannot be read.
         last: The last block whose rows are used.
-        seeing: Blocks that look at whole pictures: others look through windows, or at rows that merge later.
-        lengths: Rows of each of the kernel's samples there.
-        groups: Which rows look at one another.
-        tokens: How many tokens there are.
+        seeing: Blocks that attend to whole images. Others use windows, or rows that are merged later.
+        lengths: Number of rows in each of the kernel's samples there.
+        groups: Rows that attend to one another.
+        tokens: Number of tokens.
     """
 
     attentions: tuple[nn.Module | None, ...]
@@ -81,7 +81,7 @@ class Feeding:
     tokens: int
 
     def attention_of(self, signal: TowerSignal) -> nn.Module:
-        """The attention module that a signal is read of.
+        """The attention module from which a signal is read.
 
         Raises:
             UnsupportedError: If it cannot be read there.
@@ -92,25 +92,26 @@ class Feeding:
                 "'cls') cannot be read. Use by='patches'."
             )
         module = self.attentions[block_of(signal, self.last, len(self.attentions), self.seeing)]
-        assert module is not None  # it sees
+        assert module is not None  # every block in `seeing` has an attention
         return module
 
     def token_means(self, signal: TowerSignal, samples: Sequence[Tapped]) -> Tensor:
-        """Means over the rows of each token, (tokens, numbers) float32; zeros where no row feeds a token.
+        """Means over the rows of each token, (tokens, numbers) float32; zeros for a token that no row feeds.
 
         Args:
-            signal: What is read.
-            samples: What the attention module attended with in each of the kernel's samples.
+            signal: The signal to read.
+            samples: The attention module's queries and keys in each of the kernel's samples.
         """
         of_rows = [shown(signal, samples[group.sample].at(group.rows), group.cls) for group in self.groups]
         owners, values = torch.cat([group.tokens for group in self.groups]), torch.cat(of_rows)
+        # owners (rows,), values (rows, numbers) -> totals (tokens, numbers)
         totals = values.new_zeros(self.tokens, values.shape[1]).index_add(0, owners, values)
         counts = values.new_zeros(self.tokens).index_add(0, owners, values.new_ones(len(owners)))
         return totals / counts.clamp(min=1)[:, None]
 
     @property
     def is_fed(self) -> Tensor:
-        """Which tokens are made of rows, (tokens,) bool; learned newlines are not."""
+        """Mark the tokens that are made of rows, (tokens,) bool. Learned newlines are not."""
         owners = torch.cat([group.tokens for group in self.groups])
         return torch.zeros(self.tokens, dtype=torch.bool, device=owners.device).index_fill(0, owners, True)
 
@@ -119,11 +120,11 @@ class Feeding:
 
 
 def blocks_of(core: nn.Module, decoder: nn.Module) -> list[Blocks]:
-    """The lists of blocks outside a decoder whose attention can be tapped: a tower's, a resampler's.
+    """The lists of blocks outside a decoder whose attention can be tapped, such as a tower's or a resampler's.
 
     Args:
         core: The module with `get_image_features`.
-        decoder: What is left out: the decoder's layers.
+        decoder: The decoder's layers, which are left out.
     """
     outside = set(map(id, decoder.modules()))
     lists: list[Blocks] = []
@@ -139,7 +140,7 @@ def blocks_of(core: nn.Module, decoder: nn.Module) -> list[Blocks]:
 
 
 def _attends(module: nn.Module) -> bool:
-    """Whether a module hands queries and keys to a kernel of transformers; one without readable code does not."""
+    """True if a module passes queries and keys to a kernel of transformers. False if it has no source code."""
     try:
         return kind_of(module) == "attention"
     except UnsupportedError:
@@ -147,7 +148,7 @@ def _attends(module: nn.Module) -> bool:
 
 
 def has_cls(core: nn.Module) -> bool:
-    """Whether a model's vision tower has a CLS, by the name of its parameter."""
+    """True if a model's vision tower has a CLS, by the name of its parameter."""
     return any(name.rpartition(".")[2] in CLS_NAMES for name, _ in core.named_parameters())
 
 
@@ -157,16 +158,16 @@ _FEEDINGS: WeakKeyDictionary[nn.Module, dict[Hashable, Feeding]] = WeakKeyDictio
 
 
 def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feeding:
-    """Which rows feed which token of a `get_*_features` call, remembered by the shapes and whole numbers it is given.
+    """Find the rows that feed each token of a `get_*_features` call; cached by its arguments' shapes and integers.
 
     Args:
         family: Knows the `core` and the decoder's `layers`.
         run: Calls the original.
         inputs: Its arguments.
-        anew: Do not take what is remembered.
+        anew: Ignore the cache and measure again.
 
     Raises:
-        UnsupportedError: If tokens are mixtures of rows, or that cannot be told.
+        UnsupportedError: If tokens are mixtures of rows, or that cannot be determined.
     """
     remembered = _FEEDINGS.setdefault(family.core, {})
     key = tuple((name, _key(inputs[name])) for name in sorted(inputs))
@@ -179,7 +180,7 @@ def feeding(family: Any, run: Run, inputs: Inputs, anew: bool = False) -> Feedin
 
 
 def _key(value: Any) -> Hashable:
-    """The shape of pixels, and other values themselves."""
+    """The shape of pixels; other values themselves."""
     if isinstance(value, Tensor):
         are_pixels = value.is_floating_point() or value.dtype == torch.uint8
         return value.shape, value.dtype, value.device, None if are_pixels else value.cpu().numpy().tobytes()
@@ -191,25 +192,25 @@ def _key(value: Any) -> Hashable:
 
 
 class _Look(NamedTuple):
-    """One sample of an attention kernel's call: how many rows it has, and which see which, (rows, rows); None: all."""
+    """One sample of an attention kernel's call: its number of rows, and which see which, (rows, rows). None: all."""
 
     rows: int
     visible: Tensor | None
 
 
 class _Trace:
-    """What the blocks of a tower did in a run whose blocks are cut off from one another."""
+    """Records what the blocks of a tower did in a run in which they are detached from one another."""
 
     def __init__(self) -> None:
         self.leaves: dict[nn.Module, list[Tensor]] = {}
-        self.looks: dict[nn.Module, list[_Look] | None] = {}  # by attention module; None: it cannot be read
+        self.looks: dict[nn.Module, list[_Look] | None] = {}  # by attention module. None: it cannot be read
 
     def attach(self, patches: Patcher, lists: Sequence[Blocks], others: Sequence[nn.Module]) -> None:
         """Watch all blocks, and the modules `others`, until the patcher restores them."""
         for module in others:
             patches.hook(module, "after", self._let_through)
         for block, attentions in [pair for blocks in lists for pair in blocks]:
-            # Before the hooks by which transformers records hidden states: they are to record what is cut off.
+            # Run before the hooks with which transformers records hidden states, so that they record the detached rows.
             patches.hook(block, "after", self._cut_off, prepend=True)
             for attention in attentions:
                 tap(patches, attention, lambda *_: None, partial(self._note, attention))
@@ -220,13 +221,13 @@ class _Trace:
             return None
         leaf = rows.detach().requires_grad_()
         self.leaves.setdefault(block, []).append(leaf)
-        # A copy, as the model may write into it.
+        # Return a copy, because the model may write into it.
         if isinstance(output, tuple):
             return (leaf.clone(), *output[1:])
         return leaf.clone()
 
     def _let_through(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Give the answer a gradient that a kernel for quantised weights lacks: any will do that leads row by row."""
+        """Give an output the gradient that a kernel for quantised weights lacks: any that leads row by row."""
         rows = args[0] if args and isinstance(args[0], Tensor) else None
         if rows is None or not isinstance(output, Tensor) or not rows.requires_grad:
             return None
@@ -235,13 +236,13 @@ class _Trace:
             return None
         random = torch.Generator().manual_seed(0)
         into, out = (torch.randn(side.shape[-1], generator=random).to(side) for side in (rows, output))
-        # Zero, with the gradient of (rows · into) out: the answer stays what it is, bit by bit.
+        # Adds zero with the gradient of (rows · into) out, so the output does not change, bit for bit.
         return output.detach() + ((rows - rows.detach()) @ into)[..., None] * out
 
     def _note(self, attention: Any, queries: Tensor, keys: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         looks, rows = self.looks.setdefault(attention, []), queries.shape[2]
         visible = _visible(mask, len(queries), rows)
-        # What decides too, or says in the place of a mask who sees whom.
+        # Options that also change the result, or that replace the mask.
         odd = [options.get(name) for name in ("softcap", "s_aux", "cu_seq_lens_q")]
         if mask is None:
             odd += [options.get("position_ids"), getattr(attention, "is_causal", False) or None]
@@ -251,13 +252,16 @@ class _Trace:
             looks += [_Look(rows, sample) for sample in visible]
 
     def work(self, blocks: Blocks) -> tuple[int, int]:
-        """How often attention ran in some blocks, and for how many rows."""
+        """Number of attention calls in some blocks, and of their rows."""
         looks = [self.looks.get(attention) or [] for _, attentions in blocks for attention in attentions]
         return sum(map(bool, looks)), sum(look.rows for of_one in looks for look in of_one)
 
 
 def _visible(mask: Any, samples: int, rows: int) -> Sequence[Tensor | None] | None:
-    """Which rows see which in each sample, (rows, rows) bool each; None in the place of all: this kind is not known."""
+    """The rows that each row sees in each sample, (rows, rows) bool each; None entries: all see all.
+
+    None instead of a list: this kind of mask is not known.
+    """
     if mask is None:
         return [None] * samples
     if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
@@ -275,18 +279,18 @@ def _visible(mask: Any, samples: int, rows: int) -> Sequence[Tensor | None] | No
 
 
 def _measure(family: Any, run: Run, inputs: Inputs) -> Feeding:
-    """`feeding`, of two runs' worth of work: the tower's, and passes back through the projector."""
+    """Compute `feeding`. This costs about two runs: the tower's, and backward passes through the projector."""
     lists = blocks_of(family.core, family.layers)
     if not lists:
         raise _unread(family, NO_BLOCKS)
     trace = _Trace()
-    # Also where the caller runs the model without gradients, as is usual.
+    # Gradients are needed even if the caller has disabled them, as is usual.
     with torch.inference_mode(False), torch.enable_grad():
         try:
             with Patcher() as patches:
                 inside = set(map(id, family.layers.modules()))
                 outside = [part for part in family.core.modules() if id(part) not in inside]
-                # Linear layers of any kind of weights: they have no modules in them, or are called so.
+                # Linear layers of any kind of weights: modules without children, or with "linear" in their type.
                 linear = [p for p in outside if not [*p.children()] or "linear" in type(p).__name__.lower()]
                 trace.attach(patches, lists, linear)
                 output = run(**{k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor) and v.is_inference()})
@@ -294,7 +298,7 @@ def _measure(family: Any, run: Run, inputs: Inputs) -> Feeding:
             ran = [blocks for blocks in lists if any(block in trace.leaves for block, _ in blocks)]
             if not ran:
                 raise _unread(family, "none of its blocks ran")
-            blocks = max(ran, key=trace.work)  # of equals the first, which is nearer to the pixels
+            blocks = max(ran, key=trace.work)  # ties go to the first, which is nearer to the pixels
             last, owners = _owners(family, trace, blocks, tokens)
         except (UnsupportedError, torch.OutOfMemoryError):
             raise
@@ -310,7 +314,7 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
         UnsupportedError: If a row feeds several tokens.
     """
     direction = torch.randn(tokens.shape[-1], generator=torch.Generator().manual_seed(0)).to(tokens.device)
-    sums = tokens.float() @ direction  # one number a token
+    sums = tokens.float() @ direction  # (tokens,)
     leaves = [trace.leaves.get(block, []) for block, _ in blocks]
     for last in reversed(range(len(blocks))):
         grads = _gradients(sums, leaves[last])
@@ -318,15 +322,17 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
             break
     else:
         if not sums.requires_grad:
-            raise _unread(family, "no gradient goes through what makes them, as where layers are quantised")
-        raise _unread(family, "they are made of what comes behind its blocks, as of a resampler's queries")
+            raise _unread(family, "no gradient goes through what makes them, as with quantised layers")
+        raise _unread(family, "they are made of what comes behind its blocks, such as a resampler's queries")
     largest = grads.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0
     largest = largest.clamp(min=torch.finfo(grads.dtype).tiny)
     grads = grads / largest
-    leak = {torch.float32: 1e-3, torch.float64: 1e-3}.get(leaves[last][0].dtype, 0.02)  # what may be rounding
+    leak = {torch.float32: 1e-3, torch.float64: 1e-3}.get(leaves[last][0].dtype, 0.02)  # tolerance for rounding
     numbers = torch.arange(len(tokens), device=tokens.device)
     owners = torch.zeros_like(fed, dtype=torch.long)
+    # Row by row, read the number of its token bit by bit: sum only the tokens whose number has this bit. A row's
+    # gradient is then the full one (bit 1) or zero (bit 0).
     for bit in range((len(tokens) - 1).bit_length()):
         part = _gradients(sums[(numbers >> bit) % 2 == 1], leaves[last])
         part = torch.zeros_like(grads) if part is None else part / largest
@@ -339,7 +345,7 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
 
 
 def _gradients(sums: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
-    """What rows of leaves do to the sum, (rows, width) float32; None: nothing."""
+    """The gradient of the sum at the rows of `leaves`, (rows, width) float32. None if it is zero."""
     if not leaves or not sums.requires_grad:
         return None
     grads = torch.autograd.grad(sums.sum(), leaves, retain_graph=True, allow_unused=True)
@@ -350,14 +356,14 @@ def _gradients(sums: Tensor, leaves: Sequence[Tensor]) -> Tensor | None:
 
 
 def _group_rows(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: Tensor, tokens: int) -> Feeding:
-    """Which rows look at one another in the blocks that look at whole pictures.
+    """Group the rows that attend to one another in the blocks that attend to whole images.
 
     Raises:
-        UnsupportedError: If there is no such block, or rows feed no token and are no CLS.
+        UnsupportedError: If there is no such block, or rows feed no token and are not a CLS.
     """
     shapes = [leaf.shape for leaf in trace.leaves[blocks[last][0]]]
-    # A kernel's samples are the rows of a block's answers, in their order; it may be called for each picture, or
-    # window, of a packed sequence.
+    # A kernel's samples are the rows of a block's output, in order. For a packed sequence the kernel may be called
+    # for each image, or window.
     is_packed = all(shape[:-2].numel() == 1 for shape in shapes)
     batch = [shape[-2] for shape in shapes for _ in range(shape[:-2].numel())]
     attentions: list[nn.Module | None] = []
@@ -374,7 +380,7 @@ def _group_rows(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: T
                 groups[index] = tuple(group for group in of_block if group is not None)
                 lengths[index] = tuple(rows)
     if not groups:
-        raise _unread(family, "it is not known which rows look at one another in its blocks")
+        raise _unread(family, "it is not known which rows attend to one another in its blocks")
     fewest = min(map(len, groups.values()))
     seeing = tuple(index for index, of_block in groups.items() if len(of_block) == fewest)
     first = seeing[0]
@@ -382,7 +388,7 @@ def _group_rows(family: Any, trace: _Trace, blocks: Blocks, last: int, owners: T
 
 
 def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Group | None]:
-    """Rows that look at one another and feed tokens; None where some of them look at others too."""
+    """Yield the rows that attend to one another and feed tokens; None if some of them attend to others too."""
     cls = has_cls(family.core)
     for sample, (look, own) in enumerate(zip(looks, torch.split(owners, [look.rows for look in looks]), strict=True)):
         fed = own >= 0
@@ -394,7 +400,7 @@ def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Gro
             if (look.visible is not None and (look.visible[members] != seen).any()) or not members[first]:
                 yield None
                 return
-            beside = (seen & ~fed).nonzero()[:, 0]  # a CLS, if anything
+            beside = (seen & ~fed).nonzero()[:, 0]  # at most a CLS
             if len(beside) > int(cls):
                 why = f"{len(beside)} rows beside a picture's patches feed no token: registers, or unmasked padding"
                 raise _unread(family, why)
@@ -405,7 +411,7 @@ def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Gro
 
 
 def _unread(family: Any, why: str) -> UnsupportedError:
-    """The refusal to read a tower."""
+    """The error for a tower that cannot be read."""
     return UnsupportedError(
         f"foveate cannot tell which rows of the vision tower of {type(family.model).__name__} its vision tokens are "
         f"made of: {why}. Use a method that does not read the tower, or one that drops between layers."
@@ -416,7 +422,7 @@ def _unread(family: Any, why: str) -> UnsupportedError:
 
 
 def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-    """`Family.encode` behind the projector: a token's attention and key are the means of the rows that feed it.
+    """`Family.encode` after the projector. A token's attention and key are the means over the rows that feed it.
 
     Raises:
         UnsupportedError: If a method reads the tower, and it is not known which rows feed which token.
@@ -428,7 +434,7 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
         fed = feeding(family, run, inputs, anew)
         taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown")
         output = taps.run(run)
-        if taps.lengths == fed.lengths:  # else these depend on more than shapes, as of pictures that are all black
+        if taps.lengths == fed.lengths:  # else they depend on more than shapes, for example on black images
             break
     sizes = [len(image) for image in images_of(output, reducer.lengths if family.tiled else None)]
     ranked = _ranked_tokens(family, modality, inputs, fed, sizes)
@@ -442,11 +448,11 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Re
 
 
 def tower_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
-    """A tower whose blocks may run on some rows, by what its blocks attended to in a run; every block is read.
+    """A tower whose blocks may run on some rows, found by what its blocks attended to in a run. Every block is read.
 
     Raises:
-        UnsupportedError: If a block looks through windows or cannot be read, or rows that feed no token are no CLS in
-            front of a picture's.
+        UnsupportedError: If a block uses window attention or cannot be read, or if rows that feed no token are not a
+            CLS in front of an image's rows.
     """
     fed = feeding(family, run, inputs)
     lists = blocks_of(family.core, family.layers)
@@ -457,7 +463,7 @@ def tower_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
     if not blocks or len(fed.seeing) < len(blocks) or len(cls) > 1 or not is_complete:
         raise UnsupportedError(
             f"Rows cannot leave inside the vision tower of {type(family.model).__name__}: of some blocks or rows it is "
-            "not known who looks at whom. Use a method without thintower."
+            "not known which attend to which. Use a method without thintower."
         )
     layout = TowerLayout(fed.lengths, [None] * len(fed.groups), cls=cls.pop())
     modules = [block for block, _ in blocks]
@@ -467,11 +473,11 @@ def tower_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
 def _ranked_tokens(
     family: Any, modality: str, inputs: Inputs, fed: Feeding, sizes: Sequence[int]
 ) -> list[Tensor | slice]:
-    """Which tokens of each image are no newlines.
+    """Mark the tokens of each image that are not newlines.
 
     Raises:
-        UnsupportedError: If a token is made of no row, and the family says neither that it is a newline nor that it
-            always stays.
+        UnsupportedError: If a token is made of no row, and the family does not say that it is a newline or always
+            stays.
     """
     if bool(fed.is_fed.all()):
         return [slice(None)] * len(sizes)
@@ -484,7 +490,7 @@ def _ranked_tokens(
         if not is_known.all():
             raise UnsupportedError(
                 f"{int((~is_fed).sum())} of {len(is_fed)} vision tokens of a picture are made of no row of the tower "
-                "(newlines, or separators), and which are is not known. Use a method that drops between layers."
+                "(newlines, or separators), and it is not known which. Use a method that drops between layers."
             )
         ranked.append(~is_newline)
     return ranked

@@ -1,8 +1,8 @@
-"""The Gemmas: PaliGemma, Gemma 3, and Gemma 4 without shared keys (26B-A4B, 31B).
+"""The Gemmas: PaliGemma, Gemma 3 and Gemma 4. Image tokens, or a PaliGemma's whole prompt, attend in both directions.
 
-Pictures, or all of a PaliGemma's prompt, are seen both ways. The masks of each kind of layer say what a row sees:
-images both ways, and windows in columns of the whole prompt. They stay right for the rows that are left. Local and
-global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
+The mask of each kind of layer says what a row sees: images in both directions, and windows in columns of the whole
+prompt. These masks remain correct for the rows that are left. Local and global layers have separate RoPEs, and in Gemma
+4 separate head sizes.
 """
 
 import itertools
@@ -25,8 +25,10 @@ from foveate.families.vision import smaller
 
 
 class PaliGemma(Llava):
-    """Where things are inside `PaliGemmaForConditionalGeneration`, with a Gemma or a Gemma 2: one square per image,
-    SigLIP patches in raster order."""
+    """The structure of `PaliGemmaForConditionalGeneration`: one square an image, SigLIP patches in raster order.
+
+    The decoder is a Gemma or a Gemma 2.
+    """
 
     model_type: ClassVar[str] = "paligemma"
     title: ClassVar[str] = "PaliGemma"
@@ -34,18 +36,18 @@ class PaliGemma(Llava):
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     pixel_mean, pixel_std = Family.pixel_mean, Family.pixel_std
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma", "gemma2"})
-    shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
+    shares_prefix: ClassVar[bool] = False  # rows before the question see it
 
 
 class Gemma3(Family):
-    """Where things are inside `Gemma3ForConditionalGeneration`: SigLIP patches averaged to 16 x 16 tokens."""
+    """The structure of `Gemma3ForConditionalGeneration`: SigLIP patches averaged to 16 x 16 tokens."""
 
     model_type: ClassVar[str] = "gemma3"
     title: ClassVar[str] = "Gemma 3"
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = True
-    grows: ClassVar[bool] = False  # its pictures are seen both ways
+    grows: ClassVar[bool] = False  # image tokens attend in both directions
     needs_all_rows: ClassVar[str | None] = None
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
@@ -53,12 +55,14 @@ class Gemma3(Family):
         side: int = projector.patches_per_image
         for picture in range(len(taps.samples(signal))):
             patches = taps.read(picture, signal)
-            means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))  # numbers as channels
+            # (patches, numbers) -> (1, numbers, side, side): numbers are channels
+            means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))
             yield means.flatten(2)[0].T
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """The tower interpolates its position embeddings; the projector, made for one grid, gets the patches in the
-        corner of an empty one.
+        """As in the base class. The tower interpolates its position embeddings.
+
+        The projector is made for one grid, so it gets the patches in the corner of an empty grid.
         """
         grid, pixels = _grid(self.model.config), inputs["pixel_values"]
         coarse, cuts = coarser_grids(reducer, [(grid,)] * len(pixels))
@@ -67,7 +71,7 @@ class Gemma3(Family):
         ((cells,), *_) = coarse
         projector = self.core.multi_modal_projector
         side = projector.patches_per_image
-        rows, columns = (length * projector.kernel_size for length in cells)  # of a smaller picture's patches
+        rows, columns = (length * projector.kernel_size for length in cells)  # the smaller image's patches
 
         def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
             """In the place of the projector's forward, (pictures, patches, width)."""
@@ -100,32 +104,32 @@ class Gemma3(Family):
 
 
 def _grid(config: Any) -> Grid:
-    """Rows and columns of a picture's tokens in Gemma 3."""
+    """Rows and columns of an image's tokens in Gemma 3."""
     side = int(config.mm_tokens_per_image**0.5)
     return side, side
 
 
 INPUTS = {"image": ("pixel_values", "image_position_ids"), "video": ("pixel_values_videos", "video_position_ids")}
-"""Gemma 4's patches of all pictures or frames, (pictures, patches, numbers), and their x and y, (pictures, patches, 2),
-or −1 for padding."""
+"""Gemma 4's arguments with the patches of all images or frames, and with their x and y.
+
+Patches are (images, patches, numbers), x and y (images, patches, 2), −1 for padding.
+"""
 
 
 class Gemma4(Family):
-    """Where things are inside `Gemma4ForConditionalGeneration`: any shape of picture, 3 x 3 patches a token.
+    """The structure of `Gemma4ForConditionalGeneration`: images of any shape, 3 x 3 patches a token.
 
-    Local layers see an image both ways, global ones do not.
-
-    Raises:
-        UnsupportedError: If layers share keys, or get inputs of their own (E2B, E4B).
+    In local layers image tokens attend in both directions, in global ones they do not. The small models (E2B, E4B)
+    share keys between layers and give each layer additional inputs. Their positions are not renumbered.
     """
 
     model_type: ClassVar[str] = "gemma4"
     title: ClassVar[str] = "Gemma 4"
     needs_all_rows: ClassVar[str | None] = (
-        "its pooler tells the cells of patches, and how many there are, from the full length"
+        "its pooler derives the cells of patches, and their number, from the full length"
     )
     videos: ClassVar[bool] = True
-    oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
+    oldest: ClassVar[str] = "5.23"  # before, frames of videos have another form
     decoders: ClassVar[frozenset[str]] = frozenset()  # bench builds no bare layers of it
     shares_prefix: ClassVar[bool] = True
     is_usual = True
@@ -138,7 +142,7 @@ class Gemma4(Family):
         self.renumbers = not self.lenders
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
-        """The core asks where everything would be, at every call: of that, what is there."""
+        """As in the base class. At every call the core asks for all modalities; keep those that are there."""
         pairs = zip(INPUTS, placeholders, strict=False)
         return [(modality, mask) for modality, mask in pairs if self.has_pixels(modality, inputs)]
 
@@ -149,25 +153,25 @@ class Gemma4(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         _, positions = INPUTS[modality]
-        on_host = inputs[positions].cpu()  # read before the device has work to wait for
+        on_host = inputs[positions].cpu()  # copy before work is queued, so that the host does not wait
         return super().encode(run, modality, {**inputs, positions: on_host}, reducer)
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
-        """The tower sees pictures and frames alike: an image is one of them, a video several."""
+        """As in the base class. The tower treats images and frames alike: an image is one of them, a video several."""
         config, (_, name) = self.model.config, INPUTS[modality]
         kernel: int = config.vision_config.pooling_kernel_size
         grids = itertools.chain(*self._grids(config, modality, inputs))
         for heads, positions, grid in zip(taps.samples(signal), inputs[name], grids, strict=True):
             rows, columns = grid
             real = (positions >= 0).all(dim=-1).nonzero()[:, 0]  # no padding
-            x, y = (positions[real] // kernel).unbind(dim=-1)  # of each patch's token
-            token = send(x + columns * y, heads.keys.device)
+            x, y = (positions[real] // kernel).unbind(dim=-1)  # column and row of each patch's token
+            token = send(x + columns * y, heads.keys.device)  # (patches,): its index in raster order
             patches = shown(signal, heads.at(send(real, heads.keys.device)))
             totals = patches.new_zeros(rows * columns, patches.shape[1])
             yield totals.index_add(0, token, patches) / kernel**2
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """The patches are put together again, resized to whole tokens and cut anew."""
+        """As in the base class. The patches are joined to images, resized to whole tokens and split again."""
         names = INPUTS[modality]
         patches, positions = (inputs[name].clone() for name in names)
         grids = self._grids(self.model.config, modality, inputs)
@@ -180,7 +184,7 @@ class Gemma4(Family):
         return output, replace_images(output, cuts)
 
     def _resize(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
-        """A picture's patches, (patches, size · size · channels), and their places, as of one of `cells` tokens."""
+        """The patches of an image, (patches, numbers), and their places, after resizing it to `cells` tokens."""
         vision = self.model.config.vision_config
         size, kernel = vision.patch_size, vision.pooling_kernel_size
         rows, columns = grid[0] * kernel, grid[1] * kernel  # in patches, before and after
@@ -194,7 +198,7 @@ class Gemma4(Family):
         blocks = small.view(-1, tall, size, wide, size)
         blocks = blocks.permute(1, 3, 2, 4, 0)
         cut = blocks.reshape(tall * wide, -1)
-        # Column and row of each patch, in raster order; −1 marks the patches that are left over as padding.
+        # Column and row of each patch, in raster order; −1 marks the remaining patches as padding.
         y, x = torch.meshgrid(torch.arange(tall), torch.arange(wide), indexing="ij")
         real = torch.stack((x, y), dim=-1).view(-1, 2)
         places = torch.full((len(patches), 2), -1, device=patches.device)
@@ -205,7 +209,7 @@ class Gemma4(Family):
     def _grids(config: Any, modality: str, inputs: Inputs) -> list[tuple[Grid, ...]]:
         """Rows and columns of the tokens of each image, or of each video's frames."""
         _, positions = INPUTS[modality]
-        last = inputs[positions].amax(dim=1)  # column and row of each picture's last patch
+        last = inputs[positions].amax(dim=1)  # (images, 2): column and row of each image's last patch
         sides = (last + 1) // config.vision_config.pooling_kernel_size
         grids = [(rows, columns) for columns, rows in sides.tolist()]
         if modality == "image":

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
+"""LLaVA-1.5 and ViP-LLaVA: one square an image, CLIP patches in raster order, 1-D RoPE."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,7 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers 
 
 
 class OfClip(Family):
-    """What LLaVAs share: a CLIP or SigLIP tower for squares, whose CLS may be left out, and two layers behind it."""
+    """Shared by the LLaVAs: a CLIP or SigLIP tower for squares, whose CLS may be left out, then a projector."""
 
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
@@ -23,7 +23,7 @@ class OfClip(Family):
 
     @property
     def side(self) -> int:
-        """Patches along a side of a picture."""
+        """Patches along a side of an image."""
         return side_of(self.model.config)
 
     @classmethod
@@ -34,12 +34,12 @@ class OfClip(Family):
 
     @classmethod
     def block(cls, config: Any) -> int:
-        """One, of a CLIP or a SigLIP; others are refused."""
+        """One, for CLIP or SigLIP; other towers are refused."""
         _rows_beside(config)
         return 1
 
     def run_smaller(self, run: Run, inputs: Inputs, cells: Grid) -> Any:
-        """Run with pictures resized to `cells`, rows and columns of patches."""
+        """Run with images resized to `cells`, rows and columns of patches."""
         name = pixels_name(inputs)
         pixels = inputs[name]  # (…, channels, rows, columns)
         patch = self.model.config.vision_config.patch_size
@@ -50,14 +50,14 @@ class OfClip(Family):
 
 
 class Llava(OfClip):
-    """Where things are inside `LlavaForConditionalGeneration`."""
+    """The structure of `LlavaForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
 
     def _check_cls(self) -> None:
-        """Refuse a tower of which the projector gets no grid of patches."""
+        """Refuse a tower whose projector does not get a grid of patches."""
         cls = drops_cls(self.model.config)
         parameters = (name for name, _ in self.tower.named_parameters())
         if cls == any(name.endswith("class_embedding") for name in parameters):
@@ -78,8 +78,8 @@ class Llava(OfClip):
             return run(), reduced.cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """The tower interpolates its position embeddings to the smaller grid."""
-        self.tower_parts(modality, run, inputs)  # or a refusal
+        """As in the base class. The tower interpolates its position embeddings to the smaller grid."""
+        self.tower_parts(modality, run, inputs)  # raises if the tower is not supported
         self._check_cls()
         count = len(inputs[pixels_name(inputs)])
         coarse, cuts = coarser_grids(reducer, [((self.side, self.side),)] * count)
@@ -90,14 +90,14 @@ class Llava(OfClip):
 
     @classmethod
     def fixed_count(cls, config: Any) -> int | None:
-        """What the tower's grid says: `image_seq_length` may be a default that does not fit the tower."""
-        if config.vision_config.model_type not in CLASS_TOKENS:  # a Pixtral takes pictures of any shape
+        """As in the base class, by the tower's grid, because `image_seq_length` may not fit the tower."""
+        if config.vision_config.model_type not in CLASS_TOKENS:  # Pixtral takes images of any shape
             return None
         return picture_tokens(config)
 
     @classmethod
     def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
-        if inputs.get("image_sizes") is not None:  # a Pixtral takes pictures of any shape
+        if inputs.get("image_sizes") is not None:  # Pixtral takes images of any shape
             patch = config.vision_config.patch_size
             pictures = picture_sizes(inputs["image_sizes"])
             return [((height // patch, width // patch),) for height, width in pictures]
@@ -112,26 +112,28 @@ class Llava(OfClip):
 
 
 class VipLlava(Llava):
-    """Where things are inside `VipLlavaForConditionalGeneration`, whose projector reads several layers of the tower."""
+    """The structure of `VipLlavaForConditionalGeneration`, whose projector reads several layers of the tower."""
 
     model_type: ClassVar[str] = "vipllava"
     title: ClassVar[str] = "ViP-LLaVA"
-    oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
+    oldest: ClassVar[str] = "5.23"  # before, its config has another name for the feature layers
 
 
-# -- CLIP and SigLIP, and the projectors behind them ---------------------------------------------------------------
+# -- CLIP and SigLIP, and the projectors after them ---------------------------------------------------------------
 
 
 def side_of(config: Any) -> int:
-    """Patches along a side of a picture."""
+    """Patches along a side of an image."""
     vision = config.vision_config
     pixels, patch = (size if isinstance(size, int) else size[0] for size in (vision.image_size, vision.patch_size))
     return int(pixels // patch)
 
 
 def drops_cls(config: Any) -> bool:
-    """Whether the tower's first token is a CLS that the projector does not get. Where the config does not say, no CLS
-    goes to the projector."""
+    """True if the tower's first token is a CLS that the projector does not get.
+
+    If the config does not say, the projector gets no CLS.
+    """
     strategy = getattr(config, "vision_feature_select_strategy", None)
     if strategy:
         return bool(strategy == "default")
@@ -139,7 +141,7 @@ def drops_cls(config: Any) -> bool:
 
 
 def picture_tokens(config: Any) -> int:
-    """Vision tokens a LLaVA makes of one picture, before it pools, unpads or adds newlines.
+    """Vision tokens that a LLaVA makes from one image, before it pools, unpads or adds newlines.
 
     Raises:
         UnsupportedError: If the tower is neither CLIP nor SigLIP.
@@ -148,17 +150,21 @@ def picture_tokens(config: Any) -> int:
 
 
 def pictures_in(size: int, each: int) -> int:
-    """How many pictures of `each` vision tokens make an image of this size."""
+    """Number of images of `each` vision tokens that make `size` tokens.
+
+    Raises:
+        SettingError: If the size is not a multiple of `each`.
+    """
     if size % each:
         raise SettingError(
-            f"A picture has {each} vision tokens in this model; {size} is not a multiple of that. Say with "
-            "tower_images=… how many pictures the tower encodes."
+            f"A picture has {each} vision tokens in this model; {size} is not a multiple of that. Pass "
+            "tower_images=…, the number of pictures that the tower encodes."
         )
     return size // each
 
 
 def _rows_beside(config: Any) -> int:
-    """Vision tokens of a picture besides those of its grid: 1 for a CLS that stays, −1 where a patch is left out."""
+    """Vision tokens of an image in addition to its grid: 1 for a CLS that stays, −1 if a patch is left out."""
     kind = config.vision_config.model_type
     if kind not in CLASS_TOKENS:
         raise UnsupportedError(f"The cost of a tower of type {kind!r} is not known. Known: {', '.join(CLASS_TOKENS)}.")

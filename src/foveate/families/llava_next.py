@@ -1,5 +1,7 @@
-"""LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision: a base view, then tiles put together and unpadded, with a
-newline after every row; a video's frames are pooled."""
+"""LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision: a base view, then a map of tiles; frames are pooled.
+
+The map is unpadded, and has a newline after every row.
+"""
 
 import functools
 import itertools
@@ -30,50 +32,53 @@ NOWHERE = torch.full((1, 4), float("nan"))
 
 
 class AnyResolution(OfClip):
-    """What LLaVA-NeXT and its descendants share; they differ in `pack_views`, `shrunk`, and how they pool the frames
-    of a video, which stand one behind the other.
+    """Shared by LLaVA-NeXT and its descendants.
+
+    They differ in `pack_views`, `shrunk`, and how they pool the frames of a video, which follow one another.
 
     Attributes:
-        film_newlines: Behind all frames of a video.
+        film_newlines: Number of newlines after all frames of a video.
     """
 
-    runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
+    runs_grids: ClassVar[bool] = False  # views overlap the image that the tokens stand for
     film_newlines: ClassVar[int] = 0
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
-        """Rows and columns of a map once the model has shrunk it. The default: it does not."""
+        """Rows and columns of a map after the model has shrunk it. The default: it does not."""
         return rows, columns
 
     @classmethod
     def frame_side(cls, config: Any) -> tuple[int, float]:
-        """Tokens along a side of a video's frame, and the share of that side that they show."""
+        """Tokens along a side of a video's frame, and the share of that side that they cover."""
         raise NotImplementedError
 
     def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
-        """How the model pools frames to so many rows and columns of tokens.
+        """The parts with which the model pools frames to `rows` x `columns` tokens.
 
         Returns:
-            The owner and the name of the model's function that pools; what pools maps instead, (frames, width, rows,
-            columns); and their rows and columns before, in patches.
+            The owner and the name of the model's pooling function; a function that pools maps instead, (frames, width,
+            rows, columns); and the rows and columns of these maps, in patches.
         """
         raise NotImplementedError
 
     def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-        """Scores, keys and tower features put together as the model puts together the features of each image's views,
-        or of each video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
+        """Pack scores, keys or tower features as the model packs the features of an image's views or a video's frames.
+
+        Without newlines: (views, patches, any) each -> (tokens, any) each.
+        """
         raise NotImplementedError
 
     def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
         pixels = super().pictures(modality, inputs, reducer)
         views = self.tower_images(self.model.config, modality, inputs) or ()
-        if len(pixels) == len(views):  # behind the views of an image there may be padding
+        if len(pixels) == len(views):  # an image's views may be followed by padding
             return [of_image[:count] for of_image, count in zip(pixels, views, strict=True)]
         return torch.split(torch.cat([*pixels]), list(views))
 
     def tokens_left(self, modality: str, stays: Sequence[Tensor], inputs: Inputs) -> Tensor:
-        """Those with a part of a patch that stays, once these are put together as features are."""
-        if modality == "image":  # read off the device
+        """As in the base class: tokens with a part of a patch that stays, after patches are packed like features."""
+        if modality == "image":  # copy to the host
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         views = [of_image.float().flatten(1)[..., None] for of_image in stays]
         return torch.cat(self.pack_views(modality, views, inputs))[:, 0] > 0
@@ -88,7 +93,7 @@ class AnyResolution(OfClip):
 
     @classmethod
     def film_boxes(cls, config: Any, length: int) -> Tensor | None:
-        """Where the `length` tokens of a video look; None if these are no whole frames."""
+        """The region that each of the `length` tokens of a video covers. None if these are not whole frames."""
         side, share = cls.frame_side(config)
         frames, rest = divmod(length - cls.film_newlines, side**2)
         if rest:
@@ -98,8 +103,10 @@ class AnyResolution(OfClip):
 
     @classmethod
     def image_boxes(cls, config: Any, length: int, size: tuple[int, int]) -> Tensor | None:
-        """Where the `length` tokens of a picture of this height and width look: the base view, then the tile map,
-        each of its rows closed by a newline; or a base view and one newline. None if it has another number of tokens.
+        """The region that each of the `length` tokens of an image of this height and width covers.
+
+        The base view, then the map of tiles, with a newline after each row; or a base view and one newline. None if
+        the image has another number of tokens.
         """
         side = side_of(config)
         base = grid_boxes(side, side)
@@ -111,17 +118,17 @@ class AnyResolution(OfClip):
         if length != len(base) + rows * (columns + 1):
             return None
         cells = grid_boxes(rows, columns).view(rows, columns, 4)
-        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline behind each row
+        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline after each row
         return torch.cat((base, cells.flatten(0, 1)))
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Behind the projector, on the packed tokens; scores and keys of all views are packed as the features are.
+        """Behind the projector, on the packed tokens. Scores and keys of all views are packed like the features.
 
-        Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
+        The newline that ends a single view or a video stays, in last place. Newlines of tile rows are dropped.
         """
-        if modality == "image":  # read before the device has work to wait for
+        if modality == "image":  # copy before work is queued, so that the host does not wait
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
-        projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
+        projected: list[Tensor] = []  # the projector's input: (views, patches, width of the tower)
         taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
         with Patcher() as patches:
             patches.hook(self.core.multi_modal_projector, "before", lambda _, states: projected.extend(states))
@@ -140,7 +147,7 @@ class AnyResolution(OfClip):
             return self.pack_views(modality, torch.split(projected[0], list(views)), inputs)
 
         def more(index: int) -> dict[str, Any]:
-            # A video's frames may be pooled before the projector.
+            # A video's frames may be pooled before the projector, so they provide no tower features.
             return {"made": lambda: tower_features()[index]} if modality == "image" else {}
 
         images = output.pooler_output
@@ -150,10 +157,10 @@ class AnyResolution(OfClip):
         return output, cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
+        """As in the base class. The tower interpolates its position embeddings; smaller views are packed as usual.
 
-        Every view of a call gets the same size. Newlines stay, also those of tile rows. A video's frames are resized so
-        that their pooled tokens are as many as wanted.
+        Every view of a call gets the same size. Newlines stay, even those of tile rows. A video's frames are resized so
+        that their pooled tokens have the requested number.
         """
         if modality == "video":
             return self._encode_smaller_frames(run, inputs, reducer)
@@ -167,7 +174,7 @@ class AnyResolution(OfClip):
         def pack(
             original: Any, image_features: Any, image_sizes: Any, *_: Any, image_newline: Tensor, **__: Any
         ) -> tuple[list[Tensor], None]:
-            """In the place of the core's own."""
+            """Replace the core's own packing."""
             images = zip(image_features, picture_sizes(image_sizes), strict=True)
             packed = [self._pack(views, cells, size, image_newline) for views, size in images]
             merged.extend(cut for _, cut in packed)
@@ -179,12 +186,12 @@ class AnyResolution(OfClip):
         return output, replace_images(output, merged)
 
     def _pack(self, views: Tensor, cells: Grid, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
-        """An image's rows, and which of them its usual tokens go into.
+        """An image's rows, and a cut that sends its usual tokens into them.
 
         Args:
             views: (views, patches, width), the base view first.
             cells: Rows and columns of a view's patches.
-            size: Height and width of the picture.
+            size: Height and width of the image.
             newline: (width,).
         """
         base_view, config, side = views[0], self.model.config, self.side
@@ -194,19 +201,19 @@ class AnyResolution(OfClip):
         if len(views) > 1:
             usual = _filled_part(side * mosaic[0], side * mosaic[1], *size)
             fine = self.shrunk(config, *usual)
-        if not math.prod(fine):  # also of so long a picture that of its map at most the newlines are left
+        if not math.prod(fine):  # also for an image so long that at most the newlines of its map are left
             count = fine[0]
             rows = torch.cat((base_view, newline.expand(count, -1).to(base_view)))
             return rows, join([base, into_cells((count, 1), (count, 1))])
         tiles = views[1:].view(*mosaic, *cells, -1)  # (down, across, rows, columns, width)
         tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)  # one map: (width, rows, columns)
         tiles = _unpad(tiles, size)
-        # OneVision shrinks large maps; this one shrinks by as much.
+        # OneVision shrinks large maps. Shrink this map by the same factor.
         sides = zip(usual, fine, tiles.shape[1:], strict=True)
         tall, wide = (max(1, min(few, int(length * (few / most)))) for most, few, length in sides)
         if (tall, wide) != tiles.shape[1:]:
             tiles = interpolate(tiles[None], (tall, wide), mode="bilinear")[0]
-        newlines = newline[:, None, None].expand(-1, tall, 1).to(tiles)  # behind each row
+        newlines = newline[:, None, None].expand(-1, tall, 1).to(tiles)  # after each row
         rows = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
         return torch.cat((base_view, rows)), join([base, into_cells(fine, (tall, wide), newlines=True)])
 
@@ -228,14 +235,14 @@ class AnyResolution(OfClip):
             videos, frames = inputs["pixel_values_videos"].shape[:2]
             return (int(frames),) * int(videos)
         sizes = picture_sizes(inputs["image_sizes"])
-        return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and its tiles
+        return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and the tiles
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:
-        """Crops or frames the tower encoded to make `size` vision tokens, where the count leaves no doubt.
+        """Number of crops or frames that the tower encodes to make `size` vision tokens, if only one is possible.
 
         Raises:
-            SettingError: If several counts of pictures make as many tokens, or none.
+            SettingError: If several numbers of images make so many tokens, or none does.
         """
         if size == 0:
             return 0
@@ -257,7 +264,7 @@ class AnyResolution(OfClip):
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
-        """With closing newlines or without."""
+        """As in the base class, with closing newlines or without."""
         if not cls.projects_frames:
             return 0
         side, _ = cls.frame_side(config)
@@ -266,19 +273,19 @@ class AnyResolution(OfClip):
 
     @classmethod
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
-        """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
+        """Yield the number of crops, with the base view, of each map with which an image may have `size` tokens."""
         crop, side = config.vision_config.image_size, side_of(config)
         pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
         mosaics = [(height // crop, width // crop) for height, width in pinpoints]
         for mosaic in mosaics:
             shrunk = (cls.shrunk(config, *patches) for patches in _maps(mosaic, mosaics, side))
-            # The base view, and a map with a newline behind each row.
+            # Tokens of the base view, and of a map with a newline after each row.
             if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
                 yield 1 + math.prod(mosaic)
 
 
 class LlavaNext(AnyResolution):
-    """Where things are inside `LlavaNextForConditionalGeneration`, with a Vicuna, Mistral or other decoder."""
+    """The structure of `LlavaNextForConditionalGeneration`, with a Vicuna, Mistral or other decoder."""
 
     model_type: ClassVar[str] = "llava_next"
     title: ClassVar[str] = "LLaVA-NeXT (1.6)"
@@ -290,17 +297,16 @@ class LlavaNext(AnyResolution):
 
 
 class LlavaNextVideo(LlavaNext):
-    """Where things are inside `LlavaNextVideoForConditionalGeneration`: a video's frames are pooled by 2 x 2, one
-    behind the other, no newline."""
+    """The structure of `LlavaNextVideoForConditionalGeneration`: frames are pooled by 2 x 2, without newlines."""
 
     model_type: ClassVar[str] = "llava_next_video"
     title: ClassVar[str] = "LLaVA-NeXT-Video"
     videos: ClassVar[bool] = True
     projects_frames: ClassVar[bool] = True
-    oldest: ClassVar[str] = "5.23"  # frames come one by one before
+    oldest: ClassVar[str] = "5.23"  # before, frames come one by one
 
     def pack_views(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-        """Scores are averaged also where features pass through a convolution."""
+        """As in the base class. Scores are averaged even if features pass through a convolution."""
         if modality != "video":
             return super().pack_views(modality, views, inputs)
         pool = self.core.vision_resampler.pool
@@ -311,7 +317,7 @@ class LlavaNextVideo(LlavaNext):
 
     @classmethod
     def frame_side(cls, config: Any) -> tuple[int, float]:
-        """Patches at the edge that fill no cell are not seen."""
+        """As in the base class. Patches at the edge that do not fill a cell are not covered."""
         side, stride = side_of(config), config.spatial_pool_stride
         cells = side // stride
         return cells, cells * stride / side
@@ -322,7 +328,7 @@ class LlavaNextVideo(LlavaNext):
 
 
 class LlavaOnevision(AnyResolution):
-    """Where things are inside `LlavaOnevisionForConditionalGeneration`: a video ends with a newline."""
+    """The structure of `LlavaOnevisionForConditionalGeneration`: a video ends with a newline."""
 
     model_type: ClassVar[str] = "llava_onevision"
     title: ClassVar[str] = "LLaVA-OneVision"
@@ -333,7 +339,7 @@ class LlavaOnevision(AnyResolution):
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
-        """A map of more than about nine tiles' worth of tokens (anyres_max_9) is brought down to them."""
+        """As in the base class. A map of more than about nine tiles (anyres_max_9) is shrunk to that many tokens."""
         tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         side = side_of(config)
         ratio = math.sqrt(rows * columns / (tiles * side**2))
@@ -365,7 +371,7 @@ class LlavaOnevision(AnyResolution):
         counts, left = [], iter(crops)
         for images in map(int, in_sample):
             of_sample = list(itertools.islice(left, images))
-            # Of several images in a sample only the base views are seen.
+            # If a sample has several images, only their base views are used.
             counts.extend(of_sample if images == 1 else [1] * images)
         return tuple(counts)
 
@@ -374,23 +380,23 @@ class LlavaOnevision(AnyResolution):
 
 
 def pool_frames(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
-    """Frames of a grid of patches, pooled: (frames, patches, width) -> (frames, tokens, width)."""
+    """Pool frames, each a grid of patches: (frames, patches, width) -> (frames, tokens, width)."""
     maps = frames.view(len(frames), *grid, -1)
     maps = maps.permute(0, 3, 1, 2)  # (frames, width, rows, columns)
     return pool(maps).flatten(2).transpose(1, 2)
 
 
 def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
-    """Tiles down and across of a picture of this height and width."""
+    """Tiles down and across for an image of this height and width."""
     height, width = select_best_resolution(size, config.image_grid_pinpoints)
     crop = config.vision_config.image_size
     return height // crop, width // crop
 
 
 def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
-    """Rows and columns that the unpadded map of a mosaic may have, in patches.
+    """Rows and columns, in patches, that the unpadded map of tiles may have.
 
-    Unpadding trims one side by an even count, never to where a smaller of the mosaics would have been chosen.
+    Unpadding trims one side by an even count, but never so far that a smaller map would have been chosen.
     """
     tall, wide = mosaic
     flatter = [rows for rows, columns in mosaics if columns == wide and rows < tall]
@@ -404,8 +410,8 @@ def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
 
 
 def _filled_part(rows: int, columns: int, height: int, width: int) -> Grid:
-    """Rows and columns that the picture fills of a map of `rows` x `columns`."""
-    # As much is cut off on either side, so an even count in all.
+    """Rows and columns of a map of `rows` x `columns` that the image fills."""
+    # Equal amounts are cut off on opposite sides, so the total is even.
     if width / height > columns / rows:
         filled = int(round(height * columns / width, 7))
         rows -= 2 * ((rows - filled) // 2)
@@ -416,7 +422,7 @@ def _filled_part(rows: int, columns: int, height: int, width: int) -> Grid:
 
 
 def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
-    """The part of a map, (width, rows, columns), that the picture fills: one row and column at least."""
+    """The part of a map, (width, rows, columns), that the image fills: at least one row and column."""
     _, tall, wide = tiles.shape
     rows, columns = (max(1, side) for side in _filled_part(tall, wide, *size))
     top = (tall - rows) // 2

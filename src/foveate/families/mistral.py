@@ -1,4 +1,4 @@
-"""Mistral 3: a Pixtral tower for any picture size, s x s patches a token, a break after each row, 1-D RoPE."""
+"""Mistral 3: a Pixtral tower for images of any size, s x s patches a token, a break after each row, 1-D RoPE."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -18,15 +18,15 @@ from foveate.families.vision import CLIP, picture_sizes, smaller
 
 
 def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
-    """Keys before RoPE of the one sequence, (heads, patches, head size), from (1, patches, width)."""
+    """Keys before RoPE of the only sequence, (heads, patches, head size), from (1, patches, width)."""
     heads = output[0].view(output.shape[1], attention.num_heads, -1)
     return [heads.transpose(0, 1)]
 
 
 class Mistral3(Family):
-    """Where things are inside `Mistral3ForConditionalGeneration`.
+    """The structure of `Mistral3ForConditionalGeneration`.
 
-    The breaks between the rows of an image are text: they stay, and no vision token is one.
+    The breaks between the rows of an image are text. They stay, and are not vision tokens.
     """
 
     model_type: ClassVar[str] = "mistral3"
@@ -40,7 +40,7 @@ class Mistral3(Family):
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
-        """Pictures one behind the other, without what pads them to a common size."""
+        """As in the base class. Images are packed in order, without the padding to a common size."""
         sizes = kwargs["image_sizes"] if "image_sizes" in kwargs else args[1]
         grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
         return TowerLayout([rows * columns for rows, columns in grids], grids)
@@ -56,12 +56,14 @@ class Mistral3(Family):
         return [(grid,) for grid in _grids(inputs, _side(config))]
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        sizes = picture_sizes(inputs["image_sizes"])  # read before the device has work to wait for
+        sizes = picture_sizes(inputs["image_sizes"])  # copy before work is queued, so that the host does not wait
         return super().encode(run, modality, {**inputs, "image_sizes": sizes}, reducer)
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
-        """The tower runs all images of a call as one sequence, in which each sees itself alone; patches that fill no
-        block are left out."""
+        """As in the base class. The tower runs all images of a call as one sequence, in which each sees only itself.
+
+        Patches that do not fill a block are left out.
+        """
         config, start = self.model.config, 0
         (together,) = taps.samples(signal)
         block = config.spatial_merge_size
@@ -72,7 +74,7 @@ class Mistral3(Family):
             start = image.stop
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Each image is resized without its padding and padded anew."""
+        """As in the base class. Each image is resized without its padding and padded again."""
         side = _side(self.model.config)
         grids = _grids(inputs, side)
         coarse, cuts = coarser_grids(reducer, [(grid,) for grid in grids])
@@ -83,7 +85,7 @@ class Mistral3(Family):
                 picture = smaller(picture, cells[0] * side, cells[1] * side)
             pictures.append(picture[0])
         shapes = [tuple(picture.shape[1:]) for picture in pictures]
-        # The model cannot split the features of one token, so it gets two: pictures do not see each other.
+        # The model cannot split the features of a single token, so pass the image twice: images do not see each other.
         if shapes == [(side, side)]:
             pictures *= 2
             shapes *= 2
@@ -102,7 +104,7 @@ class Mistral3(Family):
 
 
 def _side(config: Any) -> int:
-    """Pixels of a token's side."""
+    """Pixels along a token's side."""
     return int(config.vision_config.patch_size * config.spatial_merge_size)
 
 
@@ -113,7 +115,7 @@ def _grids(inputs: Inputs, side: int) -> list[Grid]:
 
 
 def _pad_pictures(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
-    """Pictures of different sizes, (pictures, 2), with zeros below and right of them: (pictures, channels, …)."""
+    """Pad images of different sizes, (images, 2), with zeros below and on the right: (images, channels, …)."""
     height, width = sizes.amax(dim=0).tolist()
     padded = []
     for picture in pictures:

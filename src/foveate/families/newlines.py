@@ -1,4 +1,4 @@
-"""Reducing an image's tokens behind the projector, without its newlines, which are never ranked."""
+"""Newlines: reduce an image's tokens after the projector without ranking its newlines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +16,9 @@ from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
 
 Stats = Callable[[TowerSignal], Sequence[Tensor] | Tensor]
-"""What the tower shows of each image's tokens, newlines apart, (tokens, numbers) float32; see `TowerView.read`."""
+"""Returns the tower's values of each image's tokens, newlines excluded, (tokens, numbers) float32; see
+`TowerView.read`.
+"""
 
 
 def reduce_apart(
@@ -27,15 +29,16 @@ def reduce_apart(
     grids: Sequence[tuple[Grid, ...]] | None = None,
     more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Cut | None]:
-    """Reduce each image's tokens behind the projector. The newline that ends an image stays; others leave.
+    """Reduce each image's tokens after the projector. The newline that ends an image stays; others are dropped.
 
     Args:
         images: (tokens, width) each.
-        boxes: Where they look, (tokens, 4) each, on the host; NaN for a newline. None where `grids` holds all tokens.
-        reducer: What reduces.
-        stats: Attention and keys in the tower; None if no method reads them.
-        grids: The grids each image's tokens stand in, if these are known without the boxes.
-        more: Of an image's number, what else it shows, newlines apart: attributes of `TowerView` by name.
+        boxes: The region that each token covers, (tokens, 4) each, on the host; NaN for a newline. None if `grids`
+            contains all tokens.
+        reducer: Reduces the tokens.
+        stats: Attention and keys in the tower. None if no method reads them.
+        grids: The grids of each image's tokens, if they are known without the boxes.
+        more: Called with an image's index. Returns its other attributes of `TowerView` by name, newlines excluded.
     """
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
     parts = [_Image(*image) for image in zip(images, boxes, frames, strict=True)]
@@ -45,18 +48,18 @@ def reduce_apart(
 
 
 class _Image:
-    """An image's tokens and newlines. An example: a view of 2 x 2 tokens, and the newline that ends it.
+    """An image's tokens and newlines. Example: a view of 2 x 2 tokens, and the newline that ends it.
 
         0 1 2 3 ↵        tokens 0, 1, 2, 3        closing 4
 
     Args:
-        features: (tokens, width), newlines among them.
-        boxes: Where they look; NaN for a newline. With the grids alone there are none.
-        grids: The grids they stand in.
+        features: (tokens, width), newlines included.
+        boxes: The region that each token covers; NaN for a newline. None if there are only grids.
+        grids: The grids of the tokens.
 
     Attributes:
-        tokens: Which are no newlines: ordinals; None: all.
-        closing: Which newline stays, behind all others: one ordinal or none; None where there are no newlines.
+        tokens: Indices of the tokens that are not newlines. None: all.
+        closing: Index of the newline that stays, after all others: one or none. None if there are no newlines.
     """
 
     tokens: Tensor | None = None
@@ -79,7 +82,7 @@ class _Image:
             self.closing = newlines[: closing_rows(len(newlines))]
 
     def view(self, read: Callable[[TowerSignal], Tensor], more: Mapping[str, Any]) -> TowerView:
-        """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
+        """The tokens without newlines. Made when the reducer asks for it, because leaving out newlines makes a copy."""
         features = self.features if self.tokens is None else self.features[self.tokens]
         is_grid = self.tokens is None and len(self.grids) == 1
         return TowerView(
@@ -87,24 +90,24 @@ class _Image:
             grid=self.grids[0] if is_grid else None,
             cls=None,
             read=read,
-            entered=len(self.features),  # newlines among them
+            entered=len(self.features),  # newlines included
             reserved=0 if self.closing is None else len(self.closing),
             grids=self.grids,
             **more,
         )
 
     def with_newline(self, cut: Cut | None) -> Cut | None:
-        """The cut of all tokens, from that of those without newlines; the newline that stays is the last row."""
+        """Turn a cut of the tokens without newlines into one of all tokens. The newline that stays is the last row."""
         if cut is None or self.tokens is None or self.closing is None:
             return cut
         arriving, device = len(self.features), self.features.device
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
-        source = look_up(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
+        source = look_up(cut.source, self.tokens)  # from indices among these tokens to indices among all
         rows = self.features[source] if cut.rows is None else cut.rows
         parent = torch.full((arriving,), -1, device=device)
         parent[self.tokens] = cut.parent
-        parent[self.closing] = len(source)  # the row behind all others
+        parent[self.closing] = len(source)  # the row after all others
         places = torch.arange(len(source), device=device)
         count = len(source) + len(self.closing)
         newline = self.features[self.closing].to(rows.dtype)
@@ -117,7 +120,11 @@ class _Image:
 
 
 def read_stats(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
-    """What the tower shows of an image's tokens, newlines apart; refused where it is not read."""
+    """The tower's values of an image's tokens, newlines excluded.
+
+    Raises:
+        UnsupportedError: If the tower is not read.
+    """
     if stats is None:
         raise UnsupportedError(
             "A method that works after the projector cannot read the tower's attention or keys. "
@@ -127,7 +134,7 @@ def read_stats(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
 
 
 def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str, Tensor]:
-    """Notes of some rows as notes of all; true, or one, for a newline, and zeros where a note is a vector."""
+    """Turn notes of some rows into notes of all. A newline gets True, or 1, and zeros if a note is a vector."""
     spread = {}
     for name, note in notes.items():
         spread[name] = note.new_ones(count) if note.dim() == 1 else note.new_zeros(count, *note.shape[1:])

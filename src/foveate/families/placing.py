@@ -1,4 +1,4 @@
-"""Putting what is left of an image in its place: the rows first, zeros behind, so that the placeholders stay whole."""
+"""Placing: write an image's remaining rows to its first places, then zeros, so the placeholders do not change."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,37 +12,38 @@ from foveate.errors import UnsupportedError
 
 
 def stays_whole(cut: Cut | None) -> bool:
-    """Whether a cut leaves an image's tokens as they are."""
+    """True if a cut leaves an image's tokens unchanged."""
     return cut is None or cut.stays_whole
 
 
 def rows_left(features: Tensor, cut: Cut | None) -> Tensor:
-    """The rows a cut leaves of an image's tokens, in the dtype of its features."""
+    """The rows that a cut leaves of an image's tokens, in the dtype of its features."""
     if cut is None:
         return features
     return cut.rows_left(features).to(features.dtype)
 
 
 def first_rows(rows: Tensor, length: int) -> Tensor:
-    """Rows, (rows, width), with zeros behind them: (length, width)."""
-    # `pad` counts from the last dimension: nothing left and right, nothing above, zeros below.
+    """Pad rows, (rows, width), with zero rows to (length, width)."""
+    # `pad` starts from the last dimension: nothing left and right, nothing above, zeros below.
     return pad(rows, (0, 0, 0, length - len(rows)))
 
 
 def place_rows(features: Tensor, cut: Cut | None) -> Tensor:
-    """An image's features with the rows of a cut in its first places and zeros behind, (tokens, width)."""
+    """An image's features with the rows of a cut in the first places, then zeros, (tokens, width)."""
     if stays_whole(cut):
         return features
     return first_rows(rows_left(features, cut), len(features))
 
 
 def replace_images(output: Any, cells: Sequence[Cut | None]) -> list[Cut | None]:
-    """Put the features of smaller pictures in the place of images' tokens, zeros behind them.
+    """Replace the tokens of images by the features of smaller images, with zeros after them.
 
     Args:
-        output: What a `get_*_features` call answered: features of each picture, (cells, width); whole where there is no
-            cut. They become (tokens, width), and so do deepstack's.
-        cells: Which cell each of an image's tokens went into (see `foveate.core.grid.into_cells`); None: it is whole.
+        output: The result of a `get_*_features` call: features of each smaller image, (cells, width), or of the usual
+            one if there is no cut. They become (tokens, width), and so do deepstack's.
+        cells: The cell that each of an image's tokens goes into (see `foveate.core.grid.into_cells`). None: it is
+            unchanged.
 
     Returns:
         The cuts, with the rows.
@@ -63,16 +64,16 @@ def replace_images(output: Any, cells: Sequence[Cut | None]) -> list[Cut | None]
 
 
 def pieces_of(output: Any) -> list[Tensor]:
-    """The pieces in which a `get_*_features` call answers features, (…, tokens, width) each."""
+    """The pieces in which a `get_*_features` call returns features, (…, tokens, width) each."""
     name = _name_of(output)
     if name is not None:
         return list(getattr(output, name, output))
-    _, pieces = output.deepstack_features[0]  # nothing is embedded: all is added between layers (Granite 4)
+    _, pieces = output.deepstack_features[0]  # nothing is embedded, all features are added between layers (Granite 4)
     return list(pieces)
 
 
 def _name_of(output: Any) -> str | None:
-    """What an answer calls the features that go to the decoder; None where only what is added later is there."""
+    """The attribute with the features for the decoder. None if there are only features that are added later."""
     if getattr(output, "pooler_output", output) is not None:
         return "pooler_output"
     if getattr(output, "last_hidden_state", None) is not None:
@@ -83,28 +84,29 @@ def _name_of(output: Any) -> str | None:
 
 
 def lengths_of(pieces: Sequence[Tensor]) -> list[int]:
-    """Tokens of each piece."""
+    """Number of tokens in each piece."""
     return [piece.shape[:-1].numel() for piece in pieces]
 
 
 def images_of(output: Any, lengths: Callable[[int, Sequence[int]], Sequence[int]] | None) -> list[Tensor]:
-    """The features of each image, (tokens, width), in what a `get_*_features` call answered.
+    """The features of each image, (tokens, width), from the result of a `get_*_features` call.
 
     Args:
-        output: A tensor or a sequence of pieces.
-        lengths: Tells tokens of each image from those of all and of each piece; None where a piece is an image.
+        output: The result: a tensor or a sequence of pieces.
+        lengths: Returns the number of tokens in each image from the total and that of each piece. None if a piece is an
+            image.
     """
     pieces = pieces_of(output)
     if lengths is None:
         return pieces
-    # Pieces are tiles, so an image is several of them: all tokens in one tensor, divided anew.
+    # Pieces are tiles, and an image has several of them: concatenate all tokens and split them by image.
     together = torch.cat([piece.flatten(0, -2) for piece in pieces])
     of_images = lengths(len(together), lengths_of(pieces))
     return list(torch.split(together, list(of_images)))
 
 
 def put_images(output: Any, images: Sequence[Tensor]) -> None:
-    """Put the features of each image back, in the form all came in."""
+    """Write the features of each image back, in the form in which they came."""
     name, made = _name_of(output), list[Tensor]()
     if name is None:
         return
@@ -121,19 +123,23 @@ def put_images(output: Any, images: Sequence[Tensor]) -> None:
 
 
 def move_additions(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:
-    """What is added to vision tokens at a layer, each row's where the row is now: that of the token that it stands for,
-    since additions are not merged.
+    """Reorder the features added to vision tokens at a layer: each row gets those of the token that it stands for.
+
+    Features are not merged.
 
     Args:
-        pieces: A tensor or a sequence of such, (tokens, width); beside the layer's number, where the model says it.
-        lengths: Tokens of each image.
-        cuts: Of each image.
+        pieces: A tensor or a sequence of tensors, (tokens, width); with the layer's number, if the model gives it.
+        lengths: Number of tokens in each image.
+        cuts: The cut of each image.
+
+    Raises:
+        UnsupportedError: If the features are given with a layer's number, and a cut merges.
     """
-    if isinstance(pieces, tuple) and isinstance(pieces[0], int):  # the layer's number, and what is added
+    if isinstance(pieces, tuple) and isinstance(pieces[0], int):  # (layer's number, features)
         if any(cut is not None and int((cut.parent >= 0).sum()) > len(cut.source) for cut in cuts):
             raise UnsupportedError(
-                "This model embeds nothing of a picture, and adds its features before several layers, so tokens cannot "
-                "be merged behind its projector. Use a method that keeps tokens as they are."
+                "This model does not embed a picture, but adds its features before several layers, so tokens cannot "
+                "be merged after its projector. Use a method that does not merge."
             )
         return pieces[0], move_additions(pieces[1], lengths, cuts)
     is_by_image = not isinstance(pieces, Tensor) and [len(piece) for piece in pieces] == lengths
@@ -143,7 +149,7 @@ def move_additions(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | Non
         images = list(torch.split(together, list(lengths)))
     for index, cut in enumerate(cuts):
         if cut is not None and not cut.stays_whole:
-            source = cut.source.clamp(min=0).to(images[index].device)  # a row that stands for none gets the first's
+            source = cut.source.clamp(min=0).to(images[index].device)  # rows without a source get the first token's
             images[index] = first_rows(images[index][source], lengths[index])
     if is_by_image:
         return type(pieces)(images)

@@ -1,31 +1,30 @@
-"""Models of transformers that no hand-written family serves: those that the tests prove all the same, one by one, and
-those that no family can serve.
+"""Models of transformers without a hand-written family: those proved by the tests, and those that cannot be served.
 
-Their parts are told from their structure. Any other model of that kind may run; this says which ones did, as tiny
-random models.
+Their parts are found from their structure. Any other model of that kind may run. The models listed here did run, as
+tiny random models.
 """
 
 from typing import Literal, NamedTuple
 
 Place = Literal["layer", "projector", "tower"]
-"""Between decoder layers; behind the projector; and there, by what is read of the tower."""
+"""Where tokens are dropped: between decoder layers, after the projector, or there with values read from the tower."""
 DECODER: tuple[Place, ...] = ("layer", "projector")
 EVERYWHERE: tuple[Place, ...] = (*DECODER, "tower")
-_INDEX = "its layers pick keys by an index of pools of them, or of their positions"
+_INDEX = "its layers pick keys by an index over pools of keys, or over their positions"
 _DENSE = "more tokens in a layer than its index picks (2,048)"
 _BORROWED = "cuts before its last layers, which attend to keys of earlier ones, and Read"
 _HYBRID = "each of its layers attends and carries a state, and stores both in one layer of the cache"
 
 
 class Proved(NamedTuple):
-    """What is proved of a `model_type`.
+    """The results proved for a `model_type`.
 
     Attributes:
-        title: What people call its models, or a checkpoint that they know.
-        since: The oldest version of transformers that it was proved on; later ones are proved too.
+        title: The usual name of its models, or of a known checkpoint.
+        since: The oldest version of transformers it was proved on. Later ones are proved too.
         places: Where tokens are dropped.
-        refused: What is not served, in a sentence; empty where everything is.
-        shares: Whether questions about one picture may share its prefill: the answers are those of each question alone.
+        refused: What is not served, in a phrase. Empty if everything is.
+        shares: True if questions about one image may share its prefill: the answers equal those of each question alone.
     """
 
     title: str
@@ -97,11 +96,11 @@ PROVED = {
     "shieldgemma2": Proved("ShieldGemma 2"),
     "step3p7": Proved("Step-3.7-Flash", places=DECODER, shares=False),
     "unlimited_ocr": Proved(
-        "Unlimited-OCR", "5.23", (), "its cache has layers of a kind of its own, which never let go of the prompt"
+        "Unlimited-OCR", "5.23", (), "its cache has layers of a special kind, which never release the prompt"
     ),
     "video_llama_3": Proved("VideoLLaMA 3"),
 }
-"""By `model_type`."""
+"""The results proved, by `model_type`."""
 
 
 _CROSS = "its layers read pictures by cross-attention, so the prompt has no vision tokens to drop"
@@ -112,8 +111,8 @@ UNSERVED = {
     "mllama": _CROSS,
     "idefics": _CROSS,
     "blip": "its text decoder reads the picture by cross-attention, so the prompt has no vision tokens to drop",
-    "evolla": "it reads a protein's residues by cross-attention, and no picture",
-    "pi0": "it is a robot's policy: experts read the cache of a PaliGemma, and nothing is generated",
+    "evolla": "it reads a protein's residues by cross-attention, and no pictures",
+    "pi0": "it is a robot policy: experts read the cache of a PaliGemma, and nothing is generated",
     "diffusion_gemma": (
         "its answers are blocks that a second stack denoises, which reads every layer's cache at full length"
     ),
@@ -130,4 +129,4 @@ UNSERVED = {
     "kosmos-2.5": "a resampler makes 2048 tokens from any picture, and its decoder has no rotary positions",
     "git": "its decoder is a BERT with the picture before the prompt, without placeholders or rotary positions",
 }
-"""Reasons by `model_type`."""
+"""Reasons why a model cannot be served, by `model_type`."""

@@ -1,5 +1,7 @@
-"""The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE; and
-GLM-4.1V, 4.5V and 4.6V, which are built so, a video being many images with time stamps between."""
+"""The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE.
+
+Also GLM-4.1V, 4.5V and 4.6V, which have the same structure; a video is many images with time stamps in between.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,23 +34,23 @@ PRECOMPUTED = {
     "cu_seqlens", "cu_window_seqlens", "interp_indices", "interp_weights", "max_seqlen", "max_window_seqlen",
     "position_ids", "window_index",
 }  # fmt: skip
-"""What a tower takes that is made of the grids alone; users may hand it over, by these names behind `image_`."""
+"""Arguments of the tower that depend only on the grids. Users may pass them, under these names prefixed by `image_`."""
 
 
 def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
     """Keys before RoPE of all patches, as one sample: (heads, patches, head size).
 
-    From (patches, 3 · width): queries, keys and values side by side, each (heads, head size).
+    Made from (patches, 3 · width): queries, keys and values side by side, each (heads, head size).
     """
     heads = output.reshape(len(output), 3, attention.num_heads, -1)[:, 1]
     return [heads.transpose(0, 1)]
 
 
 class Qwen2VL(Family):
-    """Where things are inside `Qwen2VLForConditionalGeneration`.
+    """The structure of `Qwen2VLForConditionalGeneration`.
 
-    The layers get one (cos, sin) pair with M-RoPE's three axes already combined, so positions need
-    nothing special; `rope_deltas` stay those of the unpruned prompt.
+    The layers get one (cos, sin) pair in which M-RoPE's three axes are already combined, so positions need nothing
+    special. `rope_deltas` remain those of the unpruned prompt.
     """
 
     model_type: ClassVar[str] = "qwen2_vl"
@@ -74,29 +76,28 @@ class Qwen2VL(Family):
     # -- the tower ---------------------------------------------------------------------------------------------
 
     def token_order(self, grids: Tensor) -> Any:
-        """Index of the blocks' tokens that puts them in the order of the features; `grids` is (images, 3)."""
+        """Index that sorts the blocks' tokens into the order of the features. `grids` is (images, 3)."""
         return slice(None)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         name = f"{modality}_grid_thw"
-        grids = {name: inputs[name].cpu()}  # read before the device has work to wait for
-        if "forward" in vars(self.core.visual):  # `_run_tower` stands around it, and takes the host's
+        grids = {name: inputs[name].cpu()}  # copy before work is queued, so that the host does not wait
+        if "forward" in vars(self.core.visual):  # `_run_tower` wraps it, and takes grids on the host
             run = partial(run, **grids)
         return super().encode(run, modality, {**inputs, **grids}, reducer)
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Tensor:
-        """A token's patches stand one behind the other; the attention runs once for each sequence that looks at itself
-        alone."""
+        """As in the base class. A token's patches are adjacent. The attention runs once for each sequence."""
         patches = torch.cat([shown(signal, heads) for heads in taps.samples(signal)])
         group: int = self.core.visual.spatial_merge_size**2
         means = patches.view(len(patches) // group, group, -1).mean(dim=1)
         ordered: Tensor = means[self.token_order(inputs[f"{modality}_grid_thw"])]
         return ordered
 
-    encode_projected = encode  # what is read of the tower is there as well
+    encode_projected = encode  # the tower can be read there too
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """The patches are put together again, resized to whole tokens and cut anew."""
+        """As in the base class. The patches are joined to images, resized to whole tokens and split again."""
         config, name, grid_name = self.model.config, pixels_name(inputs), f"{modality}_grid_thw"
         vision, grids = config.vision_config, inputs[grid_name].cpu()
         usual = self.token_grids(config, modality, {grid_name: grids}, ())
@@ -105,7 +106,7 @@ class Qwen2VL(Family):
         pictures = list(inputs[name].split(grids.prod(-1).tolist()))
         small_grids = grids.clone()
         for index, (cells, cut) in enumerate(zip(coarse, cuts, strict=True)):
-            if cut is not None:  # every temporal patch is a grid of tokens, and all get the same
+            if cut is not None:  # every temporal patch is a grid of tokens, and all get the same size
                 pictures[index] = _resize(pictures[index], grids[index].tolist(), cells[0], vision)
                 small_grids[index, 1:] = torch.tensor(cells[0]) * vision.spatial_merge_size
         output = run(**{name: torch.cat(pictures), grid_name: send(small_grids, inputs[grid_name].device)})
@@ -114,12 +115,12 @@ class Qwen2VL(Family):
     # -- the tower on some of the patches ----------------------------------------------------------------------
 
     def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """What leaves is told by the call's own pixels, before transformers casts them to the model's dtype."""
+        """As in the base class. Which patches leave depends on the call's pixels before transformers casts them."""
         for name in inputs:
             if name.removeprefix(f"{modality}_") in PRECOMPUTED:
                 raise UnsupportedError(
-                    f"{name} is of all patches, and some leave before the vision tower. Leave it out: the model makes "
-                    "it itself."
+                    f"{name} describes all patches, but some are dropped before the vision tower. Leave it out: the "
+                    "model makes it itself."
                 )
         grids = inputs[f"{modality}_grid_thw"].cpu()
         views = self.pixel_views(inputs[pixels_name(inputs)], grids)
@@ -127,7 +128,7 @@ class Qwen2VL(Family):
         if all(cut is None for cut in cuts):
             return run(), cuts
         units = [stays.flatten() for stays in units_left(views, cuts)]
-        del views  # pixels in float32, which need not live beside the tower
+        del views  # frees the float32 pixels before the tower runs
         with Patcher() as patches:
             patches.wrap(self.core.visual, "forward", partial(self._run_subset, units))
             return run(), cuts
@@ -140,7 +141,7 @@ class Qwen2VL(Family):
             grids: (images, 3): temporal patches, rows and columns of patches.
         """
         side: int = self.core.visual.spatial_merge_size
-        # A patch is (channels, frames, rows, columns), and a token side x side patches.
+        # A patch is (channels, frames, rows, columns), and a token is side x side patches. `each`: numbers a channel.
         each = patches.shape[1] // len(self.pixel_mean)
         mean, std = (
             patches.new_tensor(of_channels, dtype=torch.float32).repeat_interleave(each).repeat(side**2)
@@ -156,13 +157,13 @@ class Qwen2VL(Family):
     def _run_subset(
         self, units: Sequence[Tensor], forward: Callable[..., Any], hidden: Tensor, grid_thw: Tensor, **options: Any
     ) -> Any:
-        """Run the tower's forward on the patches of some tokens, and put zeros behind the rows of each image.
+        """Run the tower's forward on the patches of some tokens, and append zeros to the rows of each image.
 
         Args:
             units: Which tokens of each image or video stay, (tokens,) bool on the host.
-            forward: Of the tower.
-            hidden: (patches, pixels) of all.
-            grid_thw: (images, 3), or (frames, 3) where the family gives the tower a video's frames one by one.
+            forward: The tower's forward.
+            hidden: (patches, pixels) of all patches.
+            grid_thw: (images, 3), or (frames, 3) if the family gives the tower a video's frames one by one.
             options: Its other arguments.
         """
         grids, stays = grid_thw.cpu(), torch.cat(list(units))
@@ -183,15 +184,15 @@ class Qwen2VL(Family):
         return output
 
     def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
-        """What the tower would make of the grids, of the patches that stay, by the names it takes it by.
+        """The arguments that the tower would make from the grids, for the patches that stay, by name.
 
         Args:
             grids: (images, 3), on the host.
-            patches: Which stay, (patches,) bool.
+            patches: Which patches stay, (patches,) bool.
         """
         of_all = self.tower_arguments(grids)
         ends = of_all["cu_seqlens"]
-        frames = grids.repeat_interleave(grids[:, 0], dim=0)  # one for each segment
+        frames = grids.repeat_interleave(grids[:, 0], dim=0)  # (segments, 3): one grid for each segment
         some_left = torch.stack([of_frame.any() for of_frame in torch.split(patches, ends.diff().tolist())])
         left = {name: value[patches] for name, value in of_all.items() if len(value) == len(patches)}
         return {"grid_thw": frames[some_left], **left, "cu_seqlens": ends_of_left(ends, patches)}
@@ -203,18 +204,18 @@ class Qwen2VL(Family):
             patches.wrap(self.core.visual, "forward", self._run_tower)
 
     def _run_tower(self, forward: Callable[..., Any], hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
-        """Read the grids once and hand the tower what it would make of them, part by part, on the device.
+        """Read the grids once, and pass the tower the arguments it would make from them, on the right devices.
 
-        transformers reads where pictures end in every block: 64 waits of Qwen2.5-VL's tower, and one here.
+        transformers reads where images end in every block. That is 64 host syncs in Qwen2.5-VL's tower; here it is one.
         """
         device = hidden_states.device
-        if PRECOMPUTED & options.keys():  # handed over by somebody: the tower makes the others where its pixels are
+        if PRECOMPUTED & options.keys():  # passed by the user: the tower makes the others on the device of its pixels
             grid_thw = send(grid_thw, device)
         else:
             options |= self._place(self.tower_arguments(grid_thw.cpu()), device)
-        placed = {"grid_thw": grid_thw, **options}  # arguments where they are read
+        placed = {"grid_thw": grid_thw, **options}  # each argument on the device where it is read
         ends = []
-        if not torch.is_grad_enabled():  # backward may run blocks again, when this context is over
+        if not torch.is_grad_enabled():  # backward may run blocks again after this context has ended
             ends = [value for name, value in options.items() if name.startswith("cu_")]
         segments, embedding_arguments = segments_of(ends, device), self.embedding_arguments(placed, device)
         if not segments and not embedding_arguments and self._replay is None:
@@ -238,20 +239,20 @@ class Qwen2VL(Family):
         return self._replay(run, hidden_states, on_host=on_host, held=(segments, embedding_arguments), **others)
 
     def embedding_arguments(self, placed: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
-        """Lengths and grids of pictures on the device, for the tower's embeddings; most take none."""
+        """Lengths and grids of images on the device, for the tower's embeddings. Most towers take none."""
         return ()
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
         patches.put(self, "_replay", run)
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
-        """What the tower makes of the grids, (images, 3), by the names it takes it by; all on the host."""
+        """The arguments that the tower makes from the grids, (images, 3), by name, all on the host."""
         visual = self.core.visual
         arguments = {
             "cu_seqlens": get_vision_cu_seqlens(grids),
             "position_ids": get_vision_position_ids(grids, visual.spatial_merge_size),
         }
-        if hasattr(visual, "num_grid_per_side"):  # patches look up learned positions too
+        if hasattr(visual, "num_grid_per_side"):  # patches also have learned positions
             arguments["interp_indices"], arguments["interp_weights"] = get_vision_interpolation_indices_and_weights(
                 grids,
                 num_grid_per_side=visual.num_grid_per_side,
@@ -262,8 +263,10 @@ class Qwen2VL(Family):
         return arguments
 
     def _place(self, arguments: Mapping[str, Tensor], device: torch.device) -> dict[str, Any]:
-        """Arguments of the tower where they are read: indices on the device, ends of segments by the host; for a flash
-        kernel these too on the device, and the longest segment's length as a number."""
+        """Arguments of the tower where they are read: indices on the device, ends of segments on the host.
+
+        For a flash kernel the ends are on the device too, and the longest segment's length is added as a number.
+        """
         is_flash = "flash" in str(self.core.visual.config._attn_implementation)
         placed: dict[str, Any] = {}
         for name, value in arguments.items():
@@ -276,10 +279,10 @@ class Qwen2VL(Family):
     # -- blocks of the tower on some of the rows ---------------------------------------------------------------
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
-        """Frames one behind the other; in each, rows stand token by token."""
+        """As in the base class. Frames follow one another, and in each the rows are ordered token by token."""
         grids = (args[1] if len(args) > 1 else kwargs["grid_thw"]).cpu()
         pixels = args[0] if args else kwargs["hidden_states"]
-        if len(pixels) != int(grids.prod(-1).sum()):  # some have left already: `_run_subset`
+        if len(pixels) != int(grids.prod(-1).sum()):  # some patches have left already, in `_run_subset`
             lengths = kwargs["cu_seqlens"].diff().tolist()
             return TowerLayout(lengths, [None] * len(lengths))
         side: int = self.core.visual.spatial_merge_size
@@ -287,13 +290,14 @@ class Qwen2VL(Family):
         raster, start = [], 0
         for height, width in frames:
             places = start + torch.arange(height * width).view(height // side, width // side, side, side)
-            raster.append(places.transpose(1, 2).flatten())  # (down, side, across, side)
+            # (down, across, side, side) -> (down, side, across, side): patches in raster order
+            raster.append(places.transpose(1, 2).flatten())
             start += height * width
         lengths = [height * width for height, width in frames]
         return TowerLayout(lengths, frames, self._rows_of(grids, torch.cat(raster)))
 
     def _rows_of(self, grids: Tensor, patches: Tensor) -> Tensor:
-        """Where patches, known by their places in the order in which they come, stand in the blocks."""
+        """The places in the blocks of patches, given their places in the tower's input."""
         return patches
 
     # -- costs -------------------------------------------------------------------------------------------------
@@ -305,14 +309,14 @@ class Qwen2VL(Family):
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:
-        """A picture is a temporal patch, one for an image: its patches attend to one another."""
+        """As in the base class. An image to the tower is a temporal patch, whose patches attend to one another."""
         return 1
 
 
 def _resize(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
-    """The patches of an image or video, (t · h · w, pixels), as they would be of one of `tokens` tokens a frame.
+    """The patches of an image or video, (t · h · w, pixels), after resizing it to `tokens` (rows, columns) a frame.
 
-    Patches come token by token, each a block of `side` x `side` patches of (channels, frames, rows, columns).
+    Patches are ordered token by token, each a block of `side` x `side` patches of (channels, frames, rows, columns).
     """
     side, patch, frames = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
     times, height, width = grid
@@ -321,7 +325,7 @@ def _resize(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: A
     # (times, frames, channels, down, side, patch, across, side, patch) -> (times · frames, channels, rows, columns)
     pictures = blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)
     pictures = pictures.reshape(times * frames, -1, height * patch, width * patch)
-    # and back, with fewer tokens down and across
+    # The reverse, with fewer tokens down and across.
     down, across = tokens
     pictures = smaller(pictures, down * side * patch, across * side * patch)
     blocks = pictures.view(times, frames, -1, down, side, patch, across, side, patch)
@@ -330,9 +334,9 @@ def _resize(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: A
 
 
 class Qwen25VL(Qwen2VL):
-    """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows in most blocks.
+    """The structure of `Qwen2_5_VLForConditionalGeneration`, whose tower has window attention in most blocks.
 
-    Inside the tower tokens stand window by window; the features leave it in raster order.
+    Inside the tower tokens are ordered window by window. The features are in raster order.
     """
 
     model_type: ClassVar[str] = "qwen2_5_vl"
@@ -341,19 +345,19 @@ class Qwen25VL(Qwen2VL):
 
     @property
     def seeing_blocks(self) -> Sequence[int]:
-        """The others look through windows: what a token receives there is local."""
+        """As in the base class. The other blocks have window attention, so a token's attention there is local."""
         visual = self.core.visual
         return [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
 
     def token_order(self, grids: Tensor) -> Tensor:
         visual = self.core.visual
-        # index[i] is the token, in raster order, that stands at place i of the windows: its inverse leads back.
+        # index[i] is the token, in raster order, at place i of the windows. Its inverse restores raster order.
         index, _ = get_vision_window_index(grids, visual.spatial_merge_size, visual.window_size, visual.patch_size)
         order: Tensor = index.argsort()
         return order
 
     def _rows_of(self, grids: Tensor, patches: Tensor) -> Tensor:
-        """Tokens stand window by window."""
+        """As in the base class. Tokens are ordered window by window."""
         group: int = self.core.visual.spatial_merge_size**2
         tokens: Tensor = self.token_order(grids)[patches // group]
         return tokens * group + patches % group
@@ -364,12 +368,12 @@ class Qwen25VL(Qwen2VL):
         return super().tower_arguments(grids) | {"window_index": index, "cu_window_seqlens": ends}
 
     def subset_arguments(self, grids: Tensor, patches: Tensor) -> dict[str, Tensor]:
-        """Windows have fewer tokens, and some none."""
+        """As in the base class. Windows have fewer tokens, and some have none."""
         of_all, group = self.tower_arguments(grids), self.core.visual.spatial_merge_size**2
         index, ends = of_all["window_index"], of_all["cu_window_seqlens"]
-        stays = patches[::group]  # of each token
+        stays = patches[::group]  # (tokens,)
         by_window = stays[index]
-        # A token is known by its rank among those that stay: of 0 2 1 3 (window by window) 0 2 3 stay, as 0 1 2.
+        # Number the tokens that stay by rank: of 0 2 1 3 (window by window) 0 2 3 stay, and become 0 1 2.
         ranks = stays.cumsum(0) - 1
         return super().subset_arguments(grids, patches) | {
             "window_index": ranks[index[by_window]],
@@ -378,11 +382,10 @@ class Qwen25VL(Qwen2VL):
 
 
 class Qwen3VL(Qwen2VL):
-    """Where things are inside `Qwen3VLForConditionalGeneration`: as Qwen2-VL, and deepstack: tower features of three
-    depths are added after the first layers.
+    """The structure of `Qwen3VLForConditionalGeneration`: Qwen2-VL with deepstack.
 
-    The model adds them to the full-length stream between layers, which the engine leaves at full length: a token that
-    was dropped gets its addition too, which is never read.
+    Deepstack adds tower features of three depths after the first layers. The model adds them to the full-length stream
+    between layers, which the engine keeps at full length. A dropped token gets its addition too, but it is never read.
     """
 
     model_type: ClassVar[str] = "qwen3_vl"
@@ -399,7 +402,7 @@ class Qwen3VL(Qwen2VL):
 
 
 class Qwen3VLMoe(Qwen3VL):
-    """Where things are inside `Qwen3VLMoeForConditionalGeneration`; experts see the rows that are left, no others."""
+    """The structure of `Qwen3VLMoeForConditionalGeneration`. Experts see only the rows that are left."""
 
     model_type: ClassVar[str] = "qwen3_vl_moe"
     title: ClassVar[str] = "Qwen3-VL with experts"
@@ -407,11 +410,10 @@ class Qwen3VLMoe(Qwen3VL):
 
 
 class Qwen35(Qwen2VL):
-    """Where things are inside `Qwen3_5ForConditionalGeneration`: as Qwen3-VL without deepstack; most decoder layers
-    carry a state in the place of attention.
+    """The structure of `Qwen3_5ForConditionalGeneration`: Qwen3-VL without deepstack.
 
-    Such a layer (a gated delta net) reads its rows in order, so a row that has left before it never enters its state:
-    as if the prompt had been shorter there.
+    Most decoder layers carry a state instead of attention. Such a layer (a gated delta net) reads its rows in order. A
+    row dropped before it never enters its state, as if the prompt had been shorter there.
     """
 
     model_type: ClassVar[str] = "qwen3_5"
@@ -425,10 +427,10 @@ class Qwen35(Qwen2VL):
         return frozenset(layer for layer, kind in enumerate(kinds) if kind == "linear_attention")
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
-        """Each head's query has a gate beside it."""
+        """As in the base class. Each head's query has a gate beside it."""
 
         def project(rows: Tensor) -> Tensor:
-            heads = attention.q_proj(rows).unflatten(-1, (-1, 2, attention.head_dim))  # query, gate
+            heads = attention.q_proj(rows).unflatten(-1, (-1, 2, attention.head_dim))  # (…, heads, query or gate, size)
             queries: Tensor = heads[..., 0, :].flatten(-2)
             return queries
 
@@ -436,7 +438,7 @@ class Qwen35(Qwen2VL):
 
 
 class Qwen35Moe(Qwen35):
-    """Where things are inside `Qwen3_5MoeForConditionalGeneration`; experts see the rows that are left, no others."""
+    """The structure of `Qwen3_5MoeForConditionalGeneration`. Experts see only the rows that are left."""
 
     model_type: ClassVar[str] = "qwen3_5_moe"
     title: ClassVar[str] = "Qwen3.5 with experts"
@@ -444,7 +446,7 @@ class Qwen35Moe(Qwen35):
 
 
 class Glm4v(Qwen2VL):
-    """Where things are inside `Glm4vForConditionalGeneration`."""
+    """The structure of `Glm4vForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "glm4v"
     title: ClassVar[str] = "GLM-4.1V"
@@ -455,7 +457,7 @@ class Glm4v(Qwen2VL):
 
 
 class Glm4vMoe(Glm4v):
-    """Where things are inside `Glm4vMoeForConditionalGeneration`; experts see the rows that are left and no others."""
+    """The structure of `Glm4vMoeForConditionalGeneration`. Experts see only the rows that are left."""
 
     model_type: ClassVar[str] = "glm4v_moe"
     title: ClassVar[str] = "GLM-4.5V"
@@ -463,8 +465,10 @@ class Glm4vMoe(Glm4v):
 
 
 class Glm46V(Glm4v):
-    """Where things are inside `Glm46VForConditionalGeneration`: the tower and the decoders of the other two; its
-    processor samples videos in another way."""
+    """The structure of `Glm46VForConditionalGeneration`: the tower and decoders of GLM-4.1V and 4.5V.
+
+    Its processor samples videos differently.
+    """
 
     model_type: ClassVar[str] = "glm46v"
     title: ClassVar[str] = "GLM-4.6V"

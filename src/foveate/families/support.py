@@ -1,4 +1,4 @@
-"""What a method does on a family, derived from its stages: no model is loaded, and no table is kept by hand."""
+"""Support: what a method does on a family, derived from its stages, without a model or a hand-written table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ SERVED: tuple[type[Signal], ...] = tuple(
     kind for kind in vars(signals).values() if isinstance(kind, type) and "kind" in vars(kind)
 )
 """Signals that this engine reads."""
-USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
+USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, for which the table is computed
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
 BLOCK = 1
@@ -25,13 +25,14 @@ BLOCK = 1
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where tokens are dropped, as a trace names it: "pixels", "tower", "projector", "layer", "kv"; "read": where they
-    are cached and not read.
+    """The places where tokens are dropped: "pixels", "tower", "projector", "layer" or "kv", as in a trace.
+
+    "read" is where they are cached but not read.
 
     Attributes:
-        sure: Places where tokens are dropped for any picture and question.
-        can: Places where that depends on the picture or the question, such as whether windows of patches are alike.
-        refused: Why the method cannot run; None if it can.
+        sure: Places where tokens are dropped for any image and question.
+        can: Places where that depends on the image or the question, such as the similarity of patches in a window.
+        refused: Why the method cannot run. None if it can.
     """
 
     sure: frozenset[str] = frozenset()
@@ -44,7 +45,7 @@ class Reach:
         return sorted(self.sure | self.can)
 
     def __or__(self, other: "Reach") -> "Reach":
-        """What holds for a family whose models may be of either kind: refused only if both are."""
+        """The result for a family whose models may be of either kind. It is refused only if both are."""
         if self.refused is not None:
             return other
         if other.refused is not None:
@@ -59,12 +60,12 @@ def refusal(
     lacks: Callable[[Signal], str | None],
     kind: type[Family] | None = None,
 ) -> str | None:
-    """Why the engine does not run these stages, as the end of a sentence ("reads …", "has …"); None if it runs them.
+    """The reason why the engine does not run these stages, as the end of a sentence ("reads …"). None if it runs them.
 
     Args:
         stages: In order.
-        lacks: Why the model has no such signal; None if it has.
-        kind: The family; None: a host that runs the tower itself.
+        lacks: Returns why the model has no such signal, or None if it has it.
+        kind: The family. None: a host that runs the tower itself.
     """
     by_pixels = any(isinstance(stage, PatchStage) for stage in stages)
     returns = by_pixels and kind is not None and not kind.defines("encode_subset")
@@ -80,11 +81,11 @@ def refusal(
     thins = [stage for stage in stages if isinstance(stage, ThinStage)]
     if thins:
         if returns:
-            return "drops patches before the tower and lets rows leave inside it; the engine brings back those of one."
+            return "drops patches before the tower and lets rows leave inside it; the engine does one of the two."
         reason = _refusal_of_thinning(stages, needed)
         if reason is not None:
             return reason
-        stages = [stage for stage in stages if stage is not thins[0]]  # it changes nothing for the others
+        stages = [stage for stage in stages if stage is not thins[0]]  # it does not affect the other stages
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
     before = "drops patches before the tower" if by_pixels else "makes pictures smaller"
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
@@ -105,12 +106,12 @@ def refusal(
         return None
     return (
         f"picks in each step what all layers from {reading.layer} on read, but also drops before layer {late[0]}, so "
-        "that layers hold different tokens. Drop before earlier layers, or read from a later layer on."
+        "these layers hold different tokens. Drop before earlier layers, or read from a later layer on."
     )
 
 
 def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) -> str | None:
-    """Why blocks of the tower do not run on fewer rows for these stages, of which one asks for it."""
+    """The reason why blocks of the tower do not run on fewer rows, although one of these stages requires it."""
     what = "lets rows leave inside the vision tower"
     if needs_all_rows is not None:
         return f"{what}, which here needs all of them: {needs_all_rows}. Leave thintower out."
@@ -119,21 +120,21 @@ def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) ->
         others = "and also merges there"
         if all(isinstance(stage, ThinStage) for stage in inside):
             others = "twice"
-        return f"{what} {others}; the engine does one of it. Leave the other out."
+        return f"{what} {others}; the engine does one of the two. Leave the other out."
     reads = [signal for stage in stages for signal in stage.reads if isinstance(signal, TowerSignal)]
     if reads:
         return (
-            f"{what}, and also reads {reads[0]!r} of it, which would be of the rows that stay. Use a method that reads "
-            "no attention or keys of the tower (VidCom2, DivPrune), or leave thintower out."
+            f"{what}, and also reads {reads[0]!r} there, which would have only the rows that stay. Use a method that "
+            "reads no attention or keys of the tower (VidCom2, DivPrune), or leave thintower out."
         )
     return None
 
 
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
-    """Why the engine does not run this stage, whatever the others are."""
+    """The reason why the engine does not run this stage, whatever the other stages are."""
     for signal in stage.reads:
         reader, *places = reader_of(signal)
-        reason: str | None = f"no {type(stage).__name__} has it: take {reader}"
+        reason: str | None = f"{type(stage).__name__} cannot read it: use {reader}"
         if not isinstance(signal, SERVED):
             reason = "the engine does not read it yet"
         elif stage.place in places:
@@ -142,20 +143,20 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
             return f"reads {signal!r}: {reason}."
     ways = [way for way in WAYS if getattr(stage, way) is not None]
     if isinstance(stage, PixelStage) and ways:
-        return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
+        return f"has a PixelStage with a {ways[0]}, but there are no tokens yet. Use only coarsen."
     if isinstance(stage, PatchStage) and stage.look is not None:
-        return "has a PatchStage with a look, of which nothing would be remembered: it has score, pick or choose."
+        return "has a PatchStage with a look, whose notes would be lost. Use score, pick or choose."
     if isinstance(stage, ThinStage):
         return None
     if isinstance(stage, TowerStage) and stage.block != BLOCK:
-        return f"cuts in the tower before block {stage.block}, and the engine before block {BLOCK} alone."
+        return f"cuts in the tower before block {stage.block}, but the engine only before block {BLOCK}."
     return None
 
 
 def reader_of(signal: Signal) -> tuple[Any, ...]:
     """The stage that reads a signal, as an author writes it, and its places.
 
-    Patches in front of the tower and in it are seen by themselves.
+    Patches before the tower and in it are seen without a signal.
     """
     if isinstance(signal, CachedAttention):
         return "DecodeStage", Place.DECODE
@@ -167,7 +168,7 @@ def reader_of(signal: Signal) -> tuple[Any, ...]:
 
 
 def usual_input(kind: type[Family], modality: str) -> Arriving:
-    """An image or a video as a family's stages see it; `tiled` families see each frame of a video as an image."""
+    """An image or a video as a family's stages see it. `tiled` families treat each frame of a video as an image."""
     if modality == "video" and not kind.tiled:
         return FILM
     return USUAL
@@ -176,13 +177,13 @@ def usual_input(kind: type[Family], modality: str) -> Arriving:
 def reach(
     method: Method, kind: type[Family], config: Any = None, *, depth: int = DEPTH, arriving: Arriving = USUAL
 ) -> Reach:
-    """Where tokens are dropped when this method runs on a model of this family, or why it is refused.
+    """The places where tokens are dropped when this method runs on this family, or why it is refused.
 
     Args:
         method: The method, with its settings.
         kind: The family.
-        config: The model's. Without one, and if towers of the family may have a CLS or none, the answer is for both.
-        depth: Decoder layers.
+        config: The model's config. Without it, if towers of the family may have a CLS or none, the result is for both.
+        depth: Number of decoder layers.
         arriving: An image or a video; see `usual_input`.
     """
     cls = kind.cls_in_tower(config)
@@ -203,10 +204,10 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
     sure, can = set[str](), set[str]()
-    counted = True  # whether all counts up to here are known for any picture and question
+    counted = True  # all counts so far are the same for any image and question
     for stage in stages:
         if isinstance(stage, ThinStage):
-            sure.add("tower")  # rows, which come back
+            sure.add("tower")  # rows leave, and are restored
             continue
         if stage.place is Place.CACHE:
             if not follow.cut_layers(stages):
@@ -225,7 +226,7 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
             continue
         if left is None:
             counted = False
-            if stage.place < Place.LAYER:  # what is left is no grid
+            if stage.place < Place.LAYER:  # the remaining tokens form no grid
                 arriving = replace(arriving, grids=())
         elif left < arriving.tokens:
             arriving = replace(arriving, tokens=left)
@@ -233,7 +234,7 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
 
 
 def _where(stage: Stage, several: bool) -> str:
-    """What a trace calls the place of a stage."""
+    """The name of a stage's place in a trace."""
     if stage.place >= Place.LAYER:
         return "layer"
     if isinstance(stage, PatchStage):

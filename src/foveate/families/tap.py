@@ -1,4 +1,4 @@
-"""Reading an attention module's queries and keys while its own kernel runs."""
+"""Tap: read an attention module's queries and keys while its own kernel runs."""
 
 import functools
 import inspect
@@ -19,35 +19,42 @@ from foveate.errors import UnsupportedError
 
 TAP = "foveate_tap"
 PACKED = "foveate_tap_of_flash_attention"
-"""As `TAP`, for a bias under a kernel that takes packed sequences at once: transformers looks for the word."""
-CHANNELS = 8  # kernels want head sizes in steps of 8
+"""As `TAP`, for a bias under a kernel that takes packed sequences at once. transformers looks for "flash" in the
+name.
+"""
+CHANNELS = 8  # kernels require head sizes in steps of 8
 
 AttentionHook = Callable[[Tensor, Tensor, float, Tensor], None]
-"""Called with the queries and the keys of all samples, (samples, heads, tokens, head size), the scaling of their
-product, and the values, (samples, key heads, tokens, size)."""
+"""Called with the queries, keys, scaling and values of all samples.
+
+Queries and keys are (samples, heads, tokens, head size), the scaling is that of their product, and values are (samples,
+key heads, tokens, size).
+"""
 
 MaskHook = Callable[[Tensor, Tensor, Any, Mapping[str, Any]], None]
 """Called with the queries, the keys, the mask and the options that the kernel gets."""
 
 
 Bias = Callable[[Tensor], Tensor]
-"""Of the keys that a kernel gets, (samples, heads, keys, head size), what is added to their logits: (samples or 1, 1,
-1, keys) float32."""
+"""Returns what to add to the logits of a kernel's keys.
+
+From keys, (samples, heads, keys, head size), to (samples or 1, 1, 1, keys) float32.
+"""
 
 
 class Tapped(NamedTuple):
-    """What one attention module attended with; see `AttentionHook`."""
+    """The queries, keys and scaling of one attention module's call; see `AttentionHook`."""
 
     queries: Tensor
     keys: Tensor
     scaling: float
 
     def sample(self, index: int) -> "Tapped":
-        """That of one sample: (heads, tokens, head size)."""
+        """Those of one sample: (heads, tokens, head size)."""
         return Tapped(self.queries[index], self.keys[index], self.scaling)
 
     def at(self, tokens: Tensor | slice) -> "Tapped":
-        """Some tokens of one sample."""
+        """Those of some tokens of one sample."""
         keys = self.keys[:, tokens]
         queries = self.queries[:, tokens] if self.queries is not self.keys else keys
         return Tapped(queries, keys, self.scaling)
@@ -55,7 +62,7 @@ class Tapped(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Config:
-    """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
+    """A module's config with the tap as its attention. Other modules and the masks keep the real config."""
 
     _real: Any
     _see: AttentionHook | None = None
@@ -69,17 +76,17 @@ class _Config:
 
 
 def is_tapped(config: Any) -> bool:
-    """Whether a module's config is one that something here has put in the place of its own."""
+    """True if a module's config was replaced by one of this file."""
     return isinstance(config, _Config)
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    """Show queries and keys, and let the real kernel go on."""
+    """Show queries and keys to the hooks, then call the real kernel."""
     config: _Config = module.config
     real = config._real
     scaling = kwargs.get("scaling")
     if scaling is None:
-        scaling = query.shape[-1] ** -0.5  # 1 / √(head size), what kernels take by default
+        scaling = query.shape[-1] ** -0.5  # 1 / √(head size), the default of kernels
     if config._see is not None:
         config._see(query, key, scaling, value)
     if config._see_mask is not None:
@@ -108,11 +115,11 @@ def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_ma
 def _in_channels(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of a kernel that adds no bias, with channels more: q · k is larger by bias / scaling.
+    """Extend queries, keys and values with channels, for a kernel without a bias: q · k grows by bias / scaling.
 
-    As a number of few bits the bias has a large part, and in a second channel what that leaves.
+    In low precision the bias is split: a large part in one channel, and the remainder in a second one.
     """
-    # -inf times the zeros of other channels would be nan; in half precision the least number is still far below all.
+    # Clamp, because -inf times 0 is nan in padded channels. −3e4 fits half precision and is far below every logit.
     wanted = (bias / scaling).clamp(min=-3e4).transpose(-1, -2)  # (samples or 1, 1, keys, 1)
     large = wanted.to(key.dtype)
     small = (wanted - large.float()).to(key.dtype)
@@ -125,14 +132,14 @@ def _in_channels(
 
 @functools.cache
 def _eager_of(forward: Callable[..., Any]) -> Any:
-    """What an attention's forward falls back to: Llama 4's tower has another function than its decoder."""
+    """The function that an attention's forward falls back to. Llama 4's tower has another one than its decoder."""
     forward = inspect.unwrap(forward)
     names = [name for name in forward.__code__.co_names if name.endswith("eager_attention_forward")]
     return forward.__globals__.get((names or ["eager_attention_forward"])[0])
 
 
 def tap(patches: Patcher, module: nn.Module, see: AttentionHook, see_mask: MaskHook | None = None) -> None:
-    """Call `see` whenever this attention module runs, until the patcher restores it; its output stays what it was.
+    """Call `see` whenever this attention module runs, until the patcher restores it. Its output does not change.
 
     A module may be called several times, once for each of its packed sequences.
     """
@@ -141,9 +148,9 @@ def tap(patches: Patcher, module: nn.Module, see: AttentionHook, see_mask: MaskH
 
 
 def add_bias(patches: Patcher, module: Any, bias: Bias) -> None:
-    """Add to the logits of an attention module's keys whenever it runs, until the patcher restores it.
+    """Add a bias to the logits of an attention module's keys whenever it runs, until the patcher restores it.
 
-    Kernels that take a mask get it as one; others as channels of queries and keys.
+    Kernels that take a mask get it as a mask; others get it as channels of queries and keys.
     """
     name = PACKED if "flash" in str(module.config._attn_implementation) else TAP
     AttentionInterface.register(name, _attend)
@@ -154,31 +161,31 @@ def add_bias(patches: Patcher, module: Any, bias: Bias) -> None:
 
 
 class Segments:
-    """Packed sequences that attend to themselves alone, those of one length in one call of the kernel.
+    """Packed sequences that attend only to themselves; all sequences of one length run in one call of the kernel.
 
-    Lengths 4 2 4 are two calls: one of the first and the third sequence, one of the second.
+    Lengths 4 2 4 are two calls: one for the first and third sequence, one for the second.
 
     Args:
-        ends: Where they end, 0 in front, (segments + 1,), on the host.
-        device: Where the rows are.
+        ends: Where sequences end, with a leading 0, (segments + 1,), on the host.
+        device: The device of the rows.
     """
 
     def __init__(self, ends: Tensor, device: torch.device) -> None:
         self.whole = ends[[0, -1]]
-        """The ends of all rows as one sequence."""
+        """The ends of all rows as a single sequence."""
         starts, lengths = ends[:-1].long(), ends.diff()
         counts = sorted(set(lengths.tolist()))
         groups = [starts[lengths == count, None] + torch.arange(count) for count in counts]
         self._count = len(lengths)
-        self._places: list[Tensor] = []  # (segments, rows) of each length; none where all have one
+        self._places: list[Tensor] = []  # (segments, rows) for each length; empty if all lengths are equal
         if len(groups) > 1:
+            # Lengths 2 1 2: rows in the order of the calls are 2 | 0 1 3 4, and `_back` is 1 2 0 3 4.
             order = torch.cat([places.flatten() for places in groups])
             self._places = [send(places, device) for places in groups]
             self._back = send(order.argsort(), device)
 
     def attend(self, kernel: Callable[..., Any], *states: Tensor) -> Tensor:
-        """What the kernel makes of queries, keys and values of all rows, each (1, heads, rows, size): (1, rows, heads,
-        size)."""
+        """Run the kernel on queries, keys and values, each (1, heads, rows, size): (1, rows, heads, size)."""
         heads = [state[0] for state in states]
         if not self._places:
             together = [state.view(len(state), self._count, -1, state.shape[-1]).transpose(0, 1) for state in heads]
@@ -189,18 +196,18 @@ class Segments:
 
 
 def segments_of(ends: Iterable[Tensor], device: torch.device) -> dict[int, Segments]:
-    """Where sequences end, by the id of the tensor on the host that says so; of those that name two or more."""
+    """Segments of each tensor of ends that is on the host and has two or more sequences, by the tensor's id."""
     return {id(each): Segments(each, device) for each in ends if each.device.type == "cpu" and len(each) > 2}
 
 
 def attend_at_once(patches: Patcher, attentions: Iterable[Any], segments: Mapping[int, Segments]) -> None:
     """Let attention modules of a packed tower call SDPA once for all sequences of one length, with the same bits.
 
-    Modules that are tapped or biased, or whose forward somebody stands around, go on calling it for each, and so does
-    every other kernel.
+    Modules that are tapped, biased or wrapped by others still call it for each sequence, and so does every other
+    kernel.
 
     Args:
-        attentions: They are handed where sequences end by the name `cu_seqlens`.
+        attentions: Modules that get the ends of sequences as `cu_seqlens`.
         segments: See `segments_of`.
     """
     if not segments:
@@ -225,13 +232,13 @@ def attend_at_once(patches: Patcher, attentions: Iterable[Any], segments: Mappin
 
 
 def run_unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call `see` with what an attention module attends with where RoPE turns nothing, then let it run as it is called.
+    """Call `see` with an attention module's queries and keys without RoPE, then run the module as it was called.
 
     Raises:
-        UnsupportedError: If it has RoPE that its arguments do not tell.
+        UnsupportedError: If it has RoPE that its arguments do not show.
     """
     config = module.config
-    while isinstance(config, _Config):  # taps of others see the run as it is called
+    while isinstance(config, _Config):  # other taps must see only the second run, with RoPE
         config = config._real
     plain_args, plain_kwargs = (
         [_turning_nothing(one) for one in args],
@@ -248,10 +255,10 @@ def run_unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *
 
 
 def unturning(layer: nn.Module, tables: Any) -> Any:
-    """What a decoder layer is handed in the place of these tables, so that RoPE turns nothing.
+    """Replace a decoder layer's RoPE tables by ones that do not rotate.
 
     Raises:
-        UnsupportedError: If its attention has RoPE that they do not tell.
+        UnsupportedError: If its attention has RoPE that these tables do not show.
     """
     plain = _turning_nothing(tables)
     if plain is tables:
@@ -260,17 +267,17 @@ def unturning(layer: nn.Module, tables: Any) -> Any:
 
 
 def _refuse_untold(attention: Any) -> None:
-    """Refuse an attention with RoPE whose arguments do not tell it."""
+    """Refuse an attention with RoPE whose arguments do not contain it."""
     code = inspect.getsource(type(attention).forward)
     if any(word in code for word in ("rotary", "rope", "freqs")):
         raise UnsupportedError(
-            f"foveate cannot read the keys of {type(attention).__name__} before RoPE: its arguments hold no tables. "
+            f"foveate cannot read the keys of {type(attention).__name__} before RoPE: its arguments have no tables. "
             "Use a method that reads no keys."
         )
 
 
 def _turning_nothing(argument: Any) -> Any:
-    """RoPE's tables, a pair (cos, sin) or complex numbers, as of position 0; anything else as it is."""
+    """Replace RoPE's tables, (cos, sin) or complex numbers, by those of position 0. Other arguments are unchanged."""
     if isinstance(argument, Tensor) and argument.is_complex():
         return torch.ones_like(argument)
     if isinstance(argument, tuple | list) and len(argument) == 2:
@@ -284,7 +291,7 @@ def _turning_nothing(argument: Any) -> Any:
 
 
 def attention_of(layer: nn.Module) -> Any:
-    """The module of a decoder layer that attends; None where none does, or several do."""
+    """The module of a decoder layer that attends. None if there is none, or more than one."""
     usual = getattr(layer, "self_attn", None)
     if usual is not None:
         return usual
@@ -296,13 +303,13 @@ def attention_of(layer: nn.Module) -> Any:
 
 @contextmanager
 def tapped_layer(layer: Any, see: AttentionHook) -> Iterator[None]:
-    """Call `see(queries, keys, scaling, values)` with what a decoder layer's attention is about to attend with.
+    """Call `see(queries, keys, scaling, values)` before a decoder layer's attention runs its kernel.
 
     Raises:
-        UnsupportedError: If probabilities depend on more than that.
+        UnsupportedError: If attention probabilities depend on more than these.
     """
     attention = attention_of(layer)
-    # A sink, as gpt-oss has, takes a share of every row that queries and keys do not tell.
+    # An attention sink, as in gpt-oss, takes a share of every row that queries and keys do not show.
     if attention is None or hasattr(attention, "sinks"):
         raise unreadable(attention or layer)
     with Patcher() as patches:
@@ -311,35 +318,35 @@ def tapped_layer(layer: Any, see: AttentionHook) -> Iterator[None]:
 
 
 PICKED = "prev_topk_indices"
-"""What a layer is handed that picks keys by the index of a layer before it."""
+"""Argument of a layer that uses the keys picked by an earlier layer's index."""
 
 
 def takes_index(layer: nn.Module) -> bool:
-    """Whether a decoder layer is handed what a layer before it has picked by its index."""
+    """True if a decoder layer gets the keys picked by an earlier layer's index."""
     return PICKED in inspect.signature(type(layer).forward).parameters
 
 
 def every_slot(rows: int, slots: int, hidden: Tensor) -> Tensor:
-    """What rows pick that pick all slots, (samples, rows, slots) int32."""
+    """Picks of rows that attend to all slots, (samples, rows, slots) int32."""
     every = torch.arange(slots, dtype=torch.int32, device=hidden.device)
     return every.expand(len(hidden), rows, -1)
 
 
 class _Enough(Exception):
-    """Queries and keys are there; the rest of the attention need not run."""
+    """Raised to stop an attention when its queries and keys are known."""
 
 
 def queries_and_keys_of(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str, Any]) -> Tapped:
-    """`Family.queries_and_keys` as the layer itself makes them: it may norm, or leave RoPE out, in ways of its own.
+    """`Family.queries_and_keys` as computed by the layer itself, which may have special norms, or leave RoPE out.
 
     Args:
-        layer: The decoder layer; its own forward runs up to where it attends.
-        hidden: Its input, as it takes it.
-        queries: Rows whose queries are wanted, (samples, …) int64.
-        given: What else it gets, by name; neither a mask nor a cache.
+        layer: The decoder layer. Its own forward runs up to its attention.
+        hidden: Its input.
+        queries: Rows whose queries are needed, (samples, …) int64.
+        given: Its other arguments by name, without mask and cache.
     """
     heads = list[Tapped]()
-    places = queries[:, None, :, None]  # (samples, 1, …, 1): the same for all heads and numbers
+    places = queries[:, None, :, None]  # (samples, 1, …, 1): broadcast over heads and head size
 
     def note(query: Tensor, key: Tensor, scaling: float, _: Tensor) -> None:
         asking = take_along(query, places, dim=2)
@@ -347,7 +354,7 @@ def queries_and_keys_of(layer: Any, hidden: Any, queries: Tensor, given: Mapping
         raise _Enough
 
     mask = None
-    if takes_index(layer) or any(map(keeps_index, layer.modules())):  # whose scores are masked, and which keep all
+    if takes_index(layer) or any(map(keeps_index, layer.modules())):  # an index needs a mask; let it pick all keys
         rows = hidden.shape[1]
         mask = hidden.new_ones(len(hidden), 1, rows, rows, dtype=torch.bool)
         if takes_index(layer):
@@ -360,7 +367,7 @@ def queries_and_keys_of(layer: Any, hidden: Any, queries: Tensor, given: Mapping
 
 
 def unreadable(attention: Any) -> UnsupportedError:
-    """The refusal to read an attention whose queries and keys are made, or used, in an unknown way."""
+    """The error for an attention whose queries and keys are made, or used, in an unknown way."""
     return UnsupportedError(
         f"foveate cannot read the attention of {type(attention).__name__}: the way it attends is not known. "
         "Override queries_and_keys in the family, or use a method that reads no attention (V2Drop)."

@@ -1,8 +1,8 @@
-"""Blocks of a vision tower on some of its rows: these leave before one block, and all are there wherever it is read.
+"""Thinning: run late blocks of a vision tower on some of its rows, and restore all rows wherever the tower is read.
 
-No code of a model changes: only blocks' `forward` is wrapped, and kept rows count in attention as so many as they stand
-for. Between places where the tower is read, a block hands on what it was given, and the kept rows go from wrapper to
-wrapper.
+The model's code does not change. Only the blocks' `forward` is wrapped, and each kept row counts in attention as many
+times as the rows it stands for. Between the places where the tower is read, a block returns its input unchanged, and
+the kept rows pass from wrapper to wrapper.
 """
 
 import itertools
@@ -29,19 +29,19 @@ from foveate.families.vision import blocks
 
 
 class Thinner(Protocol):
-    """Says which rows run: what the engine hands a family."""
+    """Decides which rows run. The engine passes it to a family."""
 
     def first(self, blocks: int) -> int:
-        """The block before which rows leave, of so many that are read."""
+        """The block before which rows leave, given the number of blocks that are read."""
         ...
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
-        """Which rows of each segment stay, (rows, width) each in raster order, and which the others go with."""
+        """Select the rows of each segment that stay, (rows, width) in raster order, and assign others to them."""
         ...
 
 
 class _Plan(NamedTuple):
-    """Which rows of a call run: (kept,) of packed rows, (pictures, kept) of a batch; the rest as in `core.thin`."""
+    """The rows of a call that run: (kept,) if packed, (images, kept) for a batch. For the rest see `core.thin`."""
 
     kept: Tensor
     parent: Tensor
@@ -49,14 +49,16 @@ class _Plan(NamedTuple):
 
 
 def is_compiled(module: Any) -> bool:
-    """Whether a module is compiled, so that what is put in its forward's place is not called."""
+    """True if a module is compiled, so that a replacement of its forward would not be called."""
     return getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
 
 
 @contextmanager
 def running_thin(tower: Tower, thinner: Thinner) -> Iterator[list[Cut]]:
-    """While the context lasts, late blocks of the tower run on some rows; answers which of each segment, a CLS apart,
-    in raster order, and which of these the others went with.
+    """While the context lasts, run late blocks of the tower on some rows.
+
+    Yields the cut of each segment, in raster order without a CLS: which rows ran, and which of them the others were
+    assigned to.
 
     Raises:
         UnsupportedError: If its blocks are compiled.
@@ -75,15 +77,15 @@ class _ThinRun:
     layout: TowerLayout | None = None
     plan: _Plan | None = None
     before: Tensor = field(init=False)
-    """All rows in front of the first block that runs on some."""
+    """All rows before the first block that runs on some of them."""
     handed_on: Tensor = field(init=False)
-    """What the block that ran last has answered: nothing else may reach the next one."""
+    """The output of the block that ran last. The next block must get exactly this tensor."""
     short: Tensor = field(init=False)
-    """The kept rows behind the last block that ran."""
+    """The kept rows after the last block that ran."""
     log_sizes: Tensor = field(init=False)
-    """Of the block that runs: (kept,) or (pictures, kept)."""
+    """Logarithms of the sizes in the running block: (kept,) or (images, kept)."""
     asked: int = 0
-    """Packed rows of this block whose sizes a kernel has asked for."""
+    """Packed rows of this block whose sizes a kernel has already requested."""
     memo: Memo = field(default_factory=Memo)
 
     def attach(self, patches: Patcher) -> None:
@@ -99,7 +101,7 @@ class _ThinRun:
         else:
             patches.wrap(tower.module, "forward", self._note_layout)
         for at, block in enumerate(tower.blocks[first:], first):
-            if at > max(tower.read):  # nobody reads what it makes
+            if at > max(tower.read):  # its output is not read
                 patches.wrap(block, "forward", lambda original, hidden, *_, **__: hidden)
                 continue
             patches.wrap(block, "forward", partial(self._run, at, at == first))
@@ -115,13 +117,13 @@ class _ThinRun:
             self.before = self.handed_on = self.short = self.log_sizes = torch.empty(0)
 
     def _run(self, at: int, is_first: bool, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """A block, on the kept rows; its output is full where somebody reads it."""
+        """Run a block on the kept rows. Its output has all rows if it is read."""
         hidden, args = (args[0], args[1:]) if args else (kwargs.pop(next(iter(kwargs))), ())
         if is_first and self.layout is not None:
             is_flash = "flash" in str(self.tower.attentions[at].config._attn_implementation)
             if is_flash and _ends_in(kwargs) is None and kwargs.get("position_ids") is not None:
-                # As of Pixtral's in transformers 5.16: with the rows that leave, ends would be lost.
-                raise _refusal(self.tower, "its kernel is told by position ids where pictures end")
+                # As in Pixtral with transformers 5.16. With the rows that leave, ends would be lost.
+                raise _refusal(self.tower, "its kernel finds the ends of pictures by position ids")
             self.before = self.handed_on = hidden
             self.plan = self._plan(self.layout, hidden, [*args, *kwargs.values()])
             self.short = take_along(hidden, self.plan.kept[..., None], dim=-2)
@@ -139,7 +141,7 @@ class _ThinRun:
                 self.tower, f"a block does not run on some of them ({str(error).splitlines()[0]})"
             ) from error
         if not isinstance(self.short, Tensor):
-            raise _refusal(self.tower, "its blocks answer more than rows")
+            raise _refusal(self.tower, "its blocks return more than rows")
         if at not in self.tower.read:
             return hidden
         place = self.short.device
@@ -156,13 +158,13 @@ class _ThinRun:
             cls = layout.cls if grid is None else hidden.shape[1] - grid[0] * grid[1]
             return self._plan_batch(hidden, grid, cls, _valid_keys(arguments, hidden.shape[1]))
         if hidden.shape[:-1].numel() != sum(lengths) or layout.cls:
-            raise _refusal(self.tower, "how its rows stand in pictures is not known")
+            raise _refusal(self.tower, "it is not known which rows belong to which picture")
         packed = hidden if hidden.dim() == 2 else hidden[0]
         raster = send(layout.raster, hidden.device) if layout.raster is not None else None
         in_order = packed if raster is None else packed[raster]
         cut = join(self._thin(torch.split(in_order, list(lengths)), layout.grids))
         index, parent = cut.source, cut.parent
-        if raster is not None:  # into the order in which rows stand: places in `kept` move with them
+        if raster is not None:  # from raster order back to the tower's order; `parent` follows the new places in `kept`
             index, order = raster[index].sort()
             parent = torch.zeros_like(parent).scatter(0, raster, order.argsort()[parent])
         plan = _Plan(index, parent, sizes(parent, len(index)))
@@ -171,7 +173,7 @@ class _ThinRun:
         return plan
 
     def _plan_batch(self, hidden: Tensor, grid: Grid | None, cls: int, valid: Tensor | None) -> _Plan:
-        """Of pictures in a batch, with so many rows in front of a picture's."""
+        """The plan for images in a batch, with `cls` rows in front of each image's patches."""
         patches = hidden[:, cls:]
         if valid is None:
             cuts = self._thin(patches.unbind(), [grid] * len(patches))
@@ -179,16 +181,16 @@ class _ThinRun:
         else:
             plans = self._plan_padded(patches, valid[:, cls:].expand(len(patches), -1), grid)
         kept, parent, counted = _rectangular(plans)
-        if cls:  # stays, stands for itself, and nobody goes with it
+        if cls:  # a CLS stays, has size 1, and no row is assigned to it
             own = torch.arange(cls, device=kept.device).expand(len(kept), -1)
             kept, parent = torch.cat((own, kept + cls), dim=1), torch.cat((own, parent + cls), dim=1)
             counted = torch.cat((torch.ones_like(own, dtype=counted.dtype), counted), dim=1)
         return _Plan(kept, parent, counted)
 
     def _plan_padded(self, patches: Tensor, valid: Tensor, grid: Grid | None) -> list[_Plan]:
-        """Of each of several pictures with padding.
+        """The plan for each of several images with padding.
 
-        Padding is neither kept nor counted. A picture of padding alone is taken for one without.
+        Padding is neither kept nor counted. An image that is all padding is treated as one without padding.
         """
         valid = valid | ~valid.any(dim=1, keepdim=True)
         places, rectangles = list[Tensor](), list[Grid | None]()
@@ -209,7 +211,7 @@ class _ThinRun:
         return plans
 
     def _thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut]:
-        """Which rows of each segment run, and which of these each row goes with, of which note is taken."""
+        """Select the rows of each segment that run, assign the others to them, and record both."""
         cuts = []
         for rows, cut in zip(segments, self.thinner.thin(segments, grids), strict=True):
             every = torch.arange(len(rows), device=rows.device)
@@ -233,20 +235,20 @@ class _ThinRun:
         if are_ends:
             stays = torch.zeros(rows, dtype=torch.bool, device=value.device).index_fill(0, index.flatten(), True)
             return ends_of_left(value, stays)
-        if value.dim() == 4 and value.shape[-1] == rows:  # a mask: (pictures or 1, 1, queries or 1, keys)
+        if value.dim() == 4 and value.shape[-1] == rows:  # a mask: (images or 1, 1, queries or 1, keys)
             if value.shape[-2] == rows:
                 value = take_along(value, index[:, None, :, None], dim=-2)
             return take_along(value, index[:, None, None, :], dim=-1)
-        if value.dim() == 2 and not value.is_floating_point() and value.shape[-1] == rows:  # (pictures, keys)
+        if value.dim() == 2 and not value.is_floating_point() and value.shape[-1] == rows:  # (images, keys)
             return take_along(value, index, dim=-1)
         if value.dim() >= 2 and value.shape[-2] == rows:  # tables of positions
             return take_along(value, index[..., None], dim=-2)
         if rows in value.shape:
-            raise _refusal(self.tower, f"its blocks get a tensor of shape {tuple(value.shape)}, which is not known")
+            raise _refusal(self.tower, f"its blocks get an unknown tensor of shape {tuple(value.shape)}")
         return value
 
     def _sizes_for(self, kwargs: Mapping[str, Any]) -> Tensor:
-        """How many rows each kept one stands for in this block: of its own segment, which may be a window."""
+        """Number of rows that each kept row stands for in this block, within its segment, which may be a window."""
         assert self.plan is not None
         assert self.layout is not None
         plan, of_layout, ends = self.plan, list(self.layout.lengths or ()), _ends_in(kwargs)
@@ -260,28 +262,28 @@ class _ThinRun:
         return self.memo.once(between, "sizes", ends)
 
     def _bias(self, keys: Tensor) -> Tensor:
-        """What is added to the logits of these keys: the logarithms of what they stand for."""
+        """The bias of these keys: the logarithms of the rows they stand for."""
         count = keys.shape[2]
         log_sizes = self.log_sizes.to(keys.device)
         if log_sizes.dim() == 2:
             return log_sizes[:, None, None]
-        start, self.asked = self.asked, self.asked + count  # a kernel may get one segment after the other
+        start, self.asked = self.asked, self.asked + count  # a kernel may get one segment at a time
         return log_sizes[None, None, None, start : start + count]
 
 
 def _refusal(tower: Tower, why: str) -> UnsupportedError:
-    """Why rows cannot leave inside a tower."""
+    """The error for a tower inside which rows cannot leave."""
     name = type(tower.module).__name__
-    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Use one that drops behind it.")
+    return UnsupportedError(f"Rows cannot leave inside the vision tower {name}: {why}. Drop after the tower instead.")
 
 
 def _ends_in(kwargs: Mapping[str, Any]) -> Any:
-    """Where sequences end, among a block's arguments; None where none tells."""
+    """The tensor of sequence ends among a block's arguments. None if there is none."""
     return next((value for name, value in kwargs.items() if name.startswith("cu_")), None)
 
 
 def _rectangular(pictures: Sequence[_Plan]) -> _Plan:
-    """The plans of several pictures as one; a shorter list of kept rows repeats its first one, of size 0."""
+    """Join the plans of several images. A shorter list of kept rows is padded with its first row, of size 0."""
     most, evened = max(len(kept) for kept, _, _ in pictures), []
     for kept, parent, counted in pictures:
         if few := most - len(kept):
@@ -291,9 +293,9 @@ def _rectangular(pictures: Sequence[_Plan]) -> _Plan:
 
 
 def _valid_keys(arguments: Sequence[Any], rows: int) -> Tensor | None:
-    """Which rows are no padding, (pictures, rows) bool, by the mask among a block's arguments; None: all.
+    """Mark the rows that are not padding, (images, rows) bool, by the mask among a block's arguments. None: all.
 
-    Where a mask says more, as that pictures see themselves alone, rows are packed.
+    A mask that says more, such as which image a row belongs to, occurs only with packed rows.
     """
     for value in arguments:
         if not isinstance(value, Tensor) or value.shape[-1:] != (rows,):
@@ -312,11 +314,10 @@ def _valid_keys(arguments: Sequence[Any], rows: int) -> Tensor | None:
 
 
 def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-    """`Family.encode_subset` of a tower that needs all patches: no block runs on the rows of those that leave.
+    """`Family.encode_subset` for a tower that needs all patches: no block runs on the rows of dropped patches.
 
-    They come back behind the last block, and then the tokens leave that are made of them alone.
-
-    A unit is a token's patches, or one patch where tokens are pooled.
+    These rows are restored after the last block. Then the tokens made only of them are dropped. A unit is a token's
+    patches, or one patch if tokens are pooled.
     """
     tower, config = family.tower_parts(modality, run, inputs), family.model.config
     side, size = family.block(config), config.vision_config.patch_size
@@ -326,7 +327,7 @@ def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer
     if all(cut is None for cut in cuts):
         return run(), cuts
     stays = units_left(views, cuts)
-    del views  # pixels in float32, which need not live beside the tower
+    del views  # frees the float32 pixels before the tower runs
     tokens = family.tokens_left(modality, stays, inputs)
     leaving = _Leaving(side, list(itertools.chain(*stays)), tokens, reducer.lengths)
     with running_thin(tower, leaving) as reducer.ran:
@@ -335,7 +336,7 @@ def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer
 
 
 def units_left(views: Sequence[PixelView], cuts: Sequence[Cut | None]) -> list[Tensor]:
-    """Which units of each image stay, (pictures, rows, columns) bool on the host, which asks the device once."""
+    """Mark the units of each image that stay, (images, rows, columns) bool on the host, with one host sync."""
     masks = []
     for view, cut in zip(views, cuts, strict=True):
         stays = torch.ones(len(view), dtype=torch.bool, device=view.device)
@@ -345,7 +346,7 @@ def units_left(views: Sequence[PixelView], cuts: Sequence[Cut | None]) -> list[T
 
 
 def _pixel_view(family: Any, pictures: Tensor, side: int) -> PixelView:
-    """Pictures, (pictures, channels, height, width), by units of so many pixels; those that fill none are left out."""
+    """Split images, (images, channels, height, width), into units of `side` pixels, and leave out incomplete units."""
     rows, columns = (length // side for length in pictures.shape[2:])
     filled = pictures[..., : rows * side, : columns * side].float().permute(0, 2, 3, 1)
     units = blocks(filled, side).view(len(pictures), rows, columns, -1)
@@ -354,12 +355,12 @@ def _pixel_view(family: Any, pictures: Tensor, side: int) -> PixelView:
 
 @dataclass(slots=True, eq=False)
 class _Leaving:
-    """Says which rows of the tower run, as a `Thinner`, and then which tokens are left, as a `Reducer`.
+    """Decides which rows of the tower run, as a `Thinner`, and then which tokens are left, as a `Reducer`.
 
     Attributes:
-        side: Patches of a unit's side.
-        pictures: Which units of each picture stay that the tower has not yet got, (rows, columns) bool on the host.
-        tokens: Which tokens of all images stay, newlines and the like apart, (tokens,) bool on the host.
+        side: Patches along a unit's side.
+        pictures: Which units stay of each image that the tower has not yet processed, (rows, columns) bool on the host.
+        tokens: Which tokens of all images stay, newlines and the like excluded, (tokens,) bool on the host.
         lengths: See `Reducer`.
     """
 
@@ -371,19 +372,19 @@ class _Leaving:
     reads = ()
 
     def first(self, blocks: int) -> int:
-        """Before which block rows leave."""
+        """The block before which rows leave: the first one."""
         return 0
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
-        """Which rows of each picture run, one at least, and the nearest of these for each other row."""
+        """Select the rows of each image that run, at least one, and the nearest of these for each other row."""
         cuts: list[Cut | None] = []
         for rows, grid in zip(segments, grids, strict=True):
             stays = self.pictures.pop(0).repeat_interleave(self.side, 0).repeat_interleave(self.side, 1)
-            # What fills no unit runs, and what is padding is not there.
+            # Patches that fill no unit run. Padding is not among the rows.
             tall, wide = (cells - there for cells, there in zip(grid or stays.shape, stays.shape, strict=True))
             stays = pad(stays, (0, wide, 0, tall), value=True).flatten()
             if len(stays) != len(rows):
-                raise UnsupportedError("Patches cannot leave before the tower where a padded picture is no rectangle.")
+                raise UnsupportedError("Patches cannot leave before the tower if a padded picture is no rectangle.")
             stays[0] |= ~stays.any()
             kept = send(stays.nonzero()[:, 0], rows.device)
             cuts.append(None if len(kept) == len(rows) else Cut.join(kept, nearest(rows, kept)))

@@ -1,4 +1,4 @@
-"""InternVL3, SmolVLM and Idefics3: square tiles and one of the whole picture, s x s patches a token, 1-D RoPE."""
+"""InternVL3, SmolVLM and Idefics3: square tiles and one tile of the whole image, s x s patches a token, 1-D RoPE."""
 
 import inspect
 import itertools
@@ -18,17 +18,17 @@ from foveate.families.placing import replace_images
 from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, Taps
 from foveate.families.vision import IMAGENET, blocks, grid_boxes, smaller
 
-THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
+THUMBNAIL = 32  # side, in pixels, of the thumbnails from which the layout of an image's tiles is found
 
 
 class Tiled(Family):
-    """A family whose tower sees tiles, and whose projector makes one token of a block of patches.
+    """A family whose tower processes tiles, and whose projector makes one token from a block of patches.
 
-    An image with all of its tiles is one item. Tiles carry no place. The last tile shows the whole picture: the mosaic
-    that looks most like it is the one the tiles make.
+    An image with all of its tiles is one item. Tiles carry no place. The last tile shows the whole image, and the
+    layout of the other tiles is the one that looks most like it.
 
     Attributes:
-        projector: Where the core keeps what makes tokens of blocks of patches.
+        projector: Path in the core of the module that makes tokens from blocks of patches.
     """
 
     tiled: ClassVar[bool] = True
@@ -38,7 +38,7 @@ class Tiled(Family):
 
     @classmethod
     def side(cls, config: Any) -> int:
-        """Tokens of a tile's side."""
+        """Tokens along a tile's side."""
         return side_of(config) // cls.block(config)
 
     @classmethod
@@ -52,11 +52,11 @@ class Tiled(Family):
         return torch.split(tiles, [length // tokens for length in reducer.lengths(len(tiles) * tokens)])
 
     def form(self, features: Tensor, inputs: Inputs) -> Any:
-        """Features of all tiles, (tiles, tokens, width), in the form the model makes them."""
+        """Features of all tiles, (tiles, tokens, width), in the form in which the model makes them."""
         return features
 
     def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
-        """Thumbnails are enough to tell which mosaic the tiles make."""
+        """As in the base class, with pixels reduced to thumbnails, which are enough to find the layout of the tiles."""
         pixels = inputs["pixel_values"].detach()  # (…, channels, rows, columns)
         small = adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
         small = small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)
@@ -65,7 +65,7 @@ class Tiled(Family):
     @classmethod
     def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         side = cls.side(config)
-        tokens = side**2  # of a tile
+        tokens = side**2  # tokens in a tile
         counts = [length // tokens for length in lengths]
         tiles = cls.tiles(inputs)
         if sum(counts) != len(tiles) or any(length % tokens for length in lengths):
@@ -76,7 +76,7 @@ class Tiled(Family):
     @classmethod
     def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
         side = cls.side(config)
-        tokens = side**2  # of a tile
+        tokens = side**2  # tokens in a tile
         if any(length % tokens for length in lengths):
             return None
         return [((side, side),) * (length // tokens) for length in lengths]
@@ -88,8 +88,7 @@ class Tiled(Family):
             yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """Every tile of a call gets the same size. The tower spreads its position embeddings over the patches there
-        are."""
+        """As in the base class. All tiles of a call get one size. The tower interpolates position embeddings."""
         config, pixels = self.model.config, self.tiles(inputs)
         side, block = self.side(config), self.block(config)
         lengths = reducer.lengths(len(pixels) * side**2)
@@ -98,7 +97,7 @@ class Tiled(Family):
         coarse = reducer.coarsen(grids, lengths[0], 0)
         if coarse == grids:
             return run(), [None] * len(lengths)
-        # Whole tokens of whole patches.
+        # Rows and columns of patches, for whole tokens.
         rows, columns = (cells * block for cells in coarse[0])
         patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
         pixels = smaller(pixels, rows * patch, columns * patch).to(self.core.dtype)
@@ -116,7 +115,7 @@ class Tiled(Family):
 
     @classmethod
     def pictures_of(cls, config: Any, size: int) -> int:
-        """A picture is a tile."""
+        """As in the base class. An image to the tower is a tile."""
         return pictures_in(size, cls.side(config) ** 2)
 
 
@@ -127,8 +126,8 @@ def block_means(patches: Tensor, block: int) -> Tensor:
 
 
 def runs(mask: Tensor) -> list[list[tuple[int, int]]]:
-    """Where the runs of True begin and end in each row of (samples, columns): 0 1 1 0 1 has (1, 3) and (4, 5)."""
-    # With a 0 before and behind, 0 1 1 0 1 has the differences 0 1 0 −1 1 −1: 1 where a run begins, −1 behind its end.
+    """Begin and end of the runs of True in each row of (samples, columns): 0 1 1 0 1 has (1, 3) and (4, 5)."""
+    # Padded with zeros, 0 1 1 0 1 has the differences 0 1 0 −1 1 −1: 1 where a run begins, −1 after its end.
     edges = pad(mask.cpu().to(torch.int8), (1, 1)).diff()
     runs_of_rows = []
     for row in edges:
@@ -139,7 +138,7 @@ def runs(mask: Tensor) -> list[list[tuple[int, int]]]:
 
 
 def run_lengths(mask: Tensor) -> list[list[int]]:
-    """How long the runs of True are in each row of (samples, columns): 0 1 1 0 1 has 2 and 1."""
+    """Lengths of the runs of True in each row of (samples, columns): 0 1 1 0 1 has 2 and 1."""
     lengths = []
     for row in runs(mask):
         lengths.append([end - start for start, end in row])
@@ -147,9 +146,9 @@ def run_lengths(mask: Tensor) -> list[list[int]]:
 
 
 def mosaic(tiles: Tensor) -> Grid:
-    """Rows and columns in which the tiles of a picture stand, raster order, by the tile behind them that shows it all.
+    """Rows and columns of an image's tiles, in raster order, found by the last tile, which shows the whole image.
 
-    The mosaic that looks most like the whole, in squares of its pixels; of equals the one nearest to a square.
+    The layout that looks most like the whole image. Ties go to the one nearest to a square.
 
     Args:
         tiles: (tiles + 1, channels, pixels, pixels), float.
@@ -173,12 +172,12 @@ def mosaic(tiles: Tensor) -> Grid:
 
 
 def _boxes(side: int, tiles: Tensor) -> Tensor:
-    """Where the tokens of a picture's tiles look, (tokens, 4): the whole last, alone if there is one tile."""
+    """The region that each token of an image's tiles covers, (tokens, 4). The view of the whole image is last."""
     view = grid_boxes(side, side)
     if len(tiles) == 1:
         return view
     rows, columns = mosaic(tiles) if len(tiles) > 2 else (1, 1)
-    # Each tile's boxes, moved to its place in the mosaic and brought down to the picture's [0, 1]: x0, y0, x1, y1.
+    # Move each tile's boxes to its place in the layout, and scale them to the image's [0, 1]: x0, y0, x1, y1.
     sides = torch.tensor([columns, rows, columns, rows])
     parts = []
     for row in range(rows):
@@ -189,7 +188,7 @@ def _boxes(side: int, tiles: Tensor) -> Tensor:
 
 
 class InternVL(Tiled):
-    """Where things are inside `InternVLForConditionalGeneration`.
+    """The structure of `InternVLForConditionalGeneration`.
 
     A run of placeholders is an image with its tiles, or a frame of a video.
     """
@@ -214,19 +213,19 @@ class InternVL(Tiled):
 
 
 REAL = "foveate_real_tiles"
-"""Under which name it is remembered which tiles are no padding."""
+"""Name of the kept argument that says which tiles are not padding."""
 
 
 class SmolVLM(Tiled):
-    """Where things are inside `SmolVLMForConditionalGeneration`.
+    """The structure of `SmolVLMForConditionalGeneration`.
 
-    Features come sample by sample. A tile is a run of placeholders behind a tag of text that says its row and column;
-    an image ends with the run whose tag is that of the view of the whole. A frame of a video is such an image.
+    Features come sample by sample. A tile is a run of placeholders after a text tag with its row and column. An image
+    ends with the run whose tag is that of the whole view. A frame of a video is such an image.
     """
 
     model_type: ClassVar[str] = "smolvlm"
     title: ClassVar[str] = "SmolVLM"
-    closing_tokens: ClassVar[int] = 1  # the fence behind its last tile tells tiles from images
+    closing_tokens: ClassVar[int] = 1  # the fence after its last tile shows where an image ends
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"
     projector: ClassVar[str] = "connector.modality_projection"
@@ -237,7 +236,7 @@ class SmolVLM(Tiled):
         return int(config.scale_factor)
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
-        """`inputs_merger` answers embeddings: tokens are where the prompt has the placeholder's id or embedding."""
+        """As in the base class. `inputs_merger` returns embeddings, so tokens are found by their id or embedding."""
         if self.merger == "get_placeholder_mask":
             return super().vision_masks(placeholders, inputs)
         ids, embeds = inputs.get("input_ids"), inputs["inputs_embeds"]
@@ -250,23 +249,23 @@ class SmolVLM(Tiled):
         return [("image", mask)]
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
-        """Of a prompt that came as embeddings every tile is taken for an image, as its tags cannot be read."""
+        """As in the base class, by the tags. If the prompt came as embeddings, every tile counts as an image."""
         if ids is None:
             return run_lengths(mask)
-        ids, placed = torch.stack((ids, mask.to(ids))).cpu()  # waiting once
+        ids, placed = torch.stack((ids, mask.to(ids))).cpu()  # one host sync
         samples = zip(ids.tolist(), runs(placed), strict=True)
         return [_images(row, tiles) for row, tiles in samples]
 
     @classmethod
     def tiles(cls, inputs: Inputs) -> Tensor:
         pixels: Tensor = inputs["pixel_values"]
-        if pixels.dim() != 5:  # already (tiles, channels, rows, columns), and not by sample
+        if pixels.dim() != 5:  # already (tiles, channels, rows, columns), not grouped by sample
             return pixels
         real = inputs[REAL] if REAL in inputs else _real(pixels)
         return pixels[real]
 
     def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
-        """Also which tiles are no padding: that is read later, when there are no pixels to tell it from."""
+        """As in the base class, and which tiles are not padding, because pixels are not kept."""
         remembered = super().arguments_kept(inputs)
         pixels = inputs["pixel_values"]
         if pixels.dim() == 5 and REAL not in inputs:
@@ -281,8 +280,7 @@ class SmolVLM(Tiled):
 
 
 class Idefics3(SmolVLM):
-    """Where things are inside `Idefics3ForConditionalGeneration`: as SmolVLM, but its function that merges pictures
-    into text does not say where they are."""
+    """The structure of `Idefics3ForConditionalGeneration`: a SmolVLM whose merger does not show the vision tokens."""
 
     model_type: ClassVar[str] = "idefics3"
     title: ClassVar[str] = "Idefics3"
@@ -290,14 +288,14 @@ class Idefics3(SmolVLM):
 
 
 def _real(pixels: Tensor) -> Tensor:
-    """Which tiles are not all zeros, as those are that pad samples, (samples, tiles) bool: as the model finds them."""
+    """Mark the tiles that are not all zeros, as padding is, (samples, tiles) bool. The model does the same."""
     real = (pixels != 0).flatten(2).any(dim=2)
-    real[0, 0] |= ~real.any()  # where all are zeros, the first one counts
+    real[0, 0] |= ~real.any()  # if all tiles are zeros, the first one counts
     return real
 
 
 def _images(ids: list[int], tiles: list[tuple[int, int]]) -> list[int]:
-    """Vision tokens of each image of a sample, from its ids and where the runs of its tiles begin and end."""
+    """Vision tokens of each image of a sample, from its ids and the begin and end of each tile's run."""
     lengths = [end - start for start, end in tiles]
     if not tiles or tiles[-1][1] == len(ids):
         return lengths
@@ -305,22 +303,22 @@ def _images(ids: list[int], tiles: list[tuple[int, int]]) -> list[int]:
     images = [0]
     for length, tag in zip(lengths, tags, strict=True):
         images[-1] += length
-        if tag == tags[-1]:  # that of a view of the whole
+        if tag == tags[-1]:  # the tag of the whole view ends an image
             images.append(0)
     return images[:-1]
 
 
 def _tags(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, ...] | None]:
-    """The text that says what each tile is: what stands between a fence and the tile; None without a fence.
+    """The text tag of each tile: the ids between a fence and the tile. None if there is no fence.
 
-    A fence stands before every tag, and behind every image:
+    A fence comes before every tag, and after every image:
 
         <fence> <row_1_col_1> tile <fence> <row_1_col_2> tile <fence> <global-img> tile <fence>
     """
     fence = ids[tiles[-1][1]]
     tags: list[tuple[int, ...] | None] = []
     for (_, before), (start, _) in itertools.pairwise([(0, 0), *tiles]):
-        # Between the tile before, or the start of the prompt, and this one. The last fence there is this tile's.
+        # Search between the previous tile, or the start of the prompt, and this tile. The last fence is this tile's.
         fences = [at for at in range(before, start) if ids[at] == fence]
         tag: tuple[int, ...] | None = tuple(ids[fences[-1] + 1 : start]) if fences else None
         tags.append(tag)

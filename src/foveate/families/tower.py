@@ -1,4 +1,4 @@
-"""The run through a tower: what its layers show, patches merging inside it, tokens leaving before the projector."""
+"""Tower: read a vision tower's layers, merge patches inside it, and reduce tokens before the projector."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,23 +24,23 @@ Inputs = Mapping[str, Any]
 """The arguments of a call of the model, by name."""
 
 Run = Callable[..., Any]
-"""Calls a `get_*_features` of the core, with the arguments passed to it in the place of the call's own."""
+"""Calls a `get_*_features` function of the core. Arguments passed to it replace those of the original call."""
 
 Encoded = tuple[Any, list[Cut | None]]
-"""What such a call answers, and what became of each image's tokens; None: nothing."""
+"""The result of such a call, and the cut of each image's tokens. None: unchanged."""
 
 
 Grids = Sequence[tuple[Grid, ...]]
-"""Rows and columns of the token grids of each image or video, one behind the other: of its views, or frames."""
+"""Rows and columns of the token grids of each image or video, one for each view or frame, in order."""
 
 
 class Reducer(Protocol):
-    """Reduces a tower's tokens: what the engine hands a family.
+    """Reduces a tower's tokens. The engine passes it to a family.
 
     Attributes:
-        early: Whether `merge_early` wants the first layer's tokens.
-        reads: What `reduce` reads of the tower.
-        ran: Which rows of the tower ran, where `leave` has let some leave and come back.
+        early: True if `merge_early` needs the first layer's tokens.
+        reads: The signals of the tower that `reduce` reads.
+        ran: Which rows of the tower ran, if `leave` dropped some that were restored later.
     """
 
     early: bool
@@ -48,27 +48,30 @@ class Reducer(Protocol):
     ran: list[Any]
 
     def lengths(self, total: int, pieces: Sequence[int] = ()) -> Sequence[int]:
-        """Vision tokens of each image of a call that makes `total` in such pieces, as the prompt tells; of one, if
-        none was seen."""
+        """Vision tokens in each image of a call that makes `total` tokens in these pieces, according to the prompt.
+
+        If no prompt was seen, all tokens are one image.
+        """
         ...
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
-        """Which tokens of each image the tower shall make, of their pixels, ascending; None: all."""
+        """Select the tokens of each image that the tower makes, from their pixels, ascending. None: all."""
         ...
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
-        """Which patches of each image become one after the first layer, (patches, width) each; with the new rows.
+        """Merge patches of each image after the first layer, (patches, width) each. The cuts have the new rows.
 
-        All images of a call at once, as the host may have to wait for the device; so with `reduce`.
+        All images of a call are given at once, because the host may have to wait for the device. The same holds for
+        `reduce`.
         """
         ...
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
-        """What becomes of each image's tokens, of which the host knows how many are left; None: nothing."""
+        """The cut of each image's tokens, whose count the host knows. None: unchanged."""
         ...
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become (see `foveate.contract.stages.PixelStage`)."""
+        """The new token grids of an image's frames or views (see `foveate.contract.stages.PixelStage`)."""
         ...
 
 
@@ -79,7 +82,7 @@ def encoder_layers(tower: nn.Module, path: str = "encoder.layers") -> Any:
     """The tower's layers, wherever its class keeps its encoder.
 
     Raises:
-        UnsupportedError: If it has none of the usual kind.
+        UnsupportedError: If it has no layers under this path.
     """
     for name, module in tower.named_modules():
         if f".{name}".endswith(f".{path}") and isinstance(module, nn.ModuleList):
@@ -91,15 +94,15 @@ def encoder_layers(tower: nn.Module, path: str = "encoder.layers") -> Any:
 
 
 def feature_layers(config: Any, depth: int) -> list[int]:
-    """Which of the tower's `depth` layers the projector reads the output of: −2 of 24 is 22; by default the last.
+    """The layers, of the tower's `depth` layers, whose output the projector reads: −2 of 24 is 22. By default the last.
 
     Raises:
-        UnsupportedError: If it reads what goes into the first.
+        UnsupportedError: If the projector reads the input of the first layer.
     """
     setting = getattr(config, "vision_feature_layer", -1)
     states = [setting] if isinstance(setting, int) else list(setting)
     chosen = []
-    for state in states:  # 0 goes into the first layer, and l + 1 is what layer l makes
+    for state in states:  # state 0 is the input of the first layer, state l + 1 the output of layer l
         from_start = state + depth + 1 if state < 0 else state
         chosen.append(from_start - 1)
     if min(chosen) < 0:
@@ -111,16 +114,16 @@ def feature_layers(config: Any, depth: int) -> list[int]:
 
 
 def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] | None = None) -> int:
-    """Which block of a tower a signal is of.
+    """The block of a tower that a signal is read from.
 
     Args:
-        signal: Names it.
-        last: The last block that the projector reads the output of.
-        depth: Blocks of the tower.
-        seeing: Those that look at the whole picture, ascending; None: all.
+        signal: The signal, which names the block.
+        last: The last block whose output the projector reads.
+        depth: Number of blocks in the tower.
+        seeing: Blocks that attend to the whole image, ascending. None: all.
 
     Raises:
-        UnsupportedError: If the tower has no such block, or it looks through windows.
+        UnsupportedError: If the tower has no such block, or the block has window attention.
     """
     seeing = range(depth) if seeing is None else seeing
     if not seeing:
@@ -132,7 +135,7 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
         wanted = min(last + signal.layer, depth - 1)
         return max([block for block in seeing if block <= wanted], default=seeing[0])
     if signal.of is not None:
-        # Counted from 1 and halves up: the 9th of 24 blocks is the 12th of 32, and the 10th of 26.
+        # Counted from 1, halves rounded up: the 9th of 24 blocks is the 12th of 32, and the 10th of 26.
         wanted = (2 * (signal.block + 1) * depth + signal.of) // (2 * signal.of) - 1
         return min(seeing, key=lambda block: (abs(block - wanted), -block))
     if signal.block >= depth:
@@ -143,20 +146,21 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
     if signal.block not in seeing:
         raise UnsupportedError(
             f"{signal!r} is of block {signal.block}, which looks at windows of the picture in this vision tower, so "
-            f"that what it pays cannot be compared. Blocks {', '.join(map(str, seeing))} look at all of it."
+            f"its values cannot be compared. Blocks {', '.join(map(str, seeing))} look at all of it. Use one of these."
         )
     return signal.block
 
 
 @dataclass(frozen=True, slots=True)
 class TowerLayout:
-    """How the rows of a call stand in a tower.
+    """The layout of a call's rows in a tower.
 
     Attributes:
-        lengths: Rows of each segment where they are packed one behind the other; None: a picture a row of the batch.
-        grids: Rows and columns of each segment (of a batch: of all, one entry); None where they are on no grid.
-        cls: Rows in front of a picture's, in a batch on no grid.
-        raster: Which row stands at each place of the segments in raster order, (rows,) int64; None: they stand so.
+        lengths: Number of rows in each segment, if segments are packed in order. None: one image in each row of the
+            batch.
+        grids: Rows and columns of each segment. For a batch, one entry for all images. None entries: on no grid.
+        cls: For a batch on no grid, number of rows in front of an image's patches.
+        raster: The row at each place of the segments in raster order, (rows,) int64. None: rows are in raster order.
     """
 
     lengths: Sequence[int] | None
@@ -170,12 +174,12 @@ class Tower:
     """A vision tower in parts.
 
     Attributes:
-        module: What is given pixels.
+        module: The module that gets pixels.
         blocks: Its blocks, in order.
-        attentions: Each block's.
-        read: Blocks whose output is read by the projector.
-        layout: Of the arguments of a call of the module; or of the one call there is.
-        seeing: Blocks that look at the whole picture, ascending; None: all.
+        attentions: The attention of each block.
+        read: Blocks whose output the projector reads.
+        layout: Makes the layout from the arguments of a call of the module; or the layout of the only call.
+        seeing: Blocks that attend to the whole image, ascending. None: all.
         cls, keys_of: See `Taps`.
     """
 
@@ -189,7 +193,7 @@ class Tower:
     keys_of: "KeysOf | None" = None
 
     def taps(self, reads: Iterable[TowerSignal]) -> "Taps":
-        """Taps of the attention modules that signals are read of; raises as `block_of`."""
+        """Taps of the attention modules from which signals are read. Raises the errors of `block_of`."""
         last, depth = max(self.read), len(self.blocks)
         modules = {signal: self.attentions[block_of(signal, last, depth, self.seeing)] for signal in reads}
         return Taps(modules, self.cls, self.keys_of)
@@ -199,29 +203,32 @@ class Tower:
 
 
 KeysOf = tuple[str, Callable[[Any, Tensor], Iterable[Tensor]]] | Literal["unknown"]
-"""Which part of an attention module makes keys; and of the module and what that part answers, keys of each sample,
-(heads, tokens, head size). Where that is unknown, keys before RoPE are made by a second run of the attention."""
+"""How keys are made: the name of a part of the attention module, and a function of the module and that part's output.
+
+The function returns the keys of each sample, (heads, tokens, head size). If this is "unknown", keys before RoPE are
+made by a second run of the attention.
+"""
 
 
 class Taps:
-    """What attention modules of a tower attend with as they run, one sample behind the other.
+    """The queries and keys of a tower's attention modules as they run, sample by sample.
 
     Args:
-        modules: The module that each signal is read of; one may stand here several times.
-        cls: Whether the first token is a CLS.
-        keys_of: In a tower with RoPE, what makes keys: signals of keys are before RoPE.
+        modules: The module that each signal is read from. One module may occur several times.
+        cls: True if the first token is a CLS.
+        keys_of: In a tower with RoPE, how keys are made, because signals of keys are before RoPE.
     """
 
     def __init__(self, modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: KeysOf | None = None) -> None:
         self._cls = cls
         self._keys_of = keys_of
-        self._places: dict[TowerSignal, tuple[Any, bool]] = {}  # and whether a signal is of keys before RoPE
+        self._places: dict[TowerSignal, tuple[Any, bool]] = {}  # (module, True for keys before RoPE)
         for signal, module in modules.items():
             self._places[signal] = module, keys_of is not None and not isinstance(signal, TowerAttention)
         self._samples: dict[tuple[Any, bool], list[Tapped]] = {place: [] for place in self._places.values()}
 
     def run(self, run: Callable[[], Any]) -> Any:
-        """Call this with the modules tapped."""
+        """Call a function with the modules tapped."""
         with Patcher() as patches:
             self.attach(patches)
             return run()
@@ -242,30 +249,30 @@ class Taps:
         self._samples[place] += [Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)]
 
     def _note_keys(self, place: Any, keys_of: Callable[..., Any], part: nn.Module, args: Any, output: Tensor) -> None:
-        self._samples[place] += [Tapped(keys, keys, 1.0) for keys in keys_of(place[0], output)]  # of keys alone
+        self._samples[place] += [Tapped(keys, keys, 1.0) for keys in keys_of(place[0], output)]  # only keys are read
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Rows of each sample."""
+        """Number of rows in each sample."""
         (some, *_) = self._samples.values()
         return tuple(heads.keys.shape[1] for heads in some)
 
     def samples(self, signal: TowerSignal) -> list[Tapped]:
-        """What a signal's module attended with in each sample: (heads, tokens, head size)."""
+        """Queries and keys of a signal's module in each sample: (heads, tokens, head size)."""
         return self._samples[self._places[signal]]
 
     def read(self, sample: int, signal: TowerSignal) -> Tensor:
-        """What a signal is of one sample's patches: (patches, numbers), a CLS left out."""
+        """A signal of one sample's patches: (patches, numbers), without a CLS."""
         return shown(signal, self.samples(signal)[sample], self._cls)
 
 
 def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
-    """What a signal is of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
+    """A signal of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
 
     Args:
-        signal: Which.
-        heads: (heads, tokens, head size) each, a CLS in front.
-        cls: Whether there is one; it is left out.
+        signal: The signal.
+        heads: (heads, tokens, head size) each, a CLS first.
+        cls: True if there is a CLS; it is left out.
     """
     if isinstance(signal, TowerAttention):
         return tower_attention(signal, heads, cls)[:, None]
@@ -276,16 +283,16 @@ def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
 
 
 def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) -> Tensor:
-    """The attention that the patches of an image get: (patches,) float32.
+    """The attention that an image's patches receive: (patches,) float32.
 
     Args:
-        signal: Whose.
-        heads: (heads, tokens, head size) each, a CLS in front.
-        cls: Whether there is one.
+        signal: The signal, which says whose attention.
+        heads: (heads, tokens, head size) each, a CLS first.
+        cls: True if there is a CLS.
     """
     queries, keys, scaling = heads
     if signal.heads == "joined":
-        keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)  # one of each query's head
+        keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)  # one key head for each query head
         queries, keys = _side_by_side(queries)[None], _side_by_side(keys)[None]
         scaling = queries.shape[-1] ** -0.5
     if signal.by == "patches":
@@ -303,15 +310,15 @@ def _side_by_side(heads: Tensor) -> Tensor:
 
 
 def coarser_grids(reducer: Reducer, images: Grids, newlines: int = 0) -> tuple[Grids, list[Cut | None]]:
-    """The token grids that a method wants of smaller pictures, and which cell of these each of the tokens goes into.
+    """The token grids that a method wants for smaller images, and the cell into which each token goes.
 
     Args:
         reducer: Asks the method.
-        images: The usual grids of each image, of one view or frame after the other.
-        newlines: Tokens behind those of an image, which stay.
+        images: The usual grids of each image, one for each view or frame.
+        newlines: Number of tokens after an image's grids, which stay.
 
     Returns:
-        Of each image its grids; and its tokens' cells, None where the grids are the usual ones.
+        The new grids of each image; and the cells of its tokens as a cut, None if the grids do not change.
     """
     coarse: list[tuple[Grid, ...]] = []
     cuts: list[Cut | None] = []
@@ -327,17 +334,18 @@ def coarser_grids(reducer: Reducer, images: Grids, newlines: int = 0) -> tuple[G
 
 
 class ReducedRun:
-    """A run of a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
+    """A run of a LLaVA's `get_image_features` that reduces every image's tokens before the projector.
 
-    The projector works on the rows that are left; behind it every image has as many rows as before, its own first
-    and zeros after them, so that the placeholders stay whole.
+    The projector works on the rows that are left. Behind it every image has as many rows as before: its own first, then
+    zeros, so that the number of placeholders does not change.
 
     Args:
-        tower: CLIP or SigLIP; a CLS is left out by the original. The last of the blocks that are read scores.
-        reducer: What reduces.
+        tower: CLIP or SigLIP. The original call leaves out a CLS. Scores come from the last of the blocks that are
+            read.
+        reducer: Reduces the tokens.
 
     Attributes:
-        cuts: What became of each image's tokens.
+        cuts: The cut of each image's tokens.
     """
 
     def __init__(self, tower: Tower, reducer: Reducer) -> None:
@@ -349,15 +357,15 @@ class ReducedRun:
         self._grid = 0, 0
         """Rows and columns of an image's patches."""
         self._merges: list[Cut | None] = []
-        """What was merged in each image behind the first block."""
+        """The merge of each image after the first block; None: unchanged."""
         self._lengths: list[int] = []
-        """Rows of each image from there on, a CLS among them."""
+        """Number of rows of each image from there on, a CLS included."""
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
-        """Stand in tower and projector, which gets (images, patches, width), until the patcher restores them.
+        """Wrap tower and projector, which gets (images, patches, width), until the patcher restores them.
 
-        Images may differ in length behind the first block. Between blocks the shorter ones are padded at their ends; a
-        block runs them one by one then, whatever its kernel.
+        Images may differ in length after the first block. Between blocks the shorter ones are padded at their ends,
+        and each block then runs the images one by one, under any kernel.
         """
         self._taps.attach(patches)
         first, *later = self._tower.blocks
@@ -371,7 +379,7 @@ class ReducedRun:
 
         patches.wrap(first, "forward", run_first)
         for at in dict.fromkeys(self._tower.read):
-            # Before those by which transformers captures hidden states, which it installs when it first needs them.
+            # Run before the hooks with which transformers captures hidden states. It installs these on first use.
             patches.hook(self._tower.blocks[at], "after", partial(self._note_state, at), prepend=True)
         patches.wrap(projector, "forward", self._project)
 
@@ -379,11 +387,11 @@ class ReducedRun:
         self._states[at] = output
 
     def _merge(self, output: Tensor) -> Tensor:
-        """What the first block made, (images, rows, width), with patches merged."""
+        """Merge patches in the output of the first block, (images, rows, width)."""
         patches = output[:, self._cls :]
         count = patches.shape[1]
         side = int(count**0.5)
-        self._grid = side, count // side  # pictures are squares here
+        self._grid = side, count // side  # images are squares here
         self._merges = [None] * len(output)
         if self._reducer.early:
             self._merges = self._reducer.merge_early(list(patches), self._grid)
@@ -406,15 +414,15 @@ class ReducedRun:
         return _pad_rows(rows, max(self._lengths))
 
     def _project(self, original: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-        """What the projector makes of the rows that are left: (images, patches, width of the decoder)."""
-        # The CLS is gone already; what pads the shorter images goes here.
+        """Project the rows that are left: (images, patches, width of the decoder)."""
+        # The CLS is already left out. Remove the padding of shorter images.
         images = [image[: length - self._cls] for image, length in zip(features, self._lengths, strict=True)]
         cuts = self._reducer.reduce(self._view(index, image) for index, image in enumerate(images))
         self.cuts.extend(cuts)
         if all(stays_whole(cut) for cut in cuts):
             return original(features)
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        if len({len(image) for image in rows}) == 1:  # all at once where they are as many
+        if len({len(image) for image in rows}) == 1:  # project images of equal length together
             projected = list(original(torch.stack(rows)))
         else:
             projected = [original(image[None])[0] for image in rows]
@@ -422,7 +430,7 @@ class ReducedRun:
 
     def _view(self, index: int, image: Tensor) -> TowerView:
         merge, cls = self._merges[index], None
-        if self._cls:  # as the projector would read it: (1, width)
+        if self._cls:  # in the form of the projector's input: (1, width)
             cls = torch.cat([self._states[at][index, :1] for at in self._tower.read], dim=-1)
         grid = self._grid if merge is None else None
         return TowerView(image, grid, cls, partial(self._read, index, merge), merge=merge, early=self._reducer.early)
@@ -436,9 +444,9 @@ class ReducedRun:
 
 
 def _pad_rows(rows: Sequence[Tensor], length: int) -> Tensor:
-    """Images' rows, (…, width) each, with zeros behind them: (images, length, width)."""
-    # Fresh, as its views become one image's features each. Written into through slices: autograd forbids writing into
-    # the images that iterating over a tensor gives.
+    """Pad images' rows, (…, width) each, with zeros: (images, length, width)."""
+    # A new tensor, because its views become the features of images. It is filled through slices, because autograd
+    # forbids writing into the views that iterating over a tensor returns.
     count, width = len(rows), rows[0].shape[-1]
     padded = rows[0].new_zeros(count * length, width)
     for index, image in enumerate(rows):

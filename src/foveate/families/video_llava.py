@@ -1,4 +1,4 @@
-"""Video-LLaVA: a tower for images and one for videos; a video's frames come with their CLS, which always stays."""
+"""Video-LLaVA: one tower for images and one for videos. A video's frames come with their CLS, which always stays."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,7 +23,7 @@ CLS = torch.full((1, 4), float("nan"))
 
 
 class VideoLlava(Llava):
-    """Where things are inside `VideoLlavaForConditionalGeneration`."""
+    """The structure of `VideoLlavaForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "video_llava"
     title: ClassVar[str] = "Video-LLaVA"
@@ -41,7 +41,7 @@ class VideoLlava(Llava):
 
     @classmethod
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
-        """The CLS of each frame of a video."""
+        """As in the base class: the CLS of each frame of a video."""
         if not cls.frames_of(config, size):
             return ()
         return range(0, size, picture_tokens(config) + 1)
@@ -63,7 +63,7 @@ class VideoLlava(Llava):
         return True
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """A video's patches of all frames are reduced together, before the projector."""
+        """As in the base class. The patches of all frames of a video are reduced together, before the projector."""
         if modality != "video":
             return super().encode(run, modality, inputs, reducer)
         taps = self.tower_parts(modality, run, inputs).taps(reducer.reads)
@@ -73,7 +73,7 @@ class VideoLlava(Llava):
         def stats(signal: TowerSignal) -> Tensor:
             of_frames = torch.stack([taps.read(frame, signal) for frame in range(len(taps.samples(signal)))])
             _, patches, numbers = of_frames.shape
-            return of_frames.view(-1, frames * patches, numbers)  # of each video
+            return of_frames.view(-1, frames * patches, numbers)  # (videos, frames · patches, numbers)
 
         def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
             reduced, of_videos = self._reduce_films(states, frames, reducer, stats)
@@ -95,16 +95,16 @@ class VideoLlava(Llava):
     def _reduce_films(
         self, states: Tensor, frames: int, reducer: Reducer, stats: Stats | None = None
     ) -> tuple[Tensor, list[Cut | None]]:
-        """Reduce the patches of each video's frames together, beside the CLS of each frame, which stay.
+        """Reduce the patches of each video's frames together, and keep the CLS of each frame.
 
         Args:
             states: (videos · frames, 1 + patches, width).
-            frames: Of each video.
-            reducer: What reduces.
-            stats: Attention and keys in the tower; None if no method reads them.
+            frames: Number of frames in each video.
+            reducer: Reduces the tokens.
+            stats: Attention and keys in the tower. None if no method reads them.
 
         Returns:
-            The states, with what is left of each video's patches in their first places; and the cuts.
+            The states, with each video's remaining patches in the first places; and the cuts.
         """
         videos = _patches(states, frames)
         grids = ((self.side, self.side),) * frames
@@ -118,7 +118,7 @@ class VideoLlava(Llava):
         return _with_cls(states[:, :1], placed), cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
-        """The tower interpolates its position embeddings; the CLS of each frame is the smaller frame's."""
+        """As in the base class. The tower interpolates position embeddings. A frame's CLS is the smaller one's."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
         videos, frames = inputs["pixel_values_videos"].shape[:2]
@@ -134,13 +134,13 @@ class VideoLlava(Llava):
 
     @classmethod
     def fixed_count(cls, config: Any) -> int | None:
-        """None: a video has more tokens than a picture."""
+        """None: a video has more tokens than an image."""
         return None
 
     @classmethod
     def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
-        # Frames of a video; else one picture, or none where the size fits neither.
+        # Number of frames of a video; 1 for an image; 0 if the size fits neither.
         counts = [cls.frames_of(config, length) or int(length == side * side) for length in lengths]
         if not all(counts):
             return None
@@ -180,7 +180,7 @@ def _patches(states: Tensor, frames: int) -> Tensor:
 
 
 def _with_cls(cls: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Frames, (videos · frames, 1 + patches, width), from their CLS and each video's patches in order."""
+    """Join the CLS of each frame with each video's patches, in order: (videos · frames, 1 + patches, width)."""
     frames, _, width = cls.shape
     patches = torch.cat(list(rows)).view(frames, -1, width)
     return torch.cat((cls, patches), dim=1)

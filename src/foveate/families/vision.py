@@ -1,4 +1,4 @@
-"""Pictures: their sizes, where the cells of a grid look, and smaller pictures for a tower."""
+"""Images: their sizes, the regions that grid cells cover, and smaller images for a tower."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from foveate.core.grid import Grid
 
 Normal = tuple[tuple[float, ...], tuple[float, ...]]
 CLIP: Normal = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""What a processor subtracts from each channel of pixels in [0, 1], and what it divides them by then."""
+"""What a processor subtracts from each channel of pixels in [0, 1], and what it then divides them by."""
 IMAGENET: Normal = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def picture_sizes(sizes: Any) -> list[tuple[int, int]]:
-    """Heights and widths, from what a processor makes of them: a tensor, or a list."""
+    """Heights and widths of images, from a processor's tensor or list."""
     pairs = sizes.tolist() if isinstance(sizes, Tensor) else sizes
     return [(int(height), int(width)) for height, width in pairs]
 
@@ -31,21 +31,20 @@ def grid_boxes(height: int, width: int) -> Tensor:
 
 
 def boxes_on(grids: Sequence[Grid]) -> Tensor:
-    """The cells of grids one behind the other, as `grid_boxes`; a film's frames are alike, and made once."""
+    """The cells of several grids in order, as `grid_boxes`. Equal grids, such as frames, are computed once."""
     boxes = {grid: grid_boxes(*grid) for grid in set(grids)}
     return torch.cat([boxes[grid] for grid in grids])
 
 
 def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Pictures, (count, channels, rows, columns), resized to height x width: bilinear and antialiased, so that every
-    pixel counts."""
+    """Resize images, (count, channels, rows, columns), to height x width: bilinear and antialiased."""
     resized = interpolate(pictures.float(), (height, width), mode="bilinear", antialias=True)
     small: Tensor = resized.to(pictures.dtype)
     return small
 
 
 def blocks(patches: Tensor, block: int) -> Tensor:
-    """What pixel shuffle makes of patches: each block of them side by side, row by row.
+    """Group patches into blocks, as pixel shuffle does: each block's patches side by side, row by row.
 
     (tiles, rows, columns, width) -> (tiles, rows · columns / block², block² · width).
     """

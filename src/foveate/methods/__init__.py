@@ -1,4 +1,4 @@
-"""The methods, one file per paper; `foveate.methods()` finds them here."""
+"""The methods, one file per paper. `foveate.methods()` discovers them here."""
 
 from foveate.plain.room import make_callable
 

@@ -1,4 +1,4 @@
-"""AveragePool: the control without any score: the mean over each cell of a coarser grid, behind the projector."""
+"""AveragePool: a control without scores. It averages tokens over the cells of a coarser grid, after the projector."""
 
 from foveate.contract import Arriving, Cut, ImageStage, ImageView, Once, Part, Shape, Stage
 from foveate.core.grid import Grid, coarser, into_cells, join
@@ -7,13 +7,14 @@ from foveate.errors import UnsupportedError
 
 
 class Gridded(Once):
-    """Coarser token grids before the decoder.
+    """Shared by the methods that give the decoder a coarser token grid.
 
     Attributes:
-        keep: Share of an image's vision tokens that its grids may have afterwards, in (0, 1]. The new grid is the
-            largest within this share that is near the picture's aspect ratio; every grid keeps one token.
-        tokens: Instead of `keep`: the number of tokens that an image's grids may have.
-        retention: Another name for `keep`: the name that budgets have.
+        keep: Largest share of an image's vision tokens that the new grids may have, in (0, 1]. The new grid is the
+            largest one within this share that is close to the image's aspect ratio. Every grid keeps at least one
+            token.
+        tokens: Instead of `keep`: the largest number of tokens that an image's grids may have.
+        retention: Another name for `keep`, as all budgets have it.
     """
 
     usual = 1 / 3
@@ -21,14 +22,14 @@ class Gridded(Once):
     keep: Part | None = None
 
     def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become."""
+        """Return the new token grid of each frame or view of an image, as (rows, columns)."""
         cells = sum(rows * columns for rows, columns in arriving.grids)
-        # Tokens left for each that arrives: 192 of 576 are a third, so a 24 x 24 grid may have 192 cells.
+        # Tokens left per arriving token: 192 of 576 is a third, so a 24 x 24 grid may have 192 cells.
         each = (self.mean(arriving) - arriving.reserved) / cells
         return tuple(coarser((rows, columns), each * rows * columns) for rows, columns in arriving.grids)
 
     def cells(self, arriving: Arriving) -> int | None:
-        """Tokens left of an image, newlines not counted; None where its grids are not known."""
+        """The number of tokens left of an image, newlines not counted. None if its grids are not known."""
         if not arriving.grids:
             return None
         grids = self.coarsen(arriving)
@@ -38,10 +39,10 @@ class Gridded(Once):
 
 
 class AveragePool(Gridded):
-    """Averages the vision tokens over the cells of a coarser grid, 24 x 24 over 13 x 14 at a third.
+    """Averages the vision tokens over the cells of a coarser grid. At a third, a 24 x 24 grid becomes 13 x 14.
 
-    Adaptive 2-D mean pooling in which cells do not overlap: a token goes into the cell over its centre, so every token
-    counts once. If the sides divide evenly, this is `torch.nn.functional.adaptive_avg_pool2d`. A pooled token has the
+    This is adaptive 2-D mean pooling with cells that do not overlap: each token counts once, in the cell above its
+    centre. If the sides divide evenly, it equals `torch.nn.functional.adaptive_avg_pool2d`. A pooled token takes the
     position ids of the token at its cell's centre.
 
     Attributes:
@@ -62,7 +63,7 @@ class AveragePool(Gridded):
         cells = self.coarsen(view.arriving)
         if cells == view.grids:
             return None
-        # Each frame's grid into its cells, then all frames as one: rows are numbered on from frame to frame.
+        # Assign each frame's tokens to its cells, then join the frames: row numbers continue from frame to frame.
         pooled = join([into_cells(grid, few) for grid, few in zip(view.grids, cells, strict=True)])
         pooled = pooled.to(view.features.device)
         return pooled.with_rows(average(view.features, pooled))

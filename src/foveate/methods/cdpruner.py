@@ -1,7 +1,7 @@
-"""CDPruner: keep vision tokens that are unlike one another and that the question is about.
+"""CDPruner: keep vision tokens that differ from one another and that are relevant to the question.
 
 Paper: Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs",
-NeurIPS 2025, arXiv:2506.10967. Reads what enters the decoder, and embeddings of the question.
+NeurIPS 2025, arXiv:2506.10967. Reads the decoder's input and embeddings of the question.
 """
 
 from typing import Literal
@@ -16,27 +16,27 @@ from foveate.core.signals import Features, Hidden, Resource, Text
 
 CLIP = "clip"
 PATCHES, WORDS = Resource(CLIP), Resource(CLIP, of="text")
-SMALL = 1e-6  # added to the least relevance, so that no token has none
+SMALL = 1e-6  # added to every relevance, so that none is 0
 
 
 class CDPruner(Once):
-    """Tokens that differ and that the question is about: the greedy subset of largest determinant.
+    """Keeps diverse tokens that are relevant to the question: the greedy subset with the largest determinant.
 
         K_ij = r_i · cos(x_i, x_j) · r_j
 
-    x are the rows that enter the decoder, before layer 0. The relevance r is between a token and all text behind the
-    sample's last image, template included, and goes from about 0 to 1 over all images of a sample:
+    x are the rows that enter the decoder, before layer 0. The relevance r compares a token with all text after the
+    sample's last image, template included. It is scaled to about 0 to 1 over all images of a sample:
 
         r = (s − min s + 1e-6) / (max s − min s)
 
-    With CLIP's encoders handed in (`foveate.drop(…, resources={"clip": foveate.families.clip.ClipEncoder(…)})`), s is
-    −cos of a patch and the text in CLIP's space, as in the paper: CLIP's patches are *less* like a text about them.
-    Without, s is the mean cosine of a token and the embeddings of the text, as ports do for towers without a text
-    encoder. Without text behind the images all tokens are equally relevant, which leaves diversity alone.
+    With CLIP's encoders (`foveate.drop(…, resources={"clip": foveate.families.clip.ClipEncoder(…)})`), s is −cos of a
+    patch and the text in CLIP's space. The sign is the paper's: patches about the text are *less* similar to it in
+    CLIP's space. Without CLIP, s is the mean cosine of a token and the text's embeddings, as ports do for towers
+    without a text encoder. Without text after the images all tokens are equally relevant, and only diversity counts.
 
-    Unlike in the released code, LLaVA-NeXT's packed tokens are picked from together, where there five crops each leave
-    a fifth (with CLIP, newlines are the least relevant); and tokens beyond the rank of K go by relevance, where there
-    fewer than asked for are left.
+    Unlike in the released code, LLaVA-NeXT's packed tokens are picked from together; the release keeps a fifth from
+    each of five crops. With CLIP, newlines get the lowest relevance. Tokens beyond the rank of K are chosen by
+    relevance; the release keeps fewer tokens than requested there.
 
     Attributes:
         keep, tokens, retention, positions: See `Once`.
@@ -69,7 +69,8 @@ class CDPruner(Once):
         places = torch.arange(len(weight), device=weight.device)
 
         def kernel(likeness: Tensor, tokens: Tensor) -> Tensor:
-            # 1 to the bit: where all are equally relevant, rounding would pick the first.
+            # Set a token's cosine with itself to exactly 1. Otherwise, if all relevances are equal, rounding errors
+            # would decide the first pick.
             likeness = torch.where(tokens[:, None] == places, likeness.round(), likeness)
             return weight[tokens, None] * likeness * weight
 
@@ -77,10 +78,10 @@ class CDPruner(Once):
 
 
 def unlike_text(view: LayerView) -> Tensor:
-    """−cos of each patch and the text in CLIP's space, (tokens,) float32; a newline has the lowest of a patch."""
+    """−cos of each patch and the text in CLIP's space, (tokens,) float32. A newline gets the lowest of all patches."""
     patches = view.notes["patches"]
     likeness = of_length_one(patches) @ view[WORDS].float()
-    is_patch = patches.any(dim=1)  # a newline's are zeros
+    is_patch = patches.any(dim=1)  # newline rows are zeros
     return torch.where(is_patch, -likeness, (-likeness).masked_fill(~is_patch, float("inf")).amin())
 
 
@@ -91,9 +92,9 @@ def like_text(view: LayerView) -> Tensor:
 
 
 def relevance(scores: Tensor) -> Tensor:
-    """Scores, (tokens,) float32, from 1e-6 to 1; where all are the same, all are 1."""
+    """Scale scores, (tokens,) float32, to about 1e-6 to 1. If all scores are equal, all become 1."""
     least = scores.amin()
-    spread = (scores.amax() - least).clamp(min=SMALL)  # between equal scores there is rounding alone
+    spread = (scores.amax() - least).clamp(min=SMALL)  # equal scores differ by rounding errors only
     return (scores - least + SMALL) / spread
 
 

@@ -1,12 +1,13 @@
-"""CLSE: the last token's attention, where the fine spatial content of the picture changes through the first layer.
+"""CLSE: rank by the last token's attention, weighted by how much the fine spatial content changes in the first layer.
 
 Paper: CLSE, ECCV 2026. Built from a description of the released code.
 
-With u(z) the high-pass score of each token of a feature map z, and h_0, h_1 what enters layers 0 and 1:
+With u(z) the high-pass score of each token of a feature map z, and h_0, h_1 the inputs of layers 0 and 1:
 
     g = min(1, |u(h_1) − u(h_0)| / (mean u(h_0) + u(h_0) + 1e-6))
     e = sigmoid((g − mean g) / (std g + 1e-6) / 0.1)
-    score = e · A_0[last]             before layer 1; before the later cuts the attention A_{l−1}[last] alone
+    score = e · A_0[last]             before layer 1
+    score = A_{l−1}[last]             before each later cut
 """
 
 import math
@@ -29,14 +30,14 @@ EPSILON = 1e-6
 
 
 class CLSE(Cuts):
-    """Three cuts: the first by attention where high frequencies evolve, the others by attention alone.
+    """Cuts three times: first by attention times the change of high frequencies, then by attention alone.
 
     Attributes:
-        layers: Decoder layers whose input is cut, ascending; the first is 1, as it compares what enters layers 0 and 1.
-            By default (1, 11, 21) of 32 layers, and alike at other depths: (1, 10, 19) of 28.
+        layers: Decoder layers whose input is cut, ascending. The first must be 1, because it compares the inputs of
+            layers 0 and 1. By default (1, 11, 21) of 32 layers, and scaled to other depths: (1, 10, 19) of 28.
         keep: Share of the *original* tokens that each cut leaves. By default the code's 330, 210 and 62 of 576.
-        rounding: Of these shares: to the "nearest" number of tokens, or "down", as the code for Qwen2-VL has it.
-        retention, tokens: Instead; see `Cuts`. The counts are then in this ratio.
+        rounding: Round these shares to the "nearest" number of tokens, or "down", as the code for Qwen2-VL does.
+        retention, tokens: Instead of `keep`: a budget; see `Cuts`. The counts keep the ratio of the defaults.
         kv: Cut the caches of earlier layers to the tokens that are left at the end, as the code for LLaVA does.
     """
 
@@ -57,11 +58,11 @@ class CLSE(Cuts):
         super().check_settings()
         if self.layers and self.layers[0] != 1:
             raise SettingError(
-                f"The first cut compares what enters layers 0 and 1, so it is before layer 1: {self.layers}."
+                f"The first cut compares what enters layers 0 and 1, so layers must begin with 1; got {self.layers}."
             )
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        """1, 11, 21 of 32 layers, 1, 10, 19 of 28 and 1, 13, 24 of 36, as the code has them."""
+        """The released code's layers: 1, 11, 21 of 32, 1, 10, 19 of 28 and 1, 13, 24 of 36."""
         check_depth(depth)
         second = 1 + round((depth - 1) / 3)
         return 1, second, second + (depth - second) // 2
@@ -88,34 +89,34 @@ def _evolving(view: LayerView, count: int) -> Tensor:
     grids = view.arriving.grids
     if not grids:
         raise UnsupportedError(
-            "CLSE needs the whole grid of each image before layer 1, and tokens have left it already. Use no method "
-            "that drops in front of it."
+            "CLSE needs the whole grid of each image before layer 1, but tokens were dropped earlier. Remove the "
+            "method that drops before it."
         )
     scores = evolution(view.hidden, view.hidden_before, view[Cells()], grids) * view.attention
     return top(scores, count)
 
 
 def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """e of each token, (tokens,) float32 in [0, 1]: near 1 where fine content changes more than it does on average.
+    """e of each token, (tokens,) float32 in [0, 1]: near 1 where fine content changes more than average.
 
     Args:
-        hidden: (tokens, width), what enters layer 1.
-        before: The same for layer 0.
-        cells: (tokens, 3) int64, where they stand; −1 for newlines.
-        grids: Rows and columns of the image's grids; their tokens come in raster order, grid by grid.
+        hidden: (tokens, width), the input of layer 1.
+        before: (tokens, width), the input of layer 0.
+        cells: (tokens, 3) int64, the grid cell of each token; −1 for newlines.
+        grids: Rows and columns of each of the image's grids. Tokens are in raster order, grid after grid.
     """
     count = sum(math.prod(grid) for grid in grids)
-    order = marked_first(cells[:, 0] >= 0)[:count]  # the tokens that stand on a grid
+    order = marked_first(cells[:, 0] >= 0)[:count]  # (count,): indices of the tokens that are not newlines
     now, then = (high_pass(rows[order], grids) for rows in (hidden, before))
     change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
     spread = change.std() if count > 1 else torch.zeros_like(change).sum()
     gate = torch.sigmoid((change - change.mean()) / (spread + EPSILON) / TEMPERATURE)
-    average = torch.full_like(cells[:, 0], 0.5, dtype=torch.float32)  # sigmoid(0), for newlines
+    average = torch.full_like(cells[:, 0], 0.5, dtype=torch.float32)  # newlines keep sigmoid(0)
     return average.scatter(0, order, gate)
 
 
 def _flops(arriving: Arriving, width: int) -> int:
-    """Two transforms there and back: about 5 · n · log2 n for each channel."""
+    """FLOPs of two forward and two inverse Fourier transforms: about 5 · n · log2 n for each channel and transform."""
     return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))
 
 

@@ -1,13 +1,14 @@
-"""Coordinates: beside any method that cuts before decoder layers, some rows stay for where they stand in the prompt.
+"""Coordinates: reserve a share of each cut before a decoder layer for rows chosen by their position in the prompt.
 
 Paper: Sun et al., "IVC-Prune: Revealing the Implicit Visual Coordinates in LVLMs for Vision Token Pruning", ICLR 2026,
-arXiv:2602.03060, which adds such rows to other methods. Built from a description; the rows are inside the budget here.
+arXiv:2602.03060, which adds such rows to other methods. Built from a description. Here these rows are part of the
+budget.
 
-With C and S the mean cosine and the mean sine of what RoPE turns a row by, of `count` rows that stay:
+C and S are the mean cosine and the mean sine of the angles by which RoPE rotates a row. Of `count` rows that stay:
 
-    c = min(round(part · count), count − 1), and the method itself picks count − c
-    a row's place = min(2 · its rank by C, 2 · its rank by S + 1), so C and S take turns
-    then rows by place, until there are `count`
+    c = min(round(part · count), count − 1) rows are chosen by position; the other method picks count − c
+    place of a row = min(2 · its rank by C, 2 · its rank by S + 1), so C and S alternate
+    the rows with the lowest place fill up to `count`
 """
 
 from collections.abc import Callable
@@ -22,20 +23,20 @@ from foveate.errors import SettingError
 
 
 class Coordinates(Method):
-    """A share of what other methods of a chain keep goes to rows where RoPE turns least, or by a quarter.
+    """Gives a share of what other methods keep to the rows that RoPE rotates least, or by about a quarter turn.
 
         FastV() + Coordinates()
 
-    Counts, plans and budgets stay those of the other methods. By itself it does nothing, and so beside cuts in the
-    tower or of the cache; what drops between tower and decoder is refused, as nothing there knows the prompt.
+    Counts, plans and budgets remain those of the other methods. It does nothing alone, and nothing to cuts in the tower
+    or of the cache. Methods that drop between tower and decoder are refused, because the prompt is not known there.
 
     Attributes:
-        part: Share of the rows that stay, at each cut before a decoder layer; 0 is the other method, bit for bit. By
-            default the paper's ratio, 10 % by C and 10 % by S of which 50 % stay.
+        part: Share of the rows that each cut before a decoder layer keeps by position. 0 leaves the other method
+            unchanged, bit for bit. By default the paper's ratio: 10 % by C and 10 % by S of a cut that keeps 50 %.
 
     Raises:
-        SettingError: Where a chain with it is put on, if the chain numbers rows anew, which undoes what it keeps, drops
-            between tower and decoder, or has a cut whose count is not known; and where a cut merges.
+        SettingError: When a chain with it is applied, if the chain renumbers rows (which undoes its effect), drops
+            between tower and decoder, or has a cut whose count is not known. During the forward, if a cut merges.
     """
 
     name = "coordinates"
@@ -52,9 +53,11 @@ class Coordinates(Method):
 
     def _around(self, stage: Stage, shape: Shape) -> Stage:
         if shape.numbers_anew(stage.positions):
-            raise SettingError(f"coordinates keeps rows for their positions, and {stage} renumbers: positions='keep'.")
+            raise SettingError(
+                f"coordinates keeps rows for their positions, but {stage} renumbers. Use positions='keep'."
+            )
         if isinstance(stage, ImageStage) and stage.drops:
-            raise SettingError("coordinates cannot stand around a method that drops between tower and decoder.")
+            raise SettingError("coordinates cannot be combined with a method that drops between tower and decoder.")
         if not isinstance(stage, LayerStage) or not stage.drops:
             return stage
         own = stage.score or stage.pick
@@ -66,12 +69,12 @@ class Coordinates(Method):
 
 @dataclass(frozen=True)
 class _Around:
-    """Picks as another function does, and by place.
+    """Another method's pick, with a part of its rows replaced by rows chosen by position.
 
     Attributes:
-        func: The other's pick, or its score.
+        func: The other method's pick, or its score.
         part: See `Coordinates`.
-        scores: Whether `func` gives scores.
+        scores: Whether `func` returns scores.
     """
 
     func: Callable[..., Tensor | Cut]
@@ -83,13 +86,16 @@ class _Around:
         own = top(self.func(view), left) if self.scores else self.func(view, left)  # type: ignore[arg-type]
         if isinstance(own, Cut):
             if own.rows is not None:
-                raise SettingError("coordinates cannot stand around a cut that merges. Use a method that only drops.")
+                raise SettingError(
+                    "coordinates cannot be combined with a cut that merges. Use a method that only drops."
+                )
             own = own.source
+        # Rows of the other method get place −1, so they come first; the lowest places fill up to `count`.
         return top(-places(view[Rotary()]).scatter(0, own, -1), count)
 
 
 def places(rotary: Tensor) -> Tensor:
-    """Who comes first, by C and by S in turn: (tokens, 2) -> (tokens,) int64, all different."""
+    """The place of each row when C and S alternate: (tokens, 2) -> (tokens,) int64, lower comes first."""
     by_cosine, by_sine = ranks(rotary.T)
     return torch.minimum(2 * by_cosine, 2 * by_sine + 1)
 

@@ -1,12 +1,12 @@
-"""DART: a few pivots, and then the vision tokens that resemble them least. Duplication matters, not importance.
+"""DART: choose a few pivots, then keep the vision tokens least similar to them. Duplication matters, not importance.
 
 Paper: Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", EMNLP
 2025, arXiv:2502.11494.
 
-Before layer K, with keys k of layer K − 1 after RoPE and f = the model's last norm of the residual stream:
-pivots are the 4 vision and the 4 text tokens with the largest ‖k‖₁ over all key heads. Each pivot in turn takes the
-m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) of those that no pivot has taken. They and the 4 vision pivots
-stay: 8m + 4 for a budget B of tokens. Whose turn it is the column in the prompt says; see `visiting_order`.
+Before layer K, with the keys k of layer K − 1 after RoPE, and f the residual stream after the model's last norm:
+the pivots are the 4 vision and the 4 text tokens with the largest ‖k‖₁ over all key heads. Each pivot in turn takes the
+m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) among those not yet taken. These and the 4 vision pivots stay:
+8m + 4 for a budget of B tokens. The pivots' columns in the prompt decide their order; see `visiting_order`.
 """
 
 from typing import Annotated
@@ -22,16 +22,17 @@ from foveate.core.rank import marked_first
 
 
 class DART(OneCut):
-    """One cut that keeps what differs most from a few pivots, which each image has of its own.
+    """Keeps the tokens least similar to a few pivots, in one cut. Each image has its own pivots.
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
         keep: The code's 1 − R: B is this share of the vision tokens. Usually 0.222, for the paper's R = 77.8 %.
-        target: Instead of `keep`: B as a number of tokens; 8 · ⌊B / 8⌋ + 4 tokens stay, 132 for 128.
-        retention, tokens: Instead, and met exactly: the first pivots take what does not divide. See `Cuts`.
-        scope: Each "image" or video by itself, or each "frame".
-        pivots: Vision pivots.
-        text_pivots: Text pivots; with 0 the choice does not depend on the question.
+        target: Instead of `keep`: B as a number of tokens. 8 · ⌊B / 8⌋ + 4 tokens stay: 132 for 128.
+        retention, tokens: Instead of `keep`: a budget, met exactly; see `Cuts`. The first pivots take the remainder of
+            the division.
+        scope: Treat each "image" or video separately, or each "frame".
+        pivots: Number of vision pivots.
+        text_pivots: Number of text pivots. With 0 the choice does not depend on the question.
     """
 
     name = "dart"
@@ -63,14 +64,14 @@ class DART(OneCut):
 def least_alike(
     norms: Tensor, features: Tensor, text: Tensor | None, columns: Tensor, pivots: int, count: int
 ) -> Tensor:
-    """Which `count` vision tokens stay, pivots among them: (count,) int64, ascending.
+    """The indices of the `count` vision tokens that stay, pivots included: (count,) int64, ascending.
 
     Args:
-        norms: (tokens,) float32, by which pivots are chosen.
-        features: (tokens, width), by which tokens resemble one another.
-        text: (text pivots, width) of the same; None: none.
-        columns: (tokens + text pivots,) int64, where they stand in the prompt: which pivot is visited first.
-        pivots, count: How many vision pivots, and how many tokens in all.
+        norms: (tokens,) float32, the key norms that choose the pivots.
+        features: (tokens, width), compared by cosine.
+        text: (text pivots, width), the features of the text pivots. None: no text pivots.
+        columns: (tokens + text pivots,) int64, their columns in the prompt, which set the order of the pivots.
+        pivots, count: Number of vision pivots, and number of tokens to keep in all.
     """
     chosen = norms.sort(descending=True, stable=True).indices[: min(pivots, count)]
     visited, places = features[chosen], columns[chosen]
@@ -80,8 +81,10 @@ def least_alike(
     visited = visited[visiting_order(places)]
     likeness = normalize(features.float(), dim=-1) @ normalize(visited.float(), dim=-1).T  # (tokens, visited)
     taken = torch.zeros_like(norms, dtype=torch.bool).scatter(0, chosen, True)
+    # 20 tokens for 8 pivots: the first four take 3 each, the others 2.
     each, rest = divmod(count - len(chosen), len(visited))
     for place in range(len(visited)):
+        # The least similar tokens that no pivot has taken yet: (tokens,) -> (each or each + 1,).
         scores = likeness[:, place].masked_fill(taken, float("inf"))
         least = scores.sort(stable=True).indices[: each + (place < rest)]
         taken = taken.scatter(0, least, True)
@@ -89,7 +92,10 @@ def least_alike(
 
 
 def visiting_order(columns: Tensor) -> Tensor:
-    """How CPython walks a set of 8 columns, by their remainders of 32: 40 64 8 as 64 40 8. (pivots,) int64."""
+    """The order in which CPython iterates a set of 8 columns: by column modulo 32. (pivots,) int64 indices.
+
+    Columns 40, 64 and 8 have the remainders 8, 0 and 8, and are visited as 64, 40, 8.
+    """
     return (columns % 32).sort(stable=True).indices
 
 

@@ -1,7 +1,7 @@
-"""DivPrune: keep the vision tokens that are least alike, whatever they show.
+"""DivPrune: keep the vision tokens that are least similar to one another.
 
 Paper: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025,
-arXiv:2503.02175. Reads the tokens that enter the decoder and nothing else: no attention, no CLS, no question.
+arXiv:2503.02175. Reads only the tokens that enter the decoder: no attention, no CLS, no question.
 """
 
 from typing import Literal
@@ -13,20 +13,20 @@ from foveate.core.picks import cosine_flops, max_min, pairs
 
 
 class DivPrune(Once):
-    """The subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.
+    """Keeps the subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.
 
         D_ij = 1 − cos(x_i, x_j)      first: argmax_j min_{i≠j} D_ij      then: argmax_j min_{i picked} D_ij
 
-    x are the rows that enter the decoder, before layer 0. So LLaVA-NeXT's packed tokens are picked from as in the
-    authors' code, newlines among them: these are all alike, and one or two stay.
+    x are the rows that enter the decoder, before layer 0. As in the authors' code, LLaVA-NeXT's newlines are among the
+    candidates. They are all alike, so one or two of them stay.
 
-    Unlike in the released code, distances are float32 (there the model's dtype, in which near tokens tie); a token is
-    never picked twice, also where all distances are 0 (there the code repeats picks); tokens are found wherever they
-    stand in the prompt; and batches and several images work, each image by itself.
+    Differs from the released code in four points. Distances are float32 instead of the model's dtype, in which close
+    tokens tie. A token is never picked twice, even if all distances are 0; the release repeats picks there. Vision
+    tokens are found anywhere in the prompt. Batches and several images work, and each image is picked from separately.
 
     Attributes:
-        keep, tokens, retention, positions: See `Once`. The default is the paper's headline, 56 of 576 tokens. The
-            paper's r is `keep`.
+        keep, tokens, retention, positions: See `Once`. The default is the paper's main setting, 56 of 576 tokens.
+            `keep` is the paper's r.
         scope: Pick from an image or a whole video ("image", as in the paper), or from each frame of a video ("frame").
     """
 

@@ -1,11 +1,12 @@
-"""DTD, Differential Token Drop: drop what shows what its place showed one frame earlier.
+"""DTD, Differential Token Drop: drop tokens that show the same as the token at their place one frame earlier.
 
 Paper: Yao et al., "TimeChat-Online: 80% Visual Tokens are Naturally Redundant in Streaming Videos", ACM MM 2025,
-arXiv:2504.17343. Reads nothing but features, behind the projector.
+arXiv:2504.17343. Reads only features, after the projector.
 
-    dropped: cos(x_t, x_{t−1}) > threshold, for each token of frame t and the one at its place in the frame before
+    dropped if cos(x_t, x_{t−1}) > threshold, for each token of frame t and the token at its place in frame t − 1
 
-The first frame stays whole. Or, by `share`, each later frame loses ⌊share · n⌋ of its n tokens, the highest cosines.
+The first frame is kept whole. With `share`, each later frame instead loses the ⌊share · n⌋ of its n tokens that have
+the highest cosine.
 """
 
 from typing import Annotated
@@ -19,19 +20,20 @@ from foveate.core.rank import by_quota, top
 
 
 class DTD(Frames):
-    """Keeps the first frame, and of each later one what changes. A picture keeps everything.
+    """Keeps the first frame, and the tokens of each later frame that changed. An image keeps all its tokens.
 
-    The video decides how many stay, unless `share` or a budget does. A budget moves the threshold until the count is
-    met, which is EVS. The released code's other mode, which compares pixels, is not built. Unlike there, a frame is
-    one of the video's, not all that has one time id, and places that are equal tie: the lower index stays.
+    The video decides how many tokens stay, unless `share` or a budget does. A budget moves the threshold until the
+    count is met, which makes it equal to EVS. The released code's second mode, which compares pixels, is not
+    implemented. Here a frame is one frame of the video; in the release it is everything with one time id. Tokens with
+    equal cosines tie, and the lower index stays.
 
     Attributes:
-        threshold: The cosine above which a token leaves, in [−1, 1]; usually 0.5.
-        share: Instead of it: the share of each later frame's tokens that leaves, in [0, 1].
-        retention, tokens, positions: See `Frames`. A budget's floor is the first frame.
+        threshold: Tokens whose cosine is above this are dropped, in [−1, 1]; usually 0.5.
+        share: Instead of `threshold`: the share of each later frame's tokens that is dropped, in [0, 1].
+        retention, tokens, positions: See `Frames`. The smallest possible budget is the first frame.
 
     Raises:
-        SettingError: If threshold and share are both given.
+        SettingError: If both threshold and share are given.
     """
 
     name = "dtd"

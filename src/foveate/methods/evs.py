@@ -1,13 +1,14 @@
-"""EVS, Efficient Video Sampling: drop what looks like the same place one frame earlier.
+"""EVS, Efficient Video Sampling: drop tokens that look like the token at their place one frame earlier.
 
 Paper: Bagrov et al., "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference",
-arXiv:2510.14624. Reads nothing but features, behind the projector. Of Qwen3-VL x is what enters the decoder and, beside
-it, what is added behind the first layers (deepstack), as in the serving engine.
+arXiv:2510.14624. Reads only features, after the projector. For Qwen3-VL, x is the decoder's input together with the
+features added after the first layers (deepstack), as in the serving engine.
 
-    d_t = 1 − cos(x_t, x_{t−1}) for each token of frame t and the one at its place in the frame before
+    d_t = 1 − cos(x_t, x_{t−1}) for each token of frame t and the token at its place in frame t − 1
 
-The first frame stays whole; of all others together, those with the largest d stay: max(n, int(T · n · (1 − q))) of T
-frames of n tokens. The count depends on the clip's shape alone, so that a server knows it before it encodes.
+The first frame is kept whole. Of all other frames together, the tokens with the largest d stay. In total these are
+max(n, int(T · n · (1 − q))) tokens, for T frames of n tokens. This count depends only on the clip's shape, so a server
+knows it before it encodes the clip.
 """
 
 from torch import Tensor
@@ -18,15 +19,16 @@ from foveate.core.rank import top
 
 
 class EVS(Frames):
-    """Keeps the first frame and what changes from frame to frame; whole frames may vanish. A picture keeps everything.
+    """Keeps the first frame and what changes from frame to frame. An image keeps all its tokens.
 
-    As in the serving engine, a frame is compared with the one before it, not with the last one that was kept: what
-    changes slowly is lost. Unlike there, cosines are computed in float32 (in the model's dtype many of them tie), and
-    rounding is no change: where a place shows just what it showed before, d is exactly 0, and the lower index stays.
+    Whole frames may be dropped. As in the serving engine, a frame is compared with the frame before it, not with the
+    last one kept, so slow changes are lost. Unlike there, cosines are computed in float32, because many tie in the
+    model's dtype. Rounding does not count as a change: if a place did not change at all, d is exactly 0, and the lower
+    index stays.
 
     Attributes:
         q: The share of a video's tokens that is dropped, in [0, 1].
-        retention, tokens, positions: See `Frames`. A budget's floor is the first frame.
+        retention, tokens, positions: See `Frames`. The smallest possible budget is the first frame.
     """
 
     name = "evs"

@@ -1,10 +1,10 @@
-"""FastV: drop the vision tokens that the prompt's last token hardly attends to, once, behind the first layers.
+"""FastV: after the first layers, drop the vision tokens that get little attention from the prompt's last token.
 
 Paper: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
 Vision-Language Models", ECCV 2024, arXiv:2403.06764.
 
 s_j = mean over heads of A[last, j], with A the softmax of layer K − 1; the (1 − R) · N tokens with the largest s stay.
-This is the released code's "in-place" variant: tokens really leave, and the others keep their position ids.
+This is the released code's "in-place" variant: tokens are removed, and the others keep their position ids.
 """
 
 import math
@@ -19,20 +19,21 @@ from foveate.core.rank import top
 
 
 class FastV(Cuts):
-    """One cut, by the attention that the prompt's last token pays in the layer before it.
+    """Drops once, by the attention that the prompt's last token pays in the layer before the cut.
 
-    Different from the released code: only the row of attention that scores is computed, under any kernel, where the
-    code asks for all maps of all layers; scores are float32, and ties go to the lower index; batches, several images
-    and prompts of any form, where the code has the image's place and size written in. Several cuts are possible.
+    Differs from the released code in four points. Only the scoring row of attention is computed, under any attention
+    kernel; the code materialises the maps of all layers. Scores are float32, and ties go to the lower index. Batches,
+    several images and any prompt format work; the code hard-codes the image's place and size. Several cuts are
+    possible.
 
     Attributes:
-        layers: The paper's K, (2,): the first layer that processes fewer tokens. It reads layer K − 1, so K is 1 or
-            more; the code's K = 0 is a random mask (`Random`).
+        layers: The paper's K, (2,): the first layer that processes fewer tokens. Scores come from layer K − 1, so K is
+            1 or more. The code's K = 0 is a random mask (`Random`).
         keep: The paper's 1 − R, (0.5,). R is the share that is *dropped*.
-        rounding: Of counts: to the "nearest", halves to the even number, or "up", as in FlashVID.
-        join: What leaves joins the token that is most like it among those that stay, by the cosine of what enters the
-            layer; one after the other, each time the mean of both is taken. So HoliTom merges inside the decoder.
-            Several images need the scope "image".
+        rounding: Round counts to the "nearest" number (halves to the even one), or "up", as in FlashVID.
+        join: Merge each dropped token into the kept token most similar to it, by the cosine of the layer's input.
+            Tokens are merged one after another, each time by the mean of both. This is HoliTom's merging inside the
+            decoder. For several images it needs the scope "image".
         retention, tokens, min_keep, scope: See `Cuts`.
     """
 

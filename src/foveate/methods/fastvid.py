@@ -1,13 +1,13 @@
-"""FastVID: a film is cut into scenes; salient tokens stay, and the others go into density centres of a few frames.
+"""FastVID: split a video into scenes, keep salient tokens, and merge the others into density centres of a few frames.
 
 Paper: Shen et al., "FastVID: Dynamic Density Pruning for Fast Video Large Language Models", NeurIPS 2025,
 arXiv:2503.11187. With n tokens a frame, of which m = ⌊r n⌋ are kept on average:
 
-    scenes    cut where the cosine of neighbouring frames is below tau, and at the 7 lowest
-    salient   of each frame the tokens with the most attention in the tower: m − ⌊0.4 m⌋
+    scenes    cut where the cosine of neighbouring frames is below tau, and at the 7 lowest cosines
+    salient   the m − ⌊0.4 m⌋ tokens of each frame with the most attention in the tower
     centres   the other ⌊0.4 m⌋ of all frames of a scene are density peaks (4 neighbours) of the tokens that are not
               salient, in every fourth frame, counted from the scene's end
-    merging   each token of the scene that is not salient joins the centre most like it in each of these frames:
+    merging   in each of these frames, each token of the scene that is not salient joins the most similar centre:
               w · centre + (1 − w) · mean, w = max(1 / (joined + 1), 0.6)
 """
 
@@ -26,14 +26,16 @@ SCENES, NEIGHBOURS, STEP, BETA, ALIKE = 8, 4, 4, 0.6, 0.95
 
 
 class FastVID(Frames):
-    """Salient tokens of each frame, and density centres of every fourth one into which its scene is merged.
+    """Keeps salient tokens of each frame, and merges each scene into density centres of every fourth frame.
 
     Attributes:
-        rule: "onevision", as above; or "qwen": of frames that follow one another within a scene, cosine 0.95 or more,
-            the last alone keeps tokens, those of all of them. The first counts a centre among those that join it.
-        tau: The cosine of neighbouring frames below which a scene ends: the code's 0.9, for Qwen2.5-VL 0.84.
-        centres: The share of what is kept that are centres.
-        keep, retention, tokens, positions: See `Frames`. With a budget the most attended of the others fill up.
+        rule: "onevision" is the rule above. With "qwen", of successive frames in a scene with a cosine of 0.95 or more,
+            only the last keeps tokens, as many as all of them together. "onevision" counts a centre among the tokens
+            that join it; "qwen" does not.
+        tau: A scene ends where the cosine of neighbouring frames is below this: 0.9 in the code, 0.84 for Qwen2.5-VL.
+        centres: Share of the kept tokens that are centres.
+        keep, retention, tokens, positions: See `Frames`. With a budget, the most attended of the other tokens fill it
+            up.
     """
 
     name = "fastvid"
@@ -49,23 +51,23 @@ class FastVID(Frames):
         return max(1, int(frames[0] * self.own))
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """The distances in every fourth frame, and each token's cosines with the centres of one."""
+        """FLOPs of the distances in every fourth frame, and of each token's cosines with the centres of one frame."""
         frames = arriving.frames or (arriving.tokens,)
         return 2 * width * frames[0] * (len(frames) // STEP + 1) * frames[0]
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None, whole: Tensor | None = None) -> Cut:
-        """`whole` is the feature of each frame, (frames, width); None: the mean of its tokens."""
+        """Merge the film scene by scene. `whole`: the feature of each frame, (frames, width). None: its mean."""
         frames, tokens, _ = features.shape
-        alike = likeness(features.mean(dim=1) if whole is None else whole).tolist()  # the host waits once
+        alike = likeness(features.mean(dim=1) if whole is None else whole).tolist()  # one host sync
         kept = int(tokens * self.own) if count is None else count // frames
         rows = FilmRows(features)
         for scene in scenes(alike, self.tau, SCENES):
             shares = self._shares(scene, alike, tokens, kept)
-            inside = features[slice(*scene)].flatten(0, 1)  # the scene's tokens
-            ranked = attention[slice(*scene)].sort(dim=1, descending=True, stable=True).indices
+            inside = features[slice(*scene)].flatten(0, 1)  # (frames of the scene · tokens, width)
+            ranked = attention[slice(*scene)].sort(dim=1, descending=True, stable=True).indices  # (frames, tokens)
             joins = torch.ones_like(inside[:, 0], dtype=torch.bool)
             for place, (salient, _) in enumerate(shares):
-                tops = place * tokens + ranked[place, :salient].sort().values
+                tops = place * tokens + ranked[place, :salient].sort().values  # indices within the scene
                 joins[tops] = False
                 rows.keep(scene[0] * tokens + tops)
             for place, (salient, centres) in enumerate(shares):
@@ -76,7 +78,7 @@ class FastVID(Frames):
         return rows.cut(attention, count)
 
     def _join(self, rows: FilmRows, start: int, inside: Tensor, centres: Tensor, joins: Tensor) -> None:
-        """Let the tokens of a scene join the centres of one frame; its first token is `start` in the film."""
+        """Merge the tokens of a scene into the centres of one frame. The scene's first token has the index `start`."""
         unit = of_length_one(inside, least=1e-6)
         nearest = first_most(unit @ unit[centres].T).masked_fill(~joins, -1)
         if self.rule == "qwen":
@@ -85,7 +87,7 @@ class FastVID(Frames):
         rows.join(start + centres, towards(inside[centres], inside, nearest, BETA), members, nearest)
 
     def _shares(self, scene: Scene, alike: Sequence[float], tokens: int, kept: int) -> list[tuple[int, int]]:
-        """How many tokens of each frame of a scene are salient, and how many centres."""
+        """Return (salient tokens, centres) of each frame of a scene."""
         first, end = scene
         total, ends = kept * (end - first), list(range(first, end))
         if self.rule == "onevision":

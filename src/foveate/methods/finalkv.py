@@ -1,6 +1,6 @@
-"""FinalKV: behind any method that cuts between layers, the cache keeps only the tokens that are left at the end.
+"""FinalKV: after a method that cuts between layers, reduce the KV cache to the tokens that are left at the end.
 
-Part (c) of MustDrop (Liu et al., arXiv:2411.10803), which works without its other parts.
+Part (c) of MustDrop (Liu et al., arXiv:2411.10803), usable without its other parts.
 """
 
 from foveate.contract import CacheStage, Layer, Method, Shape, Stage
@@ -11,12 +11,11 @@ class FinalKV(Method):
 
         V2Drop() + FinalKV()
 
-    The prefill of the others does not change, bit for bit. From `first_layer` on, generated tokens attend only to their
-    final tokens. By itself, or behind methods that do not cut between layers, it does nothing.
+    The prefill of the other methods does not change, bit for bit. From `first_layer` on, generated tokens attend only
+    to the final vision tokens. Alone, or after methods that do not cut between layers, it does nothing.
 
     Attributes:
-        first_layer: The first decoder layer whose cache is cut; None: the layer before the first cut, as in
-            MustDrop.
+        first_layer: The first decoder layer whose cache is cut. None: the layer before the first cut, as in MustDrop.
     """
 
     name = "finalkv"

@@ -1,13 +1,14 @@
-"""FlashVID: tokens that are attended and diverse stay; the others are linked over time in trees, which are merged.
+"""FlashVID: keep tokens that are attended and diverse; link the others over time into trees, and merge each tree.
 
 Paper: Fan et al., "FlashVID: Efficient Video Large Language Models via Training-free Tree-based Spatiotemporal Token
 Merging", ICLR 2026. With n tokens a frame, of which b = ⌈1.25 r n⌉ are kept on average:
 
-    scenes    cut where the cosine of neighbouring frames' means is below 0.9, and so that there are 8 at least
-    diverse   of each frame the a = ⌈0.7 b⌉ tokens picked so that the smallest (1 − cos) · attention is large
-    trees     each other token hangs on the one most like it in the frame before, if their cosine is above 0.8; but at
-              least b tokens a frame are left. A tree becomes its mean, where its first token stands
-    clusters  of each frame the trees become density peaks (7 neighbours at most), b − a a frame; each is its mean
+    scenes    cut where the cosine of neighbouring frames' means is below 0.9, and into at least 8
+    diverse   the a = ⌈0.7 b⌉ tokens of each frame picked so that the smallest (1 − cos) · attention is large
+    trees     each other token links to the most similar token of the frame before, if their cosine is above 0.8; but
+              at least b tokens a frame remain. A tree becomes its mean, at the place of its first token
+    clusters  the trees of each frame are clustered by density peaks (at most 7 neighbours) into b − a; each becomes
+              its mean
 """
 
 import math
@@ -27,17 +28,18 @@ SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 
 
 class FlashVID(Frames):
-    """Diverse tokens of each frame, and trees of tokens that show the same over time.
+    """Keeps diverse tokens of each frame, and merges trees of tokens that show the same over time.
 
     The released system cuts once more inside the decoder, "flashvid+fastv:layers=20;keep=0.3;rounding=up", which the
-    expansion pays for. With a budget there is none, and the most attended of the others fill up.
+    expansion compensates. With a budget the expansion is not used, and the most attended of the other tokens fill the
+    budget up.
 
     Attributes:
-        form: "attention", as above, the code's `attn_div` (Qwen-VL); or "events", its `attn_div_v2` (LLaVA), where
-            attention is multiplied by the product of the token with the mean of its scene.
-        trees: "mean"; or "released": what the code makes of a tree, larger where a place is still for long. It leaves
-            one tree more, and in a scene of one frame a position may come twice.
-        expansion: How many times r enters, 1.25 as in the code.
+        form: "attention" is the rule above, the code's `attn_div` (Qwen-VL). "events" is its `attn_div_v2` (LLaVA),
+            which multiplies attention by the product of the token with its scene's mean.
+        trees: "mean", or "released": the code's value of a tree, larger where a place stands still for long. It leaves
+            one more tree, and in a scene of one frame a position may occur twice.
+        expansion: Factor of r, 1.25 as in the code.
         keep, retention, tokens, positions: See `Frames`.
     """
 
@@ -56,11 +58,11 @@ class FlashVID(Frames):
         return min(frames[0], diverse + math.ceil(frames[0] * ((budget - diverse) / frames[0])))
 
     def _of_frame(self, tokens: int) -> int:
-        """Tokens that a frame of so many keeps on average, rounded as the code does: 12 · 0.2 · 1.25 is 4."""
+        """The tokens that a frame of `tokens` keeps on average, rounded as the code does: 12 · 0.2 · 1.25 gives 4."""
         return min(tokens, math.ceil(tokens * self.own * self.expansion))
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """The cosines of each frame's tokens with each other, with those of the frame before, and their distances."""
+        """FLOPs of each frame's cosines, within it and with the frame before, and of the distances."""
         each = (arriving.frames or (arriving.tokens,))[0]
         return 6 * width * arriving.tokens * each
 
@@ -70,7 +72,7 @@ class FlashVID(Frames):
         rounded = math.ceil if count is None or frames == 1 else int
         budget = self._of_frame(tokens) if count is None else count // frames
         diverse = rounded(DIVERSE * budget)
-        runs = scenes(likeness(features.mean(dim=1)).tolist(), ALIKE, SCENES)  # the host waits
+        runs = scenes(likeness(features.mean(dim=1)).tolist(), ALIKE, SCENES)  # host sync
         weight = attention
         if self.form == "events":
             means = torch.cat([features[a:b].mean(dim=(0, 1)).expand(b - a, -1) for a, b in runs])
@@ -84,17 +86,17 @@ class FlashVID(Frames):
         released = self.trees == "released"
         scenes_of = [trees(features[a:b], is_diverse[a:b], budget, LINKED, released) for a, b in runs]
         values, grows = (torch.cat(parts) for parts in zip(*[tree[:2] for tree in scenes_of], strict=True))
-        left = grows.sum(dim=1).tolist()  # and waits again: how many trees each frame has
+        left = grows.sum(dim=1).tolist()  # host sync: the number of trees in each frame
         roots = marked_first(grows)
         rows = FilmRows(features)
         for first, end in runs:
             each = budget - diverse
-            trees_of = left[first:end] if end - first > 1 else [tokens]  # the code counts diverse tokens there, too
+            trees_of = left[first:end] if end - first > 1 else [tokens]  # here the code counts diverse tokens too
             ratio = each * (end - first) / max(1, sum(trees_of))
             for frame in range(first, end):
                 start, own = frame * tokens, roots[frame, : left[frame]]
                 rows.keep(start + picks[frame])
-                # The code's order of products: of 100 tokens 100 · (7 / 100) is 7.000…01, and 8 clusters are made.
+                # Multiply in the code's order: of 100 tokens, 100 · (7 / 100) is 7.000…01, which makes 8 clusters.
                 exact = count is not None and end - first == 1
                 clusters = each
                 if not exact:

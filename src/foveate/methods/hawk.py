@@ -1,7 +1,8 @@
-"""HAWK: before layer 0, what the question asks of each token, head by head, and heads count by what they see.
+"""HAWK: before layer 0, score each token by the question's queries in every head, and weight the heads.
 
 Paper: Zhu et al., "HAWK: Head Importance-Aware Visual Token Pruning in Multimodal Models", CVPR 2026, arXiv:2604.07812.
-Reads layer 0's queries of the text and keys of the tokens, which it computes ahead, and no attention matrix.
+Reads layer 0's queries of the text and keys of the vision tokens, computed ahead of the layer. Needs no attention
+matrix.
 
     a[h, v] = mean over the asking rows of q_h · k_h(v) / √(head size), before RoPE and without a softmax
     s[v] = Σ_h weights[h] · a[h, v] / ‖a[h, ·]‖, and the tokens with the largest s stay
@@ -19,20 +20,21 @@ from foveate.errors import SettingError
 
 
 class HAWK(Once):
-    """Tokens that the question's queries in layer 0 meet, each head at length one over an image's tokens, signs kept.
+    """Keeps the tokens that the question's queries in layer 0 match best.
 
-    Without text behind the sample's last image tokens stay at even steps.
+    Each head is normalised over an image's tokens, and signs are kept. Without text after the sample's last image,
+    tokens at even steps stay.
 
     Attributes:
-        weights: What each head of layer 0 counts; None: all alike. Published for one model, see the presets.
-        leave_out: How many rows of the text behind the last image do not ask, at its beginning and at its end.
+        weights: Weight of each head of layer 0. None: all equal. Published for one model; see the presets.
+        leave_out: How many rows to ignore at the beginning and at the end of the text after the last image.
         keep, tokens, retention, positions: See `Once`.
-        rounding: Of the count: to the "nearest" number of tokens, or "up", as the released code has it.
-        scope: Rank each "image" by itself, or the whole "sample" at once, as the code does; then counts are of all its
-            images together.
+        rounding: Round the count to the "nearest" number of tokens, or "up", as the released code does.
+        scope: Rank each "image" separately, or the whole "sample" at once, as the code does; then counts are those of
+            all its images together.
 
     Raises:
-        SettingError: While it runs, if there are other than as many weights as layer 0 has heads.
+        SettingError: During the forward, if the number of weights differs from the number of heads in layer 0.
     """
 
     name = "hawk"
@@ -57,10 +59,10 @@ class HAWK(Once):
         products = view.products.nan_to_num(0, 0, 0)  # (tokens, heads)
         heads = products.shape[1]
         if self.weights is not None and len(self.weights) != heads:
-            raise SettingError(f"hawk: layer 0 has {heads} heads, and there are {len(self.weights)} weights.")
+            raise SettingError(f"hawk: layer 0 has {heads} heads, so give as many weights; got {len(self.weights)}.")
         shares = products / torch.linalg.vector_norm(products, dim=0).clamp(min=1e-12)
         if self.weights is not None:
-            # Filled in where the products are: a tensor of all would be sent there.
+            # Create each weight on the device: torch.tensor(weights) would copy from the host.
             weights = [torch.full((), weight, device=products.device) for weight in self.weights]
             shares = shares * torch.stack(weights)
         scores = shares.sum(dim=1)

@@ -1,16 +1,16 @@
-"""HiPrune: object tokens by a middle layer of the tower, their neighbours, and registers by a deep layer.
+"""HiPrune: keep object tokens found in a middle layer of the tower, their neighbours, and registers of a deep layer.
 
 Paper: Liu et al., "HiPrune: Hierarchical Attention for Efficient Token Pruning in Vision-Language Models",
-arXiv:2508.00553. With the attention a_j that patch j receives, the mean over heads and over all rows, a CLS among them:
+arXiv:2508.00553. With a_j the attention that patch j receives, mean over heads and over all rows, a CLS included:
 
-    anchors      round(k · α / 5) patches of the highest a in block 8 (of 24, counted from 0)
+    anchors      the round(k · α / 5) patches with the highest a in block 8 (of 24, counted from 0)
     buffers      the patches above, below, left and right of each anchor
     registers    the highest a in the feature layer among the others, until k patches stay
 
-Patches stay in raster order. A buffer beyond the picture's edge is left out; where anchors and buffers would be more
-than k, so are the buffers of the lowest a. Crops (LLaVA-NeXT) get their share of k by the tokens that are left of each.
-In a tower of another depth the object block is at the same share of it; where only some blocks look at the whole
-picture (Qwen2.5-VL), it is the nearest of these. HiPrune++, which adds tokens by the question, is left out.
+Patches stay in raster order. Buffers beyond the image's edge do not exist. If anchors and buffers are more than k, the
+buffers with the lowest a are dropped. Each crop (LLaVA-NeXT) gets its share of k by the tokens left of it. In a tower
+of another depth, the object block is at the same relative depth. If only some blocks attend to the whole image
+(Qwen2.5-VL), it is the nearest of these. HiPrune++, which adds tokens by the question, is not implemented.
 """
 
 from typing import Annotated
@@ -27,13 +27,13 @@ DEPTH = 24  # blocks of the tower that `object_layer` is named for
 
 
 class HiPrune(Once):
-    """Anchors, their neighbours and registers, once, on the way out of the vision tower.
+    """Keeps the patches most attended in a middle layer of the tower, their neighbours, and some of a deep layer.
 
     Attributes:
-        alpha: Share of the kept tokens that anchors and buffers shall be, in [0, 1].
-        object_layer: The block that finds anchors, of a tower of 24 blocks, from 0 on.
+        alpha: Share of the kept tokens that are anchors and buffers, in [0, 1].
+        object_layer: The block that finds anchors, from 0 on, in a tower of 24 blocks.
         retention, tokens: k; see `Once`. By default a third, 192 of 576.
-        positions: See `Positions`; the released code numbers anew for LLaVA.
+        positions: See `Positions`. The released code renumbers for LLaVA.
     """
 
     name = "hiprune"
@@ -61,11 +61,11 @@ class HiPrune(Once):
             anchors.append(crop[top(scores[crop], min(rows, round(rows * self.alpha / 5)))])
         anchor = torch.cat(anchors)
         neighbours = neighbours_of(view.grids, tokens).to(scores.device)[anchor].flatten()
-        # 0 for anchors, 1 for buffers, 2 for the others; beyond the edge stands the ordinal `tokens`.
+        # group: 0 for anchors, 1 for buffers, 2 for the others. A neighbour beyond the edge has the index `tokens`.
         none = torch.full((tokens + 1,), 2, device=scores.device)
         group = none.scatter(0, neighbours, 1).scatter(0, anchor, 0)[:tokens]
         rank = torch.where(group < 2, ranks(scores), ranks(view[deep]))
-        order = -(group * tokens + rank)
+        order = -(group * tokens + rank)  # (tokens,): by group, then by rank; the highest stay
         kept = [crop[top(order[crop], rows)] for crop, rows in zip(crops, rows_of, strict=True)]
         kept_of_all: Tensor = torch.cat(kept).sort().values
         return kept_of_all

@@ -1,13 +1,13 @@
-"""HoliTom: a film is cut into scenes so that most places stand still, and these are merged over time and space.
+"""HoliTom: split a video into scenes with many static places, and merge these places over time and space.
 
 Paper: Shao et al., "HoliTom: Holistic Token Merging for Fast Video Large Language Models", NeurIPS 2025,
-arXiv:2505.21334. With F frames of n tokens, behind the projector:
+arXiv:2505.21334. With F frames of n tokens, after the projector:
 
-    scenes    cut so that Σ (frames − 1) · (places that stand still through the scene: every cosine > tau) is largest
-    r'        min(1, r · F n / (F n − saved)), of what is left once a still place is kept once a scene
-    still     its mean over the scene; round(r' · m) of m are centres of density peaks (7 neighbours), the others join
-              the nearest one: 0.6 · centre + 0.4 · mean of those that joined
-    moving    of each frame ⌈r' · m⌉ of its m other tokens: those with the most attention in the tower
+    scenes    cut so that Σ (frames − 1) · (places that are static through the scene: every cosine > tau) is largest
+    r'        min(1, r · F n / (F n − saved)), r relative to what is left when each static place is kept once a scene
+    static    the mean of each place over the scene; round(r' · m) of m are centres of density peaks (7 neighbours), the
+              others join the nearest centre: 0.6 · centre + 0.4 · mean of those that joined
+    moving    the ⌈r' · m⌉ of each frame's m other tokens with the most attention in the tower
 """
 
 import math
@@ -26,18 +26,18 @@ NEIGHBOURS, BETA = 7, 0.6
 
 
 class HoliTom(Frames):
-    """Still places are merged over each scene and clustered; of what moves the most attended tokens stay.
+    """Merges static places over each scene and clusters them. Of the moving tokens, the most attended stay.
 
     This is the paper's method without its merging inside the decoder, which is `FastV` with `join`:
-    "holitom+fastv:layers=18;join=true;scope=image". The release's D, a share of moving tokens that is clustered,
-    is not built: it cannot be run there.
+    "holitom+fastv:layers=18;join=true;scope=image". The release's D, a share of moving tokens that is clustered, is not
+    implemented, because the release itself cannot run it.
 
     Attributes:
-        keep: r, the share of a film's tokens to keep, in (0, 1]; usually a quarter. Counts are rounded as in the code:
-            ⌈…⌉ for each frame, so that a little more stays.
-        tau: The cosine with the frame before above which a place stands still.
-        retention, tokens, positions: See `Frames`; numbered anew by default, as in the release, and then a scene's
-            still rows stand before its frames'.
+        keep: r, the share of a video's tokens to keep, in (0, 1]; usually a quarter. Counts are rounded up for each
+            frame, as in the code, so slightly more tokens stay.
+        tau: A place is static if its cosine with the frame before is above this.
+        retention, tokens, positions: See `Frames`. Positions are renumbered by default, as in the release; then a
+            scene's static rows come before the rows of its frames.
     """
 
     name = "holitom"
@@ -52,15 +52,14 @@ class HoliTom(Frames):
         return math.ceil(frames[0] * self.own)
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number 3 for its length and 2 for its cosine; and the distances of a scene's still places, at most
-        those of one frame."""
+        """FLOPs: 3 a number for lengths, 2 for cosines, and the distances of at most one frame's static places."""
         frames = arriving.frames or (arriving.tokens,)
         return 5 * width * arriving.tokens + 2 * width * frames[0] ** 2
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
         frames, tokens, _ = features.shape
         is_still = likeness(features) > self.tau
-        places = still_places(is_still).tolist()  # the host waits once
+        places = still_places(is_still).tolist()  # one host sync
         scenes, saved = still_scenes(places)
         left = max(count or 0, frames * tokens - saved)
         ratio = min(1.0, self.own / (left / (frames * tokens)))
@@ -71,14 +70,14 @@ class HoliTom(Frames):
             if end - first > 1:
                 still = places[end - 1][end - 1 - first]
             stays = is_still[first : end - 1].all(dim=0) & (still > 0)
-            order = marked_first(stays)
+            order = marked_first(stays)  # (tokens,): places that are static through the scene first
             alike, moving = order[:still], order[still:]
-            # With a budget both are rounded down, and what that leaves is filled up.
+            # With a budget, centres and moving tokens are rounded down; `rows.cut` fills up the remainder.
             if centres := round(still * ratio) if count is None else still * count // left:
                 means = features[first:end, alike].mean(dim=0)
                 peaks, cluster = density_peaks(means, centres, min(NEIGHBOURS, centres))
                 peaks, by_place = peaks.sort()
-                row = by_place.argsort()[cluster]
+                row = by_place.argsort()[cluster]  # (still,): the row, in raster order, that each place joins
                 joined = towards(means[peaks], means, row.scatter(0, peaks, -1), BETA)
                 rows.join(first * tokens + alike[peaks], joined, (scene + alike).flatten(), row.repeat(end - first))
             kept = math.ceil(len(moving) * ratio) if count is None else len(moving) * count // left

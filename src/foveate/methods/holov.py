@@ -1,13 +1,14 @@
-"""HoloV: every crop of the image keeps tokens, so that the context around what is looked at survives.
+"""HoloV: keep tokens in every crop of the image, so that the context around attended regions survives.
 
 Paper: Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
 NeurIPS 2025, arXiv:2510.02912.
 
-With the CLS's attention A crop c keeps ⌊w_c k⌋ of k tokens, those of the highest H, w_c ∝ mean(H in c)^τ:
+With the CLS's attention A, crop c keeps the ⌊w_c k⌋ of k tokens with the highest H, where w_c ∝ mean(H in c)^τ:
 
-    H = A          by the released code, whose crops are runs of the raster. It adds V, but scaled so that it cancels
-    H = A + γ V    by the paper, whose crops are windows. V_i is the variance of the cosines of token i to the others of
-                   its crop, of the rows that enter the decoder; γ = mean |A| / mean |V| over the image (ours)
+    H = A          in the released code, whose crops are runs of the raster. It adds V, but scaled so that it cancels
+    H = A + γ V    in the paper, whose crops are windows. V_i is the variance of the cosines of token i with the others
+                   in its crop, over the rows that enter the decoder; γ = mean |A| / mean |V| over the image
+                   (foveate's choice)
 """
 
 from collections.abc import Mapping
@@ -24,16 +25,16 @@ from foveate.core.rank import ranks_in_groups, top
 from foveate.core.signals import Hidden, Signal, TowerAttention
 from foveate.core.tensors import blocks
 
-SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
+SMALLEST = 1e-12  # lower bound of the divisors: the mean variance and the mean score
 
 
 class HoloV(Once):
-    """A quota for each crop, and in each crop the tokens with the highest score H.
+    """Gives each crop of an image a quota, and keeps the tokens with the highest score H in each.
 
     Attributes:
         rule: "released" or "paper": see above.
-        crops: C, at most as many crops in a view or frame; all of an image share k.
-        tau: τ, how sharply quotas follow the score; 0 gives every crop the same.
+        crops: C, the largest number of crops in a view or frame. All crops of an image share k.
+        tau: τ, how strongly quotas follow the score. 0 gives every crop the same quota.
         keep, tokens, retention, positions: See `Once`.
     """
 
@@ -56,22 +57,24 @@ class HoloV(Once):
         return cosine_flops(arriving, width) if self.rule == "paper" else 0
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
-        """Attention and crop of each token. Crop c is −1 − c, as notes of newlines are 1."""
+        """Note the attention and the crop of each token. Crop c is −1 − c, because newlines have the note 1."""
         crop = regions_of(view.grids, len(view), self.crops, windows=self.rule == "paper")
         return {"attention": view.attention, "crop": -1 - crop.to(view.attention.device)}
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         is_patch = view.notes["crop"] < 0
-        # There are fewer crops than tokens if one of these is a newline; newlines are a last crop of no weight.
+        # Newlines form an additional last crop of weight 0. Its index is free: with a newline there are fewer crops
+        # than tokens.
         crop = torch.where(is_patch, -1 - view.notes["crop"], len(view) - 1)
         scores = view.notes["attention"].masked_fill(~is_patch, 0)
         if self.rule == "paper":
             scores = holistic(scores, view.hidden, crop, is_patch)
         nothing = torch.zeros_like(scores)
-        room = nothing.scatter_add(0, crop, torch.ones_like(scores))
+        room = nothing.scatter_add(0, crop, torch.ones_like(scores))  # (tokens,): tokens of each crop, by its index
         patches = nothing.scatter_add(0, crop, is_patch.float())
         mean = nothing.scatter_add(0, crop, scores) / room.clamp(min=1)
-        mean = mean / mean.amax().clamp(min=SMALLEST)  # only proportions count, and a power of small numbers would be 0
+        # Only proportions count; without scaling, a power of small means would underflow to 0.
+        mean = mean / mean.amax().clamp(min=SMALLEST)
         weights = torch.where(patches > 0, mean**self.tau, 0)
         quota = quotas(weights, room.long(), count)
         stays = ranks_in_groups(scores, crop) < quota[crop]
@@ -81,11 +84,12 @@ class HoloV(Once):
 def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) -> Tensor:
     """H of each token: (tokens,) float32; 0 for a newline.
 
-    Shapes: (tokens,) float32, (tokens, width), (tokens,) int64 and (tokens,) bool.
+    Shapes: attention (tokens,) float32, rows (tokens, width), crop (tokens,) int64, is_patch (tokens,) bool.
     """
     places = torch.arange(len(crop), device=crop.device)
     parts = []
     for part in blocks(places, len(crop)):
+        # (block, tokens): 1 where a patch is in the same crop as the block's token, and is another token.
         together = ((crop[part, None] == crop) & is_patch & (part[:, None] != places)).float()
         others = together.sum(dim=1).clamp(min=1)
         similarity = cosines(rows[part], others=rows)

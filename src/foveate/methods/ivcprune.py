@@ -1,11 +1,13 @@
-"""IVC-Prune: rows for their places, and what the question's values resemble, in one cut in the decoder's middle.
+"""IVC-Prune: one cut in the middle of the decoder, by position (coordinates) and by similarity to the question.
 
 Paper: Sun et al., "IVC-Prune: Revealing the Implicit Visual Coordinates in LVLMs for Vision Token Pruning", ICLR 2026,
 arXiv:2602.03060. Built from a description of the released code. Of an image's I rows before layer k:
 
-    s1    likeness of the text's values in layer k − 1 to the image's; the max(1, round(.01 · I)) highest are seeds
-    s2    the same of text and seeds together; C, S: see `Coordinates`, of each the round(.1 · I) highest
-    Seeds and coordinates stay, then the largest s2, up to round(.5 · I).
+    s1      similarity of the text's values in layer k − 1 to the image's; the max(1, round(.01 · I)) highest are seeds
+    s2      the same for text and seeds together
+    C, S    see `Coordinates`; the round(.1 · I) highest of each are coordinates
+
+Seeds and coordinates stay, then the largest s2, up to round(.5 · I).
 """
 
 from dataclasses import replace
@@ -22,23 +24,24 @@ from foveate.methods.coordinates import places
 
 
 class IVCPrune(OneCut):
-    """One cut of each image by itself: coordinates and seeds, and the rest by likeness; all by the text behind it.
+    """Keeps seeds and coordinates of each image, then the tokens most similar to the text after it, in one cut.
 
-    Where these are more than may stay, seeds come first, then coordinates by C and by S in turn. Without text behind an
-    image its coordinates stay, and others at even steps.
+    If seeds and coordinates exceed the count, seeds come first, then coordinates by C and by S alternately. Without
+    text after an image, its coordinates stay, and other tokens at even steps.
 
     Attributes:
-        layer: k, the first layer that processes fewer tokens; values are those of the layer before.
-        keep: Share of the vision tokens that stays; usually half of them.
+        layer: k, the first layer that processes fewer tokens. Values are those of the layer before.
+        keep: Share of the vision tokens that stays; usually half.
         target: Instead of `keep`: a number of tokens.
         retention, tokens: See `Cuts`.
-        scope: Each "image" or video by itself, or each "frame".
-        coordinates: Share of the rows that stay by C, and as many by S.
-        seeds: Share of the rows that are seeds, one at least.
-        skip: How many rows of the text do not ask, at its beginning.
-        among: What likeness is shared out over: the "image", or "all" rows, as the code for LLaVA-1.5 has it.
-        foreground: As there, this share with the largest s2 stays beside seeds and coordinates: no number can be given.
-        kv: The first layer whose cache is cut to what is left; None: none is.
+        scope: Treat each "image" or video separately, or each "frame".
+        coordinates: Share of the rows that stays by C; the same share stays by S.
+        seeds: Share of the rows that are seeds; at least one.
+        skip: How many rows to ignore at the beginning of the text.
+        among: Normalise similarities over the "image", or over "all" rows, as the code for LLaVA-1.5 does.
+        foreground: As in that code: the share with the largest s2 that stays in addition to seeds and coordinates.
+            Excludes `keep`, `target` and budgets.
+        kv: The first layer whose cache is cut to the tokens that stay. None: no cache is cut.
     """
 
     name = "ivcprune"
@@ -78,7 +81,10 @@ class IVCPrune(OneCut):
         return Cut.keep(self._order(view, count, others=count) < 4 * len(view) + count)
 
     def _order(self, view: LayerView, count: int, others: int | None = None) -> Tensor:
-        """Who stays first: seeds from 0 on, coordinates from `tokens`, all others from 4 · `tokens` on, by s2."""
+        """The order of the rows by priority, (tokens,) int64, lower stays first.
+
+        Seeds have numbers from 0 on, coordinates from `tokens`, all others from 4 · `tokens`, by s2.
+        """
         (signal, turned), tokens = self.reads, len(view)
         rotary, likeness = view[turned], view[signal]
         coordinates = (ranks(rotary.T) < round(self.coordinates * tokens)).any(dim=0)

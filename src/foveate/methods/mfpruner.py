@@ -1,13 +1,13 @@
-"""MFPruner: three cues vote; vision tokens with several votes stay, and a score fills up.
+"""MFPruner: three cues vote. Vision tokens with several votes stay, and a score fills up the count.
 
 Paper: "Rethinking Attention Cues: Multi-Factor Guided Token Pruning for Efficient Vision-Language Understanding", code
-dluo112/MFPruner. Reads attention in the vision tower, what enters the decoder, and the question.
+dluo112/MFPruner. Reads attention in the vision tower, the decoder's input, and the question.
 
-For n tokens to keep of N, each cue votes for the n tokens that it rates highest:
+To keep n of N tokens, each cue votes for the n tokens that it rates highest:
 
-    a   attention in the tower, from about 0 to 1 over the image: (x − min + 1e-6) / (max − min + 1e-6)
+    a   attention in the tower, scaled to about 0 to 1 over the image: (x − min + 1e-6) / (max − min + 1e-6)
     d   1 − (sum of the cosines with all others) / N, of the rows that enter the decoder
-    r   −cos of the patch and the question in CLIP's space, scale as a
+    r   −cos of the patch and the question in CLIP's space, scaled like a
 """
 
 from collections.abc import Mapping
@@ -25,14 +25,15 @@ SMALL = 1e-6
 
 
 class MFPruner(Once):
-    """Tokens that two or three cues vote for stay first; the others follow by falling score, up to the number to keep.
+    """Keeps the tokens that two or three cues vote for, then others by falling score.
 
-    With CLIP's encoders handed in (see `CDPruner`) a, d and r vote: tokens with three votes come first, then those with
-    two, then all others; inside each group the largest a + d + r. Without, as in the code for Qwen2.5-VL, a and d vote,
-    and the others follow by their cosine with the mean embedding of the question; without text by a + d.
+    With CLIP's encoders as a resource (see `CDPruner`) a, d and r vote. Tokens with three votes come first, then those
+    with two, then all others; within a group the largest a + d + r. Without CLIP, as in the code for Qwen2.5-VL, a and
+    d vote, and the others follow by their cosine with the mean embedding of the question, or by a + d if there is no
+    text.
 
     Attributes:
-        keep, tokens, retention, positions: See `Once`; the released code for LLaVA numbers anew.
+        keep, tokens, retention, positions: See `Once`. The released code for LLaVA renumbers positions.
     """
 
     name = "mfpruner"
@@ -55,10 +56,11 @@ class MFPruner(Once):
             cues.append(scale(notes["third"]))
         fill = notes["fill"] if "fill" in notes else torch.stack(cues).sum(dim=0)
         votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
+        # Sort by votes (0 or 1 vote count as none), then by `fill`: (tokens,).
         return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number 3 for lengths, 1 for the sum of rows, 2 for the products with it, 2 for a row with itself."""
+        """FLOPs a number: 3 for lengths, 1 for the sum of rows, 2 for products with it, 2 for a row with itself."""
         return 8 * arriving.tokens * width
 
 
@@ -77,7 +79,7 @@ def _by_words(view: LayerView) -> Mapping[str, Tensor]:
 
 
 def scale(cue: Tensor) -> Tensor:
-    """A cue, (tokens,), from about 0 to 1; where all are equal, all are 1."""
+    """Scale a cue, (tokens,), to about 0 to 1. If all values are equal, all become 1."""
     least, most = cue.aminmax()
     return (cue - least + SMALL) / (most - least + SMALL)
 

@@ -1,7 +1,7 @@
-"""MMTok: keep the vision tokens that cover the question's words and the whole picture best.
+"""MMTok: keep the vision tokens that best cover the question's words and the whole image.
 
 Paper: Dong et al., "MMTok: Multimodal Coverage Maximization for Efficient Inference of VLMs", ICLR 2026,
-arXiv:2508.18264. Reads the tower's features, what enters the decoder, and embeddings of the question.
+arXiv:2508.18264. Reads the tower's features, the decoder's input, and embeddings of the question.
 """
 
 from typing import Annotated
@@ -16,23 +16,23 @@ from foveate.core.tensors import blocks
 
 
 class MMTok(Once):
-    """Greedy coverage of two kinds of targets at once: words of the question, and all vision tokens.
+    """Keeps the tokens that best cover two kinds of targets: the words of the question, and all vision tokens.
 
         P_tj = softmax_j(cos(word_t, x_j) / τ_text) / words        Q_ij = softmax_j(cos(v_i, v_j) / τ_vision) / tokens
 
     x are the rows that enter the decoder, v the tower's features of the same tokens. The rows of M = [P; α · Q] are the
-    targets u. Each pick is the token j not yet picked with the largest Σ_u max(0, M_uj − covered_u), and covered_u is
-    the largest M_uj of those picked. Each image is covered by itself. Words are all tokens of the text behind it,
+    targets u. Each pick is the token j not yet picked with the largest Σ_u max(0, M_uj − covered_u), where covered_u is
+    the largest M_uj of the picked tokens. Each image is covered separately. Words are all tokens of the text after it,
     template included.
 
-    Where the projector merges or pools, and of videos, v are the features behind it. A newline's are zeros.
+    For projectors that merge or pool, and for videos, v are the features after the projector. A newline's are zeros.
 
-    Unlike in the released code for LLaVA, 47 stop words are not left out, as they are not in its code for Qwen.
-    LLaVA-NeXT's packed tokens are picked from together, where there each crop leaves its share.
+    Unlike in the released code for LLaVA, 47 stop words are not excluded; its code for Qwen does not exclude them
+    either. LLaVA-NeXT's packed tokens are picked from together; in the release each crop keeps its share.
 
     Attributes:
         keep, tokens, retention, positions: See `Once`.
-        alpha: α, what covering vision tokens counts beside covering words.
+        alpha: α, the weight of covering vision tokens relative to covering words.
         tau_text: τ_text; 0.01 for the Qwen-VLs in the paper.
         tau_vision: τ_vision.
     """
@@ -61,15 +61,15 @@ class MMTok(Once):
 def coverage(
     words: Tensor, tokens: Tensor, features: Tensor, tau_text: float, tau_vision: float, alpha: float
 ) -> Tensor:
-    """How well each token covers each target: (tokens, words + tokens) float32.
+    """The coverage of each target by each token: (tokens, words + tokens) float32.
 
     Args:
-        words: (words, width).
-        tokens: (tokens, width), what enters the decoder.
-        features: (tokens, any), the same in the tower.
+        words: (words, width), embeddings of the text.
+        tokens: (tokens, width), the decoder's input.
+        features: (tokens, any), the tower's features of the same tokens.
         tau_text, tau_vision, alpha: See `MMTok`.
     """
-    # Each target's column sums to 1 over the tokens, before it is divided.
+    # Each target is a column. It sums to 1 over the tokens before the division.
     text = (cosines(tokens, exact=True, others=words) / tau_text).softmax(dim=0) / max(1, len(words))
     parts = [text.float()]
     for some in blocks(features, len(features)):

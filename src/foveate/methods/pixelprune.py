@@ -1,12 +1,16 @@
-"""PixelPrune: before the vision tower, tokens leave whose pixels are what their neighbours predict.
+"""PixelPrune: before the vision tower, drop tokens whose pixels are predicted by their neighbours.
 
-Paper: PixelPrune, 2026. As in lossless image coding a block that can be predicted is not sent: of screenshots 15 to
-68 % of the tokens are background, and are never computed. What was compressed or resized needs a tau of 0.02 to 0.05.
+Paper: PixelPrune, 2026. As in lossless image coding, a block that can be predicted is not sent. On screenshots 15 to
+68 % of the tokens are background, and are never computed. Compressed or resized images need a tau of 0.02 to 0.05.
 
-A unit is the pixels of one token. The first stays. Units of the first row are predicted to be as the one on their left
-(A), units of the first column as the one above (B). For others the corner between the two (C) decides: B if C is like A
-and not like B, else A. A unit that is like its prediction leaves, and the prediction stands in its place for the units
-behind it, so that errors do not add up. Alike is what differs by tau at most.
+A unit is the pixels of one token. The first unit stays. The prediction of a unit is
+
+    first row       the unit on its left (A)
+    first column    the unit above (B)
+    others          by the corner C between A and B: B if C is like A and not like B, else A
+
+Two units are alike if they differ by at most tau. A unit that is like its prediction is dropped, and the prediction
+replaces it for the units after it, so errors do not accumulate.
 """
 
 from collections.abc import Callable
@@ -20,11 +24,13 @@ from foveate.contract import Arriving, Cut, Method, PatchStage, PixelView, Shape
 
 
 class PixelPrune(Method):
-    """Drops what neighbours predict, before the vision tower: for screens and pages.
+    """Drops tokens whose pixels their neighbours predict, before the vision tower. For screenshots and pages.
 
     Attributes:
-        tau: How far units may differ that count as alike, in pixels from 0 to 1. 0: not at all, and no pixel is lost.
-        metric: The difference of two units: the largest of all their numbers, or the mean or the root mean square.
+        tau: Largest difference at which two units count as alike, for pixels from 0 to 1. With 0 only equal units are
+            dropped, so no pixel is lost.
+        metric: Difference of two units: the largest ("max"), mean ("mae") or root mean square ("rmse") over their
+            numbers.
     """
 
     name = "pixelprune"
@@ -41,10 +47,10 @@ class PixelPrune(Method):
         return Cut.keep(unlike(view.levels(), self._alike).flatten())
 
     def _alike(self, first: Tensor, second: Tensor) -> Tensor:
-        """Whether units are alike, of two times (…, numbers) levels from 0 to 255."""
+        """Compare two times (…, numbers) levels from 0 to 255: (…) bool, True where units are alike."""
         differences = (first - second).abs()
         if self.metric == "max":
-            # Levels are whole numbers; 255 · tau may miss one by a hair.
+            # Levels are whole numbers, but 255 · tau may be slightly below one.
             return differences.amax(dim=-1) <= round(255 * self.tau)
         if self.metric == "mae":
             return differences.mean(dim=-1) <= 255 * self.tau
@@ -52,14 +58,14 @@ class PixelPrune(Method):
 
 
 def unequal(units: Tensor) -> Tensor:
-    """Which units stay where alike is equal: (frames, rows, columns, numbers) to (frames, rows, columns) bool.
+    """Mark the units that stay if alike means equal: (frames, rows, columns, numbers) to (frames, rows, columns) bool.
 
-    What stands in a unit's place is then equal to it, so the picture itself tells: two grids of comparisons serve all.
+    A dropped unit equals its prediction, so the original image can be compared: two grids of comparisons are enough.
     """
-    # Whether each unit is equal to the one on its left, and to the one above; the first of all has neither.
+    # Is each unit equal to the one on its left, and to the one above? False beyond the edge.
     is_left = pad((units[:, :, 1:] == units[:, :, :-1]).all(dim=-1), (1, 0))
     is_above = pad((units[:, 1:] == units[:, :-1]).all(dim=-1), (0, 0, 1, 0))
-    # C is A's unit above, and B's on the left. Beyond the edges they are such that column 0 asks B, and row 0 asks A.
+    # C is above A, and on the left of B. The padding makes B predict column 0, and A predict row 0.
     corner_is_left = pad(is_above[:, :, :-1], (1, 0), value=True)
     corner_is_above = pad(is_left[:, :-1], (0, 0, 1, 0))
     predicted_above = corner_is_left & ~corner_is_above
@@ -67,15 +73,15 @@ def unequal(units: Tensor) -> Tensor:
 
 
 def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Which units stay where being alike is not being equal: shapes as for `unequal`.
+    """Mark the units that stay if alike does not mean equal: shapes as for `unequal`.
 
-    What stands in each unit's place is known by its index. A unit needs that of A, B and C, so a diagonal (row + column
-    are the same) is worked out at once, from the one before and the one before that.
+    `stands` has, by index, the unit that stands at each place. A unit depends on those of A, B and C. So all units of a
+    diagonal (row + column is constant) are computed at once, from the two diagonals before it.
     """
     frames, rows, columns, _ = units.shape
     numbers = units.flatten(0, 2)
     index = torch.arange(len(numbers), device=units.device).view(frames, rows, columns)
-    stands = pad(index, (1, 0, 1, 0))  # with a row above and a column on the left
+    stands = pad(index, (1, 0, 1, 0))  # (frames, rows + 1, columns + 1): a row above and a column on the left
     frame = torch.arange(frames, device=units.device)[:, None]
 
     def are_alike(first: Tensor, second: Tensor) -> Tensor:
@@ -89,12 +95,13 @@ def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         by_corner = are_alike(corner, left) & ~are_alike(corner, above)
         predicted = torch.where((column == 0) | (by_corner & (row > 0)), above, left)
         leaves = are_alike(unit, predicted) & (row + column > 0)
+        # A dropped unit is replaced by its prediction. `stands` has a border, so its places are shifted by one.
         stands = stands.index_put((frame, row + 1, column + 1), torch.where(leaves, predicted, unit))
     return stands[:, 1:, 1:] == index
 
 
 def comparisons(arriving: Arriving, width: int) -> int:
-    """Each unit with two others, of 4 patches of 2 · 3 · 14 · 14 numbers (Qwen2-VL; Qwen3-VL's have 16 · 16)."""
+    """FLOPs of comparing each unit with two others: 4 patches of 2 · 3 · 14 · 14 numbers, as in Qwen2-VL."""
     return 2 * arriving.tokens * 4 * 2 * 3 * 14**2
 
 

@@ -1,14 +1,15 @@
-"""PriorTR: what the question adds to the attention that the model pays to a picture anyway.
+"""PriorTR: score a token by the attention that the question adds to the attention that the model pays to it anyway.
 
 Paper: PriorTR, ECCV 2026. Built from a description of the released code.
 
 Before layer K, of the attention A of layer K − 1, mean over heads, over the image's columns j:
 
-    Q_j ∝ A[null, j]              the row of the null token, the first behind the image: it has not seen the question
+    Q_j ∝ A[null, j]              the row of the null token, the first after the image: it has not seen the question
     P_j ∝ mean over t of A[t, j]  the rows from the null token to the last one, or the last row alone
     S_j = P_j · log((P_j + 1e-10) / (Q_j + 1e-10))        Q and P each divided by their sum
 
-The k tokens with the largest S stay: gained attention first, then what neither looks at, then what lost attention.
+The k tokens with the largest S stay: those that gained attention first, then those with none in P or Q, then those that
+lost attention.
 """
 
 from dataclasses import replace
@@ -26,18 +27,19 @@ EPSILON = 1e-10
 
 
 class PriorTR(OneCut):
-    """One cut by gained attention; then all caches are cut to the same tokens.
+    """Keeps the tokens that gain most attention by the question, in one cut; then cuts all caches to them.
 
-    Each image has its own null token. Without any text behind it there is none: then tokens at even steps stay.
+    Each image has its own null token. Without text after an image there is none; then tokens at even steps stay.
 
     Attributes:
         layer: The code's prune_layer, 1 or more: the first layer that processes fewer tokens.
-        keep: Share of the vision tokens that stays, truncated; at least one. Usually 0.1111, the code's for Qwen3-VL.
-        target: Instead of `keep`: their number for each image, the k of the paper.
+        keep: Share of the vision tokens that stays, truncated, at least one token. Usually 0.1111, the code's for
+            Qwen3-VL.
+        target: Instead of `keep`: the number of tokens of each image, the paper's k.
         retention, tokens: See `Cuts`.
-        scope: Each "image" or video by itself, or each "frame".
-        question: Whose attention P is: "after" is the mean of all rows of text behind the image (the code's default for
-            LLaVA-1.5), "but_last" that of all but the last (its ports), "last" the last row (for LLaVA-NeXT).
+        scope: Treat each "image" or video separately, or each "frame".
+        question: The rows of P: "after" is the mean of all text rows after the image (the code's default for
+            LLaVA-1.5), "but_last" the mean of all but the last (its ports), "last" the last row (for LLaVA-NeXT).
         heads: The "mean" over heads, or the "max" of their means over rows.
         kv: Cut the caches of earlier layers to the tokens that stay, as the code does.
     """
@@ -74,7 +76,7 @@ class PriorTR(OneCut):
 
 
 def gain(question: Tensor, null: Tensor) -> Tensor:
-    """S_j of two rows of attention, (tokens,) float32 each: each token's part of the divergence of P from Q."""
+    """S_j of two rows of attention, (tokens,) float32 each: each token's part of the KL divergence of P from Q."""
     p, q = _shares(question), _shares(null)
     return p * torch.log((p + EPSILON) / (q + EPSILON))
 

@@ -1,10 +1,11 @@
-"""PruMerge+: PruMerge, and tokens at even steps besides the outliers, so that no part of the picture is left out.
+"""PruMerge+: PruMerge, and in addition tokens at even steps, so that no part of the image is left out.
 
-Paper: see `foveate.methods.prumerge`. With the share r of the patches that are outliers, the patches 0, s, 2s, … below
-N − 1 stay too, s = ⌊⌊1 / r⌋ / 3⌋: about three times as many again. They stand behind the outliers, in raster order.
+Paper: see `foveate.methods.prumerge`. With r the share of patches that are outliers, and s = ⌊⌊1 / r⌋ / 3⌋, the patches
+0, s, 2s, … below N − 1 stay too: about three times as many as the outliers. They follow the outliers, in raster order.
 
-With a budget (ours) the number by score is the one from which that rule, with a step of at least 1, is expected to come
-nearest to the count; steps too many go from the end, and what is missing is filled up by score.
+With a budget (foveate's addition), the number of tokens kept by score is the one from which that rule, with a step of
+at least 1, is expected to come nearest to the count. Surplus steps are removed from the end, and missing tokens are
+added by score.
 """
 
 import math
@@ -18,7 +19,7 @@ from foveate.methods.prumerge import PruMerge, counts_by_score
 
 
 class PruMergePlus(PruMerge):
-    """As PruMerge, with tokens at even steps besides the outliers.
+    """Keeps the tokens of PruMerge, and tokens at even steps besides the outliers.
 
     Attributes:
         neighbours, retention, tokens, positions: See `PruMerge`.
@@ -35,14 +36,15 @@ class PruMergePlus(PruMerge):
 
     def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
         _, key = _group(scores, *_balance(len(scores), kept))
-        row = key.argsort().argsort()
+        row = key.argsort().argsort()  # (tokens,): the place of each token when sorted by key
         return torch.where(row < kept, row, len(scores) + ranks(scores)).argsort()
 
 
 def _group(scores: Tensor, top: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
-    """What each token stays for, (tokens,) int64: 0 its score, 1 an even step, 2 nothing; and a key to sort all by.
+    """Return why each token stays, (tokens,) int64: 0 its score, 1 an even step, 2 it does not stay; and a sort key.
 
-    The `top` ones stand first by score, then every `step`-th of the others in raster order, then what is left by score.
+    By this key the `top` ones come first by score, then every `step`-th of the others in raster order, then the rest by
+    score.
     """
     tokens = len(scores)
     rank = ranks(scores)
@@ -54,9 +56,9 @@ def _group(scores: Tensor, top: int | Tensor, step: int | Tensor) -> tuple[Tenso
 
 @cache
 def _balance(tokens: int, kept: int) -> tuple[int, int]:
-    """(top, step) that are expected to keep nearest to `kept` of the tokens, of equals the smaller top.
+    """The (top, step) expected to keep nearest to `kept` of the tokens; of equals the smaller top.
 
-    Steps are coarse: what they keep too many goes from their end, and what is missing is filled up by score.
+    Steps are coarse: surplus tokens are removed from their end, and missing ones are added by score.
     """
 
     def misses(top: int) -> float:
@@ -68,7 +70,7 @@ def _balance(tokens: int, kept: int) -> tuple[int, int]:
 
 
 def _step(tokens: int, outliers: int) -> int:
-    """The released step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
+    """The released code's step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
     return max(1, int(int(1 / (outliers / tokens)) / 3))
 
 

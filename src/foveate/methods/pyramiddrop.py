@@ -1,10 +1,10 @@
-"""PyramidDrop: the image shrinks in stages with depth, ranked by the prompt's last token each time.
+"""PyramidDrop: keep fewer vision tokens in each of several stages, ranked by the attention of the prompt's last token.
 
 Paper: Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
 Reduction", CVPR 2025, arXiv:2410.17247.
 
 Before layer l: s_j = mean over heads of softmax(q_last · k_j / √d) with the queries and keys of layer l itself; the
-int(r_l · N) tokens with the largest s stay, N being those that entered the decoder.
+int(r_l · N) tokens with the largest s stay, where N tokens entered the decoder.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,19 @@ from foveate.contract import Attention, Cuts, FallingShares, Layers, Positions, 
 
 
 class PyramidDrop(Cuts):
-    """Cuts that each leave a share of the image's original tokens.
+    """Keeps a smaller share of the image's original tokens at each of several layers.
 
-    The names are those of the authors' command line. Each image keeps its share; a cut never leaves less than a token.
+    The settings have the names of the authors' command line. Each image keeps its share. A cut never leaves less than
+    one token.
 
     Attributes:
-        layer_list: Decoder layers whose input is cut, strictly ascending: by default a quarter, half and three quarters
-            of the depth, the paper's (8, 16, 24) of 32 and (7, 14, 21) of 28. With a budget a sixteenth, a quarter and
-            half of the depth, since the paper's layers meet none below a quarter.
+        layer_list: Decoder layers whose input is cut, strictly ascending. By default a quarter, half and three quarters
+            of the depth: the paper's (8, 16, 24) of 32 and (7, 14, 21) of 28. With a budget a sixteenth, a quarter and
+            half of the depth, because the paper's layers meet no budget below a quarter.
         image_token_ratio_list: Share of the *original* tokens that each cut leaves: the paper's (0.5, 0.25, 0.125).
-        retention, tokens: Instead of the ratios; see `Cuts`. They are then q, q², q³, …, q solved for every image.
-        positions: See `Positions`; the released code numbers anew.
+        retention, tokens: Instead of the ratios: a budget; see `Cuts`. The ratios are then q, q², q³, …, with q solved
+            for every image.
+        positions: See `Positions`. The released code renumbers.
         scope: Rank the tokens of each "image" or video (the code has one image a sample), of the whole "sample", or of
             each "frame".
 

@@ -1,4 +1,4 @@
-"""Random: the control that every claim is compared with. Same schedule, tokens drawn at random."""
+"""Random: the control that every claim is compared with. Same schedule as other methods, tokens chosen at random."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,14 +13,15 @@ from foveate.methods.uniform import Uniform
 
 
 class Random(Cuts):
-    """Keeps tokens drawn at random, uniformly without replacement.
+    """Keeps tokens chosen at random, uniformly without replacement.
 
-    The random score of a token depends only on the seed and the token's index. The batch, its padding and the device
-    do not change it. A later cut selects from the tokens that the cut before it kept.
+    The random score of a token depends only on the seed and the token's index. The batch, its padding and the device do
+    not change it. A later cut selects from the tokens that the cut before it kept.
 
     Attributes:
-        seed: Seed of the random scores, any integer. None is 0; where several draws are compared, each has its own.
-        layers, keep, retention, tokens, min_keep, scope: See `Cuts`; layer 0 cuts before the decoder.
+        seed: Seed of the random scores, any integer. None is 0. When several draws are compared, each gets its own
+            seed.
+        layers, keep, retention, tokens, min_keep, scope: See `Cuts`. Layer 0 cuts before the decoder.
     """
 
     name = "random"
@@ -36,15 +37,16 @@ class Random(Cuts):
 
 
 def lots(tokens: Tensor, seed: int) -> Tensor:
-    """A pseudo-random number for every ordinal: (tokens,) int64 -> (tokens,) int64.
+    """A pseudo-random number for every index: (tokens,) int64 -> (tokens,) int64.
 
-    The finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over seed and ordinal: pure integer
-    arithmetic modulo 2^64, so equal on every device.
+    The finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over seed and index: pure integer arithmetic modulo 2^64,
+    so it is equal on every device.
     """
-    # Start at the ordinal times 2^64 / golden ratio, which is SplitMix64's step, moved by the seed.
+    # Start at the index times 2^64 / golden ratio, SplitMix64's step, shifted by the seed.
     start = _signed(seed * 0xD1342543DE82EF95 + 1)
     state = (tokens.long() + 1) * _signed(0x9E3779B97F4A7C15) + start
-    # Each line mixes high bits into low ones. Multiplying takes them up again, so that one bit changes half of all.
+    # Each line mixes high bits into low ones; the multiplication carries them up again. One input bit changes about
+    # half of the output bits.
     first, second = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
     state = (state ^ _shift(state, 30)) * first
     state = (state ^ _shift(state, 27)) * second
@@ -52,7 +54,7 @@ def lots(tokens: Tensor, seed: int) -> Tensor:
 
 
 def _shift(state: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64. Torch's is arithmetic: it fills with the sign, which the mask takes off."""
+    """Logical right shift of int64. Torch's shift fills with the sign; the mask removes these bits."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -69,14 +71,14 @@ def same_schedule(
 ) -> Method:
     """Random or uniform dropping that leaves as many vision tokens in every layer, and cache, as another method did.
 
-    Of a method by which 144 tokens became 37 before layer 2 of 4, `same_schedule(method, (144, 144, 37, 37), 144)` is
+    For a method that reduced 144 tokens to 37 before layer 2 of 4, `same_schedule(method, (144, 144, 37, 37), 144)` is
     one random cut before layer 2.
 
     Args:
         method: The other method.
         tokens: Its vision tokens of one sample in each decoder layer; never more than in the layer before.
-        entered: How many enter the model; fewer in layer 0 means a cut before the decoder.
-        control: Which of the two, with its seed; random with seed 0 if nothing is said.
+        entered: How many enter the model. If layer 0 has fewer, the control cuts before the decoder.
+        control: Which of the two controls, with its seed. None: random with seed 0.
     """
     kv_layers = cached_layers(in_order(method.stages(Shape(len(tokens)))))
     layers: list[int] = []
@@ -85,11 +87,11 @@ def same_schedule(
     for layer, count in enumerate(tokens):
         if count < before:
             layers.append(layer)
-            keep.append((count + 0.5) / before)  # counts are truncated; half a token keeps clear of rounding
+            keep.append((count + 0.5) / before)  # counts are truncated; half a token guards against rounding errors
         before = count
     control = replace(control or Random(), tokens=None, retention=None)
     control = replace(control, layers=tuple(layers), keep=tuple(keep), min_keep=0)
-    # With no cut behind the first of these layers, its cache has the final tokens already.
+    # If no cut comes after the first of the cached layers, its cache has only the final tokens already.
     if not kv_layers or not layers or layers[-1] <= kv_layers[0]:
         return control
     return Chain.of(control, FinalKV(first_layer=kv_layers[0]))

@@ -1,4 +1,4 @@
-"""SCOPE: keep the vision tokens that cover all the others best, those that the CLS looks at before others.
+"""SCOPE: keep the vision tokens that best cover all others, and prefer those with much attention from the CLS.
 
 Paper: Deng et al., "SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs", NeurIPS 2025,
 arXiv:2510.24214.
@@ -17,26 +17,27 @@ from foveate.core.tensors import blocks
 
 
 class Scope(Once):
-    """Greedy facility-location coverage of all tokens, each candidate's gain times its saliency, before the projector.
+    """Keeps the tokens that best cover all others (greedy facility location), each gain times the token's saliency.
 
-    With cosines C of the tower's features and the CLS's attention s, each pick is the token j not yet picked with the
-    largest
+    With the cosines C of the tower's features and the CLS's attention s, each pick is the token j not yet picked with
+    the largest
 
         Σ_u max(0, C_uj − covered_u) · s_j^α        and then        covered_u = max(covered_u, C_uj)
 
     Coverage starts at 0, so negative cosines cover nothing.
 
-    LLaVA-NeXT's crops, and the frames of a video, each get their share of the tokens. Similarity is that of the tower's
-    features, also where tokens are dropped behind the projector (pictures of LLaVA-NeXT and LLaVA-OneVision); only the
-    Qwen-VLs, tiles and videos of LLaVA-NeXT and OneVision are compared behind it. In a tower without a CLS, attention
-    is what all patches pay.
+    Each crop of LLaVA-NeXT, and each frame of a video, gets its share of the tokens. Similarity is that of the tower's
+    features, even where tokens are dropped after the projector (images of LLaVA-NeXT and LLaVA-OneVision). Only the
+    Qwen-VLs, tiles and videos of LLaVA-NeXT and OneVision are compared after the projector. In a tower without a CLS,
+    saliency is the attention that all patches pay.
 
-    Unlike in the released code, gains are float32, of cosines computed in float64, and a count that the crops do not
-    divide is met: there the rest is lost. Its second way of joining gain and saliency, by adding, is left out.
+    Unlike in the released code, gains are float32, of cosines computed in float64. A count that the crops do not divide
+    is met; the release loses the remainder. The release's second way of combining gain and saliency, by adding, is not
+    implemented.
 
     Attributes:
-        alpha: α, the exponent of the saliency. 1 is the released scripts' value; 0 is coverage alone, which reads
-            no attention (ours).
+        alpha: α, the exponent of the saliency. 1 is the released scripts' value. 0 is coverage alone, which reads no
+            attention (foveate's addition).
         keep, tokens, retention, positions: See `Once`.
     """
 

@@ -1,12 +1,12 @@
-"""SparseVLM: only words that talk about the picture rate its tokens; some of the losers are merged and come back.
+"""SparseVLM: only words related to the image rate its tokens; some of the dropped tokens are merged and recycled.
 
 Paper: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference", ICML 2025,
 arXiv:2410.04417.
 
-Raters: with V and T what the decoder gets of vision and of the text behind it, m = mean_v softmax_t(V Tᵀ); the words t
-with m_t > mean m. Behind layer l: s_j = mean over raters and heads of A_l[rater, j]; the n_l tokens with the largest s
-stay. Of the d others the ⌊0.3 d⌋ + 1 = p best are put into ⌊p / 10⌋ + 1 clusters by density peaks, and each cluster's
-mean comes back behind the tokens that stay.
+Raters: with V and T the decoder's inputs of vision and of the text after it, m = mean_v softmax_t(V Tᵀ); the words t
+with m_t > mean m are raters. Behind layer l: s_j = mean over raters and heads of A_l[rater, j]; the n_l tokens with the
+largest s stay. Of the d others, the p = ⌊0.3 d⌋ + 1 best are put into ⌊p / 10⌋ + 1 clusters by density peaks, and each
+cluster's mean is recycled: it is added after the tokens that stay.
 """
 
 from dataclasses import replace
@@ -25,16 +25,16 @@ from foveate.core.signals import Attention, Hidden
 
 
 class Rated(Cuts):
-    """Cuts behind given decoder layers, each leaving a fixed number of an image's tokens: those that are rated highest.
+    """Shared by the SparseVLMs: cuts after given layers, each keeping a fixed number of an image's best rated tokens.
 
     Attributes:
         pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's
-            (2, 6, 15) of 32 layers, and alike at other depths.
+            (2, 6, 15) of 32 layers, scaled to other depths.
         targets: Tokens that each cut leaves.
-        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
-        retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
-            cuts leave is in the ratio of the usual targets.
-        tokens: The same as a number of tokens.
+        reference: Vision tokens of the image that these counts are for. Counts are scaled for images of another size.
+        retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. The
+            counts keep the ratio of the usual targets.
+        tokens: Instead of the targets: this mean as a number of tokens.
         positions: See `Positions`.
 
     Raises:
@@ -55,7 +55,7 @@ class Rated(Cuts):
     positions: Positions = "keep"
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""
+        """The usual layers, scaled to the depth: 2, 6, 15 of 32 layers, and 2, 5, 13 of 28."""
         check_depth(depth, least=6)
         first = max(0, min(2, depth // 4 - 1))
         second = max(first + 1, round(6 * depth / 32))
@@ -69,17 +69,18 @@ class Rated(Cuts):
 
 
 class SparseVLM(Rated):
-    """Three cuts by the attention of the words that resemble the picture, with recycling.
+    """Cuts three times by the attention of the words that resemble the image, and recycles merged tokens.
 
     This is the first version (1.x); `SparseVLMPlus` is the later one. Each image has its own raters.
 
     Attributes:
         targets: Tokens that each cut keeps before recycling. By default the code's list for 192, whose true mean is
-            206.5 with what comes back.
-        retention, tokens: Instead of the targets; see `Rated`. What comes back is included.
-        recycle: Bring clusters of dropped tokens back; False leaves them out.
+            206.5 with the recycled rows.
+        retention, tokens: Instead of the targets: a budget, which includes recycled rows; see `Rated`.
+        recycle: Add clusters of dropped tokens. False drops them.
         pruning_layers, reference: See `Rated`.
-        positions: As in `Rated`, by default "reindex", as in the code. With "keep" a cluster takes its centre's.
+        positions: As in `Rated`, by default "reindex", as in the code. With "keep" a cluster takes its centre's
+            position.
     """
 
     name = "sparsevlm"
@@ -107,6 +108,7 @@ class SparseVLM(Rated):
         stay = order[:kept].sort().values
         recycled = order[kept : kept + pool]
         centres, cluster = density_peaks(view.hidden[recycled], clusters)
+        # (arriving,): the row that each token goes into; −1: dropped. Rows: kept tokens, then clusters.
         parent = torch.full_like(order, -1)
         parent = parent.scatter(0, stay, torch.arange(kept, device=order.device))
         parent = parent.scatter(0, recycled, kept + cluster)
@@ -116,12 +118,12 @@ class SparseVLM(Rated):
     # -- how many rows each cut leaves -------------------------------------------------------------------------
 
     def count(self, depth: int, index: int, arriving: Arriving) -> int:
-        """Rows that a cut leaves of an image, clusters among them."""
+        """Rows that a cut leaves of an image, including clusters."""
         kept, _, clusters = self._parts(depth, index, arriving)
         return kept + clusters
 
     def _parts(self, depth: int, index: int, arriving: Arriving) -> tuple[int, int, int]:
-        """How many tokens stay, how many of the others are recycled, and the clusters they come back as."""
+        """Return how many tokens stay, how many of the others are recycled, and into how many clusters."""
         arrive, left = arriving.tokens, super().count(depth, index, arriving)
         if left >= arrive:
             return arrive, 0, 0
@@ -130,7 +132,7 @@ class SparseVLM(Rated):
         return left, *self._recycle(arrive - left)
 
     def _split(self, arrive: int, rows: int) -> tuple[int, int, int]:
-        """The three of `_parts` for a number of rows: one more token that stays makes as many rows, or one more."""
+        """`_parts` for a number of rows. Keeping one more token makes as many rows, or one more."""
         kept = rows
         pool, clusters = self._recycle(arrive - kept)
         while kept > 1 and kept + clusters > rows:
@@ -139,14 +141,14 @@ class SparseVLM(Rated):
         return kept, pool, min(clusters, rows - kept)
 
     def _recycle(self, dropped: int) -> tuple[int, int]:
-        """Of so many dropped tokens, how many are recycled, and as how many clusters."""
+        """The number of `dropped` tokens that are recycled, and the number of clusters."""
         if not self.recycle:
             return 0, 0
         pool = int(0.3 * dropped) + 1
         return pool, pool // 10 + 1
 
     def _distances(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
-        """The distances of what is recycled."""
+        """FLOPs of the distances between the recycled tokens."""
         _, pool, clusters = self._parts(depth, index, arriving)
         if not clusters:
             return 0

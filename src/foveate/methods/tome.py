@@ -1,16 +1,15 @@
-"""ToMe at the projector: tokens whose keys are alike are averaged, pair by pair, until the budget is met.
+"""ToMe at the projector: average pairs of tokens with similar keys until the budget is met.
 
 Paper: Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv:2210.09461. Tokens in order are split into
-A (even places) and B (odd places). Each of A has an edge to the token of B with the largest cosine of keys (mean over
-heads); the r best edges merge. A merged token is the mean of all patches in it, which is the paper's average weighted
-by size.
+A (even places) and B (odd places). Each token of A has an edge to the token of B with the largest cosine of keys (mean
+over heads); the r best edges merge. A merged token is the mean of all patches in it, which is the paper's average
+weighted by size.
 
-The paper merges inside every block of a classifier. Here tokens merge once, behind the feature layer, as its use with
-LVLMs needs no change of the tower then. Differences that follow: at most half of the tokens merge at a time, so where
-more must go, the merged ones (with the mean of their keys) are split and merged again; attention is not weighted by
-size, as no attention of the tower comes behind; the CLS is left out. Between rounds rows stand as in the released code,
-those left of A by falling cosine before those of B, and at the end they are sorted by the first patch in each. Keys are
-those of the feature layer.
+The paper merges inside every block of a classifier. Here tokens merge once, after the feature layer, so the tower does
+not change. This has four consequences. At most half of the tokens can merge at a time; if more must go, the merged
+tokens (with the mean of their keys) are split and merged again. Attention is not weighted by size, because no attention
+of the tower follows. The CLS is left out. Keys are those of the feature layer. Between rounds rows are ordered as in
+the released code: those left of A by falling cosine, then those of B. At the end they are sorted by their first patch.
 """
 
 from foveate.contract import Cut, ImageStage, ImageView, Once, Positions, Shape, Stage, TowerKeys
@@ -18,7 +17,7 @@ from foveate.core.merge import average, bipartite, by_first_token
 
 
 class ToMe(Once):
-    """Averages tokens with similar keys, once, on the way out of the vision tower. A baseline: pruning does better.
+    """Averages tokens with similar keys, once, at the exit of the vision tower. A baseline: pruning does better.
 
     Attributes:
         retention, tokens: How many rows are left; see `Once`. By default a third, 192 of 576.
@@ -42,7 +41,7 @@ def merge_pairs(view: ImageView, count: int) -> Cut:
     cut = bipartite(view.keys, count)
     while len(cut.source) > count:
         cut = cut.then(bipartite(average(view.keys, cut), count))
-    cut = by_first_token(cut)  # only now: in which order rows meet in a round decides what merges
+    cut = by_first_token(cut)  # sort only at the end: the order of rows within a round decides which merge
     return cut.with_rows(average(view.features, cut))
 
 

@@ -1,4 +1,4 @@
-"""Uniform: the control that spreads what it keeps evenly. Same schedule, no score at all."""
+"""Uniform: the control that keeps evenly spaced tokens. Same schedule as other methods, no scores."""
 
 from torch import Tensor
 
@@ -9,11 +9,11 @@ from foveate.core.rank import spread
 class Uniform(Cuts):
     """Keeps tokens at even steps, in raster order.
 
-    A step that divides the width of the grid keeps whole columns (3, 4, 6, 8 and 12 on 24 x 24): check the step when
-    a result looks surprisingly good or bad.
+    A step that divides the width of the grid keeps whole columns (3, 4, 6, 8 and 12 on 24 x 24). Check the step when a
+    result looks surprisingly good or bad.
 
     Attributes:
-        layers, keep, retention, tokens, min_keep, scope: See `Cuts`; layer 0 cuts before the decoder.
+        layers, keep, retention, tokens, min_keep, scope: See `Cuts`. Layer 0 cuts before the decoder.
     """
 
     name = "uniform"

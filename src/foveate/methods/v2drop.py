@@ -17,20 +17,20 @@ from foveate.contract import Arriving, Count, Cuts, Hidden, Layers, LayerStage, 
 from foveate.errors import ShapeError
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
-EPSILON = 1e-6  # the smallest norm that divides
+EPSILON = 1e-6  # lower bound of a norm used as divisor
 # FLOPs for each number of a hidden state: "l2" and "l1" subtract, square (or take the absolute value) and add.
 OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
 
 class V2Drop(Cuts):
-    """Progressive dropping by token-wise variation: before each cut, the tokens that moved least are dropped.
+    """Drops, at each of several layers, the tokens whose hidden state moved least (token-wise variation).
 
     Attributes:
-        metric: How movement is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity,
-            the first public release) or "relative" (L2 over the norm it started from).
-        over: "net": the movement through the layer before; "path": the sum of all since the last cut.
-        reverse: Keep the tokens that moved least instead: a control that shows whether the order matters.
-        layers, keep: See `Cuts`; layers start at 1. By default the paper's 192-token setting for LLaVA-1.5-7B.
+        metric: How movement is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity, the first
+            public release) or "relative" (L2 divided by the norm before the layer).
+        over: "net": the movement through the layer before the cut. "path": the sum of the movements since the last cut.
+        reverse: Keep the tokens that moved least instead: a control that shows if the order matters.
+        layers, keep: See `Cuts`. Layers start at 1. By default the paper's 192-token setting for LLaVA-1.5-7B.
         retention, tokens, min_keep, scope: See `Cuts`.
     """
 
@@ -51,9 +51,9 @@ class V2Drop(Cuts):
     reverse: bool = False
 
     def caution(self, retention: float) -> str | None:
-        """Below a fifth of the tokens it loses far more than others in our table: at 1/9 25 points, DivPrune 4.
+        """Below a fifth of the tokens V2Drop loses far more than others in our table: at 1/9 25 points, DivPrune 4.
 
-        Budgets are met within 2 %.
+        The limit is 2 % below a fifth, because budgets are met within 2 %.
         """
         if retention >= 0.98 * 0.2 or self.budget is None or self.layers is not None:
             return None
@@ -63,9 +63,9 @@ class V2Drop(Cuts):
         )
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        """With "path" a look before every layer up to the last cut adds the last move to the path since the cut before.
+        """With "path", a look before every layer up to the last cut adds the last movement to the path.
 
-        With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6: those see the first move.
+        With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6, which see the first movement.
         """
         stages = super().steps(shape)
         if self.over == "net" or not stages:
@@ -75,10 +75,10 @@ class V2Drop(Cuts):
         for layer in range(1, max(cuts) + 1):
             look = partial(self._step, starts=layer - 1 in (0, *cuts))
             steps.append(LayerStage(layer, reads=self.reads, look=look, flops=self._move_flops))
-        return (*steps, *(replace(stage, reads=()) for stage in stages))  # the notes have all moves
+        return (*steps, *(replace(stage, reads=()) for stage in stages))  # the notes have all movements
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
-        """Add the move through one layer to the path; `starts` where a path begins: (tokens,)."""
+        """Add the movement through one layer to the path, (tokens,). `starts`: a path begins here."""
         moved = variation(view.hidden, view.hidden_before, self.metric)
         return {"path": moved if starts else view.notes["path"] + moved}
 
@@ -92,7 +92,7 @@ class V2Drop(Cuts):
         return scores
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        # The moves of a path count with their steps.
+        # The movements of a path are counted with its looks.
         if self.over == "path":
             return 0
         return self._move_flops(arriving, width)
@@ -102,17 +102,17 @@ class V2Drop(Cuts):
 
 
 def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2") -> Tensor:
-    """How far each token moved between two layers' inputs: s_j = ‖h_j − h'_j‖ for "l2" (Sec. 3 of the paper).
+    """The movement of each token between two layers' inputs: s_j = ‖h_j − h'_j‖ for "l2" (Sec. 3 of the paper).
 
-    Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) float32. Unit: for "l2" and "l1"
-    that of the hidden state, else none; >= 0, larger means keep.
+    Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) float32. Unit: that of the hidden state for "l2"
+    and "l1", else none. >= 0, larger means keep.
 
     Raises:
         ShapeError: If the two shapes differ.
     """
     if hidden.shape != before.shape:
         raise ShapeError(f"Shapes must be the same; hidden is {tuple(hidden.shape)}, before is {tuple(before.shape)}.")
-    # In bf16 (8 significant bits) near scores tie, and the order turns arbitrary: hence float32.
+    # float32, because in bf16 (8 significant bits) close scores tie and the order becomes arbitrary.
     now, then = hidden.float(), before.float()
     if metric == "cosine":
         return 1 - torch.cosine_similarity(now, then, dim=-1)

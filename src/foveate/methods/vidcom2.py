@@ -1,10 +1,10 @@
-"""VidCom2: unique frames get more of the budget; in a frame the tokens unlike the video and unlike the frame stay.
+"""VidCom2: give unique frames more tokens; in each frame keep the tokens least similar to the video and to the frame.
 
 Paper: Liu et al., "Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models",
-EMNLP 2025, arXiv:2505.14454. Reads nothing but features, so neither attention nor the question has a say.
+EMNLP 2025, arXiv:2505.14454. Reads only features, neither attention nor the question.
 
-    x̂   features behind the projector, on the half of the channels that vary least over the video, at length one
-    g   the kernel score Σ_a exp(−‖x̂ − mean‖² / 2a) for a = 1/8, 1/4, 1/2, 1, 2: high is like all the others
+    x̂   features after the projector, on the half of the channels that vary least over the video, at length one
+    g   the kernel score Σ_a exp(−‖x̂ − mean‖² / 2a) for a = 1/8, 1/4, 1/2, 1, 2: high means similar to the mean
     s   g with the mean over the video, plus g with the mean over the token's frame
     p   softmax over frames f of u_f / 0.01, where u_f = −mean over f's tokens of the first g
     k_f = max(1, round(min(1, R · (1 + p_f − 1/F)) · n)) of a frame's n tokens stay: those with the lowest s
@@ -22,9 +22,9 @@ TEMPERATURE = 0.01
 
 
 class VidCom2(Frames):
-    """Frame by frame: more tokens for frames unlike the video, and in each the least redundant ones.
+    """Gives more tokens to frames unlike the rest of the video, and keeps the least redundant tokens of each frame.
 
-    With `keep` the total follows the paper's rule, so it depends on the video. A budget is met exactly, shared out to
+    With `keep` the total follows the paper's rule, so it depends on the video. A budget is met exactly, shared among
     frames by largest remainders in the same proportions.
 
     Attributes:
@@ -42,8 +42,10 @@ class VidCom2(Frames):
         return max(1, round(self.own * frames[0]))
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number 4 for the variances; on the kept half of the channels 3 for lengths, 2 for means and 6 for
-        distances. The kernels, of one number a token, are left out."""
+        """FLOPs a number: 4 for the variances; on half of the channels 3 for lengths, 2 for means, 6 for distances.
+
+        The kernels, with one number a token, are left out.
+        """
         return arriving.tokens * (4 * width + 11 * (width // 2))
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
@@ -54,13 +56,13 @@ class VidCom2(Frames):
         scores = like_video + like_frame
         if count is None:
             quotas = (self.own * weights).clamp(max=1) * tokens
-            stays = ranks(-scores) < quotas.round().clamp(min=1)[:, None]
+            stays = ranks(-scores) < quotas.round().clamp(min=1)[:, None]  # (frames, tokens)
             return Cut.keep(stays.flatten())
         return by_quota(scores, weights * (count / frames), count, least=1)
 
 
 def redundancy(features: Tensor) -> tuple[Tensor, Tensor]:
-    """How much each token is like the whole video, and like its frame: the kernel scores, high is redundant.
+    """Similarity of each token to the whole video, and to its frame: the kernel scores, high is redundant.
 
     Shapes: (frames, tokens of each, width) float32 -> (frames, tokens of each) twice.
     """
@@ -69,7 +71,7 @@ def redundancy(features: Tensor) -> tuple[Tensor, Tensor]:
     steady = torch.sort(spread, stable=True).indices[: max(1, len(spread) // 2)]
     steady_features = features[..., steady]
     unit = of_length_one(steady_features)
-    # The means are not of length one: the more alike the tokens, the longer they are.
+    # The means are not normalised: the more similar the tokens, the longer their mean.
     frame_mean = unit.mean(dim=1, keepdim=True)
     video_mean = frame_mean.mean(dim=0, keepdim=True)
     return _kernel(unit - video_mean), _kernel(unit - frame_mean)

@@ -1,9 +1,9 @@
-"""VisionDrop: vision alone decides, in the tower and at three depths; what is dropped is merged into a few tokens.
+"""VisionDrop: rank by vision attention alone, in the tower and at three depths; merge dropped tokens into a few rows.
 
 Paper: Xu et al., "Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment", AAAI 2026,
-arXiv:2506.22283. Importance of a vision token is the attention that other vision tokens pay to it.
+arXiv:2506.22283. The importance of a vision token is the attention that other vision tokens pay to it.
 
-Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps its d most attended tokens as they are
+Four stages: 0 after the vision tower, 1 to 3 before decoder layers. Each keeps its d most attended tokens unchanged
 ("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
@@ -22,7 +22,7 @@ from foveate.core.merge import dominant_and_contextual, merge_rows
 from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal
 from foveate.errors import SettingError
 
-# The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
+# The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. 42 includes the CLS.
 DOMINANT, CONTEXT = 42, 6
 
 Pair = tuple[Count, Count]
@@ -30,21 +30,23 @@ Pair = tuple[Count, Count]
 
 
 class VisionDrop(Cuts):
-    """Dominant tokens and merged context, on the way out of the tower and before three decoder layers.
+    """Keeps dominant tokens and merges the others, at the exit of the tower and before three decoder layers.
 
     Attributes:
-        dominant: Tokens that the tower stage keeps unmerged, usually 42; the CLS, if the tower has one, counts as one.
+        dominant: Tokens that the tower stage keeps unmerged, usually 42. A CLS, if the tower has one, is one of them.
         contextual: Rows into which it merges the other tokens, usually 6. 0 and 0 switch the tower stage off.
         layer_list: Decoder layers whose input is cut: by default a quarter, half and three quarters of the depth.
         image_token_list: (dominant, contextual) at each of these layers, usually (30, 5), (22, 4) and (16, 3).
-        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
-        retention, tokens: Instead of the counts; see `Cuts`.
-        positions: See `Positions`; the released code numbers anew. With "keep" a merged row takes its target's.
-        merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
-        include_cls: Give the tower's CLS state to the decoder (only if rows are renumbered: it has no position).
+        reference: Vision tokens of the image that these counts are for. Counts are scaled for images of another size.
+        retention, tokens: Instead of the counts: a budget; see `Cuts`.
+        positions: See `Positions`. The released code renumbers. With "keep" a merged row takes its target's position.
+        merge: "sum" adds the mean of the merged tokens to their target (the released code); "average" averages all.
+        include_cls: Give the tower's CLS state to the decoder. Only if rows are renumbered, since it has no position.
         renorm: Renormalise the scoring rows over the vision tokens.
-        bidirectional: Scoring rows also attend to later vision tokens. This removes the causal bias to early tokens.
-        queries: So many of an image's rows score before a decoder layer, spread evenly. None: all, as in the paper.
+        bidirectional: Let scoring rows also attend to later vision tokens. This removes the causal bias to early
+            tokens.
+        queries: Score with only this many of an image's rows before a decoder layer, spread evenly. None: all, as in
+            the paper.
     """
 
     name = "visiondrop"
@@ -90,11 +92,11 @@ class VisionDrop(Cuts):
     def usual_at(self, depth: int) -> tuple[int, ...]:
         return quarters(depth)
 
-    # -- stage 0: behind the vision tower ----------------------------------------------------------------------
+    # -- stage 0: after the vision tower ----------------------------------------------------------------------
 
     @property
     def reads(self) -> tuple[Signal, ...]:
-        # score_j: column j of softmax(q kᵀ / √d) in the layer to come, mean over heads and over the image's own rows.
+        # score_j: column j of softmax(q kᵀ / √d) in the next layer, mean over heads and over the image's own rows.
         attention = Attention(
             rows="vision",
             layer="next",
@@ -115,15 +117,15 @@ class VisionDrop(Cuts):
         return (merging_stage(shape, self.positions, count, self.include_cls, choose=choose), *cuts)
 
     def _entering(self, depth: int, arriving: Arriving) -> int:
-        """Rows that the tower stage leaves of an image; the family adds its reserved rows by itself."""
+        """Rows that the tower stage leaves of an image, without the reserved rows that the family adds."""
         return max(int(sum(self.solution(depth, arriving)[0])) - arriving.reserved, 0)
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
-        if self.budget is not None and count == len(view):  # it keeps all; a CLS would replace a patch
+        if self.budget is not None and count == len(view):  # all tokens stay; adding a CLS would replace a patch
             return None
         dominant, contextual = self.solution(depth, view.arriving)[0]
-        # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches: the CLS takes
-        # the place of a patch, so that an image never has more rows than placeholders.
+        # Dominant rows are the CLS, rows that the family adds (a closing newline), and patches. The CLS replaces a
+        # patch, so that an image never has more rows than placeholders.
         with_cls = Cls() in view
         room = len(view) - with_cls
         patches = min(max(0, dominant - with_cls - view.arriving.reserved), room)
@@ -151,8 +153,8 @@ class VisionDrop(Cuts):
         if self.budget is None:
             return tuple(self._scale(pair, entered) for pair in (self._in_front, *self.values(depth)))
         # Stage i leaves 1.5 · T · ρ^i rows: the paper's schedule for images, for any number of cuts. For four stages of
-        # equal length ρ = 0.7336, and T = 32 gives 48, 35.2, 25.8 and 19.0. No more enter than the image has, or than
-        # lets each later stage leave one row.
+        # equal length ρ = 0.7336, and T = 32 gives 48, 35.2, 25.8 and 19.0. The number that enters is limited by the
+        # image's tokens, and so that each later stage can leave one row.
         mean, cuts = self.budget.mean(entered), (0, *self.cuts(depth))
         before = (*cuts, depth)[1]  # layers that process what enters
         first = max(mean, min(1.5 * mean, entered))
@@ -165,7 +167,7 @@ class VisionDrop(Cuts):
         return tuple(_split(half_up(rows)) for rows in curve(ratio))
 
     def _scale(self, pair: Pair, entered: int) -> Pair:
-        """An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152."""
+        """Scale the counts to an image of another size: 42 + 6 of 576 tokens are 84 + 12 of 1,152."""
         if entered == self.reference:
             return pair
         dominant, contextual = (half_up(count * entered / self.reference) for count in pair)
@@ -173,7 +175,7 @@ class VisionDrop(Cuts):
 
 
 def _split(size: int) -> Pair:
-    """(dominant, contextual) of a stage of so many rows, at least one of them dominant: 96 are 82 and 14."""
+    """(dominant, contextual) of a stage of `size` rows, at least one of them dominant: 96 are 82 and 14."""
     contextual = min(half_up(0.15 * size), size - 1)  # the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
     return size - contextual, contextual
 

@@ -1,8 +1,8 @@
-"""VisPruner: half of the budget for what the CLS looks at, half for what is left once near-duplicates are out.
+"""VisPruner: spend half of the budget on tokens that the CLS attends to, half on others without near-duplicates.
 
 Paper: Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
 ICCV 2025, arXiv:2412.01818. With `important_ratio=1` it is FasterVLM, the first version of the same paper, which keeps
-what the CLS looks at and nothing else.
+only the tokens that the CLS attends to.
 """
 
 from typing import Annotated
@@ -16,21 +16,22 @@ from foveate.core.picks import cosine_flops, cosines, pick_by_crop, thin
 
 
 class VisPruner(Once):
-    """Important tokens by the CLS's attention, and diverse ones among the others, before the projector.
+    """Keeps important tokens by the CLS's attention, and diverse ones among the others, before the projector.
 
-    Of T tokens, important = ⌊T · ratio⌋ are those with the most attention. The others, by falling attention, are a list
-    that is thinned out to T − important: round by round, the members at even places that are most like one at an odd
-    place leave (`foveate.core.picks.thin`). The list's order feeds the next round, so it is the released code's.
+    Of T tokens, important = ⌊T · ratio⌋ are those with the most attention. The others form a list, by falling
+    attention, which is thinned to T − important: round by round, the members at even places that are most similar to
+    one at an odd place are removed (`foveate.core.picks.thin`). The order of the list affects the next round, so it is
+    the released code's.
 
-    LLaVA-NeXT's crops, and the frames of a video, each get their share of T. Similarity is that of the tower's
-    features, also where tokens are dropped behind the projector (pictures of LLaVA-NeXT and LLaVA-OneVision); only the
-    Qwen-VLs, tiles and videos of LLaVA-NeXT and OneVision are compared behind it. In a tower without a CLS, attention
+    Each crop of LLaVA-NeXT, and each frame of a video, gets its share of T. Similarity is that of the tower's features,
+    even where tokens are dropped after the projector (images of LLaVA-NeXT and LLaVA-OneVision). Only the Qwen-VLs,
+    tiles and videos of LLaVA-NeXT and OneVision are compared after the projector. In a tower without a CLS, attention
     is what all patches pay.
 
-    Unlike in the released code, an odd number of important tokens and a T of a few tokens work (there they crash), and
-    the cosines are computed once, in float64, as multiples of 2⁻⁴⁰: near-ties decide the later rounds, and a lower
-    precision decides them by the kernel. So sets are those of the code run in float64. Its own, in float16, cannot be
-    had again: see the page.
+    Unlike in the released code, an odd number of important tokens and a T of a few tokens work; there they crash.
+    Cosines are computed once, in float64, as multiples of 2⁻⁴⁰: close values decide the later rounds, and in a lower
+    precision their order depends on the kernel. So the result is that of the released code run in float64. Its own
+    float16 result cannot be reproduced; see the method's page.
 
     Attributes:
         important_ratio: The share of T for important tokens. 1 is FasterVLM.

@@ -1,13 +1,14 @@
-"""VScan: a local and a global scan of the tower, with merging, then a cut in the middle of the decoder.
+"""VScan: a local and a global scan of the tower with merging, then a cut in the middle of the decoder.
 
 Paper: Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", TMLR 2026,
-arXiv:2505.22654. For a mean of M tokens in a decoder of L layers T = 1.5 M enter and M / 2 are left behind L / 2:
+arXiv:2505.22654. For a mean of M tokens, T = 1.5 M enter the decoder, and M / 2 are left after half of its layers:
 
-    local     L = ⌊T / 2⌋ by the CLS attention of the tower's block 5 (of 24): the highest, but at most ⌈L / windows⌉ of
-              each window of 6 x 6 patches
+    local     the ⌊T / 2⌋ highest by the CLS attention of the tower's block 5 (of 24), but at most ⌈⌊T / 2⌋ / windows⌉
+              of each window of 6 x 6 patches
     global    the highest others by the CLS attention of the feature layer, until T patches are kept
     merging   each other token joins the kept one with the nearest projected features, by cosine; a row is their mean
-    decoder   before layer L / 2 the tokens to which the prompt's last token pays most attention in that layer stay
+    decoder   before the middle layer, the tokens that get most attention from the prompt's last token in that layer
+              stay
 """
 
 import math
@@ -26,20 +27,21 @@ from foveate.core.merge import average, joined_to_nearest
 from foveate.core.rank import top, top_in_groups
 from foveate.core.signals import Attention, Signal, TowerAttention
 
-LOCAL, DEPTH = 5, 24  # the block of the local scan, of so many
-KEPT, NEWLINE = 2.0, 1.0  # notes: what a scan picked, and what families note of newlines; 0 is merged
+LOCAL, DEPTH = 5, 24  # the block of the local scan, and the tower's depth that it is for
+KEPT, NEWLINE = 2.0, 1.0  # notes: picked by a scan, and newline (noted by the family); 0 is merged
 
 
 class VScan(Once):
-    """Local and global tokens with the others merged in, and a second cut by the prompt's last token.
+    """Keeps tokens of a local and a global scan of the tower, merges the others, and cuts again in the decoder.
 
     Attributes:
         retention, tokens: The mean that a decoder layer processes; see `Once`. By default a third, 192 of 576.
         entry: Rows that enter the decoder, as a multiple of the mean.
-        keep: Instead of a budget: the share of the tokens that enters, and of these the share that is left; truncated.
-        layer: The decoder layer before which the second cut is; None: half the depth.
+        keep: Instead of a budget: the share of the tokens that enters, and the share of these that the second cut
+            leaves. Both are truncated.
+        layer: The decoder layer before which the second cut is. None: half the depth.
         window: Side of the windows of the local scan, in tokens: 6 for LLaVA and 4 for Qwen2.5-VL.
-        positions: See `Positions`; the released code numbers anew for LLaVA.
+        positions: See `Positions`. The released code renumbers for LLaVA.
     """
 
     name = "vscan"
@@ -63,21 +65,21 @@ class VScan(Once):
         )
 
     def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:
-        """Rows of an image that enter the decoder (0), and that are left behind the second cut (1)."""
+        """Rows of an image that enter the decoder (place 0), or that are left after the second cut (place 1)."""
         full = arriving.entered
         if self.keep is not None:
             entering = int(full * self.keep[0])
             left = int(entering * self.keep[1])
         else:
             mean = self.mean(arriving)
-            # At least one row must be left in each layer behind the cut.
+            # Leave enough of the budget for at least one row in each layer after the cut.
             most = (depth * mean - (depth - layer)) / layer
             entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))
             left = min(entering, max(1, half_up((depth * mean - layer * entering) / max(1, depth - layer))))
         return min(arriving.tokens, max(1, (entering, left)[place] - arriving.reserved))
 
     def _scan(self, enter: partial[int], near: Signal, far: Signal, view: ImageView) -> dict[str, Tensor]:
-        """Notes which tokens stay."""
+        """Note which tokens stay."""
         total = min(len(view), enter(view.arriving))
         local = top_in_groups(view[near], windows_of(view.grids, self.window, len(view)), total // 2)
         far_scores = view[far]
@@ -86,7 +88,7 @@ class VScan(Once):
 
 
 def merge_others(view: ImageView, count: int) -> Cut:
-    """What was picked stays, and the others join what is most like them. Newlines are dropped but for a last one."""
+    """Keep the picked tokens, and merge the others into the most similar ones. Only a closing newline is kept."""
     picked = view.notes["picked"]
     cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)
     return cut.with_rows(average(view.features, cut))
