@@ -210,6 +210,6 @@ def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
             raise ValueError("t:1 must be larger than temporal_factor:2\nYou can try: nothing")
 
     clip = Clip(Path("one.mp4"), np.zeros((1, 4, 6, 3), np.uint8), (0.0,), 0.0, 0.1, 10.0)
-    says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Of one frame, give the model a picture\.$"
+    says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Pass a single frame as a picture instead\.$"
     with pytest.raises(InputError, match=says):
         VLM(LLAVA, Processor(), "m").prepare(clip, "What ?")
