@@ -76,7 +76,7 @@ def test_rows_say_the_tokens_that_were_asked_for(evaluated):
         (({"label": "red"}, {"question": "How many?"}), fv.InputError, "1 of 2 samples have a label"),
         (({"image": "none.png"},), fv.InputError, "none.png cannot be read"),
         (({"question": 7},), fv.InputError, "No row of .*Row 0: A question is a text"),
-        (({"image": [ROW["image"]] * 2},), fv.SettingError, "Prompts differ in vision tokens here"),
+        (({"image": [ROW["image"]] * 2},), fv.SettingError, "Prompts differ in vision tokens"),
     ],
 )
 def test_samples_that_cannot_be_compared_are_refused(evaluated, rows, error, says):
