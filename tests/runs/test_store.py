@@ -309,7 +309,7 @@ def test_a_full_disk_is_one_error_and_the_run_can_go_on(job, kind):
     run(job, Echo(), Stopping(after=1))
     with (
         full_disk(500),
-        pytest.raises(fv.InputError, match=r"File too large.*Make room, and run again: nothing"),
+        pytest.raises(fv.InputError, match=r"File too large.*Free some space, and run again: nothing"),
     ):
         run(job, Echo())
     summary = run(job, Echo())

@@ -150,7 +150,7 @@ class Answer:
         """The requested and the spent share as a text, if the budget was missed; else None."""
         if self.met is not False:
             return None
-        return f"{self.asked:.1%} was asked for, {self.retention:.1%} is spent"
+        return f"{self.asked:.1%} requested, {self.retention:.1%} spent"
 
     @cached_property
     def cost(self) -> Cost:

@@ -193,7 +193,7 @@ class Conversation:
             if role not in ROLES:
                 raise InputError(f"No role {brief(role)}; there are {', '.join(ROLES)}.{nearest(role, ROLES)}")
         for others in self.more.values():
-            refuse_keys("A message, to this model's chat template,", others if names is None else names, OWN)
+            refuse_keys("A message for this model's chat template", others if names is None else names, OWN)
 
     def media_name(self) -> str:
         """Return a hash of the images and videos, or "" if there are none."""

@@ -108,7 +108,7 @@ def _waits(method: Method, depth: int) -> str | None:
     if reads_text(stages):
         return "reads the question"
     if cached_layers(stages):
-        return "cuts caches that the question still sees whole"
+        return "cuts the cache only after the question has read all of it"
     return None
 
 

@@ -170,7 +170,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         summary = Summary(input=str(job.input), out=str(job.out), rows=rows, left=rows - _count_done(store, rows))
         if summary.left:
             if crew is not None:
-                listener.note("processes load the model")
+                listener.note("each process loads the model")
             with crew or Here(job.asking.begin) as models:
                 store.require("model", models.about(), "another model or other versions")
                 begun = time.monotonic()

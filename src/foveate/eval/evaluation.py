@@ -223,7 +223,7 @@ def _compare(
         names = {(contender.name, contender.budget) for contender in contenders}
         controls = [contender for contender in controls if (contender.name, contender.budget) not in names]
         if controls:
-            rows = asking.rows([*contenders, *controls], "Answering: controls at what was truly spent")
+            rows = asking.rows([*contenders, *controls], "Answering: controls at the spent budgets")
     if plan.tokens:
         rows = [_in_tokens(row, dict(zip(shares, plan.tokens, strict=True)), vision_tokens) for row in rows]
     pictures = {question.picture for question in asked}

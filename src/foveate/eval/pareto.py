@@ -21,7 +21,7 @@ MARKS = "osD^vP*Xh"
 
 def draw(quality: Quality, title: str = "") -> Image.Image:
     """Plot accuracy and agreement over the spent tokens and, if known, over FLOPs. Return an RGB image."""
-    panels = [("Vision tokens a decoder layer processes, mean", "tokens")]
+    panels = [("Mean vision tokens per decoder layer", "tokens")]
     settings = quality.settings
     if any(row["flops"] is not None for row in settings):
         panels.append(("FLOPs from the pixels to the first token, share of the full model's", "flops"))

@@ -344,7 +344,7 @@ def _miss(row: Row, of_flops: bool) -> str | None:
         spent, asked_words, spent_words = row["tokens"], f"{budget:g} tokens", f"{row['tokens']:.1f}"
     if is_met(budget, spent):
         return None
-    return f"{asked_words} was asked for, {spent_words} is spent"
+    return f"{asked_words} requested, {spent_words} spent"
 
 
 def _tokens(row: Row, pair: Row) -> str:

@@ -542,7 +542,7 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
     if kind is None:
         raise InputError(f"{spell(path)}: an input must be a folder, or its name must end in {', '.join(ENDINGS)}.")
     if packed:
-        raise InputError(f"{spell(path)} is packed with gzip. Unpack it first.")
+        raise InputError(f"{spell(path)} is compressed with gzip. Decompress it first.")
     if kind is _Parquet:
         arrow()
         return _Parquet(path, (*columns.media, *columns.question, *filter(None, [columns.id])))

@@ -33,7 +33,7 @@ from foveate.runs.samples import arrow
 MANIFEST, LOCK, FORMAT = "manifest.json", ".lock", "foveate run 1"
 BAD, BROKEN = "bad.jsonl", "broken.jsonl"
 NAME = re.compile(r"part-(\d{5,})\.(jsonl|parquet)")
-ADVICE = "Make room, and run again: nothing is lost."
+ADVICE = "Free some space, and run again: nothing is lost."
 PATIENCE = 5.0
 """Seconds to wait for another run in the same folder."""
 SYNC = 5.0

@@ -1,4 +1,4 @@
-"""The versions and the commit that a figure depends on."""
+"""The versions and the commit with which a figure was made."""
 
 import subprocess
 from pathlib import Path

@@ -201,7 +201,7 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: b
             stream = video_stream(container, name)
             clip = _Decoder(container, stream, contents, way, each).clip(path, times, part)
             return replace(clip, chosen=request.asked)
-    raise AssertionError("the last way conceals")
+    raise AssertionError("the last way raises no _Concealed")
 
 
 def _times(contents: Survey, times: Sequence[float], begin: float) -> list[float]:
@@ -240,9 +240,9 @@ class _Way(Enum):
     damage in 42 of 444 readings (open groups of pictures, gradual refreshes), and the second in none.
     """
 
-    THREADS = "an error is damage"
-    ALONE = "an error is damage, but not between a seek and the first frame behind it"
-    CONCEALING = "the film is damaged, and what the decoder makes of it is shown, with a note"
+    THREADS = "an error counts as damage"
+    ALONE = "an error counts as damage, but not between a seek and the first frame after it"
+    CONCEALING = "the video is damaged, and the decoder's concealed frames are used, with a note"
 
 
 class _Concealed(Exception):
@@ -425,7 +425,7 @@ class _Decoder:
         what = "is damaged"
         if promised is not None:
             what = f"breaks off after {end:.1f} of {promised:.1f} s"
-        smeared = ", some of them perhaps smeared" if harmed else ""
+        smeared = ", some of them may be smeared" if harmed else ""
         return (
             f"{name} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )

@@ -160,7 +160,7 @@ def _check(full: Run, others: Sequence[Run]) -> None:
     settings: dict[object, Run] = {}
     for run in others:
         if run.arguments.drops is None:
-            raise InputError(f"{run.file} is of the full model: name one of its logs, and then those of methods.")
+            raise InputError(f"{run.file} is of the full model too: name one of its logs first, then those of methods.")
         if (other := settings.setdefault(run.arguments.drops, run)) is not run:
             raise InputError(f"{run.file} is of the same setting as {other.file}. Leave one out.")
         for argument in ALIKE:
