@@ -396,5 +396,6 @@ def kv_bytes(cache: Cache) -> tuple[int, int]:
         before = head[0].shape[-2]
         size_of_head = head[0].nbytes + head[1].nbytes
         held += size_of_head
+        # Own rows, plus the prefix's bytes per token × its length before dropping (`seen` counts prefix and own rows).
         undropped += size + size_of_head // before * (int(layer.seen) - slots)
     return held, undropped

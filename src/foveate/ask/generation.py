@@ -182,6 +182,7 @@ class Forced:
             return scores
         token = self._left.pop(0)
         self.value += float(logs[token])
+        # (1, vocabulary): 0 at the token and −∞ elsewhere, so greedy decoding must take it.
         forced = torch.full_like(scores, -torch.inf)
         forced[:, token] = 0.0
         return forced

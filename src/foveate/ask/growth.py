@@ -194,8 +194,8 @@ def coming(
 ) -> Seen:
     """Prepare one more image or video to follow those seen before.
 
-    It is encoded twice: alone, and after itself. The second encoding shows which tokens the processor writes between
-    two images, as they would be after any other image.
+    It is encoded twice: alone, and after a copy of itself (after the last one seen, if one is an image and the other a
+    video). The second encoding shows which tokens the processor writes between the two.
 
     Args:
         loaded: The model and its processor.
@@ -367,7 +367,7 @@ def without(pictures: tuple[Seen, ...], place: int) -> tuple[int, int, tuple[See
         end = later.first - (len(lead) - start)
         if end < 0 or not torch.equal(later.ids[0, end : later.first], lead[start:]):
             raise UnsupportedError(
-                "The first picture cannot be forgotten: the text before it belongs to it. Look anew."
+                "The first picture cannot be forgotten: the text before it belongs to it. Look again with vlm.look."
             )
     rest = (*pictures[:place], later.behind(gone, start, end), *pictures[place + 2 :])
     return offset + start, offset + gone.columns + end, rest
@@ -401,7 +401,7 @@ def refuse_unturnable(family: Family, columns: int) -> None:
         most = family.text.config.max_position_embeddings
         raise UnsupportedError(
             f"A {family.model.config.model_type!r} forgets no pictures: it {why}. Its {most:,} positions hold "
-            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and look anew after that many."
+            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and look again after that many."
         )
 
 

@@ -152,7 +152,7 @@ def without_pixels(inputs: Inputs) -> dict[str, Tensor]:
 
 
 def beginning(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
-    """Cut a prompt's inputs behind its last image. Only tensors of the ids' shape (1, tokens) are cut."""
+    """Cut a prompt's inputs after its last image. Only tensors of the ids' shape (1, tokens) are cut."""
     text = inputs["input_ids"].shape
     end = end_of_pictures(model, inputs["input_ids"][0])
     return {name: value[:, :end] if value.shape == text else value for name, value in inputs.items()}

@@ -147,7 +147,7 @@ def _explain(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise InputError(
             f"{name} is not a picture that Pillow can read. Convert it to PNG or JPEG. "
-            "The name of a video ends in .mp4, .mkv, .webm or the like."
+            "The name of a video must end in .mp4, .mkv, .webm or similar."
         ) from error
     except MemoryError as error:
         raise InputError(f"{name} takes more memory than there is. Scale it down first.") from error

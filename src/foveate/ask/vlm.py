@@ -237,7 +237,7 @@ class VLM(Loaded):
         if isinstance(drops, SecondLook):
             raise SettingError("A second look needs a question: pass it to ask or ask_many, or its .method to look.")
         if messages is not None and media is not None:
-            raise SettingError("messages already hold the images and videos: leave media out.")
+            raise SettingError("messages already hold the pictures and texts: leave media out.")
         if messages is None:
             conversation = conversation_about(self, media, QUESTION, None, showing)
         else:

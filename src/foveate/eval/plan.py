@@ -33,7 +33,7 @@ class Plan:
         methods: Names in the grammar of `foveate.naming`, or files of second looks.
         tokens: Budgets: mean vision tokens per decoder layer.
         retention: Budgets as shares in (0, 1]. Without any budget, a plain name runs at a third, two ninths and a
-            ninth, and a name with settings as it is.
+            ninth, and a name with settings runs with these.
         flops: Budgets as shares of the full model's FLOPs to the first token, below 1. Each method gets the largest
             retention that stays within one, on average over the prompts (at most 64 of them).
         draws: Number of seeds for methods that draw at random.

@@ -56,6 +56,7 @@ def _display_matrix(frame: Any, codec: str) -> tuple[float, float, float, float]
 
 def _upright(rgb: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
     """Rotate by quarter turns and mirror. Other angles are rounded to the nearest quarter turn."""
+    # |b| > |a|: x becomes y, so the axes swap: (height, width, 3) -> (width, height, 3). A negative factor mirrors.
     a, b, c, d = matrix
     down, right = d, a
     if abs(b) > abs(a):

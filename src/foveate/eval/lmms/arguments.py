@@ -114,7 +114,7 @@ def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
     for name in arguments:
         if name not in NAMES:
             if name in FLAGS:
-                raise SettingError(f"{name} is a flag of lmms-eval: write --{name} beside --model_args.")
+                raise SettingError(f"{name} is a flag of lmms-eval: write --{name} next to --model_args.")
             near = nearest(str(name).lower().replace("-", "_"), NAMES)
             behind = "" if near else " A method's settings go after its name: method=v2drop:metric=cosine."
             raise SettingError(f"No model argument {str(name)!r}.{near} There are: {', '.join(NAMES)}.{behind}")
