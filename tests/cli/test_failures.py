@@ -172,7 +172,7 @@ def test_a_processor_of_another_model_ends_in_one_line_that_names_both(run, mixe
     code, out, err = run(command, picture, *QUESTION[:2], *flags, "--model", mixed_up / place)
     assert (code, out) == (1, "")
     both = rf"\(LlavaProcessor\) does not fit its model \(LlavaForConditionalGeneration\): {why}"
-    assert re.search(rf"^foveate: The processor of .*{place} {both}\. Take .*\n\Z", err, re.MULTILINE)
+    assert re.search(rf"^foveate: The processor of .*{place} {both}\. Load .*\n\Z", err, re.MULTILINE)
 
 
 def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
