@@ -213,7 +213,7 @@ def test_weights_of_a_deeper_or_shallower_base_are_refused(base, tuned, tmp_path
     for layers, says in ((2, "weights are unexpected"), (4, "weights are missing")):
         other = save_tiny_llava(tmp_path / f"other-{layers}", layers=layers)
         change(tuned, base_model_name_or_path=str(other))
-        refused(tuned, "are not those of its base model", says, "lora_A")
+        refused(tuned, "do not match its base model", says, "lora_A")
 
 
 def test_weights_that_are_renamed_misshapen_or_not_there_are_refused(tuned):

@@ -99,7 +99,7 @@ def test_a_budget_is_met_within_two_percent_or_not_asked_for(vlm, demo, asked, m
 def test_a_budget_that_is_not_met_is_said_wherever_an_answer_is_shown(vlm, demo):
     """MustDrop's merging in the tower alone goes far below what is asked."""
     asked = {"method": "mustdrop", "retention": 0.9}
-    says = r"mustdrop does not meet the budget: 90.0% was asked for, \d+\.\d% is spent\."
+    says = r"mustdrop does not meet the budget: 90.0% requested, \d+\.\d% spent\."
     with pytest.warns(UserWarning, match=says) as warned:
         answer = vlm.ask(demo, QUESTION, max_new_tokens=1, **asked)
     assert warned[0].filename == __file__

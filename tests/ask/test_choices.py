@@ -173,12 +173,12 @@ def test_choices_need_no_picture(vlm):
 @pytest.mark.parametrize(
     ("choices", "says"),
     [
-        ("yes", "choices are two texts or more, in a list; got 'yes'"),
+        ("yes", "choices must be a list of two or more texts; got 'yes'"),
         (["yes"], r"got \['yes'\]"),
-        ({"yes", "no"}, "in a list"),
-        (["yes", 2], "A choice is a text; got 2"),
-        (["yes", ""], "Every choice has a token at least; got ''"),
-        (["yes", "yes"], "Every choice has tokens of its own"),
+        ({"yes", "no"}, "must be a list"),
+        (["yes", 2], "A choice must be a text; got 2"),
+        (["yes", ""], "Every choice must have at least one token; got ''"),
+        (["yes", "yes"], "No two choices may have the same tokens"),
     ],
 )
 def test_choices_that_are_none_are_refused(vlm, demo, choices, says):

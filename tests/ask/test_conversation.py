@@ -77,12 +77,12 @@ def test_nothing_is_downloaded(url):
     ("messages", "says"),
     [
         ([], "messages is empty"),
-        (["hello"], "A message is"),
-        ([{"role": "user"}], "A message is"),
-        ([{"role": 3, "content": "x"}], "The role of a message is a text"),
+        (["hello"], "A message must be"),
+        ([{"role": "user"}], "A message must be"),
+        ([{"role": 3, "content": "x"}], "The role of a message must be a text"),
         ([{"role": "user", "content": 7}], "a text or a list of parts; got 7"),
-        ([user("hello")], "A part of a message is"),
-        ([user({"type": "image"})], r'names it under "image", "path" or "url"; got the keys \[\'type\'\]'),
+        ([user("hello")], "A part of a message must be"),
+        ([user({"type": "image"})], r'needs "image", "path" or "url"; got the keys \[\'type\'\]'),
         ([user(image("nowhere.png"))], "nowhere.png cannot be read"),
     ],
 )

@@ -195,7 +195,7 @@ def test_sound_parts_and_the_links_of_the_hubs_cache_are_loaded(folder, tmp_path
         ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "PanicException"),
         ("tokenizer_config.json", {"bos_token": 5}, "its processor cannot be read: TypeError: Special token bos_token"),
         ("processor_config.json", {"image_processor": []}, "its processor cannot be read: AttributeError"),
-        ("processor_config.json", {"processor_class": "NoSuch"}, "in place of its processor there is a Tokenizers"),
+        ("processor_config.json", {"processor_class": "NoSuch"}, "its processor is only a Tokenizers"),
     ],
 )
 def test_wrong_values_are_said_with_the_part_that_has_them(folder, file, values, says):

@@ -36,7 +36,7 @@ def saved(folder: Path, weights) -> str:
     [
         (lambda name, weight: {}, rf"1 weight is missing \({NORM}\).*Download it again"),
         (lambda name, weight: {f"{name}_old": weight}, rf"{NORM}\); 1 weight is unexpected \(.*_old"),
-        (lambda name, weight: {name: weight[:5].clone()}, rf"another shape \({NORM}: \[5\] in place of \[\d+\]\)"),
+        (lambda name, weight: {name: weight[:5].clone()}, rf"another shape \({NORM}: \[5\] instead of \[\d+\]\)"),
     ],
 )  # fmt: skip
 def test_weights_that_are_missing_or_others_are_refused_by_name(weights, tmp_path, change, says):

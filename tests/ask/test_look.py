@@ -278,7 +278,7 @@ def test_a_family_whose_prompt_is_seen_both_ways_is_refused():
         ("mustdrop-0", "reads the question"),
         ("cdpruner-0", "reads the question"),
         ("mmtok-0", "reads the question"),
-        ("finalkv", "cuts caches that the question still sees whole"),
+        ("finalkv", "cuts the cache only after the question has read all of it"),
     ],
 )
 def test_a_method_that_needs_the_question_is_refused_and_others_are_named(name, why):

@@ -153,7 +153,7 @@ def test_twelve_bit_grey_is_not_black(tmp_path, name):
     if name in NAMED:
         assert read.note is None
     else:
-        assert f"{name} has grey values up to 4095 of 65535: they are taken for 12 bits" in read.note
+        assert f"{name} has grey values up to 4095 of 65535: they are read as 12 bits" in read.note
 
 
 def test_a_dark_picture_whose_file_says_sixteen_bits_stays_dark(tmp_path):
@@ -165,7 +165,7 @@ def test_a_dark_picture_whose_file_says_sixteen_bits_stays_dark(tmp_path):
 def test_values_of_eight_bits_in_a_file_of_more_are_those_values():
     read = read_picture(Image.fromarray(np.arange(256, dtype=np.int32)[None]))
     assert np.asarray(read.image)[0, :, 0].tolist() == list(range(256))
-    assert "taken for 8 bits" in read.note
+    assert "read as 8 bits" in read.note
 
 
 def test_deep_colours_that_come_out_black_are_noted(tmp_path):
@@ -335,7 +335,7 @@ def test_whatever_a_name_holds_a_refusal_is_one_line_that_prints(tmp_path, name)
 def test_a_side_that_cannot_be_meant_is_refused_by_the_header(tmp_path, size):
     path = tmp_path / "strip.png"
     Image.new("1", size).save(path)
-    with pytest.raises(InputError, match=rf"strip\.png says it is {size[0]} x {size[1]} pixels: it is damaged"):
+    with pytest.raises(InputError, match=rf"strip\.png claims {size[0]} x {size[1]} pixels: it is damaged"):
         read_picture(path)
 
 
@@ -464,4 +464,4 @@ def test_a_broken_profile_is_noted_and_the_picture_read(tmp_path, data):
     read = read_picture(path)
     assert read.image.tobytes() == original.tobytes()
     assert "odd.png has a colour profile that cannot be used" in read.note
-    assert "taken for sRGB" in read.note
+    assert "read as sRGB" in read.note

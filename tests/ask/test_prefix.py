@@ -139,7 +139,7 @@ def test_what_was_said_is_questions_and_answers_in_turn(prefix):
 
 
 def test_what_is_no_question_is_refused(prefix):
-    for question, says in (("", "is empty"), (" \n", "is empty"), (None, "is a text"), (3, "is a text")):
+    for question, says in (("", "is empty"), (" \n", "is empty"), (None, "must be a text"), (3, "must be a text")):
         with pytest.raises(fv.SettingError, match=f"The question {says}"):
             prefix.ask(question)
 

@@ -142,14 +142,14 @@ def test_a_list_of_frames_may_have_a_rate(key):
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        ({"video": []}, "shows one thing|names it under|a film of one frame or more"),
+        ({"video": []}, 'must have one source|needs "video"|a film of one frame or more'),
         ({"video": [RED, RED.resize((4, 4))]}, "one size; got 4 x 4 and 40 x 30"),
         ({"video": [RED, "http://a/b.png"]}, "Nothing is downloaded"),
         ({"video": [RED, object()]}, "got a object"),
         ({"video": [RED], "video_start": 1}, "is read of a file"),
         ({"video": [RED], "fps": -1}, "fps"),
         ({"video": "film.mp4", "sample_fps": 1}, "sample_fps"),
-        ({"type": "image", "image": [RED]}, "A list is a film"),
+        ({"type": "image", "image": [RED]}, "A list must be a film"),
     ],
 )
 def test_lists_that_are_no_film_are_refused(part, says):

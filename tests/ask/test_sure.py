@@ -219,7 +219,7 @@ def test_a_second_look_begins_with_a_method():
 
 
 def test_a_threshold_needs_something_that_drops(vlm, pairs):
-    with pytest.raises(SettingError, match="name what drops"):
+    with pytest.raises(SettingError, match="sure needs a method"):
         vlm.ask(*pairs[0], sure=0.5)
 
 
@@ -419,7 +419,7 @@ def test_a_share_asked_again_that_leaves_the_calibrations_interval_is_told(promi
     promise = promised.promise
     assert promise.strange(0.2, 50) is None
     assert promise.strange(0.3, 20) is None
-    assert "not like those" in promise.strange(0.02, 500)
+    assert "not like the samples" in promise.strange(0.02, 500)
     assert "60 %" in promise.strange(0.6, 100)
 
 

@@ -186,7 +186,7 @@ def test_settings_that_exclude_each_other_are_refused(vlm, demo):
             vlm.ask(demo, QUESTION, choices=["a", "b"], **more)
     with pytest.raises(fv.SettingError, match="beam"):
         vlm.ask(demo, QUESTION, stream=True, num_beams=2)
-    with pytest.raises(fv.SettingError, match='fit is "own" or "pad"'):
+    with pytest.raises(fv.SettingError, match='fit must be "own" or "pad"'):
         vlm.ask(demo, QUESTION, fit="crop")
     with pytest.raises(fv.SettingError, match="got 0"):
         vlm.ask_many([], batch_size=0)
@@ -316,8 +316,8 @@ def test_a_batch_holds_what_fits_together():
 @pytest.mark.parametrize(
     ("question", "says"),
     [
-        ("a.png", r"A question is \(media, prompt\), a mapping or a Question; got 'a\.png'"),
-        (("a.png",), "A question is"),
+        ("a.png", r"A question must be \(media, prompt\), a mapping or a Question; got 'a\.png'"),
+        (("a.png",), "A question must be"),
         ({"media": "a.png", "text": "What?"}, "has the key text, which is not read"),
     ],
 )
@@ -412,7 +412,7 @@ def test_images_are_told_apart_by_what_stands_between_them(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"prompt": 5}, "The question is a text; got 5"),
+        ({"prompt": 5}, "The question must be a text; got 5"),
         ({"prompt": QUESTION, "method": "v2drop", "retention": "a third"}, "retention must be a number; got 'a third'"),
         ({"prompt": QUESTION, "method": "v2drop", "tokens": True}, "tokens must be a number; got True"),
     ],

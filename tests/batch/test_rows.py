@@ -175,7 +175,7 @@ def test_whatever_is_raised_for_one_row_costs_that_row(asking, vlm, pictures, mo
 
 def test_a_device_that_fails_ends_the_run_and_makes_no_row_bad(asking, vlm, pictures, monkeypatch):
     Calls(monkeypatch, lambda prompts: RuntimeError("CUDA error: device-side assert triggered"))
-    with pytest.raises(fv.UnsupportedError, match="fails"):
+    with pytest.raises(fv.UnsupportedError, match="device failed"):
         rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 2))
 
 

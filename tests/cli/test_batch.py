@@ -171,7 +171,7 @@ def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
     assert "Rows       3, of which 2 are answered" in out
     assert "1: … cannot be read: No such file or directory. Check the path." in out
     assert "Accuracy   0.0% of the answers whose rows have a label" in out
-    assert err.index("processes load the model") < err.index("Answering")
+    assert err.index("each process loads the model") < err.index("Answering")
 
 
 def test_a_budget_too_small_for_the_method_is_told_once_and_in_no_row(run, folder, tmp_path):

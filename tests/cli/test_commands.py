@@ -166,15 +166,15 @@ def test_compare_json_has_a_record_a_method_at_one_budget(ask, picture, tmp_path
 def test_a_budget_that_is_not_met_is_said_where_the_answer_is(ask, picture):
     asked = ("--method", "averagepool", "--retention", 0.5)  # of 6 x 6 tokens 4 x 4 are the nearest below
     code, out, _ = ask("generate", picture, *asked)
-    assert (code, "not met: 50.0% was asked for, 44.4% is spent" in " ".join(out.split())) == (0, True)
+    assert (code, "not met: 50.0% requested, 44.4% spent" in " ".join(out.split())) == (0, True)
     code, out, _ = ask("generate", picture, *asked, "--json")
     found = json.loads(out)
     assert (found["asked"], found["spent"], found["met"]) == (0.5, found["retention"], False)
     code, out, _ = ask("compare", picture, *asked, "--method", "random:layers=0", "--pairs", 2)
     said = " ".join(out.split())
     assert "44.4%*" in said
-    assert "* The budget is not met: averagepool: 50.0% was asked for, 44.4% is spent." in said
-    assert said.count("is spent") == 1
+    assert "* The budget is not met: averagepool: 50.0% requested, 44.4% spent." in said
+    assert said.count("44.4% spent") == 1
 
 
 def test_methods_models_and_presets_list_what_the_registry_has(run):

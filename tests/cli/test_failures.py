@@ -172,7 +172,7 @@ def test_a_processor_of_another_model_ends_in_one_line_that_names_both(run, mixe
     code, out, err = run(command, picture, *QUESTION[:2], *flags, "--model", mixed_up / place)
     assert (code, out) == (1, "")
     both = rf"\(LlavaProcessor\) does not fit its model \(LlavaForConditionalGeneration\): {why}"
-    assert re.search(rf"^foveate: The processor of .*{place} {both}\. Take .*\n\Z", err, re.MULTILINE)
+    assert re.search(rf"^foveate: The processor of .*{place} {both}\. Load .*\n\Z", err, re.MULTILINE)
 
 
 def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
@@ -210,6 +210,6 @@ def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
             raise ValueError("t:1 must be larger than temporal_factor:2\nYou can try: nothing")
 
     clip = Clip(Path("one.mp4"), np.zeros((1, 4, 6, 3), np.uint8), (0.0,), 0.0, 0.1, 10.0)
-    says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Of one frame, give the model a picture\.$"
+    says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Pass a single frame as a picture instead\.$"
     with pytest.raises(InputError, match=says):
         VLM(LLAVA, Processor(), "m").prepare(clip, "What ?")

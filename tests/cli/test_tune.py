@@ -53,7 +53,7 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, shallow_llava, p
     assert (code, "row 1 (from 0)" in err) == (1, True)
     listed.write_bytes(b"\x89PNG")
     code, _, err = run("tune", "--samples", listed, "--budget", 20)
-    assert (code, "is no JSON" in err) == (1, True)
+    assert (code, "is not valid JSON" in err) == (1, True)
     (listed := tmp_path / "asked.csv").write_text("image,prompt,label\n" + f"{pictures[0]},What,7\n" * 2)
     assert Tune(samples=listed)._samples() == [(str(pictures[0]), "What", "")] * 2
 
@@ -65,7 +65,7 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, shallow_llava, p
         ('{"image": ["0.png", "0.png"], "prompt": "x"}', "row 1 (from 0) has 2 pictures; tune takes one"),
         ('{"image": "\\ud800.png", "prompt": "x"}', "cannot be read"),
         ('{"image": "a\\u0000b", "prompt": "x"}', "cannot be read"),
-        ("[" * 5000, "row 1 (from 0): The line is no JSON"),
+        ("[" * 5000, "row 1 (from 0): The line is not valid JSON"),
     ],
 )
 def test_a_sample_that_cannot_be_one_is_named_by_its_row(run, pictures, tmp_path, line, says):

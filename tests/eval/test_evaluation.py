@@ -65,7 +65,7 @@ def test_several_seeds_are_pooled_and_each_ones_counts_are_kept(vlm, tmp_path):
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_asked(vlm, tmp_path):
-    with pytest.raises(SettingError, match="give one of them"):
+    with pytest.raises(SettingError, match="give only one of them"):
         Plan(tokens=(64,), retention=(0.1,))
     with pytest.raises(UnknownNameError, match="No method 'v3drop'"):
         Plan(methods=("v3drop",))

@@ -36,12 +36,12 @@ def test_several_seeds_share_the_questions():
 @pytest.mark.parametrize(
     ("count", "seeds", "says"),
     [
-        (0, (0,), "got 0 of 1"),
-        (2, (0, 1, 2), "got 2 of 3"),
-        (5, (-1,), "lies in 0 to 1999; got -1"),
+        (0, (0,), "got 0 for 1"),
+        (2, (0, 1, 2), "got 2 for 3"),
+        (5, (-1,), "between 0 and 1999; got -1"),
         (5, (0, 2000), "got 2000"),
-        (5, (1, 1), r"each once; got \[1, 1\]"),
-        (5, (), "one seed or more"),
+        (5, (1, 1), r"different numbers; got \[1, 1\]"),
+        (5, (), "one or more different"),
     ],
 )
 def test_counts_and_seeds_out_of_range_are_refused(count, seeds, says):

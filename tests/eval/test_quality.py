@@ -152,11 +152,11 @@ def test_the_figure_shows_every_method(quality):
 
 def test_a_budget_that_is_not_met_is_said_below_the_table(quality):
     said = " ".join(quality.notes())
-    assert "spender at 30 tokens: the budget is not met, 11.1% was asked for, 5.2% is spent." in said
+    assert "spender at 30 tokens: the budget is not met, 11.1% requested, 5.2% spent." in said
     assert "resize at 60 tokens: the budget is not met" in said
     assert "ours at" not in said
     tokens = with_rows(quality, {**quality.settings[0], "budget": 192.0})
-    assert "192 tokens was asked for, 64.0 is spent" in " ".join(tokens.notes())
+    assert "192 tokens requested, 64.0 spent" in " ".join(tokens.notes())
 
 
 def test_what_is_right_throughout_has_an_interval_all_the_same(quality):

@@ -75,8 +75,8 @@ def test_rows_say_the_tokens_that_were_asked_for(evaluated):
     [
         (({"label": "red"}, {"question": "How many?"}), fv.InputError, "1 of 2 samples have a label"),
         (({"image": "none.png"},), fv.InputError, "none.png cannot be read"),
-        (({"question": 7},), fv.InputError, "No row of .*Row 0: A question is a text"),
-        (({"image": [ROW["image"]] * 2},), fv.SettingError, "Prompts differ in vision tokens here"),
+        (({"question": 7},), fv.InputError, "No row of .*Row 0: A question must be a text"),
+        (({"image": [ROW["image"]] * 2},), fv.SettingError, "Prompts differ in vision tokens"),
     ],
 )
 def test_samples_that_cannot_be_compared_are_refused(evaluated, rows, error, says):
@@ -105,7 +105,7 @@ def test_an_empty_label_is_none(evaluated, label):
 
 @pytest.mark.parametrize("row", [{"label": {"text": "red"}}, {"label": [["red"]]}, {"label": True}, {"task": {"a": 1}}])
 def test_what_is_no_text_is_neither_label_nor_task(evaluated, row):
-    with pytest.raises(fv.InputError, match=f"{next(iter(row))} is a text or a number; got"):
+    with pytest.raises(fv.InputError, match=f"{next(iter(row))} must be a text or a number; got"):
         evaluated(row, retention=(0.9,))
 
 

@@ -124,7 +124,7 @@ def test_samples_say_what_their_answers_spent_and_every_answer_is_kept(written):
         counts = [count for sample in samples for count in sample["token_counts"]]
         assert mean(count["spent"] for count in counts) == pytest.approx(tokens, abs=1)
         assert {count["vision_tokens"] for count in counts} == {576}
-        assert f"of 576.0 vision tokens a layer: {tokens / 576:.1%}" in printed
+        assert f"of 576.0 vision tokens per layer: {tokens / 576:.1%}" in printed
         by_text = sorted(row["answer"] for row in answers if round(row["spent"]) == tokens)
         assert {sample["filtered_resps"] for sample in samples} <= set(by_text)
 
@@ -206,10 +206,10 @@ def test_a_budget_that_a_sample_cannot_meet_ends_the_run_in_one_line(capsys):
     [
         ("metod=v2drop", {}, "No model argument 'metod'. Did you mean method?"),
         ("method=v2drop,budget=-3", {}, "tokens must be a finite number above 0; got -3."),
-        ("max_frames=0", {}, "max_frames is 1 or more; got 0."),
-        ("", {"batch_size": "0"}, "batch_size is 1 or more; got 0."),
+        ("max_frames=0", {}, "max_frames must be 1 or more; got 0."),
+        ("", {"batch_size": "0"}, "batch_size must be 1 or more; got 0."),
         ("device=cpu", {"device": "cpu"}, "device is given twice: as --device, and in model_args."),
-        ("", {"batch_size": "auto"}, "batch_size is a number; got 'auto'."),
+        ("", {"batch_size": "auto"}, "batch_size must be a number; got 'auto'."),
     ],
 )
 def test_wrong_arguments_end_in_one_line_and_with_2(arguments, flags, said, capsys, monkeypatch):

@@ -43,7 +43,7 @@ def test_a_process_that_dies_costs_the_row_that_it_dies_of(answer, questions, as
     summary = run(Job(input=path, out=tmp_path / "out", asking=asking), Pool(asking.begin, 1))
     assert (summary.answered, summary.bad, summary.left) == (6, 1, 0)
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
-    assert "died, alone too" in bad_in(tmp_path / "out")[6]["reason"]
+    assert "died, even alone" in bad_in(tmp_path / "out")[6]["reason"]
 
 
 def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch):
@@ -54,7 +54,7 @@ def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch
 
     monkeypatch.setattr(Pool, "_ask", dead)
     monkeypatch.setattr(crew, "DEATHS", 2)
-    match = r"Processes die whatever .*fewer --workers: what was answered is kept"
+    match = r"Processes die whatever .*fewer --workers: the answers so far are kept"
     with Pool(asking.begin, 2) as pool:
         with pytest.raises(fv.InputError, match=match):
             pool.about()
@@ -64,7 +64,7 @@ def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch
 
 def test_many_more_processes_than_cores_are_refused(asking, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    with pytest.raises(fv.SettingError, match="1,000 models at a time are too many for this machine: take 16 at most"):
+    with pytest.raises(fv.SettingError, match="1,000 models at a time are too many for this machine: use 16 at most"):
         Pool(asking.begin, 1000)
     Pool(asking.begin, 16)
 

@@ -47,7 +47,7 @@ def test_an_actor_that_dies_costs_the_row_that_it_dies_of(questions, answer, ask
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
     bad = bad_in(tmp_path / "out")
     assert set(bad) == set(bad_in(tmp_path / "whole"))
-    assert all("died, alone too" in row["reason"] for row in bad.values())
+    assert all("died, even alone" in row["reason"] for row in bad.values())
 
 
 def on_ray(name, *arguments):

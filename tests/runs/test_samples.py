@@ -82,19 +82,19 @@ def test_columns_may_have_other_names_and_paths_another_start(tmp_path):
 
 
 BAD_LINES = [
-    (b"nonsense", "no JSON"),
-    (b'{"id": "x", "image": "1.png"', "no JSON"),
-    (b'"\xff\xfe"', "no JSON"),
-    (b"[" * 100_000, "no JSON"),
+    (b"nonsense", "not valid JSON"),
+    (b'{"id": "x", "image": "1.png"', "not valid JSON"),
+    (b'"\xff\xfe"', "not valid JSON"),
+    (b"[" * 100_000, "not valid JSON"),
     (b"[1, 2]", "got a list"),
     (b'{"id": "x", "question": "What?"}', "nothing under media or image .*; it has id, question"),
     (b'{"id": "x", "image": null, "question": "What?"}', "nothing under media"),
     (b'{"id": "x", "image": 5, "question": "What?"}', "path of a file, or a list of them; got 5"),
     (b'{"id": "x", "image": ["1.png", {}], "question": "What?"}', "got {}"),
     (b'{"id": "x", "image": "https://a.b/1.png", "question": "What?"}', "Nothing is downloaded"),
-    (b'{"id": "x", "image": "1.png", "question": ["What?"]}', "A question is a text; got"),
-    (b'{"id": "x", "image": "1.png", "question": "  "}', "A question is a text; got"),
-    (b'{"id": "x", "image": "1.png", "question": "\\ud800"}', "no text of Unicode"),
+    (b'{"id": "x", "image": "1.png", "question": ["What?"]}', "A question must be a text; got"),
+    (b'{"id": "x", "image": "1.png", "question": "  "}', "A question must be a text; got"),
+    (b'{"id": "x", "image": "1.png", "question": "\\ud800"}', "not valid Unicode"),
     (b'{"id": true, "image": "1.png", "question": "What?"}', "whole number; got True"),
     (b'{"id": 1.5, "image": "1.png", "question": "What?"}', "whole number; got 1.5"),
 ]
@@ -154,7 +154,7 @@ def test_csv_lines_of_another_length_are_told(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text(f"id,image,question\na,1.png,What?,more\nb,1.png\n\nc,{'x' * 200_000},\nd,1.png,What?\n")
     more, fewer, long, good = samples_of(path)
-    assert "4 cells, and there are 3 columns" in more.reason
+    assert "4 cells, but there are 3 columns" in more.reason
     assert "nothing under question" in fewer.reason
     assert "nothing under question" in long.reason
     assert long.record["image"] == [str(tmp_path / ("x" * 200_000))]
@@ -168,13 +168,13 @@ def test_a_quote_that_is_never_closed_is_told_and_swallows_no_row_unseen(tmp_pat
     path = tmp_path / "in.csv"
     path.write_text('id,image,question\na,1.png,"What?"x\nb,1.png,5" of what?\nc,1.png,"What?\nd,1.png,What?\n')
     closed, good, never = samples_of(path)
-    assert "no CSV: ',' expected after '\"'" in closed.reason
+    assert "not valid CSV: ',' expected after '\"'" in closed.reason
     assert good.question == '5" of what?'
-    assert "no CSV: unexpected end of data" in never.reason
+    assert "not valid CSV: unexpected end of data" in never.reason
 
 
 REFUSED = {
-    "packed.jsonl": (gzip.compress(b"{}"), "packed with gzip"),
+    "packed.jsonl": (gzip.compress(b"{}"), "compressed with gzip"),
     "damaged.parquet": (b"PAR1 nonsense PAR1", "Parquet"),
     "in.txt": (b"{}", "jsonl"),
     "in": (b"{}", "jsonl"),
@@ -245,7 +245,7 @@ def test_rows_without_ids_are_numbered_also_beside_one_that_has_one(tmp_path):
     write_lines(path, [{**without, "name": "a"}, without])
     good, bad = samples_of(path, columns=SampleColumns(id="name"))
     assert good.id == "a"
-    assert "got None under name. Give the row one, or call rows by their number (foveate batch: --number" in bad.reason
+    assert "got None under name. Give the row one, or use row numbers (foveate batch: --number" in bad.reason
 
 
 def test_an_input_without_a_row_that_can_be_asked_is_refused(tmp_path):

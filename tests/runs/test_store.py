@@ -39,7 +39,7 @@ def test_every_row_is_in_a_part_or_among_the_bad_ones(job):
     assert (summary.parts, summary.retention, summary.vision_tokens) == (5, 0.5, 576)
     parts = {f"part-{number:05}.jsonl" for number in range(5)}
     assert {path.name for path in job.out.iterdir()} == {"manifest.json", "broken.jsonl", ".lock", *parts}
-    assert bad_in(job.out)[9]["reason"].startswith("The line is no JSON")
+    assert bad_in(job.out)[9]["reason"].startswith("The line is not valid JSON")
     row = rows_in(job.out)[1]
     assert row == {
         "row": 1, "id": "row 1", "image": row["image"], "question": row["answer"], "answer": row["answer"],
@@ -192,7 +192,7 @@ def test_rows_whose_process_has_died_are_asked_alone_and_then_given_up(job):
     assert (summary.rows, summary.answered, summary.bad, summary.left, summary.asked) == (40, 33, 7, 0, 40)
     bad = bad_in(job.out)
     assert sorted({*bad, *rows_in(job.out)}) == list(range(40))
-    assert [number for number, row in bad.items() if "died, alone too" in row["reason"]] == [11, 12]
+    assert [number for number, row in bad.items() if "died, even alone" in row["reason"]] == [11, 12]
     assert bad[11]["id"] == "row 11"
     assert bad[11]["question"]
 
@@ -309,7 +309,7 @@ def test_a_full_disk_is_one_error_and_the_run_can_go_on(job, kind):
     run(job, Echo(), Stopping(after=1))
     with (
         full_disk(500),
-        pytest.raises(fv.InputError, match=r"File too large.*Make room, and run again: nothing"),
+        pytest.raises(fv.InputError, match=r"File too large.*Free some space, and run again: nothing"),
     ):
         run(job, Echo())
     summary = run(job, Echo())

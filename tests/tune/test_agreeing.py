@@ -105,13 +105,13 @@ def test_with_samples_for_one_setting_one_is_tried_and_that_is_said(vlm, prompts
     sure = fv.tune(vlm, prompts[3:], agreement=0.9)
     assert sure.promise.tried == 1
     assert sure.method == method_of("vidcom2", retention=BUDGETS[0])
-    assert any("3 settings take 33 samples" in note for note in sure.promise.notes)
+    assert any("3 settings need 33 samples" in note for note in sure.promise.notes)
 
 
 def test_too_few_samples_are_told_how_many_are_missing_before_anything_runs(vlm, prompts):
     calls = []
     with vlm.model.register_forward_pre_hook(lambda *_: calls.append(1)):
-        with pytest.raises(fv.SettingError, match=r"takes 114 samples for 1 setting.* got 25: 89 are missing"):
+        with pytest.raises(fv.SettingError, match=r"needs 114 samples for 1 setting.* got 25: 89 are missing"):
             fv.tune(vlm, prompts, agreement=0.98)
         with pytest.raises(fv.SettingError, match="22 samples"):
             fv.tune(vlm, prompts[:5], agreement=0.9)
@@ -121,20 +121,20 @@ def test_too_few_samples_are_told_how_many_are_missing_before_anything_runs(vlm,
             fv.tune(vlm, prompts, agreement=1.0)
         with pytest.raises(fv.SettingError, match="got 2: 20 are missing"):
             fv.tune(vlm, [(picture(), "What is it ?"), (picture(), "What colour ?")], agreement=0.9, method="vidcom2")
-        with pytest.raises(fv.SettingError, match="A sample is a pair of a picture and a question"):
+        with pytest.raises(fv.SettingError, match="A sample must be a pair of a picture and a question"):
             fv.tune(vlm, [picture()], agreement=0.9)
     assert not calls
 
 
 def test_where_nothing_cheap_keeps_it_the_full_model_is_to_be_taken(vlm, prompts):
-    with pytest.raises(fv.BudgetError, match="Take the full model"):
+    with pytest.raises(fv.BudgetError, match="Use the full model"):
         fv.tune(vlm, prompts[3:], agreement=0.9, method="random:layers=0;seed=0", tokens=1)
 
 
 def test_a_schedule_that_was_tuned_on_these_samples_is_refused(vlm, sure, prompts, tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({"method": sure.method.to_dict(), "inputs": digest_of(by_picture(prompts))}))
-    with pytest.raises(fv.SettingError, match="tuned on these very samples"):
+    with pytest.raises(fv.SettingError, match="tuned on these same samples"):
         fv.tune(vlm, prompts, agreement=0.9, method=str(file))
 
 

@@ -50,7 +50,7 @@ def test_what_fits_already_keeps_the_processor_s_own_limit(vlm, pictures):
 
 def test_fewer_than_the_fewest_are_refused(vlm, pictures):
     tokens_at(vlm, pictures, 16 * STEP)
-    with pytest.raises(SettingError, match="fewest"):
+    with pytest.raises(SettingError, match="at least"):
         most_pixels(vlm, vlm.prepare(pictures, "What happens ?"), 1)
 
 

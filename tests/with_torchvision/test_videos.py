@@ -224,7 +224,7 @@ def test_videos_of_unequal_length_that_a_model_does_not_take_are_refused_with_wh
     code, out, err = run("generate", *asked, 4, "--model", folders["llava_onevision"])
     assert (code, out, len(err.splitlines())) == (1, "", 1)
     assert "refuses 4 frames of 112 x 84, 3 frames of 64 x 48 pixels: " in err
-    assert err.endswith("Take as many frames of each video: 3.\n")
+    assert err.endswith("Take the same number of frames of each video: 3.\n")
     told = json.loads(run("generate", *asked, 3, "--model", folders["llava_onevision"])[1])
     assert told["vision_tokens"] == [56]  # nothing stands between them
 

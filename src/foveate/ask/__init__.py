@@ -1,4 +1,4 @@
-"""Asking: models, pictures and films, prompts, answers. Nothing else in foveate loads, prompts or generates."""
+"""Load a model, ask it about images and videos, and get answers. No other room loads, prompts or generates."""
 
 from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation

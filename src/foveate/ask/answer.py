@@ -1,4 +1,4 @@
-"""What a model said, what it took, and how it looks in a notebook."""
+"""`Answer`: the text a model generated, its cost and savings, and its display in a notebook."""
 
 import itertools
 import warnings
@@ -25,13 +25,13 @@ from foveate.plain.table import Column, Table
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """Shares saved by dropping, beside the untouched model on the same prompt.
+    """Shares saved by dropping, relative to the untouched model on the same prompt.
 
     Attributes:
-        prefill_flops: Of the decoder's prefill, what the method itself computes counted in; None where that is not
-            counted (see `foveate.contract.Stage.flops`).
-        total_flops: From the pixels to the first token, likewise.
-        kv_bytes: Of the bytes of the cache after the answer, measured: a share, where `Answer.kv_bytes` is bytes.
+        prefill_flops: Share of the decoder's prefill FLOPs, minus the FLOPs that the method itself spends. None if the
+            method does not count its own FLOPs (see `foveate.contract.Stage.flops`).
+        total_flops: Share of the FLOPs from the pixels to the first token, likewise.
+        kv_bytes: Share of the KV cache's bytes, measured after the answer. (`Answer.kv_bytes` is in bytes.)
     """
 
     prefill_flops: float | None
@@ -39,30 +39,32 @@ class Saved:
     kv_bytes: float
 
     def to_dict(self) -> dict[str, float | None]:
-        """Plain values."""
+        """Return the shares as a dictionary of plain values."""
         return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a model said to one prompt, and what it took.
+    """A model's answer to one prompt, with its cost.
 
     Attributes:
-        prompt: What was asked.
+        prompt: The prompt.
         text: The answer.
-        tokens: Its token ids, the end of sequence included.
-        method: What dropped, with its budget; None for the untouched model.
-        trace: What was dropped where, of the whole batch; empty without dropping, but for what CUDA graphs count.
-        sample: Which sample of the batch this is.
-        kv_bytes: Bytes of keys and values that the cache held at the end: measured, of a batch its share.
-        kv_bytes_whole: Bytes that the same cache would hold had nothing been dropped.
-        first: Log-probabilities (natural) of the first token, (vocabulary,) float32 on the CPU, if they were asked for.
-        choices: Log-probability of each choice that was given, all its tokens together.
-        looked: Tokens of the prompt that a look had run before it was asked; 0 for a question asked afresh. Costs and
-            shares are those of the whole prompt all the same, and the trace is the look's.
-        confidence: The probability of its least likely token, if that was asked for; of a second look, the first's.
-        unsure: The first look's answer, where the full model was asked again: what is spent, and what that saves,
-            counts both. None where there was one look.
+        tokens: The answer's token ids, including the end of sequence.
+        method: The method that dropped tokens, with its budget. None for the untouched model.
+        trace: The tokens dropped at each stage, for the whole batch. Without dropping it holds at most the counts of
+            CUDA graphs.
+        sample: Index of this answer's sample in the batch.
+        kv_bytes: Bytes of keys and values in the cache after the answer, measured. In a batch: this sample's share.
+        kv_bytes_whole: Bytes that the same cache would hold without dropping.
+        first: Natural log-probabilities of the first token, (vocabulary,) float32 on the CPU. None unless requested.
+        choices: Natural log-probability of each given choice, summed over its tokens.
+        looked: Prompt tokens that `VLM.look` had already prefilled; 0 for a question asked without a look. Costs and
+            shares still cover the whole prompt, and the trace is that of the look.
+        confidence: Probability of the answer's least likely token. None unless requested. After a second look: that of
+            the first look's answer.
+        unsure: The first look's answer, if the full model was asked again. `spent`, `flops` and `saved` then count
+            both. None if there was one look.
     """
 
     prompt: Prompt
@@ -81,37 +83,37 @@ class Answer:
 
     @property
     def again(self) -> bool:
-        """Whether the full model was asked again, because the first look was unsure."""
+        """Whether the full model was asked again because the first look's confidence was too low."""
         return self.unsure is not None
 
     @property
     def said(self) -> tuple[int, ...]:
-        """Its token ids up to what ends or pads a sequence."""
+        """The answer's token ids before the first end or padding token."""
         stop = {*ends_of(self.prompt.card), pad_id(self.prompt.card)}
         return tuple(itertools.takewhile(lambda token: token not in stop, self.tokens))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know, such as that a picture is cropped, or is asked about with too few tokens."""
+        """Notes for the user, such as that an image is cropped or that the budget is very small."""
         if self.caution is None:
             return self.prompt.notes
         return (*self.prompt.notes, self.caution)
 
     @property
     def caution(self) -> str | None:
-        """What the method has to say of a budget as small as this one; None: nothing."""
+        """The method's warning about a budget this small, or None."""
         if self.method is None or self.asked is None:
             return None
         return self.method.caution(self.asked)
 
     @property
     def vision_tokens(self) -> int:
-        """Vision tokens in the prompt."""
+        """Number of vision tokens in the prompt."""
         return self.prompt.vision_tokens
 
     @property
     def spent(self) -> float:
-        """How many of them a decoder layer processed, on average."""
+        """Mean vision tokens per decoder layer, both looks together if the full model was asked again."""
         spent = float(self.vision_tokens)
         if self.trace.history:
             spent = self.trace.history[0].tokens[self._row]
@@ -121,9 +123,9 @@ class Answer:
 
     @property
     def retention(self) -> float:
-        """The share of its vision tokens that a decoder layer processed, on average; 1 without any.
+        """Mean share of the prompt's vision tokens that a decoder layer processed; 1 if the prompt has none.
 
-        Above 1 where the full model was asked again.
+        It exceeds 1 if the full model was asked again.
         """
         if not self.vision_tokens:
             return 1.0
@@ -131,38 +133,38 @@ class Answer:
 
     @property
     def asked(self) -> float | None:
-        """The retention that was asked for; None where nothing was."""
+        """The requested retention, or None if there was no budget."""
         if self.method is None:
             return None
         return self.prompt.asked(self.method)
 
     @property
     def met(self) -> bool | None:
-        """Whether the budget was met, within 2 %; None where none was asked for."""
+        """Whether the budget was met within 2 %; None if there was no budget."""
         if self.asked is None:
             return None
         return is_met(self.asked, self.retention)
 
     @property
     def missed(self) -> str | None:
-        """What became of a budget that was not met, in words; None where it was, or where none was asked for."""
+        """The requested and the spent share as a text, if the budget was missed; else None."""
         if self.met is not False:
             return None
-        return f"{self.asked:.1%} was asked for, {self.retention:.1%} is spent"
+        return f"{self.asked:.1%} requested, {self.retention:.1%} spent"
 
     @cached_property
     def cost(self) -> Cost:
-        """What the prompt cost, counted."""
+        """The prompt's cost with dropping, counted."""
         return self.prompt.cost(self.method, self.trace, self._row)
 
     @cached_property
     def cost_untouched(self) -> Cost:
-        """What the prompt costs without dropping."""
+        """The prompt's cost without dropping, counted."""
         return self.prompt.cost()
 
     @cached_property
     def uncounted(self) -> str | None:
-        """Why FLOPs of this model cannot be counted; None where they can."""
+        """Why this model's FLOPs cannot be counted, or None if they can."""
         try:
             _ = self.cost_untouched
         except UnsupportedError as error:
@@ -171,12 +173,12 @@ class Answer:
 
     @property
     def flops(self) -> int | None:
-        """From the pixels to the first token; None where that is not known, as for a prompt without a picture."""
+        """FLOPs from the pixels to the first token. None if unknown, as for a prompt without an image."""
         if not self.vision_tokens:
             return None
         try:
             flops = self.cost.total_flops
-        except FoveateError:  # the tower's part cannot be told from the counts of several tiles
+        except FoveateError:  # several tiles in one count: the tower's FLOPs cannot be derived from it
             return None
         if self.unsure is None or flops is None:
             return flops
@@ -187,7 +189,7 @@ class Answer:
 
     @property
     def saved(self) -> Saved:
-        """What dropping saved; below 0 where the full model was asked again."""
+        """Shares saved by dropping. They can be negative if the full model was asked again."""
         kv_bytes = 0.0
         if self.kv_bytes_whole:
             kv_bytes = 1 - self.kv_bytes / self.kv_bytes_whole
@@ -203,16 +205,16 @@ class Answer:
 
     @property
     def _row(self) -> int:
-        """Its place in the first prefill: questions that share one have the same."""
+        """The answer's row in the first prefill. Questions that share a prefill share its row."""
         if self.trace.history:
             return min(self.sample, len(self.trace.history[0].rows) - 1)
         return self.sample
 
     def show(self) -> Image.Image:
-        """The kept patches drawn on the pictures of the prompt, a panel a stage; of a second look, those of the first.
+        """Draw the kept patches on the prompt's images, one panel per stage. After a second look: those of the first.
 
         Raises:
-            InputError: If the prompt has no picture, or where its tokens look is not known.
+            InputError: If the prompt has no image, or the positions of its tokens are unknown.
             SessionError: If nothing was dropped.
         """
         if self.unsure is not None:
@@ -220,16 +222,17 @@ class Answer:
         return self.trace.show(self.prompt.shown, self._row)
 
     def warn(self, stacklevel: int) -> None:
-        """Warn the caller of a budget too small for the method, or not met by more than whole tokens explain."""
+        """Warn if the budget is too small for the method, or is missed by more than rounding to whole tokens."""
         if self.caution is not None:
             warnings.warn(self.caution, stacklevel=stacklevel + 1)
         if self.missed is None or self.method is None or self.asked is None:
             return
-        if abs(self.spent - self.asked * self.vision_tokens) > self.prompt.looks:  # a whole token more or less in each
+        # Rounding accounts for up to one token per image.
+        if abs(self.spent - self.asked * self.vision_tokens) > self.prompt.looks:
             warnings.warn(f"{name_of(self.method)} does not meet the budget: {self.missed}.", stacklevel=stacklevel + 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: answer, setting, what was spent and saved, and where tokens were dropped."""
+        """Return plain values: the answer, settings, spent and saved shares, cost and trace."""
         values: dict[str, object] = {
             "answer": self.text,
             "token_ids": list(self.tokens),
@@ -273,7 +276,7 @@ class Answer:
         return f"Answer({self.text!r:.58}, {method}, {spent})"
 
     def _repr_html_(self) -> str:
-        """The answer, a table of what was spent and saved, and the picture of what was kept."""
+        """Return HTML with the answer, a table of its cost and savings, and the image of the kept patches."""
         lines = [("Question", self.prompt.text), ("Answer", self.text)]
         asked = self if self.unsure is None else self.unsure
         if asked.method is not None:
@@ -284,12 +287,12 @@ class Answer:
         if self.prompt.media and (self.trace.stages or self.again):
             from foveate.viz.canvas import data_url
 
-            with suppress(FoveateError):  # where there is nothing to draw on
+            with suppress(FoveateError):  # there may be nothing to draw on
                 page += f"<img alt='kept patches' style='max-width:100%' src='{data_url(self.show())}'>"
         return page
 
     def lines(self) -> list[tuple[str, str]]:
-        """What it spent and saved, each with its label."""
+        """Return (label, text) pairs on cost and savings."""
         depth = self.prompt.card.depth
         spent = f"{self.retention:.1%} of the vision tokens: {self.spent:.3g} of {self.vision_tokens}"
         lines = [("Retention", f"{spent}, mean over {depth} decoder layers")]
@@ -306,7 +309,7 @@ class Answer:
             mean = sum(counts[self._row] for counts in reads.values()) / len(reads)
             lines.append(("Decoding", f"a step reads {mean:.3g} vision tokens in each of {len(reads)} layers"))
         if self.looked:
-            lines.append(("Looked", f"once: {self.looked} tokens of each prompt ran a single time"))
+            lines.append(("Looked", f"once: {self.looked} tokens of each prompt were prefilled a single time"))
         for clip in self.prompt.clips:
             times = f"from {clip.seconds[0]:.2f} to {clip.seconds[-1]:.2f} s"
             lines.append(("Frames", f"{len(clip)} of {clip.path}, {times}"))
@@ -320,14 +323,14 @@ class Answer:
         return lines
 
     def _flops_line(self) -> str:
-        """What the arithmetic saves, counted."""
+        """Return the counted savings in FLOPs as a text."""
         if self.uncounted is not None:
             return f"not counted: {self.uncounted}"
         cost, saved = self.cost, self.saved
         if cost.scoring_flops is None or saved.prefill_flops is None:
-            return "not counted: the method does not say what its own arithmetic costs (docs/guides/new-method.md)"
+            return "not counted: the method does not report its own FLOPs (docs/guides/new-method.md)"
         decoder = _flops((1 - saved.prefill_flops) * self.cost_untouched.prefill_flops)
-        # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
+        # "z" prints "0.0%" instead of "-0.0%" when scoring costs a little and nothing is dropped.
         rest = "the vision tower is not counted"
         if saved.total_flops is not None:
             rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
@@ -336,13 +339,16 @@ class Answer:
 
 
 def _late_line(trace: Trace) -> list[tuple[str, str]]:
-    """How much of what each stage left of a film is of the second half of its frames, half of the middle one too."""
+    """Return one line with the share of each stage's kept tokens that lies in the second half of the video's frames.
+
+    An odd count of frames has a middle one: half of its tokens count. [4, 2, 6] -> (6 + 2 / 2) / 12 = 58 %.
+    """
     shares = []
     for stage, counts in zip(trace.cuts, trace.kept_by_frame(), strict=False):
         half = len(counts) // 2
         if half and sum(counts):
             late = sum(counts[-half:]) + (len(counts) % 2) * counts[half] / 2
-            place = stage.place if stage.place.startswith("before") else f"behind the {stage.place}"
+            place = stage.place if stage.place.startswith("before") else f"after the {stage.place}"
             shares.append(f"{late / sum(counts):.0%} of the tokens kept {place}")
     if not shares:
         return []
@@ -350,7 +356,7 @@ def _late_line(trace: Trace) -> list[tuple[str, str]]:
 
 
 def _flops(count: float) -> str:
-    """A count of operations with its prefix: 8177382850560 -> 8.18 TFLOP."""
+    """Format a count of operations with its SI prefix: 8177382850560 -> 8.18 TFLOP."""
     prefixes = ("", "k", "M", "G", "T", "P")
     step = 0
     while count >= 1000 and step < len(prefixes) - 1:
@@ -359,14 +365,14 @@ def _flops(count: float) -> str:
 
 
 def kv_bytes(cache: Cache) -> tuple[int, int]:
-    """Bytes of keys and values in a cache, and what they would be without dropping.
+    """Return the bytes of keys and values in a cache, and the bytes that it would hold without dropping.
 
-    A layer that carries a state in the place of keys and values counts nothing. A layer with a sliding window of w
-    tokens holds at most w − 1 of them without dropping too: what its window saves is no merit of a method. Where steps
-    read copies of some rows, these are held too.
+    A layer with a recurrent state instead of keys and values counts 0. A layer with a sliding window of w tokens holds
+    at most w − 1 tokens even without dropping, so the window's saving is not credited to the method. Copies of rows
+    that decode steps read count as held.
 
     Args:
-        cache: Of transformers, as `generate` gave it; None for a model that keeps none.
+        cache: The transformers cache that `generate` returned, or None if the model keeps none.
     """
     held = undropped = 0
     for layer in getattr(cache, "layers", ()):
@@ -374,14 +380,14 @@ def kv_bytes(cache: Cache) -> tuple[int, int]:
         if keys is None or values is None:
             continue
         samples, slots = keys.shape[0], keys.shape[-2]  # (samples, heads, slots, head size)
-        slot = (keys[:1, :, :1].nbytes + values[:1, :, :1].nbytes) if slots else 0  # of one sample
+        slot = (keys[:1, :, :1].nbytes + values[:1, :, :1].nbytes) if slots else 0  # one token of one sample
         size = keys.nbytes + values.nbytes
         held += size
-        if getattr(layer, "reads", None) is not None:  # copies, of what steps read
+        if getattr(layer, "reads", None) is not None:  # copies of the rows that decode steps read
             held += layer.reads.keys.nbytes + layer.reads.values.nbytes
-        head = getattr(layer, "head", None)  # rows that all samples go on from, held once
+        head = getattr(layer, "head", None)  # the prefix that all samples share, stored once
         if head is None:
-            seen = getattr(layer, "seen", None)  # the unpruned length, of a layer that tokens were dropped from
+            seen = getattr(layer, "seen", None)  # the length before dropping; set if tokens were dropped here
             slots_whole = slots if seen is None else int(seen)
             if seen is not None and layer.window is not None:
                 slots_whole = min(slots_whole, int(layer.window) - 1)
@@ -390,5 +396,6 @@ def kv_bytes(cache: Cache) -> tuple[int, int]:
         before = head[0].shape[-2]
         size_of_head = head[0].nbytes + head[1].nbytes
         held += size_of_head
+        # Own rows, plus the prefix's bytes per token × its length before dropping (`seen` counts prefix and own rows).
         undropped += size + size_of_head // before * (int(layer.seen) - slots)
     return held, undropped

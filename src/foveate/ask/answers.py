@@ -1,6 +1,7 @@
-"""Many questions to one model: as many at a time as memory allows, alike ones in a batch, one look for a picture's.
+"""`Answerer`: answer many questions in batches that fit into memory.
 
-With a second look they are asked twice: with few tokens, and in full where that was unsure.
+Similar prompts share a batch, and questions about one picture share its prefill. With a second look, a question is
+asked with few tokens first, and the full model is asked again if the answer is uncertain.
 """
 
 import gc
@@ -29,29 +30,29 @@ from foveate.plain.memory import available
 from foveate.plain.upstream import first_line, is_out_of_memory
 
 WINDOW = 8
-"""Batches' worth of questions that are in hand at a time, so that a batch can be of like lengths."""
+"""How many batches of questions are read ahead, so that prompts of similar length can share a batch."""
 SHARE = 0.25
-"""The share of the memory there is that the pictures and films in hand may take."""
+"""Share of the available memory that the media read ahead may take."""
 CALM = 16
-"""Batches without a lack of memory, after which one of twice the size is tried again."""
+"""Successful batches in a row after which the batch size is doubled again."""
 
 T = TypeVar("T")
 Shelf = dict[Any, Any]
-"""Files that were read for the questions in hand, by whatever who reads them knows them by."""
+"""Cache of the files read for the current window of questions. The reader chooses the keys."""
 Prepare = Callable[[T, Shelf], Prompt]
 Stopped = Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reply(Generic[T]):
-    """What became of a question.
+    """The result of one question.
 
     Attributes:
-        place: Its place among the questions.
-        question: As it was given.
-        result: The answer; or why there is none.
-        preparing: Seconds that its files and its prompt took.
-        answering: Seconds that the model took, its share of a batch's.
+        place: Index of the question.
+        question: The question as given.
+        result: The answer, or the exception.
+        preparing: Seconds spent on reading files and preparing the prompt.
+        answering: Seconds spent in the model. In a batch: this question's share.
     """
 
     place: int
@@ -62,7 +63,7 @@ class Reply(Generic[T]):
 
     @property
     def answer(self) -> Answer:
-        """The answer; why there is none is raised."""
+        """Return the answer, or raise the exception."""
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
@@ -70,7 +71,7 @@ class Reply(Generic[T]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entry(Generic[T]):
-    """A question that is ready for the model."""
+    """A question with its prepared prompt."""
 
     place: int
     question: T
@@ -83,12 +84,12 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Origin:
-    """What prompts go on from.
+    """What a batch of prompts continues from.
 
     Attributes:
-        look: The pictures; None where each prompt begins afresh.
-        seconds: What the look took of each prompt's time.
-        own: Whether it was made for these prompts, so that each could do without it.
+        look: The prefilled beginning, or None if each prompt runs from its start.
+        seconds: Seconds that the look took, per prompt.
+        own: Whether the look was made for these prompts. If so, a prompt that fails is tried again without it.
     """
 
     look: Look | None = None
@@ -98,20 +99,20 @@ class _Origin:
 
 @dataclass(eq=False)
 class Answerer:
-    """A model that answers many questions under one method, or twice where it is unsure.
+    """Answers many questions with one model and one method or second look.
 
     Attributes:
-        loaded: The model.
-        method: What drops in each that has vision tokens, or a second look; None is the untouched model.
-        settings: How answers are decoded.
-        batch_size: Most questions a batch.
-        first: Whether answers have the log-probabilities of their first token.
-        confidence: Whether they have the probability of their least likely token.
-        share: The share of the machine's memory that is this model's, where several run.
-        tower: What other methods' answerers saw of these pictures, and this one goes on with.
+        loaded: The model and its processor.
+        method: The method for each prompt that has vision tokens, or a second look. None is the untouched model.
+        settings: The decoding settings.
+        batch_size: Maximum questions per batch.
+        first: Store the log-probabilities of each answer's first token.
+        confidence: Store the probability of each answer's least likely token.
+        share: Share of the machine's memory for this model, if several run.
+        tower: Vision tower outputs shared with the answerers of other methods.
 
     Raises:
-        SettingError: If a second look was calibrated for something else, or answers are not greedy.
+        SettingError: If a second look was calibrated under other conditions, or decoding is not greedy.
     """
 
     loaded: Loaded
@@ -132,7 +133,7 @@ class Answerer:
             self.method.refuse_with(self.settings)
             self.method.refuse_others(self.loaded, self.settings)
             self._second, self._drops, self.confidence = self.method, self.method.method, True
-            self.tower = TowerMemo(deque(maxlen=WINDOW))  # what it saw at the first look serves the second
+            self.tower = TowerMemo(deque(maxlen=WINDOW))  # the second look reuses the tower outputs of the first
             self._full = Answerer(self.loaded, None, self.settings, self.batch_size, share=self.share, tower=self.tower)
         else:
             self._drops = self.method
@@ -146,21 +147,21 @@ class Answerer:
         look: Look | None = None,
         stopped: Stopped = lambda: False,
     ) -> Iterator[list[Reply[T]]]:
-        """A reply to every question, a batch's as they come, in any order; see `in_order`.
+        """Yield the replies to all questions, batch by batch, in any order; see `in_order`.
 
-        A batch that fails is halved, until what fails is a question alone. After a lack of memory batches are smaller
-        for a while. With a second look, questions in hand are asked with few tokens, and those that are unsure then in
-        full, in batches of their own. Where the full model fails, that is the reply: an unsure answer is nobody's.
+        A batch that fails is halved until a single question fails. After running out of memory, batches are smaller
+        for a while. With a second look, uncertain questions of a window are asked again in full, in separate batches.
+        If the full model fails on one, its reply is that error, not the uncertain answer.
 
         Args:
-            questions: They are read as they are needed.
-            prepare: Makes the prompt of one, whose budget is met. The shelf it is given lasts as long as the questions
-                in hand: a file on it need not be read again. What it raises is the question's reply.
-            look: What all prompts go on from; None where each begins afresh.
-            stopped: Asked before every question and every batch; when it says yes, those left have no reply.
+            questions: The questions, read lazily.
+            prepare: Makes the prompt of a question, and checks its budget. It also gets the shelf, a cache that lasts
+                for one window of questions. An exception becomes the question's reply.
+            look: The beginning that all prompts continue from, or None.
+            stopped: Called before each question and batch. Once it returns True, no further replies come.
 
         Raises:
-            UnsupportedError: If the device itself fails, which no later question would survive either.
+            UnsupportedError: If the device fails, because every later question would fail too.
         """
         for window, failed in self._windows(questions, prepare, stopped):
             if failed:
@@ -179,13 +180,13 @@ class Answerer:
                 self.tower.calls.clear()
 
     def _is_unsure(self, result: Answer | Exception) -> TypeGuard[Answer]:
-        """Whether the full model is to be asked; it was already where nothing could be dropped."""
+        """Return whether to ask the full model. Without a method the answer is already the full model's."""
         if self._second is None or isinstance(result, Exception) or result.method is None:
             return False
-        return not (result.confidence is not None and result.confidence >= self._second.sure)  # of NaN too
+        return not (result.confidence is not None and result.confidence >= self._second.sure)  # True for NaN too
 
     def _answer(self, window: Sequence[Entry[T]], look: Look | None, stopped: Stopped) -> Iterator[list[Reply[T]]]:
-        """Replies to questions that are in hand; see `replies`."""
+        """Yield the replies to a window of questions; see `replies`."""
         for batch, origin in self._batches(window, look):
             if stopped():
                 return
@@ -196,9 +197,9 @@ class Answerer:
     def _windows(
         self, questions: Iterable[T], prepare: Prepare[T], stopped: Stopped
     ) -> Iterator[tuple[list[Entry[T]], list[Reply[T]]]]:
-        """As many questions at a time as there is memory for their pictures, ready for the model; and those that fail.
+        """Yield windows of prepared questions whose media fit into memory, each with the replies of those that failed.
 
-        One that fails for want of memory is tried again where there are no others.
+        A question that runs out of memory is tried again at the start of an empty window.
         """
         window, failed, shelf = list[Entry[T]](), list[Reply[T]](), Shelf()
         for place, question in enumerate(questions):
@@ -219,7 +220,7 @@ class Answerer:
                 medium.image.width * medium.image.height if isinstance(medium, Picture) else medium.frames.nbytes // 3
                 for medium in media.values()
             )
-            held = BYTES * sum(pixels)  # while a processor works on them
+            held = BYTES * sum(pixels)  # the peak during preprocessing
             if len(window) + len(failed) >= WINDOW * self.batch_size or held > SHARE * self.share * available():
                 yield window, failed
                 window, failed, shelf = [], [], {}
@@ -227,14 +228,14 @@ class Answerer:
             yield window, failed
 
     def _prepare(self, place: int, question: T, prepare: Prepare[T], shelf: Shelf) -> Entry[T] | Reply[T]:
-        """A question as the model gets it; or why it cannot."""
+        """Return a question's prompt as an entry, or a reply with the exception."""
         begun = time.perf_counter()
         try:
             prompt = prepare(question, shelf)
             promise = None if self._second is None else self._second.promise
             if promise is not None and promise.single_turn and not prompt.single_turn:
                 raise SettingError(
-                    "This second look was calibrated on questions alone, and promises conversations nothing."
+                    "This second look was calibrated on single questions, so it promises nothing for conversations."
                 )
         except Exception as error:
             _refuse_broken_device(error)
@@ -244,7 +245,11 @@ class Answerer:
     # -- batches ----------------------------------------------------------------------------------------------
 
     def _batches(self, window: Sequence[Entry[T]], look: Look | None) -> Iterator[tuple[list[Entry[T]], _Origin]]:
-        """Prompts that are alike, as many as fit, with what they go on from: the look given, or a picture's."""
+        """Yield batches of similar prompts with what they continue from: the given look, or one made for a picture.
+
+        Prompts with the same beginning share a look if the method allows it. If not, they share only the tower's
+        output.
+        """
         model, inputs = self.loaded.model, [entry.prompt.inputs for entry in window]
         if look is not None:
             for places in together(model, look, inputs):
@@ -266,7 +271,7 @@ class Answerer:
         self._memo = None
 
     def _parts(self, entries: Sequence[Entry[T]], origin: _Origin) -> Iterator[tuple[list[Entry[T]], _Origin]]:
-        """The entries in order, as many at a time as may be when their turn comes."""
+        """Split entries into batches of the current maximum size, which may change between two batches."""
         start = 0
         while start < len(entries):
             part = list(entries[start : start + self._most])
@@ -274,13 +279,13 @@ class Answerer:
             start += len(part)
 
     def _look(self, entries: Sequence[Entry[T]]) -> _Origin | None:
-        """A look at the pictures that all these are about; None where it fails: each then begins afresh."""
+        """Prefill the beginning that all entries share. Return None if it fails, so each prompt runs from its start."""
         begun = time.perf_counter()
         inputs = entries[0].prompt.inputs
         try:
             with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
                 look = look_at(self.loaded.model, inputs, self._drops, self.loaded.cuda_graphs)
-                if len(entries) > self._most:  # what came of the first of them is out of hand by the last
+                if len(entries) > self._most:  # several batches: the caller may change weights between them
                     look = watch(look, self.loaded.model)
         except Exception as error:
             _refuse_broken_device(error)
@@ -288,7 +293,7 @@ class Answerer:
         return _Origin(look, (time.perf_counter() - begun) / len(entries), own=True)
 
     def _answer_batch(self, batch: Sequence[Entry[T]], origin: _Origin) -> Iterator[list[Reply[T]]]:
-        """Replies to a batch. One that fails is halved, until what fails is a question alone."""
+        """Yield the replies to a batch. A batch that fails is halved until a single question fails."""
         begun = time.perf_counter()
         prompts = [entry.prompt for entry in batch]
         recorders = [*[FirstToken()] * self.first, *[LeastSure()] * self.confidence]
@@ -301,7 +306,7 @@ class Answerer:
             failure = error
         else:
             self._calm += 1
-            if self._calm >= CALM and self._most < self.batch_size:  # there was room: larger ones again
+            if self._calm >= CALM and self._most < self.batch_size:  # memory has sufficed for a while: double the size
                 self._most = min(2 * self._most, self.batch_size)
                 self._calm = 0
             seconds = origin.seconds + (time.perf_counter() - begun) / len(batch)
@@ -319,13 +324,13 @@ class Answerer:
             yield [batch[0].reply(_reason(failure))]
 
     def _remembering(self) -> AbstractContextManager[object]:
-        """The vision tower does not look again at what is remembered of it."""
+        """Return a context in which the vision tower reuses its remembered outputs."""
         if self._memo is None:
             return nullcontext()
         return self._memo.around(self.loaded.model, self._drops)
 
     def _shrink(self, size: int) -> None:
-        """After a lack of memory: smaller batches, and what was held for speed is given back."""
+        """Halve the batch size after running out of memory, and free caches."""
         self._most = max(1, size // 2)
         self._calm = 0
         if self._memo is not None:
@@ -336,12 +341,15 @@ class Answerer:
 
 
 def batches(entries: Iterable[T], size: int, inputs_of: Callable[[T], Mapping[str, Tensor]]) -> Iterator[list[T]]:
-    """Put samples together that can share a batch: tensors that fit, lengths as close as can be.
+    """Yield batches of entries whose tensors can be collated, sorted by length to minimise padding.
+
+    Entries match if all tensors agree in every dimension except the first. Per-token tensors, of the ids' shape
+    (1, tokens), always match.
 
     Args:
-        entries: Whatever has a sample.
-        size: Most samples a batch.
-        inputs_of: The tensors of an entry, batch 1.
+        entries: Objects with one sample each.
+        size: Maximum entries per batch.
+        inputs_of: Returns the tensors of an entry, batch 1.
     """
     groups: dict[object, list[T]] = {}
     for entry in entries:
@@ -355,7 +363,7 @@ def batches(entries: Iterable[T], size: int, inputs_of: Callable[[T], Mapping[st
 
 
 def _after(unsure: Reply[T], answer: Answer, reply: Reply[T]) -> Reply[T]:
-    """The reply of a full model that was asked again, and knows the unsure answer before its own."""
+    """Return the full model's reply with the uncertain answer, its confidence and its time added."""
     result = reply.result
     if isinstance(result, Answer):
         result = replace(result, confidence=answer.confidence, unsure=answer)
@@ -363,7 +371,10 @@ def _after(unsure: Reply[T], answer: Answer, reply: Reply[T]) -> Reply[T]:
 
 
 def in_order(replies: Iterable[Sequence[Reply[T]]]) -> Iterator[Answer]:
-    """The answers, each as soon as those before it are there; why there is none is raised at its place."""
+    """Yield the answers in the order of the questions, each as soon as all before it are there.
+
+    A question that failed raises its exception at its place.
+    """
     waiting: dict[int, Reply[T]] = {}
     place = 0
     for batch in replies:
@@ -374,20 +385,20 @@ def in_order(replies: Iterable[Sequence[Reply[T]]]) -> Iterator[Answer]:
 
 
 def _reason(error: Exception) -> Exception:
-    """Why a question alone has no answer."""
+    """Return the exception for a single question that failed. Out of memory becomes an `InputError`."""
     if not is_out_of_memory(error):
         return error
-    lacking = InputError("It takes more memory than there is, alone too. Scale the picture down, or take fewer frames.")
+    lacking = InputError("It needs more memory than there is, even alone. Scale the picture down or use fewer frames.")
     lacking.__cause__ = error
     return lacking
 
 
 def _refuse_broken_device(error: Exception) -> None:
-    """Raise where the device fails, which no later question would survive.
+    """Raise if an error means that the device itself failed, because every later question would fail too.
 
     Raises:
-        UnsupportedError: If that is so.
+        UnsupportedError: If the device failed.
     """
     text = first_line(error)
     if not is_out_of_memory(error) and (type(error).__name__ == "AcceleratorError" or "CUDA error" in text):
-        raise UnsupportedError(f"The device fails: {text} Run again: what was answered is kept.") from error
+        raise UnsupportedError(f"The device failed: {text} Run again: the answers so far are kept.") from error

@@ -1,4 +1,4 @@
-"""A conversation: turns of texts, pictures and videos, with the files read."""
+"""`Conversation`: chat messages of texts, images and videos, with the files read."""
 
 import base64
 import hashlib
@@ -24,13 +24,13 @@ Part = tuple[str, Any]
 MEDIA = ("image", "video")
 ROLES = ("system", "user", "assistant")
 OWN = ("role", "content", "images")
-"""Keys of a message that are read here; others are the chat template's."""
+"""Keys of a message that foveate reads. Others go to the chat template."""
 TEXTS = ("text", "content", "stop")
-"""Keys under which an empty text is one."""
+"""Keys whose empty text is a value. Under other keys an empty text counts as absent."""
 BEGIN, END = ("start_time", "video_start"), ("end_time", "video_end")
 COUNT = ("nframes", "num_frames", "max_frames")
 FILM = (*BEGIN, *END, *COUNT, "fps")
-"""Keys of a film's part that say which frames are read."""
+"""Keys of a video part that select its frames."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,8 +38,8 @@ class Conversation:
     """Messages with their media read.
 
     Attributes:
-        turns: A role and its parts: ("text", str), ("image", `Picture`) or ("video", `Clip`).
-        more: What else a turn's message has, such as tool_calls, for the chat template: by the turn's place.
+        turns: Each turn's role and parts: ("text", str), ("image", `Picture`) or ("video", `Clip`).
+        more: Further keys of a turn's message for the chat template, such as tool_calls, by the turn's index.
     """
 
     turns: tuple[tuple[str, tuple[Part, ...]], ...]
@@ -55,20 +55,20 @@ class Conversation:
              {"role": "assistant", "content": "A cat."},
              {"role": "user", "content": "What does it do?"}]
 
-        A picture or video stands under "image", "video", "path" or "url": whatever `ask` takes for one, such as a path,
-        a PIL picture, a `data:` URL, or a list of frames. Nothing is downloaded. Beside a video, "fps", "nframes",
-        "max_frames", "video_start" and "video_end" say which frames are read, before `frames` and `fps`; beside a list
-        of frames "fps" or "sample_fps" is its rate.
+        An image or video is under "image", "video", "path" or "url". It is anything that `ask` accepts, such as a path,
+        a PIL image, a `data:` URL, or a list of frames. Nothing is downloaded. In a video's part, "fps", "nframes",
+        "max_frames", "video_start" and "video_end" select the frames and override `frames` and `fps`. With a list of
+        frames, "fps" or "sample_fps" is its frame rate.
 
         Args:
-            messages: With "role" and "content", which is a text or a list of parts; "images" may hold pictures that
-                stand before it. Other keys are the chat template's; None, "", [] and {} say nothing.
-            frames: Most frames of a video.
-            fps: How many a second.
+            messages: Mappings with "role" and "content", a text or a list of parts. "images" may list images that come
+                before the content. Other keys go to the chat template. None, "", [] and {} count as absent.
+            frames: Maximum frames per video.
+            fps: Frames per second read from a video.
 
         Raises:
-            InputError: If a message is not shaped like that, has a key that is not read, or a file cannot be read.
-            UnsupportedError: If there is anything but text, pictures and videos.
+            InputError: If a message has another shape or an unknown key, or a file cannot be read.
+            UnsupportedError: If a part is not text, image or video.
         """
         turns, more = [], {}
         for place, message in enumerate(messages):
@@ -77,19 +77,19 @@ class Conversation:
             if others := {key: value for key, value in what_is_said(message).items() if key not in OWN}:
                 more[place] = others
         if not turns:
-            raise InputError("messages is empty: give at least one turn of the user.")
+            raise InputError("messages is empty: give at least one user turn.")
         return cls(tuple(turns), more)
 
     @classmethod
     def about(cls, media: Sequence[Picture | Clip], text: str) -> "Conversation":
-        """One turn of the user: pictures and clips first, then the text."""
+        """Make one user turn: images and videos first, then the text."""
         parts = [(_kind(medium), medium) for medium in media]
         return cls((("user", (*parts, ("text", text))),))
 
     def with_text(self, *texts: str) -> "Conversation":
-        """This conversation with texts said behind it, by the user and the assistant in turn.
+        """Append texts, alternately of the user and the assistant.
 
-        The first one goes into the last turn, if that is the user's.
+        The first text joins the last turn if that is the user's.
         """
         turns = list(self.turns)
         for place, text in enumerate(texts):
@@ -101,20 +101,20 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
     def without_last_text(self) -> "Conversation":
-        """This conversation without the part that is said last, a text."""
+        """Remove the last part of the last turn, which is a text."""
         role, parts = self.turns[-1]
         last = [(role, parts[:-1])] if len(parts) > 1 else []
         return replace(self, turns=(*self.turns[:-1], *last))
 
     def with_media_behind(self, parts: Sequence[Part]) -> "Conversation":
-        """This conversation with pictures or films shown behind it, in the last turn if that is the user's."""
+        """Append images or videos, in the last turn if that is the user's, else in a new one."""
         if self.turns and self.turns[-1][0] == "user":
             role, last = self.turns[-1]
             return replace(self, turns=(*self.turns[:-1], (role, (*last, *parts))))
         return replace(self, turns=(*self.turns, ("user", tuple(parts))))
 
     def without_media(self, places: Collection[int]) -> "Conversation":
-        """This conversation without the pictures and films at these places among them; its turns stay."""
+        """Remove the images and videos with these indices among all media. Turns stay, even if empty."""
         numbers, turns = itertools.count(), []
         for role, parts in self.turns:
             turns.append((role, tuple(part for part in parts if part[0] not in MEDIA or next(numbers) not in places)))
@@ -127,12 +127,12 @@ class Conversation:
 
     @property
     def media(self) -> list[Picture | Clip]:
-        """Pictures and videos, in order."""
+        """Images and videos, in order."""
         return [value for kind, value in self.parts if kind in MEDIA]
 
     @property
     def images(self) -> list[Image.Image]:
-        """Pictures, in order."""
+        """Images, in order."""
         return [value.image for kind, value in self.parts if kind == "image"]
 
     @property
@@ -147,15 +147,15 @@ class Conversation:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of the files, such as that only the first frame of one is read."""
+        """Notes on the files for the user, such as that only the first frame of one is read."""
         return [medium.note for medium in self.media if medium.note]
 
     def with_media(self, media: Sequence[Picture | Clip], *, frames_as_images: bool = False) -> "Conversation":
-        """This conversation with other pictures and clips in the places of these.
+        """Replace the images and videos.
 
         Args:
-            media: As many as there are.
-            frames_as_images: Whether a clip goes in as pictures, one a frame.
+            media: The new ones, as many as there are now.
+            frames_as_images: Insert a video as one image per frame.
         """
         places = iter(media)
         turns = []
@@ -171,7 +171,7 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
     def with_ocr(self, question: str, tokens: Sequence[str]) -> "Conversation":
-        """This conversation with OCR tokens behind the question, as LLaVA's evaluation of TextVQA words them."""
+        """Add OCR tokens after the question, in the format of LLaVA's TextVQA evaluation."""
         line = f"\nReference OCR token: {', '.join(tokens)}"
         turns = []
         for role, parts in self.turns:
@@ -180,21 +180,23 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
     def refuse_more(self, names: Sequence[str] | None = None) -> None:
-        """Refuse what messages have beside text and media, or these keys of it: it would not be said.
+        """Refuse further keys of messages, because the model would not see them.
 
-        Without `names`, there is no chat template that reads roles, and others than the usual ones are refused too.
+        Args:
+            names: The keys to refuse. None means that there is no chat template: all keys are refused, and roles
+                other than `ROLES` too.
 
         Raises:
-            InputError: If there is such a key, or role.
+            InputError: If a message has such a key or role.
         """
         for role, _ in self.turns if names is None else ():
             if role not in ROLES:
                 raise InputError(f"No role {brief(role)}; there are {', '.join(ROLES)}.{nearest(role, ROLES)}")
         for others in self.more.values():
-            refuse_keys("A message, to this model's chat template,", others if names is None else names, OWN)
+            refuse_keys("A message for this model's chat template", others if names is None else names, OWN)
 
     def media_name(self) -> str:
-        """A name for its pictures and videos: equal for two conversations about the same ones, empty for none."""
+        """Return a hash of the images and videos, or "" if there are none."""
         digest = hashlib.sha256()
         for image in self.images:
             digest.update(f"{image.size}".encode() + image.tobytes())
@@ -205,7 +207,7 @@ class Conversation:
         return digest.hexdigest()[:20]
 
     def name(self, generation: Mapping[str, object]) -> str:
-        """A name for all that decides the answer beside the model: what is said, what is shown, how it is decoded."""
+        """Return a hash of everything besides the model that determines the answer: texts, media, decoding settings."""
         said = [(role, [part if part[0] == "text" else part[0] for part in parts]) for role, parts in self.turns]
         more = [{str(place): others} for place, others in self.more.items()]
         text = json.dumps([said, self.media_name(), dict(generation), *more], sort_keys=True, default=str)
@@ -213,7 +215,7 @@ class Conversation:
 
 
 def _behind(question: str, line: str, text: str) -> str:
-    """The text with a line behind the question, where it has the question and no such line yet."""
+    """Insert a line after the question, if the text has the question and no OCR line yet."""
     start = text.lower().find(question.lower())
     if start < 0 or "Reference OCR token:" in text:
         return text
@@ -222,31 +224,31 @@ def _behind(question: str, line: str, text: str) -> str:
 
 
 def what_is_said(values: Mapping[Any, object]) -> dict[str, Any]:
-    """A dictionary without what says nothing: clients write every key, with None, "", [] or {} behind it."""
+    """Remove keys with empty values: clients send every key, unused ones as None, "", [] or {}."""
     says = {str(key): value for key, value in values.items() if value is not None}
     empty = {key for key, value in says.items() if isinstance(value, str | list | dict) and not value}
     return {key: value for key, value in says.items() if key in TEXTS or key not in empty}
 
 
 def _role_and_content(message: object) -> tuple[str, list[object]]:
-    """The role of a message, and its parts; a text alone is one part, pictures beside it stand before it."""
+    """Return a message's role and parts. A plain text is one part; "images" come before the content."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        raise InputError(f'A message is {{"role": …, "content": …}}; got {brief(message)}.')
+        raise InputError(f'A message must be {{"role": …, "content": …}}; got {brief(message)}.')
     role, content, images = message["role"], message["content"], message.get("images") or ()
     if not isinstance(role, str):
-        raise InputError(f'The role of a message is a text such as "user"; got {brief(role)}.')
+        raise InputError(f'The role of a message must be a text such as "user"; got {brief(role)}.')
     if content is None and set(what_is_said(message)) > {"role"}:
         content = ()
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray):
-        raise InputError(f"The content of a message is a text or a list of parts; got {brief(content)}.")
+        raise InputError(f"The content of a message must be a text or a list of parts; got {brief(content)}.")
     if not isinstance(images, list | tuple):
-        raise InputError(f'A message has a list of pictures under "images"; got {brief(images)}.')
+        raise InputError(f'"images" of a message must be a list of images; got {brief(images)}.')
     parts: list[object] = []
     for image in images:
         if isinstance(image, str) and scheme_of(image) is None and not os.path.exists(image):
-            with suppress(ValueError):  # bare base64, as Ollama takes it; else a path, a URL or a picture
+            with suppress(ValueError):  # bare base64, as in Ollama's API; else a path, a URL or an image
                 image = base64.b64decode(image, validate=True)
         parts.append({"type": "image", "image": image})
     return role, [*parts, *content]
@@ -259,30 +261,30 @@ def _kind(medium: Picture | Clip) -> str:
 
 
 def _part(part: object, frames: int | None, fps: float | None) -> Part:
-    """A part of a message with its file read."""
+    """Read a part of a message and its file."""
     if not isinstance(part, Mapping) or "type" not in part:
-        raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {brief(part)}.')
+        raise InputError(f'A part of a message must be like {{"type": "text", "text": …}}; got {brief(part)}.')
     kind, part = part["type"], what_is_said(part)
     if kind == "text":
         if not isinstance(part.get("text"), str):
-            raise InputError(f'A part of type text has its text under "text"; got the keys {sorted(part)}.')
+            raise InputError(f'A part of type text needs its text under "text"; got the keys {sorted(part)}.')
         refuse_keys("A part of type text", part, ("type", "text"))
         return kind, part["text"]
     kind = str(kind).removesuffix("_url")
     if kind not in MEDIA:
         raise UnsupportedError(
-            f"A part of a message is of type text, image or video (image_url, video_url); got {brief(part['type'])}."
+            f"The type of a part must be text, image or video (image_url, video_url); got {brief(part['type'])}."
         )
     source, keys = _source(part, kind), part
     if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": "data:…"}}
         inner = what_is_said(source)
         source, keys = _source(inner, kind), {**part, **inner}
-    if isinstance(source, list | tuple) and "fps" not in keys:  # of frames, Qwen calls their rate so
+    if isinstance(source, list | tuple) and "fps" not in keys:  # Qwen's key for the rate of a list of frames
         keys = {{"sample_fps": "fps"}.get(name, name): value for name, value in keys.items()}
     _refuse_others(kind, keys)
     asked = [name for name in FILM if name in keys]
     if asked and isinstance(source, Clip | Picture | Image.Image):
-        raise InputError(f"{asked[0]} chooses frames of a file; got a {type(source).__name__}. Leave it out.")
+        raise InputError(f"{asked[0]} selects frames of a file; got a {type(source).__name__}. Leave it out.")
     frames, fps = _frames(keys, frames, fps)
     start, end = (next((keys[name] for name in names if name in keys), None) for names in (BEGIN, END))
     medium = read_medium(source, FramesWanted(frames, fps, start, end), kind=kind)
@@ -290,25 +292,25 @@ def _part(part: object, frames: int | None, fps: float | None) -> Part:
 
 
 def _refuse_others(kind: str, keys: Mapping[str, object]) -> None:
-    """Refuse what a part of this kind asks for and does not get."""
+    """Refuse keys of a part that foveate does not support."""
     for name in ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"):
         if name in keys:
-            raise InputError(f"{name} of a part is not read: the model's processor sizes it. Resize it first.")
+            raise InputError(f"{name} of a part is not read: the model's processor sets the size. Resize it first.")
     if "min_frames" in keys:
-        raise InputError("min_frames of a part is not read. Say how many frames with nframes or max_frames.")
+        raise InputError("min_frames of a part is not read. Set the number of frames with nframes or max_frames.")
     if keys.get("detail", "auto") not in ("auto", "high"):
         raise InputError(
-            f"The detail of a part is auto or high; got {brief(keys['detail'])}. Make the picture smaller."
+            f"The detail of a part must be auto or high; got {brief(keys['detail'])}. Make the image smaller instead."
         )
     sources = _sources(kind)
     refuse_keys(f"A part of type {kind}", keys, ("type", "detail", *sources, *(FILM if kind == "video" else ())))
 
 
 def _frames(keys: Mapping[str, Any], frames: int | None, fps: float | None) -> tuple[int | None, float | None]:
-    """How many frames and how many a second a part asks for, before what is asked for all."""
+    """Return the frame count and frames per second of a part. Its own keys override the given defaults."""
     counts = [name for name in COUNT if name in keys]
     if len(counts) > 1 or (counts and counts[0] != "max_frames" and "fps" in keys):
-        raise InputError(f"A part says one of {', '.join(COUNT[:2])}, or fps, max_frames or both; got {counts}.")
+        raise InputError(f"A part can have one of {', '.join(COUNT[:2])}, or fps, max_frames or both; got {counts}.")
     if counts:
         frames = keys[counts[0]]
         fps = None if counts[0] != "max_frames" else fps
@@ -320,10 +322,12 @@ def _sources(kind: str) -> tuple[str, ...]:
 
 
 def _source(part: Mapping[str, object], kind: str) -> object:
-    """What a part shows: a path, a picture, a clip, or a `data:` URL."""
+    """Return the source of a part: a path, an image, a clip, or a `data:` URL."""
     named = [name for name in _sources(kind) if name in part]
     if len(named) > 1:
-        raise InputError(f"A part of type {kind} shows one thing; got {' and '.join(named)}. Make two parts of it.")
+        raise InputError(
+            f"A part of type {kind} must have one source; got {' and '.join(named)}. Make two parts of it."
+        )
     if named:
         return part[named[0]]
-    raise InputError(f'A part of type {kind} names it under "{kind}", "path" or "url"; got the keys {sorted(part)}.')
+    raise InputError(f'A part of type {kind} needs "{kind}", "path" or "url"; got the keys {sorted(part)}.')

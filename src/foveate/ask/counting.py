@@ -1,4 +1,4 @@
-"""What a processor makes of a film whose frames are blank: ids as they are, and tensors of shapes alone."""
+"""Count a prompt's tokens with little memory: prepare blank videos, and find `max_pixels` for a number of tokens."""
 
 import copy
 from collections.abc import Callable
@@ -17,16 +17,18 @@ from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.video import Clip
 
 STEPS = ("process_image", "pad_to_square", "resize", "center_crop", "rescale", "normalize")
-"""What image processors do to one picture after another."""
+"""Steps of image processors that run image by image."""
 
 
 def prepare_blank(vlm: VLM, media: list[Any], question: str, **showing: Any) -> Prompt:
-    """What `VLM.prepare` gives, with pixels that are all 0 where there are films, in little memory if that is possible.
+    """Prepare a prompt with blank videos, using little memory if the processor allows it.
+
+    The ids are those of `VLM.prepare`. Pixels of videos may be meta tensors, which have a shape and no values.
 
     Args:
         vlm: The model.
-        media: Pictures, and films of blank frames.
-        question: What is asked.
+        media: Images, and videos of blank frames.
+        question: The question.
         showing: `frames`, `fps` and `fit`, as for `VLM.prepare`.
 
     Raises:
@@ -35,7 +37,7 @@ def prepare_blank(vlm: VLM, media: list[Any], question: str, **showing: Any) -> 
     taken: dict[str, tuple[Any, Any]] = {}
 
     def once(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A step on the same array once, as all frames are one picture; of a tensor, its shape remains."""
+        """Run a step once per distinct array: all blank frames share one. A tensor result is kept as its shape only."""
         values = (*args, *kwargs.values())
         places = [value.__array_interface__ if isinstance(value, np.ndarray) else value for value in values]
         key = f"{original.__name__} {[*kwargs]} {places}"
@@ -43,7 +45,7 @@ def prepare_blank(vlm: VLM, media: list[Any], question: str, **showing: Any) -> 
             result = original(*args, **kwargs)
             if isinstance(result, Tensor):
                 result = result.to("meta")
-            taken[key] = result, values  # the values live on, so that their places stay their own
+            taken[key] = result, values  # keeping the values alive keeps their addresses unique
         return taken[key][0]
 
     images = getattr(vlm.processor, "image_processor", None)
@@ -55,12 +57,12 @@ def prepare_blank(vlm: VLM, media: list[Any], question: str, **showing: Any) -> 
                         patches.wrap(images, name, once)
                 return vlm.prepare(media, question, **showing)
         except InputError:
-            taken.clear()  # it may be that the processor reads pixels
+            taken.clear()  # the processor may read pixel values, so prepare real arrays
     return vlm.prepare(media, question, **showing)
 
 
 class _Shapes(TorchFunctionMode):
-    """Moves films of one byte to the device without memory, and has zeros for who wants to read from there."""
+    """Moves videos that are one byte expanded (all strides 0) to the meta device, and reads zeros from there."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is Tensor.contiguous and args[0].dtype == torch.uint8 and not any(args[0].stride()):
@@ -76,29 +78,29 @@ class _Shapes(TorchFunctionMode):
 
 
 def most_pixels(loaded: Loaded, prompt: Prompt, tokens: int) -> int:
-    """The most pixels of a picture with which a prompt has no more than so many vision tokens.
+    """Return the largest `max_pixels` at which a prompt has at most `tokens` vision tokens.
 
     Args:
-        loaded: A model whose processor scales pictures to a number of pixels, as those of Qwen and GLM do.
-        prompt: The pictures and their question, as it makes them now.
-        tokens: The most vision tokens there may be.
+        loaded: A model whose processor scales images by their number of pixels, like those of Qwen and GLM.
+        prompt: The prompt, prepared with the current processor.
+        tokens: Maximum vision tokens.
 
     Returns:
-        What Qwen's processor calls `max_pixels`: a multiple of a token's pixels, at most what the processor has now.
+        `max_pixels` for the processor: a multiple of a token's pixels, and at most its current value.
 
     Raises:
-        SettingError: If even the smallest pictures have more tokens.
-        UnsupportedError: If the processor scales pictures in another way.
+        SettingError: If the prompt has more tokens even at the smallest size.
+        UnsupportedError: If the processor does not scale images by pixels.
     """
     images: Any = getattr(loaded.processor, "image_processor", None)
     size: Any = getattr(images, "size", None) or {}
-    least, most = size.get("shortest_edge"), size.get("longest_edge")  # pixels, in spite of their names
+    least, most = size.get("shortest_edge"), size.get("longest_edge")  # areas in pixels, despite their names
     if not hasattr(images, "merge_size") or least is None or most is None:
         raise UnsupportedError(
-            f"{type(loaded.processor).__name__} has no max_pixels: how many tokens a picture has does not follow from "
-            "its pixels alone. Drop tokens instead, with a budget."
+            f"{type(loaded.processor).__name__} has no max_pixels: the tokens of a picture do not depend on its pixels "
+            "alone. Drop tokens instead, with a budget."
         )
-    step = (images.patch_size * images.merge_size) ** 2  # pixels of a token
+    step = (images.patch_size * images.merge_size) ** 2  # pixels per token
 
     def tokens_at(pixels: int) -> int:
         processor = copy.copy(loaded.processor)
@@ -107,8 +109,8 @@ def most_pixels(loaded: Loaded, prompt: Prompt, tokens: int) -> int:
         return prepare(Loaded(loaded.model, processor, loaded.name), prompt.conversation).vision_tokens
 
     if (floor := tokens_at(step)) > tokens:
-        raise SettingError(f"The fewest vision tokens that this prompt can have is {floor}; got {tokens}.")
-    # More pixels never make fewer tokens, so the most for which they fit is found by halving.
+        raise SettingError(f"This prompt has at least {floor} vision tokens; got {tokens}.")
+    # More pixels never give fewer tokens, so bisect for the largest size that fits.
     fits, above = 1, most // step + 1
     while above - fits > 1:
         middle = (fits + above) // 2

@@ -1,4 +1,4 @@
-"""How answers are decoded: greedy unless one asks for something else, whatever a checkpoint's own settings say."""
+"""Decoding settings (greedy by default, ignoring the checkpoint's own), logits processors, and calls of `generate`."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -18,28 +18,28 @@ from foveate.errors import SettingError
 from foveate.plain.spelling import no_setting
 
 COLDEST = 1e-4
-"""The least temperature of sampling: logits are divided by it, and infinity has no distribution."""
+"""Lowest sampling temperature. Logits are divided by it, and a lower one could overflow them to infinity."""
 
 AtLeastOne = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """How an answer is decoded. The defaults are greedy.
+    """Decoding settings. The defaults are greedy.
 
-    Sampling, beams and penalties of a checkpoint's own `generation_config` do not count.
+    Sampling, beams and penalties of the checkpoint's `generation_config` are ignored.
 
     Attributes:
-        max_new_tokens: The longest answer, 1 or more.
-        temperature: Of sampling; 0 takes the likeliest token each time.
-        top_p: Samples from the likeliest tokens that have this probability together, in (0, 1].
-        top_k: Samples from so many of the likeliest tokens.
-        num_beams: Beams of a beam search; 1 is none.
-        seed: Of sampling: torch's generators are set to it, and put back afterwards.
-        stop: Texts that end an answer. They are no part of it.
+        max_new_tokens: Maximum tokens of the answer, 1 or more.
+        temperature: Sampling temperature; 0 decodes greedily.
+        top_p: Sample from the likeliest tokens with this total probability, in (0, 1].
+        top_k: Sample from this many of the likeliest tokens.
+        num_beams: Beams of a beam search; 1 disables it.
+        seed: Seed for sampling. torch's generators are seeded, and restored afterwards.
+        stop: Texts that end the answer. The answer does not include them.
 
     Raises:
-        SettingError: If a number leaves its range, or settings of sampling come without a temperature.
+        SettingError: If a number is out of range, or a sampling setting comes without a temperature.
     """
 
     max_new_tokens: AtLeastOne = 64
@@ -55,29 +55,29 @@ class Generation:
         for name, value in check("Generation", Generation, values).items():
             object.__setattr__(self, name, value)
         if 0 < self.temperature < COLDEST:
-            raise SettingError(f"temperature must be 0 (greedy) or {COLDEST:g} and more; got {self.temperature}.")
+            raise SettingError(f"temperature must be 0 (greedy) or at least {COLDEST:g}; got {self.temperature}.")
         sampling = [name for name in ("top_p", "top_k", "seed") if values[name] is not None]
         if sampling and not self.temperature:
-            raise SettingError(f"{sampling[0]} is for sampling: give a temperature above 0, or leave it out.")
+            raise SettingError(f"{sampling[0]} is for sampling: set a temperature above 0, or leave it out.")
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn."""
+        """Whether tokens are sampled."""
         return self.temperature > 0
 
     def refuse_with(self, choices: Sequence[str], stream: bool) -> None:
-        """Refuse what does not go together with these settings.
+        """Refuse `choices` or `stream` if they conflict with these settings.
 
         Raises:
-            SettingError: If something does not.
+            SettingError: If they do.
         """
         if choices and (stream or self.samples or self.num_beams > 1):
-            raise SettingError("choices are scored, not decoded: leave stream and the settings of decoding out.")
+            raise SettingError("choices are scored, not decoded: leave stream and decoding settings out.")
         if stream and self.num_beams > 1:
-            raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
+            raise SettingError("A beam search has no answer before its end: leave stream or num_beams out.")
 
     def arguments(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, object]:
-        """These settings as arguments of transformers' `generate`."""
+        """Return these settings as arguments of transformers' `generate`."""
         arguments: dict[str, object] = {
             "max_new_tokens": self.max_new_tokens,
             "num_beams": self.num_beams,
@@ -86,16 +86,16 @@ class Generation:
             "top_p": self.top_p,
             "top_k": self.top_k,
             "min_p": None,
-            "repetition_penalty": 1.0,  # Qwen2.5-VL's own is 1.05: log-probabilities would be others
+            "repetition_penalty": 1.0,  # Qwen2.5-VL's default of 1.05 would change log-probabilities
             "num_return_sequences": 1,
             "use_cache": True,
-            # Behind a cache that is there already, these give wrong tokens or another kind of cache.
+            # With an existing cache, these would give wrong tokens or replace it by another kind of cache.
             "cache_implementation": None,
             "prompt_lookup_num_tokens": None,
             "assistant_early_exit": None,
         }
         if self.samples and self.top_k is None:
-            arguments["top_k"] = 0  # transformers' own default is 50
+            arguments["top_k"] = 0  # transformers' default is 50
         if self.stop:
             arguments["stop_strings"] = list(self.stop)
             arguments["tokenizer"] = tokenizer
@@ -103,7 +103,7 @@ class Generation:
 
 
 class Decoding(TypedDict, total=False):
-    """How answers are decoded; see `Generation`."""
+    """Keywords of decoding; see `Generation`."""
 
     max_new_tokens: int
     temperature: float
@@ -115,10 +115,10 @@ class Decoding(TypedDict, total=False):
 
 
 def generation_of(options: Mapping[str, Any]) -> Generation:
-    """How an answer is decoded, as a caller's keyword arguments say it.
+    """Return the decoding settings of a caller's keyword arguments.
 
     Raises:
-        SettingError: If there is no such setting, or as `Generation`.
+        SettingError: If a keyword is unknown, and as in `Generation`.
     """
     names = [field.name for field in fields(Generation)]
     if unknown := sorted(set(options) - set(names)):
@@ -127,10 +127,10 @@ def generation_of(options: Mapping[str, Any]) -> Generation:
 
 
 class FirstToken:
-    """Notes the log-probabilities of the first token, as one of transformers' logits processors.
+    """A transformers logits processor that records the log-probabilities of the first token.
 
     Attributes:
-        logs: (samples, vocabulary) float32, on the CPU; None before the first token.
+        logs: Natural logarithms, (samples, vocabulary) float32 on the CPU; None before the first token.
     """
 
     def __init__(self) -> None:
@@ -143,30 +143,31 @@ class FirstToken:
 
 
 class LeastSure:
-    """Notes how likely each token of greedy answers is, as one of transformers' logits processors.
+    """A transformers logits processor that records the log-probability of each token of greedy answers.
 
-    A sample that has ended is padded while others go on, so only its own tokens count: see `of`.
+    A sample that has ended is padded while others continue, so `of` reads only the sample's own tokens.
     """
 
     def __init__(self) -> None:
-        self._logs: list[Tensor] = []  # (samples,) float32 of each step, where the model runs
+        self._logs: list[Tensor] = []  # one (samples,) float32 per step, on the model's device
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         logits = scores.float()
+        # (samples, vocabulary) -> (samples,): the log-softmax at the argmax, which is the greedy token.
         self._logs.append(logits.amax(dim=-1) - logits.logsumexp(dim=-1))
         return scores
 
     def of(self, sample: int, tokens: int) -> float:
-        """The probability of the least likely of the first so many tokens of an answer, its end among them."""
+        """Return the lowest probability among the first `tokens` tokens of a sample's answer, including its end."""
         steps = torch.stack(self._logs[: max(1, tokens)])
         return math.exp(float(steps[:, sample].amin()))
 
 
 class Forced:
-    """Takes the given tokens one after the other, then any of `ends`, as one of transformers' logits processors.
+    """A transformers logits processor that forces the given tokens, then scores any of `ends`.
 
     Attributes:
-        value: The sum of their log-probabilities so far.
+        value: Sum of the natural log-probabilities so far.
     """
 
     def __init__(self, tokens: Sequence[int], ends: Collection[int]) -> None:
@@ -181,6 +182,7 @@ class Forced:
             return scores
         token = self._left.pop(0)
         self.value += float(logs[token])
+        # (1, vocabulary): 0 at the token and −∞ elsewhere, so greedy decoding must take it.
         forced = torch.full_like(scores, -torch.inf)
         forced[:, token] = 0.0
         return forced
@@ -194,14 +196,14 @@ def generate(
     exactly: bool = False,
     streamer: object = None,
 ) -> ModelOutput:
-    """What `model.generate` answers greedily as a dict, its sequences and cache among it.
+    """Call `model.generate` greedily and return its output with sequences and cache.
 
     Args:
-        model: A model of transformers.
-        inputs: What it is given, by name.
-        new_tokens: At the most.
-        exactly: Whether no end of sequence comes before.
-        streamer: Gets every token as it comes.
+        model: A transformers model.
+        inputs: Its inputs by name.
+        new_tokens: Maximum new tokens.
+        exactly: Suppress the end of sequence, so that exactly `new_tokens` are generated.
+        streamer: A transformers streamer that gets every token.
     """
     settings = Generation(max_new_tokens=new_tokens).arguments(None)
     if exactly:
@@ -212,7 +214,7 @@ def generate(
 def run(
     model: PreTrainedModel, inputs: Mapping[str, object], settings: Mapping[str, object], **more: object
 ) -> ModelOutput:
-    """What `model.generate` answers as a dict, under `settings` and what `more` it takes."""
+    """Call `model.generate` with `settings` and further arguments, and return its output object."""
     with torch.inference_mode(), quiet():
         return model.generate(**inputs, **settings, **more, return_dict_in_generate=True)
 
@@ -221,12 +223,12 @@ def run(
 
 
 def pad_id(model: PreTrainedModel) -> int:
-    """What a prompt is padded with."""
+    """Return the id that pads prompts."""
     return model.generation_config.pad_token_id or 0
 
 
 def without_padding(model: PreTrainedModel, ids: Tensor) -> tuple[int, ...]:
-    """The new ids of one sample, (new,) int64, up to the one that ends it, which is among them."""
+    """Cut the new ids of one sample, (new,) int64, after the first end id."""
     ends = ends_of(model)
     tokens: list[int] = ids.tolist()
     for place, token in enumerate(tokens):
@@ -236,7 +238,7 @@ def without_padding(model: PreTrainedModel, ids: Tensor) -> tuple[int, ...]:
 
 
 def ends_of(model: PreTrainedModel) -> set[int]:
-    """Ids that end an answer."""
+    """Return the ids that end an answer."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         return set()

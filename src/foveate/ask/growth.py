@@ -1,7 +1,7 @@
-"""A look that grows, and forgets: one more picture over the rows of those before, and whole pictures taken out again.
+"""Grow a look by one more image, and forget earlier images, without running anything twice.
 
-Nothing runs twice. A picture that comes brings the text in front of it, and the decoder runs on both over the cache.
-One that leaves gives its columns back: what stands behind it moves up, and its keys are turned back by RoPE.
+A new image comes with the text before it, and the decoder prefills both over the cache. When an image is forgotten, its
+columns leave the cache, later columns move to earlier positions, and their keys are rotated back by RoPE.
 """
 
 import inspect
@@ -41,18 +41,18 @@ from foveate.video.wanted import FramesWanted
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one look saw: pictures or films that stand together in a look that has grown, and leave it together.
+    """The images or videos that one look added. They are forgotten together.
 
     Attributes:
-        prompt: They alone, with all that is said.
-        wording: What is written around a question behind them.
-        ids: The columns that they brought: the text in front of them, and they; (1, columns) int64.
-        first: Which of these is their first vision token.
-        opening: How many tokens in front of that are theirs, such as "<|vision_start|>".
-        method: What dropped in them, with its budget; None for the untouched model.
-        record: What was dropped.
-        at: When a frame was seen, in seconds.
-        last: The last frame of a film, for what compares the next with it.
+        prompt: A prompt of these media alone, with the conversation's texts.
+        wording: The text around a question after them.
+        ids: Their columns: the text before them and their own tokens, (1, columns) int64.
+        first: Index in `ids` of their first vision token.
+        opening: How many tokens before `first` belong to them, such as "<|vision_start|>".
+        method: The method with its budget; None for the untouched model.
+        record: The record of this prefill.
+        at: The frame's time in seconds.
+        last: The last frame of a video, for methods that compare the next frame with it.
     """
 
     prompt: Prompt
@@ -67,27 +67,31 @@ class Seen:
 
     @classmethod
     def at_first(cls, prompt: Prompt, wording: Wording, look: Look, method: Method | None, last: LastFrame) -> "Seen":
-        """What stands at the beginning of a look."""
+        """Make the first entry of a look."""
         return cls(prompt, wording, look.ids, first_of(prompt), method=method, last=last).looked_at(look)
 
     def looked_at(self, look: Look) -> "Seen":
-        """These with what was dropped, and of their pixels the shape alone."""
+        """Return this entry with the look's record, and with its pixels reduced to their shape."""
         prompt = replace(self.prompt, inputs={**self.prompt.inputs, **without_pixels(self.prompt.inputs)})
         return replace(self, prompt=prompt, record=look.trace.history[-1] if look.trace.history else None)
 
     @property
     def parts(self) -> list[Part]:
-        """They as parts of a conversation."""
+        """The media as parts of a conversation."""
         return [part for part in self.prompt.conversation.parts if part[0] in MEDIA]
 
     @property
     def columns(self) -> int:
-        """Columns of the look that are theirs."""
+        """Number of the look's columns that belong to this entry."""
         return self.ids.shape[1]
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What belongs to their columns: of the ids' shape, 0 for the text in front of them, and else as it is."""
+        """The inputs for this entry's columns.
+
+        Per-token inputs are cut from the prompt, with 0 for the text before the media: (1, columns). Other inputs are
+        kept, with pixels reduced to their shape.
+        """
         shape, start, own = self.prompt.inputs["input_ids"].shape, first_of(self.prompt), {}
         for name, value in self.prompt.inputs.items():
             own[name] = value
@@ -97,19 +101,24 @@ class Seen:
         return without_pixels(own)
 
     def behind(self, other: "Seen", kept: int, gone: int) -> "Seen":
-        """These without their first columns, `gone` many, behind the first ones of another, `kept` many."""
+        """Replace this entry's first `gone` columns by the first `kept` columns of another entry.
+
+        For ids [a, b, C] and other ids [x, y, Z], kept=2 and gone=1: [x, y, b, C].
+        """
         ids = torch.cat((other.ids[:, :kept], self.ids[:, gone:]), dim=1)
         return replace(self, ids=ids, first=self.first - gone + kept)
 
 
 def first_of(prompt: Prompt) -> int:
-    """The column of a prompt's first vision token."""
+    """Return the column of a prompt's first vision token."""
     return int(is_vision(prompt.card.config, prompt.inputs["input_ids"][0]).nonzero()[0])
 
 
 def inputs_of(pictures: Sequence[Seen]) -> dict[str, Tensor]:
-    """What belongs to the ids of pictures one behind the other: what is of the ids' shape along the columns, and all
-    else, which has a picture a row, along the first dimension. Pixels of other shapes than the others' are left out.
+    """Concatenate the inputs of consecutive entries.
+
+    Per-token inputs, (1, columns) each, are joined along the columns. An entry without one gets zeros. Other inputs,
+    with one row per image, are joined along the first dimension. They are left out if their other dimensions differ.
     """
     joined: dict[str, Tensor] = {}
     parts = [(seen.ids.shape, seen.inputs) for seen in pictures]
@@ -125,18 +134,18 @@ def inputs_of(pictures: Sequence[Seen]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class GrownPrompt(Prompt):
-    """A question behind pictures that were seen one by one.
+    """A question after several looks.
 
     Attributes:
-        pictures: What each was alone.
-        methods: What dropped in each, with its budget.
+        pictures: The prompt of each look alone.
+        methods: The method of each look, with its budget.
     """
 
     pictures: tuple[Prompt, ...] = ()
     methods: tuple[Method | None, ...] = ()
 
     def _of_all(self, name: str) -> list[Any] | None:
-        """What each picture alone says of itself, one behind the other; None where one says nothing."""
+        """Concatenate a property over all looks. Return None if one of them does not know it."""
         parts = [getattr(prompt, name) for prompt in self.pictures]
         if any(part is None for part in parts):
             return None
@@ -183,31 +192,31 @@ def coming(
     at: float | None,
     showing: Mapping[str, Any],
 ) -> Seen:
-    """One more picture as the model gets it behind those that it has seen.
+    """Prepare one more image or video to follow those seen before.
 
-    It is prepared alone, and once more behind itself: what the processor writes between two pictures, and in front of
-    each, stands there as it would behind any other.
+    It is encoded twice: alone, and after a copy of itself (after the last one seen, if one is an image and the other a
+    video). The second encoding shows which tokens the processor writes between the two.
 
     Args:
-        loaded: The model.
-        conversation: What was said and shown.
-        wording: What is written around a question behind the last that was shown.
-        part: The picture or film, as a part of a conversation.
-        at: When it was seen, in seconds.
-        showing: `fit`, as for `VLM.look`.
+        loaded: The model and its processor.
+        conversation: The conversation so far.
+        wording: The text around a question after the last image.
+        part: The image or video, as a part of a conversation.
+        at: Its time in seconds.
+        showing: `fit`, `frames` and `fps`, as for `VLM.look`.
 
     Raises:
-        FoveateError: As `prepare`.
-        UnsupportedError: If the chat template writes another beginning with one picture more.
+        FoveateError: As in `prepare`.
+        UnsupportedError: If the chat template changes the text before the earlier images.
     """
     few = showing.get("frames") is None and showing.get("fps") is None
     options: dict[str, Any] = {"fit": showing.get("fit", "own"), "as_pictures": True, "few": few}
     shown = len(conversation.media)
     said = conversation.without_media(range(shown))
     alone = prepare(loaded, said.with_media_behind([part]).with_text(QUESTION), **options)
-    parts = [part for part in alone.conversation.parts if part[0] in MEDIA]  # of a film perhaps its frames
+    parts = [part for part in alone.conversation.parts if part[0] in MEDIA]  # a video may be split into its frames
     last = conversation.without_media(range(shown - 1))
-    mixes = parts[-1][0] not in dict(last.parts)  # a film behind a picture, or a picture behind a film
+    mixes = parts[-1][0] not in dict(last.parts)  # a video after an image, or an image after a video
     if not mixes:
         last = last.with_media([parts[-1][1]])
     twice = encode(loaded.model, loaded.processor, last.with_media_behind(parts).with_text(QUESTION))
@@ -218,13 +227,15 @@ def coming(
     between = text[end_of_head(loaded, text_of(loaded.model, loaded.processor, last.with_text(QUESTION))) :]
     if not longer.startswith(wording.head) or longer.removeprefix(wording.head) != between:
         raise UnsupportedError(
-            f"The chat template of {loaded.name} writes another beginning with one picture more. Look at all at once."
+            f"The chat template of {loaded.name} writes another beginning with one more picture. Look at all at once."
         )
     ids = twice["input_ids"][0].to(loaded.model.device)
     places = is_vision(loaded.model.config, ids).nonzero()[:, 0].tolist()
-    before = len(places) // (len(parts) + 1)  # of the picture that stands in for those that were seen
+    before = len(places) // (len(parts) + 1)  # vision tokens of the copy that stands in for the earlier images
     if mixes:
         before = len(places) - alone.vision_tokens
+    # Ids [<start>, I, I, <end>, \n, <start>, I, I, …] with before=2 and 1 closing token: gap [\n, <start>].
+    # `opening` is how much of the gap's end is also the text before the image alone: 1, <start>.
     gap = ids[places[before - 1] + 1 + family_for(loaded.model).closing_tokens : places[before]]
     own = alone.inputs["input_ids"][0]
     start, end = first_of(alone), end_of_pictures(loaded.model, own)
@@ -234,9 +245,12 @@ def coming(
 
 
 def part_of(loaded: Loaded, medium: Medium, at: float | None, frames: int | None, fps: float | None) -> Part:
-    """A picture or film as a part of a conversation; a frame with a time is a film where the model reads films."""
+    """Read an image or video as a part of a conversation.
+
+    An image with a time becomes a video of one frame if the model reads videos.
+    """
     if not isinstance(at, int | float | None):
-        raise SettingError(f"at is a time in seconds; got {brief(at)}.")
+        raise SettingError(f"at must be a time in seconds; got {brief(at)}.")
     read = read_medium(medium, FramesWanted(frames, fps))
     if at is not None and isinstance(read, Picture) and reads_videos(loaded.processor):
         read = Clip(UNNAMED, np.array(read.image)[None], (at,), 0.0, at + 1, FINE, read.note, chosen=True)
@@ -249,25 +263,25 @@ def part_of(loaded: Loaded, medium: Medium, at: float | None, frames: int | None
 def grow(
     model: PreTrainedModel, look: Look, pictures: Sequence[Seen], method: Method | None, cuda_graphs: bool = False
 ) -> Look:
-    """Run one more picture, with the text in front of it, over what was seen.
+    """Prefill one more image, with the text before it, over a look's cache.
 
     Args:
-        model: The one that looked, in no context.
-        look: What it saw; it stays as it is.
-        pictures: All, the new one behind the others, with its pixels.
-        method: What drops in it, with its budget; None for the untouched model.
+        model: The model that looked, without an active `drop`.
+        look: The look so far. It does not change.
+        pictures: All entries. The new one is last and has its pixels.
+        method: The method with its budget; None for the untouched model.
         cuda_graphs: As for `look_at`.
 
     Returns:
-        What has been seen now. Its trace is of the new picture alone.
+        The grown look. Its trace covers only the new image.
 
     Raises:
-        UnsupportedError: If rows of a picture are others where something stands in front of it in the cache.
+        UnsupportedError: If an image's rows would differ after a filled cache, as with bidirectional attention.
     """
     if not family_for(model).grows:
         raise UnsupportedError(
-            f"A look of a {model.config.model_type!r} does not grow: its pictures are seen both ways, or that is not "
-            "known. Look at all of them at once with vlm.look."
+            f"A look of a {model.config.model_type!r} does not grow: its attention over pictures is bidirectional, or "
+            "not known to be causal. Look at all of them at once with vlm.look."
         )
     new = pictures[-1]
     pixels = {name: value for name, value in new.prompt.inputs.items() if name.startswith("pixel_values")}
@@ -282,7 +296,10 @@ def grow(
 
 
 def going_on(method: Method | None, last: LastFrame, cuda_graphs: bool) -> tuple[Method | None, bool]:
-    """What drops in the next part of a film, and whether graphs serve: one would replay the frame before as well."""
+    """Return the method for the next part of a video, and whether to use CUDA graphs.
+
+    A method that compares with the previous frame runs without graphs, because a graph would replay the old frame.
+    """
     if method is None:
         return None, cuda_graphs
     goes_on = method.goes_on(last)
@@ -290,7 +307,7 @@ def going_on(method: Method | None, last: LastFrame, cuda_graphs: bool) -> tuple
 
 
 def positions_of(model: PreTrainedModel, ids: Tensor, inputs: Inputs) -> Tensor | None:
-    """M-RoPE's position ids of a whole prompt, (axes, 1, columns) int64; None where a position is a column."""
+    """Return M-RoPE's position ids of a whole prompt, (axes, 1, columns) int64. None if a position is the column."""
     core = family_for(model).core
     if not hasattr(core, "get_rope_index"):
         return None
@@ -304,16 +321,16 @@ def positions_of(model: PreTrainedModel, ids: Tensor, inputs: Inputs) -> Tensor 
 
 
 def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: Sequence[Seen]) -> Look:
-    """A look without some of its columns: those behind move up, and their keys are turned back.
+    """Remove columns [start, end) from a look. Later columns move up, and their keys are rotated back.
 
     Args:
-        model: The one that looked.
-        look: What it saw; it stays as it is.
-        start, end: Columns that leave.
-        pictures: Those that stay.
+        model: The model that looked.
+        look: The look. It does not change.
+        start, end: The columns to remove.
+        pictures: The entries that stay.
 
     Raises:
-        UnsupportedError: If positions cannot be turned back.
+        UnsupportedError: If the keys' positions cannot be changed.
     """
     family = family_for(model)
     refuse_unturnable(family, end - start)
@@ -321,7 +338,7 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
     back = None
     before, behind = positions_of(model, look.ids, look.inputs), positions_of(model, ids, inputs)
     if before is not None and behind is not None and end < look.tokens:
-        back = int(before[0, 0, end] - behind[0, 0, start])
+        back = int(before[0, 0, end] - behind[0, 0, start])  # how far the first later column moves, in positions
     cache = copy_of(look.cache)
     with torch.inference_mode():
         for index, layer in enumerate(cache.layers):
@@ -332,9 +349,11 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
 
 
 def without(pictures: tuple[Seen, ...], place: int) -> tuple[int, int, tuple[Seen, ...]]:
-    """Which columns leave with what one look saw, from where to where, and what is left.
+    """Return the columns [start, end) that leave with one entry, and the entries that are left.
 
-    The text in front of the first picture stays, and so does what was said in front of the others.
+    The text before the first image stays, and so do the texts of the conversation before other images. If the entry is
+    not the last, the columns from its opening up to the next entry's opening leave:
+    [text, <start>, I, I, <end>, \\n, <start>, J, J] without I: [text, <start>, J, J].
     """
     offset = sum(seen.columns for seen in pictures[:place])
     gone = pictures[place]
@@ -342,49 +361,61 @@ def without(pictures: tuple[Seen, ...], place: int) -> tuple[int, int, tuple[See
         return offset, offset + gone.columns, pictures[:place]
     later = pictures[place + 1]
     start, end = gone.first - gone.opening, later.first - later.opening
-    if place == 0:  # in front of the next, what would stand there if it were the first
+    if place == 0:  # the next entry becomes the first, so it needs the text before a first image
         lead = later.prompt.inputs["input_ids"][0, : first_of(later.prompt)]
         start = alike(lead, gone.ids[0, : gone.first])
         end = later.first - (len(lead) - start)
         if end < 0 or not torch.equal(later.ids[0, end : later.first], lead[start:]):
-            raise UnsupportedError("What stands in front of the first picture belongs to it. Look anew.")
+            raise UnsupportedError(
+                "The first picture cannot be forgotten: the text before it belongs to it. Look again with vlm.look."
+            )
     rest = (*pictures[:place], later.behind(gone, start, end), *pictures[place + 2 :])
     return offset + start, offset + gone.columns + end, rest
 
 
 def alike(ids: Tensor, others: Tensor) -> int:
-    """With how many equal ids two texts begin."""
+    """Return the length of the common beginning of two id sequences."""
     pairs = zip(ids.tolist(), others.tolist(), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def refuse_unturnable(family: Family, columns: int) -> None:
-    """Refuse a decoder whose rows cannot take the positions of others.
+    """Refuse a decoder whose cached keys cannot move to other positions.
+
+    Args:
+        family: The model's family.
+        columns: Columns of one image, to say how many images fit without forgetting.
 
     Raises:
-        UnsupportedError: If that is so; the message says how many pictures of so many columns fit.
+        UnsupportedError: If they cannot.
     """
     rotary = getattr(family.text, "rotary_emb", None)
     kinds = getattr(rotary, "rope_type", "default")
     scaled = {"dynamic", "longrope"} & set(kinds.values() if isinstance(kinds, dict) else [kinds])
     why = None
     if family.recurrent:
-        why = "has layers with a state, from which nothing can be taken"
+        why = "has layers with a recurrent state, from which nothing can be removed"
     elif rotary is None or scaled or any(rotation(attention_of(layer)) is None for layer in family.layers):
-        why = "does not number its tokens by RoPE that can be turned back"
+        why = "has no RoPE that can be rotated back"
     if why is not None:
         most = family.text.config.max_position_embeddings
         raise UnsupportedError(
             f"A {family.model.config.model_type!r} forgets no pictures: it {why}. Its {most:,} positions hold "
-            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and look anew behind so many."
+            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and look again after that many."
         )
 
 
 def turned_back(family: Family, index: int, keys: Tensor, positions: int) -> Tensor:
-    """Keys of a decoder layer as they are so many positions earlier: (samples, heads, slots, head size), in float32.
+    """Move keys of a decoder layer to earlier positions.
 
-    RoPE adds angles, so keys turned by p are turned by −n to stand at p − n. A table may also scale (YaRN): the keys
-    were scaled when they came.
+    RoPE adds angles: rotating keys of position p by −n gives those of position p − n. Some tables also scale (YaRN).
+    The keys are already scaled, so cos and sin are normalised to length 1.
+
+    Args:
+        family: The model's family.
+        index: The decoder layer.
+        keys: (samples, heads, slots, head size). The rotation is computed in float32.
+        positions: How many positions to move, n.
     """
     exact = keys.float()
     axes = 3 if hasattr(family.core, "get_rope_index") else 0

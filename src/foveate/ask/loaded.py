@@ -1,4 +1,4 @@
-"""A model with its processor: what they are, how they go together, and what they print kept off the screen."""
+"""`Loaded`: a model with its processor. `Card`: its description without weights. `quiet`: mute transformers."""
 
 import threading
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ from foveate.registry import family_kind
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Card:
-    """What is known of a model without its weights: an answer holds no more of it, so that a model can leave memory.
+    """A model's description without its weights. Answers hold this, so the model can be freed.
 
     Attributes:
-        name: What to call it in records.
+        name: The model's name in records.
         config: Its config.
-        generation_config: How it generates where nothing is said.
-        device: Where it runs.
-        dtype: Of its weights.
-        cuda_graphs: Whether its tower, prompts and steps run as CUDA graphs.
+        generation_config: Its default generation settings.
+        device: Its device.
+        dtype: The dtype of its weights.
+        cuda_graphs: Whether the vision tower, prefill and decode steps run as CUDA graphs.
     """
 
     name: str
@@ -40,16 +40,16 @@ class Card:
 
     @property
     def family(self) -> type[Family]:
-        """What knows where things are in it."""
+        """The family that supports the model."""
         return family_kind(self.config.model_type)
 
     @property
     def depth(self) -> int:
-        """Decoder layers."""
+        """Number of decoder layers."""
         return int(self.config.get_text_config().num_hidden_layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a reader needs to know to repeat a run."""
+        """Return plain values that are needed to repeat a run."""
         values: dict[str, Any] = {
             "name": self.name,
             "model_type": self.config.model_type,
@@ -68,15 +68,15 @@ class Loaded:
     """A model and its processor.
 
     Raises:
-        SettingError: If it is to run as CUDA graphs, and its device has none.
-        UnsupportedError: If no family serves the model.
+        SettingError: If `cuda_graphs` is set and the device has no CUDA graphs.
+        UnsupportedError: If no family supports the model.
 
     Attributes:
         model: A vision-language model of transformers, in evaluation mode.
-        processor: Its processor.
-        name: What to call it in records.
-        cuda_graphs: Whether its tower, prompts and steps run as CUDA graphs; see `foveate.drop`.
-        lock: Held while the model or its tokenizer works: both serve one thread at a time.
+        processor: The model's processor.
+        name: The model's name in records.
+        cuda_graphs: Whether the vision tower, prefill and decode steps run as CUDA graphs; see `foveate.drop`.
+        lock: Held while the model or its tokenizer runs: neither is thread-safe.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Loaded:
         self.lock = threading.RLock()
 
     def __getstate__(self) -> NoReturn:
-        raise SessionError(f"{self.name} and what holds it are not pickled. Load it where it is needed; send answers.")
+        raise SessionError(f"{self.name} cannot be pickled. Load it in the other process, and send answers instead.")
 
     @property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
@@ -101,37 +101,37 @@ class Loaded:
 
     @property
     def card(self) -> Card:
-        """What is known of it without its weights."""
+        """The model's description without its weights."""
         model = self.model
         return Card(self.name, model.config, model.generation_config, model.device, model.dtype, self.cuda_graphs)
 
     @property
     def crops(self) -> bool:
-        """Whether the processor cuts the centre square out of a picture."""
+        """Whether the processor crops an image to its centre square."""
         kind = family_kind(self.model.config.model_type)
         crops = getattr(getattr(self.processor, "image_processor", None), "do_center_crop", False)
         return bool(kind.fit == "crop" and crops)
 
     @property
     def pads(self) -> bool:
-        """Whether the processor makes a picture square before it cuts anything off."""
+        """Whether the processor pads an image to a square before it crops."""
         return bool(getattr(getattr(self.processor, "image_processor", None), "do_pad", False))
 
     def misfit(self, why: str) -> str:
-        """A sentence on a processor that is another model's."""
+        """Return the error message for a processor that belongs to another model."""
         kinds = type(self.processor).__name__, type(self.model).__name__
         return (
             f"The processor of {self.name} ({kinds[0]}) does not fit its model ({kinds[1]}): {why} "
-            "Take the processor's files and the weights from the same place."
+            "Load the processor and the weights from the same checkpoint."
         )
 
 
 @contextmanager
 def quiet(*, bars: bool = False) -> Iterator[None]:
-    """Keep warnings and notices of transformers and the hub off the screen.
+    """Mute warnings and notices of transformers and huggingface_hub.
 
     Args:
-        bars: Whether transformers may show progress bars, as for a download.
+        bars: Keep transformers' progress bars, as for a download.
     """
     levels = [(log, log.get_verbosity()) for log in (transformers.logging, huggingface_hub.utils.logging)]
     had_bars = transformers.logging.is_progress_bar_enabled()

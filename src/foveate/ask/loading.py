@@ -1,4 +1,4 @@
-"""Models from the hub, a local folder, or this package: safetensors only, never remote code."""
+"""Load models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
 import importlib.util
 import socket
@@ -37,7 +37,7 @@ EMBEDDED = embedded.NAME
 
 
 def reloading(vlm: VLM) -> Callable[[], VLM]:
-    """How another process loads the same model in the same way."""
+    """Return a function with which another process loads the same model in the same way."""
     setup = {"cuda_graphs": False} | vlm.card.to_dict()
     return partial(load, vlm.name, **{name: setup[name] for name in ("device", "dtype", "attention", "cuda_graphs")})
 
@@ -51,7 +51,7 @@ def load(
     weights: bool = True,
     cuda_graphs: bool = False,
 ) -> VLM:
-    """Load a model and its processor, ready to be asked.
+    """Load a model and its processor.
 
         vlm = fv.load()                                              # the small model that ships with foveate
         vlm = fv.load("llava-hf/llava-1.5-7b-hf", device="cuda", dtype="bfloat16")
@@ -60,25 +60,25 @@ def load(
     Only safetensors are read, and code that comes with a model is never run.
 
     Args:
-        name: A hub id, a local folder (of a model or of a PEFT adapter), "embedded", or "embedded-films" for films
-            (168 px, 144 tokens a frame).
-        device: Such as "cpu", "cuda:1" or "mps"; "auto" is the first accelerator there is, else the CPU.
-        dtype: A torch dtype or its name; "auto" is the checkpoint's own, and float32 on a CPU.
-        attention: A kernel that transformers knows, such as "sdpa"; "auto" is the model's default.
-        weights: False leaves the weights where they are: prompts can be prepared and their tokens, FLOPs and bytes
-            counted (`VLM.prepare`, `Prompt.cost`), and nothing can be answered.
-        cuda_graphs: Run the tower, the decoder's part of a prompt and each step as a CUDA graph; see `foveate.drop`.
+        name: A hub id, a local folder (of a model or a PEFT adapter), "embedded", or "embedded-films" for videos
+            (168 px, 144 tokens per frame).
+        device: A device such as "cpu", "cuda:1" or "mps". "auto" is the first accelerator, else the CPU.
+        dtype: A torch dtype or its name. "auto" is the checkpoint's dtype, and float32 on a CPU.
+        attention: An attention kernel of transformers, such as "sdpa". "auto" is the model's default.
+        weights: If False, do not load the weights. Prompts can be prepared and their tokens, FLOPs and bytes counted
+            (`VLM.prepare`, `Prompt.cost`), but not answered.
+        cuda_graphs: Run the vision tower, the prefill and each decode step as CUDA graphs; see `foveate.drop`.
             Experimental.
 
     Raises:
-        InputError: If there is no such model, it has no safetensors, its weights are not exactly those of its config,
-            or it needs code of its own; of an adapter, if its base is not there or another one's.
-        SettingError: If `cuda_graphs` is asked for on a device that has none.
-        UnsupportedError: If no family serves it, the device, dtype or kernel is not available, or an adapter needs
-            peft, which is not installed.
+        InputError: If the model does not exist, has no safetensors, has weights that do not match its config, or needs
+            its own code. For an adapter: if its base model is missing or does not fit.
+        SettingError: If `cuda_graphs` is set and the device has no CUDA graphs.
+        UnsupportedError: If no family supports the model, the device, dtype or kernel is not available, or an adapter
+            needs peft and it is not installed.
     """
     if not isinstance(name, str | Path):
-        raise InputError(f"A model is a hub id or a folder; got {brief(name)}.")
+        raise InputError(f"A model must be a hub id or a folder; got {brief(name)}.")
     name = str(name)
     folder = embedded.path() if name in embedded.NAMES else folder_of(name)
     if folder is not None and name not in embedded.NAMES:
@@ -105,7 +105,7 @@ def load(
             config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=local)
         family_kind(config.model_type)
         for number in placeholders(config):
-            if abs(number) >= 2**31:  # no tensor of ids can hold it
+            if abs(number) >= 2**31:  # too large for a tensor of ids
                 raise InputError(
                     f"Model '{trim(name)}' cannot be loaded: {number} in its config.json is no id of an image token. "
                     "Download it again."
@@ -125,13 +125,13 @@ def load(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=local,
-                ignore_mismatched_sizes=True,  # reported, and refused below by name
+                ignore_mismatched_sizes=True,  # `_check_weights` refuses them by name
                 output_loading_info=True,
             )
         _check_weights(name, report)
         processor = _processor(name, place, local)
     if name == embedded.FILMS:
-        from foveate.embedded.film_model import for_films  # another model's code, which no other name needs
+        from foveate.embedded.film_model import for_films  # only this model needs it
 
         model, processor = for_films(model, processor)
     return VLM(model.to(target).eval(), processor, name=name, cuda_graphs=cuda_graphs)
@@ -140,29 +140,29 @@ def load(
 def _processor(name: str, place: str, local: bool = True) -> ProcessorMixin:
     with explain(name, "processor"):
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False, local_files_only=local)
-    # In the place of a processor whose files it does not understand, transformers gives a part of one.
+    # If transformers does not understand a processor's files, it returns only a part, such as the tokenizer.
     if not hasattr(processor, "tokenizer") or not callable(processor):
         raise InputError(
-            f"Model '{trim(name)}' cannot be loaded: in place of its processor there is a {type(processor).__name__}. "
+            f"Model '{trim(name)}' cannot be loaded: its processor is only a {type(processor).__name__}. "
             "Correct processor_class in processor_config.json, or download it again."
         )
     return processor
 
 
 def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
-    """A base model inside peft's wrapper with the adapter in a folder, and the folder's processor if it has one.
+    """Wrap a base model with the PEFT adapter in a folder. Use the folder's processor if it has one.
 
-    Does what `PeftModel.from_pretrained` does, which only warns of weights that are missing, and drops others.
+    Unlike `PeftModel.from_pretrained`, which only warns, this refuses missing and unexpected weights.
     """
     processor = base.processor
     with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of transformers to peft
+        warnings.simplefilter("ignore", FutureWarning)  # transformers' warnings for peft
         with explain(name, "adapter"):
             import peft
 
             config = peft.PeftConfig.from_pretrained(str(folder))
             config.inference_mode = True
-            config.base_model_name_or_path = None  # or peft warns where that is another way to write the base's name
+            config.base_model_name_or_path = None  # else peft warns if it spells the base model's name differently
             model = peft.get_peft_model(base.model, config)
             report = model.load_adapter(str(folder), "default", torch_device=str(base.model.device))
         _check_weights(name, {**report._asdict(), "mismatched_keys": ()}, of="base model")
@@ -174,7 +174,7 @@ def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
 def random_model(
     config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, *, attention: str = "auto", seed: int = 0
 ) -> PreTrainedModel:
-    """A model of this config with random weights, made on the device in the dtype, in evaluation mode."""
+    """Make a model with random weights on the device, in evaluation mode."""
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=_kernel(attention))
@@ -182,12 +182,12 @@ def random_model(
 
 
 def is_folder(name: str) -> bool:
-    """Whether a model's name is a folder here, or is written like one: nothing is then downloaded."""
+    """Return whether a model's name is a local folder or is spelled like one, so nothing is downloaded."""
     return name in embedded.NAMES or name.startswith((".", "/", "~")) or folder_of(name) is not None
 
 
 def _is_unreachable() -> bool:
-    """Whether the hub has no address here: then only what was downloaded is looked for, at once."""
+    """Return whether the hub's host name does not resolve. Then only downloaded files are used, without a timeout."""
     if constants.HF_HUB_OFFLINE or getproxies():
         return False
     try:
@@ -198,7 +198,7 @@ def _is_unreachable() -> bool:
 
 
 def _check_index(name: str, config: PreTrainedConfig, local: bool) -> None:
-    """Refuse a model of the hub whose index names files that are no safetensors or lie elsewhere."""
+    """Refuse a hub model whose weight index lists files outside its folder or other than safetensors."""
     explicit = getattr(config, "transformers_weights", None)
     if explicit is not None:
         ModelFolder(name, Path()).check_weight_names(CONFIG, [explicit], WEIGHTS_OR_INDEX)
@@ -212,10 +212,10 @@ def _check_index(name: str, config: PreTrainedConfig, local: bool) -> None:
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is the first accelerator there is, else the CPU.
+    """Return the device of this name. "auto" is the first accelerator, else the CPU.
 
     Raises:
-        UnsupportedError: If torch does not have it here.
+        UnsupportedError: If torch does not have the device.
     """
     here = torch.device("cpu")
     if torch.accelerator.is_available():
@@ -235,15 +235,15 @@ def device_of(name: str | torch.device) -> torch.device:
 
 
 def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> None:
-    """Refuse what transformers or peft would fill at random or leave out.
+    """Refuse weights that transformers or peft would initialise at random or ignore.
 
     Args:
-        name: What the user calls the model.
-        report: Its loading report, tied weights left out.
-        of: What the weights must be those of.
+        name: The model's name for the user.
+        report: Its loading report, without tied weights.
+        of: What the weights must match, for the message.
     """
     shapes = [
-        f"{key}: {list(stored)} in place of {list(expected)}" for key, stored, expected in report["mismatched_keys"]
+        f"{key}: {list(stored)} instead of {list(expected)}" for key, stored, expected in report["mismatched_keys"]
     ]
     problems = {
         ("is missing", "are missing"): report["missing_keys"],
@@ -263,13 +263,13 @@ def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> 
             parts.append(f"{len(keys)} {verb} ({names})")
     if parts:
         raise InputError(
-            f"The weights of model {name!r} are not those of its {of}: {'; '.join(parts)}. "
+            f"The weights of model {name!r} do not match its {of}: {'; '.join(parts)}. "
             "Download it again, or use a checkpoint that was saved for this architecture."
         )
 
 
 def _kernel(attention: str) -> str | None:
-    """The kernel as transformers wants it: None is the model's default."""
+    """Return the kernel for transformers; None is the model's default."""
     if attention == "auto":
         return None
     return attention
@@ -284,5 +284,5 @@ def _dtype(name: str | torch.dtype, device: torch.device) -> "torch.dtype | str"
         return torch.float32
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
-        raise UnsupportedError(f"There is no number format {name}. Use auto, float32, bfloat16 or float16.")
+        raise UnsupportedError(f"There is no dtype {name}. Use auto, float32, bfloat16 or float16.")
     return dtype

@@ -1,7 +1,7 @@
-"""A look: the prompt up to its last picture, run once. What is left of it serves any number of questions.
+"""`Look`: the prompt up to its last image, prefilled once and shared by any number of questions.
 
-A causal decoder computes what stands before a question without seeing it, so its keys and values are the same for every
-question. `resumed` gives `generate` a copy of them, and the whole prompt's ids.
+A causal decoder computes the tokens before a question without reading it, so their keys and values are the same for
+every question. `resume` gives `generate` a copy of them with the whole prompt's ids.
 """
 
 import inspect
@@ -29,22 +29,22 @@ from foveate.registry import family_for, methods
 Inputs = Mapping[str, Tensor]
 
 MARKS = 64
-"""Numbers of a tensor that are compared before all of it is."""
+"""How many values of a tensor are compared first, before whole tensors are."""
 ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
-"""What says which adapters a layer of PEFT's computes with."""
+"""Attributes of a PEFT layer that determine which adapters it computes with."""
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A prompt's beginning, run once.
+    """The beginning of a prompt, prefilled once.
 
     Attributes:
-        ids: Its token ids, (1, tokens) int64, vision placeholders included.
-        inputs: What else belongs to it, by name, as the processor made it: grids and sizes. Of pixels only the shape is
-            left (on torch's meta device).
-        cache: Keys, values and states, as the method left them. Nothing changes it: questions go on from copies.
-        trace: What was dropped.
-        weights: Of the model that looked, where these may change before a question comes; see `weights_of`.
+        ids: Its token ids, (1, tokens) int64, including vision placeholders.
+        inputs: The processor's other inputs by name, such as grids and sizes. Pixels are kept as their shape only (a
+            tensor on torch's meta device).
+        cache: Keys, values and states after dropping. It never changes: questions continue from copies.
+        trace: The tokens dropped at each stage.
+        weights: Fingerprint of the model's weights, if they may change before a question comes; see `weights_of`.
     """
 
     ids: Tensor
@@ -55,12 +55,12 @@ class Look:
 
     @property
     def tokens(self) -> int:
-        """Tokens that every prompt begins with."""
+        """Number of tokens that every prompt begins with."""
         return self.ids.shape[1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that the cache holds."""
+        """Bytes of the cache."""
         return nbytes(self.cache)
 
 
@@ -68,16 +68,16 @@ class Look:
 
 
 def can_share(model: PreTrainedModel, method: Method | None) -> bool:
-    """Whether questions about one picture may share its prefill; see `refuse_unshareable`."""
+    """Return whether questions about one image can share its prefill; see `refuse_unshareable`."""
     return _why_not(family_for(model), method) is None
 
 
 def refuse_unshareable(model: PreTrainedModel, method: Method | None) -> None:
-    """Refuse a look whose rows would be others with another question behind them.
+    """Refuse a look if its rows would depend on the question after them.
 
     Raises:
-        UnsupportedError: If the family's prompts are seen both ways, the question decides what is dropped, or caches
-            are cut once the question has been read.
+        UnsupportedError: If the family's attention over the prompt is bidirectional, the method reads the question, or
+            it cuts the cache after the question has been read.
     """
     family = family_for(model)
     reason = _why_not(family, method)
@@ -91,11 +91,11 @@ def refuse_unshareable(model: PreTrainedModel, method: Method | None) -> None:
 
 
 def _why_not(family: Family, method: Method | None) -> str | None:
-    """Why there is no look; None if there is."""
+    """Return why the model cannot look with this method, or None if it can."""
     if not family.shares_prefix:
-        why = "the question changes what stands before it"
+        why = "the question changes the tokens before it"
         if family.gathers:
-            why = "whether the question changes what stands before it is not known"
+            why = "foveate does not know whether the question changes the tokens before it"
         return f"A {family.model.config.model_type!r} cannot look before it is asked: {why}. Ask with vlm.ask."
     if method is None or (need := _waits(method, len(family.layers))) is None:
         return None
@@ -103,17 +103,17 @@ def _why_not(family: Family, method: Method | None) -> str | None:
 
 
 def _waits(method: Method, depth: int) -> str | None:
-    """What a method needs a question for; None if it needs none."""
+    """Return why a method needs the question, or None if it does not."""
     stages = in_order(method.stages(Shape(depth)))
     if reads_text(stages):
         return "reads the question"
     if cached_layers(stages):
-        return "cuts caches that the question still sees whole"
+        return "cuts the cache only after the question has read all of it"
     return None
 
 
 def _serves(kind: type[Method], depth: int) -> bool:
-    """Whether a method looks, at the budget that its name has."""
+    """Return whether a method can look at its default budget."""
     try:
         return kind().open and _waits(method_of(kind.name), depth) is None
     except (FoveateError, TypeError):
@@ -124,16 +124,16 @@ def _serves(kind: type[Method], depth: int) -> bool:
 
 
 def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None, cuda_graphs: bool = False) -> Look:
-    """Run a prompt up to and with its last picture.
+    """Prefill a prompt up to and including its last image.
 
     Args:
-        model: Of transformers, in no context.
-        inputs: What the processor made of the prompt, batch 1, on the model's device.
-        method: What drops, with its budget; None for the untouched model.
-        cuda_graphs: Run it as CUDA graphs; see `foveate.drop`.
+        model: A transformers model without an active `drop`.
+        inputs: The processor's output for the prompt, batch 1, on the model's device.
+        method: The method with its budget; None for the untouched model.
+        cuda_graphs: Run the prefill as CUDA graphs; see `foveate.drop`.
 
     Raises:
-        UnsupportedError: If another question would give other rows.
+        UnsupportedError: If the rows would depend on the question.
     """
     refuse_unshareable(model, method)
     begun = collate([beginning(model, inputs)], pad_id(model))
@@ -143,39 +143,45 @@ def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None
 
 
 def without_pixels(inputs: Inputs) -> dict[str, Tensor]:
-    """What belongs to a prompt's ids; of pixels the shape, which says how many pictures a tower encoded."""
+    """Return the inputs besides ids and mask, with pixels moved to the meta device.
+
+    The pixels' shape is kept: it gives the number of images that the tower encoded.
+    """
     kept = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     return kept | {name: value.to("meta") for name, value in kept.items() if name.startswith("pixel_values")}
 
 
 def beginning(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
-    """A prompt up to and with its last picture."""
+    """Cut a prompt's inputs after its last image. Only tensors of the ids' shape (1, tokens) are cut."""
     text = inputs["input_ids"].shape
     end = end_of_pictures(model, inputs["input_ids"][0])
     return {name: value[:, :end] if value.shape == text else value for name, value in inputs.items()}
 
 
 def end_of_pictures(model: PreTrainedModel, ids: Tensor) -> int:
-    """How many of a prompt's (tokens,) ids are up to and with its last picture; one at least comes behind them."""
+    """Return how many of a prompt's (tokens,) ids reach to the end of its last image. At least one id comes after.
+
+    For ids [text, image, image, closing, text] and 1 closing token: 4.
+    """
     last = int(is_vision(model.config, ids).nonzero()[-1])
     return min(last + 1 + family_for(model).closing_tokens, len(ids) - 1)
 
 
 def prefill(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Cache:
-    """Run a prompt, and give its cache."""
+    """Prefill a prompt and return its cache."""
     with torch.inference_mode():
         return cache_in(model(**inputs, use_cache=True, logits_to_keep=1))
 
 
 def watch(look: Look, model: PreTrainedModel) -> Look:
-    """A look that is refused once the model's weights have changed."""
+    """Return a look that is refused once the model's weights have changed."""
     return replace(look, weights=weights_of(model))
 
 
 def weights_of(model: PreTrainedModel) -> list[object]:
-    """Something that changes when weights are replaced, moved or written, or other adapters of PEFT count.
+    """Return a fingerprint that changes when weights are replaced, moved or written, or PEFT's active adapters change.
 
-    It reads no values, so what is written through `.data` goes unnoticed but for PEFT's merging.
+    It reads no values, so writes through `.data` go unnoticed, except when PEFT merges adapters.
     """
     marks: list[object] = []
     for weight in model.parameters():
@@ -185,17 +191,17 @@ def weights_of(model: PreTrainedModel) -> list[object]:
 
 
 def adapters_of(model: PreTrainedModel) -> list[str]:
-    """Which adapters of PEFT's count, layer by layer."""
+    """Return the active PEFT adapters of each layer."""
     layers = (module for module in model.modules() if hasattr(module, "merged_adapters"))
     return [repr([getattr(layer, name, None) for name in ADAPTERS]) for layer in layers]
 
 
 def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[list[int]]:
-    """Which prompts are about the same pictures behind the same text: their places, in groups, in the prompts' order.
+    """Group prompts that begin with the same text and images. Return the indices of each group, in order.
 
     Args:
-        model: Of transformers.
-        prompts: Batch 1 each. One without pictures is a group of its own.
+        model: A transformers model.
+        prompts: Batch 1 each. A prompt without images is a group by itself.
     """
     groups: list[list[int]] = []
     sketches: dict[object, list[tuple[Mapping[str, Tensor], list[int]]]] = {}
@@ -215,7 +221,10 @@ def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[
 
 
 def _sketch(begun: Mapping[str, Tensor]) -> object:
-    """Something that prompts share which begin alike, and few others: all ids, and some numbers of each tensor."""
+    """Return a hashable sketch of a beginning: all ids, and about `MARKS` values of each other tensor.
+
+    Equal beginnings have equal sketches. Different beginnings rarely do; `_equal` decides.
+    """
     marks = []
     for name, value in sorted(begun.items()):
         step = 1
@@ -233,10 +242,10 @@ def _equal(begun: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def together(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs]) -> list[list[int]]:
-    """Which prompts go on in one batch: their places, in groups of like lengths.
+    """Group prompts that can continue from a look in one batch. Return the indices of each group.
 
-    Prompts of one length always may. Others are padded between picture and question, which is right where every layer
-    sees all tokens. A window counts the padding, and a recurrent state fades in it.
+    Prompts of equal length always can. Prompts of different lengths are padded between image and question, which is
+    correct only if every layer attends to all tokens: padding would fill a sliding window and decay a recurrent state.
     """
     lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     places = sorted(range(len(prompts)), key=lambda place: lengths[place])
@@ -246,32 +255,36 @@ def together(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs]) -> l
 
 
 def resume(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
-    """What `generate` is given for prompts that go on from a look.
+    """Return the arguments of `generate` for prompts that continue from a look.
 
     Args:
-        model: The one that looked.
-        look: What it saw.
+        model: The model that looked.
+        look: The prefilled beginning.
         prompts: Whole prompts, batch 1 each, of one group of `together`.
-        beams: Of a beam search.
+        beams: Number of beams.
 
     Raises:
-        SettingError: If a prompt does not begin with what was looked at.
+        SettingError: If a prompt does not begin with the look's ids.
     """
     rows = [prompt["input_ids"] for prompt in prompts]
     if not all(row.shape[1] > look.tokens and torch.equal(row[:, : look.tokens], look.ids) for row in rows):
-        raise SettingError("This prompt does not go on from what was looked at: its ids begin in another way.")
+        raise SettingError(
+            "This prompt does not continue what was looked at: begin with the same token ids, and add more."
+        )
     longest = max(row.shape[1] for row in rows)
     ids = look.ids.new_full((len(rows), longest), pad_id(model))
     mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):  # the padding stands between the picture and the question
+    # Padding goes between image and question. Look [A, B], prompts [A, B, x] and [A, B, y, z]:
+    # ids [[A, B, pad, x], [A, B, y, z]], mask [[1, 1, 0, 1], [1, 1, 1, 1]].
+    for place, row in enumerate(rows):
         start = longest - (row.shape[1] - look.tokens)
         ids[place, : look.tokens], ids[place, start:] = look.ids[0], row[0, look.tokens :]
         mask[place, : look.tokens], mask[place, start:] = 1, 1
     core = family_for(model).core
     placed: dict[str, Tensor] = {}
     if hasattr(core, "get_rope_index"):
-        # How far text positions lag behind is of the last prompt that ran. Without it the model works it out anew from
-        # the whole prompt, also behind a video, where the beginning alone does not say it.
+        # rope_deltas (text position minus token index) is left over from the last prompt that ran. Clearing it makes
+        # the model recompute it from the whole prompt. After a video the beginning alone does not determine it.
         core.rope_deltas = None
         placed = _of_positions(core, look, len(rows), longest)
     cache = copy_of(look.cache, len(rows) * beams)
@@ -279,7 +292,10 @@ def resume(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams:
 
 
 def _of_positions(core: Any, look: Look, samples: int, columns: int) -> dict[str, Tensor]:
-    """What M-RoPE places tokens by: grids, and which tokens are of pictures."""
+    """Return the inputs from which M-RoPE computes positions: grids and token types, repeated for each sample.
+
+    Per-token inputs are padded from (1, look tokens) to (1, columns) with 0, the type of text.
+    """
     placed = {}
     for name in inspect.signature(core.get_rope_index).parameters:
         if name not in look.inputs:

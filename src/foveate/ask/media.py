@@ -1,4 +1,4 @@
-"""Pictures and films of a question: files or objects in, upright 8-bit RGB out; every odd one handled or refused."""
+"""Read images and videos from files or objects as upright 8-bit RGB. Unusual ones are converted or refused."""
 
 import base64
 import dataclasses
@@ -25,35 +25,38 @@ from foveate.video.decoding import UNNAMED, clip_of
 from foveate.video.wanted import FramesWanted
 
 BYTES = 14
-"""Bytes of memory a pixel while a processor works on a picture, all copies together.
+"""Peak bytes of memory per pixel during preprocessing of an image, all copies together.
 
-Measured on one of 13300 x 13300 pixels with the processor of CLIP that needs no torchvision; Pillow alone holds 4.
+Measured on 13300 x 13300 pixels with CLIP's processor without torchvision. Pillow alone holds 4.
 """
 LONGEST = 1_000_000
-"""Pixels a side. Pillow takes 8 bytes more for every row of each copy; a damaged header may name a hundred million."""
+"""Maximum pixels of a side. Pillow needs 8 more bytes per row of each copy, and a damaged header may name 10^8 rows."""
 NEAR = 2
-"""Levels of 255 by which a profile may differ from sRGB and count as it: two programs' sRGB differ by so much."""
+"""Levels of 255 by which a colour profile may differ from sRGB and still count as sRGB.
+
+The sRGB profiles of two programs differ by this much.
+"""
 BAND = 2**20
-"""Pixels that are worked on at a time where that takes several times the memory of the picture."""
+"""Pixels that are converted at a time, because converting takes several times the image's memory."""
 WHOLE = ("MPO", "PSD")
-"""Files of which the first picture is all: a phone's JPEG with a second view, and layers that are one picture."""
+"""Formats whose first frame is the image: a phone's JPEG with a second view, and a file of layers."""
 A_PICTURE = "the picture"
 WIDTHS = (8, 10, 12, 14)
-"""Bits that a grey value may have in a file of more."""
+"""Possible bit depths of grey values that are stored in 16 bits."""
 NIGHT = 64
-"""What no colour of 8 bits reaches whose values have 14 bits in a file of 16."""
+"""Upper bound of 8-bit colours that come from 14-bit values stored in 16 bits: 2**14 / 2**8 = 64."""
 UNKNOWN = re.compile("unsupported|unimplemented|unknown|not supported|not available", re.IGNORECASE)
-"""What Pillow's errors say of files that it does not know; of damaged ones they say anything else."""
+"""Words in Pillow's errors for formats that it does not support. Its errors for damaged files have none of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture as the model will see it.
+    """An image as the model will see it.
 
     Attributes:
-        path: Where it came from; None for one that was never a file.
-        image: Upright, 8 bits, RGB.
-        note: What the user should know, such as that only the first frame was read; None mostly.
+        path: The file it was read from, or None.
+        image: The image: upright, 8-bit RGB.
+        note: A note for the user, such as that only the first frame was read, or None.
     """
 
     path: Path | None
@@ -62,14 +65,13 @@ class Picture:
 
 
 def read_picture(source: Path | bytes | Image.Image) -> Picture:
-    """Read a picture: of a file, of the bytes of one, or of PIL, as a file of it would give it.
+    """Read an image from a file, its bytes, or a PIL image.
 
-    The orientation of EXIF is applied, transparency shows white, 16-bit grey becomes 8-bit, CMYK and palettes become
-    RGB. Of an animation the first frame is read, or that at which PIL's stands, and a note says so.
+    The EXIF orientation is applied, transparency becomes white, 16-bit grey becomes 8-bit, and CMYK and palettes become
+    RGB. An animation gives its first frame, or the current frame of a PIL image, with a note.
 
     Raises:
-        InputError: If there is no such file, it is empty, no picture, damaged, too large to be meant, or larger than
-            the memory that is there.
+        InputError: If the file is missing, empty, damaged or not an image, or if it needs more memory than there is.
     """
     if isinstance(source, Path):
         name = spell(source)
@@ -83,11 +85,11 @@ def read_picture(source: Path | bytes | Image.Image) -> Picture:
 
 
 def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Picture:
-    """The frame that a picture stands at: with its pixels read, upright, RGB, and with a note where one is due."""
+    """Return an image's current frame as upright RGB, with a note if needed."""
     _check(image, name)
     notes: list[str] = []
     kind, place, frames = image.format, image.tell(), 1
-    if getattr(image, "fp", None) is not None:  # of a closed file, no other frame can be looked for
+    if getattr(image, "fp", None) is not None:  # a closed file's frames cannot be counted
         frames = int(getattr(image, "n_frames", 1))
     if image.tell() != place:
         image.seek(place)
@@ -97,9 +99,9 @@ def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Pictur
     rgb = _rgb(upright, name, top, notes)
     of_colours: Any = upright.getextrema() if squeezed and upright.mode.startswith("RGB") else ()
     if of_colours and max(high for _, high in of_colours[:3]) < NIGHT:
-        notes.append(f"{name} has 16 bits a colour and uses few of them: it is nearly black. Save it with 8 bits.")
+        notes.append(f"{name} has 16 bits per colour and uses few of them: it is nearly black. Save it with 8 bits.")
     if not turned:
-        notes.append(f"{name} has unreadable EXIF data; it is taken as it lies.")
+        notes.append(f"{name} has unreadable EXIF data, so it is not rotated.")
     if frames > 1 and kind not in WHOLE:
         which = f"number {place + 1}" if place else "the first"
         notes.append(f"{name} has {frames} frames; only {which} is read.")
@@ -107,30 +109,30 @@ def _as_shown(image: Image.Image, name: str, path: Path | None = None) -> Pictur
 
 
 def _check(image: Image.Image, name: str) -> None:
-    """Refuse a picture by its header, before its pixels are read.
+    """Check an image's header before its pixels are read.
 
     Raises:
-        InputError: If it has no pixels of its own, a side that cannot be meant, or more than there is memory for.
+        InputError: If it has no pixels, an implausible size, or more pixels than fit into memory.
     """
     if isinstance(image, ImageFile.StubImageFile) or image.format == "EPS":
-        # Pillow would run another program for these, if there is one.
+        # Pillow would start another program for these, if one is installed.
         raise InputError(f"{name} holds {image.format}, a drawing or data and no pixels. Convert it to PNG or JPEG.")
     width, height = image.size
     if not width * height:
         raise InputError(f"{name} has no pixels: it is {width} x {height}. Export it again.")
     if max(width, height) > LONGEST:
-        raise InputError(f"{name} says it is {width} x {height} pixels: it is damaged, or no picture. Export it again.")
+        raise InputError(f"{name} claims {width} x {height} pixels: it is damaged, or no picture. Export it again.")
     check_room(f"The {width} x {height} pixels of {name} take", width * height * BYTES, "Scale it down first.")
 
 
 @contextmanager
 def _explain(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises for a file into one line with the file's name."""
-    # Pillow fills what a file lacks with grey where anything in the process, such as lmms-eval's tasks, asked it to.
+    """Turn any error of Pillow into an `InputError` of one line with the file's name."""
+    # If any code in the process (such as lmms-eval's tasks) sets this, Pillow fills truncated files with grey.
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
-            # Between Pillow's limit and twice it there is only a warning: large photographs are fine.
+            # Between its limit and twice the limit Pillow only warns. Large photographs are fine.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL")
             yield
@@ -145,18 +147,18 @@ def _explain(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise InputError(
             f"{name} is not a picture that Pillow can read. Convert it to PNG or JPEG. "
-            "The name of a video ends in .mp4, .mkv, .webm or the like."
+            "The name of a video must end in .mp4, .mkv, .webm or similar."
         ) from error
     except MemoryError as error:
         raise InputError(f"{name} takes more memory than there is. Scale it down first.") from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, zlib.error and more.
     except Exception as error:
-        if isinstance(error, OSError) and error.strerror:  # of the disk, not of the decoder
+        if isinstance(error, OSError) and error.strerror:  # an error of the disk, not of the decoder
             raise InputError(f"{name} cannot be read: {error.strerror}. Copy it to another place first.") from error
         why = _why(error)
         if isinstance(error, NotImplementedError) or UNKNOWN.search(why):
             raise InputError(
-                f"{name} is of a kind that Pillow does not read: {why:.200}. Convert it to PNG."
+                f"{name} has a format that Pillow does not read: {why:.200}. Convert it to PNG."
             ) from error
         raise InputError(f"{name} is damaged: {why:.200}. Fetch or export it again.") from error
     finally:
@@ -164,15 +166,15 @@ def _explain(name: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """What an error says, in one line without its full stop; its type where it says nothing."""
+    """Return an error's message in one line without its full stop, or its type if there is no message."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The picture as EXIF says it was held, and whether its EXIF could be read."""
+    """Return the image rotated as its EXIF data says, and whether the EXIF data could be read."""
     try:
         return ImageOps.exif_transpose(image), True
-    except Exception:  # damaged EXIF fails in as many ways as damaged pixels; these are fine
+    except Exception:  # damaged EXIF data raises many kinds of errors; the pixels are still fine
         return image, False
 
 
@@ -196,7 +198,10 @@ def _rgb(image: Image.Image, name: str, top: int | None, notes: list[str]) -> Im
 
 
 def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> object:
-    """What brings colours of this mode to sRGB by the picture's ICC profile; None where it has none, or none else."""
+    """Return the transform from the image's ICC profile to sRGB for colours of `mode`.
+
+    None if the image has no usable profile, or one that is nearly sRGB.
+    """
     profile = image.info.get("icc_profile")
     if not profile:
         return None
@@ -207,14 +212,15 @@ def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> obje
         transform = ImageCms.buildTransform(
             source, ImageCms.createProfile("sRGB"), mode, "RGBA" if mode == "RGBA" else "RGB"
         )
+        # Probe with a 16 x 16 x 16 grid of colours: (3, 16, 16, 16) -> (3, 64, 64) -> (64, 64, 3), values 0, 17, … 255.
         colours = Image.fromarray(np.indices((16, 16, 16), np.uint8).reshape(3, 64, 64).transpose(1, 2, 0) * 17)
         probe = colours.convert(mode)
         same = np.abs(
             np.asarray(_recolour(probe, transform).convert("RGB"), int) - np.asarray(probe.convert("RGB"), int)
         )
-    except Exception as error:  # a profile is a small program of another's
+    except Exception as error:  # an untrusted profile can raise any error
         why = _why(error)
-        notes.append(f"{name} has a colour profile that cannot be used ({why:.100}); its colours are taken for sRGB.")
+        notes.append(f"{name} has a colour profile that cannot be used ({why:.100}); its colours are read as sRGB.")
         return None
     if same.max() > NEAR:
         return transform
@@ -222,7 +228,7 @@ def _to_srgb(image: Image.Image, mode: str, name: str, notes: list[str]) -> obje
 
 
 def _recolour(image: Image.Image, transform: Any) -> Image.Image:
-    """The picture in other colours, where there is a transform."""
+    """Apply a colour transform, if there is one."""
     if transform is None:
         return image
     from PIL import ImageCms
@@ -231,7 +237,7 @@ def _recolour(image: Image.Image, transform: Any) -> Image.Image:
 
 
 def _top_value(image: Image.Image) -> int | None:
-    """The largest grey value of as many bits as a file says that its values have; None where it says nothing."""
+    """Return the largest grey value of the bit depth that a TIFF's tags or a PNG's sBIT chunk declare, or None."""
     bits = 16
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
@@ -248,20 +254,20 @@ def _top_value(image: Image.Image) -> int | None:
 
 
 def _eight_bits(image: Image.Image, name: str, named_top: int | None, notes: list[str]) -> Image.Image:
-    """Deep grey to 8 bits: integers from as many bits as they have, floats from [0, 1].
+    """Scale deep grey values to 8 bits: integers from their bit depth, floats from [0, 1].
 
-    Pillow's own conversion clips at 255 instead, which turns nearly everything white.
+    Pillow's own conversion clips at 255, which turns nearly everything white.
 
     Args:
-        image: Of mode I, I;16 or F.
-        name: What it is called.
-        named_top: The largest value that its file names; None where it names none.
-        notes: Where it is noted that the bits were guessed.
+        image: An image of mode I, I;16 or F.
+        name: Its name in messages.
+        named_top: The largest value that its file declares, or None.
+        notes: List to which a note is added if the bit depth was guessed.
     """
     top = 1.0 if image.mode == "F" else 65535.0
     extremes = [(np.min(values), np.max(values)) for values in map(np.asarray, _bands(image))]
     low, high = np.min(extremes), np.max(extremes)
-    if not 0 <= low <= high <= top:  # nor where one is no number
+    if not 0 <= low <= high <= top:  # also True for NaN
         raise InputError(
             f"{name} holds grey values from {low:g} to {high:g}, where 0 to {top:g} was expected. "
             "Save it with 8 or 16 bits."
@@ -271,9 +277,7 @@ def _eight_bits(image: Image.Image, name: str, named_top: int | None, notes: lis
     elif image.mode != "F" and named_top is None and 0 < high < 2 ** max(WIDTHS):
         bits = next(bits for bits in WIDTHS if high < 2**bits)
         top = 2**bits - 1
-        notes.append(
-            f"{name} has grey values up to {high} of 65535: they are taken for {bits} bits, so {top} is white."
-        )
+        notes.append(f"{name} has grey values up to {high} of 65535: they are read as {bits} bits, so {top} is white.")
 
     def shades(band: Image.Image) -> Image.Image:
         values = np.asarray(band).astype(np.float64)
@@ -283,7 +287,7 @@ def _eight_bits(image: Image.Image, name: str, named_top: int | None, notes: lis
 
 
 def _in_bands(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The picture as RGB, changed a band of rows at a time: what `change` needs beside it is small."""
+    """Convert an image to RGB with `change`, one band of rows at a time to save memory."""
     rgb = Image.new("RGB", image.size)
     top = 0
     for band in _bands(image):
@@ -293,7 +297,7 @@ def _in_bands(image: Image.Image, change: Callable[[Image.Image], Image.Image]) 
 
 
 def _bands(image: Image.Image) -> Iterator[Image.Image]:
-    """Some rows after some others, from the top."""
+    """Yield the image as bands of rows of about `BAND` pixels, from the top."""
     rows = max(1, BAND // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -305,35 +309,37 @@ Medium = str | Path | bytes | IO[bytes] | Image.Image | np.ndarray | Picture | C
 Media = Medium | Sequence[Medium | Sequence[Medium]]
 
 FEW = 3
-"""Frames of a clip on a model that reads pictures, where nothing is said: each has a whole picture's tokens."""
+"""Default frames of a video on a model that reads only images, where each frame costs a whole image's tokens."""
 RATE = 2.0
-"""Frames a second of a film that is a list of them, where nothing is said: what the processors of Qwen take."""
+"""Default frames per second of a video given as a list of frames, as in Qwen's processors."""
 PREPARED = 25
-"""Bytes of memory a pixel of all frames of a film until a processor is done with them, all copies together: measured on
-60 and 120 frames of 1280 x 720 that go in as pictures of the embedded model, which take most."""
+"""Peak bytes of memory per pixel of all frames of a video during preprocessing, all copies together.
+
+Measured on 60 and 120 frames of 1280 x 720 that the embedded model reads as images, the case that needs most.
+"""
 LITTLE = 0.01
-"""The share of a picture that may be cut off without a word."""
+"""Share of an image that may be cropped without a note."""
 THIN = 200
-"""How many times as long as wide a picture may be: processors bring the shorter side to their own size."""
+"""Maximum ratio of an image's sides. Processors scale the shorter side up, so thinner images would fill the memory."""
 
 
 def read_media(
     media: Media, frames: int | None = None, fps: float | None = None, *, blank: bool = False
 ) -> list[Picture | Clip]:
-    """Read pictures and videos, in order; a GIF or animated WebP is a video where frames are asked for.
+    """Read images and videos, in order. A GIF or animated WebP is a video if `frames` or `fps` is given.
 
     Args:
-        media: A path, `file:` or `data:` URL, the bytes of a file, an open file, PIL picture, array of
-            (height, width, 3) uint8, clip, or a film as the list of its frames or their array of four dimensions; or a
-            sequence of them.
-        frames: How many frames of a video at most; see `foveate.video.read`.
-        fps: How many a second.
-        blank: Whether films in files are not decoded, as only their sizes and times matter: their frames are black.
+        media: One or a sequence of: a path, a `file:` or `data:` URL, a file's bytes, an open file, a PIL image, an
+            array (height, width, 3) uint8, a clip, or a video as a list of frames or an array
+            (frames, height, width, 3) uint8.
+        frames: Maximum frames of a video; see `foveate.video.read`.
+        fps: Frames per second read from a video.
+        blank: Return black frames instead of decoding video files, if only sizes and times matter.
 
     Raises:
-        InputError: If a file cannot be read, or an array is no picture.
-        SettingError: If frames or fps leave their range.
-        UnsupportedError: If there is a video and no PyAV.
+        InputError: If a file cannot be read, or an array is not an image.
+        SettingError: If `frames` or `fps` is out of range.
+        UnsupportedError: If there is a video and PyAV is not installed.
     """
     several = isinstance(media, Sequence) and not isinstance(media, str | bytes | bytearray | memoryview)
     listed: list[object] = list(media) if several else [media]  # type: ignore[arg-type]
@@ -342,12 +348,12 @@ def read_media(
 
 
 def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[object, Any]) -> Any:
-    """Media with their files read, where all are files, and from the shelf where it has them; others as they are.
+    """Read media through a cache if all of them are paths. Return other media unchanged.
 
     Args:
         media: As for `read_media`, or None.
         frames, fps: As for `read_media`.
-        shelf: What was read, by the files' paths and states.
+        shelf: The cache, by the files' paths and states.
     """
     paths = media
     if isinstance(media, str | Path):
@@ -363,13 +369,13 @@ def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[obj
 def read_medium(
     source: object, wanted: FramesWanted | None = None, *, kind: str | None = None, blank: bool = False
 ) -> Picture | Clip:
-    """Read a picture or a video; see `read_media`.
+    """Read one image or video; see `read_media`.
 
     Args:
-        source: What is shown.
-        wanted: Which frames of a video; of a list of frames its rate says how many make a second of it (2).
-        kind: "image" or "video", where a file's ending does not decide.
-        blank: Whether a film in a file is not decoded.
+        source: The image or video.
+        wanted: The frames to read from a video. For a list of frames, its `fps` is the list's frame rate (default 2).
+        kind: "image" or "video", to override the file's name and content. None decides by them.
+        blank: Return black frames instead of decoding a video file.
     """
     if isinstance(source, Picture | Clip):
         return source
@@ -381,17 +387,17 @@ def read_medium(
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise InputError(
-                f"An array is a picture of shape (height, width, 3), uint8, with pixels in it; got {source.shape}, "
+                f"An array must be a picture of shape (height, width, 3), uint8, and not empty; got {source.shape}, "
                 f"{source.dtype}."
             )
         return Picture(None, Image.fromarray(source))
     if hasattr(source, "read"):
-        if getattr(source, "seekable", bool)():  # from its beginning
+        if getattr(source, "seekable", bool)():  # without `seekable`: bool() is False
             source.seek(0)  # type: ignore[attr-defined]
         source = source.read()
         if not isinstance(source, bytes):
             kind_read = type(source).__name__
-            raise InputError(f"An open file gives bytes; this one gives a {kind_read}. Open it with mode 'rb'.")
+            raise InputError(f"An open file must give bytes; this one gives a {kind_read}. Open it with mode 'rb'.")
     if isinstance(source, bytes | bytearray | memoryview):
         return _in_bytes(bytes(source), kind, "", wanted)
     if isinstance(source, str) and scheme_of(source) == "data":
@@ -399,8 +405,8 @@ def read_medium(
         return _in_bytes(data, kind, media_type, wanted)
     if not isinstance(source, str | Path):
         raise InputError(
-            "A picture or film is a path, a file: or data: URL, the bytes of a file, a PIL picture, an array, a clip "
-            f"or a list of frames; got a {type(source).__name__}."
+            "A picture or film must be a path, a file: or data: URL, the bytes of a file, a PIL picture, an array, a "
+            f"clip or a list of frames; got a {type(source).__name__}."
         )
     path = local_path(str(source))
     if kind == "image" or (kind is None and not is_video(path, frames_asked=wanted.asked)):
@@ -409,7 +415,7 @@ def read_medium(
 
 
 def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWanted) -> Picture | Clip:
-    """The picture or film in a file's bytes: by `kind`, else by the type that a URL says; else a picture."""
+    """Read an image or video from a file's bytes. Its kind is `kind`, else that of the URL's media type."""
     moves = media_type == "image/gif" or is_animated(data[:HEAD])
     is_film = media_type.startswith("video/") or (moves and wanted.asked)
     if kind == "video" or (kind is None and is_film):
@@ -418,21 +424,23 @@ def _in_bytes(data: bytes, kind: str | None, media_type: str, wanted: FramesWant
 
 
 def _film_of(frames: Sequence[object] | np.ndarray, kind: str | None, wanted: FramesWanted) -> Clip:
-    """A film whose frames are pictures, read as these are.
+    """Make a video of a list of frames, each read as an image.
 
     Raises:
-        InputError: If there is none, one is no picture, their sizes differ, or a part of the film is asked for.
+        InputError: If the list is empty, an entry is not an image, sizes differ, or a start or end is given.
     """
     if kind == "image" or not len(frames):
         raise InputError(
-            f"A list is a film of one frame or more, not a picture; got {len(frames)}. Give each by itself."
+            f"A list must be a film of one frame or more, not a picture; got {len(frames)}. Pass pictures one by one."
         )
     if wanted.start is not None or wanted.end is not None:
-        raise InputError("A part of a film is read of a file: leave frames out of the list, and start and end too.")
+        raise InputError("start and end need a film that is read of a file: leave them out, and shorten the list.")
     pictures = [read_medium(frame, kind="image") for frame in frames]
     if len(sizes := {_size(picture) for picture in pictures}) > 1:
         (width, height), (other, less) = sorted(sizes)[:2]
-        raise InputError(f"Frames of a film have one size; got {width} x {height} and {other} x {less}. Scale them.")
+        raise InputError(
+            f"Frames of a film must have one size; got {width} x {height} and {other} x {less}. Scale them first."
+        )
     rate = wanted.fps or RATE
     notes = dict.fromkeys(picture.note for picture in pictures if picture.note)
     images = np.stack([np.asarray(picture.image) for picture in pictures])  # type: ignore[union-attr]
@@ -444,10 +452,10 @@ def _film_of(frames: Sequence[object] | np.ndarray, kind: str | None, wanted: Fr
 
 
 def decode_url(url: str) -> tuple[str, bytes]:
-    """The media type in a `data:` URL, in lower case, and its bytes, as browsers read them (URL and Fetch standards).
+    """Decode a `data:` URL as browsers do (Fetch standard). Return its media type in lower case, and its bytes.
 
     Raises:
-        InputError: If it has no comma, is not well encoded, or holds nothing.
+        InputError: If the URL has no comma, is badly encoded, or has no data.
     """
     text = re.sub(r"[\t\n\r]", "", url.strip()).partition("#")[0]
     head, comma, body = text.partition(":")[2].partition(",")
@@ -470,11 +478,11 @@ def decode_url(url: str) -> tuple[str, bytes]:
 
 
 def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:
-    """What goes in as pictures of a clip where a model reads no videos, and a sentence that says so.
+    """Return the frames that a model without video input reads as images, and a note on it.
 
     Args:
-        clip: As it was read.
-        few: Whether nobody said how many frames: then a few must do.
+        clip: The video as it was read.
+        few: Whether the user set no number of frames. Then at most `FEW` are taken.
     """
     taken = clip
     if few and not clip.chosen:
@@ -489,10 +497,10 @@ def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:
 
 
 def refuse_thin(medium: Picture | Clip) -> None:
-    """Refuse a line of pixels, of which a processor would make a band that fills the memory.
+    """Refuse an extremely thin image, because scaling its shorter side up would fill the memory.
 
     Raises:
-        InputError: If it is that thin.
+        InputError: If the ratio of its sides exceeds `THIN`.
     """
     width, height = _size(medium)
     if max(width, height) > THIN * min(width, height):
@@ -501,7 +509,7 @@ def refuse_thin(medium: Picture | Clip) -> None:
 
 
 def crop_note(medium: Picture | Clip) -> str | None:
-    """A sentence on what a model does not see whose processor takes the centre square; None if that is nothing."""
+    """Return a note on the share that a crop to the centre square hides, or None if it is at most `LITTLE`."""
     width, height = _size(medium)
     share = 1 - min(width, height) / max(width, height)
     if share <= LITTLE:
@@ -517,7 +525,7 @@ def crop_note(medium: Picture | Clip) -> str | None:
 
 
 def pad(medium: Picture | Clip, processor: ProcessorMixin) -> Picture | Clip:
-    """A medium in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
+    """Pad an image or video to a square of the mean colour, so that the processor crops nothing."""
     if isinstance(medium, Picture):
         return dataclasses.replace(medium, image=square(medium.image, processor))
     side = max(_size(medium))
@@ -531,10 +539,10 @@ def pad(medium: Picture | Clip, processor: ProcessorMixin) -> Picture | Clip:
 
 
 def square(image: Image.Image, processor: ProcessorMixin) -> Image.Image:
-    """The picture in the middle of a square of its processor's mean colour; an odd pixel goes right or below.
+    """Centre an image on a square of its processor's mean colour. An odd pixel goes right or below.
 
     Raises:
-        InputError: If the square takes more memory than there is.
+        InputError: If the square needs more memory than there is.
     """
     red, green, blue = (int(255 * share) for share in processor.image_processor.image_mean)
     colour = red, green, blue
@@ -546,7 +554,12 @@ def square(image: Image.Image, processor: ProcessorMixin) -> Image.Image:
 
 
 def _check_square(size: tuple[int, int], need: float) -> None:
-    """Refuse a square around so many pixels, or several, that take more memory than there is."""
+    """Refuse padded squares that need more memory than there is.
+
+    Args:
+        size: Width and height before padding.
+        need: Bytes of all squares.
+    """
     side = max(size)
     check_room(
         f"The {size[0]} x {size[1]} pixels, padded to {side} x {side}, take",
@@ -556,7 +569,7 @@ def _check_square(size: tuple[int, int], need: float) -> None:
 
 
 def _size(medium: Picture | Clip) -> tuple[int, int]:
-    """Width and height."""
+    """Return width and height in pixels."""
     if isinstance(medium, Picture):
         return medium.image.size
     return medium.frames.shape[2], medium.frames.shape[1]

@@ -1,4 +1,4 @@
-"""Look once, ask many: pictures that a model has looked at, and questions and conversations about them."""
+"""`Prefix`: images and videos that are prefilled once, and answer any number of questions."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,29 +31,29 @@ from foveate.video import Clip
 
 
 class Prefix:
-    """Pictures or films that a model has looked at once; `VLM.look` makes it.
+    """Images or videos that a model has looked at once. `VLM.look` makes it.
 
         prefix = vlm.look("street.jpg", method="v2drop", retention=0.2)
         prefix.ask("How many cars are there?").text
         for answer in prefix.ask_many(questions, batch_size=8): ...
 
-    The vision tower and the decoder have run over the pictures, and the rows that the method left are kept. A question
-    runs on a copy, so that questions know nothing of one another. Any number of prefixes live beside one another.
+    The vision tower and the decoder have run over the images, and the cache keeps the rows that the method left. Each
+    question runs on a copy of the cache, so questions are independent. A model can have any number of prefixes.
 
     Attributes:
         loaded: The model that looked.
-        look: What it saw.
-        conversation: What was said and shown up to the question.
-        pictures: What each look saw, in order: one, and one more for each `see`.
-        notes: What the user should know of them, such as that a picture is cropped.
-        method: What dropped; None for the untouched model.
+        look: The prefilled beginning.
+        conversation: The conversation up to the question.
+        pictures: What each look added, in order: one entry, and one more for each `see`.
+        notes: Notes for the user, such as that an image is cropped.
+        method: The method; None for the untouched model.
     """
 
     def __init__(self, loaded: Loaded, prompt: Prompt, method: Method | None) -> None:
-        """Look at what a prompt shows, whose last text is its question; see `VLM.look`."""
+        """Prefill a prompt without its last text, the question; see `VLM.look`."""
         if not prompt.conversation.media:
-            raise SettingError("There is nothing to look at: give a picture or a film.")
-        with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question
+            raise SettingError("There is nothing to look at: pass a picture or a film.")
+        with loaded.lock:  # with the lock held, an open context is the caller's, not that of another thread
             refuse_open(loaded.model)
         refuse_unshareable(loaded.model, method)
         self.loaded = loaded
@@ -70,28 +70,28 @@ class Prefix:
 
     @property
     def media(self) -> tuple[Picture | Clip, ...]:
-        """The pictures and films, in order."""
+        """The images and videos, in order."""
         return tuple(medium for seen in self.pictures for medium in seen.prompt.media)
 
     @property
     def rows(self) -> int:
-        """Rows of the decoder layer that holds most."""
+        """Number of cached rows in the decoder layer that holds most."""
         layers = self.look.cache.layers
         return max(int(layer.keys.shape[-2]) for layer in layers if getattr(layer, "keys", None) is not None)
 
     @property
     def trace(self) -> Trace:
-        """What the look dropped; empty without dropping."""
+        """The trace of the look; empty without dropping."""
         return self.look.trace
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys, values and states that it holds."""
+        """Bytes of the cached keys, values and states."""
         return self.look.nbytes
 
     @property
     def tokens(self) -> int:
-        """Tokens of a prompt that a question does not run any more, vision tokens and the text in front of them."""
+        """Prompt tokens that a question need not run: the vision tokens and the text before them."""
         return self.look.tokens
 
     def __repr__(self) -> str:
@@ -101,7 +101,7 @@ class Prefix:
         return f"Prefix({self.tokens} tokens of {self.loaded.name!r}, {method}, {self.nbytes / 1e6:.1f} MB)"
 
     def __deepcopy__(self, memo: object) -> "Prefix":
-        return self  # nothing changes it
+        return self  # immutable
 
     # -- growing ----------------------------------------------------------------------------------------------
 
@@ -116,27 +116,28 @@ class Prefix:
         memory: int | None = None,
         **showing: Unpack[Showing],
     ) -> "Prefix":
-        """Look at one more picture or film, behind those that were seen. Nothing of these runs again.
+        """Look at one more image or video, after those seen before. The earlier ones do not run again.
 
             live = vlm.look("a.png", method="v2drop", retention=1/3)
             for seconds, frame in camera:
                 live = live.see(frame, at=seconds, memory=4096)
 
         Args:
-            medium: A path, PIL picture, array or clip, as for `VLM.ask`.
-            after: What was said since the last picture: a question, its answer, and so on. It runs now, and stays.
-            tokens, retention: The method's budget for this picture, in place of its own.
-            at: When a frame was seen, in seconds. A model that reads films gets it as a film of one frame.
-            memory: Most rows that a decoder layer may hold. The oldest pictures are forgotten until no layer has more.
+            medium: A path, PIL image, array or clip, as for `VLM.ask`.
+            after: The texts since the last image: a question, its answer, and so on. They run now and stay in the
+                prefix.
+            tokens, retention: A budget for this image that replaces the method's.
+            at: The frame's time in seconds. A model that reads videos gets the frame as a video of one frame.
+            memory: Maximum rows per decoder layer. The oldest images are forgotten until no layer has more.
             **showing: `frames`, `fps` and `fit`, as for `VLM.ask`.
 
         Returns:
-            Another prefix. This one stays as it is.
+            A new prefix. This one does not change.
 
         Raises:
             FoveateError: As for `VLM.look`.
-            SettingError: If the picture alone has more rows than `memory`.
-            UnsupportedError: If the model's looks do not grow, or cannot forget and have to.
+            SettingError: If the image alone has more rows than `memory`.
+            UnsupportedError: If the model's looks cannot grow, or `memory` is given and its looks cannot forget.
         """
         loaded = self.loaded
         check_keywords("A picture", showing, Showing)
@@ -159,28 +160,30 @@ class Prefix:
         grown = self._with(pictures, look, conversation.with_media_behind(seen.parts))
         while memory is not None and grown.rows > memory:
             if len(grown.pictures) == 1:
-                raise SettingError(f"A picture alone has {grown.rows:,} rows; got memory={memory}. Drop more of it.")
+                raise SettingError(f"One picture has {grown.rows:,} rows; got memory={memory}. Drop more of it.")
             grown = grown.forget(0)
         return grown
 
     def forget(self, picture: int = 0) -> "Prefix":
-        """Take out what one look saw: its rows leave every layer, and what stands behind them moves up.
+        """Remove the images of one look: its rows leave every layer, and later rows move to earlier positions.
 
-        What later pictures took from it stays in their rows.
+        Later images have attended to it, and that stays in their rows.
 
         Args:
-            picture: Its place in `pictures`; the oldest is 0.
+            picture: Index in `pictures`; the oldest is 0.
 
         Returns:
-            Another prefix. This one stays as it is.
+            A new prefix. This one does not change.
 
         Raises:
-            SettingError: If there is no such picture, or no other.
-            UnsupportedError: If the model cannot number its rows anew.
+            SettingError: If the index is out of range, or there is only one look.
+            UnsupportedError: If the positions of the model's cached rows cannot be changed.
         """
         loaded, count = self.loaded, len(self.pictures)
         if not -count <= picture < count or count == 1:
-            raise SettingError(f"There are {count} looks, and one must stay; got picture={picture}. See another first.")
+            raise SettingError(
+                f"There are {count} looks, and one must stay; got picture={picture}. See another picture first."
+            )
         place = picture % count
         start, end, pictures = without(self.pictures, place)
         first = sum(len(seen.parts) for seen in self.pictures[:place])
@@ -191,7 +194,7 @@ class Prefix:
         return self._with(pictures, look, self.conversation.without_media(gone))
 
     def _with(self, pictures: tuple[Seen, ...], look: Look, conversation: Conversation) -> "Prefix":
-        """Another prefix of the model."""
+        """Make a prefix of the same model with other looks."""
         other = copy.copy(self)
         trace = Trace()
         trace.graphs = look.trace.graphs
@@ -238,28 +241,28 @@ class Prefix:
         stream: bool = False,
         **decoding: Unpack[Decoding],
     ) -> Answer | Stream:
-        """Ask about what was looked at.
+        """Ask a question about the images.
 
         Args:
-            question: A text.
-            after: What was said before: a question, its answer, the next question, and so on. These texts run again,
-                and the pictures do not.
+            question: The question.
+            after: The texts before it: a question, its answer, the next question, and so on. These texts run again;
+                the images do not.
             choices, stream, **decoding: As for `VLM.ask`.
 
         Returns:
-            The answer, or the stream, as `VLM.ask` gives it. `Answer.looked` says how many tokens it had not to run,
-            its trace is the look's, and its costs are those of the whole prompt.
+            The answer or stream, as from `VLM.ask`. `Answer.looked` is the number of tokens that did not run again.
+            The trace is that of the look, and the costs cover the whole prompt.
 
         Raises:
-            InputError: If the question is no text of Unicode, or names a placeholder.
-            SessionError: If the model is inside an open `foveate.drop`, or its weights have changed since.
-            SettingError: If the question is empty, or settings do not go together.
-            UnsupportedError: If the chat template writes another beginning than at the look.
+            InputError: If the question is not valid Unicode, or contains a special token.
+            SessionError: If `foveate.drop` is active on the model, or its weights have changed since the look.
+            SettingError: If the question is empty, or settings contradict each other.
+            UnsupportedError: If the chat template now writes another text before the images.
         """
         settings = generation_of(decoding)
         settings.refuse_with(choices, stream)
         prompt = self.prompt(*_in_turn(after), question)
-        if stream:  # whose reader is told now; else the look is checked when it is gone on from
+        if stream:  # raise here, not in the stream's thread; without a stream, `reply_to` checks the look
             refuse_stale(self.loaded, self.look)
         reply = reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
         if isinstance(reply, Answer):
@@ -269,14 +272,14 @@ class Prefix:
     def ask_many(
         self, questions: Iterable[str], *, batch_size: int = 8, **decoding: Unpack[Decoding]
     ) -> Iterator[Answer]:
-        """Ask many questions, several at a time; the answers come in order.
+        """Ask many questions, in batches. Return the answers in the order of the questions.
 
-        The rows of the look are in memory once, however many questions a batch has. Layers with a sliding window and
-        recurrent layers are the exceptions: these are small, and repeated. There, questions of one length go together.
+        A batch holds the look's rows in memory once. Only layers with a sliding window or a recurrent state are small
+        and repeated for each question. With such layers, a batch has questions of equal length.
 
         Args:
-            questions: Texts. They are read as they are needed: a generator does.
-            batch_size: Most questions at a time.
+            questions: Texts, read lazily, so a generator works.
+            batch_size: Maximum questions per batch.
             **decoding: As for `VLM.ask`.
 
         Raises:
@@ -285,12 +288,12 @@ class Prefix:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise SettingError(f"batch_size must be 1 or more; got {brief(batch_size)}.")
         if isinstance(questions, str):
-            raise SettingError(f"questions are several texts; got one, {brief(questions)}. Use ask.")
+            raise SettingError(f"questions must be several texts; got one, {brief(questions)}. Use ask.")
         answerer = Answerer(self.loaded, self.method, generation_of(decoding), batch_size)
         return in_order(answerer.replies(questions, lambda question, _: self.prompt(question), look=self.look))
 
     def prompt(self, *texts: str) -> Prompt:
-        """A question as the model gets it; with answers and questions in turn, the last of a conversation."""
+        """Prepare a question for the model, optionally after earlier questions and answers in turn."""
         for text in texts:
             check_text(text)
         if not texts or not texts[-1].strip():
@@ -312,11 +315,11 @@ class Prefix:
 
 
 def _in_turn(after: Sequence[str]) -> Sequence[str]:
-    """Questions and answers in turn.
+    """Check that texts are questions and answers in turn.
 
     Raises:
-        SettingError: If they are not.
+        SettingError: If their number is odd.
     """
     if isinstance(after, str) or len(after) % 2:
-        raise SettingError(f"after holds questions and answers in turn, an even number of texts; got {brief(after)}.")
+        raise SettingError(f"after must be questions and answers in turn, an even number of texts; got {brief(after)}.")
     return after

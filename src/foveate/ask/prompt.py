@@ -1,4 +1,4 @@
-"""One sample as a model gets it: its pictures, its text, its tensors, and what it costs."""
+"""`Prompt`: one prepared sample with its media, text, tensors and cost. `prepare` makes it; `collate` batches it."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +29,14 @@ TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A question as a model gets it.
+    """A question prepared for a model.
 
     Attributes:
-        card: The model it was made for, without its weights.
-        conversation: What is said and shown.
-        inputs: The model's arguments: tensors of one sample, on its device.
-        media: Its pictures and films, in order; of a film whose frames go in as pictures, the film.
-        notes: What the user should know, such as that a picture is cropped.
+        card: Description of the model it was made for.
+        conversation: The texts and media.
+        inputs: The model's arguments: tensors of one sample (batch 1), on the model's device.
+        media: The images and videos, in order. A video stays one entry even if its frames go in as images.
+        notes: Notes for the user, such as that an image is cropped.
     """
 
     card: Card
@@ -46,7 +46,7 @@ class Prompt:
     notes: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled with its tensors on the host, as another process may have no such device."""
+        """Pickle tensors on the CPU, because another process may not have the device."""
         return {
             **vars(self),
             "inputs": {name: value if value.is_meta else value.cpu() for name, value in self.inputs.items()},
@@ -54,31 +54,32 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The last text that the user said: the question."""
+        """The last text of the user: the question."""
         turns = [parts for role, parts in self.conversation.turns if role == "user"]
         texts = [value for parts in turns for kind, value in parts if kind == "text"]
         return texts[-1] if texts else ""
 
     @property
     def single_turn(self) -> bool:
-        """Whether it is one question, and goes on from no answer."""
+        """Whether the conversation has no answer yet."""
         return not any(role == "assistant" for role, _ in self.conversation.turns)
 
     @property
     def shown(self) -> list[Image.Image | Clip]:
-        """What `Trace.show` draws on: the media as they are shown to the model."""
+        """The media as the model sees them, for `Trace.show` to draw on."""
         return [medium if isinstance(medium, Clip) else medium.image for medium in self.media]
 
     @property
     def clips(self) -> list[Clip]:
-        """The films among the media."""
+        """The videos among the media."""
         return [medium for medium in self.media if isinstance(medium, Clip)]
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Vision tokens of each image or video; where a template does not tell them apart, of all together."""
+        """Vision tokens of each image or video. One sum if the template writes nothing between them."""
         ids = self.inputs["input_ids"][0].cpu()
-        # A run of vision tokens ends at a token of the text and where images go over into videos.
+        # A run of vision tokens ends at a text token, or where an image's id changes to a video's.
+        # ids [T, I, I, T, V] -> marks [-1, I, -1, V], counts [1, 2, 1, 1] -> runs (2, 1).
         marks, counts = torch.unique_consecutive(
             torch.where(is_vision(self.card.config, ids), ids, -1), return_counts=True
         )
@@ -89,48 +90,48 @@ class Prompt:
 
     @property
     def vision_tokens(self) -> int:
-        """Vision tokens in all."""
+        """Number of vision tokens."""
         return sum(self.sizes)
 
     @property
     def looks(self) -> int:
-        """How many times the model looks at its pictures, each with a budget of its own."""
+        """How many times the model processes the images, each time with its own budget."""
         return 1
 
     def asked(self, method: Method) -> float | None:
-        """The share of the vision tokens that a method's budget asks for; None without one."""
+        """Return the share of the vision tokens that a method's budget requests, or None without a budget."""
         return asked_share(method, self.vision_tokens)
 
     @property
     def tokens(self) -> int:
-        """Tokens in all."""
+        """Number of tokens, text and vision."""
         return int(self.inputs["input_ids"].shape[1])
 
     @property
     def text_tokens(self) -> int:
-        """Tokens that are no vision tokens."""
+        """Number of text tokens."""
         return self.tokens - self.vision_tokens
 
     @cached_property
     def kinds(self) -> list[str]:
-        """What each of its media is to the model: "image" or "video"."""
+        """How the model reads each medium: "image" or "video"."""
         return [kind for kind, _ in self.conversation.parts if kind != "text"]
 
     def warn(self, stacklevel: int) -> None:
-        """Warn the caller of what the user should know."""
+        """Emit the notes as warnings."""
         for note in self.notes:
             warnings.warn(note, stacklevel=stacklevel + 1)
 
     def cost(self, method: Method | None = None, trace: Trace | None = None, sample: int = 0) -> Cost:
-        """What this prompt costs with a method, or without any.
+        """Return the cost of this prompt with a method, or of the untouched model.
 
         Args:
-            method: What drops.
-            trace: Of a run: some methods' counts depend on the picture, and only a trace tells them.
-            sample: Which sample of the trace it is.
+            method: The method.
+            trace: The trace of a run. Methods whose token counts depend on the image need it.
+            sample: Index of this prompt in the trace.
 
         Raises:
-            SettingError: If the method's counts depend on the picture and no trace tells them.
+            SettingError: If the method's counts depend on the image and there is no trace.
         """
         ran = RunCounts()
         if trace is not None and trace.history:
@@ -148,7 +149,14 @@ class Prompt:
         )
 
     def _by_kind(self, ask: Callable[[str, list[int]], Sequence[object] | None]) -> list[Any] | None:
-        """What the family says of images and of videos of these sizes, in the order of the prompt; None if nothing."""
+        """Query the family for all images and for all videos, and merge the values in the prompt's order.
+
+        Args:
+            ask: Called with a kind and the `sizes` of its media. Returns one value per medium, or None.
+
+        Returns:
+            One value per medium, or None if the family does not know them all.
+        """
         answers = {}
         for kind in set(self.kinds):
             sizes = [size for size, other in zip(self.sizes, self.kinds, strict=False) if other == kind]
@@ -160,24 +168,24 @@ class Prompt:
 
     @property
     def tower_images(self) -> list[int] | None:
-        """How many pictures the tower encodes for each of `sizes`, where the family knows; see `foveate.cost`."""
+        """Images that the vision tower encodes for each of `sizes`, or None if unknown; see `foveate.cost`."""
         card = self.card
         pictures = self._by_kind(lambda kind, _: card.family.tower_images(card.config, kind, self.inputs))
-        if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
+        if pictures is not None and len(pictures) != len(self.sizes):  # `sizes` is one sum
             return [sum(pictures)]
         return pictures
 
     @property
     def videos(self) -> list[bool] | None:
-        """Whether each of `sizes` is a video; None where a template does not tell them apart."""
+        """Whether each of `sizes` is a video. None if `sizes` is one sum over several media."""
         if len(self.sizes) != len(self.kinds):
             return None
         return [kind == "video" for kind in self.kinds]
 
     @property
     def grids(self) -> list[tuple[Grid, ...]] | None:
-        """Rows and columns of each image's or frame's tokens, where they are known."""
-        if not self.sizes or len(self.sizes) != len(self.kinds):  # only the images' sum is known
+        """Rows and columns of the tokens of each image or frame, or None if unknown."""
+        if not self.sizes or len(self.sizes) != len(self.kinds):  # `sizes` is one sum
             return None
         card = self.card
         boxes = self._by_kind(lambda kind, sizes: card.family.boxes(card.config, kind, self.inputs, sizes))
@@ -187,7 +195,7 @@ class Prompt:
         return [grids_of(image) for image in places]
 
     def to_dict(self) -> dict[str, Any]:
-        """The input as plain values."""
+        """Return the input as plain values."""
         images = [str(medium.path) for medium in self.media if isinstance(medium, Picture) and medium.path is not None]
         videos = [
             {"path": str(clip.path), "frames": len(clip), "seconds": list(clip.seconds), "note": clip.note}
@@ -207,12 +215,12 @@ class Prompt:
 
 
 def is_vision(config: PreTrainedConfig, ids: Tensor) -> Tensor:
-    """Which ids stand for vision tokens: bool of the same shape, on the CPU."""
+    """Return which ids are placeholders of vision tokens: bool, the shape of `ids`, on the CPU."""
     return torch.isin(ids.cpu(), torch.tensor(sorted(placeholders(config))))
 
 
 def placeholders(config: PreTrainedConfig) -> set[int]:
-    """Ids that stand for vision tokens in a prompt."""
+    """Return the ids that are placeholders of vision tokens."""
     ids = (getattr(config, name, None) for name in TOKENS)
     return {number for number in ids if number is not None}
 
@@ -225,7 +233,7 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-"""The system text of vicuna_v1, under which LLaVA-1.5 was trained and evaluated."""
+"""The system text of vicuna_v1, with which LLaVA-1.5 was trained and evaluated."""
 
 
 def conversation_about(
@@ -235,21 +243,21 @@ def conversation_about(
     messages: Sequence[Mapping[str, object]] | None,
     showing: Mapping[str, Any],
 ) -> Conversation:
-    """The conversation that `VLM.ask` is given, with its files read; `showing` may hold `frames` and `fps`.
+    """Make the conversation of `VLM.ask`'s arguments and read its files. `showing` may hold `frames` and `fps`.
 
     Raises:
         InputError: If a file cannot be read.
-        SettingError: If there is no question, or two, or neither a picture nor a film nor [].
+        SettingError: If the question or the media are missing, or given twice.
     """
     frames, fps = showing.get("frames"), showing.get("fps")
     if messages is not None:
         if media is not None or prompt is not None:
-            raise SettingError("messages hold pictures and texts: leave media and prompt out.")
+            raise SettingError("messages already hold the pictures and texts: leave media and prompt out.")
         return Conversation.of(messages, frames, fps)
     if media is None:
-        raise SettingError("What is it about? Name a picture or film; [] asks a question without one.")
+        raise SettingError("media is missing: name a picture or film, or pass [] to ask without one.")
     if prompt is None:
-        raise SettingError('What is the question? Give a prompt: ask("cat.jpg", "What is it doing?").')
+        raise SettingError('The question is missing: pass a prompt, as in ask("cat.jpg", "What is it doing?").')
     check_text(prompt)
     return Conversation.about(read_media(media, frames, fps), prompt)
 
@@ -263,24 +271,25 @@ def prepare(
     as_pictures: bool = False,
     few: bool = False,
 ) -> Prompt:
-    """A conversation as the model gets it.
+    """Prepare a conversation for the model.
 
     Args:
-        loaded: The model.
-        conversation: What is said and shown.
-        protocol: How it becomes a text; see `encode`.
-        fit: "pad" shows a picture whole, on a square, where the processor would cut its sides off.
-        as_pictures: Whether frames of a film may go in as pictures where the model reads no films.
-        few: Whether nobody said how many: then a few must do, or as many as the processor's `most_frames` says.
+        loaded: The model and its processor.
+        conversation: The texts and media.
+        protocol: How the conversation is encoded; see `encode`.
+        fit: "pad" pads an image to a square, so that the processor does not crop it.
+        as_pictures: Allow a video's frames to go in as images if the model reads no videos.
+        few: Whether the user set no number of frames. Then a default maximum applies: the processor's `most_frames`,
+            and `foveate.ask.media.FEW` for frames that go in as images.
 
     Raises:
-        InputError: If a text is none, a picture is a line of pixels, or the processor refuses the media or makes tokens
-            that the model does not have.
-        SettingError: If fit is neither of the two, or nothing is said.
-        UnsupportedError: If the processor or the protocol does not take such media.
+        InputError: If a text is invalid, an image is extremely thin, or the processor refuses the media or makes
+            tokens that the model does not have.
+        SettingError: If `fit` is invalid, or all texts are empty.
+        UnsupportedError: If the processor or the protocol does not support the media.
     """
     if fit not in ("own", "pad"):
-        raise SettingError(f'fit is "own" or "pad"; got {brief(fit)}.')
+        raise SettingError(f'fit must be "own" or "pad"; got {brief(fit)}.')
     for text in conversation.texts:
         check_text(text)
         refuse_special(loaded, text)
@@ -316,7 +325,7 @@ def prepare(
     if most >= vocabulary:
         raise InputError(loaded.misfit(f"token {most} is not among its {vocabulary:,}."))
     if media and not vision.any():
-        raise UnsupportedError("The processor made a prompt without any vision token; is it the model's own?")
+        raise UnsupportedError("The processor made a prompt without any vision token. Use the model's own processor.")
     too_long = length_note(loaded.model.config.get_text_config(), ids.shape[1])
     if too_long is not None:
         notes.append(too_long)
@@ -326,15 +335,15 @@ def prepare(
 
 
 def check_text(text: object, name: str = "The question") -> None:
-    """Refuse what is no text, or has half a letter, as bytes of a command line that are not UTF-8 become."""
+    """Refuse a value that is not a text, or a text with lone surrogates (from a command line that is not UTF-8)."""
     if not isinstance(text, str):
-        raise SettingError(f"{name} is a text; got {brief(text)}.")
+        raise SettingError(f"{name} must be a text; got {brief(text)}.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"{name} is no text of Unicode: {trim(text, 80)}. Write it in UTF-8.")
+        raise InputError(f"{name} is not valid Unicode: {trim(text, 80)}. Write it in UTF-8.")
 
 
 def refuse_special(loaded: Loaded, text: str) -> None:
-    """Refuse a text that holds a token with a meaning, such as the end of a sequence or the place of a picture.
+    """Refuse a text that contains a special token, such as the end of a sequence or an image placeholder.
 
     Raises:
         InputError: If it does.
@@ -343,11 +352,14 @@ def refuse_special(loaded: Loaded, text: str) -> None:
     places = tokenizer.convert_ids_to_tokens(sorted(placeholders(loaded.model.config)))
     for token in (*tokenizer.all_special_tokens, *places):
         if token and token in text:
-            raise InputError(f"The text holds {token!r}, which means something else to {loaded.name}. Leave it out.")
+            raise InputError(f"The text holds {token!r}, which is a special token of {loaded.name}. Leave it out.")
 
 
 def _refusal(name: str, conversation: Conversation, error: Exception) -> str:
-    """Why a processor takes no such media; a batch of videos, as LLaVA-OneVision's, has so many frames of each."""
+    """Return the message for media that the processor refuses.
+
+    Some processors, such as LLaVA-OneVision's, need the same number of frames of each video, which is hinted at.
+    """
     sizes = ", ".join([*map(_size_words, conversation.images), *map(_size_words, conversation.clips)])
     why = str(error).partition("\n")[0] or "out of memory"
     if not why.endswith("."):
@@ -355,14 +367,14 @@ def _refusal(name: str, conversation: Conversation, error: Exception) -> str:
     lengths = {len(clip) for clip in conversation.clips}
     hint = ""
     if len(lengths) > 1:
-        hint = f" Take as many frames of each video: {min(lengths)}."
+        hint = f" Take the same number of frames of each video: {min(lengths)}."
     elif lengths == {1}:
-        hint = " Of one frame, give the model a picture."
+        hint = " Pass a single frame as a picture instead."
     return f"The processor of {name} refuses {sizes} pixels: {why}{hint}"
 
 
 def _size_words(medium: Image.Image | Clip) -> str:
-    """640 x 480, or 8 frames of 640 x 480."""
+    """Format a size: 640 x 480, or 8 frames of 640 x 480."""
     if isinstance(medium, Image.Image):
         return f"{medium.width} x {medium.height}"
     frames = "frame" if len(medium) == 1 else "frames"
@@ -370,14 +382,17 @@ def _size_words(medium: Image.Image | Clip) -> str:
 
 
 def length_note(config: PreTrainedConfig, tokens: int) -> str | None:
-    """A sentence where a prompt has more positions than the decoder was made for; M-RoPE gives a picture fewer."""
+    """Return a note if a prompt is longer than the decoder's maximum, or None.
+
+    With M-RoPE there is none, because an image takes fewer positions than tokens.
+    """
     most = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     if not most or tokens <= most or "mrope_section" in rope:
         return None
     return (
         f"the prompt has {tokens:,} tokens and this model was made for {most:,}: the answer may be poor. "
-        "Take fewer frames or pictures."
+        "Use fewer frames or pictures."
     )
 
 
@@ -387,50 +402,50 @@ def length_note(config: PreTrainedConfig, tokens: int) -> str | None:
 def encode(
     model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation, protocol: str = "own"
 ) -> BatchFeature:
-    """The model's inputs of one conversation, batch 1, on the CPU.
+    """Return the model's inputs for one conversation, batch 1, on the CPU.
 
     Args:
-        model: A model of transformers.
+        model: A transformers model.
         processor: Its processor.
         conversation: Messages with their media.
-        protocol: "own" is the model's chat template and processor; "llava" the conditions of LLaVA-1.5's papers.
+        protocol: "own" uses the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
 
     Raises:
         InputError: If the chat template raises.
-        UnknownNameError: If there is no such protocol.
-        UnsupportedError: If the protocol or the processor does not take such media.
-        ValueError: If the processor refuses them.
+        UnknownNameError: If the protocol is unknown.
+        UnsupportedError: If the protocol or the processor does not support the media.
+        ValueError: If the processor refuses the media.
     """
     check_protocol(protocol)
     return PROTOCOLS[protocol](model, processor, conversation)
 
 
 def check_protocol(name: str) -> None:
-    """Refuse a protocol that there is not.
+    """Refuse an unknown protocol.
 
     Raises:
-        UnknownNameError: The message lists those there are.
+        UnknownNameError: If it is unknown. The message lists the protocols.
     """
     if name not in PROTOCOLS:
         raise UnknownNameError(f"No protocol {name!r}. There are: {', '.join(PROTOCOLS)}.")
 
 
 def reads_videos(processor: ProcessorMixin) -> bool:
-    """Whether a processor takes videos as such; else their frames may go in as pictures."""
+    """Return whether a processor accepts videos. If not, their frames may go in as images."""
     return getattr(processor, "video_processor", None) is not None
 
 
 def _own(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> BatchFeature:
-    """The model's own chat template and processor; without a template, placeholders before the text."""
+    """Encode with the model's chat template and processor. Without a template, placeholders come before the text."""
     if conversation.clips and not reads_videos(processor):
         raise UnsupportedError(
-            f"{type(processor).__name__} reads no videos. Take a model that does, such as LLaVA-OneVision or Qwen2-VL."
+            f"{type(processor).__name__} reads no videos. Use a model that does, such as LLaVA-OneVision or Qwen2-VL."
         )
     text = text_of(model, processor, conversation)
     options: dict[str, object] = {}
     if conversation.clips:
         least = getattr(processor.video_processor, "temporal_patch_size", 1)
-        options["videos"] = [  # a lone frame is doubled, as transformers does where a processor takes two or more
+        options["videos"] = [  # repeat a single frame if the processor needs two or more, as transformers does
             clip.frames.repeat(least, 0) if len(clip) == 1 < least else clip.frames for clip in conversation.clips
         ]
         options["video_metadata"] = [clip.metadata() for clip in conversation.clips]
@@ -439,10 +454,10 @@ def _own(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conver
 
 
 def text_of(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> str:
-    """A conversation as the model's own chat template writes it, a placeholder for each picture and film.
+    """Return a conversation as text, written by the model's chat template with a placeholder per image and video.
 
     Raises:
-        InputError: If the chat template raises, or does not read a key of a message.
+        InputError: If the chat template raises, or ignores a key of a message.
     """
     if not getattr(processor, "chat_template", None):
         conversation.refuse_more()
@@ -462,10 +477,10 @@ def text_of(model: PreTrainedModel, processor: ProcessorMixin, conversation: Con
 
 
 def _write(model: PreTrainedModel, processor: ProcessorMixin, turns: list[dict[str, object]]) -> str:
-    """Turns as the chat template writes them."""
+    """Write turns with the chat template."""
     try:
         text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # a template is a program that comes with the model
+    except Exception as error:  # a template is code that comes with the model, and can raise anything
         if is_out_of_memory(error):
             raise
         whose = getattr(model, "name_or_path", "") or type(model).__name__
@@ -478,12 +493,12 @@ def _write(model: PreTrainedModel, processor: ProcessorMixin, turns: list[dict[s
 
 
 def _llava(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conversation) -> BatchFeature:
-    """The conditions of LLaVA-1.5's papers: vicuna_v1 with its system text, pictures padded to a square."""
+    """Encode as in LLaVA-1.5's papers: vicuna_v1 with its system text, and images padded to a square."""
     if model.config.model_type != "llava" or conversation.clips:
         what = "a video"
         if not conversation.clips:
             what = f"a {model.config.model_type} model"
-        raise UnsupportedError(f"The protocol llava is that of LLaVA-1.5 on pictures; this is {what}. Use own.")
+        raise UnsupportedError(f"The protocol llava is for LLaVA-1.5 on pictures; this is {what}. Use own.")
     conversation.refuse_more()
     system = SYSTEM
     said = ""
@@ -509,7 +524,7 @@ def _tensors(processor: ProcessorMixin, text: str, images: Sequence[Image.Image]
         return processor(text=[text], images=list(images) or None, return_tensors="pt", **options)
     except (ValueError, ZeroDivisionError):
         raise
-    except Exception as error:  # wrong-typed settings lead to anything
+    except Exception as error:  # settings of a wrong type can raise anything
         if is_out_of_memory(error):
             raise
         raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
@@ -519,14 +534,17 @@ PROTOCOLS: Mapping[str, Callable[[PreTrainedModel, ProcessorMixin, Conversation]
     "own": _own,
     "llava": _llava,
 }
-"""How a conversation becomes a model's input, by name."""
+"""Functions that encode a conversation, by protocol."""
 
 
 # -- batches ------------------------------------------------------------------------------------------------------
 
 
 def collate(samples: Sequence[Mapping[str, Tensor]], pad: int) -> dict[str, Tensor]:
-    """A batch of samples (batch 1 each): their text padded on the left with `pad`, all else one behind the other."""
+    """Batch samples (batch 1 each): pad per-token tensors on the left, and concatenate all others.
+
+    `pad` fills input_ids, 0 the others. With pad 9: ids [[1, 2]] and [[3]] -> [[1, 2], [9, 3]].
+    """
     if len(samples) == 1:
         return dict(samples[0])
     text = samples[0]["input_ids"].shape

@@ -1,4 +1,4 @@
-"""From prompts to answers: what drops in them, a batch with one prefill or behind a look, and choices."""
+"""Run prompts to answers: the keywords of `ask`, batches with one prefill or after a look, and choices."""
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -44,11 +44,12 @@ AnyMethod = str | Method
 
 
 class Showing(TypedDict, total=False):
-    """How films and pictures come to the model.
+    """How videos and images are prepared for the model.
 
     Attributes:
-        frames, fps: How many frames of a film at most, and how many a second; see `foveate.video.read`.
-        fit: "pad" shows a picture whole, on a square, where the processor would cut its sides off.
+        frames: Maximum number of frames read from a video; see `foveate.video.read`.
+        fps: Frames per second read from a video.
+        fit: "pad" pads an image to a square, so that the processor does not crop it.
     """
 
     frames: int | None
@@ -57,13 +58,12 @@ class Showing(TypedDict, total=False):
 
 
 class Looking(Showing, total=False):
-    """How they are looked at.
+    """Keywords of `look`: how media are prepared, and what is dropped.
 
     Attributes:
-        method: What drops vision tokens: a method, or its name (`foveate.naming`); None is the untouched
-            model.
-        tokens: A budget: mean vision tokens that a decoder layer processes, for this very input.
-        retention: The same as a share of the vision tokens. Without either, a name alone keeps a third.
+        method: A method or its name (`foveate.naming`); None is the untouched model.
+        tokens: Budget: mean vision tokens per decoder layer, for this input.
+        retention: Budget as a share of the vision tokens. A name without a budget keeps a third.
     """
 
     method: AnyMethod | None
@@ -72,11 +72,13 @@ class Looking(Showing, total=False):
 
 
 class Asking(Showing, Decoding, total=False):
-    """How they are looked at, and how answers are decoded; see `Looking` for what is not told here.
+    """Keywords of `ask`: how media are prepared, what is dropped, and how the answer is decoded.
+
+    See `Looking` and `Decoding` for the rest.
 
     Attributes:
-        method: What drops, also a second look or its file.
-        sure: From which confidence on an answer is trusted, in [0, 1]; below it the full model is asked again.
+        method: A method, a second look, or the name or file of one.
+        sure: Confidence in [0, 1] below which the full model is asked again.
     """
 
     method: AnyMethod | SecondLook | None
@@ -86,10 +88,10 @@ class Asking(Showing, Decoding, total=False):
 
 
 def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
-    """What keywords say of showing, of what drops, and of decoding.
+    """Split the keywords of `ask` into media settings, the method or second look, and decoding settings.
 
     Raises:
-        SettingError: If there is no such keyword, or as `drops_of` and `Generation`.
+        SettingError: If a keyword is unknown, and as in `drops_of` and `Generation`.
     """
     check_keywords("An answer", asking, Asking)
     dropping = {name: asking[name] for name in ("method", "tokens", "retention", "sure") if name in asking}
@@ -107,37 +109,39 @@ def drops_of(
     retention: float | None = None,
     sure: float | None = None,
 ) -> AnyLook:
-    """How somebody asks; see `foveate.naming.method_of` for all but a second look.
+    """Return the method or second look of these settings, or None for the untouched model.
 
     Args:
-        method: What drops; or a second look, or its file.
+        method: A method or its name, a second look or its file; see `foveate.naming.method_of`.
         tokens, retention: A budget.
-        sure: The least confidence that is trusted: with it this is a second look, by hand.
+        sure: Lowest trusted confidence. It makes a second look with this threshold, without a calibration.
 
     Raises:
-        SettingError: If a second look gets a budget or a threshold beside its own, or a threshold has no method.
-        FoveateError: As `method_of` and `SecondLook.load`.
+        SettingError: If a second look is given another budget or threshold, or a threshold comes without a method.
+        FoveateError: As in `method_of` and `SecondLook.load`.
     """
     if isinstance(method, str) and is_second_look(method):
         method = SecondLook.load(unquote(method.strip()))
     if isinstance(method, SecondLook):
         if not tokens == retention == sure is None:
-            raise SettingError("A second look has a budget and a threshold of its own: leave yours out.")
+            raise SettingError(
+                "A second look has a budget and threshold of its own: leave tokens, retention and sure out."
+            )
         return method
     drops = method_of(method, tokens, retention)
     if sure is None:
         return drops
     if drops is None:
-        raise SettingError('sure is for a first look with few tokens: name what drops, such as method="vidcom2".')
+        raise SettingError('sure needs a method for the first look: name one, such as method="vidcom2".')
     return SecondLook(method=drops, sure=sure)
 
 
 def method_in(loaded: Loaded, drops: AnyLook, vision_tokens: int) -> Method | None:
-    """What drops in an input of so many vision tokens, at the first look; None where there are none.
+    """Return the method of the first look, checked for an input of `vision_tokens`. None if nothing is to be dropped.
 
     Raises:
-        BudgetError: If no schedule meets the method's budget; the message names the floor.
-        SettingError: If the budget is of more tokens than there are.
+        BudgetError: If no schedule meets the method's budget. The message names the lowest possible budget, the floor.
+        SettingError: If the budget exceeds the vision tokens.
     """
     method = drops.method if isinstance(drops, SecondLook) else drops
     if method is None or vision_tokens == 0:
@@ -158,7 +162,7 @@ def reply_to(
     stream: bool = False,
     look: Look | None = None,
 ) -> Answer | Stream:
-    """The answer to one prompt, the likeliest of `choices`, or the stream of it; see `answers_to` for the rest."""
+    """Answer one prompt freely, from `choices`, or as a stream; see `answers_to` for the other arguments."""
     if choices:
         return choice_of(loaded, prompt, choices, method, look)
     if not stream:
@@ -179,16 +183,16 @@ def answers_to(
     look: Look | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
-    """The answers to prompts that share a batch, in order.
+    """Answer a batch of prompts, in order.
 
     Args:
-        loaded: The model.
-        prompts: What is asked.
-        method: What drops in each that has vision tokens.
-        settings: How answers are decoded.
-        look: What all of them go on from; None where each begins afresh.
-        extra: What else transformers' `generate` gets, such as a streamer. Of a `FirstToken` or a `LeastSure` among its
-            `logits_processor`, answers have the figures.
+        loaded: The model and its processor.
+        prompts: The prompts.
+        method: The method for each prompt that has vision tokens.
+        settings: The decoding settings.
+        look: The beginning that all prompts continue from, or None.
+        extra: Further arguments of transformers' `generate`, such as a streamer. If `logits_processor` has a
+            `FirstToken` or a `LeastSure`, the answers get `first` or `confidence` from it.
     """
     model, extra = loaded.model, extra or {}
     if not prompts[0].vision_tokens:
@@ -229,7 +233,7 @@ def answers_to(
 def _begin(
     loaded: Loaded, prompts: Sequence[Prompt], method: Method | None, look: Look | None, beams: int = 1
 ) -> Iterator[tuple[dict[str, Any], Trace]]:
-    """The model to itself while the method drops: what `generate` is given for a batch, and the trace."""
+    """Hold the model's lock while the method drops. Yields the arguments for `generate` and the trace."""
     samples = [prompt.inputs for prompt in prompts]
     if look is not None:
         refuse_stale(loaded, look)
@@ -242,10 +246,10 @@ def _begin(
 
 
 def refuse_stale(loaded: Loaded, look: Look) -> None:
-    """Refuse to go on from a look inside an open context, or with other weights.
+    """Refuse to continue from a look while a `drop` context is open, or after the weights have changed.
 
     Raises:
-        SessionError: If that is so.
+        SessionError: In either case.
     """
     with loaded.lock:
         refuse_open(loaded.model)
@@ -254,7 +258,7 @@ def refuse_stale(loaded: Loaded, look: Look) -> None:
 
 
 def _text_of(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[str, tuple[int, ...]]:
-    """The text of an answer up to where a stop stands, and its ids without the padding behind a stop."""
+    """Return an answer's text up to the first stop text, and its ids without the padding after a stop."""
     decoded: str = loaded.processor.decode(list(ids), skip_special_tokens=True)
     text = decoded
     for end in stop:
@@ -267,7 +271,7 @@ def _text_of(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple
 
 @contextmanager
 def _seed(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
-    """Set torch's generators for a while: the CPU's alone, or those of all accelerators too."""
+    """Seed torch's generators, and restore them on exit: the CPU's, and the accelerators' if the model is on one."""
     kind = model.device.type
     if seed is None:
         yield
@@ -283,10 +287,12 @@ def _seed(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
 
 @contextmanager
 def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
-    """Where something fails and the untouched model refuses these inputs too, say that its processor is another's.
+    """Explain a failure inside the context if the untouched model fails on these inputs too.
+
+    Then the processor does not fit the model.
 
     Raises:
-        InputError: If that is so; else what was raised within.
+        InputError: If the untouched model refuses the inputs. Otherwise the original error.
     """
     try:
         yield
@@ -297,7 +303,7 @@ def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
             generate(loaded.model, inputs, 1)
         except (ValueError, TypeError, LookupError, RuntimeError) as refused:
             if is_out_of_memory(refused) or (isinstance(refused, RuntimeError) and type(refused) is not RuntimeError):
-                raise error from None  # that, or a kernel that cannot be compiled
+                raise error from None  # out of memory, or a kernel that does not compile: the original error says more
             raise InputError(loaded.misfit(str(refused).partition("\n")[0])) from error
         raise
 
@@ -308,25 +314,25 @@ def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
 def choice_of(
     loaded: Loaded, prompt: Prompt, choices: Sequence[str], method: Method | None, look: Look | None = None
 ) -> Answer:
-    """The likeliest of several answers, and the log-probability of each.
+    """Answer with the likeliest of several choices. The answer holds the log-probability of each.
 
     Args:
-        loaded: The model.
-        prompt: The question.
-        choices: The answers.
-        method: What drops.
-        look: What the prompt goes on from, if anything.
+        loaded: The model and its processor.
+        prompt: The prompt.
+        choices: The candidate answers.
+        method: The method.
+        look: The beginning that the prompt continues from, or None.
 
     Raises:
-        SettingError: If there are fewer than two choices, two are the same, or one begins another and the model has no
-            token that ends an answer, so that the two cannot be told apart.
+        SettingError: If there are fewer than two choices or two are equal. Also if one choice is the beginning of
+            another and the model has no end token to tell them apart.
     """
     ids = tokens_of(loaded.tokenizer, choices)
     ends: set[int] = set()
     if any(longer[: len(short)] == short for short, longer in itertools.permutations(ids, 2)):
         ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
         if None in ends:
-            raise SettingError("One choice begins another, and the model has no token that ends an answer.")
+            raise SettingError("One choice begins another, and the model has no end token to tell them apart.")
     if not prompt.vision_tokens:
         method = None
     settings = Generation().arguments(loaded.tokenizer)
@@ -348,21 +354,21 @@ def choice_of(
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[tuple[int, ...]]:
-    """The token ids of each choice, as an answer begins with them.
+    """Return the token ids of each choice, as at the start of an answer.
 
     Raises:
-        SettingError: If there are fewer than two, one has no token, or two have the same ones.
+        SettingError: If there are fewer than two choices, one has no tokens, or two have the same tokens.
     """
     if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) < 2:
-        raise SettingError(f"choices are two texts or more, in a list; got {brief(choices)}.")
+        raise SettingError(f"choices must be a list of two or more texts; got {brief(choices)}.")
     ids = []
     for choice in choices:
         check_text(choice, "A choice")
         ids.append(tuple(tokenizer(choice, add_special_tokens=False).input_ids))
         if not ids[-1]:
-            raise SettingError(f"Every choice has a token at least; got {brief(choice)}.")
+            raise SettingError(f"Every choice must have at least one token; got {brief(choice)}.")
     if len(set(ids)) < len(ids):
-        raise SettingError(f"Every choice has tokens of its own; got {brief(list(choices))}.")
+        raise SettingError(f"No two choices may have the same tokens; got {brief(list(choices))}.")
     return ids
 
 
@@ -373,14 +379,14 @@ def log_probabilities(
     settings: Mapping[str, object],
     ends: Collection[int] = (),
 ) -> tuple[list[float], Cache]:
-    """Log-probability (natural) of each choice behind a prompt, all its tokens together; and the prompt's cache.
+    """Return the natural log-probability of each choice after a prompt, summed over its tokens, and the prompt's cache.
 
     Args:
-        model: Of transformers; dropping where a context is open.
-        inputs: The prompt, batch 1; where it goes on from a look, with the cache of that.
-        choices: Token ids of each.
-        settings: Greedy ones, for `generate`.
-        ends: Ids that end an answer: where given, the probability that one of them follows the choice counts too.
+        model: A transformers model; it drops if a context is open.
+        inputs: The prompt, batch 1, with the look's cache if it continues from a look.
+        choices: Token ids of each choice.
+        settings: Greedy settings for `generate`.
+        ends: End-of-answer ids. If given, the probability that one of them follows the choice is included.
     """
     first = FirstToken()
     out = run(model, inputs, {**settings, "max_new_tokens": 1}, logits_processor=[first])
@@ -402,14 +408,17 @@ def _rest(
     settings: Mapping[str, object],
     ends: Collection[int],
 ) -> float:
-    """Log-probability of all tokens but the first, which goes in behind the prompt, and of the end."""
+    """Return the log-probability of all tokens of a choice except the first, and of the end.
+
+    The first token is appended to the prompt: (1, tokens) -> (1, tokens + 1). The others are forced.
+    """
     forced = Forced(tokens[1:], ends)
     text = inputs["input_ids"].shape
     longer = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == text}
     for name, value in longer.items():
         column = {"input_ids": tokens[0], "attention_mask": 1}.get(name, 0)
         longer[name] = torch.cat((value, value.new_full((1, 1), column)), dim=1)
-    # No `min_new_tokens`: it takes the end's probability away and shares it among the other tokens.
+    # No `min_new_tokens`: it would move the probability of the end to the other tokens.
     steps = len(tokens) - 1 + bool(ends)
     run(model, {**longer, **with_cache(cache)}, {**settings, "max_new_tokens": steps}, logits_processor=[forced])
     return forced.value

@@ -1,6 +1,6 @@
-"""A second look: few tokens first, and the full model where the answer is unsure; as a record that goes into a file.
+"""`SecondLook`: answer with few tokens first, and ask the full model again if the answer is uncertain.
 
-It is no method: a method drops, and this asks again. So it goes where questions are asked, and nowhere else.
+A second look is not a `Method`: `ask` and `ask_many` accept it, `foveate.drop` does not. It can be saved as JSON.
 """
 
 import hashlib
@@ -31,9 +31,9 @@ from foveate.plain.upstream import brief
 from foveate.registry import PlainMethod
 
 GIVEN = {"dtype": "dtype", "kernel": "attention", "max_new_tokens": "max_new_tokens", "stop": "stop"}
-"""What somebody gives of all that a threshold belongs to, by the argument's name; a flag's has hyphens."""
+"""Conditions that a user can set, with the name of the argument. (A flag has hyphens.)"""
 FEW = 16
-"""Numbers of each weight that tell a model from others: some more of most."""
+"""About how many values of each weight identify a model."""
 
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -42,13 +42,13 @@ Count = Annotated[int, Field(strict=True, ge=0)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskLook:
-    """What became of the samples of one task.
+    """Results of a calibration for the samples of one task.
 
     Attributes:
-        task: Its name.
-        questions: How many samples it has.
-        again: The share of them that is asked again.
-        differ: The share of them whose trusted answer is not the full model's.
+        task: The task's name.
+        questions: Number of samples.
+        again: Share of the samples that is asked again.
+        differ: Share of the samples whose trusted answer differs from the full model's.
     """
 
     task: str
@@ -59,23 +59,23 @@ class TaskLook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """What is promised of a threshold, and by what.
+    """The agreement that a threshold guarantees, and the calibration behind it.
 
     Attributes:
-        agreement: The share of answers that are the full model's, word for word: this or more, on average.
-        samples: The samples of the bound, one a picture unless it is approximate.
-        wrong: How many of them have a trusted answer that is not the full model's.
-        pictures: How many pictures all samples are about.
-        tried: Settings that were calibrated on the samples, of which this is the cheapest.
-        again: The share of the bound's samples that is asked again.
-        tokens: Vision tokens that a decoder layer processes, mean, both looks together.
-        first: Those of the first look alone.
-        full: Those of the full model.
-        tasks: What became of each task.
-        model: What the model is called.
-        conditions: What a threshold belongs to; see `conditions_of`.
-        single_turn: Whether all samples were one question, and no conversation: then conversations are refused.
-        notes: What the user should know.
+        agreement: Minimum mean share of answers that equal the full model's, word for word.
+        samples: Number of samples in the bound: one per picture unless the promise is approximate.
+        wrong: Number of these samples whose trusted answer differs from the full model's.
+        pictures: Number of distinct pictures in all samples.
+        tried: Number of settings calibrated on the samples. This one is the cheapest.
+        again: Share of the bound's samples that is asked again.
+        tokens: Mean vision tokens per decoder layer, both looks together.
+        first: Mean vision tokens per decoder layer in the first look alone.
+        full: Mean vision tokens of the full model.
+        tasks: Results per task.
+        model: The model's name.
+        conditions: The conditions that the threshold is valid for; see `conditions_of`.
+        single_turn: Whether every sample was a single question. If so, conversations are refused.
+        notes: Notes for the user.
         date: UTC, ISO 8601.
     """
 
@@ -98,46 +98,50 @@ class Promise:
     def __post_init__(self) -> None:
         if self.tried < 1 or self.bound > 1 - self.agreement:
             raise SettingError(
-                f"{self.wrong} wrong of {self.samples} samples for {self.tried} settings do not promise an agreement "
+                f"{self.wrong} wrong of {self.samples} samples for {self.tried} settings do not support an agreement "
                 f"of {self.agreement}."
             )
 
     @property
     def bound(self) -> float:
-        """The share of answers that differ, at most, in nine of ten calibrations."""
+        """Upper bound of the share of answers that differ. It holds in nine of ten calibrations."""
         return bound(self.wrong, self.samples, RISK / self.tried)
 
     @property
     def approximate(self) -> bool:
-        """Whether several questions about one picture count, which are not independent."""
+        """Whether the bound counts several questions about one picture, which are not independent."""
         return self.samples > self.pictures
 
     def strange(self, again: float, questions: int) -> str | None:
-        """Why questions are not like the samples, by the share of them that was asked again; None where that fits.
+        """Return why questions differ from the calibration's samples, or None if their share asked again fits.
 
-        It does not where the 95 % intervals of the two shares have no point in common. That they have is no proof.
+        The share does not fit if the 95 % intervals of both shares do not overlap. An overlap is no proof of a fit.
+
+        Args:
+            again: Share of the questions that was asked again.
+            questions: Number of questions.
         """
         ours, theirs = wilson(self.again, self.samples), wilson(again, questions)
         if ours.low <= theirs.high and theirs.low <= ours.high:
             return None
         return (
             f"{share_words(again)} of the answers were asked again, and of the samples of the calibration "
-            f"{share_words(self.again)} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]: these questions are not like "
-            "those, and nothing is promised for them. Calibrate on samples of these."
+            f"{share_words(self.again)} [{100 * ours.low:.1f}, {100 * ours.high:.1f}]. These questions are not like "
+            "the samples, so nothing is promised for them. Calibrate on samples of these questions."
         )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SecondLook(Record):
-    """A method with few tokens, and from which confidence on its answers are trusted; others are the full model's.
+    """A method for the first look, and the confidence below which the full model is asked again.
 
         sure = fv.tune(vlm, samples, agreement=0.98)
         vlm.ask("cat.jpg", "What is it?", method=sure).again
 
     Attributes:
-        method: What drops at the first look, with its budget.
-        sure: The least confidence that is trusted, in [0, 1]: the probability of the least likely token of an answer.
-        promise: What is promised, and for what; None of a threshold by hand.
+        method: The method of the first look, with its budget.
+        sure: Lowest trusted confidence, in [0, 1]. The confidence is the probability of an answer's least likely token.
+        promise: The promise of the calibration. None if the threshold was set by hand.
     """
 
     FORMAT = f"{SECOND_LOOK} 2"
@@ -150,12 +154,10 @@ class SecondLook(Record):
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, Method):
-            raise SettingError(
-                f"A second look begins with a method, such as fv.VidCom2(tokens=64); got {self.method!r}."
-            )
+            raise SettingError(f"A second look needs a method, such as fv.VidCom2(tokens=64); got {self.method!r}.")
         if not isinstance(self.sure, Real) or isinstance(self.sure, bool) or not 0 <= self.sure <= 1:
-            raise SettingError(f"sure is a probability between 0 and 1, such as 0.9; got {brief(self.sure)}.")
-        object.__setattr__(self, "sure", float(self.sure))  # of NumPy
+            raise SettingError(f"sure must be a probability between 0 and 1, such as 0.9; got {brief(self.sure)}.")
+        object.__setattr__(self, "sure", float(self.sure))  # it may be a NumPy number
 
     def __repr__(self) -> str:
         return f"SecondLook({self.name}: below {self.sure:.3g})"
@@ -170,7 +172,7 @@ class SecondLook(Record):
 
     @property
     def sentence(self) -> str:
-        """What it does, and what is promised."""
+        """A summary of the setting and its promise. Saved files hold it, so its words must not change."""
         promise = self.promise
         if promise is None:
             return f"{self.method}; answers below {self.sure:.3g} are asked again. Nothing is promised."
@@ -184,14 +186,14 @@ class SecondLook(Record):
         )
 
     def table(self) -> Table:
-        """What became of the samples task by task: the promise is an average over them."""
+        """Return a table of the calibration per task. The promise is an average over the tasks."""
         tasks = () if self.promise is None else self.promise.tasks
         body = [
             (row.task, str(row.questions), number(100 * row.again, ".1f"), number(100 * row.differ, ".1f"))
             for row in tasks
         ]
         heads = ("Questions", "Again, %", "Differ, %")
-        note = "Differ: trusted, and not the full model's answer. The promise is an average, and of no task alone."
+        note = "Differ: trusted answers that are not the full model's. The promise is an average over all tasks."
         columns = [Column(head, right=True) for head in heads]
         return Table("A second look, by task", ["", *columns], body, [self.sentence, note])
 
@@ -199,70 +201,70 @@ class SecondLook(Record):
         return self.table().to_html()
 
     def refuse_with(self, settings: Generation, choices: Sequence[str] = (), stream: bool = False) -> None:
-        """Refuse what does not go together with it.
+        """Refuse settings that a second look does not support.
 
         Raises:
-            SettingError: If answers are not greedy, or come piece by piece or from choices.
+            SettingError: If decoding is not greedy, or with `stream` or `choices`.
         """
         if choices or stream or settings.samples or settings.num_beams > 1:
             raise SettingError(
-                "A second look reads a whole greedy answer: leave stream, choices, num_beams and the settings of "
-                "sampling out, or name a method alone."
+                "A second look needs a whole greedy answer: leave stream, choices, num_beams and the settings of "
+                "sampling out, or pass a method instead."
             )
 
     def refuse_others(self, loaded: Loaded, settings: Generation) -> None:
-        """Refuse another model, or other conditions, than the threshold was calibrated for.
+        """Refuse a model or conditions that the threshold was not calibrated for.
 
         Raises:
-            SettingError: That names the first that differs.
+            SettingError: If a condition differs. The message names each one and what to set.
         """
         if self.promise is None:
             return
         here, there = conditions_of(loaded, settings), self.promise.conditions
         other = [name for name in {**there, **here} if here.get(name) != there.get(name)]
         if {"dtype", "weights"} <= {*other}:
-            other.remove("weights")  # of course other ones, once they are rounded
+            other.remove("weights")  # another dtype rounds the weights, so they always differ too
         if other:
             differ = [f"another {name}: {there.get(name)} there, {here.get(name)} here" for name in other]
             advice = [f"give {GIVEN[name]}={there[name]}" for name in other if name in GIVEN and name in there]
             if len(advice) < len(other):
                 advice = [f"load {self.promise.model} as it was then, or calibrate again with foveate tune --agreement"]
             raise SettingError(
-                f"This second look was calibrated with {'; with '.join(differ)}. A threshold belongs to what it was "
-                f"calibrated with: {' and '.join(advice)}."
+                f"This second look was calibrated with {'; with '.join(differ)}. A threshold is valid only for what it "
+                f"was calibrated with: {' and '.join(advice)}."
             )
 
     # -- files ------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "SecondLook":
-        """What `to_dict` gave.
+        """Read the values of `to_dict`.
 
         Raises:
-            InputError: If it is no such thing, or its sentence is not what its values say.
+            InputError: If the values are invalid, or contradict the sentence among them.
         """
         look = super().from_dict(values)
         if values.get("sentence") != look.sentence:
-            raise InputError("This second look says in its sentence what its values do not: it was changed by hand.")
+            raise InputError("This second look was changed by hand: its sentence contradicts its other values.")
         return look
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write it as JSON, for `method=` and `--method`.
+        """Write the second look as JSON, for `method=` and `--method`.
 
         Raises:
-            InputError: If the file is no .json, exists and `force` is off, or cannot be written.
+            InputError: If the path does not end in .json, the file exists without `force`, or it cannot be written.
         """
         if not str(path).endswith(".json"):
-            raise InputError(f"{path}: a second look is a .json file. Name one, such as sure.json.")
+            raise InputError(f"{path}: a second look must be saved as a .json file. Name one, such as sure.json.")
         super().save(path, force=force)
 
 
 AnyLook = Method | SecondLook | None
-"""How questions are asked: a method drops, nothing does, or there is a second look."""
+"""A method, a second look, or None for the untouched model."""
 
 
 def share_words(share: float) -> str:
-    """A share in words: 2 %, 14.3 %."""
+    """Format a share as a percentage: 2 %, 14.3 %."""
     return f"{100 * share:.3g} %"
 
 
@@ -270,9 +272,9 @@ def share_words(share: float) -> str:
 
 
 def conditions_of(loaded: Loaded, settings: Generation) -> dict[str, str]:
-    """What confidences depend on besides the method, the picture and the question, each as a text.
+    """Return the conditions that confidences depend on besides method, picture and question, each as a text.
 
-    Weights are told by a few of their values, so another revision, quantisation or adapter is another model.
+    Weights are identified by a few of their values, so another revision, quantisation or adapter is another model.
     """
     config, processor = loaded.model.config, loaded.processor
     quantised = str(getattr(config, "quantization_config", None))
@@ -288,7 +290,7 @@ def conditions_of(loaded: Loaded, settings: Generation) -> dict[str, str]:
 
 
 def _settings(processor: Any) -> list[object]:
-    """How pictures and texts become tensors: a processor's settings and its parts', templates, and known tokens."""
+    """Return everything that determines preprocessing: processor settings, chat templates and the vocabulary's size."""
     parts = [getattr(processor, name, None) for name in ("image_processor", "video_processor")]
     own = {name: value for name, value in vars(processor).items() if isinstance(value, str | int | float | bool)}
     templates = [getattr(part, "chat_template", None) for part in (processor, processor.tokenizer)]
@@ -298,14 +300,14 @@ def _settings(processor: Any) -> list[object]:
 
 
 def _numbers(model: PreTrainedModel) -> list[tuple[object, ...]]:
-    """Name, shape, dtype and a few bytes of each weight, and of what a state has besides, as scales."""
+    """Return the name, shape, dtype and a few bytes of each tensor of the state dict, quantisation scales included."""
     numbers: list[tuple[object, ...]] = []
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             continue
         bits = None
-        step = value.numel() // FEW | 1  # odd, else all may be of one column
-        with suppress(RuntimeError, TypeError, NotImplementedError):  # on disk, or a kind without bits to see
+        step = value.numel() // FEW | 1  # odd: an even step could pick all values from one column
+        with suppress(RuntimeError, TypeError, NotImplementedError):  # offloaded, or no byte view
             bits = value.detach().flatten()[::step].contiguous().view(torch.uint8).tolist()
         numbers.append((name, tuple(value.shape), str(value.dtype), bits))
     return numbers

@@ -1,4 +1,4 @@
-"""An answer that comes piece by piece."""
+"""`Stream`: an answer's text in pieces, while the model generates it."""
 
 import atexit
 import os
@@ -15,11 +15,14 @@ from foveate.errors import SessionError
 
 Run = Callable[[Any, Any], Answer]
 WAIT = 5.0
-"""Seconds that collecting a stream waits for its thread, which may itself wait for the model that the collector has."""
+"""Seconds that a garbage-collected stream waits for its thread.
+
+The wait is limited because the thread may need the model's lock, which the collecting thread may hold.
+"""
 
 
 class _Work(threading.Thread):
-    """Makes an answer beside its reader, whom it does not hold: a stream that nobody has any more is collected."""
+    """The thread that generates the answer. It holds no reference to the stream, so an unused stream is collected."""
 
     def __init__(self, run: Run, streamer: TextIteratorStreamer) -> None:
         super().__init__(daemon=True)
@@ -35,35 +38,35 @@ class _Work(threading.Thread):
                 self._streamer,
                 lambda ids, scores, **_: torch.full((ids.shape[0],), self.closed.is_set(), device=ids.device),
             )
-        except BaseException as error:  # raised where the pieces are read
+        except BaseException as error:  # raised again in the thread that reads the pieces
             self.error = error
         finally:
             self._streamer.end()
-            del self._run  # and the prompt with it
+            del self._run  # frees the prompt
             atexit.unregister(self.close)
 
     def close(self, wait: float | None = None) -> None:
-        """End the answer after the next token, and wait so many seconds for that; None: until then."""
+        """End the answer after the next token, and wait up to `wait` seconds for that. None waits without a limit."""
         self.closed.set()
-        if threading.current_thread() is not self:  # where Python collects what holds an abandoned stream
+        if threading.current_thread() is not self:  # the garbage collector may run this in the thread itself
             self.join(wait)
 
 
 class Stream(Iterator[str]):
-    """The text of an answer as it is made: iterate over it, then read `answer`.
+    """An answer's text in pieces. Iterate over it, then read `answer`.
 
         stream = vlm.ask("cat.jpg", "Describe it.", stream=True)
         for piece in stream:
             print(piece, end="", flush=True)
         stream.answer.retention
 
-    The model runs in a thread of its own. Closing the stream, leaving its context, or letting go of it ends the answer
-    after the next token; so does the end of the program.
+    The model runs in a separate thread. The answer ends after the next token when the stream is closed, its context
+    exits, it is garbage-collected, or the program ends.
 
     Args:
-        run: Makes the answer, given a streamer and a stopping criterion of transformers.
-        tokenizer: The model's.
-        stop: Texts that end the answer: no piece has any of them.
+        run: Generates the answer, given a streamer and a stopping criterion of transformers.
+        tokenizer: The model's tokenizer.
+        stop: Texts that end the answer. No piece contains any of them.
     """
 
     def __init__(self, run: Run, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()) -> None:
@@ -73,17 +76,17 @@ class Stream(Iterator[str]):
         self._over = False
         self._process = os.getpid()
         self._work = _Work(run, self._streamer)
-        atexit.register(self._work.close)  # a thread in torch when the interpreter ends would abort the program
+        atexit.register(self._work.close)  # a thread inside torch at interpreter exit would abort the process
         self._work.start()
         collected = weakref.finalize(self, self._work.close, WAIT)
         collected.atexit = False
 
     def __getstate__(self) -> NoReturn:
-        raise SessionError("A stream is not pickled: read it where the model runs, and hand on its answer.")
+        raise SessionError("A stream cannot be pickled: read it in the model's process, and send its answer instead.")
 
     def __next__(self) -> str:
         if os.getpid() != self._process:
-            raise SessionError("This stream is another process's: read it where the model runs.")
+            raise SessionError("This stream belongs to another process: read it where the model runs.")
         while not self._over:
             try:
                 self._text += next(self._streamer)
@@ -101,7 +104,10 @@ class Stream(Iterator[str]):
         raise StopIteration
 
     def _known_text(self) -> str:
-        """The beginning of the answer as far as it is known: without a stop, or what may become one."""
+        """Return the text that is certain so far: up to a stop text, and without an end that may grow into one.
+
+        With stop "END", "yes EN" -> "yes".
+        """
         text = self._text
         held = 0
         for end in self._stop:
@@ -111,7 +117,7 @@ class Stream(Iterator[str]):
 
     @property
     def failed(self) -> bool:
-        """Whether it has ended in an error."""
+        """Whether the answer ended with an error."""
         return self._work.error is not None
 
     @property
@@ -119,7 +125,8 @@ class Stream(Iterator[str]):
         """The whole answer.
 
         Raises:
-            SessionError: If it is not finished: read all pieces first.
+            SessionError: If the answer is not finished. Read all pieces first.
+            Exception: The error of the model's thread, if it failed.
         """
         if self._work.is_alive() and not self._work.closed.is_set():
             raise SessionError("The answer is not finished: read all its pieces, or close the stream, first.")

@@ -1,4 +1,4 @@
-"""A model that is asked about pictures: prompts in, answers out, one call at a time."""
+"""`VLM`: a vision-language model with its processor that answers questions about images and videos."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """One of many questions; see `VLM.ask` for its parts."""
+    """One question for `VLM.ask_many`; see `VLM.ask` for its parts."""
 
     media: Media | None = None
     prompt: str | None = None
@@ -54,18 +54,18 @@ class VLM(Loaded):
     A model serves one call at a time: calls from several threads wait for each other.
 
     Args:
-        model: An unmodified vision-language model of transformers that a family of foveate serves, in evaluation mode.
-        processor: Its processor.
-        name: What to call it in records; the name of its class if nothing is said.
-        cuda_graphs: Run its tower, the decoder's part of a prompt and each step as a CUDA graph; see `foveate.drop`.
+        model: An unmodified vision-language model of transformers that a foveate family supports, in evaluation mode.
+        processor: The model's processor.
+        name: The model's name in records. The default is the name of its class.
+        cuda_graphs: Run the vision tower, the prefill and each decode step as CUDA graphs; see `foveate.drop`.
 
     Attributes:
         model, processor, name, cuda_graphs: As given.
-        lock: Held while the model or its tokenizer works.
+        lock: Held while the model or its tokenizer runs.
 
     Raises:
-        SettingError: If `cuda_graphs` is asked for on a device that has none.
-        UnsupportedError: If no family serves the model.
+        SettingError: If `cuda_graphs` is set and the device has no CUDA graphs.
+        UnsupportedError: If no family supports the model.
     """
 
     # -- asking -----------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class VLM(Loaded):
         stream: bool = False,
         **asking: Unpack[Asking],
     ) -> Answer | Stream:
-        """Ask about pictures or films.
+        """Ask a question about images or videos.
 
             vlm.ask("cat.jpg", "What is it doing?")
             vlm.ask(["a.png", "b.png"], "What changed?", method="v2drop", tokens=192)
@@ -121,36 +121,39 @@ class VLM(Loaded):
             vlm.ask(messages=[{"role": "user", "content": [{"type": "image", "path": "cat.jpg"}, …]}, …])
 
         Args:
-            media: What is looked at: a path, PIL picture, array (height, width, 3) uint8, or clip; or several. [] asks
-                a question without any.
+            media: One or several of: a path, a PIL image, an array (height, width, 3) uint8, or a clip. [] asks a
+                question without any.
             prompt: The question.
-            messages: In the place of both: a conversation of several turns, see `foveate.ask.conversation`.
-            choices: Texts: the answer is the one that the model finds likeliest, by the probability of all its tokens.
-                Where one text begins another ("cat", "cats"), the end of the answer counts as a token of each.
-            stream: Return a `Stream` of pieces of text; its `answer` is there at the end.
-            **asking: See `foveate.ask.running.Asking`. What drops: `method`, a method or its name (None is the
-                untouched model), with a budget for this very input, `tokens` (mean vision tokens that a decoder layer
-                processes) or `retention` (their share); a name alone keeps a third. Where the answer is unsure, the
-                full model may be asked again: `sure`, or a second look as `method`, see
-                `foveate.ask.second_look.SecondLook`. How much of a film is read:
-                `frames` at most, `fps` a second; whether a picture is shown whole, on a square: `fit="pad"`. How the
-                answer is decoded, greedily by default: `max_new_tokens` (64), `temperature`, `top_p`, `top_k`,
-                `num_beams`, `seed`, `stop`.
+            messages: Instead of `media` and `prompt`: a conversation of several turns; see
+                `foveate.ask.conversation`.
+            choices: Candidate answers. The answer is the one with the highest total log-probability over its tokens.
+                If one choice is the beginning of another ("cat", "cats"), the end of the answer counts as a token too.
+            stream: Return a `Stream` of pieces of text. Its `answer` is set at the end.
+            **asking: Keywords of `foveate.ask.running.Asking`:
+
+                - Dropping: `method`, a method or its name (None runs the untouched model). A budget for this input:
+                  `tokens` (mean vision tokens per decoder layer) or `retention` (their share). A name without a
+                  budget keeps a third.
+                - Asking the full model again if the answer is uncertain: `sure`, or a `SecondLook` as `method`.
+                - Media: `frames` and `fps` limit the frames read from a video. `fit="pad"` pads an image to a square
+                  instead of cropping it.
+                - Decoding, greedy by default: `max_new_tokens` (64), `temperature`, `top_p`, `top_k`, `num_beams`,
+                  `seed`, `stop`.
 
         Returns:
-            The answer; with `stream`, the stream.
+            The answer, or a `Stream` if `stream` is set.
 
         Raises:
             InputError: If a file cannot be read, or the processor refuses it.
-            SessionError: If the model is inside an open `foveate.drop`, also one of another thread, or `foveate.apply`.
-            SettingError: If settings contradict each other or leave their range; a `BudgetError` where no schedule of
-                the method meets the budget.
+            SessionError: If `foveate.drop` (in any thread) or `foveate.apply` is active on the model.
+            SettingError: If settings contradict each other or are out of range. `BudgetError` if no schedule of the
+                method meets the budget.
             UnknownNameError: If there is no method of that name.
-            UnsupportedError: If the model cannot serve the method or the media.
+            UnsupportedError: If the model does not support the method or the media.
 
         Warns:
-            UserWarning: If the model does not see what it was shown, as a cropped picture, or if the method spends more
-                or less than the budget by over 2 % and a token. (With `stream`, only the answer says the latter.)
+            UserWarning: If the model does not see all of its input, as with a cropped image. Also if the method misses
+                the budget by more than 2 % and one token (with `stream`, see `Answer.missed` instead).
         """
         showing, drops, settings = in_parts(asking)
         settings.refuse_with(choices, stream)
@@ -175,15 +178,15 @@ class VLM(Loaded):
         batch_size: int = 8,
         **asking: Unpack[Asking],
     ) -> Iterator[Answer]:
-        """Ask many questions, in batches of prompts that are alike; the answers come in order.
+        """Ask many questions, in batches of similar prompts. Yield the answers in the order of the questions.
 
             for answer in vlm.ask_many([("a.png", "What is it?"), ("b.png", "What is it?")], method="v2drop"): ...
 
         Args:
             questions: (media, prompt) pairs, `Question`s, or mappings with the keys "media", "prompt" and "messages".
-                They are read as they are needed: a generator does.
-            batch_size: Most questions a batch.
-            **asking: As for `ask`; a budget holds for each input.
+                They are read lazily, so a generator works.
+            batch_size: Maximum questions per batch.
+            **asking: As for `ask`. A budget applies to each input.
 
         Raises:
             FoveateError: As for `ask`.
@@ -209,32 +212,32 @@ class VLM(Loaded):
     def look(
         self, media: Media | None = None, *, messages: Messages | None = None, **looking: Unpack[Looking]
     ) -> Prefix:
-        """Look at pictures or films once, and ask about them any number of times.
+        """Prefill images or videos once, and ask any number of questions about them.
 
             prefix = vlm.look("street.jpg", method="v2drop", retention=0.2)
             prefix.ask("How many cars are there?"), prefix.ask("What does the sign say?")
 
-        An answer is the one that `ask` gives with the same method.
+        The answers equal those of `ask` with the same method.
 
         Args:
-            media: What is looked at, as for `ask`.
-            messages: In its place: the conversation up to the question, such as what the system says and a turn of the
-                user with pictures. The question goes into the last turn of the user, behind them.
-            **looking: `method`, `tokens`, `retention`, `frames`, `fps` and `fit`, as for `ask`. A method that reads the
-                question is refused.
+            media: Images or videos, as for `ask`.
+            messages: Instead of `media`: the conversation up to the question, such as a system turn and a user turn
+                with images. The question is appended to the last user turn, after the images.
+            **looking: `method`, `tokens`, `retention`, `frames`, `fps` and `fit`, as for `ask`. The method must not
+                read the question.
 
         Raises:
             FoveateError: As for `ask`.
-            SessionError: If the model is inside an open `foveate.drop`.
-            SettingError: If there is nothing to look at.
+            SessionError: If `foveate.drop` is active on the model.
+            SettingError: If there is no image or video.
             UnsupportedError: If the model, its chat template or the method needs the question first.
         """
         check_keywords("A look", looking, Looking)
         showing, drops, _ = in_parts(looking)
         if isinstance(drops, SecondLook):
-            raise SettingError("A second look is for a question: give it to ask or ask_many, or look with its .method.")
+            raise SettingError("A second look needs a question: pass it to ask or ask_many, or its .method to look.")
         if messages is not None and media is not None:
-            raise SettingError("messages hold pictures and texts: leave media out.")
+            raise SettingError("messages already hold the pictures and texts: leave media out.")
         if messages is None:
             conversation = conversation_about(self, media, QUESTION, None, showing)
         else:
@@ -255,11 +258,11 @@ class VLM(Loaded):
         protocol: str = "own",
         **showing: Unpack[Showing],
     ) -> Prompt:
-        """A question as the model gets it, to be answered once or several times; arguments as for `ask`.
+        """Prepare a question for the model, to be answered once or several times. The arguments are those of `ask`.
 
         Args:
             **showing: `frames`, `fps` and `fit`.
-            protocol: "own" is the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
+            protocol: "own" uses the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
 
         Raises:
             FoveateError: As for `ask`.
@@ -280,11 +283,11 @@ class VLM(Loaded):
         tokens: float | None = None,
         retention: float | None = None,
     ) -> Method | None:
-        """The method with its budget, which an input of so many vision tokens meets; None is the untouched model.
+        """Return the method with its budget, checked for an input of `vision_tokens`. None is the untouched model.
 
         Raises:
-            BudgetError: If no schedule meets the budget; the message names the floor.
-            SettingError: If settings contradict each other, or a budget comes without a method.
+            BudgetError: If no schedule meets the budget. The message names the lowest possible budget, the floor.
+            SettingError: If settings contradict each other, or a budget is given without a method.
         """
         return method_in(self, method_of(method, tokens, retention), vision_tokens)
 
@@ -301,7 +304,7 @@ class VLM(Loaded):
         """Answer one prompt; see `ask`.
 
         Args:
-            first: Whether the answer has the log-probabilities of its first token.
+            first: Store the log-probabilities of the first token in `Answer.first`.
         """
         drops = self.method_for(method, prompt.vision_tokens, tokens=tokens, retention=retention)
         recorder = {"logits_processor": [FirstToken()]} if first else {}
@@ -313,7 +316,7 @@ class VLM(Loaded):
 
 
 def _warn_of_each(answers: Iterator[Answer]) -> Iterator[Answer]:
-    """The answers, with warnings of what the user should know."""
+    """Yield the answers, with their warnings."""
     for answer in answers:
         answer.prompt.warn(stacklevel=2)
         answer.warn(stacklevel=2)
@@ -328,4 +331,4 @@ def _as_question(question: object) -> Question:
         return Question(**question)
     if isinstance(question, tuple) and len(question) == 2:
         return Question(*question)
-    raise SettingError(f"A question is (media, prompt), a mapping or a Question; got {brief(question)}.")
+    raise SettingError(f"A question must be (media, prompt), a mapping or a Question; got {brief(question)}.")

@@ -1,5 +1,5 @@
-"""Many rows of pictures and questions into a folder of answers, which can be stopped and gone on with at any moment.
+"""Answer many rows of pictures and questions into a folder. A job can be stopped and continued at any time.
 
-rows        one model, which answers chunks of rows
-job         an input, a crew of models and a folder together, and what crashed the last run
+rows        one model that answers chunks of rows
+job         joins an input, a crew of models and a folder; finds what crashed the last run
 """

@@ -1,4 +1,4 @@
-"""A job: samples in, a folder of answers out, and on from where it stopped."""
+"""`Job`: answer a file or folder of samples into a folder of answers, and continue where the last run stopped."""
 
 import faulthandler
 import json
@@ -26,22 +26,22 @@ from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 
-DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
+DIED = "The process that answered it died, even alone: its file breaks a decoder, or needs more memory than there is."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is asked, and where the answers go.
+    """The input, the questions and the output of a job.
 
     Attributes:
         input: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet.
-        out: The folder for the answers, created if it is missing.
-        asking: Which model, and how.
-        question: Asked of every row; None reads the column. A folder needs it.
-        columns: What the input's columns are called.
-        parts: "jsonl", "parquet", or "auto": Parquet for an input of Parquet.
-        part_rows: Rows a part.
-        limit: How many rows of the input are asked, from the first on; None is all.
+        out: The folder for the answers, created if missing.
+        asking: The model and its settings.
+        question: One question for every row; None reads the column. Required for a folder.
+        columns: The names of the input's columns.
+        parts: "jsonl", "parquet", or "auto", which is Parquet for a Parquet input.
+        part_rows: Rows per part.
+        limit: Answer only so many rows, from the first on; None is all.
     """
 
     input: Path
@@ -56,30 +56,30 @@ class Job:
 
 @dataclass(kw_only=True)
 class Summary:
-    """What became of a job.
+    """The result of a job.
 
     Attributes:
         input, out: As given.
         rows: Rows of the input, or the limit.
-        answered: Rows with an answer, those of earlier runs included.
-        bad: Rows without an answer, those of earlier runs included.
-        broken: How many of these are lines that are no rows.
+        answered: Rows with an answer, including those of earlier runs.
+        bad: Rows without an answer, including those of earlier runs.
+        broken: How many of the bad rows are lines that cannot be parsed.
         left: Rows that are not done.
         asked: Rows that this run has done.
         noted: How many of them have a note.
-        seconds: What this run took, the loading of the model left out.
-        accuracy: The share of right answers among those of this run whose rows have a label; None without any.
-        reasons: Why rows are bad, without the names of their files, and how many are for each.
-        retention: Mean over the answers of this run that had something to drop; None without any.
-        vision_tokens: The same.
-        again: The share of the answers of this run that the full model was asked for again; None without a second look.
-        graphs: How prompts of this run ran, and the number of answers for each: "replayed", "recorded", or why plainly;
-            empty where no CUDA graphs are asked for.
-        strange: Why nothing is promised for these rows, by that share; None where it is as in the calibration.
-        caution: What the method has to say of as few tokens; None: nothing.
-        parts: Files with answers.
-        bad_file, broken_file: The files in `out` with bad rows, which can be an input again, and with broken lines;
-            there is none without one.
+        seconds: Duration of this run, without loading the model.
+        accuracy: Share of right answers among this run's rows with a label; None without any.
+        reasons: Reasons of bad rows, without row-specific values such as file names, with their counts.
+        retention: Mean retention of this run's answers with vision tokens; None without any.
+        vision_tokens: Mean vision tokens of the same answers.
+        again: Share of this run's answers for which the full model was asked again; None without a second look.
+        graphs: How this run's prompts ran, with counts: "replayed", "recorded", or why without a graph. Empty without
+            CUDA graphs.
+        strange: Why the second look's promise does not hold for these rows, judged by `again`, or None.
+        caution: The method's warning about a budget this small, or None.
+        parts: Number of files with answers.
+        bad_file, broken_file: Names of the files in `out` with bad rows (usable as an input) and with broken lines.
+            Each exists only if needed.
     """
 
     input: str
@@ -107,18 +107,18 @@ class Summary:
 
     @property
     def rate(self) -> float | None:
-        """Rows a second of this run."""
+        """Rows per second of this run, or None."""
         if self.asked and self.seconds:
             return self.asked / self.seconds
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         values = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
         return {"foveate": __version__} | values | {"rows_per_second": self.rate}
 
     def add(self, answers: Sequence[Row], bad: Sequence[Row]) -> None:
-        """Count rows of this run."""
+        """Add rows of this run to the counts and means."""
         self.asked += len(answers) + len(bad)
         self.noted += sum(bool(row["notes"]) for row in answers)
         shown = [row for row in answers if row["vision_tokens"]]
@@ -128,7 +128,7 @@ class Summary:
         self.vision_tokens = self._mean("vision_tokens", self.vision_tokens, shown)
 
     def _mean(self, column: str, mean: float | None, rows: Sequence[Row]) -> float | None:
-        """The mean of a column, of the rows before and of these."""
+        """Update the running mean of a column with these rows."""
         for value in (row[column] for row in rows if row.get(column) is not None):
             self._counts[column] += 1
             mean = value if mean is None else mean + (value - mean) / self._counts[column]
@@ -138,22 +138,24 @@ class Summary:
 def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) -> Summary:
     """Answer the rows of a job that are not done yet.
 
-    Whatever ends it, the rows that are in the folder are done, and the next run goes on with the others.
+    However a run ends, rows in the folder are done, and the next run continues with the others.
 
     Args:
-        job: What is asked, and where the answers go.
-        crew: Where models run; None is this process.
-        listener: Hears how it goes.
+        job: The job.
+        crew: The processes that run models; None is this process.
+        listener: Receives the progress.
 
     Raises:
-        InputError: If the input cannot be read or is written to meanwhile, the folder is in use or was begun with
-            something else, or rows cannot be written.
-        FoveateError: If the model cannot be loaded, or cannot serve the method.
+        InputError: If the input cannot be read or changes during the run, the folder is in use or was begun with other
+            settings, or rows cannot be written.
+        FoveateError: If the model cannot be loaded, or does not support the method.
     """
     listener = listener or Listener()
     samples = samples_in(job.input, job.columns, job.question, job.asking.within)
     if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(job.input.resolve()):
-        raise InputError(f"{spell(job.out)} lies in {spell(job.input)}: its files would be rows too. Name another one.")
+        raise InputError(
+            f"{spell(job.out)} is inside {spell(job.input)}: its files would be rows too. Name another one."
+        )
     kind = job.parts
     if kind == "auto":
         kind = "parquet" if samples.is_parquet else "jsonl"
@@ -168,7 +170,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         summary = Summary(input=str(job.input), out=str(job.out), rows=rows, left=rows - _count_done(store, rows))
         if summary.left:
             if crew is not None:
-                listener.note("processes load the model")
+                listener.note("each process loads the model")
             with crew or Here(job.asking.begin) as models:
                 store.require("model", models.about(), "another model or other versions")
                 begun = time.monotonic()
@@ -189,12 +191,15 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
 
 
 def _count_done(store: Store, rows: int) -> int:
-    """How many of the first rows are done."""
+    """Return how many of the first `rows` rows are done."""
     return sum(number in store.done for number in range(rows))
 
 
 def _reasons(path: Path) -> dict[str, int]:
-    """Why rows are bad, the most frequent reason first; what is a row's own, such as a file's name, is left out."""
+    """Count the reasons of bad rows, most frequent first.
+
+    Values of the row become "…" and numbers "N", so equal reasons are counted together.
+    """
     reasons: Counter[str] = Counter()
     with suppress(OSError, ValueError), path.open(encoding="utf-8") as file:
         for row in map(json.loads, file):
@@ -208,7 +213,7 @@ def _reasons(path: Path) -> dict[str, int]:
 
 
 def _survey(job: Job, samples: Samples, kind: str, store: Store) -> int:
-    """How many rows the input has, which is looked through once a job."""
+    """Return the number of rows of the input. It is read through once per job; the manifest stores the number."""
     digest = samples.source.digest()
     settings = job.asking.to_dict() | {"columns": asdict(job.columns), "question": job.question}
     settings["parts"] = kind
@@ -225,9 +230,9 @@ def _survey(job: Job, samples: Samples, kind: str, store: Store) -> int:
 
 
 def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
-    """Answer what is not done, and write it down as it comes."""
+    """Answer the rows that are not done, and store them as they come."""
     hand = InHand(store.path)
-    suspects = range(0)  # the rows that were in hand when a run crashed
+    suspects = range(0)  # the rows in progress when the last run crashed
     with suppress(ValueError, AttributeError):
         first, last = map(int, hand.crashed.split())  # type: ignore[union-attr]
         suspects = range(first, last + 1)
@@ -245,7 +250,10 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         advance(len(rows))
 
     def place(sample: MediaSample | Bad) -> tuple[int, int | None]:
-        """The chunk that is answered together: chunks do not depend on where a run has begun; a suspect is one."""
+        """Return the key of the chunk in which a row is answered.
+
+        Chunks do not depend on where a run starts. A suspect is a chunk by itself.
+        """
         return sample.number // (WINDOW * job.asking.batch_size), sample.number if sample.number in suspects else None
 
     with listener.stage("Answering", summary.left, summary.rows - summary.left) as advance:
@@ -265,20 +273,19 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         )
 
 
-# -- what is in hand -------------------------------------------------------------------------------------------
+# -- rows in progress ------------------------------------------------------------------------------------------
 
 
 class InHand:
-    """A file with what this process has in hand, and behind it what Python writes when a process crashes.
+    """A file with the name of the item in progress, after which Python writes a crash report.
 
-    A crash is a fault of native code, as of a decoder. `kill -9` leaves nothing behind the name, so nobody is blamed
-    for it.
+    A crash is a fault in native code, such as a decoder. `kill -9` writes no report, so no item is suspected.
 
     Args:
-        folder: Of the run.
+        folder: The folder of the run.
 
     Attributes:
-        crashed: What was in hand when the last run crashed; None where it did not.
+        crashed: The name of the item in progress when the last run crashed; None if it did not crash.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -289,9 +296,9 @@ class InHand:
             self.crashed = name if crash else None
 
     def following(self, items: Iterable[Any], name_of: Callable[[Any], str]) -> Iterator[Any]:
-        """The items as they are; each is noted when it is taken, to be worked on in this process.
+        """Yield the items, writing each one's name to the file while this process works on it.
 
-        Where Python reports crashes to somebody else already, or there is no room, nothing is noted.
+        Nothing is written if `faulthandler` is already enabled elsewhere, or the file cannot be written.
         """
         file = None
         if not faulthandler.is_enabled():
@@ -318,7 +325,7 @@ class InHand:
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """The table of pyarrow; a column whose values are of several kinds becomes their JSON."""
+    """Return a pyarrow table of rows. A column with values of several types becomes JSON texts."""
     names = dict.fromkeys(name for row in rows for name in row)
     return arrow().table({name: _column(name, [row.get(name) for row in rows]) for name in names})
 
@@ -332,7 +339,7 @@ def _column(name: str, values: list[Any]) -> Any:
         kind = pyarrow.string()
     try:
         column = pyarrow.array(values, type=kind)
-        if "struct<>" not in str(column.type):  # which Parquet has not
+        if "struct<>" not in str(column.type):  # Parquet has no empty struct
             return column
     except (pyarrow.ArrowException, OverflowError):
         pass

@@ -1,4 +1,4 @@
-"""One model that answers rows: files are read once, alike prompts go in batches, what fails is kept apart."""
+"""`RowAnswerer`: one model that answers rows in batches. Files are read once, and failed rows get a reason."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +27,13 @@ from foveate.runs.crew import device_at
 from foveate.runs.samples import Bad, MediaSample, as_said, labels_in
 
 KEY = "row"
-"""The column with a row's place in the input."""
+"""The column with a row's number in the input."""
 REASON = "reason"
-"""That with the reason why there is no answer."""
+"""The column with the reason why there is no answer."""
 GRAPH = "graph"
-"""That with how its prompt ran, where CUDA graphs are asked for: "replayed", "recorded", or why plainly."""
+"""The column with how the prompt ran, with CUDA graphs: "replayed", "recorded", or why without a graph."""
 LONGEST = 1000
-"""Letters of a reason; some repeat what a file holds."""
+"""Maximum letters of a reason. Some quote a file's contents."""
 OURS = {
     KEY: "int64",
     "answer": "string",
@@ -48,29 +48,29 @@ OURS = {
     "confidence": "float64",
     "again": "bool",
 }
-"""The columns of an answer, by their type in Parquet: `right` where there is a label, the last two of a second look."""
+"""The columns of an answer, with their type in Parquet. `right` needs a label, the last two a second look."""
 DIGITS = 6
 
 BEYOND = 4
-"""How many times the length that a model was made for a prompt may have. Longer ones would hold up all others."""
+"""Maximum length of a prompt, as a multiple of the model's maximum. Longer prompts would delay all others."""
 USUAL = 576
-"""Vision tokens of a picture for which a method is tried before the first row."""
+"""Vision tokens with which a method is checked before the first row."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowAsking(GraphOptions, MediaOptions):
-    """Which model is asked, and how.
+    """The model and settings with which rows are answered.
 
     Attributes:
         model, device, dtype, attention, cuda_graphs: As for `foveate.load`.
-        max_new_tokens: The longest answer.
+        max_new_tokens: Maximum tokens of an answer.
         frames, fps, fit: As for `VLM.ask`.
-        method: What drops, or a second look; None is the untouched model.
-        batch_size: Most rows that the model answers at a time.
-        within: The folder that relative paths start from and files must lie in; None is the input's, and any file is
-            read.
+        method: A method or a second look; None is the untouched model.
+        batch_size: Maximum rows per batch.
+        within: Base folder of relative paths, which must contain all files. None uses the input's folder as the base,
+            and allows any file.
     """
 
     method: AnyLook = None
@@ -78,25 +78,25 @@ class RowAsking(GraphOptions, MediaOptions):
     within: str | None = None
 
     def load(self) -> VLM:
-        """The model.
+        """Load the model.
 
         Raises:
-            FoveateError: As `foveate.load`.
+            FoveateError: As in `foveate.load`.
         """
         return load(self.model, **self.loading)
 
     def begin(self, place: int, count: int) -> "RowAnswerer":
-        """The model in process `place` of `count`; see `foveate.runs.crew.Task`."""
+        """Load the model in process `place` of `count`; see `foveate.runs.crew.Task`."""
         return RowAnswerer(replace(self, device=device_at(place, self.device)), share=1 / count)
 
     @property
     def members(self) -> tuple[Method, ...]:
-        """The methods that drop, at the first look."""
+        """The methods of the (first) look, the members of a chain one by one."""
         method = self.method.method if isinstance(self.method, SecondLook) else self.method
         return () if method is None else members_of(method)
 
     def to_dict(self) -> dict[str, Any]:
-        """What an answer depends on, as plain values: not the size of batches, nor where the model runs."""
+        """Return the settings that answers depend on, as plain values. Batch size and device are not among them."""
         names = ("model", "dtype", "attention", "frames", "fps", "fit", "max_new_tokens", "within")
         values = {name: getattr(self, name) for name in names}
         values["method"] = "+".join(member.name for member in self.members) or "none"
@@ -113,12 +113,12 @@ class RowAnswerer:
     """Answers rows with one model.
 
     Args:
-        asking: How.
-        vlm: The model; None loads it.
-        share: The share of the machine's memory that is this model's, where several run.
+        asking: The model and settings.
+        vlm: The loaded model; None loads it.
+        share: Share of the machine's memory for this model, if several run.
 
     Raises:
-        FoveateError: If the model cannot be loaded, or cannot serve the method.
+        FoveateError: If the model cannot be loaded, or does not support the method.
     """
 
     def __init__(self, asking: RowAsking, vlm: VLM | None = None, share: float = 1.0) -> None:
@@ -130,25 +130,25 @@ class RowAnswerer:
         self._try_method()
 
     def about(self) -> dict[str, Any]:
-        """All of the model that answers depend on, as plain values."""
+        """Return everything about the model that answers depend on, as plain values."""
         values = conditions(self.vlm)
-        values["device"] = self.vlm.model.device.type  # models on two devices of a kind answer alike
+        values["device"] = self.vlm.model.device.type  # without the index: devices of one type give equal answers
         return values
 
     def __call__(self, item: Sequence[MediaSample | Bad], stopped: Callable[[], bool]) -> Iterator[list[Row]]:
-        """A row for every sample, as they come, in any order: with an answer, or with a reason.
+        """Yield a row with an answer or a reason for every sample, in any order.
 
         Args:
-            item: Samples, with those that could not be read.
-            stopped: See `Answerer.replies`; the samples left have no row.
+            item: Samples, including those that could not be read.
+            stopped: See `Answerer.replies`. Samples left after a stop have no row.
 
         Raises:
-            UnsupportedError: If the device itself fails.
+            UnsupportedError: If the device fails.
         """
         samples = [sample for sample in item if isinstance(sample, MediaSample)]
         replies = self._answerer.replies(samples, self._prepare, stopped=stopped)
         while True:
-            with warnings.catch_warnings(action="ignore"):  # what is warned of is among the answer's notes
+            with warnings.catch_warnings(action="ignore"):  # the answer's notes have the same texts
                 batch = next(replies, None)
             if batch is None:
                 break
@@ -156,11 +156,11 @@ class RowAnswerer:
         yield [bad_row(sample, sample.reason) for sample in item if isinstance(sample, Bad)]
 
     def _prepare(self, sample: MediaSample, shelf: dict[Any, Any]) -> Prompt:
-        """A sample as the model gets it; files on the shelf are not read again."""
+        """Prepare a sample for the model. Files in the shelf, a cache, are not read again."""
         asking = self.asking
         if asking.within is not None:
             for path in sample.media:
-                is_file = scheme_of(path) != "data"  # else it lies in the input itself
+                is_file = scheme_of(path) != "data"  # a data: URL is part of the input
                 if is_file and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
@@ -174,11 +174,11 @@ class RowAnswerer:
         return prompt
 
     def _try_method(self) -> None:
-        """Refuse a method that the model cannot serve before the first row, and not once for every row."""
+        """Refuse a method that the model does not support once, before the first row."""
         tokens = [int(getattr(member, "tokens", None) or 0) for member in self.asking.members]
         try:
             method = method_in(self.vlm, self._drops, max(USUAL, *tokens, 0))
-        except BudgetError:  # it depends on the picture
+        except BudgetError:  # whether the budget can be met depends on the picture
             return
         if method is not None:
             with drop(self.vlm.model, method):
@@ -211,14 +211,14 @@ def _row(reply: Reply[MediaSample]) -> Row:
         values |= {"confidence": answer.confidence, "again": answer.again}
     if answer.trace.graphs is not None:
         values[GRAPH] = answer.trace.graphs.decoder.latest
-    with suppress(InputError):  # a label that is no text: the row is answered, and not scored
+    with suppress(InputError):  # with a label that is not a text, the row is answered but not scored
         if labels := labels_in(sample.record, ("label", "labels")):
             values["right"] = as_said(answer.text) in map(as_said, labels)
     return beside(sample.record, values)
 
 
 def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
-    """All that a sample has, with the reason why there is no answer; it can be an input again, from any folder."""
+    """Return a sample's record with the reason why there is no answer. It can be an input again, from any folder."""
     record = dict(sample.record)
     if isinstance(sample, MediaSample):
         own = {"id": sample.id, "question": sample.question}
@@ -230,9 +230,9 @@ def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
 
 
 def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
-    """A record's columns and ours; one of the record's that is called as ours becomes `input_NAME`, but for the id.
+    """Join a record's columns with ours. A record's column with the name of one of ours becomes `input_NAME`.
 
-    A record that was a bad row once loses what was ours then.
+    The id keeps its name. A record that was a bad row of an earlier job loses its old "row" and "reason".
     """
     was_bad = {KEY, REASON} <= record.keys()
     ours = {*OURS, *values, REASON} - {"id"}

@@ -1,4 +1,4 @@
-"""Asking every question under every method, in this process or in several; nothing is asked that the store has."""
+"""Ask every question with every method, in one process or several, unless the store has the answer."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from foveate.runs.listener import Advance, unheard
 
 MOST_WORKERS = 4
 BATCH = 8
-"""Most questions that are answered at a time."""
+"""Maximum questions per batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class Asked:
     """A question about pictures or a film.
 
     Attributes:
-        key: A name that no other question has.
-        picture: What it is about: questions about the same stand one behind the other.
-        task: What kind of question it is.
-        text: What is asked.
-        media: Gives the pictures, as `VLM.prepare` takes them.
-        labels: The true answers, of which any counts; none where they are not known.
-        seed: Which seed drew the picture; None where nobody did.
-        reading: What of an answer is compared with the labels'.
-        prompt: It and its pictures as the model gets them, where somebody has prepared them.
+        key: A unique name.
+        picture: Identifies its media. Questions about the same media must be consecutive.
+        task: Its task.
+        text: The question.
+        media: Returns the media, as `VLM.prepare` takes them.
+        labels: The true answers, any of which counts; empty if unknown.
+        seed: The seed that drew the picture, or None.
+        reading: Normalises an answer or label before they are compared.
+        prompt: The prepared prompt, or None.
     """
 
     key: str
@@ -55,12 +55,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is to be asked about one picture, or about some of which there is one question each.
+    """The questions to ask about one picture, or about several pictures with one question each.
 
     Attributes:
-        questions: Questions about them.
-        methods: Each method (None is the full model, which is first) with the places of the questions it is asked.
-        first: The full model's first tokens that the store has, by question, as records have them.
+        questions: The questions.
+        methods: Each method with the indices of its questions. None is the full model, which comes first.
+        first: The full model's first tokens that the store has, by question, in the format of records.
     """
 
     questions: tuple[Asked, ...]
@@ -72,7 +72,7 @@ class Work:
 
 
 def outstanding(questions: Sequence[Asked], methods: Sequence[Method], store: Answers) -> list[Work]:
-    """What of all that is to be asked the store does not have."""
+    """Return the questions that have no answer in the store yet, for the full model and each method."""
     work = []
     for group in _groups(questions):
         todo: list[tuple[Method | None, tuple[int, ...]]] = []
@@ -88,7 +88,7 @@ def outstanding(questions: Sequence[Asked], methods: Sequence[Method], store: An
 
 
 def _groups(questions: Sequence[Asked]) -> Iterator[list[Asked]]:
-    """Questions about one picture; of pictures with one question, a batch's."""
+    """Yield groups of questions: all about one picture, or a batch of pictures with one question each."""
     single: list[Asked] = []
     for _, group in groupby(questions, key=lambda question: question.picture):
         about = list(group)
@@ -107,16 +107,16 @@ def run(
     workers: int = 1,
     advance: Advance = unheard,
 ) -> None:
-    """Ask, and keep every picture's answers as they come; stopping at any moment loses no finished picture.
+    """Ask the questions and store the answers as they come. A stopped run loses no finished group.
 
     Args:
         vlm: The model.
-        work: From `outstanding`.
-        store: Where answers go.
-        max_new_tokens: The longest answer.
-        workers: Processes. With more than one, each loads the model of this name again. 0 takes one a core, at most 4,
-            for the embedded model on a CPU, and else 1.
-        advance: Called with the number of answers that were added.
+        work: The groups, from `outstanding`.
+        store: The store for the answers.
+        max_new_tokens: Maximum tokens of an answer.
+        workers: Number of processes. With more than one, each loads the model of this name again. 0 uses one per core
+            (at most 4) for the embedded model on a CPU, else 1.
+        advance: Called with the number of answers added.
 
     Raises:
         FoveateError: From loading or answering.
@@ -139,21 +139,21 @@ def run(
 
 
 def _begin(reload: Callable[[], VLM], conditions: Mapping[str, str], settings: Generation, *_: int) -> Worker:
-    """The task of a process; see `foveate.runs.crew.Task`.
+    """Load the model in a process and return its worker; see `foveate.runs.crew.Task`.
 
     Raises:
-        SettingError: If its model is not the one in the first process.
+        SettingError: If the model differs from that of the first process.
     """
     vlm = reload()
     if conditions_of(vlm, settings) != conditions:
         raise SettingError(
-            f"{vlm.name} was changed since it was loaded. Take workers=1, or save the model and load that."
+            f"{vlm.name} was changed since it was loaded. Set workers=1, or save the model and load that."
         )
     return partial(_rows, vlm, settings)
 
 
 def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
-    """Questions as the model gets them; those about the same stand one behind the other."""
+    """Prepare questions for the model. Questions about the same media must be consecutive."""
     prompts = []
     for _, group in groupby(questions, key=lambda question: question.picture):
         about = list(group)
@@ -163,7 +163,7 @@ def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
 
 
 def _rows(vlm: VLM, settings: Generation, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
-    """A row of each answer that is to be asked for, a method's together; see `foveate.runs.crew.Worker`."""
+    """Answer a group of questions. Yield the records of one method at a time; see `foveate.runs.crew.Worker`."""
     prompts = prompts_of(vlm, work.questions)
     first = dict(work.first)
     tower = TowerMemo()

@@ -1,4 +1,4 @@
-"""`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
+"""`evaluate` and `evaluate_samples`: answer questions with several methods, paired with the full model's answers."""
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,11 +32,11 @@ from foveate.runs.samples import LABELS, Bad, MediaSample, Samples, as_said, lab
 from foveate.runs.versions import commit, versions
 
 READ = (*LABELS, "task")
-"""Columns that are read beside pictures, question and id."""
+"""Columns that are read besides the media, question and id."""
 PRICED = 64
-"""Prompts whose FLOPs budgets are solved for."""
+"""Maximum prompts for which FLOPs budgets are solved."""
 TOLD = 3
-"""Rows without a question whose reasons are noted one by one."""
+"""Maximum notes on single rows that are left out."""
 
 
 def evaluate(
@@ -48,29 +48,29 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     listener: Listener | None = None,
 ) -> Quality:
-    """Ask the same questions about drawn pictures of the full model and of every method at every budget.
+    """Compare methods at budgets with the full model, on questions about drawn pictures.
 
     Args:
         vlm: The model.
-        tasks: Names in `foveate.embedded.tasks_of(vlm.name)`; none for all of them.
-        plan: What is compared; by default three methods and four baselines at three budgets.
-        count: Questions in all, up to one a task and picture.
-        seeds: Which held-out pictures. Intervals are over all of them together.
-        listener: Hears how it goes.
+        tasks: Names in `foveate.embedded.tasks_of(vlm.name)`; empty for all tasks.
+        plan: The methods and budgets. The default is three methods and four baselines at three budgets.
+        count: Number of questions, at most one per task and picture.
+        seeds: Seeds that select the held-out pictures. Intervals are over the pictures of all seeds.
+        listener: Receives the progress.
 
     Returns:
-        All figures; in a notebook they are shown as tables.
+        The figures. A notebook shows them as tables.
 
     Raises:
-        UnknownNameError: If there is no such task.
-        SettingError: If a number leaves its range.
-        InputError: If answers cannot be kept, or another run uses the same file.
+        UnknownNameError: If a task is unknown.
+        SettingError: If a number is out of range.
+        InputError: If answers cannot be stored, or another run uses the same store.
     """
     listener = listener or Listener()
     names = check_tasks(tasks, embedded.tasks_of(vlm.name))
     with listener.stage("Drawing pictures", None):
         chosen = questions(names, count, seeds)
-    first = prompts_of(vlm, chosen[:1])[0]  # all pictures have the same size
+    first = prompts_of(vlm, chosen[:1])[0]  # one is enough: all pictures have the same size
     quality = _compare(vlm, chosen, plan or Plan(), listener, first.vision_tokens, first)
     what = "exact match on held-out questions about generated pictures, each paired with the full model's"
     return replace(quality, origin={"what": what, "seeds": list(seeds), **quality.origin})
@@ -83,21 +83,21 @@ def evaluate_samples(
     *,
     listener: Listener | None = None,
 ) -> Quality:
-    """Ask the full model and every method at every budget the same questions about somebody's own pictures.
+    """Compare methods at budgets with the full model, on questions about your own pictures.
 
-    With a true answer in every sample ("label" or "answer"; of a list, any counts) the figure is accuracy, without any
-    it is the share of answers that are the full model's, word for word. Rows that cannot be read are left out;
+    If every sample has a true answer ("label" or "answer"; any in a list counts), the figure is accuracy. If none has,
+    it is the share of answers that equal the full model's, word for word. Rows that cannot be read are left out;
     `origin["bad"]` has their reasons.
 
     Args:
         vlm: The model.
         samples: From `foveate.runs.samples.samples_in`.
-        plan: What is compared; by default three methods and four baselines at three budgets.
-        listener: Hears how it goes.
+        plan: The methods and budgets. The default is three methods and four baselines at three budgets.
+        listener: Receives the progress.
 
     Raises:
-        InputError: If no sample can be read, some have a label and some have none, or answers cannot be kept.
-        SettingError: If budgets are of tokens, and pictures differ in theirs.
+        InputError: If no sample can be read, only some have a label, or answers cannot be stored.
+        SettingError: If budgets are in tokens and pictures differ in their number of vision tokens.
     """
     listener = listener or Listener()
     with listener.stage("Reading samples", None):
@@ -116,7 +116,7 @@ def evaluate_samples(
         raise InputError(f"No row of {spell(samples.source.path)} can be asked.{why}")
     asked = list({question.key: question for question in readable}.values())
     if len(asked) < len(readable):
-        listener.note(f"{len(readable) - len(asked)} samples ask what another one asks, and are left out")
+        listener.note(f"{len(readable) - len(asked)} samples repeat another one, and are left out")
     asked.sort(key=lambda question: question.picture)
     labelled = [question for question in asked if question.labels]
     if labelled and len(labelled) < len(asked):
@@ -129,7 +129,7 @@ def evaluate_samples(
 
 
 def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str], bool]:
-    """Questions about files, the rows without one, their columns, and whether each question is about one picture."""
+    """Return the questions, the bad rows, all column names, and whether every question is about one picture."""
     asked: list[Asked] = []
     bad: list[Bad] = []
     columns: set[str] = set()
@@ -148,7 +148,7 @@ def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str], bool]:
 
 
 def _question_of(sample: MediaSample) -> Asked:
-    """A sample as a question; its pictures are decoded once, so that a damaged one is found here.
+    """Make a question of a sample. Its pictures are decoded once, to find damaged ones here.
 
     Raises:
         InputError: If a file cannot be read.
@@ -169,13 +169,13 @@ def _question_of(sample: MediaSample) -> Asked:
 
 
 def _same_files(media: Sequence[str], picture: str) -> list[str]:
-    """The files, which still show what answers about them are kept under.
+    """Return the files, after checking that they still have the hash under which answers are stored.
 
     Raises:
-        InputError: If they do not.
+        InputError: If a file has changed.
     """
     if provenance.join_digests([sha256_of(source) for source in media]) != picture:
-        raise InputError(f"{brief(media[0])} or another file of its row was written to meanwhile. Run again.")
+        raise InputError(f"{brief(media[0])} or another file of its row changed during the run. Run again.")
     return list(media)
 
 
@@ -187,16 +187,16 @@ def _compare(
     vision_tokens: int | None,
     alike: Prompt | None = None,
 ) -> Quality:
-    """Ask the same questions of the full model and of every method of a plan.
+    """Answer the questions with the full model and every method of a plan, and compare.
 
     Args:
         vlm: The model.
-        asked: Questions, those about the same pictures one behind the other. Where their true answers are not known, an
-            answer counts as right that is the full model's.
-        plan: What is compared.
-        listener: Hears how it goes.
-        vision_tokens: Of every prompt; None where they differ.
-        alike: One of the prompts, where all have media of one size.
+        asked: The questions; those about the same media are consecutive. Without true answers, an answer counts as
+            right if it equals the full model's.
+        plan: The methods and budgets.
+        listener: Receives the progress.
+        vision_tokens: Vision tokens of every prompt; None if they differ.
+        alike: One of the prompts, if all have media of one size.
     """
     costs, title = None, ""
     if seeds := [str(seed) for seed in dict.fromkeys(question.seed for question in asked) if seed is not None]:
@@ -223,7 +223,7 @@ def _compare(
         names = {(contender.name, contender.budget) for contender in contenders}
         controls = [contender for contender in controls if (contender.name, contender.budget) not in names]
         if controls:
-            rows = asking.rows([*contenders, *controls], "Answering: controls at what was truly spent")
+            rows = asking.rows([*contenders, *controls], "Answering: controls at the spent budgets")
     if plan.tokens:
         rows = [_in_tokens(row, dict(zip(shares, plan.tokens, strict=True)), vision_tokens) for row in rows]
     pictures = {question.picture for question in asked}
@@ -243,7 +243,13 @@ def _compare(
 
 
 def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_tokens: int | None) -> dict[str, object]:
-    """A row with its budget, and those of its pairs, in tokens: as asked for, by share; a control's as it was spent."""
+    """Convert the budgets of a row and its pairs from shares to tokens.
+
+    Args:
+        row: The row.
+        asked: The requested number of tokens, by share. A control's share is not in it, and is multiplied out.
+        vision_tokens: Vision tokens of every prompt.
+    """
     values = dict(row)
     if row["budget"] is not None:
         values["budget"] = asked.get(row["budget"], round(row["budget"] * (vision_tokens or 0), 3))
@@ -254,10 +260,12 @@ def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_toke
 
 @contextmanager
 def open_questioning(vlm: VLM, asked: Sequence[Asked], plan: Plan, listener: Listener) -> "Iterator[Questioning]":
-    """Questions to a model, whose answers are kept under all that they depend on; open while the context lasts.
+    """Open the store for a model's answers to these questions. It is locked while the context lasts.
+
+    The store's folder depends on everything that determines an answer.
 
     Raises:
-        InputError: If answers cannot be kept, or another run uses them.
+        InputError: If answers cannot be stored, or another run uses the store.
     """
     conditions = provenance.conditions(vlm) | FORM | {"max_new_tokens": plan.max_new_tokens}
     with open_answers(conditions, plan.cache, note=listener.note) as store:
@@ -266,7 +274,7 @@ def open_questioning(vlm: VLM, asked: Sequence[Asked], plan: Plan, listener: Lis
 
 @dataclass(frozen=True)
 class Questioning:
-    """Questions to one model, and where its answers are kept."""
+    """Questions to one model, with the store of its answers."""
 
     vlm: VLM
     asked: Sequence[Asked]
@@ -276,17 +284,17 @@ class Questioning:
 
     @property
     def labelled(self) -> bool:
-        """Whether the true answers are known."""
+        """Whether the questions have true answers."""
         return bool(self.asked[0].labels)
 
     def rows(self, contenders: Sequence[Contender], doing: str) -> list[dict[str, object]]:
-        """All figures of these contenders, after asking what the store does not have."""
+        """Ask the missing questions and return all figures of these contenders."""
         self.ask([draw for contender in contenders for draw in contender.draws], doing)
         ran = [(contender, [self.log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]
         return figures_of(self.log(None), ran, spends="flops" if self.plan.flops else "spent")
 
     def ask(self, methods: Iterable[Method], doing: str) -> None:
-        """Ask what the store does not have, of the full model too."""
+        """Ask all questions without a stored answer, of these methods and of the full model."""
         methods = list({key_of(method): method for method in methods}.values())
         work = outstanding(self.asked, methods, self.store)
         left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
@@ -296,9 +304,9 @@ class Questioning:
             run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
 
     def log(self, method: Method | None, sure: float | None = None) -> list[dict[str, Any]]:
-        """A setting's log, in the questions' order; see `foveate.eval.pairing`.
+        """Return a setting's log in the order of the questions; see `foveate.eval.pairing`.
 
-        Of a second look it comes from the answers with few tokens and the full model's: both are there.
+        With `sure`, it is the log of a second look, made of the method's and the full model's stored answers.
         """
         log = []
         for question in self.asked:

@@ -1,4 +1,4 @@
-"""The embedded tasks: held-out pictures, drawn from a seed, and the questions that are asked about them."""
+"""The embedded tasks: questions about held-out pictures that are drawn from a seed."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -17,47 +17,47 @@ from foveate.plain.spelling import nearest
 from foveate.video import Clip
 
 SPLIT = "held-out"
-APART = 1_000_000  # pictures between one seed's first and the next one's
+APART = 1_000_000  # distance between the first picture numbers of two seeds
 MOST_SEED = 2000
 
 
 def check_tasks(names: Sequence[str], known: Sequence[str] = TASKS) -> tuple[str, ...]:
-    """The tasks named, in their usual order; all for none.
+    """Return the named tasks in their usual order, or all tasks if none is named.
 
     Args:
-        names: Of tasks.
-        known: All there are: about pictures, or about films.
+        names: Names of tasks.
+        known: All tasks, about pictures or about films.
 
     Raises:
-        UnknownNameError: If there is no such task.
+        UnknownNameError: If a task is unknown.
     """
     if unknown := sorted(set(names) - set(known)):
         raise UnknownNameError(
             f"No embedded task {unknown[0]!r}.{nearest(unknown[0], known)} There are: {', '.join(known)}. "
-            "Benchmarks are run by lmms-eval: docs/guides/benchmarks.md."
+            "Run benchmarks with lmms-eval: docs/guides/benchmarks.md."
         )
     return tuple(task for task in known if task in names or not names)
 
 
 def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> list[Asked]:
-    """Questions about pictures of several seeds, one of every task that a picture allows.
+    """Return questions about pictures of several seeds: for each picture, one per task that it allows.
 
     Args:
         tasks: Names in `TASKS`, or in `FILM_TASKS`.
-        count: How many in all; every seed gets as many, but for a rest. Few pictures allow a list or a relation, so
-            these tasks get fewer.
-        seeds: Which pictures; no two seeds share one, and none was ever trained on.
+        count: Number of questions, split evenly over the seeds. Few pictures allow a list or a relation, so these tasks
+            get fewer.
+        seeds: Seeds that select the pictures. No two seeds share a picture, and the model was trained on none of them.
 
     Raises:
-        SettingError: If there are fewer questions than seeds, or a seed is out of range or there twice.
+        SettingError: If there are fewer questions than seeds, or a seed is out of range or repeated.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise SettingError(f"Give one seed or more, each once; got {list(seeds)}.")
+        raise SettingError(f"seeds must be one or more different numbers; got {list(seeds)}.")
     for seed in seeds:
         if not 0 <= seed < MOST_SEED:
-            raise SettingError(f"A seed lies in 0 to {MOST_SEED - 1}; got {seed}.")
+            raise SettingError(f"A seed must be between 0 and {MOST_SEED - 1}; got {seed}.")
     if count < len(seeds):
-        raise SettingError(f"Ask one question or more of each seed; got {count} of {len(seeds)}.")
+        raise SettingError(f"Ask at least one question per seed; got {count} for {len(seeds)} seeds.")
     each, rest = divmod(count, len(seeds))
     chosen: list[Asked] = []
     for place, seed in enumerate(seeds):
@@ -66,7 +66,7 @@ def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> 
 
 
 def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
-    """The first questions of a seed's pictures."""
+    """Return the first `count` questions about a seed's pictures."""
     chosen: list[Asked] = []
     picture = seed * APART
     about_films = bool(set(tasks) & set(FILM_TASKS))
@@ -85,7 +85,7 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
 
 
 def shown(number: int, is_film: bool = False) -> Image.Image | Clip:
-    """Picture number `number` of the held-out split, or that film."""
+    """Draw picture or film number `number` of the held-out split."""
     if is_film:
         frames = np.stack([frame.image for frame in film(SPLIT, number).frames])
         seconds = tuple(map(float, range(len(frames))))
@@ -94,7 +94,7 @@ def shown(number: int, is_film: bool = False) -> Image.Image | Clip:
 
 
 def _picture(number: int) -> Scene:
-    """What picture number `number` shows: every other one is a sketch."""
+    """Return the scene of picture number `number`. Odd numbers are sketches."""
     if number % 2:
         return sketch(SPLIT, number)
     return scene(SPLIT, number)

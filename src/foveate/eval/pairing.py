@@ -1,15 +1,15 @@
-"""From logs of answers to rows of figures: every setting paired with the full model on the same questions.
+"""Turn logs of answers into rows of figures, with every setting paired with the full model on the same questions.
 
-A log has a plain row for each question, in the questions' order:
+A log has one row of plain values per question, in the order of the questions:
 
-    task, picture, seed          what kind of question; those about one picture share its luck; what drew it, or None
-    answer, score                what was answered; 1 for right, 0 for wrong or a share; None where nothing is scored
-    labels                       what counts as right; none, or no such column, where it is not known
-    spent, vision_tokens         vision tokens a decoder layer processed, mean over layers; those of the prompt
-    flops, kl                    to the first token; nats from the full model's first token; None where not known
-    again                        1 where a second look asked the full model again, 0 where not; None of others
+    task, picture, seed          the task; the picture (resampling is over pictures); the seed that drew it, or None
+    answer, score                the answer; 1 for right, 0 for wrong, or a share; None if nothing is scored
+    labels                       the answers that count as right; empty or missing if unknown
+    spent, vision_tokens         mean vision tokens per decoder layer; vision tokens of the prompt
+    flops, kl                    FLOPs to the first token; KL of the first token from the full model's, nats; or None
+    again                        1 if a second look asked the full model again, 0 if not; None for other settings
 
-What comes out is for pandas, JSON and tables alike: see `figures_of`.
+The rows suit pandas, JSON and tables; see `figures_of`.
 """
 
 from collections import Counter
@@ -26,17 +26,17 @@ from foveate.plain.stats import Estimate, Numbers, Resampled, estimate, share
 Row = Mapping[str, Any]
 Log = Sequence[Row]
 Aggregate = Callable[[Log], float]
-"""A benchmark's figure that is no mean of scores, of rows of a log."""
+"""Computes a benchmark's figure from rows of a log, if it is not the mean of scores."""
 
 FULL_MODEL = "full model"
 RIVALS = ("random", "resize")
-"""What every method is compared with, at the same true retention."""
+"""Controls that every method is compared with, at the same spent cost."""
 NEAR = 0.1
-"""How far apart two retentions may be, as a share of one, to count as the same: grids come in steps."""
+"""Maximum relative difference of two costs that count as equal. (Resize has only grids of certain sizes.)"""
 FEWEST = 6
-"""Pictures that can tell two methods apart: of five that all point one way, a sign test has p = 2 / 2⁵ = 0.06."""
+"""Minimum pictures for a verdict. If five pictures all point one way, a sign test has p = 2 / 2⁵ = 0.06."""
 LEFT = 0.25
-"""The share of the full model's accuracy on a task below which the task has collapsed."""
+"""Share of the full model's accuracy on a task below which the task counts as collapsed."""
 NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops", "again")
 
 
@@ -46,40 +46,41 @@ def figures_of(
     aggregate: Aggregate | None = None,
     spends: Literal["spent", "flops"] = "spent",
 ) -> list[dict[str, object]]:
-    """Every figure with its interval, all over the same pictures: a row for each setting and each task.
+    """Return all figures with their intervals: one row per setting, and one per setting and task.
 
-    The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known. These
-    two are None where fewer than five pictures count: the interval would say nothing.
+    A column marked * has an interval (95 %) in two more columns, `…_low` and `…_high`. Unknown values are None. With
+    fewer than five pictures, the two ends are None because the interval would mean nothing.
 
-        name, budget             method or preset as it was asked for; share, or tokens, as it was asked for
+        name, budget             method or preset as requested; requested share or number of tokens
         task                     None for all questions together
-        questions                how many they are
-        tokens, retention        vision tokens a decoder layer processed, mean, and as a share: what was truly spent
-        again                    share of the questions that the full model was asked again; None without a second look
-        flops                    share of the full model's, from the pixels to the first token
+        questions                number of questions
+        tokens, retention        mean vision tokens per decoder layer, as spent; their share
+        again                    share of questions that the full model was asked again; None without a second look
+        flops                    share of the full model's FLOPs, from the pixels to the first token
         accuracy *               mean score, or the benchmark's figure
-        commonest, commonest_label          what the label that most questions share would score alone, and which it is;
-                                 in the full model's rows, None where labels are not known or the figure is no mean
-        alike                    share of questions that the full model gives its commonest answer; in its rows
-        asked, right             of each seed: the questions, and the right answers in all draws; for rows with a task
-        share *, difference *    accuracy as a share of the full model's; minus it
-        agreement *              share of answers that are the full model's, word for word
-        kl *                     of the first answer token from the full model's, mean, nats
-        minus_random *, minus_resize *      accuracy minus theirs at the same true retention
-        paired                   beside each setting before it that was asked for the same budget or truly cost as much:
-                                 its name, budget and tokens, and accuracy * and agreement * minus its own
-        hard *, hard_questions   accuracy where the full model is right and Resize, at as many tokens, wrong; how many
-        draws                    accuracy of each draw, where there are several
-        settings, note           of each draw; what is unusual about them
-        infeasible, floor        why the budget cannot be met; the lowest share that can
+        commonest, commonest_label          score of always answering with the most frequent label; that label. Only in
+                                 the full model's rows; None if labels are unknown or the figure is not a mean
+        alike                    share of the full model's answers that are its most frequent one; in its rows
+        asked, right             per seed: number of questions, right answers over all draws; in rows with a task
+        share *, difference *    accuracy divided by the full model's; minus the full model's
+        agreement *              share of answers that equal the full model's, word for word
+        kl *                     mean KL of the first answer token from the full model's, nats
+        minus_random *, minus_resize *      accuracy minus that of the control at the same spent cost
+        paired                   for each earlier setting with the same budget or the same spent cost: its name, budget
+                                 and tokens, and this setting's accuracy * and agreement * minus that setting's
+        hard *, hard_questions   accuracy on questions that the full model gets right and Resize, at the same cost,
+                                 wrong; their number
+        draws                    accuracy of each draw, if there are several
+        settings, note           settings of each draw; what is unusual about them
+        infeasible, floor        why the budget cannot be met; the lowest possible share
 
-    Those from `share` on are for all questions only, and the last two for budgets that cannot be met.
+    Columns from `share` on are in rows for all questions only. The last two are only for budgets that cannot be met.
 
     Args:
         full: The full model's log.
-        ran: Every contender with the logs of its draws; a contender without any is infeasible.
-        aggregate: Gives the figure, where it is no mean of scores.
-        spends: What budgets are of, and rivals spend as much of: "spent", vision tokens, or "flops".
+        ran: Each contender with the logs of its draws. A contender without logs is infeasible.
+        aggregate: Computes the figure, if it is not the mean of scores.
+        spends: The unit of budgets and of equal cost: "spent" (vision tokens) or "flops".
     """
     ran = list(ran)
     pairing = _Pairing(full, aggregate, spends)
@@ -104,11 +105,11 @@ class _Setting:
     """A contender's answers as numbers.
 
     Attributes:
-        contender: What was run.
-        numbers: (questions,) of each column of numbers and of "agrees", mean over draws; NaN where it is not known.
-        figures: (1 + resamples,) the accuracy, then that of every resample.
+        contender: The contender.
+        numbers: For each numeric column and "agrees": (questions,), mean over draws; NaN if unknown.
+        figures: (1 + resamples,): the accuracy, then that of each resample.
         draws: The accuracy of each draw.
-        cost: What budgets are of, mean.
+        cost: Mean cost in the budgets' unit.
     """
 
     contender: Contender
@@ -123,7 +124,7 @@ class _Setting:
 
 
 class _Pairing:
-    """The full model on some questions, and what other settings are beside it."""
+    """Pairs settings with the full model and with each other, on the same questions."""
 
     def __init__(self, log: Log, aggregate: Aggregate | None, spends: str) -> None:
         seeds: list[Any] = [row.get("seed") for row in log]
@@ -136,7 +137,7 @@ class _Pairing:
         self.full = self.measure(Contender(FULL_MODEL, None, ()), [log])
 
     def measure(self, contender: Contender, logs: Sequence[Log]) -> _Setting:
-        """A contender's answers as numbers, paired with the full model's."""
+        """Convert a contender's logs to numbers, paired with the full model's."""
         columns = [_numbers(log, self._log) for log in logs]
         if self._aggregate is None:
             figures = [self._resampled.means(column["score"]) for column in columns]
@@ -147,10 +148,10 @@ class _Pairing:
         return _Setting(contender, means, np.mean(figures, axis=0), draws, cost)
 
     def row(self, setting: _Setting) -> dict[str, Any]:
-        """What a setting's log alone says."""
+        """Return the figures that need only a setting's own log."""
         numbers, contender = setting.numbers, setting.contender
         vision_tokens = numbers["vision_tokens"]
-        # 1 for a question without any vision tokens
+        # a question without vision tokens counts as retention 1
         shares = np.divide(numbers["spent"], vision_tokens, np.ones_like(vision_tokens), where=vision_tokens > 0)
         of_full = np.array([row.get("flops") for row in self._log], dtype=np.float64).sum()
         flops = float(numbers["flops"].sum() / of_full)
@@ -172,7 +173,7 @@ class _Pairing:
         }
 
     def task_rows(self, setting: _Setting) -> list[dict[str, object]]:
-        """The accuracy of each task; nothing where there are no scores."""
+        """Return a row with the accuracy of each task; empty with an aggregate, which has no scores."""
         rows = []
         for task, asked in self._tasks.items() if self._aggregate is None else ():
             score = np.where(asked, setting.numbers["score"], np.nan)
@@ -192,7 +193,7 @@ class _Pairing:
         return rows
 
     def commonest(self, task: str | None) -> dict[str, object]:
-        """What the commonest label, and the commonest answer, of a task (None: of all) come to; see `figures_of`."""
+        """Return "commonest", "commonest_label" and "alike" of a task, or of all for None; see `figures_of`."""
         rows = [row for row in self._log if task in (None, row["task"])]
         label, share = _commonest([set(row.get("labels", ())) for row in rows])
         _, alike = _commonest([{row["answer"]} for row in rows])
@@ -201,7 +202,7 @@ class _Pairing:
         return {"commonest": share, "commonest_label": label, "alike": alike}
 
     def pair(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
-        """A setting beside others that were asked for the same budget or truly cost as much; see `figures_of`."""
+        """Compare a setting with others of the same budget or spent cost: "paired" of `figures_of`."""
         pairs = []
         for other in others:
             if other.contender.budget != setting.contender.budget and not _cost_alike(setting, other):
@@ -217,7 +218,7 @@ class _Pairing:
         return pairs
 
     def compare(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, object]:
-        """A setting beside the full model and its rivals."""
+        """Compare a setting with the full model and its rivals. Return its row for all questions."""
         numbers, contender = setting.numbers, setting.contender
         hard, hard_questions = self._hard(setting, rivals["resize"])
         row = self.row(setting)
@@ -243,35 +244,35 @@ class _Pairing:
         return estimate(setting.figures - other.figures)
 
     def _hard(self, setting: _Setting, resized: _Setting | None) -> tuple[Estimate | None, int]:
-        """Accuracy on the questions that the full model gets right and Resize wrong, and how many these are.
+        """Return the accuracy on questions that the full model gets right and Resize wrong, and their number.
 
-        VTC-Bench's difficult samples, group A: Liao et al., arXiv:2510.07143. What the full model gets wrong says
-        nothing about dropping.
+        These are VTC-Bench's difficult samples, group A: Liao et al., arXiv:2510.07143. Questions that the full model
+        gets wrong say nothing about dropping.
         """
         if resized is None:
             return None, 0
-        hard = (self.full.numbers["score"] >= 0.5) & (resized.numbers["score"] < 0.5)  # NaN is neither
+        hard = (self.full.numbers["score"] >= 0.5) & (resized.numbers["score"] < 0.5)  # False for NaN
         if not hard.any():
             return None, 0
         return self._resampled.proportion(np.where(hard, setting.numbers["score"], np.nan)), int(hard.sum())
 
 
 def _commonest(texts: Sequence[Set[str]]) -> tuple[str | None, float]:
-    """Of a set of texts for each question the one that is in most of them, and in what share."""
+    """Return the text that is in most questions' sets, and the share of these questions."""
     counts = Counter(text for of_question in texts for text in sorted(of_question))
     text, count = max(counts.items(), key=lambda item: item[1], default=(None, 0))
     return text, round(count / len(texts), 5)
 
 
 def _numbers(log: Log, full: Log) -> dict[str, Numbers]:
-    """(questions,) of each column of numbers, and 1 where the answer is the full model's, word for word."""
+    """Return each numeric column, (questions,), and "agrees": 1 if the answer equals the full model's, else 0."""
     columns = {name: np.array([row.get(name) for row in log], dtype=np.float64) for name in NUMBERS}
     agrees = [row["answer"] == other["answer"] for row, other in zip(log, full, strict=True)]
     return {**columns, "agrees": np.array(agrees, dtype=np.float64)}
 
 
 def _rival(name: str, setting: _Setting, settings: Sequence[_Setting]) -> _Setting | None:
-    """The setting of this name that truly cost as much; None where there is none."""
+    """Return the setting of this name with the same spent cost, or None."""
     if setting.contender.name == name:
         return None
     rivals = [other for other in settings if other.contender.name == name]
@@ -282,25 +283,25 @@ def _rival(name: str, setting: _Setting, settings: Sequence[_Setting]) -> _Setti
 
 
 def _cost_alike(setting: _Setting, other: _Setting) -> bool:
-    """Whether another setting truly spends as much, of tokens or of FLOPs."""
+    """Return whether two settings spend the same within `NEAR`, in tokens or FLOPs."""
     return abs(other.cost - setting.cost) <= NEAR * setting.cost
 
 
 def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
-    """A figure as three columns; what is no number is not known."""
+    """Return a figure as three columns: value, low and high. NaN becomes None."""
     ends = {} if figure is None else figure.to_dict()
-    known = {end: None if value != value else value for end, value in ends.items()}
+    known = {end: None if value != value else value for end, value in ends.items()}  # NaN != NaN
     return {name: known.get("value"), f"{name}_low": known.get("low"), f"{name}_high": known.get("high")}
 
 
 def read_estimate(row: Row, figure: str) -> Estimate:
-    """A figure of a row with its interval, whose ends are NaN where they say nothing."""
+    """Return a row's figure with its interval. Missing ends are NaN."""
     low, high = (row[f"{figure}_{end}"] for end in ("low", "high"))
     return Estimate(row[figure], nan if low is None else low, nan if high is None else high)
 
 
 def shares_unmatched(rows: Iterable[Row]) -> list[float]:
-    """Shares that methods truly spend where no baseline was run near by, for baselines to be run at."""
+    """Return the shares that methods spent and that no baseline is near, so that baselines can be run there."""
     ran = [row for row in rows if row["task"] is None and row["name"] != FULL_MODEL and "infeasible" not in row]
     asked = [row["budget"] for row in ran if row["name"] in BASELINES]
     spent = {round(row["retention"], 3) for row in ran if row["name"] not in BASELINES and row["retention"] <= 1}
@@ -309,7 +310,7 @@ def shares_unmatched(rows: Iterable[Row]) -> list[float]:
 
 
 def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
-    """What a difference in a row says, by its 95 % interval: "better than", "worse than" or "not told apart from"."""
+    """Return the verdict on a difference by its 95 % interval: "better than", "worse than", "not told apart from"."""
     ends = read_estimate(row, figure)
     if not (ends.low > 0 or ends.high < 0) or row.get("pictures", FEWEST) < FEWEST:
         return "not told apart from"
@@ -319,11 +320,11 @@ def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
 
 
 def has_collapsed(row: Row, full: Row) -> bool:
-    """Whether less than a quarter of the full model's accuracy on a task is left.
+    """Return whether less than a quarter of the full model's accuracy on a task is left.
 
     Args:
-        row: A method's, of the task.
-        full: The full model's.
+        row: A method's row of the task.
+        full: The full model's row of the task.
     """
     left: bool = row["accuracy"] < LEFT * full["accuracy"]
     return left

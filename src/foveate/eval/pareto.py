@@ -1,4 +1,4 @@
-"""Quality against cost: a line a method, the Pareto front, and what the full model reaches."""
+"""Plot quality against cost: one line per method, the Pareto front, and the full model."""
 
 from itertools import cycle
 from textwrap import fill
@@ -20,8 +20,8 @@ MARKS = "osD^vP*Xh"
 
 
 def draw(quality: Quality, title: str = "") -> Image.Image:
-    """Accuracy and agreement over the tokens truly spent and, where the cost is known, over FLOPs: an RGB picture."""
-    panels = [("Vision tokens a decoder layer processes, mean", "tokens")]
+    """Plot accuracy and agreement over the spent tokens and, if known, over FLOPs. Return an RGB image."""
+    panels = [("Mean vision tokens per decoder layer", "tokens")]
     settings = quality.settings
     if any(row["flops"] is not None for row in settings):
         panels.append(("FLOPs from the pixels to the first token, share of the full model's", "flops"))
@@ -30,7 +30,7 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
         measures.append((AGREEMENT, "agreement"))
     names = len({row["name"] for row in settings})
     width = 6.6 * len(panels) + 2.2
-    height = max(1.2 + 4 * len(measures), 0.2 * (names + 5))  # inches: the names stand one below the other
+    height = max(1.2 + 4 * len(measures), 0.2 * (names + 5))  # inches; the legend lists one name per line
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(measures), len(panels), sharex="col", sharey="row", squeeze=False)
@@ -50,7 +50,7 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
 
 
 def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
-    """One measure, accuracy or agreement, over one cost."""
+    """Plot one measure (accuracy or agreement) over one cost."""
     names = list(dict.fromkeys(row["name"] for row in quality.settings))
     own = [name for name in names if name not in CONTROLS]
     palette = matplotlib.colormaps["tab10"]
@@ -75,7 +75,7 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
             capsize=2,
         )
     sign = 1 if measure == "agreement" or quality.higher_is_better else -1
-    front: list[Row] = []  # what nothing cheaper or equally cheap beats, from cheap to expensive
+    front: list[Row] = []  # settings that no cheaper or equally cheap one beats, by ascending cost
     for row in sorted(counted, key=lambda row: (row[cost], -sign * row[measure])):
         if not front or sign * row[measure] > sign * front[-1][measure]:
             front.append(row)

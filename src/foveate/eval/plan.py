@@ -1,4 +1,4 @@
-"""What is compared in a run: methods at budgets, and what cannot meet its budget; and where its answers are kept."""
+"""`Plan`: the methods and budgets of a run. `Contender`: one method at one budget, or why it cannot meet it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,34 +17,34 @@ from foveate.naming import draws, is_bare, parse, with_seed
 from foveate.plain.spelling import is_second_look
 
 USUAL = ("v2drop", "visiondrop", "mustdrop")
-"""What is compared where nobody names a method."""
+"""The default methods."""
 SHARES = (1 / 3, 2 / 9, 1 / 9)
-"""Budgets where none is given: 192, 128 and 64 of LLaVA-1.5's 576 tokens."""
+"""The default budgets: 192, 128 and 64 of LLaVA-1.5's 576 tokens."""
 BASELINES = ("random", "uniform", "averagepool", "resize")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which methods run at which budgets.
+    """The methods and budgets of a run.
 
         Plan(methods=["v2drop", "v2drop:metric=l1"], tokens=[192, 64])
 
     Attributes:
-        methods: Their names, in the grammar of `foveate.naming`; or files of a second look.
-        tokens: Budgets: mean vision tokens that a decoder layer processes.
-        retention: The same as shares in (0, 1]. Where neither is given, names alone run at a third, two ninths and a
-            ninth, and a name with settings as it says.
-        flops: Instead: shares of the full model's FLOPs to the first token, below 1. Each method gets the largest
-            retention that stays within one, on average over the prompts, or over 64 of them.
-        draws: Seeds of methods that draw at random.
-        baselines: Whether Random, Uniform, AveragePool and Resize run too.
-        cache: The folder where answers are kept; None is foveate/eval in the user's cache folder.
-        workers: Processes, each with a model of its own; 0 takes as many as pay off.
-        max_new_tokens: The longest answer.
+        methods: Names in the grammar of `foveate.naming`, or files of second looks.
+        tokens: Budgets: mean vision tokens per decoder layer.
+        retention: Budgets as shares in (0, 1]. Without any budget, a plain name runs at a third, two ninths and a
+            ninth, and a name with settings runs with these.
+        flops: Budgets as shares of the full model's FLOPs to the first token, below 1. Each method gets the largest
+            retention that stays within one, on average over the prompts (at most 64 of them).
+        draws: Number of seeds for methods that draw at random.
+        baselines: Also run Random, Uniform, AveragePool and Resize.
+        cache: Folder for the answers; None is foveate/eval in the user's cache folder.
+        workers: Number of processes, each with its own model; 0 uses as many as are useful.
+        max_new_tokens: Maximum tokens of an answer.
 
     Raises:
-        SettingError: If budgets are given both ways, or a setting is unknown or of the wrong type.
-        UnknownNameError: If there is no such method, preset or file.
+        SettingError: If more than one kind of budget is given, or a setting is unknown or has the wrong type.
+        UnknownNameError: If a method, preset or file does not exist.
     """
 
     methods: tuple[str, ...] = USUAL
@@ -59,41 +59,46 @@ class Plan:
 
     def __post_init__(self) -> None:
         if sum(map(bool, (self.tokens, self.retention, self.flops))) > 1:
-            raise SettingError("tokens, retention and flops are budgets: give one of them.")
+            raise SettingError("tokens, retention and flops are budgets: give only one of them.")
         if self.draws < 1:
             raise SettingError(f"draws must be 1 or more; got {self.draws}.")
         own = [name for name, method in self.by_name().items() if not method.open]
         own += [look.name for look in self.second_looks()]
         if not all(0 < share < 1 for share in self.flops):
-            raise SettingError(f"flops must be above 0 and below 1, shares of the full model's; got {self.flops}.")
+            raise SettingError(f"flops must be shares of the full model's, above 0 and below 1; got {self.flops}.")
         if self.flops and own:
-            raise SettingError(f"{', '.join(own)}: it takes no budget or has its own. Leave flops out, or name others.")
+            raise SettingError(
+                f"{', '.join(own)}: it takes no budget or has its own. Leave flops out, or name other methods."
+            )
 
     @property
     def has_budgets(self) -> bool:
-        """Whether somebody gave budgets."""
+        """Whether any budget is given."""
         return bool(self.tokens or self.retention or self.flops)
 
     def by_name(self) -> dict[str, Method]:
-        """What is compared, by name, the baselines last."""
+        """Return the methods by name, with the baselines last and without second looks."""
         names = dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ())))
         return {name: parse(name) for name in names if not is_second_look(name)}
 
     def second_looks(self) -> list[SecondLook]:
-        """Those of the methods that ask the full model again."""
+        """Return the second looks among the methods."""
         looks = [drops_of(name) for name in dict.fromkeys(self.methods) if is_second_look(name)]
         return [look for look in looks if isinstance(look, SecondLook)]
 
     def shares_of(self, vision_tokens: int | None) -> tuple[float, ...]:
-        """The budgets as shares, of tokens or FLOPs, where every prompt has so many vision tokens; None: they differ.
+        """Return the budgets as shares of tokens or FLOPs.
+
+        Args:
+            vision_tokens: Vision tokens of every prompt; None if they differ.
 
         Raises:
-            SettingError: If a budget is more than that, or is of tokens where they differ.
+            SettingError: If a budget in tokens exceeds `vision_tokens`, or prompts differ in them.
         """
         if not self.tokens:
             return self.retention or self.flops or SHARES
         if vision_tokens is None:
-            raise SettingError("Prompts differ in vision tokens here: give budgets as shares, with retention.")
+            raise SettingError("Prompts differ in vision tokens: give budgets as shares, with retention.")
         if max(self.tokens) > vision_tokens:
             most = max(self.tokens)
             raise SettingError(f"{most:g} tokens are more than the {vision_tokens} vision tokens of a picture.")
@@ -105,17 +110,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who competes: a method as it was asked for, at a budget, with as many draws as it has seeds.
+    """A method at a budget, with one draw per seed.
 
     Attributes:
-        name: What it is called: "v2drop", "v2drop:metric=l1", or a preset.
-        budget: Mean over decoder layers as it was asked for: a share of the vision tokens, or, above 1, a number of
-            them; None where a preset brings its own.
-        draws: The methods to run: one, or one a seed; none where the budget cannot be reached.
-        infeasible: Why it cannot.
-        floor: The lowest share that can be, where it is known.
+        name: Its name: "v2drop", "v2drop:metric=l1", or a preset.
+        budget: The requested mean over decoder layers: a share of the vision tokens or, above 1, their number. None if
+            a preset has its own.
+        draws: The methods to run: one, or one per seed; empty if the budget cannot be met.
+        infeasible: Why the budget cannot be met.
+        floor: The lowest possible share, if known.
         note: What is unusual about the setting.
-        sure: Of a second look, from which confidence on an answer is trusted; None where nothing is asked again.
+        sure: The lowest trusted confidence of a second look; None for other contenders.
     """
 
     name: str
@@ -139,18 +144,18 @@ def contenders_at(
     passes_over: type[SettingError] = BudgetError,
     costs: Costs | None = None,
 ) -> list[Contender]:
-    """A contender for each method and budget; one alone for a method that takes none or brings its own.
+    """Make a contender for each method and budget, or one for a method that takes no budget or has its own.
 
     Args:
-        methods: What is compared, by name in the grammar of `foveate.naming`.
+        methods: The methods, by name in the grammar of `foveate.naming`.
         model: A model or its config.
-        shares: Budgets of methods that take one and were not given theirs, of the vision tokens or of FLOPs.
-        vision_tokens: Tokens of each picture, where all have the same count.
-        seeds: Draws of a method that draws at random.
-        alike: One of the prompts, where all have media of one size; some floors depend on a film's frames.
-        given: Whether somebody gave the budgets; else only what is a name alone gets them.
-        passes_over: Errors of a method that make it infeasible; others are raised.
-        costs: What prompts cost, where budgets are shares of the full model's FLOPs; see `within_flops`.
+        shares: Budgets for methods that take one and have none, as shares of the vision tokens or FLOPs.
+        vision_tokens: Vision tokens of each prompt, if all have the same number.
+        seeds: Seeds for methods that draw at random.
+        alike: One of the prompts, if all have media of one size. Some floors depend on a film's frames.
+        given: Whether the user gave the budgets. If not, only plain names get them.
+        passes_over: Errors of a method that make it infeasible. Others are raised.
+        costs: Costs of prompts, if budgets are shares of the full model's FLOPs; see `within_flops`.
     """
     contenders = []
     for name, method in methods.items():
@@ -179,7 +184,9 @@ def _meet(
     vision_tokens: int | None,
     costs: Costs | None,
 ) -> tuple[Method, str]:
-    """A method with a share that it can meet, and what is unusual about it.
+    """Return a method with a budget that it can meet, and a note on what is unusual about it.
+
+    A method that cuts within the decoder and cannot meet the budget there is cut before the decoder.
 
     Raises:
         BudgetError: If no schedule meets the budget.
@@ -196,5 +203,5 @@ def _meet(
         if not method.open or not isinstance(method, Cuts) or method.first_layer > 0 or layers is not None:
             raise
         early, _ = _meet(replace(method, layers=(0,)), share, model, vision_tokens, costs)  # type: ignore[call-arg]
-        return early, "cut before the decoder"  # where it meets any budget
+        return early, "cut before the decoder"  # any budget can be met there
     return asked, ""

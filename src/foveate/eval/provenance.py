@@ -1,4 +1,4 @@
-"""What a figure depends on: weights and all other files of a model, and versions."""
+"""Record everything an answer depends on: a model's weights and files, settings, and versions."""
 
 import hashlib
 import importlib.metadata
@@ -23,19 +23,19 @@ from foveate.plain.own_files import MODULE
 from foveate.runs.versions import versions
 
 READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt"})
-"""Suffixes of what a model is loaded from: configs, templates, tokenizers and weights."""
+"""Suffixes of the files that a model is loaded from: configs, templates, tokenizers and weights."""
 
 
 def conditions(vlm: VLM) -> dict[str, object]:
-    """All of a model that its answers depend on; see `foveate.eval.records.Answers`."""
+    """Return everything about a model that its answers depend on; see `foveate.eval.records.Answers`."""
     setup = vlm.card.to_dict()
     del setup["name"]
-    libraries = {}  # what makes tensors of pictures and text
+    libraries = {}  # they turn pictures and text into tensors
     for name in ("numpy", "pillow", "tokenizers", "torchvision"):
         with suppress(PackageNotFoundError):
             libraries[name] = importlib.metadata.version(name)
     values = {**_files_of(vlm.name), **setup, **versions(), "libraries": libraries}
-    values["in memory"] = conditions_of(vlm, Generation())  # which may be another than its name says
+    values["in memory"] = conditions_of(vlm, Generation())  # the model may have changed since it was loaded
     folder = _local(vlm.name)
     if folder is not None and (base := ModelFolder(vlm.name, folder).base) is not None:
         values |= {"base": _files_of(base), "peft": importlib.metadata.version("peft")}
@@ -43,7 +43,7 @@ def conditions(vlm: VLM) -> dict[str, object]:
 
 
 def _local(name: str) -> Path | None:
-    """The folder of a model that is not in the hub's cache."""
+    """Return the folder of a local or embedded model; None for a model in the hub's cache."""
     if name in embedded.NAMES:
         folder = embedded.path()
     else:
@@ -54,7 +54,7 @@ def _local(name: str) -> Path | None:
 
 
 def _files_of(name: str) -> dict[str, object]:
-    """The weights and all files of a model's folder; in the hub's cache it bears the name of its commit."""
+    """Return identifiers of a model's weights and of all its files. In the hub's cache, a commit identifies weights."""
     if (folder := _local(name)) is not None:
         files = _files(folder, hash_weights=True)
         return {
@@ -69,12 +69,12 @@ def _files_of(name: str) -> dict[str, object]:
 
 
 def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
-    """SHA-256 of every file that transformers may read, by its name in the folder.
+    """Return the SHA-256 of each file that transformers may read, by its path in the folder.
 
     Args:
         folder: A local model, or a revision in the hub's cache.
-        hash_weights: Whether to read safetensors too. In the hub's cache they are links to files named by their
-            contents, so that name and size will do.
+        hash_weights: Hash safetensors too. In the hub's cache they are links to files named by their hash, so name and
+            size suffice.
     """
     digests = {}
     for path in sorted((*folder.iterdir(), *folder.glob("additional_chat_templates/*"))):
@@ -89,13 +89,16 @@ def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
 
 
 def join_digests(digests: Sequence[str]) -> str:
-    """One SHA-256 of several, in their order."""
+    """Return one SHA-256 of several, in their order."""
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 
 
 @cache
 def code_of(kind: type[Method]) -> str:
-    """SHA-256 of the file that a method is written in: a name is not what it does. Empty for a notebook's."""
+    """Return the SHA-256 of a method's source file, because its code may change under the same name.
+
+    Empty for a method defined in a notebook.
+    """
     with suppress(OSError, TypeError, InputError):
         return kind.__module__.partition(MODULE)[2] or sha256_of(inspect.getfile(kind))
     return ""

@@ -1,4 +1,4 @@
-"""`Quality`: what a run found, as rows of figures; it shows itself as tables, and says in sentences what they mean."""
+"""`Quality`: the results of a run as rows of figures, with tables and notes that explain them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from foveate.eval.plan import BASELINES
 from foveate.plain.stats import LEAST, wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
-VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero, from six pictures on."
+VERDICTS = "Better than, worse than: with six or more pictures, the 95 % interval of that difference excludes zero."
 AGREEMENT = "Agreement"
-"""What the figure is called where no true answers are known: the share of answers that are the full model's."""
+"""The figure's name without true answers: the share of answers that equal the full model's."""
 HEADS = ("", "Tokens", "FLOPs", "", "Agrees", "Of full", "KL", "Again", "Hard", "− random", "− resize")
 FAILED = 0.2
-"""The share of right answers up to which the full model fails, so that dropping has nothing to lose."""
+"""Share of right answers up to which the full model counts as failing, so dropping has nothing to lose."""
 FEW = 30
-"""Pictures below which an interval is worth little: a percentile bootstrap is then too narrow."""
+"""Number of pictures below which a percentile bootstrap is too narrow, so an interval means little."""
 ALWAYS = "random"
-"""The control that every method is judged by; of another, only that a method is worse is said."""
+"""The control whose verdict is always reported. For others, only "worse than" is."""
 SHORT = {
     "existence": "exists",
     "quadrant": "where",
@@ -30,21 +30,21 @@ SHORT = {
     "list left to right": "list →",
     "list top to bottom": "list ↓",
 }
-"""Embedded tasks with names too long for a column's head."""
+"""Short column heads for embedded tasks with long names."""
 
 
 @dataclass(frozen=True, repr=False)
 class Quality:
-    """All figures of a run; a notebook shows them as tables.
+    """The figures of a run. A notebook shows them as tables.
 
     Attributes:
-        rows: The full model's and those of every setting, over all questions and task by task; their columns are
-            those of `foveate.eval.pairing.figures_of`. `pandas.DataFrame(quality.rows)` takes them.
-        unit: What figures are multiplied by for people: 100 for shares, 1 for scores.
+        rows: Rows of the full model and of every setting, for all questions and per task. The columns are those of
+            `foveate.eval.pairing.figures_of`. `pandas.DataFrame(quality.rows)` reads them.
+        unit: Factor for display: 100 for shares, 1 for scores.
         title: A line above the table.
-        figure: What the figure is called there.
-        higher_is_better: Which way is good.
-        origin: What the figures depend on, as plain values: model, versions, settings.
+        figure: The figure's name in tables.
+        higher_is_better: Whether a higher figure is better.
+        origin: Model, versions and settings of the run, as plain values.
     """
 
     rows: Sequence[Row]
@@ -61,16 +61,16 @@ class Quality:
 
     @property
     def settings(self) -> list[Row]:
-        """A row over all questions for each contender that ran."""
+        """The rows for all questions of each contender that ran."""
         return [row for row in self.rows[1:] if row["task"] is None and "infeasible" not in row]
 
     @property
     def infeasible(self) -> list[Row]:
-        """A row for each contender below its method's floor."""
+        """The rows of contenders that cannot meet their budget."""
         return [row for row in self.rows if "infeasible" in row]
 
     def tasks_of(self, setting: Row) -> dict[str, Row]:
-        """A setting's rows task by task; empty where only one figure is known."""
+        """Return a setting's rows by task; empty if there is only one figure."""
         return {
             row["task"]: row
             for row in self.rows
@@ -78,7 +78,7 @@ class Quality:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values: origin, notes and rows."""
         rows = [dict(row) for row in self.rows]
         return {**self.origin, "measure": self.figure, "notes": self.findings(), "rows": rows}
 
@@ -95,7 +95,7 @@ class Quality:
     # -- tables -----------------------------------------------------------------------------------------------
 
     def table(self) -> Table:
-        """A row for the full model and one a contender; without the columns that say nothing here."""
+        """Return a table with one row for the full model and one per contender. Empty columns are left out."""
         full, share = self.full, number(1, ".0%")
         agrees = Number(share, {"": 100})
         shown: list[Sequence[str]] = [
@@ -117,7 +117,7 @@ class Quality:
         return Table(self.title, columns, shown).filled(without=unsaid)
 
     def _cells(self, row: Row) -> list[str]:
-        """A setting's row of the table."""
+        """Return a setting's row of the table."""
         differences = [points(row, f"minus_{rival}", self.unit, signed=True) for rival in RIVALS]
         return [
             row["name"],
@@ -133,7 +133,7 @@ class Quality:
         ]
 
     def task_table(self) -> Table:
-        """Accuracy of every task, %."""
+        """Return a table of the accuracy by task, in percent."""
         full = self.tasks_of(self.full)
         heads: list[str | Column] = ["", *(Column(SHORT.get(task, task), right=True) for task in full)]
         rows: list[Sequence[str]] = [["questions", *(str(row["questions"]) for row in full.values())]]
@@ -147,9 +147,10 @@ class Quality:
 
     @cached_property
     def paired(self) -> Table:
-        """Every method beside the first one, on the same questions; empty where there is no other.
+        """A table that compares every method with the first one, on the same questions; empty without another method.
 
-        Random and Resize have columns in `table`; other baselines are here where there is no method besides the first.
+        Random and Resize are left out, because `table` has columns for them. Other baselines are shown only if there is
+        no further method.
         """
         first = self.settings[0]["name"] if self.settings else ""
         names = {row["name"] for row in self.settings} - {first, *RIVALS}
@@ -171,7 +172,7 @@ class Quality:
         return Table(f"Beside {first}, on the same questions", columns, rows)
 
     def _beside(self, pair: Row) -> list[str]:
-        """The differences of a pair, each with its verdict."""
+        """Return the differences of a pair, each followed by its verdict."""
         cells = []
         for figure, unit, higher_is_better in (
             ("accuracy", self.unit, self.higher_is_better),
@@ -182,18 +183,18 @@ class Quality:
         return cells
 
     def _budgets(self) -> list[float | None]:
-        """Every budget from high to low; contenders with one of their own come first."""
+        """Return the budgets from high to low. None, for contenders with their own budget, comes first."""
         budgets = {row["budget"] for row in (*self.settings, *self.infeasible)}
         return sorted(budgets, key=lambda budget: -(budget or float("inf")))
 
     # -- sentences --------------------------------------------------------------------------------------------
 
     def notes(self) -> list[str]:
-        """What a reader must know: what was found, and how intervals came about."""
+        """Return the findings, and the legend of the columns."""
         return self.findings() + self.legend()
 
     def findings(self) -> list[str]:
-        """What the figure cannot say or hides, which methods beat a control, and what is unusual about a row."""
+        """Return notes on what the figure cannot show, on verdicts against controls, and on unusual rows."""
         notes = self.caveats() + self.verdicts()
         full = self.tasks_of(self.full)
         for row in self.settings:
@@ -219,7 +220,7 @@ class Quality:
         return notes
 
     def caveats(self) -> list[str]:
-        """Where the figure says nothing about dropping, over all questions and by task, and why."""
+        """Return notes on where the figure says nothing about dropping, for all questions and by task, and why."""
         look = " Look at Agrees."
         if self.figure == AGREEMENT:
             look = ""
@@ -238,7 +239,7 @@ class Quality:
         return notes
 
     def _says_nothing(self, full: Row) -> str | None:
-        """Why one of the full model's figures has no room below it that dropping could lose; None where it has."""
+        """Return why dropping could not lower one of the full model's figures, or None if it could."""
         if full["accuracy_low"] is None:
             return None
         accuracy, low, high = (f"{100 * full[f'accuracy{end}']:.1f}" for end in ("", "_low", "_high"))
@@ -255,9 +256,10 @@ class Quality:
         return None
 
     def verdicts(self) -> list[str]:
-        """A sentence a method: "v2drop: better than random at 192 and 128 tokens; worse than resize at 64 tokens."
+        """Return one sentence per method.
 
-        A method without a control of the same true count gets none; nor do the controls.
+        "v2drop: better than random at 192 and 128 tokens; worse than resize at 64 tokens." Controls get none, nor do
+        methods without a control at the same cost.
         """
         tokens: dict[str, dict[str, list[str]]] = {}  # of each method, the counts at which each verdict holds
         for row in self.settings:
@@ -275,30 +277,30 @@ class Quality:
         return sentences
 
     def legend(self) -> list[str]:
-        """What the columns mean, and how their intervals came about."""
-        notes = ["Tokens: what a decoder layer truly processed, on average.", "Intervals: 95 %, paired, over pictures."]
+        """Return notes on the meaning of columns and intervals."""
+        notes = ["Tokens: mean vision tokens per decoder layer, as spent.", "Intervals: 95 %, paired, over pictures."]
         rows = [self.full, *self.settings]
         if any("(" in points(row, "accuracy", self.unit) for row in rows):
             notes.append("(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures.")
         if any(row["accuracy_low"] == row["accuracy_high"] is not None for row in rows):
-            notes.append("± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not.")
+            notes.append("± 0.0: every picture scores the same, so the bootstrap has no spread. It is not exact.")
         if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
-            as_much = "FLOPs" if self.origin.get("flops") else "true count"
+            as_much = "FLOPs" if self.origin.get("flops") else "spent tokens"
             notes += [f"− random, − resize: accuracy minus theirs at the same {as_much}, in points.", VERDICTS]
         if any(self.paired.rows):
-            beside = "minus its own, in points, on the same questions; in brackets its tokens, where they are others."
+            beside = "minus its figures, in points, on the same questions; its tokens in brackets, if they differ."
             notes += [f"Beside …: {beside}", VERDICTS]
         if any(row.get("again") is not None for row in self.settings):
             again = "the share of the questions that the full model was asked again; tokens and FLOPs count both looks."
             notes.append(f"Again: {again}")
         if any(row["hard"] is not None for row in self.settings):
-            hard = "accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
+            hard = "accuracy on questions that the full model gets right and resize, at the same spent tokens, wrong."
             notes.append(f"Hard: {hard}")
         return notes
 
 
 def tables_of(qualities: Iterable[Quality]) -> list[Table]:
-    """The tables of several benchmarks, each with what was found below it; what columns mean stands below the last."""
+    """Return the tables of several benchmarks, each with its findings. The legend is below the last table."""
     tables: list[Table] = []
     legend: list[str] = []
     for quality in qualities:
@@ -313,10 +315,10 @@ def tables_of(qualities: Iterable[Quality]) -> list[Table]:
 
 
 def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
-    """A figure of a row with half its interval's width, or with its open end at an edge; multiplied by `unit`.
+    """Format a row's figure, times `unit`, with half its interval's width, or with one end if it is at an edge.
 
-    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`. Nothing where it is not known, and `61.4`
-    alone where its interval says nothing.
+    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`. Empty if the figure is unknown, and `61.4`
+    without an interval.
     """
     value, low, high = (row[f"{figure}{end}"] for end in ("", "_low", "_high"))
     if value is None:
@@ -332,21 +334,21 @@ def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
 
 
 def _miss(row: Row, of_flops: bool) -> str | None:
-    """How far a setting's budget, of tokens or of FLOPs, was missed, in words; None where it was met."""
+    """Return the requested and the spent budget as a text if it was missed, else None."""
     budget = row["budget"]
     if budget is None:
         return None
     spent = row["flops"] if of_flops else row["retention"]
     asked_words, spent_words = f"{budget:.1%}", f"{spent:.1%}"
-    if budget > 1:  # benchmarks are asked in tokens too
+    if budget > 1:  # a number of tokens
         spent, asked_words, spent_words = row["tokens"], f"{budget:g} tokens", f"{row['tokens']:.1f}"
     if is_met(budget, spent):
         return None
-    return f"{asked_words} was asked for, {spent_words} is spent"
+    return f"{asked_words} requested, {spent_words} spent"
 
 
 def _tokens(row: Row, pair: Row) -> str:
-    """What a setting of a pair spends and, in brackets, what the other one does where that is not the same."""
+    """Format a setting's tokens, with those of the paired setting in brackets if they differ."""
     if is_met(row["tokens"], pair["tokens"]):
         return number(row["tokens"], ".1f")
     tokens, of_other = row["tokens"], pair["tokens"]
@@ -354,7 +356,7 @@ def _tokens(row: Row, pair: Row) -> str:
 
 
 def _hard(row: Row) -> str:
-    """Accuracy on the hard questions, and how many they are."""
+    """Format the accuracy on the hard questions, and their number."""
     if row["hard"] is None:
         return ""
     count = row["hard_questions"]
@@ -362,7 +364,7 @@ def _hard(row: Row) -> str:
 
 
 def _format(figure: float | None, form: str) -> str:
-    """A figure without its interval; nothing where it is not known."""
+    """Format a figure without its interval; empty if unknown."""
     if figure is None:
         return ""
     return number(figure, form)
@@ -373,7 +375,7 @@ def _percents(rows: Iterable[Row]) -> list[str]:
 
 
 def _in_words(texts: list[str]) -> str:
-    """`192, 128 and 64`."""
+    """Join texts: `192, 128 and 64`."""
     *others, last = texts
     if not others:
         return last

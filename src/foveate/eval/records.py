@@ -1,6 +1,6 @@
-"""What has been answered, on disk: an interrupted run goes on, a second one reuses it.
+"""Store answers on disk, so that an interrupted run continues and a second one reuses them.
 
-Of the full model's answers the first token is kept too, so that others tell how far theirs is from it.
+For the full model's answers the first token's probabilities are stored too, to compute the KL of other answers.
 """
 
 import hashlib
@@ -22,25 +22,25 @@ from foveate.naming import members_of
 from foveate.runs.store import Lock, Store, acquire, open_store
 
 FULL = "full"
-"""The name under which the full model's answers are kept."""
+"""The key of the full model's answers."""
 LIKELIEST = 256
-"""First tokens whose probabilities are kept of an answer."""
+"""How many of the likeliest first tokens are stored with their probabilities."""
 FORM = {"record": "with confidence and length"}
-"""What is kept of an answer, among the conditions: a store whose records have less is another one."""
+"""The format of records. It is one of the conditions, so records of another format are in another store."""
 
 
 def home() -> Path:
-    """Where answers are kept by default: `foveate/eval` in the user's cache folder."""
+    """Return the default folder for answers: `foveate/eval` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "foveate" / "eval"
 
 
 def fingerprint(values: Mapping[str, object]) -> str:
-    """A short name for plain values: equal values, equal names."""
+    """Return a short hash of plain values. Equal values have equal hashes."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def key_of(method: Method | None) -> str:
-    """The name under which a method's answers are kept; None is the full model."""
+    """Return the key of a method's answers, which depends on settings and code. None is the full model."""
     if method is None:
         return FULL
     code = [code_of(type(member)) for member in members_of(method)]
@@ -48,11 +48,11 @@ def key_of(method: Method | None) -> str:
 
 
 class Answers:
-    """Answers of one model under one set of conditions, in a store; made by `open_answers`.
+    """The stored answers of one model under one set of conditions. `open_answers` makes it.
 
     Attributes:
         path: The store's folder.
-        conditions: All that an answer depends on but for question and method.
+        conditions: Everything an answer depends on, except question and method.
     """
 
     def __init__(self, store: Store, conditions: Mapping[str, object]) -> None:
@@ -62,11 +62,11 @@ class Answers:
         self._rows = {(row["method"], row["question"]): row for row in store.read(set())}
 
     def get(self, method: str, question: str) -> dict[str, Any] | None:
-        """The record of a method's answer to a question; None where there is none."""
+        """Return the record of a method's answer to a question, or None."""
         return self._rows.get((method, question))
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Keep records, each with its "method" and "question"; a kill behind this loses none.
+        """Store records, each with its "method" and "question". They survive a kill after this returns.
 
         Raises:
             InputError: If they cannot be written, as on a full disk.
@@ -90,16 +90,16 @@ def open_answers(
     alone: bool = True,
     note: Callable[[str], object] = str,
 ) -> Iterator[Answers]:
-    """The answers under these conditions; while the context lasts, no other run uses them.
+    """Open the answers under these conditions, and lock them while the context lasts.
 
     Args:
-        conditions: All that an answer depends on but for question and method; their hash names the store's folder.
-        folder: Where that lies; None is `home()`.
-        alone: Off for a process of a run whose first process has them open.
-        note: Hears that another run is waited for, and that lines are damaged.
+        conditions: Everything an answer depends on, except question and method. Their hash names the store's folder.
+        folder: The parent folder; None is `home()`.
+        alone: Whether to lock the store. Off for further processes of a run whose first process has locked it.
+        note: Called with notes: that it waits for another run, and that lines are damaged.
 
     Raises:
-        InputError: If another run uses them, or the folder cannot be used.
+        InputError: If another run uses the store, or the folder cannot be used.
     """
     path = Path(folder or home()).expanduser() / fingerprint(conditions)
     with open_store(path, "method", "question", checked=True, alone=alone, note=note) as store:
@@ -108,7 +108,7 @@ def open_answers(
         answers = Answers(store, conditions)
         if store.damaged:
             lines = "line is" if store.damaged == 1 else "lines are"
-            note(f"{store.damaged} {lines} damaged in {store.path} and left out; what is missing is asked again")
+            note(f"{store.damaged} {lines} damaged in {store.path} and left out; missing answers are asked again")
         yield answers
 
 
@@ -116,14 +116,14 @@ def open_answers(
 def reservation(
     setup: Mapping[str, object], folder: str | Path | None, note: Callable[[str], object]
 ) -> Iterator[None]:
-    """Keep a folder of answers from other runs with this setup, before a model is loaded, while the context lasts.
+    """Lock the answers of a setup before the model is loaded, while the context lasts.
 
     Raises:
-        InputError: If another run has it.
+        InputError: If another run has locked them.
     """
     path = Path(folder or home()).expanduser()
     lock = Lock(path / f".{fingerprint(setup)}.lock")
-    with suppress(OSError):  # what cannot be written can be read
+    with suppress(OSError):  # a folder without write access can still be read
         path.mkdir(parents=True, exist_ok=True)
         acquire(lock, path, note)
     try:
@@ -133,13 +133,13 @@ def reservation(
 
 
 def record_of(answer: Answer, method: str, question: str, full: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is kept of an answer; of the full model's its first token too, of others how far theirs is from it.
+    """Make the record of an answer: with its first token for the full model, with the KL from it for others.
 
     Args:
-        answer: With its first token, and its confidence.
-        method: The name under which it is kept.
-        question: That of its question.
-        full: The first token of the full model's answer, as its record has it; None where it is not known.
+        answer: The answer, with `first` and `confidence`.
+        method: The key of the method.
+        question: The key of the question.
+        full: The first token of the full model's answer from its record, or None.
     """
     assert answer.first is not None
     record = {
@@ -161,21 +161,22 @@ def record_of(answer: Answer, method: str, question: str, full: Mapping[str, Any
 
 
 def divergence(full: Mapping[str, Any], logs: Tensor) -> float:
-    """KL(full model ‖ another) of the first token, nats, rounded to a millionth: a lower bound of the exact one.
+    """Return KL(full model ‖ another) of the first token in nats, rounded to 1e-6. It is a lower bound.
 
-    The full model's likeliest tokens count one by one, and all others as one.
+    The stored likeliest tokens of the full model count one by one, and all other tokens as one:
+    Σ_i p_i (ln p_i − ln q_i) + p_rest (ln p_rest − ln q_rest).
 
     Args:
-        full: The likeliest tokens ("ids") and their log-probabilities (natural, "logs"), as a record has them.
-        logs: (vocabulary,) float32 log-probabilities of the other.
+        full: The full model's likeliest tokens ("ids") and their natural log-probabilities ("logs"), from a record.
+        logs: (vocabulary,) float32 log-probabilities of the other answer.
 
     Raises:
-        InputError: If there is no such token: the values are of a damaged file.
+        InputError: If an id is not in the vocabulary, because the file is damaged.
     """
     if max(full["ids"]) >= len(logs):
         raise InputError(
             f"A stored answer begins with token {max(full['ids'])}, and the model has {len(logs)}: the file is "
-            "damaged. Name another --cache."
+            "damaged. Set another --cache."
         )
     ours = torch.tensor(full["logs"], dtype=torch.float64)
     theirs = torch.tensor([round(log, 5) for log in logs[full["ids"]].tolist()], dtype=torch.float64)
@@ -186,12 +187,12 @@ def divergence(full: Mapping[str, Any], logs: Tensor) -> float:
 
 
 def record_of_both(quick: Mapping[str, Any], full: Mapping[str, Any], sure: float) -> dict[str, Any]:
-    """The record of a second look: of two answers to a question the one that counts, at what both cost.
+    """Return the record of a second look: the first answer if it is trusted, else the full model's at the cost of both.
 
     Args:
         quick: The record with few tokens.
-        full: The full model's.
-        sure: From which confidence on the first is trusted.
+        full: The full model's record.
+        sure: Lowest trusted confidence.
     """
     if quick["confidence"] >= sure or not quick["vision_tokens"]:
         return {**quick, "again": 0.0}

@@ -1,1 +1,1 @@
-"""How other programs find foveate: one file a program."""
+"""Entry points by which other programs find foveate, one file per program."""

@@ -1,14 +1,14 @@
-"""lmms-eval finds the model `foveate` here, by the entry point in the group `lmms_eval.models`.
+"""lmms-eval finds the model `foveate` here, through the entry point in the group `lmms_eval.models`.
 
-It asks while it is itself being imported, so nothing of it may be imported before the call, and the class
-behind the name loads only when it is wanted.
+lmms-eval calls `manifest` while it is being imported. So import lmms-eval only within the call. The model's class loads
+when it is used.
 """
 
 from typing import Any
 
 
 def manifest() -> Any:
-    """What lmms-eval wants to know of the model: its name, and where its class lives."""
+    """Return lmms-eval's manifest of the model: its name, and the path of its class."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest(model_id="foveate", chat_class_path="foveate.eval.lmms.plugin.Foveate")

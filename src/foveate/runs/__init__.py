@@ -1,9 +1,9 @@
-"""Long runs: rows that are kept as they come, processes that make them, and files of samples that go in.
+"""Long runs: read files of samples, work on them in several processes, and store rows as they come.
 
-samples        what goes in: a folder of pictures, JSON lines, CSV, Parquet; and the true answer beside a question
-store          what comes out: a folder of rows, on from where a run was ended, however that was
-crew           where work is done: this process, or several of this machine; what dies is asked alone, and then given up
+samples        read samples from a folder of pictures, JSON lines, CSV or Parquet, with labels
+store          store rows in a folder; a run that ended in any way can be continued
+crew           work in this process or several on this machine; retry items whose process died alone, then give up
 on_ray         the same on several machines
-listener       what a run tells while it goes on
+listener       receives the progress of a run
 versions       the versions and the commit that a figure depends on
 """

@@ -1,6 +1,6 @@
-"""Where the work of a long run is done: in this process, or in several, each with a model of its own.
+"""`Crew`: does the work of a long run in this process, or in several with one model each.
 
-Items go to a crew, rows come back; what its process dies at is asked alone, and then given up.
+Items go in, rows come out. If a process dies, its item is split and retried, and then given up.
 """
 
 import multiprocessing
@@ -20,32 +20,35 @@ from foveate.errors import FoveateError, InputError, SettingError
 from foveate.plain.own_files import fault
 
 LOOK = 0.2
-"""Seconds after which a process that waits looks whether it shall stop."""
+"""Seconds between checks for a stop while waiting."""
 DEATHS = 20
-"""Processes that may die one after the other without a result. More are no fault of what they are asked."""
+"""Maximum processes that may die in a row without a result. If more die, the cause is not the items."""
 
 POOL = "FOVEATE_POOL"
-"""The environment variable by which a process knows that it belongs to a pool."""
+"""Environment variable that tells a process that it belongs to a pool."""
 UNGUARDED = 78
-"""The exit code of a process that runs the first one's script again."""
+"""Exit code of a worker process that runs the main script again from its top."""
 
 Stopped = Callable[[], bool]
 Done = tuple[Any, list[Any] | None]
-"""An item with rows that it gave, or None where the process died at it."""
+"""An item with some of its rows, or with None if its process died."""
 
 
 Worker = Callable[[Any, Stopped], Iterator[list[Any]]]
-"""A process's own, such as a model: the rows of an item as they come; after the second says yes, of what is in hand.
-What rows depend on besides the items may be its `about()`, plain values."""
+"""Works on items in one process, such as a model: yields the rows of an item as they come.
+
+Once the second argument returns True, it ends after the rows in progress. An optional `about()` returns plain values
+that rows depend on besides the items.
+"""
 Task = Callable[[int, int], Worker]
-"""What a crew does, can be pickled: loads what process `place` of `count` needs, and gives its worker."""
+"""Loads what process `place` of `count` needs, and returns its worker. Must be picklable."""
 
 
 class Here:
-    """This process.
+    """A crew of this process alone.
 
     Args:
-        task: What is done.
+        task: Makes the worker.
     """
 
     def __init__(self, task: Task) -> None:
@@ -59,12 +62,12 @@ class Here:
         del self._begun
 
     def about(self) -> dict[str, object]:
-        """What rows depend on besides the items."""
+        """Return plain values that rows depend on besides the items."""
         about: dict[str, object] = self._begun.about()
         return about
 
     def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
-        """Rows as they come, in any order; an item may come several times, each with some of its rows."""
+        """Yield items with rows as they come, in any order. An item may come several times, each with some rows."""
         for item in items:
             for rows in self._begun(item, stopped):
                 yield item, rows
@@ -73,15 +76,15 @@ class Here:
 
 
 class Together(ABC):
-    """Several processes. One that dies takes its item along and no other, and another takes its place.
+    """A crew of several processes. If one dies, only its item is lost, and a new process replaces it.
 
     Args:
-        task: What each does.
-        count: How many.
+        task: Makes each process's worker.
+        count: Number of processes.
     """
 
     died: tuple[type[BaseException], ...]
-    """What a future raises whose process has died."""
+    """Exceptions of a future whose process died."""
 
     def __init__(self, task: Task, count: int) -> None:
         self._task = task
@@ -93,18 +96,18 @@ class Together(ABC):
     def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
     @abstractmethod
     def _hire(self, place: int) -> None:
-        """Begin the process of a place, in the place of one that has died."""
+        """Start the process at a place, or replace it if it has died."""
 
     @abstractmethod
     def _ask(self, place: int, item: object) -> Future[object]:
-        """Its rows of an item, or its `about` where the item is None."""
+        """Send an item to a process. The future has its rows, or `about()` if the item is None."""
 
     def _result(self, future: Future[object]) -> Any:
-        """What a process answered; what it raised is raised."""
+        """Return a future's result, or raise its exception."""
         return future.result()
 
     def _stop(self) -> None:  # noqa: B027
-        """Tell all to end with what is in hand, where they can be told."""
+        """Tell all processes to end after the rows in progress, if that is possible."""
 
     def about(self) -> dict[str, object]:
         futures = [self._ask(place, None) for place in range(self._count)]
@@ -143,21 +146,21 @@ class Together(ABC):
 
 
 Crew = Here | Together
-"""Who works on items, while the context lasts."""
+"""Works on items while its context lasts."""
 
 
 def _all_die() -> InputError:
     return InputError(
-        "Processes die whatever they are asked, perhaps for want of memory. Run again, with fewer --workers: what was "
-        "answered is kept."
+        "Processes die whatever they are asked, perhaps because memory is short. Run again with fewer --workers: the "
+        "answers so far are kept."
     )
 
 
 class Pool(Together):
-    """Processes of this machine.
+    """A crew of processes on this machine.
 
     Raises:
-        SettingError: If these are more than the machine can serve.
+        SettingError: If there are too many for the machine.
     """
 
     died = (BrokenProcessPool,)
@@ -188,13 +191,13 @@ class Pool(Together):
         if place in self._pools:
             self._pools[place].shutdown()
         arguments = (self._task, place, self._count, self._stopped)
-        # One that dies breaks its pool, so each has one of its own.
+        # A process that dies breaks its pool, so each process has its own.
         self._pools[place] = ProcessPoolExecutor(1, self._processes, _begin, arguments)
 
     def _ask(self, place: int, item: object) -> Future[object]:
         try:
             return self._pools[place].submit(_ask, item)
-        except BrokenProcessPool as error:  # it died with nothing in hand
+        except BrokenProcessPool as error:  # it died while idle
             broken: Future[object] = Future()
             broken.set_exception(error)
             return broken
@@ -207,8 +210,8 @@ class Pool(Together):
             if all(process.exitcode != UNGUARDED for process in processes):
                 raise
         raise SettingError(
-            "Each worker runs this script again from its top, and would start workers itself: put what the script does "
-            'under if __name__ == "__main__":, or take workers=1.'
+            "Each worker runs this script again from its top, and would start workers itself: put the script's code "
+            'under if __name__ == "__main__":, or set workers=1.'
         )
 
     def _stop(self) -> None:
@@ -216,10 +219,10 @@ class Pool(Together):
 
 
 def crew_of(task: Task, workers: int, here: Worker) -> Crew:
-    """So many processes of this machine; with one worker, this process, where it has begun already.
+    """Return a crew of `workers` processes on this machine, or of this process and its worker `here` if that is 1.
 
     Raises:
-        SettingError: If these are more than the machine can serve.
+        SettingError: If there are too many for the machine.
     """
     if workers > 1:
         return Pool(task, workers)
@@ -227,17 +230,17 @@ def crew_of(task: Task, workers: int, here: Worker) -> Crew:
 
 
 def end_unguarded() -> None:
-    """End this process without a word where it belongs to a pool, and comes here as it reads the first one's script."""
+    """Exit silently if this is a pool's process that is running the main script again."""
     if os.environ.get(POOL) == str(os.getppid()) and hasattr(multiprocessing.current_process(), "_inheriting"):
         os._exit(UNGUARDED)
 
 
 _process: dict[str, Any] = {}
-"""What a process of a pool has begun, and what tells it to stop."""
+"""State of a pool's process: its worker or the error of loading it, and the event that stops it."""
 
 
 def _begin(task: Task, place: int, count: int, stopped: object) -> None:
-    """In a new process: Ctrl-C is for the parent to handle, it ends with the parent, and threads are shared."""
+    """Initialise a new process: leave Ctrl-C to the parent, end with the parent, and share CPU threads evenly."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -245,7 +248,7 @@ def _begin(task: Task, place: int, count: int, stopped: object) -> None:
     _process["stopped"] = stopped
     try:
         _process["worker"] = task(place, count)
-    except Exception as error:  # raised here, it would only break the pool
+    except Exception as error:  # raising here would only break the pool; `_ask` raises it
         _process["error"] = error
 
 
@@ -257,18 +260,18 @@ def _ask(item: object) -> object:
     except Exception as error:
         if isinstance(error, FoveateError) or (where := fault(error)) is None:
             raise
-        raise InputError(where) from error  # on its way to the first process it loses its lines
+        raise InputError(where) from error  # pickling would lose the traceback's lines
 
 
 def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> object:
-    """All rows of an item at once; where it is None, the worker's `about`."""
+    """Return all rows of an item, or the worker's `about()` if it is None."""
     if item is None:
         return worker.about()
     return [row for rows in worker(item, stopped) for row in rows]
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, however that ended: nobody would take its answers."""
+    """End this process when its parent has ended, because nobody would read its answers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
@@ -276,18 +279,22 @@ def _end_with_parent() -> None:
 
 
 def check_count(count: int, units: int) -> None:
-    """Refuse more models than there is sense in: over four for each core or accelerator, whichever there are more of.
+    """Refuse more than four models per unit.
+
+    Args:
+        count: Number of models.
+        units: Number of cores or accelerators, whichever is larger.
 
     Raises:
         SettingError: If there are too many.
     """
     most = 4 * units
     if count > most:
-        raise SettingError(f"{count:,} models at a time are too many for this machine: take {most} at most.")
+        raise SettingError(f"{count:,} models at a time are too many for this machine: use {most} at most.")
 
 
 def device_at(place: int, device: str) -> str:
-    """The accelerator of this place, where there are several and none was named."""
+    """Return the device of a process: with "auto", accelerators are assigned in turn."""
     if device != "auto" or not torch.accelerator.is_available():
         return device
     kind = torch.accelerator.current_accelerator()
@@ -302,8 +309,8 @@ Rows = list[Any]
 
 def _refuse(item: object) -> Rows:
     raise InputError(
-        "A process died at what it was asked, and another one too, perhaps for want of memory. Run again with "
-        "--workers 1: what is on the disk is not asked again."
+        "Two processes died at the same question, perhaps because memory is short. Run again with --workers 1: answers "
+        "on the disk are not asked again."
     )
 
 
@@ -319,21 +326,20 @@ def work_through(
     """Let a crew work on items, and take their rows as they come.
 
     Args:
-        items: What is worked on.
-        crew: Who works; its context is open.
-        take: Keeps rows.
-        alone: The smaller items that an item is made of, each of which is asked by itself where a process has died;
-            the item itself where it is of one piece.
-        given_up: The rows of such a smaller item at which a process has died again; a refusal where it has none.
-        stopped: Says that the run shall end behind what is in hand.
+        items: The items.
+        crew: The crew, with its context open.
+        take: Stores rows.
+        alone: Splits an item whose process died into smaller items, which are retried one by one.
+        given_up: Returns the rows of a smaller item whose process died again. The default raises an error.
+        stopped: Returns whether the run should end after the rows in progress.
 
     Raises:
-        InputError: If processes die whatever they are asked, or at an item that has no rows without a result.
+        InputError: If processes die whatever they work on, or by default at a smaller item.
     """
     answered = False
 
     def work(parts: Iterable[object]) -> list[object]:
-        """Take the rows of parts; those that a process died at."""
+        """Take the rows of parts. Return the parts whose process died."""
         nonlocal answered
         died = []
         for part, rows in crew.work(parts, stopped):
@@ -349,6 +355,6 @@ def work_through(
         return
     lost = [row for part in work(part for item in died for part in alone(item)) for row in given_up(part)]
     if not answered and len(lost) > DEATHS:
-        raise InputError("Processes die whatever they are asked. See what they lack, and run again.")
+        raise InputError("Processes die whatever they are asked. Check what they lack, such as memory, and run again.")
     if lost:
         take(lost)

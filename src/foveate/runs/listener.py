@@ -1,35 +1,35 @@
-"""What a run tells while it goes on."""
+"""`Listener`: receives the progress of a run."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 Advance = Callable[[int], object]
-"""Called with the number of rows that were added."""
+"""Called with the number of rows added."""
 
 
 def unheard(rows: int) -> None:
-    """Hear that rows were added, and do nothing."""
+    """Ignore that rows were added."""
 
 
 class Listener:
-    """Hears what a run tells, and does nothing; a command shows it on the screen, and lets signals end the run."""
+    """Receives the progress of a run. This one ignores it; a command's shows it, and lets signals stop the run."""
 
     def note(self, text: str) -> None:
-        """Hear a sentence."""
+        """Receive a note for the user."""
 
     def stage(self, doing: str, total: int | None, done: int = 0) -> AbstractContextManager[Advance]:
-        """Hear that a stage of so many rows begins; it ends with the context.
+        """Receive the start of a stage, which ends with the context.
 
         Args:
-            doing: What is done, in a few words.
-            total: How many rows there will be; None where that is not known.
-            done: How many there are from earlier runs.
+            doing: What the stage does, in a few words.
+            total: Number of rows to come; None if unknown.
+            done: Number of rows from earlier runs.
 
         Returns:
-            A context manager that gives what is called with the number of rows that were added.
+            A context manager that yields a function to call with the number of rows added.
         """
         return nullcontext(unheard)
 
     def stopped(self) -> bool:
-        """Whether the run shall end behind what is in hand."""
+        """Return whether the run should end after the rows in progress."""
         return False

@@ -1,4 +1,4 @@
-"""A crew of Ray's actors: processes on one machine or many."""
+"""`Actors`: a crew of Ray actors, on one machine or several."""
 
 import os
 from concurrent.futures import Future
@@ -10,12 +10,12 @@ from foveate.runs.crew import Task, Together, check_count, rows_of
 
 
 class Actors(Together):
-    """Actors of Ray, one a GPU. Every machine must see the input and its files under the same paths.
+    """A crew of Ray actors, one per GPU. Every machine must see the input and its files under the same paths.
 
     Args:
-        task: What each does.
-        count: How many; None is one a GPU, or one where there is none.
-        address: Of the Ray to use: "local" starts one on this machine, "auto" takes the one that it belongs to.
+        task: Makes each actor's worker.
+        count: Number of actors; None is one per GPU, or one without a GPU.
+        address: Ray's address: "local" starts Ray on this machine, "auto" joins the cluster of this machine.
 
     Raises:
         UnsupportedError: If Ray is not installed.
@@ -35,7 +35,7 @@ class Actors(Together):
         ray = self._ray
         self._began = not ray.is_initialized()
         if self._began:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
             try:
                 quiet = {}
                 if self._address == "local":
@@ -78,11 +78,14 @@ class Actors(Together):
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
-            raise InputError(f"Ray fails: {first_line(error)} Run again: what was answered is kept.") from error
+            raise InputError(f"Ray failed: {first_line(error)} Run again: the answers so far are kept.") from error
 
 
 class _Actor:
-    """A worker. What fails when it begins is told by the first thing it is asked: to Ray, it would be a death."""
+    """A Ray actor with a worker.
+
+    An error at the start is raised by the first `ask`, because Ray would treat it as a death.
+    """
 
     def __init__(self, task: Task, count: int) -> None:
         self._error: Exception | None = None

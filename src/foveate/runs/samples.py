@@ -1,6 +1,6 @@
-"""A file of samples: pictures or films with a question each, as JSON lines, CSV or Parquet, or a folder of pictures.
+"""Read samples: pictures or films with a question each, from JSON lines, CSV, Parquet, or a folder of pictures.
 
-Read as it is needed, never held whole. What a sample has besides goes with it into what comes out.
+Files are read lazily, never as a whole. Other columns of a sample are carried into the output.
 """
 
 import base64
@@ -27,21 +27,21 @@ from foveate.plain.files import BASE64, is_video, local_path, open_readable, sch
 from foveate.plain.upstream import brief, first_line, install_line, printable
 
 LABELS = ("label", "labels", "answer", "answers")
-"""Columns with the true answer, or with several; the first that is there is taken."""
+"""Columns with the true answer or answers. The first one present is used."""
 LINE = 2**24
-"""The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
+"""Maximum bytes of a JSON line, or letters of a CSV cell. A longer one is not a sample."""
 LINE_KEY = "line"
-"""What a line that is no record is kept under."""
+"""The key of a line that cannot be parsed."""
 SHOWN = 10_000
-"""Letters of a line that cannot be read which are kept."""
+"""Maximum letters that are kept of a line that cannot be parsed."""
 READ = 128
 """Rows of a Parquet file that are read at a time."""
 LOOK = 1024
-"""Samples after which a file is looked at, whether it is still the same."""
+"""Number of samples between checks that the file has not changed."""
 
 
 class Unreadable(ValueError):
-    """A record that is no sample. The message says why."""
+    """Raised for a record that is not a sample. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,12 @@ class MediaSample:
     """A question about pictures or films.
 
     Attributes:
-        number: Its place in the file, from 0.
-        id: What it is called, a text or a whole number.
-        media: Absolute paths, or `data:` URLs of what the file itself holds.
-        question: The text.
-        record: All that the file has of it, by column, without pictures that the file itself holds.
-        column: That of the paths.
+        number: Its index in the file, from 0.
+        id: Its id, a text or a whole number.
+        media: Absolute paths, or `data:` URLs of media inside the file.
+        question: The question.
+        record: The file's record by column, without media inside the file.
+        column: The column of the media.
     """
 
     number: int
@@ -67,13 +67,13 @@ class MediaSample:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """What is no sample.
+    """A record that is not a sample.
 
     Attributes:
-        number: Its place in the file, from 0.
+        number: Its index in the file, from 0.
         record: As in `MediaSample`, or the line under `LINE_KEY`.
-        reason: Why it is none, and what to do.
-        id: What it is called; None where that is not known.
+        reason: Why it is not a sample, and what to do.
+        id: Its id; None if unknown.
     """
 
     number: int
@@ -84,13 +84,13 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class SampleColumns:
-    """What the columns of a file are called: of several names, the first that is there counts.
+    """The names of a file's columns. Of several names, the first one present is used.
 
     Attributes:
-        media: Paths of pictures or films, one or a list.
-        question: The question.
-        id: What a sample is called; None calls it by its number. So is one without an id under the usual name.
-        text_only: Whether a sample may have no picture and no film.
+        media: Columns of the paths of pictures or films, one or a list.
+        question: Columns of the question.
+        id: Column of the id. None uses the sample's number, and so does a row without a value in the default column.
+        text_only: Allow samples without a picture or film.
     """
 
     media: tuple[str, ...] = ("media", "image", "images", "picture", "video")
@@ -110,24 +110,24 @@ class _Records(ABC):
 
     @abstractmethod
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
-        """What it holds; `carried` asks for columns too that nobody asked for.
+        """Yield the records. `carried` includes the columns that samples do not need.
 
         Raises:
-            InputError: If it cannot be read.
+            InputError: If the file cannot be read.
         """
 
     def digest(self) -> str:
-        """SHA-256 of all that it holds."""
+        """Return the SHA-256 of the contents."""
         return sha256_of(self.path)
 
     def state(self) -> object:
-        """What changes when somebody writes to it."""
+        """Return a value that changes when the file is written to."""
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 class _JsonLines(_Records):
-    """An object a line. Blank lines do not count."""
+    """A JSON object per line. Blank lines are skipped."""
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         with open_readable(self.path) as file:
@@ -137,7 +137,7 @@ class _JsonLines(_Records):
                 start = b""
                 if len(line) == LINE and not line.endswith(b"\n"):
                     while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
-                        pass  # nothing of it is kept
+                        pass  # skip the rest of the line
                     yield _no_sample(number, text, f"The line has more than {LINE:,} bytes.")
                 elif text:
                     yield _object(number, text)
@@ -148,11 +148,11 @@ class _JsonLines(_Records):
 
 def _object(number: int, line: bytes) -> Mapping[str, object] | Bad:
     try:
-        values = json.loads(line, parse_constant=lambda name: None)  # NaN is how pandas writes a gap
+        values = json.loads(line, parse_constant=lambda name: None)  # pandas writes a missing value as NaN
     except (ValueError, RecursionError) as error:
-        return _no_sample(number, line, f"The line is no JSON: {first_line(error)}")
+        return _no_sample(number, line, f"The line is not valid JSON: {first_line(error)}")
     if not isinstance(values, dict):
-        return _no_sample(number, line, f"A line is a JSON object; got a {type(values).__name__}.")
+        return _no_sample(number, line, f"A line must be a JSON object; got a {type(values).__name__}.")
     return values
 
 
@@ -161,9 +161,9 @@ def _no_sample(number: int, line: bytes, reason: str) -> Bad:
 
 
 class _Csv(_Records):
-    """Cells by the names in the first line; several pictures are written as a JSON list.
+    """A CSV file with column names in the first line. Several pictures are written as a JSON list.
 
-    Of comma, semicolon (Excel, where a comma is the decimal point) and tab, what the first line has most separates.
+    The separator is the most frequent one in the first line: comma, semicolon (Excel in some countries) or tab.
     """
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
@@ -174,7 +174,7 @@ class _Csv(_Records):
             separator = "\t"
             if self.path.suffix.lower() != ".tsv":
                 separator = max(",;\t", key=head.count)
-            # Strict: a quote that is never closed is told; else all the rows behind it would be one cell.
+            # Strict: an unclosed quote raises. Otherwise all rows after it would become one cell.
             reader = csv.reader(chain([head], text), delimiter=separator, skipinitialspace=True, strict=True)
             names = self._names(reader)
             number = 0
@@ -184,9 +184,9 @@ class _Csv(_Records):
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    if "field limit" in str(error):  # the lines of the cell would be read as rows
+                    if "field limit" in str(error):  # continuing would read the cell's lines as rows
                         raise InputError(f"{spell(self.path)}, row {number} (from 0): {error}. Shorten it.") from error
-                    yield Bad(number, {}, f"The line is no CSV: {error}.")
+                    yield Bad(number, {}, f"The line is not valid CSV: {error}.")
                 else:
                     if not cells:
                         continue
@@ -206,20 +206,20 @@ class _Csv(_Records):
 
 def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, object] | Bad:
     if len(cells) > len(names):
-        reason = f"The line has {len(cells)} cells, and there are {len(names)} columns."
+        reason = f"The line has {len(cells)} cells, but there are {len(names)} columns."
         return Bad(number, {LINE_KEY: ",".join(cells)[:SHOWN]}, reason)
     filled = ((name, cell.strip()) for name, cell in zip(names, cells, strict=False) if name)
     return {name: _cell(name, cell) for name, cell in filled if cell}
 
 
 def _cell(name: str, cell: str) -> object:
-    """A cell's text, or the list of texts that it holds, of labels also of numbers."""
+    """Return a cell's text, or its list if it is a list of texts (for labels also of numbers)."""
     if not cell.startswith("["):
         return cell
     try:
-        values = literal_eval(cell) if cell.startswith("['") else json.loads(cell)  # as Python writes it, or as JSON
+        values = literal_eval(cell) if cell.startswith("['") else json.loads(cell)  # a Python list or a JSON list
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return cell  # a name or a question may begin with a bracket
+        return cell  # an ordinary text may begin with a bracket
     kinds = (str, int, float) if name in LABELS else str
     if isinstance(values, list) and all(isinstance(value, kinds) for value in values):
         return values
@@ -227,12 +227,12 @@ def _cell(name: str, cell: str) -> object:
 
 
 class _Parquet(_Records):
-    """A Parquet file, some rows at a time.
+    """A Parquet file, read some rows at a time.
 
     Args:
         path: The file.
-        asked: Columns that samples are made of, if they are there. Others are carried along where they can be read;
-            bytes, such as pictures inside the file, are not.
+        asked: Columns that samples need, if present. Other columns are carried along if they can be read, except
+            binary ones such as pictures inside the file.
     """
 
     def __init__(self, path: Path, asked: tuple[str, ...]) -> None:
@@ -263,7 +263,7 @@ class _Parquet(_Records):
 
 
 def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
-    """The other columns in the same steps, as long as they can be read."""
+    """Yield the other columns in the same batches. Stop at the first error."""
     pyarrow = arrow()
     with pyarrow.parquet.ParquetFile(path) as file, suppress(pyarrow.ArrowException, OSError):
         for batch in file.iter_batches(batch_size=READ, columns=names):
@@ -272,18 +272,18 @@ def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
 
 
 def _values(column: Any) -> list[object]:
-    """A column's values; nothing of one that Python has no values for, such as a date behind the year 9999."""
+    """Return a column's values, or None for each if Python cannot represent them, such as a date after 9999."""
     try:
         values: list[object] = column.to_pylist()
-    except Exception:  # of whatever a column that nobody asked for may hold
+    except Exception:  # a column that samples do not need may hold anything
         return [None] * len(column)
     return values
 
 
 class _Folder(_Records):
-    """Every file of a folder and of those in it is a sample, by name. Names that begin with a dot do not count.
+    """A folder: every file in it and its subfolders is a sample, in the order of names. Dot files are skipped.
 
-    Links to files are followed; a link to a folder is a sample that cannot be read.
+    Links to files are followed. A link to a folder is a sample that cannot be read.
     """
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
@@ -300,7 +300,9 @@ class _Folder(_Records):
                     if not entry.name.startswith(".")
                 ]
         except OSError as error:
-            raise InputError(f"{spell(Path(place))} cannot be listed: {error.strerror}. Check its rights.") from error
+            raise InputError(
+                f"{spell(Path(place))} cannot be listed: {error.strerror}. Check its permissions."
+            ) from error
         for name in sorted(names):
             if name.endswith("/"):
                 yield from self._below(folder + name)
@@ -308,7 +310,7 @@ class _Folder(_Records):
                 yield folder + name
 
     def digest(self) -> str:
-        """SHA-256 of its files' names, sizes and times. Their contents are not read."""
+        """Return the SHA-256 of the files' names, sizes and times. Contents are not read."""
         sha = hashlib.sha256()
         for name in self._below(""):
             status = os.lstat(os.path.join(self.path, name))
@@ -316,7 +318,7 @@ class _Folder(_Records):
         return sha.hexdigest()
 
     def state(self) -> object:
-        return None  # what comes into a folder meanwhile is told by its digest, the next time
+        return None  # new files change the digest, which the next run checks
 
 
 ENDINGS: dict[str, type[_Records]] = {
@@ -329,10 +331,10 @@ ENDINGS: dict[str, type[_Records]] = {
 
 
 def arrow() -> Any:
-    """The package pyarrow, with its part that reads and writes Parquet.
+    """Import pyarrow with its Parquet module.
 
     Raises:
-        UnsupportedError: If it is not installed.
+        UnsupportedError: If pyarrow is not installed.
     """
     try:
         import pyarrow.parquet
@@ -346,14 +348,14 @@ def arrow() -> Any:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a file or folder holds; made by `samples_in`.
+    """The samples of a file or folder. `samples_in` makes it.
 
     Attributes:
-        source: Where records come from.
-        columns: What its columns are called.
-        question: Asked about every sample; None reads the column.
-        root: The folder that relative paths start from.
-        state: What changes when somebody writes to the file.
+        source: Reads the records.
+        columns: The names of the columns.
+        question: One question for every sample; None reads the column.
+        root: The base folder of relative paths.
+        state: The file's state when it was opened, to detect changes.
     """
 
     source: _Records
@@ -364,25 +366,25 @@ class Samples:
 
     @property
     def is_folder(self) -> bool:
-        """Whether it is a folder of files."""
+        """Whether the source is a folder."""
         return isinstance(self.source, _Folder)
 
     @property
     def is_parquet(self) -> bool:
-        """Whether it is a file of Parquet."""
+        """Whether the source is a Parquet file."""
         return isinstance(self.source, _Parquet)
 
     def read(
         self, skip: Callable[[int], bool] = lambda number: False, carried: bool = True
     ) -> Iterator[MediaSample | Bad]:
-        """Samples in order, without those whose number is to be skipped.
+        """Yield the samples in order.
 
         Args:
-            skip: Says which.
-            carried: Whether their records have the columns too that nobody asked for.
+            skip: Returns whether to skip the sample with this number.
+            carried: Include the columns that samples do not need in records.
 
         Raises:
-            InputError: If it cannot be read, or somebody writes to it meanwhile.
+            InputError: If the file cannot be read, or changes meanwhile.
         """
         for number, record in enumerate(self.source.records(carried)):
             if number % LOOK == 0:
@@ -392,17 +394,18 @@ class Samples:
         self._refuse_changed()
 
     def _refuse_changed(self) -> None:
-        """Refuse to go on where the file is another than it was."""
+        """Refuse to continue if the file has changed."""
         if self.source.state() != self.state:
-            raise InputError(f"{spell(self.source.path)} was written to meanwhile. Run again when it is whole.")
+            raise InputError(f"{spell(self.source.path)} was written to meanwhile. Run again when it is complete.")
 
     def count(self) -> int:
-        """How many records it has.
+        """Count the records, and check them.
 
-        Only eight bytes of each id are held; where two of them agree, the ids themselves are looked at.
+        Ids are compared by hashes of eight bytes to save memory. If two hashes are equal, the ids themselves are
+        compared.
 
         Raises:
-            InputError: If it has none, none is a sample, or an id is there twice.
+            InputError: If there is no record, none is a sample, or an id occurs twice.
         """
         hashes = array("Q")
         count, usable, first_bad = 0, False, None
@@ -420,19 +423,20 @@ class Samples:
         if not usable and first_bad is not None:
             raise InputError(
                 f"No row of {shown} can be asked. Row {first_bad.number}: {first_bad.reason} "
-                "Say what the columns are called (foveate batch: --media-column, --question-column, --id-column), or "
-                "correct the input."
+                "Name the columns (foveate batch: --media-column, --question-column, --id-column), or correct the "
+                "input."
             )
-        import numpy as np  # commands look at their input before NumPy is loaded
+        import numpy as np  # imported late, because commands check their input first
 
         ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
+        # Neighbours that are equal: [3, 7, 7, 9] -> {7}.
         twice = {int(value) for value in ordered[1:][ordered[1:] == ordered[:-1]]}
-        if twice and not self.is_folder:  # files are apart, also where their names print alike
+        if twice and not self.is_folder:  # files are distinct even if their printed names are equal
             self._refuse_twice(twice)
         return count
 
     def _refuse_twice(self, hashes: set[int]) -> None:
-        """Refuse an id that is there twice, among those with these hashes."""
+        """Refuse an id that occurs twice, among ids with these hashes."""
         seen: dict[str, int] = {}
         for sample in self.read(carried=False):
             if sample.id is None or _hash(str(sample.id)) not in hashes:
@@ -441,7 +445,7 @@ class Samples:
             if first != sample.number:
                 raise InputError(
                     f"The id {brief(sample.id)} is there twice, in rows {first} and {sample.number} (from 0). "
-                    "Make ids unique, or take the row's number in the place of the column (--number-rows)."
+                    "Make ids unique, or use the row's number instead of the column (--number-rows)."
                 )
 
     def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
@@ -450,13 +454,13 @@ class Samples:
         try:
             name = self._id(record, number)
             if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
-                column = _first(record, columns.media, " A row may be a text alone with --text-only of foveate batch.")
+                column = _first(record, columns.media, " To ask without media, use --text-only of foveate batch.")
                 media = tuple(_locate(value, self.root, column) for value in _as_list(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._absolute(record), str(error), name)
         if any(scheme_of(source) == "data" for source in media):
-            names: list[object] = []  # the path; nothing of one that the file itself holds
+            names: list[object] = []  # the paths, and None for media inside the file
             for value in _as_list(record[column]):
                 is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
                 if isinstance(value, Mapping):
@@ -467,7 +471,7 @@ class Samples:
         return MediaSample(number, name, media, question, record, column)
 
     def _id(self, record: Mapping[str, object], number: int) -> str | int:
-        """What a row is called: by its number where no column is named, and where the usual one has nothing."""
+        """Return a row's id: its number without an id column, or if the default column has no value."""
         column = self.columns.id
         value = None if column is None else record.get(column)
         if value is None and column in (None, SampleColumns().id):
@@ -479,19 +483,19 @@ class Samples:
         if isinstance(value, str) and value:
             return _text(value, "id")
         raise Unreadable(
-            f"An id is a text or a whole number; got {brief(value)} under {column}. Give the row one, or call rows by "
-            "their number (foveate batch: --number-rows)."
+            f"An id must be a text or a whole number; got {brief(value)} under {column}. Give the row one, or use row "
+            "numbers (foveate batch: --number-rows)."
         )
 
     @cached_property
     def _kind_of_ids(self) -> type[str] | type[int]:
-        """A text or a number, as the first id is: so is that of a row without one, as columns are of one kind."""
+        """The type of the first id, which a row without one gets too, because a column has one type."""
         records = islice(self.source.records(False), LOOK)
         ids = (record.get(self.columns.id or "") for record in records if isinstance(record, Mapping))
         return str if isinstance(next(filter(None, ids), ""), str) else int
 
     def _absolute(self, record: Mapping[str, object]) -> Mapping[str, object]:
-        """A record with absolute paths, so that it can be an input from any folder; what is no path stays."""
+        """Make a record's paths absolute, so that it can be an input from any folder. Other values stay."""
         column = next((name for name in self.columns.media if record.get(name) is not None), None)
         if column is None:
             return record
@@ -505,24 +509,24 @@ class Samples:
 def samples_in(
     path: Path, columns: SampleColumns | None = None, question: str | None = None, root: str | Path | None = None
 ) -> Samples:
-    """The samples of a file or folder, by its ending.
+    """Return the samples of a file or folder, whose format depends on the name's ending.
 
     Args:
         path: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet.
-        columns: What its columns are called; a folder has its own.
-        question: Asked about every sample; None reads the column. A folder needs it.
-        root: The folder that relative paths start from; None is the file's.
+        columns: The names of the columns. They are fixed for a folder.
+        question: One question for every sample; None reads the column. Required for a folder.
+        root: The base folder of relative paths; None is the file's folder.
 
     Raises:
-        InputError: If it cannot be read, or its ending is none of `ENDINGS`.
+        InputError: If the file cannot be read, or its ending is not in `ENDINGS`.
         SettingError: If it is a folder and there is no question.
-        UnsupportedError: If it is a Parquet file and there is no pyarrow.
+        UnsupportedError: If it is a Parquet file and pyarrow is not installed.
     """
     columns = columns or SampleColumns()
     source = _source(path, columns)
     if isinstance(source, _Folder):
         if question is None:
-            raise SettingError(f"What is asked about the files of {path}? Give one question for all.")
+            raise SettingError(f"The folder {path} needs one question about all of its files.")
         columns = SampleColumns(id=columns.id and SampleColumns().id)
         root = path
     start = os.path.abspath(path.parent if root is None else root)
@@ -530,15 +534,15 @@ def samples_in(
 
 
 def _source(path: Path, columns: SampleColumns) -> _Records:
-    if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
+    if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for too long names
         return _Folder(path)
     with open_readable(path) as file:
         packed = file.read(2) == b"\x1f\x8b"
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"{spell(path)}: an input is a folder, or its name ends in {', '.join(ENDINGS)}.")
+        raise InputError(f"{spell(path)}: an input must be a folder, or its name must end in {', '.join(ENDINGS)}.")
     if packed:
-        raise InputError(f"{spell(path)} is packed with gzip. Unpack it first.")
+        raise InputError(f"{spell(path)} is compressed with gzip. Decompress it first.")
     if kind is _Parquet:
         arrow()
         return _Parquet(path, (*columns.media, *columns.question, *filter(None, [columns.id])))
@@ -546,10 +550,10 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
 
 
 def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "") -> str:
-    """The first of these names that has a value.
+    """Return the first of these names with a value.
 
     Raises:
-        Unreadable: If none is.
+        Unreadable: If none has one.
     """
     for name in names:
         if record.get(name) not in (None, []):
@@ -565,20 +569,20 @@ def _as_list(value: object) -> list[object]:
 
 
 def _locate(value: object, root: str, column: str) -> str:
-    """The absolute path of a picture or film, or a `data:` URL of one that the file itself holds.
+    """Return the absolute path of a picture or film, or a `data:` URL of one inside the file.
 
     Raises:
-        Unreadable: If it is neither.
+        Unreadable: If the value is neither.
     """
     is_film = column == "video"
-    if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:  # of the hub's data sets
+    if isinstance(value, Mapping) and value.keys() & {"bytes", "path"}:  # the format of Hugging Face datasets
         is_film = is_film or is_video(Path(str(value.get("path"))))
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     head = "data:video/mp4;base64," if is_film else "data:;base64,"
     if isinstance(value, bytes):
         return head + base64.b64encode(value).decode()
     if not isinstance(value, str) or not value:
-        raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(value)}.")
+        raise Unreadable(f"A picture or film must be the path of a file, or a list of them; got {brief(value)}.")
     scheme = scheme_of(value)
     if scheme == "data":
         return value
@@ -589,23 +593,23 @@ def _locate(value: object, root: str, column: str) -> str:
         path = path if scheme is None else os.path.join(root, local_path(value))
     except InputError as error:
         raise Unreadable(str(error)) from error
-    if "\\udc" in path and not os.path.exists(path):  # as `encodable` writes a name that is no text
+    if "\\udc" in path and not os.path.exists(path):  # `encodable` wrote a name that is not UTF-8
         return re.sub(r"\\udc([89a-f][0-9a-f])", lambda byte: chr(0xDC00 + int(byte[1], 16)), path)
     return path
 
 
 def _question(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise Unreadable(f"A question is a text; got {brief(value)}.")
+        raise Unreadable(f"A question must be a text; got {brief(value)}.")
     return _text(value, "question")
 
 
 def _text(value: str, what: str) -> str:
-    """A text that can be written as UTF-8."""
+    """Return a text, after checking that it can be encoded as UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Unreadable(f"The {what} is no text of Unicode: {brief(value)}.") from None
+        raise Unreadable(f"The {what} is not valid Unicode: {brief(value)}.") from None
     return value
 
 
@@ -617,7 +621,7 @@ def _hash(text: str) -> int:
 
 
 def labels_in(record: Mapping[str, object], names: Sequence[str] = LABELS) -> tuple[str, ...]:
-    """The true answers of a sample; none where it has no label. An empty text is no label.
+    """Return the true answers of a sample; empty without a label. An empty text is not a label.
 
     Raises:
         InputError: If one is neither a text nor a number.
@@ -632,21 +636,21 @@ def labels_in(record: Mapping[str, object], names: Sequence[str] = LABELS) -> tu
 
 
 def plain(record: Mapping[str, object], name: str) -> str:
-    """The text or number that a record has under a name, as a text; an empty one where it has none.
+    """Return a record's text or number under a name, as a text; empty without one.
 
     Raises:
-        InputError: If it is anything else.
+        InputError: If the value is of another type.
     """
     value = record.get(name)
     if value is None or value != value:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f"{name} is a text or a number; got {brief(value)}. Write it as a text.")
-    if isinstance(value, float) and value.is_integer():  # of whole numbers with a gap, tables make floats
+        raise InputError(f"{name} must be a text or a number; got {brief(value)}. Write it as a text.")
+    if isinstance(value, float) and value.is_integer():  # a column of integers with gaps becomes floats
         value = int(value)
     return str(value).strip()
 
 
 def as_said(answer: str) -> str:
-    """An answer but for case, a full stop, space around it and the zeros behind a whole number's point."""
+    """Normalise an answer: ignore case, surrounding space, a final full stop, and ".0" after a whole number."""
     return re.sub(r"^([+-]?\d+)\.0+$", r"\1", answer.strip().removesuffix(".").casefold())

@@ -1,12 +1,12 @@
-"""Rows of a long run in a folder: a JSON object a line, only ever appended to.
+"""`Store`: the rows of a long run in a folder, one JSON object per line. Lines are only appended.
 
-    manifest.json     what the rows depend on; a run goes on only with the same
-    part-00000.jsonl  rows; a part that is full may become Parquet
-    bad.jsonl         rows without a result, each with its reason; they can be an input again
-    broken.jsonl      lines of the input that are no rows, each with its reason
+    manifest.json     what the rows depend on; a run continues only under the same conditions
+    part-00000.jsonl  rows; a full part may become Parquet
+    bad.jsonl         rows without a result, each with its reason; usable as an input
+    broken.jsonl      lines of the input that cannot be parsed, each with its reason
     .lock             held while a run uses the folder
 
-A run that is killed leaves whole lines, and perhaps half of one, which the next run takes out.
+A killed run leaves whole lines, and perhaps half a line, which the next run removes.
 """
 
 import errno
@@ -33,24 +33,24 @@ from foveate.runs.samples import arrow
 MANIFEST, LOCK, FORMAT = "manifest.json", ".lock", "foveate run 1"
 BAD, BROKEN = "bad.jsonl", "broken.jsonl"
 NAME = re.compile(r"part-(\d{5,})\.(jsonl|parquet)")
-ADVICE = "Make room, and run again: nothing is lost."
+ADVICE = "Free some space, and run again: nothing is lost."
 PATIENCE = 5.0
 """Seconds to wait for another run in the same folder."""
 SYNC = 5.0
-"""Seconds after which lines are forced to the disk. A kill loses none; a power cut, the last seconds'."""
+"""Seconds after which lines are forced to the disk. A kill loses no line, a power cut those of the last seconds."""
 
 CHECKSUM = "sha256"
 DIGITS = 16
-"""Of a checksum: one damaged line in 10^19 passes."""
+"""Hexadecimal digits of a checksum: one damaged line in 10^19 goes unnoticed."""
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 Row = Mapping[str, Any]
 ToParquet = Callable[[Sequence[Row]], Any]
-"""The table of pyarrow that rows make."""
+"""Converts rows to a pyarrow table."""
 
 
 class Numbers:
-    """Numbers below `size`: a million of them take a megabyte."""
+    """A set of whole numbers below `size`, with one byte per number."""
 
     def __init__(self, size: int) -> None:
         self._there = bytearray(size)
@@ -63,10 +63,10 @@ class Numbers:
         return self._count
 
     def add(self, number: object) -> None:
-        """Put one in.
+        """Add a number.
 
         Raises:
-            LookupError: If it cannot be one.
+            LookupError: If it is not a whole number below `size`.
         """
         if type(number) is not int or not 0 <= number < len(self._there):
             raise LookupError(number)
@@ -75,21 +75,22 @@ class Numbers:
 
 
 class Store:
-    """The folder of a run; made by `open_store`.
+    """The folder of a run. `open_store` makes it.
 
     Args:
         path: The folder.
-        keys: The fields that a row is known by.
-        part_rows: Lines of a part.
-        to_parquet: Makes a part that is full Parquet; None leaves JSON lines.
-        checked: Whether each line has a checksum, so that none can be damaged unseen.
-        alone: Whether nobody else writes, so that what is damaged can be taken out.
+        keys: The fields that identify a row.
+        part_rows: Lines per part.
+        to_parquet: Converts a full part to Parquet; None keeps JSON lines.
+        checked: Whether each line has a checksum, to notice damage.
+        alone: Whether no other process writes, so that damaged lines can be removed.
 
     Attributes:
-        manifest: What the rows depend on; empty where there is none yet.
-        done: The keys of all rows, bad ones too; see `read`.
-        bad: How many rows have no result, and of these `broken` are lines that are no rows.
-        damaged: How many lines were damaged.
+        manifest: What the rows depend on; empty in a new folder.
+        done: The keys of all rows, including bad ones; see `read`.
+        bad: Number of rows without a result.
+        broken: How many of the bad rows are lines that cannot be parsed.
+        damaged: Number of damaged lines found.
     """
 
     def __init__(
@@ -119,17 +120,17 @@ class Store:
             _refuse_others(path)
 
     def parts(self) -> list[Path]:
-        """The files with rows, but for that of the bad ones, in their order."""
+        """Return the files with results, in order."""
         with os.scandir(self.path) as entries:
             return sorted(Path(entry.path) for entry in entries if NAME.fullmatch(entry.name))
 
     def require(self, name: str, values: object, what: str) -> None:
-        """Refuse to go on with others than the rows that are there depend on; where there are none, remember these.
+        """Check values against those in the manifest. Without any rows yet, store them there.
 
         Args:
-            name: In the manifest.
-            values: Plain values.
-            what: What would be other, in words.
+            name: The key in the manifest.
+            values: Plain values that rows depend on.
+            what: What differs, for the message, such as "another input".
 
         Raises:
             InputError: If they differ, or cannot be written.
@@ -151,18 +152,18 @@ class Store:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def read(self, done: set[Any] | Numbers) -> Iterator[dict[str, Any]]:
-        """All rows, in the order of their parts; of Parquet, their keys. Damaged lines are taken out.
+        """Yield all rows, part by part. Rows of Parquet have only their keys. Damaged lines are removed.
 
         Args:
-            done: Empty; becomes the store's set of keys.
+            done: An empty set, which becomes the store's set of keys.
 
         Raises:
-            InputError: If they cannot be read, or a key is there twice or can be none.
+            InputError: If rows cannot be read, or a key is invalid or occurs twice.
         """
         self.done, self.bad, self.broken = done, 0, 0
         try:
             for path in self.path.iterdir() if self._alone else ():
-                # What was not finished, and lines of which a whole Parquet is there: a run was killed between.
+                # Remove unfinished files, and JSON lines that were already converted to Parquet before a kill.
                 doubled = (
                     NAME.fullmatch(path.name) and path.suffix == ".jsonl" and path.with_suffix(".parquet").exists()
                 )
@@ -176,10 +177,10 @@ class Store:
                     self.broken += name == BROKEN
                     yield row
         except OSError as error:
-            raise InputError(f"{spell(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
+            raise InputError(f"{spell(self.path)} cannot be read: {error.strerror}. Check its permissions.") from error
 
     def _rows_of(self, path: Path) -> Iterator[dict[str, object]]:
-        """The rows of a file, whose keys are remembered."""
+        """Yield the rows of a file, and add their keys to `done`."""
         rows: Iterable[dict[str, object]]
         if path.suffix == ".parquet":
             pyarrow = arrow()
@@ -197,7 +198,7 @@ class Store:
                 self.done.add(key)
             except (LookupError, TypeError) as error:
                 raise InputError(
-                    f"{spell(path)} does not belong here: remove what was copied into the folder."
+                    f"{spell(path)} does not belong here: remove files that were copied into the folder."
                 ) from error
             yield row
 
@@ -218,7 +219,7 @@ class Store:
             _publish(path, lambda part: part.write_bytes(b"".join(lines)))
 
     def _row_of(self, line: bytes) -> dict[str, object] | None:
-        """The row of a line; None where it is not whole, or not what was written."""
+        """Return the row of a line; None if the line is incomplete, or its checksum is wrong."""
         if line.endswith(b"\n"):
             with suppress(ValueError, RecursionError, LookupError, TypeError):
                 row: dict[str, object] = json.loads(line)
@@ -230,7 +231,12 @@ class Store:
     # -- writing ----------------------------------------------------------------------------------------------
 
     def add(self, rows: Sequence[Row], bad: Sequence[Row] = (), broken: Sequence[Row] = ()) -> None:
-        """Keep rows, those without a result, and lines that are no rows. A kill behind this loses none.
+        """Store rows. They survive a kill after this returns.
+
+        Args:
+            rows: Rows with a result.
+            bad: Rows without a result.
+            broken: Lines of the input that cannot be parsed.
 
         Raises:
             InputError: If they cannot be written, as on a full disk.
@@ -250,7 +256,7 @@ class Store:
             self._sync()
 
     def close(self) -> None:
-        """Give back the files; all is on the disk behind it."""
+        """Force all lines to the disk, and close the files."""
         try:
             self._sync()
         finally:
@@ -259,7 +265,7 @@ class Store:
             self._files.clear()
 
     def finish(self) -> None:
-        """Close it, and make parts Parquet where they shall be."""
+        """Close the store, and convert parts to Parquet if `to_parquet` is set."""
         self.close()
         self._part = None
         for path in self.parts() if self._to_parquet is not None else ():
@@ -267,7 +273,7 @@ class Store:
                 self._make_parquet(path)
 
     def _room(self) -> int:
-        """How many lines the part takes that is open; opens one."""
+        """Return how many lines fit into the current part. Start a new part if there is none or it is full."""
         if self._part is None:
             paths = self.parts()
             last = paths[-1] if paths else None
@@ -291,8 +297,8 @@ class Store:
             if name not in self._files:
                 self._files[name] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
             checked = ({**row, CHECKSUM: _checksum(row)} for row in rows) if self._checked else rows
-            # What JSON does not know, such as a date, is a text. In the name of a file there may be bytes that are no
-            # UTF-8; the error handler writes them as JSON's own escapes.
+            # Values without a JSON type, such as dates, become texts. A file's name may have bytes that are not UTF-8
+            # (lone surrogates in Python); the error handler writes them as JSON escapes.
             lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in checked]
             _write(self._files[name], "".join(lines).encode(errors="backslashreplace"))
         for row in rows:
@@ -312,7 +318,10 @@ class Store:
 
 
 class Lock(FileLock):
-    """A lock that its holder cannot take again; of `FileLock`, lmms-eval's loader gives one object for each path."""
+    """A file lock that its holder cannot acquire twice.
+
+    A separate class, because lmms-eval's loader makes `FileLock` return one object per path.
+    """
 
 
 @contextmanager
@@ -325,17 +334,17 @@ def open_store(
     alone: bool = True,
     note: Callable[[str], object] = str,
 ) -> Iterator[Store]:
-    """The store in a folder; while the context lasts, no other run uses it.
+    """Open the store in a folder, and lock it while the context lasts.
 
     Args:
-        path: The folder, created if it is missing. One that cannot be written to can still be read.
-        keys: The fields that a row is known by.
+        path: The folder, created if missing. A folder without write access can still be read.
+        keys: The fields that identify a row.
         part_rows, to_parquet, checked: See `Store`.
-        alone: Off for a process of a run whose first process has it open: then nothing is locked.
-        note: Hears that another run is waited for.
+        alone: Whether to lock the folder. Off for further processes of a run whose first process has locked it.
+        note: Called with a note that it waits for another run.
 
     Raises:
-        InputError: If another run uses it, it cannot be used, or holds something else.
+        InputError: If another run uses the folder, it cannot be used, or it holds something else.
     """
     end_unguarded()
     lock = Lock(path / LOCK)
@@ -352,7 +361,7 @@ def open_store(
         try:
             yield store
         except BaseException:
-            with suppress(InputError):  # what ended the run is the error to be told
+            with suppress(InputError):  # raise the error that ended the run, not this one
                 store.close()
             raise
         store.finish()
@@ -361,10 +370,10 @@ def open_store(
 
 
 def acquire(lock: Lock, path: Path, note: Callable[[str], object]) -> None:
-    """Take the lock of a folder, and say who has it while it is waited for.
+    """Acquire the lock of a folder. If another run holds it, wait up to `PATIENCE` seconds, with a note.
 
     Raises:
-        InputError: If that lasts.
+        InputError: If the other run still holds it then.
     """
     own = Path(lock.lock_file)
     try:
@@ -377,12 +386,12 @@ def acquire(lock: Lock, path: Path, note: Callable[[str], object]) -> None:
         raise InputError(
             f"{spell(path)} is in use by {_holder(own)}. Wait until that run has ended, or name another folder."
         ) from error
-    with suppress(OSError):  # only for the sentence above; Windows lets nobody write here
+    with suppress(OSError):  # only for `_holder`; Windows does not allow writing to a locked file
         own.write_text(f"{os.getpid()}\n")
 
 
 def _holder(lock: Path) -> str:
-    """Who holds a lock, in words."""
+    """Return who holds a lock, as a text."""
     with suppress(OSError, ValueError):
         return f"another run, process {int(lock.read_text())}"
     return "another run"
@@ -403,7 +412,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _refuse_others(path: Path) -> None:
-    """Refuse a folder that holds something, where no run was begun."""
+    """Refuse a folder that is not empty and has no manifest."""
     for entry in path.iterdir():
         if entry.name != LOCK and not entry.name.startswith(PART):
             raise InputError(
@@ -413,20 +422,20 @@ def _refuse_others(path: Path) -> None:
 
 
 def _next(name: str) -> str:
-    """The name of the part behind this one."""
+    """Return the name of the next part."""
     parts = NAME.fullmatch(name)
     assert parts is not None
     return f"part-{int(parts[1]) + 1:05}.jsonl"
 
 
 def _checksum(row: Row) -> str:
-    """The first digits of the SHA-256 of a row's JSON, its names sorted."""
+    """Return the first digits of the SHA-256 of a row's JSON with sorted keys."""
     text = json.dumps(row, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def _write(number: int, content: bytes) -> None:
-    """Append all of it, or nothing."""
+    """Append all of the content to an open file, or nothing."""
     before = os.fstat(number).st_size
     view = memoryview(content)
     try:
@@ -439,7 +448,7 @@ def _write(number: int, content: bytes) -> None:
 
 @contextmanager
 def _explain(path: Path) -> Iterator[None]:
-    """Say in one line that a file cannot be written."""
+    """Turn an OSError on writing a file into an `InputError`."""
     try:
         yield
     except OSError as error:
@@ -451,7 +460,7 @@ def _publish(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _difference(before: object, now: object, place: str = "") -> str | None:
-    """The first value that differs, in words; None where all are the same."""
+    """Describe the first value that differs; None if all are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):
             difference = _difference(before.get(key), now.get(key), f"{place} {key}".strip())

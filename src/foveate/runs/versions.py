@@ -1,4 +1,4 @@
-"""The versions and the commit that a figure depends on."""
+"""The versions and the commit with which a figure was made."""
 
 import subprocess
 from pathlib import Path
@@ -12,12 +12,12 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def versions() -> dict[str, str]:
-    """Of foveate and of the libraries that compute."""
+    """Return the versions of foveate, torch and transformers."""
     return {"foveate": __version__, "torch": torch.__version__, "transformers": str(transformers.__version__)}
 
 
 def commit() -> str | None:
-    """The commit of the checkout this runs from, with "+" behind it if files differ; None outside of one."""
+    """Return the commit of the checkout that this runs from, with "+" if files differ; None outside a checkout."""
     try:
         head, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", str(HERE))
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""A second look calibrated on samples of one's own, without labels: the full model and some settings answer them."""
+"""Calibrate a second look on the user's samples, without labels, by comparing settings with the full model."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,26 +25,26 @@ from foveate.tuning.promise import fewest, one_each, threshold
 T = TypeVar("T")
 
 METHOD = "vidcom2"
-"""What is tried where nobody names a method."""
+"""The default method."""
 BUDGETS = (2 / 9, 1 / 9, 1 / 3)
-"""What is tried of a method without a budget, as shares: the first alone where samples are too few for three."""
+"""Shares that are tried for a method without a budget. With too few samples for three, only the first."""
 LONG = 6
-"""Tokens from which on an answer is long, its end among them."""
+"""Minimum tokens of a long answer, including its end."""
 ENOUGH = 20
-"""Long answers that something is said of."""
+"""Minimum number of long answers for a note about them."""
 
 
 class Agreeing(TypedDict, total=False):
-    """How a second look is calibrated.
+    """Keywords of a calibration.
 
     Attributes:
-        tasks: What kind of question each sample is, for a table by task.
-        seed: Which question of each picture counts for the bound; 0 by default.
-        max_new_tokens: The longest answer; 64 by default.
-        workers: Processes, each with a model of its own; as of `foveate eval`. 1 by default.
-        cache: The folder where answers are kept, foveate/eval in the user's cache folder by default: what has been
-            answered there is not asked again, so that a stopped run goes on.
-        listener: Hears how it goes.
+        tasks: The task of each sample, for a table by task.
+        seed: Seed for choosing the question of each picture that counts for the bound; 0 by default.
+        max_new_tokens: Maximum tokens of an answer; 64 by default.
+        workers: Number of processes, each with its own model, as in `foveate eval`; 1 by default.
+        cache: Folder for the answers; by default foveate/eval in the user's cache folder. Answers found there are not
+            asked again, so a stopped run continues.
+        listener: Receives the progress.
     """
 
     tasks: Sequence[str]
@@ -56,9 +56,9 @@ class Agreeing(TypedDict, total=False):
 
 
 def settings_of(method: Method | str, settings: Sequence[str] = (), **budget: float) -> tuple[Method, ...]:
-    """What is tried: a method at its budget or as it says, or an open one at three budgets.
+    """Return the settings to try: a method at its budget, or one without a budget at three budgets.
 
-    They are fixed before a sample is seen: settings chosen on the samples of a bound void it.
+    They are fixed before any sample is seen, because settings chosen on the bound's samples would void it.
     """
     if budget:
         return (method_of(method, settings=settings, **budget),)
@@ -70,7 +70,7 @@ def settings_of(method: Method | str, settings: Sequence[str] = (), **budget: fl
 
 
 def plan_of(how: Mapping[str, Any]) -> Plan:
-    """Who answers, how long at most, and where that is kept, as keywords of `foveate.tune` say it."""
+    """Return the plan (workers, answer length, cache) of the keywords of `foveate.tune`."""
     return Plan(**{name: how[name] for name in ("cache", "workers", "max_new_tokens") if name in how})
 
 
@@ -84,20 +84,20 @@ def agree(
     may_narrow: bool = False,
     **how: Unpack[Agreeing],
 ) -> SecondLook:
-    """The cheapest setting whose trusted answers are the full model's, with a promise; see `foveate.tuning.promise`.
+    """Return the cheapest second look that keeps the agreement, with its promise; see `foveate.tuning.promise`.
 
     Args:
         vlm: The model.
         samples: (media, question) pairs or prompts.
-        settings: What is tried.
-        agreement: The share of answers that are to be the full model's.
-        texts: How settings were written, where they were texts.
-        may_narrow: Whether the first setting alone is tried where samples are too few for all.
+        settings: The settings to try.
+        agreement: Required share of answers that equal the full model's.
+        texts: The texts of the settings, if they were given as texts.
+        may_narrow: Try only the first setting if there are too few samples for all.
         how: See `Agreeing`.
 
     Raises:
-        BudgetError: If nothing cheaper than the full model keeps the promise.
-        SettingError: If samples are too few, or a schedule was tuned on them; or if there is no such keyword.
+        BudgetError: If no setting keeps the promise at a lower cost than the full model.
+        SettingError: If there are too few samples, a schedule was tuned on them, or a keyword is unknown.
     """
     if unread := sorted(set(how) - set(Agreeing.__annotations__)):
         raise SettingError(f"With agreement= no schedule is tuned: leave {', '.join(unread)} out.")
@@ -105,19 +105,19 @@ def agree(
     every = [prompt_of(vlm, sample) for sample in samples]
     kinds = list(how.get("tasks", ())) or ["samples"] * len(every)
     if len(kinds) != len(every):
-        raise SettingError(f"Give a task for each sample, or none; got {len(kinds)} for {len(every)}.")
+        raise SettingError(f"tasks must name one task for each sample; got {len(kinds)} for {len(every)}.")
     once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
     prompts, questions = _at(once, every), [question_of(every[place], kinds[place]) for place in once]
     about, inputs = by_picture(prompts), digest_of(by_picture(every))
     for part in (part for text in texts for part in written(text)):
-        if part.is_file and read_json(part.name).get("inputs") == inputs:  # on these samples its bound is void
+        if part.is_file and read_json(part.name).get("inputs") == inputs:  # a bound on these samples would be void
             raise SettingError(
-                f"{part.name} was tuned on these very samples, so they say nothing of it. Calibrate on other pictures."
+                f"{part.name} was tuned on these same samples, so they cannot test it. Calibrate on other pictures."
             )
     pictures = [question.picture for question in questions]
     settings, places, notes = _plan(pictures, settings, agreement, seed, may_narrow)
     if len(prompts) < len(every):
-        notes.append(f"{len(every) - len(prompts)} samples ask what another one asks, and are left out.")
+        notes.append(f"{len(every) - len(prompts)} samples repeat another one, and are left out.")
     for method in settings:
         for size in sorted({prompt.vision_tokens for prompt in prompts}):
             meet(method, vlm.model, size)
@@ -133,7 +133,7 @@ def agree(
         answers = zip(_at(places, log), _at(places, full), strict=True)
         pairs = [(row["confidence"], row["answer"] == other["answer"]) for row, other in answers]
         sure = threshold(pairs, agreement, len(settings))
-        if sure is not None:  # else nothing of it can be trusted
+        if sure is not None:  # None: no answer can be trusted
             rows = [record_of_both(row, other, sure) for row, other in zip(log, full, strict=True)]
             looks.append((_mean(_at(places, rows), cost), place, sure, rows))
     price, best, sure, rows = min(looks, default=(math.inf, 0, 1.0, []))
@@ -142,7 +142,7 @@ def agree(
         if len(settings) == 1:
             none = f"{settings[0]} does not keep"
         raise BudgetError(
-            f"Take the full model: {none} {share_words(agreement)} agreement for less. Ask for less "
+            f"Use the full model: {none} {share_words(agreement)} agreement at a lower cost. Or ask for less "
             "agreement, give more samples, or try another method."
         )
     differs = [row["answer"] != other["answer"] for row, other in zip(rows, full, strict=True)]
@@ -174,17 +174,17 @@ def agree(
 def _plan(
     pictures: Sequence[str], settings: Sequence[Method], agreement: float, seed: int, may_narrow: bool
 ) -> tuple[Sequence[Method], list[int], list[str]]:
-    """What is tried, the places of the samples that count for the bound, and what is to be said of it.
+    """Return the settings to try, the indices of the samples that count for the bound, and notes.
 
     Raises:
-        SettingError: If samples are too few.
+        SettingError: If there are too few samples.
     """
     counts = [len(settings)]
     if may_narrow:
         counts.append(1)
     approximate = (
-        "Pictures are too few for a bound of one question each, so all questions count. Those about one picture are "
-        "not independent: the promise is approximate."
+        "There are too few pictures for a bound with one question each, so all questions count. Questions about one "
+        "picture are not independent, so the promise is approximate."
     )
     for places, notes in ((one_each(pictures, seed), []), (list(range(len(pictures))), [approximate])):
         for count in counts:
@@ -192,21 +192,21 @@ def _plan(
                 continue
             if count < len(settings):
                 least = fewest(agreement, len(settings))
-                notes.append(f"{len(settings)} settings take {least} samples: {settings[0]} alone is tried.")
+                notes.append(f"{len(settings)} settings need {least} samples: only {settings[0]} is tried.")
             return settings[:count], places, notes
     least = fewest(agreement, count)
     raise SettingError(
-        f"{share_words(agreement)} agreement takes {least} samples for {count} setting{'s' * (count > 1)}, each of "
-        f"another picture; got {len(pictures)}: {least - len(pictures)} are missing. Give more, try fewer settings, or "
-        "ask for less."
+        f"{share_words(agreement)} agreement needs {least} samples for {count} setting{'s' * (count > 1)}, each of "
+        f"another picture; got {len(pictures)}: {least - len(pictures)} are missing. Give more samples, try fewer "
+        "settings, or ask for less agreement."
     )
 
 
 def _on_length(rows: Sequence[Row], full: Sequence[Row]) -> list[str]:
-    """What a second look makes of decoding, and of long answers, in the user's own figures."""
+    """Return notes on decode steps and on long answers, measured on the user's samples."""
     steps = _mean(rows, "new_tokens")
     notes = [
-        f"Decoding takes {steps:.1f} steps an answer, both looks together; the full model "
+        f"Decoding takes {steps:.1f} steps per answer, both looks together; the full model takes "
         f"{_mean(full, 'new_tokens'):.1f}."
     ]
     again: dict[bool, list[float]] = {True: [], False: []}
@@ -224,10 +224,10 @@ def _on_length(rows: Sequence[Row], full: Sequence[Row]) -> list[str]:
 
 
 def _at(places: Iterable[int], values: Sequence[T]) -> list[T]:
-    """The values at these places."""
+    """Return the values at these indices."""
     return [values[place] for place in places]
 
 
 def _mean(rows: Iterable[Row], figure: str) -> float:
-    """The mean of a figure of records."""
+    """Return the mean of one column of records."""
     return fmean(row[figure] for row in rows)

@@ -1,4 +1,4 @@
-"""Which setting is taken, by the pictures to choose with, and what it comes to on others."""
+"""Choose a setting on some pictures, and compare it with others on the held-out pictures."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -17,20 +17,21 @@ from foveate.methods.uniform import Uniform
 from foveate.tuning.tuned import HeldOut, points
 
 FEWEST = 5
-"""Pictures to choose with at least: the difference of two or three says nothing."""
+"""Minimum pictures to choose with. A difference on two or three means nothing."""
 DRAWS = 3
-"""Random droppings that are averaged in the comparison."""
+"""Seeds of random dropping that are averaged in the comparison."""
 
 
 def best_of(asking: Questioning, settings: Iterable[Method], published: Method | None) -> tuple[Method, Method]:
-    """The setting to take, and the best of the grid, by how near their answers are to the full model's.
+    """Return the setting to use, and the best of the grid, by the distance of their answers from the full model's.
 
-    The best of many is partly luck, so the published setting stays unless the best is ahead by a standard error.
+    The best of many settings is partly luck. So the published setting is used unless the best one is ahead by more than
+    a standard error, on at least `FEWEST` pictures.
 
     Args:
-        asking: About the pictures to choose with; all has been asked.
+        asking: The questions about the pictures to choose with, already answered.
         settings: The grid.
-        published: The published setting, if it meets the budget.
+        published: The published setting, or None if it does not meet the budget.
     """
     best = min(settings, key=lambda method: fmean(distances(asking, method)))
     if published is None:
@@ -42,17 +43,27 @@ def best_of(asking: Questioning, settings: Iterable[Method], published: Method |
 
 
 def distances(asking: Questioning, method: Method) -> list[float]:
-    """How far the answers about each picture are from the full model's, mean over its questions."""
+    """Return each picture's mean distance of the answers from the full model's."""
     log: Sequence[Row] = asking.log(method)
     means = []
     for _, rows in groupby(log, key=lambda row: row["picture"]):
-        # 1 for another answer, and √KL of the first token: agreement alone changes more with the pictures.
+        # 1 for a different answer, plus √KL of the first token. Agreement alone varies more between pictures.
         means.append(fmean((row["answer"] not in row["labels"]) + math.sqrt(row["kl"]) for row in rows))
     return means
 
 
 def spent(asking: Questioning, method: Method, kind: str) -> float:
-    """What answers spend on average: "tokens" a layer, the same as a share ("retention"), or a share of the "flops"."""
+    """Return the mean cost of the answers.
+
+    Args:
+        asking: The answered questions.
+        method: The setting.
+        kind: "tokens" (mean vision tokens per layer), "retention" (their share) or "flops" (share of the full
+            model's).
+
+    Raises:
+        SettingError: If FLOPs are not counted for this model or method.
+    """
     rows: Sequence[Row] = asking.log(method)
     full: Sequence[Row] = asking.log(None)
     if kind == "tokens":
@@ -60,7 +71,7 @@ def spent(asking: Questioning, method: Method, kind: str) -> float:
     if kind == "retention":
         return fmean(row["spent"] / row["vision_tokens"] for row in rows)
     if any(row["flops"] is None for row in (*rows, *full)):
-        raise SettingError("FLOPs of this model's tower or of this method are not counted: give tokens or a retention.")
+        raise SettingError("FLOPs of this model's tower or of this method are not counted: give tokens or retention.")
     return fmean(row["flops"] / other["flops"] for row, other in zip(rows, full, strict=True))
 
 
@@ -68,14 +79,16 @@ def spent(asking: Questioning, method: Method, kind: str) -> float:
 
 
 def comparison(asking: Questioning, published: Method | None, grid: Method, tuned: Method, size: int) -> list[HeldOut]:
-    """The published setting, the best of the grid, the tuned one, and random and uniform at its schedule.
+    """Compare the published setting, the best of the grid and the tuned setting on the held-out pictures.
+
+    The controls are random and uniform dropping at the tuned setting's schedule.
 
     Args:
-        asking: About the pictures to report with.
-        published: If it meets the budget.
+        asking: The questions about the held-out pictures.
+        published: The published setting, or None if it does not meet the budget.
         grid: The best of the grid.
-        tuned: What was chosen.
-        size: Vision tokens of the usual sample.
+        tuned: The chosen setting.
+        size: Vision tokens of the most common sample.
     """
     named = {"published": (published,)} if published is not None else {}
     named |= {"grid": (grid,), "tuned": (tuned,)}
@@ -90,14 +103,17 @@ def comparison(asking: Questioning, published: Method | None, grid: Method, tune
     ran = []
     for setting in settings:
         logs: list[Sequence[Row]] = [asking.log(draw) for draw in setting.draws]
-        # √KL in the place of KL: of a plain mean a few lost answers make all
+        # √KL instead of KL: a few wrong answers would dominate the mean of KL
         ran.append((setting, [[{**row, "kl": math.sqrt(row["kl"])} for row in log] for log in logs]))
     rows = [row for row in figures_of(asking.log(None), ran) if row["task"] is None and row["name"] != FULL_MODEL]
     return [_row_of(row, setting.draws[0]) for row, setting in zip(rows, settings, strict=True)]
 
 
 def _control(method: Method, control: Random | Uniform, asking: Questioning, size: int, tokens: float) -> Method:
-    """Random or uniform dropping at a method's schedule; before the decoder where that depends on the picture."""
+    """Return random or uniform dropping at a method's schedule.
+
+    If the schedule depends on the picture, it drops before the decoder, to the mean count of tokens.
+    """
     plan = method.plan(decoder_depth(asking.vlm.model), (size,))
     if plan is None:
         return replace(control, layers=(0,), tokens=tokens)
@@ -117,13 +133,13 @@ def _row_of(row: Row, method: Method) -> HeldOut:
 
 
 def untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:
-    """Whether the published schedule is as good as what tuning came to, on the pictures to report with.
+    """Return a note if the published schedule is as good as the tuned setting on the held-out pictures.
 
     Args:
         asked: The method and its budget: "v2drop untuned at 64 tokens".
         rows: The comparison.
-        pictures: How many pictures say so.
-        stays: Whether the published schedule was chosen; its rival is then the best of the grid.
+        pictures: Number of held-out pictures.
+        stays: Whether the published schedule was chosen. It is then compared with the best of the grid.
     """
     rival, what = "tuned", "the tuned setting"
     if stays:

@@ -1,6 +1,7 @@
-"""The small grid of a method: as published, with an earlier first cut, and with each value of its first two settings.
+"""The small grid of settings that tuning tries.
 
-A method says in `searched` which settings have values to try; the first of these is the usual one.
+It has the method as published, with earlier first cuts, and with each value of its first two searched settings. A
+method lists these values in `searched`; the first value is the default.
 """
 
 import itertools
@@ -14,21 +15,21 @@ from foveate.contract.method import Chain, Method
 from foveate.contract.stages import Shape
 
 FIRST_CUTS = 3
-"""The earliest layers that are tried for the first cut."""
+"""How many of the earliest layers are tried for the first cut."""
 ANY_BUDGET = 1 / 3
-"""Some methods have other layers with a budget than without."""
+"""A budget to get a method's layers: some methods use other layers without one."""
 
 
 def grid(method: Method, depth: int, given: Collection[str] = ()) -> list[Method]:
-    """Settings to try in a decoder of `depth` layers, without a budget; the method itself is the first.
+    """Return the settings to try, without a budget. The method itself is the first.
 
-    Of a chain, those of the member that spends the budget: the others stay as they are.
+    In a chain, only the member that spends the budget varies.
 
     Args:
-        method: One that takes a budget.
-        depth: Decoder layers.
-        given: Settings that stay; of a chain with the place of their member, "1.metric". Those that differ from the
-            usual ones stay too.
+        method: A method that takes a budget.
+        depth: Number of decoder layers.
+        given: Settings that stay; in a chain with the member's index, "1.metric". Settings that differ from their
+            defaults stay too.
     """
     if isinstance(method, Chain):
         place = method.spender
@@ -47,8 +48,11 @@ def grid(method: Method, depth: int, given: Collection[str] = ()) -> list[Method
 
 
 def _first_cuts(method: Method, depth: int, free: Collection[str]) -> list[Mapping[str, Any]]:
-    """The setting of where it cuts first, as it is, then with each early layer; as it is alone where that is given."""
-    if hasattr(method, "at_scale"):  # each would have to be run to know what it costs
+    """Return changes of the first cut: {} for none, then one per early layer. Only {} if the layers are given.
+
+    For cuts at layers 5 and 9, and FIRST_CUTS = 3: layers 1, 2 and 3 instead of 5.
+    """
+    if hasattr(method, "at_scale"):  # its cost is only known after running it, so only one is tried
         return [{}]
     if not isinstance(method, Cuts) or method.layers_setting == "layer":
         cuts = "layer" in free and cut_layers(method.stages(Shape(depth)))

@@ -1,4 +1,4 @@
-"""Samples of a user: questions about pictures, by picture, and what is to be said of them."""
+"""The user's samples: read them, group them by picture, split them, and note what is unusual about them."""
 
 import hashlib
 import random
@@ -15,39 +15,39 @@ from foveate.errors import SettingError
 from foveate.eval.asked import Asked
 from foveate.plain.upstream import brief
 
-FEW = 20  # pictures: below it the held-out intervals are wide
+FEW = 20  # with fewer pictures the held-out intervals are wide
 CHOSEN = (0.6, 60)
-"""To choose with: a share of the pictures, and most of them. The others are reported."""
+"""Share and maximum number of the pictures to choose with. The others are held out for the report."""
 Pictures = Mapping[str, Sequence[Prompt]]
-"""All questions about each picture, by what it shows."""
+"""All questions about each picture, by the picture's hash."""
 
 
 def prompt_of(vlm: VLM, sample: Any) -> Prompt:
-    """A sample as the model gets it.
+    """Prepare a sample for the model.
 
     Args:
         vlm: The model.
         sample: A (media, question) pair, or a prompt.
 
     Raises:
-        SettingError: If it is neither, or nothing else asks questions.
+        SettingError: If `sample` is neither, or `vlm` is not a `VLM`.
     """
     if not isinstance(vlm, VLM):
-        raise SettingError("Tuning asks questions: give a VLM (foveate.load), not a model alone.")
+        raise SettingError("Tuning needs a VLM (foveate.load) to ask questions, not a model alone.")
     if isinstance(sample, Prompt):
         return sample
     if not isinstance(sample, tuple | list) or len(sample) != 2:
-        raise SettingError(f"A sample is a pair of a picture and a question, or a prompt; got {brief(sample)}.")
+        raise SettingError(f"A sample must be a pair of a picture and a question, or a prompt; got {brief(sample)}.")
     return vlm.prepare(*sample)
 
 
 def question_of(prompt: Prompt, task: str = "samples") -> Asked:
-    """A sample that is asked under several methods."""
+    """Return a sample as a question that is asked under several methods."""
     return Asked(digest(prompt.inputs), picture_of(prompt.inputs), task, prompt.text, media=tuple, prompt=prompt)
 
 
 def by_picture(prompts: Iterable[Prompt]) -> Pictures:
-    """Samples by picture, in the order in which pictures come first.
+    """Group samples by picture, in the order of each picture's first sample.
 
     Raises:
         SettingError: If there is no sample, or one has no vision token.
@@ -63,7 +63,7 @@ def by_picture(prompts: Iterable[Prompt]) -> Pictures:
 
 
 def digest(tensors: Mapping[str, Any]) -> str:
-    """SHA-256 over names, shapes, dtypes and values of all tensors."""
+    """Return the SHA-256 of the names, shapes, dtypes and values of all tensors."""
     sha = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         if isinstance(value, Tensor):
@@ -73,13 +73,13 @@ def digest(tensors: Mapping[str, Any]) -> str:
 
 
 def picture_of(inputs: Mapping[str, Tensor]) -> str:
-    """SHA-256 of what a prompt shows."""
+    """Return the SHA-256 of a prompt's media: all inputs except per-token ones, which have the ids' shape."""
     text = inputs["input_ids"].shape
     return digest({name: value for name, value in inputs.items() if value.shape != text})  # pixels, grids and sizes
 
 
 def digest_of(pictures: Pictures) -> str:
-    """SHA-256 of all samples: of what pictures show, and of each question's ids."""
+    """Return the SHA-256 of all samples: the pictures' hashes and each question's ids."""
     questions = {}
     for picture, prompts in pictures.items():
         for place, prompt in enumerate(prompts):
@@ -88,7 +88,7 @@ def digest_of(pictures: Pictures) -> str:
 
 
 def split(pictures: Iterable[str], seed: int) -> tuple[list[str], list[str]]:
-    """Pictures to choose with, and others to report with, in a random order: 60 % (60 at most), and the rest.
+    """Split pictures at random into those to choose with (60 %, at most 60) and those to report with (the rest).
 
     Raises:
         SettingError: If there are fewer than two.
@@ -96,7 +96,7 @@ def split(pictures: Iterable[str], seed: int) -> tuple[list[str], list[str]]:
     order = list(pictures)
     if len(order) < 2:
         raise SettingError(
-            f"Tuning needs two pictures or more: to choose and to report with; got {len(order)}. "
+            f"Tuning needs two or more pictures, to choose and to report with; got {len(order)}. "
             "Questions about one picture stay together."
         )
     random.Random(seed).shuffle(order)
@@ -106,12 +106,12 @@ def split(pictures: Iterable[str], seed: int) -> tuple[list[str], list[str]]:
 
 
 def notes_on(pictures: Pictures) -> list[str]:
-    """What the user should know of such samples: that they are few, of one question, or of unlike sizes."""
+    """Return notes for the user on samples that are few, have one question, or differ in size."""
     notes = []
     prompts = [prompt for about in pictures.values() for prompt in about]
     if len(pictures) < FEW:
         notes.append(
-            f"{len(pictures)} pictures are few: intervals will be wide. {FEW} or more are better, 45 are good."
+            f"{len(pictures)} pictures are few, so intervals will be wide. {FEW} or more are better, 45 are good."
         )
     lengths = [prompt.vision_tokens for prompt in prompts]
     if max(lengths) > 2 * min(lengths):
@@ -120,5 +120,5 @@ def notes_on(pictures: Pictures) -> list[str]:
         )
     asked = Counter(tuple(prompt.inputs["input_ids"][0, -prompt.text_tokens :].tolist()) for prompt in prompts)
     if len(asked) == 1 and len(prompts) > 1:
-        notes.append("All samples ask the same question: the setting is fitted to it, and may not serve others.")
+        notes.append("All samples ask the same question: the setting is fitted to it, and may not suit others.")
     return notes

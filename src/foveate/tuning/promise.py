@@ -1,14 +1,15 @@
-"""What a second look can promise: from answers with their confidences to the least confidence that is trusted.
+"""Find the threshold of a second look: the lowest confidence at which answers are trusted, with a guarantee.
 
-A sample i is answered twice: with few tokens (confidence c_i) and in full. Trusting what is at λ and above loses
+Each sample i is answered twice: with few tokens (confidence c_i) and in full. If answers at λ and above are trusted,
+sample i has the loss
 
-    L_i(λ) = 1 where c_i ≥ λ and the two answers differ, else 0
+    L_i(λ) = 1 if c_i ≥ λ and the two answers differ, else 0
 
-which falls as λ rises. λ̂ is the least observed confidence such that at it and at all higher ones U(Σ L_i, n) ≤ ε.
-Then the probability that more than ε of new answers differ is at most δ, over calibrations: Bates et al.,
-"Distribution-Free, Risk-Controlling Prediction Sets", arXiv:2101.02703; for a loss that falls it is the fixed-sequence
-test of Angelopoulos et al., "Learn then Test", arXiv:2110.01052. Losses are 0 or 1, so U is Clopper and Pearson's, and
-exact. Of m settings that are tried, each has δ/m.
+which falls as λ rises. U(k, n) is an upper confidence bound for a rate, after k losses in n samples. λ̂ is the lowest
+observed confidence such that U(Σ L_i, n) ≤ ε there and at all higher ones. Then the probability (over calibrations)
+that more than ε of new answers differ is at most δ: Bates et al., "Distribution-Free, Risk-Controlling Prediction
+Sets", arXiv:2101.02703. For a falling loss this is the fixed-sequence test of Angelopoulos et al., "Learn then Test",
+arXiv:2110.01052. Losses are 0 or 1, so U is the exact bound of Clopper and Pearson. With m settings, each gets δ/m.
 """
 
 import math
@@ -20,29 +21,33 @@ from foveate.errors import SettingError
 from foveate.plain.stats import RISK, bound
 
 Pair = tuple[float, bool]
-"""A sample: the confidence of its answer with few tokens, and whether that is the full model's."""
+"""A sample: the confidence of its answer with few tokens, and whether that answer equals the full model's."""
 
 
 def fewest(agreement: float, settings: int = 1) -> int:
-    """The fewest samples with which so many settings can be promised to agree: n ≥ ln(δ/m) / ln(1 − ε).
+    """Return the fewest samples that can support an agreement: n ≥ ln(δ/m) / ln(1 − ε).
+
+    Args:
+        agreement: 1 − ε.
+        settings: m, the number of settings.
 
     Raises:
         SettingError: If the agreement is not between 0 and 1.
     """
     if not 0 < agreement < 1:
-        raise SettingError(f"agreement is a share between 0 and 1, such as 0.98; got {agreement}.")
+        raise SettingError(f"agreement must be a share between 0 and 1, such as 0.98; got {agreement}.")
     return math.ceil(math.log(RISK / settings) / math.log(agreement))
 
 
 def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1) -> float | None:
-    """λ̂, the least confidence that is trusted; None where none can be: then every answer is the full model's.
+    """Return λ̂, the lowest trusted confidence. None if no answer can be trusted.
 
-    Samples of one confidence are trusted together or not at all. What is no number is never trusted.
+    Samples of equal confidence are trusted together or not at all. NaN is never trusted.
 
     Args:
-        samples: All of the calibration, those that will be asked again among them.
+        samples: All samples of the calibration, including those that will be asked again.
         agreement: 1 − ε.
-        settings: m, how many are calibrated on these samples.
+        settings: m, the number of settings calibrated on these samples.
     """
     trusted, wrong = None, 0
     ordered = sorted((pair for pair in samples if not math.isnan(pair[0])), reverse=True)
@@ -55,7 +60,10 @@ def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1) -> f
 
 
 def auroc(samples: Sequence[Pair]) -> float:
-    """How often an answer that agrees is surer than one that does not, ties counted half; NaN without both kinds."""
+    """Return the probability that an answer that agrees has a higher confidence than one that differs.
+
+    Ties count half. NaN if one of the two kinds is missing.
+    """
     sure = [confidence for confidence, agrees in samples if agrees]
     unsure = [confidence for confidence, agrees in samples if not agrees]
     if not sure or not unsure:
@@ -65,7 +73,10 @@ def auroc(samples: Sequence[Pair]) -> float:
 
 
 def one_each(pictures: Sequence[Hashable], seed: int = 0) -> list[int]:
-    """The places of one question about each picture, drawn by seed: questions about one are not independent."""
+    """Return the indices of one question per picture, drawn with a seed.
+
+    Questions about one picture are not independent, so only one counts for the bound.
+    """
     places: dict[Hashable, list[int]] = {}
     for place, picture in enumerate(pictures):
         places.setdefault(picture, []).append(place)

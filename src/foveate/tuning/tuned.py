@@ -1,4 +1,4 @@
-"""What tuning came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
+"""`Tuned`: the result of tuning. Its file works wherever a method's name does, and holds the held-out comparison."""
 
 import math
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from foveate.registry import PlainMethod
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """One setting on the held-out pictures.
+    """One setting's results on the held-out pictures.
 
     Attributes:
         name: "published", "grid", "tuned", or a control.
-        method: The setting; of a control that draws, the first draw.
-        tokens: Mean vision tokens that a decoder layer processes.
-        agreement: Share of the answers that are the full model's, word for word.
-        root: Mean √KL of the first token from the full model's, √nats.
-        ahead: Agreement minus that of the published schedule, paired; None without one.
+        method: The setting. For a random control, the first seed.
+        tokens: Mean vision tokens per decoder layer.
+        agreement: Share of the answers that equal the full model's, word for word.
+        root: Mean √KL of the first token from the full model's, in √nats.
+        ahead: Agreement minus that of the published schedule, paired. None without a published schedule.
     """
 
     name: str
@@ -34,27 +34,27 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Tuned(Record):
-    """A method whose schedule and settings were tuned, and where it comes from.
+    """A tuned method, with how it was tuned.
 
     Attributes:
         method: The setting to use.
-        chosen: Where it comes from: "published" or "grid".
-        base: The setting with which tuning began.
-        model: The model it was tuned on.
+        chosen: The setting's origin: "published" or "grid".
+        base: The setting that tuning started with.
+        model: The name of the model.
         task: What the samples show.
-        budget: What might be spent, by the kind of cost.
-        cost: What the setting spends of it, exactly.
-        tokens: Mean vision tokens that a decoder layer processes.
-        pictures: Pictures to choose and to report with.
-        questions: Samples in all.
+        budget: The budget, by kind of cost.
+        cost: What the setting spends, in the budget's unit.
+        tokens: Mean vision tokens per decoder layer.
+        pictures: Number of pictures to choose with, and to report with.
+        questions: Number of samples.
         inputs: SHA-256 of all samples.
-        seed: Of the split.
-        tried: Settings that were tried.
-        runs: Answers asked for that, in this process.
-        seconds: How long it took.
-        rows: The comparison on the pictures to report with.
-        notes: What the user should know.
-        versions: Of foveate, torch and transformers.
+        seed: Seed of the split.
+        tried: Number of settings tried.
+        runs: Number of answers that tuning added to the cache.
+        seconds: Duration in seconds.
+        rows: The comparison on the held-out pictures.
+        notes: Notes for the user.
+        versions: Versions of foveate, torch and transformers.
         date: UTC, ISO 8601.
     """
 
@@ -87,15 +87,15 @@ class Tuned(Record):
 
     @property
     def verdict(self) -> str:
-        """What was gained, in a sentence, by the pictures that nothing was chosen with."""
+        """The gain over the published schedule on the held-out pictures, as a text."""
         by_name = {row.name: row for row in self.rows}
         if self.chosen == "published":
-            stays = "By the pictures to choose with, no setting is ahead of the published schedule by a standard error"
+            stays = "On the pictures to choose with, no setting is ahead of the published schedule by a standard error"
             ahead = by_name["grid"].ahead
             if ahead is None or ahead.low <= 0:
                 return f"{stays}, so it stays."
             gained = f"{points(ahead, '+')} points of agreement"
-            return f"{stays}, so it stays. On those held out the best of the grid is ahead: {gained}."
+            return f"{stays}, so it stays. On those held out, the best of the grid is ahead: {gained}."
         origin = "The small grid has the best setting"
         ahead = by_name["tuned"].ahead
         if ahead is None:
@@ -106,10 +106,10 @@ class Tuned(Record):
         compared = "not told apart from"
         if ahead.high < 0:
             compared = "worse than"
-        return f"{origin} by the pictures to choose with. On others it is {compared} the published schedule: {gained}."
+        return f"{origin} on the pictures to choose with. On others it is {compared} the published schedule: {gained}."
 
     def table(self) -> Table:
-        """The comparison as a table."""
+        """Return the comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
         body = []
         for row in self.rows:
@@ -126,9 +126,9 @@ class Tuned(Record):
 
 
 def points(estimate: Estimate, sign: str = "") -> str:
-    """An estimate in hundredths: 95.3 [93.4, 96.9]."""
+    """Format an estimate in hundredths with its interval: 95.3 [93.4, 96.9]."""
     value, low, high = (100 * number for number in asdict(estimate).values())
     if math.isnan(low):
-        return number(value, f"{sign}z.1f")  # of too few pictures
+        return number(value, f"{sign}z.1f")  # too few pictures for an interval
     text = f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
     return Number(text, {"": value, "low": low, "high": high})

@@ -1,4 +1,7 @@
-"""`foveate.tune`: a small grid at one cost, chosen by the full model's answers on some pictures, reported on others."""
+"""`foveate.tune`: try a small grid of settings at one cost, choose by the full model's answers, and report.
+
+Some pictures are used to choose, others to report.
+"""
 
 import time
 from collections import Counter
@@ -30,23 +33,23 @@ from foveate.tuning.parts import Pictures, by_picture, digest_of, notes_on, prom
 from foveate.tuning.tuned import Tuned
 
 METHOD = "v2drop"
-"""What is tuned where nobody names a method."""
+"""The default method."""
 NEAR = 0.01
-"""Of a budget: what pictures spend of it is near enough to it where they leave less than that."""
+"""Share of the budget that a scaled threshold may leave unspent."""
 UNSPENT = 0.02
-"""Of a budget: a note says where more than this share is left."""
+"""Share of the budget above which a note reports that it was left unspent."""
 PASSES = 12
-"""Thresholds that pictures are run with for one that is near enough, at most."""
+"""Maximum number of thresholds that are run to get near enough to the budget."""
 
 
 class Tuning(Agreeing, total=False):
-    """How settings are tried, beside what `Agreeing` says; `tasks` is for `agreement` alone.
+    """Keywords of `foveate.tune`, in addition to those of `Agreeing`. `tasks` needs `agreement`.
 
     Attributes:
-        tokens: The budget: mean vision tokens that a decoder layer processes.
-        retention: The same as a share of the vision tokens, in (0, 1].
-        flops: Instead: FLOPs to the first token, as a share of the full model's.
-        given: Settings that stay of a method that is no name; of a chain with their member's place, "1.metric".
+        tokens: Budget: mean vision tokens per decoder layer.
+        retention: Budget: share of the vision tokens, in (0, 1].
+        flops: Budget: FLOPs to the first token, as a share of the full model's.
+        given: Settings to keep, if the method is not a text; in a chain with the member's index, "1.metric".
         task: What the samples show, for the record.
     """
 
@@ -78,42 +81,42 @@ def tune(
     method: Method | str | None = None,
     **how: Unpack[Tuning],
 ) -> Tuned | SecondLook:
-    """The best setting of a method for a model, a budget and samples of one's own, without labels.
+    """Find the best setting of a method for a model, a budget and your samples, without labels.
 
         tuned = foveate.tune(vlm, [("a.png", "What is it?"), …], method="v2drop", tokens=64)
         tuned.save("mine.json")
         vlm.ask("b.png", "What is it?", method="mine.json")
 
-    A small grid of settings at one cost is asked, and the one whose answers stay nearest to the full model's is taken.
-    Pictures are split: to choose, and to report with. Each setting meets the budget as the method does by itself.
-    MustDrop's thresholds are scaled, and what they spend is seen by asking.
+    It answers the samples with a small grid of settings at one cost, and takes the one whose answers are nearest to the
+    full model's. One part of the pictures is used to choose, the other to report. Each setting meets the budget as the
+    method does without tuning. For MustDrop, thresholds are scaled, and their cost is measured by asking.
 
-    With `agreement` no schedule is tuned. What comes out is a second look: few tokens, and the full model where the
-    answer is unsure, with the promise that with 90 % confidence so many answers are the full model's, on average:
+    With `agreement`, it calibrates a second look instead: few tokens first, and the full model if the answer is
+    uncertain. With 90 % confidence, at least this share of answers equals the full model's, on average:
 
         sure = foveate.tune(vlm, samples, agreement=0.98)
         vlm.ask("b.png", "What is it?", method=sure)
 
     Args:
-        agreement: The share of answers that are to be the full model's, word for word, such as 0.98.
+        agreement: Required share of answers that equal the full model's, word for word, such as 0.98.
         model: A `VLM`.
-        samples: (media, question) pairs or prompts of `VLM.prepare`. 45 pictures or more are good, 20 are the fewest
-            that say something.
-        method: The method, chain, or its name, such as "v2drop:metric=cosine": a setting that is given stays.
-            V2Drop by default; with `agreement` VidCom2, at three budgets unless one is given.
-            Of a method that is no name, those are given that differ from the usual ones.
-        how: One budget, `tokens`, `retention` or `flops`; with `agreement` none is needed. Also `seed`, `workers`,
+        samples: (media, question) pairs, or prompts of `VLM.prepare`. Use 45 or more pictures; with fewer than 20 the
+            result means little.
+        method: A method, a chain, or a text such as "v2drop:metric=cosine". Settings that the text gives stay; of a
+            method object, those that differ from their defaults. The default is V2Drop; with `agreement` it is
+            VidCom2, at three budgets unless one is given.
+        how: One budget: `tokens`, `retention` or `flops` (optional with `agreement`). Also `seed`, `workers`,
             `max_new_tokens`, `cache`, `listener` and others; see `Tuning`.
 
     Returns:
-        The setting to use and where it comes from; `save` writes it as a file that goes wherever a method's name does.
-        With `agreement` a second look, whose file goes where questions are asked.
+        The tuned setting. `save` writes it as a file that works wherever a method's name does. With `agreement`, a
+        second look, whose file works with `ask`.
 
     Raises:
         BudgetError: If no setting meets the budget.
-        InputError: If answers cannot be kept, or another run uses the same file.
+        InputError: If answers cannot be cached, or another run uses the same cache file.
         SettingError: If the budget, the samples or the method cannot be tuned.
-        UnsupportedError: If the model cannot serve the method.
+        UnsupportedError: If the model does not support the method.
     """
     check_keywords("Tuning", how, Tuning)
     rest: dict[str, Any] = dict(how)
@@ -121,12 +124,14 @@ def tune(
     budget = {kind: value for kind, value in every.items() if value is not None}
     if agreement is not None:
         if "flops" in budget:
-            raise SettingError("With agreement= no budget is needed; tokens or retention narrow it. Leave flops out.")
+            raise SettingError(
+                "With agreement=, flops is no budget. Leave it out, or give tokens or retention instead."
+            )
         settings = agreeing.settings_of(agreeing.METHOD if method is None else method, (), **budget)
         texts = [method] if isinstance(method, str) else []
         return agreeing.agree(model, samples, settings, agreement, texts, may_narrow=True, **rest)
     if "tasks" in rest:
-        raise SettingError("tasks= is for a table by task, and goes with agreement=. Leave one out, or give both.")
+        raise SettingError("tasks= needs agreement=, for a table by task. Leave tasks= out, or give both.")
     if len(budget) != 1:
         raise SettingError(f"Give one budget: tokens=, retention= or flops=; got {len(budget)}.")
     return _tune(model, [prompt_of(model, sample) for sample in samples], method or METHOD, budget, rest)
@@ -135,7 +140,7 @@ def tune(
 def _tune(
     vlm: VLM, prompts: Sequence[Prompt], asked: Method | str, budget: dict[str, float], how: dict[str, Any]
 ) -> Tuned:
-    """Ask the grid, choose, and compare; see `tune`."""
+    """Answer with the grid, choose, and compare; see `tune`."""
     begun = time.monotonic()
     if isinstance(asked, str):
         method, stays = naming.parse(asked), naming.settings_given(asked)
@@ -169,8 +174,8 @@ def _tune(
         notes = notes_on(pictures)
         if len(to_choose) < FEWEST:
             notes.append(
-                f"only {len(to_choose)} pictures are left to choose with, too few: the published schedule stays; where "
-                "there is none, the best of the grid is taken. Give 9 pictures or more."
+                f"only {len(to_choose)} pictures are left to choose with, too few: the published schedule stays; "
+                "without one, the best of the grid is taken. Give 9 pictures or more."
             )
         if 1 - cost / limit > UNSPENT:
             notes.append(f"The setting leaves {1 - cost / limit:.1%} of the budget.")
@@ -207,18 +212,18 @@ def _words(kind: str, limit: float) -> str:
 
 
 def _questions(pictures: Pictures, keys: Iterable[str]) -> list[Asked]:
-    """All questions about these pictures, each once."""
+    """Return all distinct questions about these pictures."""
     asked = [question_of(prompt) for key in keys for prompt in pictures[key]]
     return list({question.key: question for question in asked}.values())
 
 
 def _at_budget(shape: Method, kind: str, limit: float, choosing: Questioning, prompts: Sequence[Prompt]) -> Method:
-    """A setting at the budget.
+    """Return a setting at the budget.
 
     Raises:
-        BudgetError: If it cannot meet it.
+        BudgetError: If it cannot meet the budget.
     """
-    if hasattr(shape, "at_scale"):  # its counts depend on the picture: thresholds are scaled, and priced by asking
+    if hasattr(shape, "at_scale"):  # its counts depend on the picture: scale thresholds, and measure their cost
         quiet = replace(choosing, listener=Listener())
 
         def price(setting: Method) -> float:
@@ -227,7 +232,7 @@ def _at_budget(shape: Method, kind: str, limit: float, choosing: Questioning, pr
 
         scaled: Method | None = largest(shape.at_scale, price, limit, near=NEAR, tries=PASSES)
         if scaled is None:
-            raise BudgetError(f"{shape} spends more than {_words(kind, limit)} with the highest thresholds too.")
+            raise BudgetError(f"{shape} spends more than {_words(kind, limit)} even with the highest thresholds.")
         return scaled
     if kind == "flops":
         setting = within_flops(shape, limit, costs_of(prompts))

@@ -1,4 +1,4 @@
-"""Frames of a video file at even steps of time, decoded where they are and nowhere else."""
+"""Decode frames of a video file at even steps of time. Only the parts near them are decoded."""
 
 import errno
 import os
@@ -31,39 +31,42 @@ FORMATS = (
     "asf", "av1", "avi", "avs2", "avs3", "dirac", "dv", "evc", "flv", "h261", "h263", "h264", "hevc", "ivf", "live_flv",
     "m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "swf", "vc1",
     "vvc", "webm", "wtv", "yuv4mpegpipe",
-    # Moving and still pictures.
+    # Animations and still images.
     "apng", "gif", "bmp_pipe", "jpeg_pipe", "jpegxl_anim", "png_pipe", "tiff_pipe", "webp_pipe",
-    # Sound, so that a file of it is refused for what it is.
+    # Audio, so that the error message can say so.
     "aac", "ac3", "aiff", "amr", "caf", "eac3", "flac", "mp3", "wav", "w64",
 )  # fmt: skip
-"""What FFmpeg may take a file for: nothing that names other files, as playlists and scripts do."""
+"""Formats that FFmpeg may detect. None of them can refer to other files, as playlists and scripts do."""
 PIXELS = 2 * 89_478_485
-"""Most pixels of a frame: those that Pillow reads of a picture."""
+"""Maximum pixels of a frame, equal to Pillow's limit for an image."""
 DECODING = {"max_pixels": str(PIXELS)}
 STRICT = DECODING | {"err_detect": "+crccheck+explode"}
-"""What a decoder would conceal is an error to it. It then skips frames also where a healthy film is entered in its
-middle, and with threads it does not come back to its senses."""
-HDR = {16: ("PQ", 148), 18: ("HLG", 191)}
-"""Transfer characteristics by FFmpeg's number (SMPTE ST 2084, ARIB STD-B67), and where they have the white of ITU-R
-BT.2408, 203 cd/m²: at 58 and 75 % of the signal."""
-WIDE = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
-"""Primaries by FFmpeg's number that are wider than those of a screen."""
-PROFILES, HEADER = (b"iCCP", b"ICC_PROFILE"), 2**16
-"""What PNG and JPEG call a colour profile, and in how many bytes of their beginning it stands."""
-NIGHT = 64
-"""What no colour of 8 bits reaches whose values have 14 bits in a film of 16."""
-BYTES = 12
-"""Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
-FRAMES = 5
-"""Bytes of memory a pixel of all frames that are kept, what decoding takes beside them among these: measured on 60 and
-120 frames of 1280 x 720."""
-UNSAID = 100
-"""Milliseconds of a WebP's frame that says none, as browsers have it."""
-UNNAMED = Path("the film")
-"""What is said of one that is no file."""
+"""Decoder options that turn damage into an error instead of concealing it.
 
-NEAR = 4.0  # seconds up to which decoding on is cheaper than looking for a key frame
-BEFORE = 10.0  # seconds before the first frame, where a search for the beginning of the file surely ends
+The decoder then also drops frames after a seek into a healthy video, and with threads it does not recover.
+"""
+HDR = {16: ("PQ", 148), 18: ("HLG", 191)}
+"""HDR transfer characteristics by FFmpeg's number (SMPTE ST 2084, ARIB STD-B67), with their 8-bit value of white.
+
+White is 203 cd/m² (ITU-R BT.2408), at 58 and 75 % of the signal.
+"""
+WIDE = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
+"""Primaries wider than sRGB, by FFmpeg's number."""
+PROFILES, HEADER = (b"iCCP", b"ICC_PROFILE"), 2**16
+"""Marks of a colour profile in PNG and JPEG, and the bytes at the file's start to search for them."""
+NIGHT = 64
+"""Upper bound of 8-bit colours that come from 14-bit values stored in 16 bits: 2**14 / 2**8 = 64."""
+BYTES = 12
+"""Peak bytes of memory per pixel while a frame is decoded: several frames are in flight, and one becomes RGB."""
+FRAMES = 5
+"""Peak bytes of memory per pixel of all kept frames, decoding included, on 60 and 120 frames of 1280 x 720."""
+UNSAID = 100
+"""Milliseconds of a WebP frame without a duration, as in browsers."""
+UNNAMED = Path("the film")
+"""Name in messages of a video that is not a file."""
+
+NEAR = 4.0  # seconds up to which decoding on is faster than seeking to a key frame
+BEFORE = 10.0  # seconds before the first frame, so that a seek reaches the beginning of the file
 
 
 def read(
@@ -73,31 +76,30 @@ def read(
     start: float | None = None,
     end: float | None = None,
 ) -> Clip:
-    """Read some frames of a video file, at even steps of time.
+    """Read frames of a video file at even steps of time.
 
         clip = read("clip.mp4", frames=32)              # the middles of 32 equal parts
-        clip = read("clip.mp4", fps=1)                  # one a second, from the first frame on
-        clip = read("clip.mp4", fps=2, frames=64)       # two a second; in a long video only 64, evenly spread
+        clip = read("clip.mp4", fps=1)                  # one per second, from the first frame on
+        clip = read("clip.mp4", fps=2, frames=64)       # two per second, but at most 64, evenly spread
 
-    Each step takes the frame that is visible at that time, also if the file's frame rate varies. A video with fewer
-    frames than you ask for, also by `fps`, gives each of its frames once. Frames are rotated as the file says. Only the
-    wanted frames are kept in memory, and in a long file only the parts near them are decoded.
+    Each step takes the frame that is visible at that time, also with a variable frame rate. If the video has fewer
+    frames than requested, each frame is read once. Frames are rotated as the file says. Only the requested frames are
+    kept in memory, and in a long file only the parts near them are decoded.
 
     Args:
         path: A video file, a `file:` URL, or the file's bytes.
-        frames: Most frames to read; 32 if neither `frames` nor `fps` is given.
+        frames: Maximum frames to read; 32 if neither `frames` nor `fps` is given.
         fps: Frames per second to read.
-        start, end: The part of the video to read, in seconds as players count them; None: from the beginning, to the
-            end.
+        start, end: The part of the video to read, in seconds as in a player. None is the beginning or the end.
 
     Raises:
-        InputError: If the file cannot be read, or holds no video, or no frame of it can be decoded.
-        SettingError: If a number leaves its range, a rate alone would give more than 768 frames, or the frames would
-            not fit into memory.
-        UnsupportedError: If PyAV is missing.
+        InputError: If the file cannot be read, has no video, or no frame of it can be decoded.
+        SettingError: If a number is out of range, `fps` alone would give more than 768 frames, or the frames would not
+            fit into memory.
+        UnsupportedError: If PyAV is not installed.
 
     Warns:
-        UserWarning: If only a part of the file can be read; the sentence is also the clip's `note`.
+        UserWarning: If the clip has a `note`, such as that only a part of the file can be read.
     """
     clip = clip_of(path, FramesWanted(frames, fps, start, end))
     if clip.note:
@@ -106,14 +108,14 @@ def read(
 
 
 def clip_of(path: str | Path | bytes, request: FramesWanted, each: int = FRAMES, *, blank: bool = False) -> Clip:
-    """What `read` gives, without the warning.
+    """Read frames as `read` does, without the warning.
 
     Args:
         path: As for `read`.
-        request: Which frames.
-        each: How many bytes a pixel of all frames takes.
-        blank: Whether none is decoded: black ones of their size and times take their place, in one byte of memory. A
-            film is read all the same whose end is missing, or whose header does not say its size.
+        request: The frames to read.
+        each: Peak bytes of memory per pixel of all frames.
+        blank: Return black frames of the right size and times (one byte of memory) instead of decoding. A video whose
+            end is missing, or whose header has no size, is decoded anyway.
     """
     clip: Clip = _with(path, request, partial(_read, each=each, blank=blank))
     return clip
@@ -126,16 +128,16 @@ def shape_of(
     start: float | None = None,
     end: float | None = None,
 ) -> tuple[int, int, int]:
-    """Frames, height and width in pixels of the clip that `read` would give, by the file's header: none is decoded.
+    """Return frames, height and width of the clip that `read` would give, without decoding.
 
-    Height and width are 0 where the header does not say. Arguments and errors are those of `read`.
+    Height and width are in pixels, and 0 if the header does not have them. Arguments and errors are those of `read`.
     """
     _, _, times, (width, height) = _with(path, FramesWanted(frames, fps, start, end), _survey)
     return len(times), height, width
 
 
 def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[BinaryIO, Path, FramesWanted], Any]) -> Any:
-    """What comes out of some work on an open file, whose errors become one line with the file's name."""
+    """Open a file and return the result of `work` on it. Errors become one line with the file's name."""
     try:
         import av
     except ImportError as error:
@@ -161,16 +163,17 @@ def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[Binar
         except (OSError, av.error.FFmpegError) as error:
             why = getattr(error, "strerror", None) or error
             raise InputError(f"{name} cannot be read: {why}. Fetch or export it again.") from error
-        except (ArithmeticError, TypeError, ValueError) as error:  # PyAV's own, of times and sizes that no video has
+        except (ArithmeticError, TypeError, ValueError) as error:  # from PyAV, for impossible times or sizes
             raise InputError(f"{name} is damaged: {first_line(error)} Fetch or export it again.") from error
 
 
 def _readable(file: BinaryIO, name: str) -> BinaryIO:
-    """The file; an animated WebP, which FFmpeg does not read, as an animated PNG."""
+    """Return a file that FFmpeg can read: an animated WebP is converted to an animated PNG."""
     head = file.read(HEAD)
     file.seek(0)
     if not is_animated(head):
         return file
+    # A WebP's canvas size: width − 1 and height − 1 in 3 bytes each, at offsets 24 and 27.
     _check_frame(name, *(int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27)))
     made, lengths = BytesIO(), []
     with Image.open(file) as image:
@@ -184,7 +187,7 @@ def _readable(file: BinaryIO, name: str) -> BinaryIO:
 
 
 def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: bool) -> Clip:
-    """The frames that are wanted of an open file."""
+    """Read the requested frames of an open file, with each `_Way` in turn until one meets no damage."""
     contents, part, times, size = _survey(file, path, request)
     if blank and contents.promised is None and all(size):
         frames, seconds = blank_frames(len(times), *size[::-1]), tuple(_times(contents, times, part[0]))
@@ -198,11 +201,15 @@ def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: b
             stream = video_stream(container, name)
             clip = _Decoder(container, stream, contents, way, each).clip(path, times, part)
             return replace(clip, chosen=request.asked)
-    raise AssertionError("the last way conceals")
+    raise AssertionError("the last way raises no _Concealed")
 
 
 def _times(contents: Survey, times: Sequence[float], begin: float) -> list[float]:
-    """The seconds of a clip of the frames on show at these times, of a part that begins then."""
+    """Return the `Clip.seconds` of the frames visible at these times.
+
+    A frame that is visible for the first time has its start time (`begin` at the earliest); a repeated one the time of
+    its step. Frames start at 0, 1, 2; times 0.5, 1.2, 1.7 -> 0, 1, 1.7.
+    """
     starts = np.array(contents.times or np.arange(contents.begin, contents.end, 1 / contents.rate))
     places = np.maximum(np.searchsorted(starts, np.array(times) + HAIR, side="right") - 1, 0)
     still = np.diff(places, prepend=-1) == 0
@@ -213,7 +220,7 @@ def _times(contents: Survey, times: Sequence[float], begin: float) -> list[float
 def _survey(
     file: BinaryIO, path: Path, request: FramesWanted
 ) -> tuple[Survey, tuple[float, float], list[float], tuple[int, int]]:
-    """What an open file holds, which part of it is wanted and at which times, and the width and height of a frame."""
+    """Return an open file's survey, the requested part and times in seconds, and a frame's width and height."""
     name = spell(path)
     with _container(_File(file, path), name) as container:
         stream = video_stream(container, name)
@@ -227,44 +234,44 @@ def _survey(
 
 
 class _Way(Enum):
-    """How a film is decoded: the second way where the first one met damage, the third where that is real.
+    """Ways to decode a video, tried in order until one meets no damage. The third conceals damage.
 
-    On 74 healthy films, in 18 codecs and the containers that PyAV writes them to, with six readings of each, the first
-    way met damage in 42 of 444 readings (open groups of pictures, gradual refreshes), and the second in none.
+    On 74 healthy videos (18 codecs in the containers that PyAV writes, six readings each), the first way reported
+    damage in 42 of 444 readings (open groups of pictures, gradual refreshes), and the second in none.
     """
 
-    THREADS = "an error is damage"
-    ALONE = "an error is damage, but not between a seek and the first frame behind it"
-    CONCEALING = "the film is damaged, and what the decoder makes of it is shown, with a note"
+    THREADS = "an error counts as damage"
+    ALONE = "an error counts as damage, but not between a seek and the first frame after it"
+    CONCEALING = "the video is damaged, and the decoder's concealed frames are used, with a note"
 
 
 class _Concealed(Exception):
-    """A frame would be concealed, or is not to be had."""
+    """Raised if a frame is missing or would be concealed, to try the next `_Way`."""
 
 
 def _container(source: "_File", name: str) -> Any:
-    """PyAV's view of an open file. No other file is opened, whatever the file says.
+    """Open a file's container with PyAV, without opening any other file that it refers to.
 
     Raises:
-        InputError: If it is a playlist or the like.
+        InputError: If it is a playlist or script.
     """
     import av
 
     alone = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
-        # PyAV's `options` are no place for DECODING: it frees more of them than it made where streams appear late.
+        # Do not pass DECODING as PyAV's `options`: if streams appear late, PyAV frees more options than it allocated.
         return av.open(source, mode="r", container_options=alone, metadata_errors="replace", buffer_size=2**16)
     except av.error.FFmpegError as error:
         if error.errno != errno.EINVAL:
             raise
         raise InputError(
-            f"{name} is a playlist or script that names other files, or of a rare kind. "
+            f"{name} is a playlist or script that names other files, or has a rare format. "
             "Name the video itself, or convert it to MP4."
         ) from error
 
 
 def _size(stream: Any) -> tuple[int, int]:
-    """Width and height in square pixels, upright, as the header says; 0 where it does not."""
+    """Return width and height in square pixels, upright, from the header; 0 if it does not have them."""
     codec, aspect = stream.codec_context, float(stream.sample_aspect_ratio or 1)
     width, height = round((codec.width or 0) * aspect), codec.height or 0
     if _is_turned(stream):
@@ -273,7 +280,10 @@ def _size(stream: Any) -> tuple[int, int]:
 
 
 def _is_turned(stream: Any) -> bool:
-    """Whether the header says that frames are turned by a quarter: PyAV does not, but copies it to an MOV's header."""
+    """Return whether the header rotates frames by a quarter turn.
+
+    PyAV does not expose this, but copies it to the header of a new MOV, where the track's matrix starts at byte 40.
+    """
     import av
 
     made = BytesIO()
@@ -281,7 +291,7 @@ def _is_turned(stream: Any) -> bool:
         with av.open(made, "w", format="mov", options={"movflags": "empty_moov"}) as header:
             header.add_stream_from_template(stream)
             header.start_encoding()
-    except (ValueError, av.error.FFmpegError):  # as of VP8, which no MOV may hold
+    except (ValueError, av.error.FFmpegError):  # a codec that MOV does not support, such as VP8
         return False
     track = made.getvalue().partition(b"tkhd")[2]
     a, b = map(abs, struct.unpack_from(">2i", track, 40))
@@ -289,10 +299,10 @@ def _is_turned(stream: Any) -> bool:
 
 
 def _check_frame(name: str, width: int, height: int) -> None:
-    """Refuse frames that are larger than is meant, or than the memory that is there.
+    """Refuse frames with more than `PIXELS` pixels, or that need more memory than there is.
 
     Raises:
-        InputError: If they are.
+        InputError: In either case.
     """
     if width * height > PIXELS:
         raise InputError(
@@ -302,23 +312,29 @@ def _check_frame(name: str, width: int, height: int) -> None:
 
 
 def _check_frames(count: int, width: int, height: int, each: int) -> None:
-    """Refuse more frames than the memory holds.
+    """Refuse frames that need more memory than there is.
+
+    Args:
+        count: Number of frames.
+        width, height: Size of a frame in pixels.
+        each: Peak bytes of memory per pixel.
 
     Raises:
-        SettingError: If there are more.
+        SettingError: If they do.
     """
     check_room(
         f"{count} frames of {width} x {height} pixels take",
         count * width * height * each,
-        "Ask for fewer with frames=…, or for a part with start=… and end=….",
+        "Read fewer with frames=…, or a part with start=… and end=….",
         SettingError,
     )
 
 
 class _File:
-    """An open file as FFmpeg goes about in it. The name helps to tell its format.
+    """A file object for FFmpeg. The name helps FFmpeg to detect the format.
 
-    A damaged file leads to places before its beginning. PyAV prints what is raised: so FFmpeg gets a number.
+    A damaged file can make FFmpeg seek before its beginning. PyAV would print an exception, so `seek` returns an error
+    number.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
@@ -339,7 +355,7 @@ class _File:
 
 
 class _Decoder:
-    """Goes through a stream from one wanted time to the next, by decoding on or from the key frame before it."""
+    """Decodes a stream from one requested time to the next, directly or from the key frame before it."""
 
     def __init__(self, container: Any, stream: Any, contents: Survey, way: _Way, each: int) -> None:
         self._container = container
@@ -347,22 +363,22 @@ class _Decoder:
         self._stream = stream
         self._contents = contents
         self._frames = self._decode()
-        self._now: tuple[Any, float] | None = None  # the frame on show, and since when
+        self._now: tuple[Any, float] | None = None  # the visible frame, and its start time
         self._next: tuple[Any, float] | None = None
-        self._due: list[float] = []  # when frames come on show whose packets have been given to the decoder
+        self._due: list[float] = []  # start times of the frames whose packets the decoder has received
         self._way = way
-        self._head = b""  # of the film, or its first frame, in the file
+        self._head = b""  # the first bytes of the stream, to search for a colour profile
         self._broken = False  # whether anything could not be decoded so far
         self._near = NEAR
         if way is _Way.CONCEALING:
-            self._near = 60.0  # key frames of a damaged film may be made up from the frames before them
+            self._near = 60.0  # key frames of a damaged video may be concealed from the frames before them
         if not contents.seekable:
             self._near = float("inf")
         stream.thread_type = "AUTO" if way is _Way.THREADS else "NONE"
         stream.codec_context.options = DECODING if way is _Way.CONCEALING else STRICT
 
     def clip(self, path: Path, times: Sequence[float], part: tuple[float, float]) -> Clip:
-        """The frames on show at these times, ascending."""
+        """Return the frames that are visible at these ascending times."""
         aspect = float(self._stream.sample_aspect_ratio or 1)
         room: NDArray[np.uint8] | None = None
         seconds: list[float] = []
@@ -375,8 +391,8 @@ class _Decoder:
                 continue
             frame, since = self._now
             if self._broken and (since > time + HAIR or any(due <= time + HAIR for due in self._due)):
-                continue  # what should be on show was not among what came out of the decoder
-            if checked != (frame.width, frame.height):  # they may change on the way
+                continue  # the decoder did not return the frame that should be visible
+            if checked != (frame.width, frame.height):  # the size may change within a video
                 checked = frame.width, frame.height
                 _check_frame(name, round(frame.width * aspect), frame.height)
             if room is None:
@@ -384,7 +400,7 @@ class _Decoder:
                 _check_frames(len(times), first.shape[1], first.shape[0], self._each)
                 room = np.empty((len(times), *first.shape), np.uint8)
             count = len(seconds)
-            if since == shown_since:  # still on show
+            if since == shown_since:  # the same frame is still visible
                 room[count] = room[count - 1]
                 seconds.append(time)
             else:
@@ -401,7 +417,7 @@ class _Decoder:
         return Clip(path, room[: len(seconds)], tuple(seconds), *part, self._contents.rate, note)
 
     def _note(self, name: str, read: int, wanted: int) -> str | None:
-        """What is wrong with the file; None where nothing is."""
+        """Return a note on damage or a missing end, or None."""
         end, promised = self._contents.end, self._contents.promised
         harmed = self._way is _Way.CONCEALING or read < wanted
         if promised is None and not harmed:
@@ -409,13 +425,13 @@ class _Decoder:
         what = "is damaged"
         if promised is not None:
             what = f"breaks off after {end:.1f} of {promised:.1f} s"
-        smeared = ", some of them perhaps smeared" if harmed else ""
+        smeared = ", some of them may be smeared" if harmed else ""
         return (
             f"{name} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
 
     def _colour_notes(self, frame: Any, shown: NDArray[np.uint8], name: str) -> Iterator[str]:
-        """Sentences on what a film's colours ask for and do not get, which those of a picture would; none mostly."""
+        """Yield notes on colours that are converted in an image but not in a video: HDR, wide gamuts, transparency."""
         codec = self._stream.codec_context
         kind, white = HDR.get(int(codec.color_trc or 0), (None, None))
         gamut = WIDE.get(int(codec.color_primaries or 0))
@@ -428,18 +444,18 @@ class _Decoder:
             colours = f"the colours of {gamut}" if gamut else "a colour profile"
             yield f"{name} has {colours} and is not converted: its colours are off. Convert it to BT.709 first."
         if self._stream.metadata.get("alpha_mode") == "1":
-            yield f"{name} is transparent in places, and shows what hides there. Convert it to FFV1 first."
+            yield f"{name} is transparent in places, which is ignored: hidden colours show. Convert it to FFV1 first."
         if max(part.bits for part in frame.format.components) == 16 and shown.max() < NIGHT:
-            yield f"{name} has 16 bits a colour and uses few of them: it is nearly black. Save it with 8 bits."
+            yield f"{name} has 16 bits per colour and uses few of them: it is nearly black. Save it with 8 bits."
 
     def _go_to(self, time: float) -> None:
-        """Make the frame on show at `time` the one that is now; the last one for a time behind the end."""
+        """Advance until the visible frame is that of `time`, or the last one if `time` is after the end."""
         if self._now is None:
-            self._begin()  # also before a seek: decoders learn from the first packet, such as which encoder wrote it
+            self._begin()  # even before a seek: the first packet tells the decoder which encoder wrote the video
         since = self._now[1] if self._now is not None else 0.0
         if time - since > self._near:
             self._seek(time)
-            if self._now is not None and self._now[1] <= since:  # no key frame on the way: it was for nothing
+            if self._now is not None and self._now[1] <= since:  # no key frame in between: the seek was useless
                 self._near *= 2
         while self._next is not None and self._next[1] <= time + HAIR:
             self._now = self._next
@@ -448,8 +464,8 @@ class _Decoder:
             self._due = [due for due in self._due if due > self._now[1] + HAIR]
 
     def _seek(self, time: float) -> None:
-        """Start again at the key frame before `time`."""
-        for earlier in (0.0, 2.0, 20.0, time + BEFORE):  # without an index, files are entered somewhere
+        """Continue from the key frame before `time`."""
+        for earlier in (0.0, 2.0, 20.0, time + BEFORE):  # without an index, a seek is inexact
             goal = time - earlier
             self._container.seek(int((goal + self._contents.origin) / self._stream.time_base), stream=self._stream)
             self._frames = self._decode(entered=goal > 0)
@@ -464,11 +480,11 @@ class _Decoder:
         self._next = next(self._frames, None)
 
     def _decode(self, entered: bool = False) -> Iterator[tuple[Any, float]]:
-        """Frames from here on, each with when it comes on show, in seconds from the beginning of the file.
+        """Yield the frames from here on, each with its start time in seconds from the beginning of the file.
 
         Args:
-            entered: Whether this is the middle of the film. What comes or shows before the first key frame then needs
-                frames that are not there, and decoders make some up.
+            entered: Whether this is the middle of the video. Packets that come or show before the first key frame are
+                skipped, because decoders would invent the frames that they refer to.
         """
         import av
 
@@ -503,7 +519,7 @@ class _Decoder:
                     time = expected
                     if frame.time is not None:
                         time = frame.time - self._contents.origin
-                    if time <= last:  # H.264 in AVI comes with its times mixed up
+                    if time <= last:  # H.264 in AVI has times out of order
                         time = expected
                     last = time
                     yield frame, last
@@ -511,10 +527,10 @@ class _Decoder:
             self._damage()
 
     def _damage(self) -> None:
-        """Note that something could not be decoded.
+        """Record that something could not be decoded.
 
         Raises:
-            _Concealed: If another way follows.
+            _Concealed: If there is another way to try.
         """
         if self._way is not _Way.CONCEALING:
             raise _Concealed

@@ -1,4 +1,4 @@
-"""A decoded frame as it is meant to be seen: its colours, its pixels square, turned upright."""
+"""Convert a decoded frame to upright RGB with square pixels."""
 
 import math
 from contextlib import suppress
@@ -13,17 +13,17 @@ PNG = ("png", "apng")
 
 
 def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None, codec: str) -> NDArray[np.uint8]:
-    """PyAV's frame as (height, width, 3) uint8, RGB.
+    """Convert a PyAV frame to (height, width, 3) uint8, RGB.
 
     Args:
         frame: A decoded frame.
-        aspect: How wide its pixels are, by their height.
-        size: (height, width) to bring it to, where it has another; None: its own.
-        codec: What decoded it.
+        aspect: Width of a pixel divided by its height.
+        size: (height, width) to resize to; None keeps the frame's size.
+        codec: The decoder's name.
     """
     matrix = int(frame.colorspace)
     colours: dict[str, Any] = {}
-    if matrix in (1, 9, 10):  # BT.709 and BT.2020: FFmpeg's converter takes all for BT.601 unless told
+    if matrix in (1, 9, 10):  # BT.709 and BT.2020: FFmpeg's converter assumes BT.601 by default
         colours = {"src_colorspace": matrix, "dst_colorspace": BT601, "dst_color_range": FULL}
         colours["src_color_range"] = int(frame.color_range) or LIMITED
     width = max(1, round(frame.width * aspect))
@@ -31,7 +31,7 @@ def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None, codec: str) 
     square = frame.reformat(width=width, format="rgba" if is_clear else "rgb24", **colours)
     rgb = square.to_ndarray()
     if is_clear:
-        clear = Image.fromarray(rgb)  # on a white page, as pictures are shown
+        clear = Image.fromarray(rgb)  # transparency becomes white, as in images
         rgb = np.asarray(Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB"))
     rgb = _upright(rgb, _display_matrix(frame, codec))
     if size is not None and rgb.shape[:2] != size:
@@ -40,10 +40,10 @@ def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None, codec: str) 
 
 
 def _display_matrix(frame: Any, codec: str) -> tuple[float, float, float, float]:
-    """(a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y), as the container says it was filmed.
+    """Return the container's display matrix (a, b, c, d): a pixel at (x, y) is shown at (a x + c y, b x + d y).
 
-    PyAV does not know all that FFmpeg has beside a frame (EXIF), and frees the name of a PNG's profile a second time,
-    which ends the program: of these the rotation is known, without mirroring.
+    PyAV fails on some side data (ValueError for EXIF) and crashes on a PNG's colour profile (a double free). In these
+    cases only the frame's rotation is used, without mirroring.
     """
     with suppress(ValueError):
         for data in frame.side_data if codec not in PNG else ():
@@ -55,7 +55,8 @@ def _display_matrix(frame: Any, codec: str) -> tuple[float, float, float, float]
 
 
 def _upright(rgb: NDArray[np.uint8], matrix: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    """Turned by quarters and mirrored; what lies between goes to the nearest."""
+    """Rotate by quarter turns and mirror. Other angles are rounded to the nearest quarter turn."""
+    # |b| > |a|: x becomes y, so the axes swap: (height, width, 3) -> (width, height, 3). A negative factor mirrors.
     a, b, c, d = matrix
     down, right = d, a
     if abs(b) > abs(a):

@@ -1,29 +1,29 @@
-"""How long a video is, found without decoding it."""
+"""Find a video's length, rate and frame times without decoding it."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from foveate.errors import InputError
 
-FEW = 2000  # frames whose times are read off all packets; for more, the last ones must do
-LATE = 1_000_000  # seconds, behind the end of any file
-SLACK = 1.0, 0.02  # seconds, and share of the length, that may be missing at the end: headers are not exact
-BACK = {"dts": 10, "pts": 20}  # frames by which these may go back in a healthy film
+FEW = 2000  # up to so many frames, all packets are read; in longer videos only the last ones
+LATE = 1_000_000  # seconds; after the end of any file
+SLACK = 1.0, 0.02  # seconds, and share of the length, that may be missing at the end, because headers are inexact
+BACK = {"dts": 10, "pts": 20}  # frames by which these times may go back in a healthy video
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a file holds.
+    """A video's times. All are in seconds from `origin`, except `origin` itself.
 
     Attributes:
-        origin: The file's own time of its beginning, in seconds: that of the sound, where it begins before the film.
-        begin: When the first frame comes on show, in seconds from there.
-        end: When the last readable frame leaves, likewise.
-        promised: Where the header says that the file ends, if a good part up to there is missing; None mostly.
-        rate: Frames a second, on average.
-        times: When each frame comes on show, likewise, ascending; None where there are many.
-        seekable: Whether packets know when they are shown. In a program stream few of H.264 do; in an AVI all of H.264
-            say when they are decoded; and where times begin again, a time names two places.
+        origin: Timestamp of the file's beginning, in seconds: that of the sound if it begins before the video.
+        begin: Start time of the first frame.
+        end: End time of the last readable frame.
+        promised: The end according to the header, if a considerable part before it is missing; else None.
+        rate: Mean frames per second.
+        times: Start time of each frame, ascending. None for a long video.
+        seekable: Whether each packet has its presentation time, and each time occurs once. H.264 in a program stream
+            has few times, and in AVI only decoding times. If times restart, a time occurs twice.
     """
 
     origin: float
@@ -36,25 +36,27 @@ class Survey:
 
 
 class Clock:
-    """Goes on where the times of a file begin again, as players do: recorders append, and VOB files are joined.
+    """Makes times continue if they restart within a file, as players do.
+
+    This happens if a recorder appends to a file, or VOB files are joined.
 
     Args:
-        stream: The film; sound goes with it.
-        rate: Its frames a second.
+        stream: The video stream. Other streams are moved with it.
+        rate: Its frames per second.
 
     Attributes:
-        restarts: How often they began again.
+        restarts: How often times have restarted.
     """
 
     def __init__(self, stream: Any, rate: float) -> None:
         self.restarts = 0
         self._rate = rate
         self._stream = stream
-        self._later = 0.0  # seconds by which times are moved
+        self._later = 0.0  # seconds added to times
         self._latest = {name: float("-inf") for name in BACK}
 
     def set(self, packet: Any) -> None:
-        """Move a packet's times, of which there is one at least."""
+        """Adjust a packet's times, in place. At least one of pts and dts must be set."""
         if packet.stream is self._stream:
             length = float((packet.duration or 0) * packet.time_base)
             ticks = {name: getattr(packet, name) for name in BACK if getattr(packet, name) is not None}
@@ -75,14 +77,14 @@ class Clock:
 
 @dataclass(slots=True)
 class _Packets:
-    """What packets say, in seconds of the file.
+    """Times of a file's packets, in seconds of the file's clock.
 
     Attributes:
-        frames: Packets of the video.
-        starts: When each of those starts that know their time.
-        stop: When the last of the video stops.
-        last: When the last of sound and video stops.
-        restarts: How often times began again.
+        frames: Number of video packets.
+        starts: Start times of the video packets that have one.
+        stop: End of the last video packet.
+        last: End of the last video or audio packet.
+        restarts: How often times have restarted.
     """
 
     frames: int = 0
@@ -93,25 +95,28 @@ class _Packets:
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The file's first stream of moving pictures.
+    """Return the file's first video stream. Attached images, such as a song's cover, do not count.
 
     Raises:
-        InputError: If there is none.
+        InputError: If there is none, or PyAV cannot decode it.
     """
     from av.stream import Disposition
 
     for stream in container.streams.video:
-        if Disposition.attached_pic in stream.disposition:  # the cover of a song
+        if Disposition.attached_pic in stream.disposition:
             continue
         if stream.codec_context is None:
-            raise InputError(f"{name} is encoded in a way that PyAV cannot decode. Convert it to MP4 with H.264.")
+            raise InputError(f"{name} has a codec that PyAV cannot decode. Convert it to MP4 with H.264.")
         return stream
     sound = ", only sound" if container.streams.audio else ""
     raise InputError(f"{name} has no video in it{sound}. Name a video file.")
 
 
 def survey(container: Any, stream: Any) -> Survey | None:
-    """Read the header and packets: of a long file whose times do not begin again the last; None where there is none."""
+    """Read a file's header and packets. Return None if it has no video packets.
+
+    Of a long file, only the last packets are read, unless its format allows times to restart.
+    """
     from av.format import Flags
 
     rate = float(stream.average_rate or stream.guessed_rate or 25)
@@ -129,7 +134,7 @@ def survey(container: Any, stream: Any) -> Survey | None:
     if not packets.frames:
         return None
     starts = sorted(packets.starts)
-    if not starts:  # as in a bare stream of H.264: frames at an even rate
+    if not starts:  # no times, as in a raw H.264 stream: assume a constant rate
         even = tuple(number / rate for number in range(packets.frames))
         return Survey(0.0, 0.0, packets.frames / rate, None, rate, even, seekable=False)
     untimed = 2 * len(starts) < packets.frames
@@ -148,7 +153,7 @@ def survey(container: Any, stream: Any) -> Survey | None:
 
 
 def _look(container: Any, stream: Any, rate: float) -> _Packets:
-    """Go through the packets of sound and video from here on, as far as they can be read."""
+    """Read the times of the video and audio packets from here on, up to the first error."""
     import av
 
     packets, clock = _Packets(), Clock(stream, rate)
@@ -165,7 +170,7 @@ def _look(container: Any, stream: Any, rate: float) -> _Packets:
             start = float(ticks * packet.time_base)
             stop = start + float((packet.duration or 0) * packet.time_base)
             packets.last = max(packets.last, stop)
-            if of_video:  # of sound, an hour has a hundred thousand packets
+            if of_video:  # not for sound: an hour has a hundred thousand packets
                 packets.starts.append(start)
                 packets.stop = max(packets.stop, stop)
     except av.error.FFmpegError:

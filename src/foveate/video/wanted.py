@@ -1,4 +1,4 @@
-"""At which times of a video frames are wanted."""
+"""`FramesWanted`: which frames to read from a video, and at which times."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from foveate.errors import InputError, SettingError
 from foveate.video.survey import Survey
 
 FRAMES = 32
-MOST = 768  # frames that a rate alone may ask for
-HAIR = 1e-6  # of a second, for times that went through floats
+MOST = 768  # maximum frames if only `fps` is given
+HAIR = 1e-6  # seconds; tolerance for rounding of times
 
 
 @dataclass(frozen=True, slots=True)
 class FramesWanted:
-    """Which frames of a video somebody wants; None where nothing is said. See `foveate.video.read`.
+    """The frames to read from a video; None for defaults. See `foveate.video.read` for the fields.
 
     Raises:
-        SettingError: If a number leaves its range, or is none.
+        SettingError: If a value is not a number, or is out of range.
     """
 
     frames: Annotated[int, Ge(1)] | None = None
@@ -37,29 +37,32 @@ class FramesWanted:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody said how many frames, or how many a second: then a GIF is a film."""
+        """Whether `frames` or `fps` is given. If so, a GIF is read as a video."""
         return self.frames is not None or self.fps is not None
 
     def part(self, contents: Survey, name: str) -> tuple[float, float]:
-        """From where to where frames are taken, in seconds.
+        """Return the start and end of the requested part, in seconds.
 
         Raises:
-            InputError: If the film has begun later, or ended before.
+            InputError: If the video has no frame in it.
         """
         first = max(contents.begin, self.start or 0.0)
         last = min(contents.end, self.end or contents.end)
         if first >= last:
             raise InputError(
-                f"{name} has a film from {contents.begin:.2f} to {contents.end:.2f} s, and none from "
-                f"start={self.start or 0:g} to end={self.end or contents.end:g} s. Give another part."
+                f"{name} has video from {contents.begin:.2f} to {contents.end:.2f} s, and none from "
+                f"start={self.start or 0:g} to end={self.end or contents.end:g} s. Set another start or end."
             )
         return first, last
 
     def times(self, contents: Survey, part: tuple[float, float], name: str) -> list[float]:
-        """When the wanted frames of this part are on show, ascending.
+        """Return the ascending times, in seconds, at which to take the visible frame of this part.
+
+        If every frame of the part is wanted: their start times. With `fps` and no lower limit: every 1 / fps
+        seconds from the start. Otherwise: the middles of equal parts.
 
         Raises:
-            SettingError: If a rate alone asks for too many frames.
+            SettingError: If `fps` alone gives more than `MOST` frames.
         """
         first, last = part
         length = last - first
@@ -69,12 +72,12 @@ class FramesWanted:
             count = min(available, self.frames or FRAMES)
             due = 0
         else:
-            due = max(1, ceil(length * self.fps - HAIR))  # the first one comes at once
+            due = max(1, ceil(length * self.fps - HAIR))  # one at time 0, so 2.5 s at 1 fps give 3
             count = min(available, due, self.frames or available)
             if self.frames is None and count > MOST:
                 raise SettingError(
                     f"{self.fps:g} frames per second of {name} are {count} frames; more than {MOST} are read only on "
-                    "request. Set frames=… to the most frames you want."
+                    "request. Set frames=… to the maximum you want."
                 )
         if count == len(inside):
             return inside

@@ -1,6 +1,6 @@
 """Benchmarks through lmms-eval (extra "eval").
 
-arguments                what lmms-eval's `--model_args` say
-requests, plugin         the model `foveate` of lmms-eval
-logs, metrics            its sample logs, paired with the full model's; the figure that papers print
+arguments                parse lmms-eval's `--model_args`
+requests, plugin         lmms-eval's model `foveate`
+logs, metrics            pair its sample logs with the full model's; compute the figure that papers print
 """

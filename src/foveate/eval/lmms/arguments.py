@@ -1,7 +1,7 @@
-"""`--model_args` of lmms-eval's command line: from a text to a method with its budget.
+"""Parse `--model_args` of lmms-eval's command line into a method with its budget.
 
-method=v2drop:layers=3,17,22;keep=0.5,0.3,0,budget=192     a comma separates where NAME= follows
-{"method": "v2drop:metric=cosine", "budget": 192}          JSON; a mapping from lmms-eval's YAML says the same
+method=v2drop:layers=3,17,22;keep=0.5,0.3,0,budget=192     a comma separates arguments only before NAME=
+{"method": "v2drop:metric=cosine", "budget": 192}          JSON, or the same mapping in lmms-eval's YAML
 """
 
 import json
@@ -20,32 +20,32 @@ from foveate.plain.spelling import fractions, nearest, parse_value, unquote
 
 NUMBERS: Mapping[str, type[int] | type[float]] = {"budget": float, "retention": float, "seed": int, "max_frames": int}
 STRUCTURED = ("method", "settings")
-"""What JSON may give as an object."""
+"""Arguments that may be an object in JSON."""
 FLAGS = ("batch_size", "max_batch_size")
 
 SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*\s*=)")
-"""A comma that NAME= follows."""
+"""A comma before NAME=."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """What `--model_args` may say.
+    """The arguments in `--model_args`.
 
     Attributes:
         pretrained: A hub id, a local folder, or "embedded".
-        method: What drops, in the grammar of `foveate.naming`, such as v2drop:metric=cosine. Empty is the full model.
-        budget: Mean vision tokens a decoder layer, of each sample's own count.
-        retention: The same as a share in (0, 1]. Where neither is given, a name alone keeps 1/3.
-        seed: Which draw, for methods that draw at random.
+        method: A method in the grammar of `foveate.naming`, such as v2drop:metric=cosine. Empty is the full model.
+        budget: Mean vision tokens per decoder layer, for each sample.
+        retention: Budget as a share in (0, 1]. A name without a budget keeps 1/3.
+        seed: Seed for methods that draw at random.
         settings: Other settings of the method: a dictionary, its JSON, or `key=value;key=value`.
-        protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
-        max_frames: Most frames of a video.
-        log: A folder for a record of every answer; a run that is started again reuses what is there.
-        device, dtype, attention: As of the command line.
+        protocol: "own" uses the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
+        max_frames: Maximum frames of a video.
+        log: Folder for a record of every answer. A restarted run reuses its answers.
+        device, dtype, attention: As on the command line.
 
     Raises:
-        SettingError: If they contradict each other, leave their range or are of the wrong type.
-        UnknownNameError: If there is no such method or preset.
+        SettingError: If arguments contradict each other, are out of range or have the wrong type.
+        UnknownNameError: If the method or preset does not exist.
     """
 
     pretrained: str = EMBEDDED
@@ -62,11 +62,11 @@ class Arguments:
     attention: str = "auto"
 
     def __post_init__(self) -> None:
-        self.drops  # noqa: B018  refused here, not when the first sample comes
+        self.drops  # noqa: B018  raise here, not at the first sample
 
     @cached_property
     def drops(self) -> Method | None:
-        """What drops, with its budget, which is counted on each sample. None is the full model."""
+        """The method with its budget, which applies to each sample. None is the full model."""
         if not self.method:
             for name in ("budget", "retention", "seed", "settings"):
                 if getattr(self, name) not in (None, {}, ""):
@@ -76,19 +76,19 @@ class Arguments:
         if self.seed is None:
             return method
         if not draws(method):
-            raise SettingError(f"seed={self.seed}: {self.method} has a seed, or drops nothing at random.")
+            raise SettingError(f"seed={self.seed}: {self.method} already has a seed, or drops nothing at random.")
         return with_seed(method, self.seed)
 
     @property
     def share(self) -> float | None:
-        """The share that is spent where no number of tokens is; None where the method brings its own."""
+        """The requested share. None if the budget is a number of tokens, or the method has its own."""
         if self.drops is None or self.budget is not None or not parse(self.method, self._settings).open:
             return None
         return asked_share(self.drops, 1)
 
     @property
     def _settings(self) -> Any:
-        """What `parse` takes besides a text."""
+        """The settings in a form that `parse` accepts."""
         if not isinstance(self.settings, str):
             return self.settings
         text = unquote(self.settings.strip())
@@ -103,10 +103,10 @@ NAMES = tuple(Arguments.__dataclass_fields__)
 
 
 def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
-    """The arguments by name; those that are null in JSON are left out.
+    """Return the arguments by name, without those that are null in JSON.
 
     Raises:
-        SettingError: If one is unknown, given twice, empty or of the wrong kind.
+        SettingError: If one is unknown, given twice, empty or of the wrong type.
     """
     if isinstance(arguments, str):
         text = arguments.strip()
@@ -114,22 +114,22 @@ def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
     for name in arguments:
         if name not in NAMES:
             if name in FLAGS:
-                raise SettingError(f"{name} is a flag of lmms-eval: write --{name} beside --model_args.")
+                raise SettingError(f"{name} is a flag of lmms-eval: write --{name} next to --model_args.")
             near = nearest(str(name).lower().replace("-", "_"), NAMES)
-            behind = "" if near else " A method's settings go behind its name: method=v2drop:metric=cosine."
+            behind = "" if near else " A method's settings go after its name: method=v2drop:metric=cosine."
             raise SettingError(f"No model argument {str(name)!r}.{near} There are: {', '.join(NAMES)}.{behind}")
     return {name: _value(name, value) for name, value in arguments.items() if value is not None}
 
 
 def _pairs(text: str) -> dict[str, str]:
-    """`a=1,2,b=3` is `a=1,2` and `b=3`."""
+    """Split NAME=VALUE pairs: `a=1,2,b=3` -> `a=1,2` and `b=3`."""
     pairs: dict[str, str] = {}
     for part in (piece.strip(", ") for piece in SEPARATOR.split(text)):
         if not part:
             continue
         name, equals, value = part.partition("=")
         if not equals:
-            raise SettingError(f"model_args are written NAME=VALUE,NAME=VALUE, or as JSON; got {part!r}.")
+            raise SettingError(f"model_args must be NAME=VALUE,NAME=VALUE, or JSON; got {part!r}.")
         if name.strip() in pairs:
             raise SettingError(f"{name.strip()} is given twice in model_args.")
         pairs[name.strip()] = value.strip()
@@ -137,7 +137,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _value(name: str, value: object) -> Any:
-    """A value of its argument's kind; ranges are left to those who use it."""
+    """Convert a value to its argument's type. Ranges are checked later."""
     if isinstance(value, str):
         value = unquote(value.strip())
         if not value:
@@ -147,7 +147,7 @@ def _value(name: str, value: object) -> Any:
     if name == "method" and isinstance(value, Mapping):
         return json.dumps(value)
     if not isinstance(value, str) and not (name in STRUCTURED and isinstance(value, Mapping)):
-        raise SettingError(f"{name} is a text; got {value!r}.")
+        raise SettingError(f"{name} must be a text; got {value!r}.")
     return value
 
 
@@ -159,4 +159,4 @@ def _number(name: str, value: Any) -> int | float:
         number = kind(value)
         if not isinstance(value, bool) and (isinstance(value, str) or number == value):
             return number
-    raise SettingError(f"{name} is a {'number' if kind is float else 'whole number'}; got {value!r}.")
+    raise SettingError(f"{name} must be a {'number' if kind is float else 'whole number'}; got {value!r}.")

@@ -1,4 +1,4 @@
-"""`compare_logs`: runs of lmms-eval, read from what `--log_samples` leaves and paired document by document."""
+"""`compare_logs`: read the sample logs of lmms-eval runs, and pair them document by document."""
 
 import json
 import sys
@@ -20,20 +20,20 @@ from foveate.plain.spelling import read_json
 from foveate.plain.upstream import install_line
 
 ASKED = ("target", "input", "doc_hash")
-"""What two samples of one document share."""
+"""Fields that must be equal in two samples of one document."""
 ALIKE = ("pretrained", "protocol", "max_frames", "dtype", "attention")
-"""Model arguments that runs share."""
+"""Model arguments that must be equal in all runs."""
 
 
 def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[str, Quality]:
-    """Pair runs of lmms-eval under `--model foveate`, task by task.
+    """Pair lmms-eval runs of `--model foveate`, task by task.
 
     Args:
-        paths: What was given as `--output_path`, or results files therein; the full model's first.
-        include: Folders with tasks of one's own, whose functions count the answers.
+        paths: Folders given as `--output_path`, or results files in them. The full model's comes first.
+        include: Folders with your own tasks, whose functions score the answers.
 
     Returns:
-        All figures of each task, by lmms-eval's name; in a notebook each shows itself as tables.
+        The figures of each task, by lmms-eval's name. A notebook shows each as tables.
 
     Raises:
         UnsupportedError: If lmms-eval is not installed, or a task has no figure.
@@ -41,7 +41,7 @@ def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[st
     """
     if find_spec("lmms_eval") is None:
         raise UnsupportedError(
-            f"Logs are counted by lmms-eval, which is not installed: {install_line('eval')}, "
+            f"Logs need lmms-eval, which is not installed: {install_line('eval')}, "
             "with -c constraints.txt (docs/guides/benchmarks.md says how to keep your torch)."
         )
     full, *others = [_read(path) for path in paths]
@@ -51,7 +51,7 @@ def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[st
         settings = run.values.get("settings")
         name = run.arguments.method if settings is None else f"{run.arguments.method} {settings}"
         contenders.setdefault((name, run.arguments.budget or run.arguments.share), []).append(run)
-    with redirect_stdout(sys.stderr):  # lmms-eval and its functions print
+    with redirect_stdout(sys.stderr):  # lmms-eval and its functions print to stdout
         functions = _functions_of(full.samples, include)
         return {task: _quality(task, functions[task], full, contenders) for task in full.samples}
 
@@ -62,10 +62,10 @@ class Run:
 
     Attributes:
         file: Its results file.
-        report: What that says.
-        values: The model arguments that were given.
-        arguments: With those that were not.
-        samples: Of each task its samples by document, in the documents' order; of several filters, the first.
+        report: The contents of the results file.
+        values: The given model arguments.
+        arguments: All model arguments, including defaults.
+        samples: The samples of each task by document number, in ascending order. Of several filters, the first.
     """
 
     file: Path
@@ -75,18 +75,18 @@ class Run:
     samples: Mapping[str, Mapping[int, Mapping[str, Any]]]
 
     def version(self, task: str) -> list[object]:
-        """What makes a task another one under the same name."""
+        """Return the values that distinguish versions of a task with the same name."""
         config = self.report["configs"][task]
         return [self.report["versions"].get(task), config.get("metadata"), config.get("generation_kwargs")]
 
     def log(self, task: str, metric: Metric) -> list[dict[str, Any]]:
-        """A task's log; see `foveate.eval.pairing`. Its rows have "document" and "inputs" besides, for `metric`."""
+        """Return a task's log; see `foveate.eval.pairing`. Its rows also have "document" and "inputs", for `metric`."""
         rows = []
         for document, sample in self.samples[task].items():
             counts = sample["token_counts"][0]
             inputs = {part: sample[part] for part in metric.parts if part in sample}
             row = {**counts, "document": document, "inputs": inputs, "task": task}
-            for of_part in inputs.values():  # papers print Video-MME for short, medium and long videos apart
+            for of_part in inputs.values():  # papers report Video-MME separately for short, medium and long videos
                 if isinstance(of_part, dict):
                     row["task"] = of_part.get("duration", row["task"])
             row["picture"] = counts["media"] or f"document {document}"
@@ -96,7 +96,7 @@ class Run:
 
 
 def _read(path: Path) -> Run:
-    """The run below a folder, or that of a results file."""
+    """Read the only run in a folder, or the run of a results file."""
     files = [path]
     if not path.is_file():
         files = sorted(path.rglob("[0-9]*_[0-9]*_results.json"))
@@ -112,7 +112,7 @@ def _read(path: Path) -> Run:
     except (KeyError, TypeError) as error:
         raise InputError(f"{file} is damaged, or no results file of lmms-eval: no {error}.") from error
     if model != "foveate":
-        raise InputError(f"{file} is of --model {model}: only runs of --model foveate are paired.")
+        raise InputError(f"{file} is of --model {model}: only runs of --model foveate can be paired.")
     values = values_of(arguments or "")
     offset = report["config"].get("offset", 0)
     samples = {task: _samples(file, task, size - offset) for task, size in sizes.items()}
@@ -120,7 +120,13 @@ def _read(path: Path) -> Run:
 
 
 def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, Any]]:
-    """A task's samples, of so many documents."""
+    """Read a task's samples.
+
+    Args:
+        results: The results file, next to the samples.
+        task: The task.
+        size: Number of documents that must be there.
+    """
     file = results.with_name(results.name.replace("results.json", f"samples_{task}.jsonl"))
     samples: dict[int, Mapping[str, Any]] = {}
     try:
@@ -129,7 +135,7 @@ def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, An
             if "spent" not in (sample["token_counts"][0] or {}):
                 raise InputError(
                     f"{file} does not say what document {sample['doc_id']} spent: its answer came from --use_cache. "
-                    "Run lmms-eval without; foveate keeps answers under log=."
+                    "Run lmms-eval without it; foveate stores answers with log=."
                 )
             samples.setdefault(sample["doc_id"], sample)
     except OSError as error:
@@ -142,15 +148,19 @@ def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, An
 
 
 def _check(full: Run, others: Sequence[Run]) -> None:
-    """Refuse runs that cannot be paired."""
+    """Refuse runs that cannot be paired.
+
+    Raises:
+        InputError: If the first run has a method or another has none, or runs repeat or differ in model arguments.
+    """
     if full.arguments.drops is not None:
         raise InputError(
-            f"{full.file} is of {full.arguments.method}: the first log is the full model's, without method=."
+            f"{full.file} is of {full.arguments.method}: the first log must be the full model's, without method=."
         )
     settings: dict[object, Run] = {}
     for run in others:
         if run.arguments.drops is None:
-            raise InputError(f"{run.file} is of the full model: name one of its logs, and then those of methods.")
+            raise InputError(f"{run.file} is of the full model too: name one of its logs first, then those of methods.")
         if (other := settings.setdefault(run.arguments.drops, run)) is not run:
             raise InputError(f"{run.file} is of the same setting as {other.file}. Leave one out.")
         for argument in ALIKE:
@@ -161,7 +171,7 @@ def _check(full: Run, others: Sequence[Run]) -> None:
 
 
 def _check_documents(full: Run, run: Run) -> None:
-    """Refuse a run that was asked anything else than the full model."""
+    """Refuse a run whose tasks or documents differ from those of the full model."""
     pair = f"{full.file} and {run.file}"
     if full.samples.keys() != run.samples.keys():
         raise InputError(f"{pair} are of different tasks: {', '.join(full.samples)}; and {', '.join(run.samples)}.")
@@ -174,7 +184,7 @@ def _check_documents(full: Run, run: Run) -> None:
 
 
 def _documents_of(samples: Mapping[int, Mapping[str, Any]]) -> set[tuple[int, str]]:
-    """The documents, each with what was asked and shown."""
+    """Return the document numbers, each with its fields and media as JSON."""
     return {
         (document, json.dumps([*(sample.get(name) for name in ASKED), sample["token_counts"][0]["media"]]))
         for document, sample in samples.items()
@@ -182,7 +192,7 @@ def _documents_of(samples: Mapping[int, Mapping[str, Any]]) -> set[tuple[int, st
 
 
 def _functions_of(tasks: Iterable[str], include: Sequence[Path]) -> dict[str, Functions]:
-    """lmms-eval's own functions that make a task's figures; no data are read."""
+    """Return lmms-eval's functions that compute each task's figures, without loading any data."""
     from lmms_eval.api.task import ConfigurableTask, TaskConfig
     from lmms_eval.tasks import TaskManager
     from loguru import logger
@@ -193,7 +203,7 @@ def _functions_of(tasks: Iterable[str], include: Sequence[Path]) -> dict[str, Fu
     for name in tasks:
         if name not in manager.all_tasks:
             raise InputError(f"lmms-eval has no task {name}. Name the folder that it is in with --include.")
-        task = ConfigurableTask.__new__(ConfigurableTask)  # without its data
+        task = ConfigurableTask.__new__(ConfigurableTask)  # __init__ would load the data
         task._config = TaskConfig(**manager._get_config(name))
         task._prepare_metric_and_aggregation()
         functions[name] = task.aggregation()
@@ -203,7 +213,7 @@ def _functions_of(tasks: Iterable[str], include: Sequence[Path]) -> dict[str, Fu
 def _quality(
     task: str, functions: Functions, full: Run, contenders: Mapping[tuple[str, float | None], Sequence[Run]]
 ) -> Quality:
-    """A task's figures."""
+    """Return a task's figures."""
     runs = [full, *(run for of_contender in contenders.values() for run in of_contender)]
     metrics = [metric_of(task, functions, run.report) for run in runs]
     logs = [run.log(task, metrics[0]) for run in runs]

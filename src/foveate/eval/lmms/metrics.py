@@ -1,4 +1,4 @@
-"""A benchmark's figure: the one that papers print, by lmms-eval's own function, and what it is made of."""
+"""`Metric`: the figure of a benchmark that papers print, computed by lmms-eval's functions."""
 
 import inspect
 from argparse import Namespace
@@ -14,23 +14,23 @@ from foveate.errors import InputError, UnsupportedError
 from foveate.eval.pairing import Log
 
 PRINTED = ("pope_f1_score", "seed_all", "relaxed_overall")
-"""Figures that papers print, of tasks with several."""
+"""Figures that papers print, for tasks with several."""
 MME_TOTAL = "mme_score"
-"""MME's perception and cognition scores added up, as the papers print it."""
+"""The sum of MME's perception and cognition scores, as papers print it."""
 MME_PARTS = ("mme_perception_score", "mme_cognition_score")
 CHOICES = "gpt_eval_score"
 """MMBench's figure."""
 CIRCLES = 1_000_000
-"""MMBench asks a question again with its choices turned, under its own index plus a multiple of this."""
+"""MMBench repeats a question with its choices rotated, with the question's index plus a multiple of this."""
 MEANS = ("mvbench_accuracy", "ocrbench_accuracy", "videomme_perception_score")
-"""Figures that are a multiple of the mean of their inputs' scores, beside those by lmms-eval's own `mean`.
+"""Figures that are a multiple of the mean of their inputs' scores, in addition to those by lmms-eval's `mean`.
 
-OCRBench's function counts on from call to call, so that it can be called only once.
+OCRBench's function adds to a global count, so it can be called only once.
 """
 TOLERANCE = 1e-9
 
 Functions = Mapping[str, Callable[..., float]]
-"""lmms-eval's functions of a task's inputs, by metric."""
+"""lmms-eval's functions that compute a task's metrics from inputs, by metric."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Metric:
     """A figure of a task, as a function of the rows of a log; see `foveate.eval.pairing`.
 
     Attributes:
-        name: lmms-eval's name for it.
-        value: The figure of the run that it was taken from.
-        higher_is_better: Which way is good.
+        name: lmms-eval's name of the figure.
+        value: The figure in the run's report.
+        higher_is_better: Whether a higher figure is better.
         version: lmms-eval's version of the task.
-        parts: lmms-eval's functions by name. The figure is their sum, as MME is printed; most have one.
+        parts: lmms-eval's functions by name. The figure is their sum (MME has two, other tasks one).
     """
 
     name: str
@@ -52,7 +52,7 @@ class Metric:
     parts: Mapping[str, Callable[[Sequence[object]], float]]
 
     def __call__(self, log: Log) -> float:
-        """The figure of these rows, of which each has its "inputs" by part; one may be there several times."""
+        """Compute the figure of these rows. Each has its "inputs" by part; a resample may repeat rows."""
         times: Counter[int] = Counter()
         inputs: dict[str, list[object]] = {name: [] for name in self.parts}
         for row in log:
@@ -63,30 +63,33 @@ class Metric:
 
 
 def _again(given: object, time: int) -> object:
-    """An input that is drawn once more: a question of its own, so that MME pairs each draw with itself."""
+    """Return an input for its `time`-th repetition in a resample.
+
+    MME pairs inputs by question_id, so each repetition gets its own.
+    """
     if time and isinstance(given, Mapping) and "question_id" in given:
         return {**given, "question_id": f"{given['question_id']} #{time}"}
     return given
 
 
 def metric_of(name: str, functions: Functions, report: Mapping[str, Any]) -> Metric:
-    """The figure of a task that papers print.
+    """Return the figure of a task that papers print.
 
     Args:
-        name: lmms-eval's name for the task.
-        functions: lmms-eval's, of the task.
+        name: lmms-eval's name of the task.
+        functions: lmms-eval's functions of the task.
         report: lmms-eval's report.
 
     Raises:
-        UnsupportedError: If the task gives no figure.
+        UnsupportedError: If the task has no figure.
     """
     values: dict[str, float] = {}
-    for key, value in report["results"][name].items():  # of several filters, the first
+    for key, value in report["results"][name].items():  # keys are "metric,filter"; take the first filter
         if isinstance(value, int | float) and not isinstance(value, bool):
             values.setdefault(key.partition(",")[0], float(value))
     counted = [metric for metric in functions if metric in values]
     if not counted:
-        raise UnsupportedError(f"{name} gives no figure, only files to send in somewhere. Take its validation split.")
+        raise UnsupportedError(f"{name} gives no figure, only files to submit. Use its validation split.")
     chosen = next((metric for metric in PRINTED if metric in counted), counted[0])
     parts = [chosen]
     if set(MME_PARTS) <= set(counted):
@@ -101,7 +104,7 @@ def metric_of(name: str, functions: Functions, report: Mapping[str, Any]) -> Met
 
 
 def _of_inputs(function: Callable[..., float]) -> Callable[[Sequence[Any]], float]:
-    """A function of inputs alone; one that writes files gets a folder of its own each time."""
+    """Return a function of inputs alone. A function that writes files gets a temporary folder at each call."""
     if "args" not in inspect.signature(function).parameters:
         return function
 
@@ -116,22 +119,22 @@ def _of_inputs(function: Callable[..., float]) -> Callable[[Sequence[Any]], floa
 
 
 def score_logs(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[list[dict[str, Any]]], Any]:
-    """The logs with a "score" in every row where the figure is their mean, and what gives the figure where it is not.
+    """Add a "score" to every row if the figure is the mean of scores. If not, return a function for the figure.
 
     Args:
         metrics: The task's figure in each run, the full model's first.
-        logs: The log of each.
+        logs: The log of each run.
 
     Returns:
-        The logs, and None or a function of a log.
+        The logs, and None or a function that computes the figure of a log.
 
     Raises:
-        InputError: If lmms-eval's function says something else of the same answers than it did.
+        InputError: If the figure of the logged answers differs from the report's.
     """
     metric, full = metrics[0], logs[0]
     if CHOICES in metric.parts and full and "index" in full[0]["inputs"][CHOICES]:
-        # Its own function takes seconds for all questions, and may ask a judge. It is a mean of hits, a question each:
-        # one that is right however its choices are turned.
+        # MMBench's function takes seconds for all questions and may call a judge, so call it once per question. A
+        # question is a hit (100) only if it is right for every rotation of its choices, and the figure is the mean.
         hits = []
         for log in logs:
             turns: dict[int, list[Mapping[str, Any]]] = {}
@@ -148,8 +151,8 @@ def score_logs(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[lis
         again = figure(log)
         if abs(again - of_run.value) > TOLERANCE * max(1.0, abs(of_run.value)):
             raise InputError(
-                f"{metric.name} was {of_run.value:g}, and is {again:g} for the answers in the log: it is damaged, or "
-                "lmms-eval's function says another figure each time."
+                f"{metric.name} was {of_run.value:g}, and is {again:g} for the answers in the log: the log is damaged, "
+                "or lmms-eval's function gives another figure each time."
             )
     shares = all(0 <= row["score"] <= 1 for log in rows for row in log if factor is not None)
     if factor is None or not shares or all(abs(factor - unit) >= TOLERANCE * unit for unit in (1, 100)):
@@ -158,7 +161,7 @@ def score_logs(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[lis
 
 
 def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
-    """The number that a row's input holds, such as 1 for right and 0 for wrong; None where it holds none."""
+    """Return the number in a row's input, such as 1 for right and 0 for wrong, or None without one."""
     value = row["inputs"].get(next(iter(metric.parts)))
     if isinstance(value, Mapping):
         value = value.get("score")
@@ -168,7 +171,7 @@ def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
 
 
 def _factor(metrics: Sequence[Metric], logs: Sequence[Log]) -> float | None:
-    """With it the figure is `factor` times the mean of scores, for any choice of rows; None: it is no mean."""
+    """Return the factor by which the figure is the mean of scores, for any choice of rows. None if it is no mean."""
     from lmms_eval.api.metrics import mean
 
     metric, factor = metrics[0], 1.0

@@ -1,4 +1,4 @@
-"""The model `foveate` of lmms-eval: any model of a supported family, with or without dropping.
+"""lmms-eval's model `foveate`: any model of a supported family, with or without dropping.
 
 python -m lmms_eval --model foveate --model_args pretrained=…,method=v2drop,budget=192 --tasks gqa --batch_size 4
 """
@@ -25,15 +25,15 @@ from foveate.eval.lmms.requests import Request, RequestAnswerer
 from foveate.eval.records import Answers, open_answers
 
 COUNTED = ("spent", "vision_tokens", "flops", "media")
-"""What each sample of lmms-eval's log says of an answer, beside its own counts of tokens."""
+"""Fields of the record that each sample of lmms-eval's log has, in addition to lmms-eval's token counts."""
 
 
 @dataclass
 class Counts(TokenCounts):  # type: ignore[misc]
-    """lmms-eval's counts of an answer's tokens, and ours.
+    """lmms-eval's token counts of an answer, with foveate's figures.
 
     Attributes:
-        record: What is kept of the answer.
+        record: The answer's record.
     """
 
     record: Mapping[str, Any] = field(default_factory=dict)
@@ -43,29 +43,29 @@ class Counts(TokenCounts):  # type: ignore[misc]
 
 
 class Foveate(lmms):  # type: ignore[misc]
-    """What `--model foveate` stands for; the arguments are those of `--model_args`.
+    """The class behind `--model foveate`. Its arguments are those of `--model_args`.
 
     Args:
-        batch_size: From lmms-eval's own flag.
-        max_batch_size: lmms-eval's flag for batches it sizes itself; refused.
+        batch_size: lmms-eval's flag.
+        max_batch_size: lmms-eval's flag for automatic batch sizes; must be None.
         values: See `Arguments`.
 
     Raises:
-        FoveateError: Of the kind that fits.
+        FoveateError: If an argument is invalid, or the model cannot be loaded.
     """
 
     is_simple = False  # chat messages
 
     def __init__(self, *, batch_size: int | str = 1, max_batch_size: int | None = None, **values: Any) -> None:
         if max_batch_size is not None or not str(batch_size).isdigit():
-            raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
+            raise SettingError(f"batch_size must be a number; got {batch_size!r}. It is not chosen automatically.")
         arguments = Arguments(**values)
         for name, number in {"max_frames": arguments.max_frames, "batch_size": int(batch_size)}.items():
             if number < 1:
-                raise SettingError(f"{name} is 1 or more; got {number}.")
+                raise SettingError(f"{name} must be 1 or more; got {number}.")
         check_protocol(arguments.protocol)
         place = device_of(arguments.device)
-        if arguments.device == "auto" and place.type != "cpu" and "LOCAL_RANK" in os.environ:  # that of this process
+        if arguments.device == "auto" and place.type != "cpu" and "LOCAL_RANK" in os.environ:  # one GPU per process
             place = torch.device(place.type, int(os.environ["LOCAL_RANK"]))
         vlm = load(arguments.pretrained, device=place, dtype=arguments.dtype, attention=arguments.attention)
         super().__init__()
@@ -79,12 +79,12 @@ class Foveate(lmms):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Where the model is; the harness gathers its counts there."""
+        """The model's device. lmms-eval gathers counts there."""
         device: torch.device = self.answerer.vlm.model.device
         return device
 
     def _open(self, folder: str) -> Answers:
-        """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
+        """Open the store of answers. The first process locks it for all processes of this run."""
         conditions = self.answerer.conditions()
         if self._rank == 0:
             store = self._held.enter_context(open_answers(conditions, folder, note=_note))
@@ -98,11 +98,11 @@ class Foveate(lmms):  # type: ignore[misc]
     def create_from_arg_string(
         cls, arg_string: str | Mapping[str, object], additional_config: Mapping[str, object] | None = None
     ) -> Self:
-        """The model that lmms-eval's command line asks for.
+        """Make the model from lmms-eval's command line.
 
         Raises:
-            SystemExit: With 2 where the arguments cannot be meant, with 1 where the model cannot be had; one line on
-                stderr says why.
+            SystemExit: With 2 if the arguments are invalid, with 1 if the model cannot be loaded. One line on stderr
+                says why.
         """
         with _in_one_line():
             values = values_of(arg_string)
@@ -115,7 +115,7 @@ class Foveate(lmms):  # type: ignore[misc]
             return cls(**values)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Greedy answers, in the order of the requests."""
+        """Return greedy answers, in the order of the requests."""
         with _in_one_line(), tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
             self.answerer.advance = bar.update
             questions = [self._request(instance) for instance in requests]
@@ -140,25 +140,23 @@ class Foveate(lmms):  # type: ignore[misc]
         return Request(task, split, number, lambda: messages(document()), generation, ocr)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
-        """Refused: this model answers in words."""
+        """Refuse: log-likelihoods are not supported."""
         with _in_one_line():
-            raise UnsupportedError("foveate answers in words; a task that compares likelihoods cannot be run with it.")
+            raise UnsupportedError("foveate generates answers; it cannot run a task that compares likelihoods.")
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
-        """Refused: one question, one answer."""
+        """Refuse: tasks of several rounds are not supported."""
         with _in_one_line():
-            raise UnsupportedError(
-                "foveate answers one question at a time; a task of several rounds cannot be run with it."
-            )
+            raise UnsupportedError("foveate answers one question at a time; it cannot run a task of several rounds.")
 
     def clean(self) -> None:
-        """What lmms-eval calls in every process when all is answered: say what was spent, and let the store go."""
+        """Release the store and report the mean cost. lmms-eval calls this in every process at the end."""
         self._held.close()
         if rows := self.answerer.records.values():
             spent, entered, share = (
                 fmean(row[name] for row in rows) for name in ("spent", "vision_tokens", "retention")
             )
-            _note(f"{len(rows)} answers at {spent:.1f} of {entered:.1f} vision tokens a layer: {share:.1%}")
+            _note(f"{len(rows)} answers at {spent:.1f} of {entered:.1f} vision tokens per layer: {share:.1%}")
         super().clean()
 
 
@@ -168,7 +166,10 @@ def _note(text: str) -> None:
 
 @contextmanager
 def _in_one_line() -> Iterator[None]:
-    """End the process with a line on stderr where foveate refuses: lmms-eval prints a traceback, and exits with 0."""
+    """Turn a `FoveateError` into one line on stderr and an exit code.
+
+    lmms-eval alone would print a traceback and exit with 0.
+    """
     try:
         yield
     except FoveateError as error:

@@ -1,4 +1,4 @@
-"""Answering a benchmark's requests in batches; what is answered is kept, and nothing is asked that the store has."""
+"""Answer a benchmark's requests in batches, store the answers, and reuse stored ones."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from foveate.eval.records import FORM, Answers, key_of
 from foveate.runs.listener import Advance, unheard
 
 LONGEST = 1024
-"""New tokens where a task names no limit."""
+"""Maximum new tokens if a task has no limit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,10 +28,10 @@ class Request:
     """A question of a benchmark.
 
     Attributes:
-        task, split, document: Where it stands.
-        messages: Gives its chat messages, media and all; called once, when its turn has come.
+        task, split, document: Its place in the benchmark.
+        messages: Returns its chat messages with media. Called once, when the question's turn comes.
         generation: The task's generation settings.
-        ocr: Gives the question and its OCR tokens, where the benchmark has some.
+        ocr: Returns the question and its OCR tokens, or None if the benchmark has none.
     """
 
     task: str
@@ -42,10 +42,10 @@ class Request:
     ocr: Callable[[], tuple[str, Sequence[str]] | None] = lambda: None
 
     def decoding(self) -> tuple[int, tuple[str, ...]]:
-        """The most new tokens of its answer, and the texts that end it.
+        """Return the maximum new tokens of the answer, and the texts that end it.
 
         Raises:
-            UnsupportedError: If the task asks for anything but greedy decoding.
+            UnsupportedError: If the task needs anything but greedy decoding.
         """
         settings = self.generation
         warm = (settings.get("temperature") or 0) > 0
@@ -53,7 +53,7 @@ class Request:
         if settings.get("do_sample") or warm or beams:
             raise UnsupportedError(
                 f"{self.task} asks for sampling or beams; answers here are greedy. Got {json.dumps(dict(settings))}. "
-                "Tell lmms-eval: --gen_kwargs temperature=0,do_sample=False,num_beams=1."
+                "Run lmms-eval with --gen_kwargs temperature=0,do_sample=False,num_beams=1."
             )
         until = settings.get("until") or ()
         if isinstance(until, str):
@@ -62,22 +62,22 @@ class Request:
 
 
 _Question = tuple[Request, str, Conversation]
-"""A request, the name under which its answer is kept, and what is said and shown, its media read."""
+"""A request, the key of its answer, and its conversation with media read."""
 
 
 @dataclass(eq=False)
 class RequestAnswerer:
-    """A model under one setting, and what it answered.
+    """Answers requests with one model and one setting.
 
     Attributes:
         vlm: The model.
-        method: What drops, its budget counted on each sample; None is the full model.
-        protocol: "own" is the model's chat template and processor, "llava" that of LLaVA-1.5's papers.
-        batch_size: Most samples a batch.
-        most_frames: Most frames of a video.
-        store: Where answers are kept and looked up; None keeps them in memory only.
-        advance: Called with the number of answers that were added.
-        records: Every answer so far by task and document.
+        method: The method, whose budget applies to each sample; None is the full model.
+        protocol: "own" uses the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
+        batch_size: Maximum samples per batch.
+        most_frames: Maximum frames of a video.
+        store: The store of answers; None keeps them in memory only.
+        advance: Called with the number of answers added.
+        records: All answers so far, by task and document.
     """
 
     vlm: VLM
@@ -90,16 +90,16 @@ class RequestAnswerer:
     records: dict[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
 
     def conditions(self) -> dict[str, Any]:
-        """All that an answer depends on but for question and method; see `Answers`."""
+        """Return everything an answer depends on, except question and method; see `Answers`."""
         asked = {"protocol": self.protocol, "most_frames": self.most_frames}
         return provenance.conditions(self.vlm) | FORM | asked
 
     def __call__(self, requests: Sequence[Request]) -> list[str]:
-        """The answers, in the order of the requests.
+        """Answer requests, in their order.
 
         Raises:
             BudgetError: If a sample cannot meet the budget.
-            UnsupportedError: If a task asks for anything but greedy decoding.
+            UnsupportedError: If a task needs anything but greedy decoding.
         """
         answerers: dict[int, Answerer] = {}
         for (longest, _), group in groupby(requests, key=Request.decoding):
@@ -115,7 +115,7 @@ class RequestAnswerer:
         return [self.records[request.task, request.document]["answer"] for request in requests]
 
     def _unknown(self, requests: Iterable[Request]) -> Iterator[_Question]:
-        """The questions that the store has no answer to; the others' answers are taken from there."""
+        """Yield the questions without a stored answer. Record the stored answers of the others."""
         for request in requests:
             conversation = Conversation.of(request.messages(), self.most_frames)
             if self.protocol == "llava" and (ocr := request.ocr()) is not None:
@@ -134,13 +134,13 @@ class RequestAnswerer:
         self.advance(1)
 
     def _prepare(self, question: _Question, _: object) -> Prompt:
-        """A question as the model gets it."""
+        """Prepare a question for the model, and check the method's budget."""
         prompt = prepare(self.vlm, question[2], protocol=self.protocol)
         method_in(self.vlm, self.method, prompt.vision_tokens)
         return prompt
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, object]:
-        """The record of an answer."""
+        """Return the record of an answer."""
         request, name, conversation = question
         _, until = request.decoding()
         return {
