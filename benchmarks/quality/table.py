@@ -90,7 +90,7 @@ def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[flo
     rows = [name for name in (*ran, *CONTROLS) if name in in_columns]
     count = quality.full["tokens"]
     lines = [
-        f"{caption(record, shown)} In brackets what was truly spent, where that is not the budget. †: less than a "
+        f"{caption(record, shown)} In brackets: the tokens spent, if they differ from the budget. †: less than a "
         "quarter is left of a task, see below.",
         "",
         by_budget("method", {name: name for name in rows}, quality, lambda budget: f"{count * budget:.0f}", budgets),
@@ -105,7 +105,7 @@ def caption(record: dict[str, Any], shown: str = "pictures") -> str:
     full = quality_of(record).full
     return (
         f"Accuracy on {full['questions']:,} questions about {full['pictures']} generated {shown} {drawn(record)}, "
-        f"% ± half the 95 % interval, by mean vision tokens a decoder layer (of {full['tokens']:.0f}). The full model: "
+        f"% ± half the 95 % interval, by mean vision tokens per decoder layer (of {full['tokens']:.0f}). The full model: "
         f"{points(full, 'accuracy')}."
     )
 
@@ -171,9 +171,9 @@ def ranking(record: dict[str, Any]) -> str:
     for place, row in enumerate(cells, 1):
         ahead = "" if row["minus_random"] is None else points(row, "minus_random")
         lines.append([str(place), f"`{row['name']}`", f"{row['tokens']:.0f}", points(row, "accuracy"), ahead])
-    heads = ["", "method", "tokens truly spent", "accuracy", "ahead of random"]
+    heads = ["", "method", "tokens spent", "accuracy", "ahead of random"]
     alike = [f"`{row['name']}`" for row in cells[1:] if row["accuracy_high"] >= cells[0]["accuracy_low"]]
-    said = f"Intervals that overlap with the first one's: {', '.join(alike) or 'none'}."
+    said = f"Methods whose interval overlaps with the first: {', '.join(alike) or 'none'}."
     return "\n".join([Table("", heads, lines).to_markdown(escape=False), said, ""])
 
 
