@@ -23,7 +23,7 @@ from foveate import embedded
 from foveate.contract import Method, PixelView, Shape
 from foveate.contract.stages import PatchStage
 from foveate.engine.trace import PrefillRecord
-from foveate.eval.held_out import shown
+from foveate.eval.held_out import picture_or_clip
 from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, fit
 from foveate.viz.dim import Pixels, dim
 from foveate.viz.mosaic import plain_panel, stage_panels
@@ -74,7 +74,7 @@ def drawn(name: str) -> Image.Image | None:
     if any(isinstance(stage, PatchStage) for stage in method.stages(Shape(depth=32, cls=True))):
         return page(of_pixels(method), merges=False)
     if name in FOR_FILMS:
-        film = shown(FILM, is_film=True).thinned(FRAMES)
+        film = picture_or_clip(FILM, is_film=True).thinned(FRAMES)
         return of_prefill(asked(fv.load(embedded.FILMS), film, name, OF_FILMS), film)
     picture = Image.open(embedded.picture())
     spelling = SPELLED.get(name, name)

@@ -26,7 +26,7 @@ from rich.progress import MofNCompleteColumn, Progress
 import foveate as fv
 from foveate.bench.memory import hold
 from foveate.bench.shapes import NamedShape
-from foveate.bench.stopwatch import timed
+from foveate.bench.stopwatch import time_parts
 from foveate.bench.workload import Workload, synthetic
 from foveate.contract.method import Method
 from foveate.methods.random import same_schedule
@@ -127,7 +127,7 @@ def _measured(model: Any, workload: Workload, method: Method | None) -> dict[str
         for kind, one in (("seconds", method), ("random", control)):
             signal.setitimer(signal.ITIMER_PROF, SECONDS)
             with fv.drop(model, one):
-                seconds[kind].append(round(timed(model, workload.inputs, 1, time.process_time)["ttft"], 4))
+                seconds[kind].append(round(time_parts(model, workload.inputs, 1, time.process_time)["ttft"], 4))
     signal.setitimer(signal.ITIMER_PROF, 0)
     return {"peak": held.peak, "tokens": round(sum(held.tokens) / len(held.tokens), 1), **seconds}
 

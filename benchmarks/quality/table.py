@@ -105,8 +105,8 @@ def caption(record: dict[str, Any], shown: str = "pictures") -> str:
     full = quality_of(record).full
     return (
         f"Accuracy on {full['questions']:,} questions about {full['pictures']} generated {shown} {drawn(record)}, "
-        f"% ± half the 95 % interval, by mean vision tokens per decoder layer (of {full['tokens']:.0f}). The full model: "
-        f"{points(full, 'accuracy')}."
+        f"% ± half the 95 % interval, by mean vision tokens per decoder layer (of {full['tokens']:.0f}). "
+        f"The full model: {points(full, 'accuracy')}."
     )
 
 

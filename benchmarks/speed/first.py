@@ -26,7 +26,7 @@ import foveate as fv
 from foveate.bench.benched import Benched, conditions, from_shape
 from foveate.bench.paired import AGAIN, FULL
 from foveate.bench.shapes import shape
-from foveate.bench.stopwatch import clock_of, timed
+from foveate.bench.stopwatch import clock_of, time_parts
 from foveate.bench.timing import ratio
 from foveate.contract.method import Method
 from foveate.naming import parse
@@ -99,7 +99,7 @@ def shallower(config: Mapping[str, Any], depths: tuple[int, int] | None) -> dict
 def time_once(benched: Benched, method: Method | None) -> dict[str, float]:
     """Processor seconds of each part, one call."""
     with nullcontext() if method is None else fv.drop(benched.model, method):
-        return timed(benched.model, benched.workload.inputs, 1, clock_of("cpu"))
+        return time_parts(benched.model, benched.workload.inputs, 1, clock_of("cpu"))
 
 
 def rows_of(

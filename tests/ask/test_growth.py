@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask.generation import FirstToken
-from foveate.ask.growth import Seen, forget, grow, turned_back
+from foveate.ask.growth import Seen, forget, grow, turn_back
 from foveate.ask.look import end_of_pictures, look_at
 from foveate.ask.running import answers_to
 from foveate.contract.method import LastFrame
@@ -130,9 +130,9 @@ def test_keys_are_turned_back_as_far_as_they_came(positions):
         family = family_for(models.tiny(name))
         text = models.tiny(name).config.get_text_config()
         keys = torch.randn(1, 2, 3, text.hidden_size // text.num_attention_heads)
-        there = turned_back(family, 0, keys, -positions)
+        there = turn_back(family, 0, keys, -positions)
         assert not torch.allclose(there, keys, atol=1e-3)
-        torch.testing.assert_close(turned_back(family, 0, there, positions), keys, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(turn_back(family, 0, there, positions), keys, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "word"), [("gemma3", "bidirectional"), ("gemma4", "both ways")])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import foveate as fv
 from foveate import embedded
 from foveate.ask.loading import load, reloading
-from foveate.eval.held_out import shown
+from foveate.eval.held_out import picture_or_clip
 from foveate.video import read
 from tests.films import film
 from tests.models import tiny
@@ -74,7 +74,7 @@ def test_experts_that_do_not_fit_together_are_refused(tmp_path):
 
 def test_the_model_for_films_has_144_tokens_a_frame_and_the_same_weights():
     films, pictures = fv.load("embedded-films", device="cpu"), fv.load("embedded", device="cpu")
-    clip = shown(3, is_film=True)
+    clip = picture_or_clip(3, is_film=True)
     assert films.prepare(clip, "Which object appears first?").sizes == (8 * 144,)
     assert pictures.model.config.vision_config.image_size == 336
     own, other = films.model.state_dict(), pictures.model.state_dict()
@@ -92,7 +92,7 @@ def test_a_picture_is_a_film_of_one_frame_and_films_are_of_one_length():
     assert films.prepare([frame] * 3, "Which object appears first?").sizes == (144, 144, 144)
     assert films.prepare([], "Which object appears first?").sizes == ()
     with pytest.raises(fv.InputError, match="unlike"):
-        films.prepare([frame, shown(3, is_film=True)], "Which object appears first?")
+        films.prepare([frame, picture_or_clip(3, is_film=True)], "Which object appears first?")
 
 
 def test_the_embedded_film_model_takes_the_frames_that_it_was_made_for(tmp_path):

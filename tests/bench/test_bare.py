@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.bench.bare import bare, obstacle
-from foveate.bench.stopwatch import timed
+from foveate.bench.stopwatch import time_parts
 from foveate.registry import family_for
 from tests.bench.counting import Flops
 from tests.families.test_decoders import ministral
@@ -38,7 +38,7 @@ def test_layers_compute_what_the_arithmetic_says_or_are_left_alone(family):
     assert said == ""
     rows, text = rows_of(inputs)
     with Flops() as flops, bare(known, rows):
-        found = timed(model, inputs, 1, lambda: flops.total)
+        found = time_parts(model, inputs, 1, lambda: flops.total)
     cost = fv.cost(model, text_tokens=text, vision_tokens=COUNTS[0], tokens=COUNTS, tower_images=1, grids=[[(5, 5)]])
     assert found["prefill"] == cost.prefill_flops
 

@@ -8,7 +8,7 @@ import torch
 import foveate as fv
 from foveate.bench.paired import AGAIN, FULL, GRAPH, KEEP_ALL, PairedRun, race
 from foveate.bench.results import noisy_parts, result_sheets, rows_of
-from foveate.bench.stopwatch import PARTS, timed
+from foveate.bench.stopwatch import PARTS, time_parts
 from foveate.bench.timing import interval_words
 from foveate.bench.workload import Workload
 from tests.bench.counting import Flops
@@ -190,7 +190,7 @@ def test_it_is_said_where_the_host_and_not_the_device_takes_the_time(measured):
 def test_the_host_s_share_of_a_prefill_is_timed_on_a_gpu():
     model, inputs = llava(side=168, width=64, layers=5)
     inputs = {name: value.cuda() for name, value in inputs.items()}
-    parts = timed(model.cuda(), inputs, 2)
+    parts = time_parts(model.cuda(), inputs, 2)
     assert 0 < parts["launches"] < parts["ttft"]
 
 

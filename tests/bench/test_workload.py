@@ -7,7 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.bench.shapes import shape, shapes
-from foveate.bench.stopwatch import PARTS, timed
+from foveate.bench.stopwatch import PARTS, time_parts
 from foveate.bench.workload import synthetic
 from foveate.plain.flags import PromptRequest
 
@@ -54,7 +54,7 @@ def test_a_model_takes_its_prompt_and_drops_from_it(name):
     workload = synthetic(known, PromptRequest(batch=2, text_tokens=20, frames=frames), CPU)
     method = fv.V2Drop.for_budget(model, retention=0.5, vision_tokens=workload.vision_tokens)
     with fv.drop(model, method) as trace:
-        found = timed(model, workload.inputs, 2)
+        found = time_parts(model, workload.inputs, 2)
     assert trace.vision_tokens == [workload.vision_tokens] * 2
     assert trace.latest.rows == (workload.vision_tokens + 20,) * 2
     assert list(found) == [part for part in PARTS if part != "launches"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foveate.core import graphs
-from foveate.core.graphs import graphed
+from foveate.core.graphs import as_graph
 from foveate.core.picks import cosines, cover, determinantal, max_min, suppress
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are of CUDA, and here is no GPU")
@@ -70,7 +70,7 @@ def test_samples_together_run_as_they_are():
 def test_elsewhere_a_loop_runs_as_it_is():
     ran = []
 
-    @graphed
+    @as_graph
     def loop(tensor, count):
         ran.append(count)
         return tensor[:count]

@@ -4,24 +4,24 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from foveate.core.rank import into_runs, marked_first, ranks_in_groups, shared_out, spread, top
+from foveate.core.rank import into_runs, put_marked_first, ranks_in_groups, share_out, spread, top
 from foveate.errors import ShapeError
 
 
 def test_shares_by_hand():
-    assert shared_out(160, [576] * 5) == [32] * 5
-    assert shared_out(64, [576] * 5) == [13, 13, 13, 13, 12]
-    assert shared_out(10, [4, 12, 4]) == [2, 6, 2]
-    assert shared_out(3, [1, 1, 9]) == [0, 0, 3]  # 0.27, 0.27, 2.45
-    assert shared_out(7, [7] * 3) == [3, 2, 2]
-    assert shared_out(0, [3, 3]) == [0, 0]
-    assert shared_out(0, []) == []
+    assert share_out(160, [576] * 5) == [32] * 5
+    assert share_out(64, [576] * 5) == [13, 13, 13, 13, 12]
+    assert share_out(10, [4, 12, 4]) == [2, 6, 2]
+    assert share_out(3, [1, 1, 9]) == [0, 0, 3]  # 0.27, 0.27, 2.45
+    assert share_out(7, [7] * 3) == [3, 2, 2]
+    assert share_out(0, [3, 3]) == [0, 0]
+    assert share_out(0, []) == []
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12), data=st.data())
 def test_shares_sum_exactly_and_fit(sizes, data):
     count = data.draw(st.integers(0, sum(sizes)))
-    found = shared_out(count, sizes)
+    found = share_out(count, sizes)
     assert sum(found) == count
     for share, size in zip(found, sizes, strict=True):
         assert share <= size
@@ -46,7 +46,7 @@ def test_more_than_there_are_is_refused(shape, count):
 @given(rows=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=3))
 def test_marked_tokens_come_first_and_both_kinds_in_order(rows):
     by_hand = [sorted(range(7), key=lambda place: (not row[place], place)) for row in rows]
-    assert marked_first(torch.tensor(rows)).tolist() == by_hand
+    assert put_marked_first(torch.tensor(rows)).tolist() == by_hand
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), max_size=40))

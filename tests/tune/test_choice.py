@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from foveate.plain.stats import Estimate
-from foveate.tuning.choice import best_of, untuned
+from foveate.tuning.choice import best_of, compare_untuned
 from foveate.tuning.tuned import Tuned
 
 
@@ -67,10 +67,10 @@ def rows(ahead):
     ],
 )
 def test_it_is_said_where_the_method_untuned_is_as_good(ahead, says):
-    notes = untuned("v2drop untuned at 64 tokens", rows(ahead), 14, stays=False)
+    notes = compare_untuned("v2drop untuned at 64 tokens", rows(ahead), 14, stays=False)
     assert len(notes) == (says is not None)
     assert says is None or says in notes[0]
-    assert "best of the grid" in "".join(untuned("v2drop", rows(ahead), 14, stays=True)) or says is None
+    assert "best of the grid" in "".join(compare_untuned("v2drop", rows(ahead), 14, stays=True)) or says is None
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,7 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
     with torch.inference_mode():
         for index, layer in enumerate(cache.layers):
             if not isinstance(layer, DummyLayer) and layer.is_initialized:
-                turn = partial(turned_back, family, index) if turns(attention_of(family.layers[index])) else None
+                turn = partial(turn_back, family, index) if turns(attention_of(family.layers[index])) else None
                 pruned_layer(cache, index).forget(start, end, turn, back)
     return replace(look, ids=ids, inputs=inputs, cache=settle(cache))
 
@@ -405,7 +405,7 @@ def refuse_unturnable(family: Family, columns: int) -> None:
         )
 
 
-def turned_back(family: Family, index: int, keys: Tensor, positions: int) -> Tensor:
+def turn_back(family: Family, index: int, keys: Tensor, positions: int) -> Tensor:
     """Move keys of a decoder layer to earlier positions.
 
     RoPE adds angles: rotating keys of position p by −n gives those of position p − n. Some tables also scale (YaRN).

@@ -13,7 +13,7 @@ from foveate._transformers import PreTrainedModel
 from foveate.ask.generation import generate
 from foveate.bench.bare import bare, obstacle
 from foveate.bench.memory import Held, hold
-from foveate.bench.stopwatch import PARTS, Clock, timed
+from foveate.bench.stopwatch import PARTS, Clock, time_parts
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import Workload
 from foveate.contract.method import Method
@@ -216,7 +216,7 @@ class PairedRun:
         began = self.clock()
         with self._context(candidate):
             opened = self.clock()
-            parts = timed(self.model, self.workload.inputs, tokens, self.clock)
+            parts = time_parts(self.model, self.workload.inputs, tokens, self.clock)
             answered = self.clock()
         if candidate.rows is not None:
             return {part: parts[part] for part in ("tower", "prefill", "ttft") if part in parts}

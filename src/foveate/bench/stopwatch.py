@@ -33,7 +33,7 @@ def clock_of(name: str) -> Clock:
     return {"wall": time.perf_counter, "cpu": time.process_time}[name]
 
 
-def timed(
+def time_parts(
     model: PreTrainedModel, inputs: Mapping[str, object], new_tokens: int, clock: Clock = time.perf_counter
 ) -> dict[str, float]:
     """Generate a fixed number of tokens greedily: seconds of each of `PARTS`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foveate.core.rank import marked_first
+from foveate.core.rank import put_marked_first
 from foveate.core.tensors import Tensors, on_tensors
 from foveate.errors import ShapeError
 
@@ -195,7 +195,7 @@ class Cut:
             places = torch.arange(self.arriving, device=None if stays is None else stays.device)
             if stays is not None:
                 # Fill up with −1, so that the shape does not depend on the count: mask 1 0 1 gives 0 2 −1.
-                places = marked_first(stays).masked_fill(places >= self.count, -1)
+                places = put_marked_first(stays).masked_fill(places >= self.count, -1)
             parts["source"] = places
         source: Tensor = parts["source"]
         return source
@@ -282,7 +282,7 @@ class Cut:
     def first(self, count: int) -> "Cut":
         """Return this cut when the host has learnt that the first `count` rows are real."""
         if "stays" in self._parts:  # its notes have the arriving tokens as their first dimension
-            source = marked_first(self._parts["stays"])[:count]
+            source = put_marked_first(self._parts["stays"])[:count]
             notes = {name: note[source] for name, note in self.notes.items()}
             return Cut.take(source, self.arriving, notes)
         parts = {"source": self.source, **self._parts}

@@ -88,7 +88,7 @@ _graphs: OrderedDict[Any, Graph | None] = OrderedDict()  # None: seen once
 _lock = Lock()
 
 
-def graphed(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def as_graph(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Run a function on CUDA as one graph, from its second call with tensors of the same shapes on.
 
     The same kernels run on the same numbers, so the result is identical, bit for bit. The function must make one tensor

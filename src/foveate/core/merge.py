@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut, look_up
 from foveate.core.grid import Grid, crops_of
-from foveate.core.rank import marked_first, ranks_in_groups, shared_out, top
+from foveate.core.rank import put_marked_first, ranks_in_groups, share_out, top
 from foveate.core.tensors import blocks
 from foveate.errors import ShapeError
 
@@ -37,7 +37,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     kept = top(scores, dominant)
     is_rest = torch.ones_like(scores, dtype=torch.bool)
     is_rest[kept] = False
-    rest = marked_first(is_rest)[: len(scores) - dominant]
+    rest = put_marked_first(is_rest)[: len(scores) - dominant]
     contextual = min(contextual, len(rest))
     parent = torch.full_like(scores, -1, dtype=torch.int64)
     parent[kept] = torch.arange(dominant, device=scores.device)
@@ -66,8 +66,8 @@ def dominant_and_contextual_by_crop(
             tokens.
     """
     crops = crops_of(grids, len(scores))
-    rows_of = shared_out(dominant + contextual, [len(crop) for crop in crops])
-    dominant_of = shared_out(dominant, rows_of)
+    rows_of = share_out(dominant + contextual, [len(crop) for crop in crops])
+    dominant_of = share_out(dominant, rows_of)
     parent = torch.full((len(scores),), -1, device=scores.device)
     sources, places, row = [], [], 0
     for crop, rows, high in zip(crops, rows_of, dominant_of, strict=True):
@@ -133,7 +133,7 @@ def by_source(cut: Cut) -> Cut:
     return Cut.merge(source, cut.rows[order], look_up(cut.parent, order.argsort()), cut.notes)
 
 
-def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
+def join_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
     """Keep some tokens, in order, and merge others into the most similar one of them, by the cosine of `metric`.
 
     Args:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from foveate.core.graphs import graphed
+from foveate.core.graphs import as_graph
 from foveate.core.grid import Grid, crops_of
 from foveate.core.merge import of_length_one
-from foveate.core.rank import shared_out
+from foveate.core.rank import share_out
 from foveate.core.tensors import BLOCK_NUMBERS, alike, blocks, send
 from foveate.core.views import Arriving
 from foveate.errors import ShapeError
@@ -99,7 +99,7 @@ def cosine_flops(arriving: Arriving, width: int) -> int:
     return 2 * arriving.tokens**2 * width
 
 
-@graphed
+@as_graph
 def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     """The subset whose smallest distance between two tokens is large, by greedy picks.
 
@@ -138,7 +138,7 @@ def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     return _ascending(picks, places)
 
 
-@graphed
+@as_graph
 def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Tensor:
     """The subset that covers all targets best, by greedy picks (facility location).
 
@@ -175,7 +175,7 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
     return _ascending(picks, similarity)
 
 
-@graphed
+@as_graph
 def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None) -> Tensor:
     """The subset whose kernel has a large determinant, by greedy picks: MAP inference of a determinantal point process.
 
@@ -212,7 +212,7 @@ def determinantal(kernel: Tensor | Pairs, count: int, fill: Tensor | None = None
     return _ascending(picks, left)
 
 
-@graphed
+@as_graph
 def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, count: int) -> Tensor:
     """The highest scores of which no two are too similar: walk by falling score and skip suppressed tokens.
 
@@ -341,7 +341,7 @@ def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Callable
             crop. Crops of equal size run through it together, under `torch.func.vmap`.
     """
     crops = crops_of(grids, len(rows))
-    few = shared_out(count, [len(crop) for crop in crops])
+    few = share_out(count, [len(crop) for crop in crops])
     picked = []
     for group in alike(zip(map(len, crops), few, strict=True)):
         number = few[group[0]]

@@ -8,7 +8,7 @@ from torch import Tensor
 from foveate.errors import ShapeError
 
 
-def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
+def share_out(total: int, sizes: Sequence[int]) -> list[int]:
     """Share `total` in proportion to some sizes, no share above its size.
 
     The remainder goes to the largest fractions, of equals to the first: 7 over 4, 4 and 2 is 3, 3 and 1. `total` is at
@@ -41,7 +41,7 @@ def ranks(scores: Tensor) -> Tensor:
     return torch.sort(scores, descending=True, stable=True).indices.argsort()
 
 
-def marked_first(marked: Tensor) -> Tensor:
+def put_marked_first(marked: Tensor) -> Tensor:
     """Indices of all tokens, the marked ones first, in order, then the others: 0 1 0 1 gives 1 3 0 2.
 
     If the number of marked tokens is known, slicing gives their indices without the host sync of `nonzero`. (…, tokens)

@@ -53,11 +53,11 @@ def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return {name: on_tensors(part, change) for name, part in value.items()}
 
 
-def stacked(samples: Sequence[Any]) -> Any:
+def stack_samples(samples: Sequence[Any]) -> Any:
     """Stack the tensors of samples, or nests of them by name, along a new first dimension. One sample is not copied."""
     first = samples[0]
     if not isinstance(first, Tensor):
-        return {name: stacked([sample[name] for sample in samples]) for name in first}
+        return {name: stack_samples([sample[name] for sample in samples]) for name in first}
     if len(samples) == 1:
         return first[None]
     return torch.stack(list(samples))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foveate.core.graphs import graphed
+from foveate.core.graphs import as_graph
 from foveate.core.grid import Grid
 from foveate.core.merge import of_length_one
 from foveate.core.picks import pairs
@@ -20,7 +20,7 @@ STEPS = 64  # steps of greedy picks; one pick a step would be 1,332 launches for
 LEVELS = 2.0**20  # distances are rounded to multiples of 1 / LEVELS, so that rows that differ by rounding tie
 
 
-@graphed
+@as_graph
 def spread_in_steps(rows: Tensor, count: int, steps: int = STEPS) -> Tensor:
     """Greedy max-min picks, several a step. Distance is 1 − cosine, and ties go to the lower index.
 

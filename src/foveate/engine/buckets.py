@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.rank import into_runs
-from foveate.core.tensors import Change, alike, on_tensors, send, stacked
+from foveate.core.tensors import Change, alike, on_tensors, send, stack_samples
 from foveate.engine.program import CELLS
 from foveate.engine.samples import Begun, Sample
 from foveate.errors import SettingError
@@ -193,13 +193,13 @@ class Bucket:
             nothing is merged; and the ordinals into `vision` that rows were stored at before, (samples, rows) int64.
         """
         first = cuts[0]
-        self.notes = stacked([cut.notes for cut in cuts])
+        self.notes = stack_samples([cut.notes for cut in cuts])
         if first.count == self.source.shape[1] and first.rows is None:
             return None
-        kept = stacked([cut.source for cut in cuts]).to(self.index.device)  # (samples, rows)
+        kept = stack_samples([cut.source for cut in cuts]).to(self.index.device)  # (samples, rows)
         if first.rows is not None:
-            rows = stacked([cut.rows for cut in cuts if cut.rows is not None])  # (samples, rows, …)
-            went = stacked([cut.parent for cut in cuts]).to(kept.device)  # (samples, left)
+            rows = stack_samples([cut.rows for cut in cuts if cut.rows is not None])  # (samples, rows, …)
+            went = stack_samples([cut.parent for cut in cuts]).to(kept.device)  # (samples, left)
             return self._merge(kept, rows, went, sizes)
         alike = self.source is self.slots
         self.slots = before = self.slots.gather(1, kept)  # (samples, rows)

@@ -25,7 +25,7 @@ from foveate.core.signals import (
     Signal,
     Text,
 )
-from foveate.core.tensors import Change, Tensors, alike, stacked
+from foveate.core.tensors import Change, Tensors, alike, stack_samples
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine.attending import RATERS, streams
 from foveate.engine.buckets import WORDS, Bucket, Sizes
@@ -516,7 +516,7 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
     for bucket, cuts, _ in decided:
         stays = [cut._parts["stays"] for cut in cuts if "stays" in cut._parts]
         if stays:
-            images = torch.split(stacked(stays), list(bucket.sizes or (bucket.left,)), dim=1)
+            images = torch.split(stack_samples(stays), list(bucket.sizes or (bucket.left,)), dim=1)
             counts_of_images = torch.stack([image.sum(dim=1) for image in images], dim=1)  # (samples, images)
             sums.append(counts_of_images.flatten())
     if not sums:
@@ -548,7 +548,7 @@ def _divide(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list
         def first_of(mask: Tensors, _: Pick, count: int = sum(left)) -> Cut:
             return cuts[0].with_tensors(mask).first(count)
 
-        part = together(first_of, stacked([cuts[place].tensors() for place in places]))
+        part = together(first_of, stack_samples([cuts[place].tensors() for place in places]))
         sizes = None if bucket.sizes is None else left
         divided.append((bucket.part(places), [cut for cut in part if cut is not None], sizes))
     return divided

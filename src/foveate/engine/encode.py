@@ -18,7 +18,7 @@ from foveate.core.cut import Cut, Pick, together
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
-from foveate.core.tensors import Tensors, alike, stacked
+from foveate.core.tensors import Tensors, alike, stack_samples
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
 from foveate.engine.media import lengths_in
 from foveate.engine.program import Program, notes_of
@@ -171,7 +171,7 @@ def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pi
 
 def _pick(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
     """Of functions that each make the tensor of one image, the tensor of the image that is looked at."""
-    return pick(stacked([make() for make in makes]))
+    return pick(stack_samples([make() for make in makes]))
 
 
 Look = Callable[[Sequence[int], Tensors, Pick], Cut | None]
@@ -218,7 +218,7 @@ def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -
     """What `look` makes of each image, those of a kind together."""
     cuts: list[Cut | None] = [None] * len(images)
     for places in alike(kinds):
-        of_kind = together(partial(look, places), stacked([images[place] for place in places]))
+        of_kind = together(partial(look, places), stack_samples([images[place] for place in places]))
         for place, cut in zip(places, of_kind, strict=True):
             cuts[place] = cut
     return cuts

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from foveate.contract.stages import DecodeStage
 from foveate.core.attention import attention_rows
 from foveate.core.cut import Cut, together
-from foveate.core.tensors import BLOCK_NUMBERS, Memo, Tensors, alike, send, stacked, take_along
+from foveate.core.tensors import BLOCK_NUMBERS, Memo, Tensors, alike, send, stack_samples, take_along
 from foveate.core.views import Arriving, ReadView
 from foveate.engine.arguments import visibility
 from foveate.engine.attending import last_marked
@@ -174,7 +174,7 @@ def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> 
         left = [cut for cut in cuts if cut is not None]
         if left:
             number = int(left[0].count)
-            where = where.gather(1, stacked([cut.source[:number] for cut in left]).to(where.device))
+            where = where.gather(1, stack_samples([cut.source[:number] for cut in left]).to(where.device))
         reads = reads.index_put((at[:, None], where), reads.new_ones(()))
         for place in places:
             counts[place] = number

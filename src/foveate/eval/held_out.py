@@ -75,7 +75,7 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
             drawn = one_per_film_task(film(SPLIT, picture), SPLIT, picture)
         else:
             drawn = one_per_task(_picture(picture), SPLIT, picture)
-        media = partial(shown, picture, about_films)
+        media = partial(picture_or_clip, picture, about_films)
         for question in drawn:
             if question.task in tasks:
                 key = f"{picture}/{question.task}"
@@ -84,7 +84,7 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
     return chosen[:count]
 
 
-def shown(number: int, is_film: bool = False) -> Image.Image | Clip:
+def picture_or_clip(number: int, is_film: bool = False) -> Image.Image | Clip:
     """Draw picture or film number `number` of the held-out split."""
     if is_film:
         frames = np.stack([frame.image for frame in film(SPLIT, number).frames])

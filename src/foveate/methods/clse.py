@@ -21,7 +21,7 @@ from torch import Tensor
 from foveate.contract import Arriving, CacheStage, Cuts, LayerView, Shape, Stage, check_depth, half_up
 from foveate.contract.settings import FallingShares, Layers
 from foveate.core.grid import Grid, high_pass
-from foveate.core.rank import marked_first, top
+from foveate.core.rank import put_marked_first, top
 from foveate.core.signals import Attention, Cells, Hidden
 from foveate.errors import SettingError, UnsupportedError
 
@@ -106,7 +106,7 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
         grids: Rows and columns of each of the image's grids. Tokens are in raster order, grid after grid.
     """
     count = sum(math.prod(grid) for grid in grids)
-    order = marked_first(cells[:, 0] >= 0)[:count]  # (count,): indices of the tokens that are not newlines
+    order = put_marked_first(cells[:, 0] >= 0)[:count]  # (count,): indices of the tokens that are not newlines
     now, then = (high_pass(rows[order], grids) for rows in (hidden, before))
     change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
     spread = change.std() if count > 1 else torch.zeros_like(change).sum()

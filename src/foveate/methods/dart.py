@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from foveate.contract import Arriving, Columns, Count, KeyNorms, LayerView, Normed, Pivots, Signal
 from foveate.contract.cuts import OneCut
-from foveate.core.rank import marked_first
+from foveate.core.rank import put_marked_first
 
 
 class DART(OneCut):
@@ -88,7 +88,7 @@ def least_alike(
         scores = likeness[:, place].masked_fill(taken, float("inf"))
         least = scores.sort(stable=True).indices[: each + (place < rest)]
         taken = taken.scatter(0, least, True)
-    return marked_first(taken)[:count]
+    return put_marked_first(taken)[:count]
 
 
 def visiting_order(columns: Tensor) -> Tensor:

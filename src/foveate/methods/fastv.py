@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from foveate.contract import Attention, Count, Cut, Cuts, Hidden, Layers, LayerView, Shape, Shares, Stage, Unit
-from foveate.core.merge import joined_to_nearest, one_by_one
+from foveate.core.merge import join_to_nearest, one_by_one
 from foveate.core.rank import top
 
 
@@ -63,7 +63,7 @@ class FastV(Cuts):
 
 def _join(view: LayerView, count: int) -> Cut:
     everything = torch.ones_like(view.attention, dtype=torch.bool)
-    cut = joined_to_nearest(view.hidden, top(view.attention, count), everything)
+    cut = join_to_nearest(view.hidden, top(view.attention, count), everything)
     return cut.with_rows(one_by_one(view.hidden, cut))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from foveate.contract import Arriving, Cut, Frames, Part, Share
 from foveate.core.films import FilmRows, Scene, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
-from foveate.core.rank import shared_out
+from foveate.core.rank import share_out
 
 SCENES, NEIGHBOURS, STEP, BETA, ALIKE = 8, 4, 4, 0.6, 0.95
 
@@ -102,9 +102,9 @@ class FastVID(Frames):
             salient = total - centres
             room = tokens if end - first == 1 else tokens // 2
             anchors = ends[::-STEP]
-        few = dict(zip(anchors, shared_out(centres, [total] * len(anchors)), strict=True))
+        few = dict(zip(anchors, share_out(centres, [total] * len(anchors)), strict=True))
         shares = dict.fromkeys(range(first, end), (0, 0))
-        for frame, high in zip(ends, shared_out(salient, [total] * len(ends)), strict=True):
+        for frame, high in zip(ends, share_out(salient, [total] * len(ends)), strict=True):
             own = min(few.get(frame, 0), room)
             shares[frame] = min(high, tokens - own), own
         return list(shares.values())

@@ -22,7 +22,7 @@ from foveate.contract import Arriving, Cut, Frames, Part
 from foveate.core.films import FilmRows, likeness, scenes, trees
 from foveate.core.merge import average, density_peaks
 from foveate.core.picks import max_min, pairs
-from foveate.core.rank import marked_first
+from foveate.core.rank import put_marked_first
 
 SCENES, ALIKE, LINKED, DIVERSE, NEIGHBOURS = 8, 0.9, 0.8, 0.7, 7
 
@@ -87,7 +87,7 @@ class FlashVID(Frames):
         scenes_of = [trees(features[a:b], is_diverse[a:b], budget, LINKED, released) for a, b in runs]
         values, grows = (torch.cat(parts) for parts in zip(*[tree[:2] for tree in scenes_of], strict=True))
         left = grows.sum(dim=1).tolist()  # host sync: the number of trees in each frame
-        roots = marked_first(grows)
+        roots = put_marked_first(grows)
         rows = FilmRows(features)
         for first, end in runs:
             each = budget - diverse

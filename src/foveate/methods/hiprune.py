@@ -21,7 +21,7 @@ from torch import Tensor
 
 from foveate.contract import ImageStage, ImageView, Layer, Once, Positions, Shape, Share, Signal, Stage, TowerAttention
 from foveate.core.grid import crops_of, neighbours_of
-from foveate.core.rank import ranks, shared_out, top
+from foveate.core.rank import ranks, share_out, top
 
 DEPTH = 24  # blocks of the tower that `object_layer` is named for
 
@@ -55,7 +55,7 @@ class HiPrune(Once):
         middle, deep = self.reads
         tokens, scores = len(view), view[middle]
         crops = [crop.to(scores.device) for crop in crops_of(view.grids, tokens)]
-        rows_of = shared_out(count, [len(crop) for crop in crops])
+        rows_of = share_out(count, [len(crop) for crop in crops])
         anchors = []
         for crop, rows in zip(crops, rows_of, strict=True):
             anchors.append(crop[top(scores[crop], min(rows, round(rows * self.alpha / 5)))])

@@ -20,7 +20,7 @@ from torch import Tensor
 from foveate.contract import Arriving, Cut, Frames, Part, Positions
 from foveate.core.films import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
-from foveate.core.rank import marked_first, top
+from foveate.core.rank import put_marked_first, top
 
 NEIGHBOURS, BETA = 7, 0.6
 
@@ -70,7 +70,7 @@ class HoliTom(Frames):
             if end - first > 1:
                 still = places[end - 1][end - 1 - first]
             stays = is_still[first : end - 1].all(dim=0) & (still > 0)
-            order = marked_first(stays)  # (tokens,): places that are static through the scene first
+            order = put_marked_first(stays)  # (tokens,): places that are static through the scene first
             alike, moving = order[:still], order[still:]
             # With a budget, centres and moving tokens are rounded down; `rows.cut` fills up the remainder.
             if centres := round(still * ratio) if count is None else still * count // left:

@@ -43,11 +43,11 @@ def lots(tokens: Tensor, seed: int) -> Tensor:
     so it is equal on every device.
     """
     # Start at the index times 2^64 / golden ratio, SplitMix64's step, shifted by the seed.
-    start = _signed(seed * 0xD1342543DE82EF95 + 1)
-    state = (tokens.long() + 1) * _signed(0x9E3779B97F4A7C15) + start
+    start = _as_int64(seed * 0xD1342543DE82EF95 + 1)
+    state = (tokens.long() + 1) * _as_int64(0x9E3779B97F4A7C15) + start
     # Each line mixes high bits into low ones; the multiplication carries them up again. One input bit changes about
     # half of the output bits.
-    first, second = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+    first, second = _as_int64(0xBF58476D1CE4E5B9), _as_int64(0x94D049BB133111EB)
     state = (state ^ _shift(state, 30)) * first
     state = (state ^ _shift(state, 27)) * second
     return state ^ _shift(state, 31)
@@ -58,7 +58,7 @@ def _shift(state: Tensor, bits: int) -> Tensor:
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _signed(value: int) -> int:
+def _as_int64(value: int) -> int:
     """The int64 that has the bits of `value` modulo 2^64: 2^64 − 1 gives −1."""
     value &= (1 << 64) - 1
     if value < 1 << 63:

@@ -23,7 +23,7 @@ from foveate.contract import Arriving, ImageStage, ImageView, LayerStage, Once, 
 from foveate.contract.settings import Positions, Share
 from foveate.core.cut import Cut
 from foveate.core.grid import windows_of
-from foveate.core.merge import average, joined_to_nearest
+from foveate.core.merge import average, join_to_nearest
 from foveate.core.rank import top, top_in_groups
 from foveate.core.signals import Attention, Signal, TowerAttention
 
@@ -90,7 +90,7 @@ class VScan(Once):
 def merge_others(view: ImageView, count: int) -> Cut:
     """Keep the picked tokens, and merge the others into the most similar ones. Only a closing newline is kept."""
     picked = view.notes["picked"]
-    cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)
+    cut = join_to_nearest(view.features, top(picked, count), picked != NEWLINE)
     return cut.with_rows(average(view.features, cut))
 
 

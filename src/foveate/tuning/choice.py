@@ -52,7 +52,7 @@ def distances(asking: Questioning, method: Method) -> list[float]:
     return means
 
 
-def spent(asking: Questioning, method: Method, kind: str) -> float:
+def mean_spent(asking: Questioning, method: Method, kind: str) -> float:
     """Return the mean cost of the answers.
 
     Args:
@@ -94,7 +94,7 @@ def comparison(asking: Questioning, published: Method | None, grid: Method, tune
     named |= {"grid": (grid,), "tuned": (tuned,)}
     settings = [Contender(name, None, draws) for name, draws in named.items()]
     asking.ask([draw for setting in settings for draw in setting.draws], "Comparing on other pictures")
-    tokens = spent(asking, tuned, "tokens")
+    tokens = mean_spent(asking, tuned, "tokens")
     random = tuple(_control(tuned, Random(seed=seed), asking, size, tokens) for seed in range(DRAWS))
     settings.append(Contender("random, tuned schedule", None, random))
     uniform = _control(tuned, Uniform(), asking, size, tokens)
@@ -132,7 +132,7 @@ def _row_of(row: Row, method: Method) -> HeldOut:
     )
 
 
-def untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:
+def compare_untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:
     """Return a note if the published schedule is as good as the tuned setting on the held-out pictures.
 
     Args:

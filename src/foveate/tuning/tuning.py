@@ -27,7 +27,7 @@ from foveate.runs.listener import Listener
 from foveate.runs.versions import versions
 from foveate.tuning import agreeing
 from foveate.tuning.agreeing import Agreeing, plan_of
-from foveate.tuning.choice import FEWEST, best_of, comparison, spent, untuned
+from foveate.tuning.choice import FEWEST, best_of, compare_untuned, comparison, mean_spent
 from foveate.tuning.grid import grid
 from foveate.tuning.parts import Pictures, by_picture, digest_of, notes_on, prompt_of, question_of, split
 from foveate.tuning.tuned import Tuned
@@ -170,7 +170,7 @@ def _tune(
         choosing.ask(settings, "Asking under each setting")
         tuned, best = best_of(choosing, settings, published)
         rows = comparison(reporting, published, best, tuned, sizes.most_common(1)[0][0])
-        cost, tokens = spent(choosing, tuned, kind), spent(choosing, tuned, "tokens")
+        cost, tokens = mean_spent(choosing, tuned, kind), mean_spent(choosing, tuned, "tokens")
         notes = notes_on(pictures)
         if len(to_choose) < FEWEST:
             notes.append(
@@ -181,7 +181,7 @@ def _tune(
             notes.append(f"The setting leaves {1 - cost / limit:.1%} of the budget.")
         if published is not None and method.open and not hasattr(method, "at_scale"):
             name = f"{asked} untuned at {_words(kind, limit)}"
-            notes += untuned(name, rows, len(to_report), stays=tuned == published)
+            notes += compare_untuned(name, rows, len(to_report), stays=tuned == published)
         return Tuned(
             method=tuned,
             chosen="published" if tuned == published else "grid",
@@ -228,7 +228,7 @@ def _at_budget(shape: Method, kind: str, limit: float, choosing: Questioning, pr
 
         def price(setting: Method) -> float:
             quiet.ask([setting], "")
-            return spent(quiet, setting, kind)
+            return mean_spent(quiet, setting, kind)
 
         scaled: Method | None = largest(shape.at_scale, price, limit, near=NEAR, tries=PASSES)
         if scaled is None:
