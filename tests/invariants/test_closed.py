@@ -308,7 +308,7 @@ def test_caches_that_are_not_known_are_told(host):
     model, inputs = host
     config = model.config.get_text_config()
     for cache, says in (
-        (Own(config=config), "stores rows in a way of its own"),
+        (Own(config=config), "stores rows in its own way"),
         (Foreign(DynamicCache(config=config)), "The cache is a Foreign"),
         (StaticCache(config=config, max_cache_len=256), "Use a DynamicCache"),
     ):
@@ -320,7 +320,7 @@ def test_a_cache_that_the_model_makes_itself_is_looked_at_too(host, monkeypatch)
     home = importlib.import_module(type(model.get_decoder()).__module__)
     with monkeypatch.context() as patched:
         patched.setattr(home, "DynamicCache", Own)
-        told("in a way of its own", model, inputs)
+        told("in its own way", model, inputs)
     serves(model, inputs)
 
 
