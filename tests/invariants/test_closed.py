@@ -126,7 +126,7 @@ def test_each_hook_that_is_lost_is_told(host, monkeypatch):
     for number in range(changes):
         made.clear()
         told(
-            "foveate's any more|in another way|did not report",
+            "no longer belongs to foveate|in another way|did not report",
             model,
             inputs,
             lambda _, number=number: take_back(number),
@@ -225,7 +225,7 @@ def test_pictures_that_come_by_another_function_are_told(name, says, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(type(core), "forward", past)
-        told(f"{says}|not foveate's any more", model, inputs)
+        told(f"{says}|no longer belongs to foveate", model, inputs)
     serves(model, inputs)
 
 
