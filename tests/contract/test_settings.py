@@ -44,7 +44,7 @@ OUT_OF_RANGE = [
     (fv.CLSE, {"layers": (2, 11, 21)}, "before layer 1"),
     (fv.DART, {"layer": 0}, "layer should be greater than or equal to 1"),
     (fv.DART, {"pivots": 0}, "pivots should be greater than or equal to 1"),
-    (fv.FastV, {"layers": (0,)}, "start at 1 for this method; got 0"),
+    (fv.FastV, {"layers": (0,)}, "layers must be 1 or later for this method; got 0"),
     (fv.FinalKV, {"first_layer": -1}, "first_layer should be greater than or equal to 0"),
     (fv.HiPrune, {"object_layer": 24}, "object_layer should be less than or equal to 23"),
     (fv.HoloV, {"tau": -1.0}, "tau should be greater than"),

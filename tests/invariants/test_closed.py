@@ -190,7 +190,7 @@ def test_a_layers_argument_by_another_name_is_told(host, old, monkeypatch):
         renames(kind, old, patched)
         told(f"has a {kind.__name__} that takes no", model, inputs)
     with monkeypatch.context() as patched:
-        told("calls its layers|hands its layers", model, inputs, lambda model: renames(kind, old, patched))
+        told("calls its layers|passes its layers", model, inputs, lambda model: renames(kind, old, patched))
     serves(model, inputs)
 
 
@@ -239,7 +239,7 @@ def test_positions_that_are_not_handed_in_are_told(monkeypatch):
         patched.setattr(
             kind, "__call__", lambda self, x, position_ids: nn.Module.__call__(self, x, places=position_ids)
         )
-        told("hands the decoder's rotary_emb no position_ids", model, inputs, method=Renumbering())
+        told("passes the decoder's rotary_emb no position_ids", model, inputs, method=Renumbering())
     serves(model, inputs)
 
 
@@ -281,7 +281,7 @@ def test_a_tensor_of_columns_that_is_not_known_is_told(host, monkeypatch):
     monkeypatch.setattr(kind, "forward", gated)
     columns = inputs["input_ids"].shape[1]
     meddles(model, lambda index, kwargs: {"gates": torch.ones(1, columns)})
-    told("hands its layers gates", model, inputs)
+    told("passes its layers gates", model, inputs)
 
 
 # -- caches --------------------------------------------------------------------------------------------------------

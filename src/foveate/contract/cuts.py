@@ -151,7 +151,9 @@ class Cuts(Method):
             return
         layers = getattr(self, self.layers_setting, None)
         if layers and layers[0] < self.first_layer:
-            raise SettingError(f"{self.layers_setting} start at {self.first_layer} for this method; got {layers[0]}.")
+            raise SettingError(
+                f"{self.layers_setting} must be {self.first_layer} or later for this method; got {layers[0]}."
+            )
         values = getattr(self, self.schedule[0], None)
         if values is not None:
             self._check_lengths(self.usual_layers if layers is None else layers, values)

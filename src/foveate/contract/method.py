@@ -83,10 +83,12 @@ class Method(ABC):
             del cls.__setattr__, cls.__delattr__
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise dataclasses.FrozenInstanceError(f"a setting cannot be changed: {name}; make another with replace()")
+        raise dataclasses.FrozenInstanceError(
+            f"The setting {name} cannot be changed. Make a copy with dataclasses.replace()."
+        )
 
     def __delattr__(self, name: str) -> None:
-        raise dataclasses.FrozenInstanceError(f"a setting cannot be deleted: {name}")
+        raise dataclasses.FrozenInstanceError(f"The setting {name} cannot be deleted.")
 
     def __post_init__(self) -> None:
         for name, value in check(type(self).__name__, type(self), self._values()).items():

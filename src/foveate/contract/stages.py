@@ -200,7 +200,7 @@ class Stage:
         left = arriving if cut is None else cut.count
         if isinstance(left, Tensor):
             raise SettingError(
-                f"{self} counts {count} tokens, but how many its cut keeps is known on the device only. Return indices "
+                f"{self} counts {count} tokens, but only the device knows how many its cut keeps. Return indices "
                 "(Cut.take), or give the stage neither keep nor count."
             )
         if left != count:
@@ -379,4 +379,4 @@ class DecodeStage(Stage):
         if self.unit != "sample" or self.look is not None:
             raise SettingError("A DecodeStage works on a whole sample and drops nothing. Leave unit and look out.")
         if self.layer < (self.when == "step"):
-            raise SettingError("A DecodeStage of each step reads the layer before it. Give layer=1 or later.")
+            raise SettingError("A DecodeStage with when='step' reads the layer before it. Give layer=1 or later.")

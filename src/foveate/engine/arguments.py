@@ -142,7 +142,7 @@ def ids_of(forward: Forward) -> Tensor:
     """
     if forward.position_ids is None:
         raise unknown(
-            "hands the decoder's rotary_emb no position_ids, and this method renumbers rows or reads Rotary()"
+            "passes the decoder's rotary_emb no position_ids, but this method renumbers rows or reads Rotary()"
         )
     return forward.position_ids
 

@@ -254,8 +254,8 @@ class RowsReader(ABC):
         if self._past is not None:
             if self._past.shape[1::2] != keys.shape[1::2]:
                 raise UnsupportedError(
-                    "This model stores latents, and no keys, of earlier turns, so attention that a later picture's "
-                    "prompt pays cannot be read. Use a method that reads no attention (V2Drop), or begin anew."
+                    "This model caches latents instead of keys, so attention cannot be read for a picture in a later "
+                    "turn. Use a method that reads no attention (V2Drop), or start with an empty cache."
                 )
             before = self._past.shape[2]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)  # (samples, heads, slots, head size)

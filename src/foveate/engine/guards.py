@@ -193,9 +193,9 @@ def refuse_first_layer(
         # Arguments that the layer does not name, such as labels, go to the kernel, which reads no columns in them.
         by_column = isinstance(value, Tensor) and span in value.shape[-2:] and lacks(layer, (name,)) is None
         if (by_column and not gathers) or isinstance(value, Cache):
-            raise unknown(f"hands its layers {name}, which foveate does not know")
+            raise unknown(f"passes its layers {name}, which foveate does not know")
     if cache is None and caches:
-        raise unknown("caches, and hands its layers no cache under a name that foveate knows")
+        raise unknown("caches, but passes its layers no cache under a name that foveate knows")
 
 
 LAYER_ARGUMENTS = {"hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
@@ -252,7 +252,7 @@ def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: di
 
 def refuse_changed_rows(index: int) -> NoReturn:
     """Refuse a layer whose input is not the output of the layer before it."""
-    raise unknown(f"changes what layer {index - 1} answers before layer {index} gets it")
+    raise unknown(f"changes the output of layer {index - 1} before layer {index} gets it")
 
 
 def refuse_other_cache(index: int | None) -> NoReturn:

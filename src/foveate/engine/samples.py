@@ -232,7 +232,7 @@ def read_samples(
         cells, grids = zip(*(image.cells for image in sample.media), strict=True)
         if sum(map(len, cells)) != len(sample.vision):
             raise UnsupportedError(
-                "The rows and columns of this picture's tokens are not known: its features were computed elsewhere, or "
+                "The rows and columns of this picture's tokens are unknown: its features were computed elsewhere, or "
                 "the attention_mask hides some tokens. Pass the picture itself, and unmask all its tokens."
             )
         samples[number] = replace(sample, cells=torch.cat(cells), grids=grids)
@@ -261,8 +261,8 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
         frames = tuple(itertools.chain(*(image.free_frames for image in images)))
         if sum(frames) != len(vision):
             raise UnsupportedError(
-                "Where this video's frames begin is not known, so its tokens cannot be ranked frame by frame: its "
-                "family does not report the frames, or the attention_mask hides some tokens. Use scope='image' or "
+                "foveate does not know where this video's frames begin, so its tokens cannot be ranked frame by frame: "
+                "its family does not report the frames, or the attention_mask hides some tokens. Use scope='image' or "
                 "'sample'."
             )
     sizes = frames or tuple(counts)

@@ -14,7 +14,7 @@ from foveate.engine.program import Program
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate_vllm import host
 
-REDUCED = "Make its rows on transformers, which stock vLLM takes as they are: Reduced embeddings, docs/guides/vllm.md."
+REDUCED = "Compute its rows with transformers and send them to stock vLLM: Reduced embeddings, docs/guides/vllm.md."
 
 
 # -- the method -----------------------------------------------------------------------------------------------
@@ -392,7 +392,7 @@ def refuse_engine(config: Any, untested: bool = False) -> None:
         ),
         (
             scheduling.scheduler_cls is not None,
-            "brings a scheduler of its own. Leave --scheduler-cls out.",
+            "needs its own scheduler. Leave --scheduler-cls out.",
         ),
     ]
     for refused, reason in reasons:
