@@ -113,6 +113,7 @@ class Positions:
             return _numbers(forward, rows, call.hidden, call.shift).to(call.hidden.device)
         ids: Tensor = call.kwargs["position_ids"]
         ids = ids.to(call.hidden.device).expand(call.hidden.shape[0], -1)
+        # Each row has the id of its source column; a row without a source reads column 0.
         return ids.gather(1, rows.source.clamp(min=0))
 
 

@@ -166,11 +166,13 @@ class RowsReader(ABC):
             asks = torch.ones_like(asking)
         else:
             asks = (real != 0).long()
+        # Leave out the first `skip` asking rows, unless none is left then: asks 0 1 1 1 with skip 1 gives 0 0 1 1.
         skipped = asks * (asks.cumsum(dim=1) > signal.skip)
         asks = torch.where(skipped.any(dim=1, keepdim=True), skipped, asks)
         of_text = self._sum_of_likeness(signal, own, asking, asks)
         number = asks.sum(dim=1, keepdim=True)
         first = of_text / number.clamp(min=1)
+        # The rows most alike to the text ask too, for the second column.
         seeds = first.sort(dim=1, descending=True, stable=True).indices[:, : signal.seeded(len(unit))]
         of_seeds = self._sum_of_likeness(signal, own, own.gather(1, seeds), torch.ones_like(seeds))
         return torch.stack((first, (of_text + of_seeds) / (number + seeds.shape[1])), dim=-1) * (number > 0)[..., None]
@@ -317,6 +319,7 @@ class RowsReader(ABC):
             if real is None:
                 return asking[:, :1], None
             number = real.sum(dim=1, keepdim=True)
+            # The first real row: row 1 of four rows with three real ones.
             place = (asking.shape[1] - number).clamp(max=asking.shape[1] - 1)
             return asking.gather(1, place), number > 0
         if signal.rows == "but_last":

@@ -279,7 +279,7 @@ class Bucket:
 
 
 def look_up(tables: Tensor, places: Tensor) -> Tensor:
-    """Look up these places in each sample's table, both (samples, any) int64. −1 stays −1."""
+    """Look up these places in each sample's table, both (samples, any) int64: 5 7 9 at 2 −1 0 gives 9 −1 5."""
     return torch.where(places < 0, places, tables.gather(1, places.clamp(min=0)))
 
 

@@ -561,6 +561,7 @@ def as_seen(columns: Tensor, alive: Tensor) -> Tensor:
     """Return the column of each slot, (samples, slots) int64; −1 if borrowing layers do not see it."""
     alive = alive.to(columns.device)
     last = alive.shape[1] - 1
+    # Columns after those in `alive` are all seen. Pads are read at column 0 and are −1 already.
     hidden = ~alive.gather(1, columns.clamp(min=0, max=last)) & (columns <= last)
     return columns.masked_fill(hidden, -1)
 

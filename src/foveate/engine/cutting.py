@@ -165,6 +165,7 @@ class SampleRows:
     def _signal(self, signal: Signal, unit: Unit, part: Change) -> Tensor:
         """Return a signal for the rows of a unit."""
         if isinstance(signal, Cells):
+            # A row without a token has no cell: (rows, 3) values become −1.
             none = part(self.source) < 0
             return part(self.notes[CELLS]).masked_fill(none[:, None], -1)
         if isinstance(signal, Columns):

@@ -195,6 +195,7 @@ class AttentionReader(RowsReader):
             else:
                 columns = torch.arange(self._seen - stored.keys.shape[2], self._seen, device=device).expand(samples, -1)
             if live is not None:
+                # Columns of padding become −1: columns 0 1 2 with padding in front give −1 1 2.
                 real = live.to(device).take_along_dim(columns.clamp(min=0), dim=1) != 0
                 columns, ragged = columns.masked_fill(~real, -1), True
             slots = columns[self._of]

@@ -51,6 +51,7 @@ class Slots:
         """Return the slots of a layer whose columns are known. They are counted later."""
         assert layer.kinds is not None
         columns = layer.columns(0, len(layer.kinds), layer.kinds.device)
+        # The kind of each slot's column, 0 for a pad: columns 0 2 −1 and kinds 1 1 2 give 1 2 0.
         kinds = layer.kinds.take_along_dim(columns.clamp(min=0), dim=1)
         return cls(columns, kinds.masked_fill(columns < 0, 0), [])
 
@@ -166,6 +167,7 @@ def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> 
         if not number:
             continue
         at = send(torch.tensor(places), reads.device)
+        # Slots of the vision tokens, (samples of this group, number).
         where, _ = last_marked(vision[at].long(), number)
 
         def look(sample: Tensors, _: Any, number: int = number) -> Cut | None:
@@ -204,6 +206,7 @@ def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
             return None
 
         def add(columns: Tensor, paid: Tensor) -> None:
+            # (samples, slots) -> (samples, unpruned columns). Padding adds 0 to column 0.
             by_column = paid.new_zeros(forward.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
             forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
 

@@ -247,6 +247,7 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
     every = live & (owner >= 0)
     vision = np.flatnonzero(every & ~fixed)
     image_of = owner[vision]
+    # Images 0 0 1 1 1 begin at 0 and 2 and have 2 and 3 tokens.
     begins = np.flatnonzero(np.diff(image_of, prepend=-1))
     counts = np.diff(begins, append=len(vision)).tolist()
     images = [media[index] for index in image_of[begins]]
@@ -267,6 +268,7 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
             )
     sizes = frames or tuple(counts)
     words = text[live[text]]
+    # Sizes 2 3 give starts 0 2 and ends 2 5.
     ends = np.cumsum(sizes, dtype=np.int64)
     starts = ends - np.asarray(sizes, dtype=np.int64)
     lasts, firsts = vision[(ends - 1).clip(0)], vision[starts.clip(0, len(vision) - 1)]  # columns, one per image

@@ -99,6 +99,7 @@ class Passing:
             part = None if residual is None else residual[rows]
             added, rest = original(positions[..., rows], hidden[rows], part, **others)
         below = hidden if residual is None else residual
+        # Rows that ran get their new values; dropped rows keep the last ones.
         return hidden.index_copy(0, rows, added), below.index_copy(0, rows, rest)
 
     def _decide(self, index: int, layer: Any, positions: Tensor, stream: "_Stream") -> None:

@@ -79,6 +79,7 @@ class TowerSignals:
         if not hasattr(self._visual, "get_window_index_thw"):
             return slice(None)
         index, _ = self._visual.get_window_index_thw(*grid)
+        # `index` lists the tokens in the blocks' order, so its argsort is the inverse.
         return index.argsort()
 
 
