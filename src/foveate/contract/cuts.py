@@ -50,7 +50,7 @@ class Cuts(Method):
     """Layers cut in a decoder of 32 layers: V2Drop's 192-token setting for LLaVA-1.5-7B. A single layer is used at
     every depth."""
     usual_keep: ClassVar[Any] = (0.5, 0.3, 0.0)
-    """Keep ratios at these layers if no setting gives them, or values of the first setting in `schedule`."""
+    """Default values of the first setting in `schedule`, one per layer: usually keep ratios."""
     first_layer: ClassVar[int] = 0
     """Earliest layer that may be cut."""
     unit: ClassVar[Unit] = "sample"

@@ -298,7 +298,7 @@ def scoring_flops(
 
 
 def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:
-    """FLOPs of the queries, keys and products that only this stage needs, with the next layer's projections."""
+    """FLOPs of the coming layer's queries, keys and products that are computed only for this stage."""
     rows = units.all.tokens
     images = [image.tokens for image in units.images or [units.all]]
     asked = [signal.queries(rows, images) for signal in stage.reads]

@@ -310,7 +310,7 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
 
 
 class Chain(Method):
-    """Methods that run one after the other, each at the places of its own stages, whatever order they are written in.
+    """Several methods as one. Each runs its stages at their places in the model, whatever order you write them in.
 
     At a place that two methods share, the second works on the tokens that the first kept. Each has its own notes and
     budget. Finally each member may change all stages (`Method.around`), in the order of the members.

@@ -66,7 +66,7 @@ class RowsReader(ABC):
         raise NotImplementedError
 
     def _live(self) -> Tensor | None:
-        """Return nonzero where a column is not padding, (samples, columns); None if none is."""
+        """Return nonzero where a column is not padding, (samples, columns); None without padding."""
         return None
 
     def in_prompt(self, columns: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class Bucket:
         return replace(self, **tensors, _columns=None)
 
     def of_samples(self, samples: Sequence[Sample]) -> "Bucket":
-        """Return this bucket with its samples replaced by those of another batch description."""
+        """Return this bucket with its samples taken from another description of the batch."""
         return replace(self, samples=tuple([samples[member] for member in self.members]))
 
     def part(self, places: Sequence[int]) -> "Bucket":

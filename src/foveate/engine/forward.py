@@ -363,8 +363,8 @@ class Forward:
         backend: Name of the attention implementation.
         idle: Whether every layer runs untouched: nothing will be dropped, and nothing is missing in the cache.
         drops: Whether tokens may be dropped in this forward.
-        live: (samples, unpruned columns), nonzero where a column is not padding; None if none is, or if tokens cannot
-            be dropped.
+        live: (samples, unpruned columns), nonzero where a column is not padding; None if there is no padding or
+            tokens cannot be dropped.
         memo: Masks, tables and copies that several layers share.
         cache: The cache that the first layer got; None if the model runs without one.
         caches: Whether the model was told to cache.

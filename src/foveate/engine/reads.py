@@ -76,7 +76,7 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
         forward: Has the samples, if there are images, and the attention of the previous chunk.
         cache: The cache of earlier turns.
         prompt: Ids or embeddings, (samples, columns, …).
-        live: (samples, unpruned columns), nonzero where a column is not padding; None if none is.
+        live: (samples, unpruned columns), nonzero where a column is not padding; None without padding.
     """
     by_layer = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
     earlier = next((kinds for kinds in by_layer if kinds is not None), None)
@@ -193,7 +193,7 @@ def _choose(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
 
 
 def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
-    """Return a hook that notes the attention that a decode stage reads in a layer; None if none is read there.
+    """Return a hook that notes the attention that a decode stage reads in a layer; None if it reads none there.
 
     Must be called while the layer's arguments are those of all rows.
     """

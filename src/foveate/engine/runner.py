@@ -487,7 +487,7 @@ def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:
 
 
 def _padding(call: LayerCall, rows: RowMap) -> Tensor | None:
-    """Return which rows of a recurrent layer are not padding, (samples, rows) bool; None if all."""
+    """Return which rows of a recurrent layer are not padding, (samples, rows) bool; None without padding."""
     cache, index = call.cache, call.index
     # Padding between a state and the rows that continue from it would make the state decay.
     goes_on = rows.valid is not None and cache is not None and isinstance(cache.layers[index], LinearAttentionLayer)

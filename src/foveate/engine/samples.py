@@ -200,7 +200,7 @@ def read_samples(
 
     Args:
         masks: For each modality, where its tokens are, (samples, columns) bool, and its images in order.
-        live: (samples, columns), nonzero where a column is not padding; None if none is.
+        live: (samples, columns), nonzero where a column is not padding; None without padding.
         by_frame: Whether `Sample.sizes` counts frames.
         reads_cells: Whether a stage reads the grid positions of tokens.
     """
