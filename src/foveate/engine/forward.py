@@ -97,7 +97,7 @@ class RowMap:
             ranks = before._ranks(before.columns.device)
         # A pad repeats the first row, so it writes the same number.
         ranks = ranks.clamp(min=0).expand_as(before.columns)
-        # Merged rows are stored in other columns than their source's; a row without a source keeps its column. Columns
+        # Merged rows are stored in other columns than their source's; a row without a source keeps its column. Rows
         # without a source write to the extra slot `_span`. Example: rows in columns 0 2 with sources 0 3 and ranks 0 1
         # give by_source 0 · · 1 and by_column 0 · 1 ·.
         by_source = ranks.new_zeros(len(ranks), self._span + 1)
