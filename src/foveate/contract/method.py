@@ -84,7 +84,7 @@ class Method(ABC):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise dataclasses.FrozenInstanceError(
-            f"The setting {name} cannot be changed. Make a copy with dataclasses.replace()."
+            f"The setting {name} cannot be changed. Make another method with dataclasses.replace()."
         )
 
     def __delattr__(self, name: str) -> None:
