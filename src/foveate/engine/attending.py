@@ -54,15 +54,15 @@ class RowsReader(ABC):
         """Return a vector of ones rotated to the position of each row: (samples, rows, head size) float32."""
 
     def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `_queries_and_keys` before RoPE, without scaling. Hosts that cannot refuse `Products`."""
+        """Return `_queries_and_keys` before RoPE and scaling. A host without them must refuse `Products`."""
         raise NotImplementedError
 
     def _values(self) -> Tensor:
-        """Return values of all rows, (samples, key heads, rows, size). Hosts that cannot refuse `ValueLikeness`."""
+        """Return values of all rows, (samples, key heads, rows, size). A host without them refuses `ValueLikeness`."""
         raise NotImplementedError
 
     def _entered(self) -> Tensor:
-        """Return the layer's input at the bucket's rows, (samples, rows, width). Hosts without refuse `OwnSignal`."""
+        """Return the layer's input at the rows, (samples, rows, width). A host without it refuses `OwnSignal`."""
         raise NotImplementedError
 
     def _live(self) -> Tensor | None:
@@ -70,7 +70,7 @@ class RowsReader(ABC):
         return None
 
     def in_prompt(self, columns: Tensor) -> Tensor:
-        """Count columns of the call, (samples, any) int64, from the sample's first row. −1 stays below 0."""
+        """Convert columns of the call, (samples, any) int64, to offsets from the sample's first row. −1 stays < 0."""
         return columns - self._columns[:, :1]
 
     # -- signals -----------------------------------------------------------------------------------------------

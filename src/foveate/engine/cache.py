@@ -95,7 +95,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.memory: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, which gets its own room, as does its `reads`. A room it views is frozen."""
+        """Return the state for a copy, which gets its own room, as does its `reads`. Shared rows stay unchanged."""
         state = {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
         if self._room is not None:
             self._room.looked_at = True
