@@ -276,7 +276,7 @@ def test_the_tower_of_a_picture_that_comes_is_replayed(small, pictures, graphs_o
     graphs, tokens = grown()
     assert tokens == expected
     assert [counts.tower.latest for counts in graphs] == ["recorded", "replayed", "replayed"]
-    assert {counts.decoder.latest for counts in graphs} == {"the cache is no empty DynamicCache"}
+    assert {counts.decoder.latest for counts in graphs} == {"the cache is not an empty DynamicCache"}
 
 
 def test_an_interrupt_leaves_the_old_look_whole(small, pictures, monkeypatch):

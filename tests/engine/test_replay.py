@@ -274,7 +274,7 @@ def test_where_gradients_are_wanted_it_runs_plainly(model, graphs_on_cpu):
             loss = model(**inputs, labels=inputs["input_ids"]).loss
         loss.backward()
     assert layer_of(model).mlp.up_proj.weight.grad is not None
-    assert list(trace.graphs.decoder.plain) == ["gradients are wanted, or the model trains"]
+    assert list(trace.graphs.decoder.plain) == ["gradients are enabled, or the model is training"]
 
 
 def test_a_replay_that_fails_leaves_the_plain_answer(model, graphs_on_cpu, monkeypatch):

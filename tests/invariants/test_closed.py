@@ -126,7 +126,7 @@ def test_each_hook_that_is_lost_is_told(host, monkeypatch):
     for number in range(changes):
         made.clear()
         told(
-            "foveate's any more|in another way|did not report",
+            "no longer belongs to foveate|in another way|did not report",
             model,
             inputs,
             lambda _, number=number: take_back(number),
@@ -190,7 +190,7 @@ def test_a_layers_argument_by_another_name_is_told(host, old, monkeypatch):
         renames(kind, old, patched)
         told(f"has a {kind.__name__} that takes no", model, inputs)
     with monkeypatch.context() as patched:
-        told("calls its layers|hands its layers", model, inputs, lambda model: renames(kind, old, patched))
+        told("calls its layers|passes its layers", model, inputs, lambda model: renames(kind, old, patched))
     serves(model, inputs)
 
 
@@ -225,7 +225,7 @@ def test_pictures_that_come_by_another_function_are_told(name, says, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(type(core), "forward", past)
-        told(f"{says}|not foveate's any more", model, inputs)
+        told(f"{says}|no longer belongs to foveate", model, inputs)
     serves(model, inputs)
 
 
@@ -239,7 +239,7 @@ def test_positions_that_are_not_handed_in_are_told(monkeypatch):
         patched.setattr(
             kind, "__call__", lambda self, x, position_ids: nn.Module.__call__(self, x, places=position_ids)
         )
-        told("hands the decoder's rotary_emb no position_ids", model, inputs, method=Renumbering())
+        told("passes the decoder's rotary_emb no position_ids", model, inputs, method=Renumbering())
     serves(model, inputs)
 
 
@@ -281,7 +281,7 @@ def test_a_tensor_of_columns_that_is_not_known_is_told(host, monkeypatch):
     monkeypatch.setattr(kind, "forward", gated)
     columns = inputs["input_ids"].shape[1]
     meddles(model, lambda index, kwargs: {"gates": torch.ones(1, columns)})
-    told("hands its layers gates", model, inputs)
+    told("passes its layers gates", model, inputs)
 
 
 # -- caches --------------------------------------------------------------------------------------------------------
@@ -308,7 +308,7 @@ def test_caches_that_are_not_known_are_told(host):
     model, inputs = host
     config = model.config.get_text_config()
     for cache, says in (
-        (Own(config=config), "stores rows in a way of its own"),
+        (Own(config=config), "stores rows in its own way"),
         (Foreign(DynamicCache(config=config)), "The cache is a Foreign"),
         (StaticCache(config=config, max_cache_len=256), "Use a DynamicCache"),
     ):
@@ -320,7 +320,7 @@ def test_a_cache_that_the_model_makes_itself_is_looked_at_too(host, monkeypatch)
     home = importlib.import_module(type(model.get_decoder()).__module__)
     with monkeypatch.context() as patched:
         patched.setattr(home, "DynamicCache", Own)
-        told("in a way of its own", model, inputs)
+        told("in its own way", model, inputs)
     serves(model, inputs)
 
 

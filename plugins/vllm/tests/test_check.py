@@ -23,7 +23,7 @@ MADE = answers(0)
     [
         ("bfloat16", 0.09, 0.3, True, "10 of 10 answers are the same (without dropping 4): as on transformers"),
         ("bfloat16", 0.25, 1.0, False, "NOT as on transformers"),
-        ("bfloat16", 0.09, 0.11, False, "this says nothing, as the method changes too little"),
+        ("bfloat16", 0.09, 0.11, False, "this says nothing, because the method changes too little"),
         ("float16", math.nan, math.nan, False, "NOT as on transformers"),
         ("float32", 1e-6, 0.3, True, "as on transformers"),
         ("float32", 2e-3, 0.3, False, "NOT as on transformers"),

@@ -66,7 +66,7 @@ def test_between_layers_a_model_of_the_generic_way_answers_as_on_transformers(tm
         (
             "internvl",
             "visionzip",
-            "visionzip reads the vision tower, which the plug-in shows of LLaVA and Qwen-VL alone",
+            "visionzip reads the vision tower, which the plug-in exposes only for LLaVA and Qwen-VL",
         ),
         ("internvl", "divprune:keep=0.5+tome", "reads the vision tower"),
         ("mistral3", "cdpruner", "reads the question before the decoder"),

@@ -260,7 +260,7 @@ def test_more_requests_fit_where_tokens_are_dropped(llava_folder):
     [
         ({"method": {"method": "prumerge"}}, "lets the picture decide"),
         ({"method": "resize", "tokens": 9}, "makes pictures smaller"),
-        ({"method": "pixelprune"}, "drops patches before the vision tower, so that the picture decides"),
+        ({"method": "pixelprune"}, "drops patches before the vision tower, so the picture decides"),
         ({"method": "mustdrop"}, "inside the vision tower"),
         ({"method": "random:layers=0", "tokens": 9}, "scope=image"),
         ({"method": "visionzip", "token": 9}, "takes method, and tokens or retention; got method, token"),

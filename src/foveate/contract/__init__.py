@@ -1,8 +1,8 @@
-"""What a method is: the one door for whoever writes one.
+"""The public interface for writing a method.
 
 from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 
-A name behind `as` is one that this module hands on.
+`name as name` marks a re-export.
 """
 
 from foveate.contract.budget import check_depth as check_depth, half_up as half_up, quarters as quarters

@@ -1,7 +1,7 @@
-"""Budgets, and the solver of schedules: how many tokens each cut leaves, so that the mean over layers is the budget.
+"""Budgets, and the solver that turns a budget into token counts per cut.
 
-A budget is a mean: vision tokens that a decoder layer processes, averaged over all layers, or the same as a share of
-the vision tokens that entered the model.
+A budget is the mean number of vision tokens that a decoder layer processes, averaged over all layers. It may also be
+given as a share of the vision tokens that entered the model.
 """
 
 import itertools
@@ -14,21 +14,21 @@ from typing import Any
 from foveate.errors import BudgetError, SettingError
 from foveate.plain.upstream import brief
 
-MOST_TOKENS = 2**31  # of an image: no memory holds so many
-ROUNDING = 1e-12  # what float rounding may take off a ratio
+MOST_TOKENS = 2**31  # per image; more than any memory holds
+ROUNDING = 1e-12  # float rounding error tolerated in a ratio
 HALVINGS = 80
-NEAR = 0.02  # how far from what was asked for, as a share of it, what is spent may lie
+NEAR = 0.02  # allowed relative difference between the budget asked for and the one spent
 
 Curve = Callable[[float], Sequence[float]]
-"""Tokens behind each cut, from a parameter in [0, 1]."""
+"""Return the number of tokens after each cut for a parameter in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A mean over decoder layers: a number of vision tokens, or a share of those that entered.
+    """A mean over decoder layers: a number of vision tokens, or a share of those that entered the model.
 
     Raises:
-        SettingError: If not exactly one is given, or it leaves its range.
+        SettingError: If not exactly one of `tokens` and `retention` is given, or if it is out of range.
     """
 
     tokens: float | None = None
@@ -50,7 +50,7 @@ class Budget:
             raise SettingError(f"tokens must be a finite number above 0; got {brief(self.tokens)}.")
 
     def mean(self, entered: int) -> float:
-        """The mean as a number of tokens, for an image of which `entered` tokens entered the model; at most these."""
+        """Return the mean in tokens for an image of which `entered` tokens entered the model, at most `entered`."""
         if self.retention is not None:
             return self.retention * entered
         assert self.tokens is not None
@@ -58,12 +58,12 @@ class Budget:
 
 
 def is_met(asked: float, spent: float) -> bool:
-    """Whether a budget was met, in tokens or as shares: within 2 %, since tokens are whole."""
+    """Return whether `spent` is within 2 % of `asked`, both in tokens or both as shares. Token counts are whole."""
     return abs(spent - asked) <= NEAR * asked
 
 
 def decoder_depth(model: Any) -> int:
-    """Decoder layers of a model or of its config."""
+    """Return the number of decoder layers of a model or its config."""
     config = getattr(model, "config", model)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
@@ -71,7 +71,7 @@ def decoder_depth(model: Any) -> int:
 
 
 def quarters(depth: int) -> tuple[int, ...]:
-    """A quarter, half and three quarters of the depth: 8, 16 and 24 of 32 layers, 7, 14, 21 of 28.
+    """Return a quarter, half and three quarters of the depth: 8, 16, 24 of 32 layers; 7, 14, 21 of 28.
 
     Raises:
         SettingError: If the decoder has fewer than four layers.
@@ -84,7 +84,7 @@ def check_depth(depth: int, least: int = 4) -> None:
     """Refuse a decoder that is too shallow for three cuts.
 
     Raises:
-        SettingError: If that is so.
+        SettingError: If `depth` is below `least`.
     """
     if depth < least:
         raise SettingError(f"A three-cut schedule needs a decoder of {least} layers or more; got {depth}.")
@@ -103,23 +103,23 @@ def solve(
     owner: str,
     least: float = 1,
 ) -> float:
-    """The parameter, in [0, 1], at which a decoder layer processes `mean` tokens on average.
+    """Find the parameter, in [0, 1], at which a decoder layer processes `mean` tokens on average.
 
-    Three cuts before 3, 17 and 22 of 32 layers, behind which p, 0.3 p and none of 576 tokens are left, process
-    3 · 576 + 14 · 576 p + 5 · 173 p: for a mean of 192 that is p = 0.4935.
+    Example: cuts before layers 3, 17 and 22 of 32 leave p, 0.3 p and none of 576 tokens. All layers together process
+    3 · 576 + 14 · 576 p + 5 · 173 p tokens. A mean of 192 gives p = 0.4935.
 
     Args:
-        curve: Tokens left behind each cut at a parameter. None falls where it grows, and at 1 all are left.
-        cuts: Layers that are the first to process fewer tokens, ascending; 0 is what enters the decoder.
+        curve: Tokens left after each cut at a parameter. They never decrease as the parameter grows; at 1 all are left.
+        cuts: Layers that are the first to process fewer tokens, ascending. 0 cuts what enters the decoder.
         depth: Decoder layers.
-        mean: Tokens that a layer shall process on average.
-        entered: Vision tokens that entered the model, of which a budget is a share.
-        started: Rows of them that entered the decoder.
-        owner: Whose schedule it is, for the error.
-        least: Tokens behind each cut at the least.
+        mean: Mean tokens per layer to reach.
+        entered: Vision tokens that entered the model. The error reports the floor as a share of these.
+        started: How many of them entered the decoder.
+        owner: Name of the method, for the error.
+        least: Fewest tokens after each cut.
 
     Raises:
-        BudgetError: If so many behind every cut are still too many; the message names the floor.
+        BudgetError: If the mean is exceeded even with `least` tokens after every cut. The message names the floor.
     """
     if mean >= started:
         return 1.0
@@ -142,19 +142,19 @@ def solve(
             high = middle
         else:
             low = middle
-    return min(1.0, low + ROUNDING)  # counts are truncated: the share of 7 tokens must not come out as 6.999…
+    return min(1.0, low + ROUNDING)  # counts are truncated: 6.999… tokens must count as 7
 
 
 def geometric(started: float, cuts: int, least: float = 1) -> Curve:
-    """N · q, N · q², N · q³, … tokens, never fewer than `least`.
+    """Return the curve N · q, N · q², N · q³, … tokens, never fewer than `least`.
 
-    N = 440 and a mean of 192 give 316, 227, 163 and 117 tokens behind cuts before 3, 7, 11 and 15 of 32 layers.
+    N = 440 and a mean of 192 give 316, 227, 163 and 117 tokens after cuts before layers 3, 7, 11 and 15 of 32.
     """
     return lambda q: [max(least, started * q**cut) for cut in range(1, cuts + 1)]
 
 
 def at_cuts(shares: Sequence[float], cuts: int) -> tuple[float, ...]:
-    """Shares for another number of cuts, on straight lines through those given: 300, 200, 110 are 300, 110 for two."""
+    """Interpolate the shares linearly for another number of cuts: 300, 200, 110 become 300, 110 for two cuts."""
     if cuts == len(shares):
         return tuple(shares)
     made = []
@@ -166,26 +166,26 @@ def at_cuts(shares: Sequence[float], cuts: int) -> tuple[float, ...]:
 
 
 def proportional(started: float, shares: Sequence[float]) -> Curve:
-    """Tokens in the ratio of `shares`, never fewer than one nor more than all.
+    """Return the curve of token counts in the ratio of `shares`, at least one and at most `started`.
 
-    576 tokens, a mean of 192 and cuts before 1, 11 and 21 of 32 layers in the ratio 330 : 210 : 62 give 302, 192, 57.
+    576 tokens, a mean of 192 and cuts before layers 1, 11 and 21 of 32 in the ratio 330 : 210 : 62 give 302, 192, 57.
     """
     most = started / min(share for share in shares if share > 0)
     return lambda scale: [min(started, max(1.0, scale * most * share)) for share in shares]
 
 
-# -- arithmetic that the schedules share ----------------------------------------------------------------------
+# -- arithmetic shared by the schedules -----------------------------------------------------------------------
 
 
 def half_up(number: float) -> int:
-    """The nearest whole number, halves up: 2.5 gives 3, where Python's `round` gives the even 2."""
+    """Round to the nearest whole number, halves up: 2.5 gives 3, where Python's `round` gives the even 2."""
     return math.floor(number + 0.5)
 
 
 def keep_count(tokens: int, ratio: float, minimum: int = 1) -> int:
-    """How many of `tokens` stay at keep ratio `ratio`.
+    """Return how many of `tokens` stay at keep ratio `ratio`.
 
-    Python's float product, truncated, as V2Drop's released code does it (100 · 0.29 gives 28), and never
-    below `minimum` nor above `tokens`.
+    Truncates Python's float product, as V2Drop's released code does: 100 · 0.29 gives 28. The result is at least
+    `minimum` and at most `tokens`.
     """
     return min(tokens, max(minimum, int(tokens * ratio)))

@@ -1,4 +1,4 @@
-"""`Cuts`: what methods share that drop before decoder layers, at one or at several."""
+"""`Cuts`: base class of methods that drop tokens before one or more decoder layers."""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -19,50 +19,51 @@ from foveate.core.signals import Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
-LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
-PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
+LATER_KEEP = 0.3  # keep ratio of cuts between the first and the last: the middle ratio of V2Drop's 192-token setting
+PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's layers, by decoder depth
 
 
 class Cuts(Method):
-    """Cuts before decoder layers, each of which leaves some of the vision tokens that arrive there.
+    """Cuts before decoder layers. Each keeps some of the vision tokens that arrive there.
 
-    A subclass writes `score`, or `pick`, and says below what it reads and where it usually cuts; one that ranks by
-    attention reads it, and writes neither. It has the settings that its paper has: of those named `layers` and `keep`,
-    `min_keep`, `scope` and `positions` nothing more need be said.
+    A subclass writes `score` or `pick`, and sets the class attributes below. A method that ranks by attention only
+    lists it in `reads` and writes neither. A subclass declares the settings of its paper; settings named `layers`,
+    `keep`, `min_keep`, `scope` and `positions` take effect without further code.
 
     Attributes:
-        layers: Decoder layers (0-based) whose input is cut, strictly ascending. None: the method's usual ones at the
+        layers: Decoder layers (0-based) whose input is cut, strictly ascending. None: the method's usual layers for the
             decoder's depth.
         keep: Share of the *arriving* vision tokens that each cut keeps, in [0, 1]. The ratios multiply: 0.5 then 0.3
-            keeps 15 %. None: what a budget leaves, or the method's usual ratios.
+            keeps 15 %. None: solved from the budget if one is given, else the method's usual ratios.
         retention: Instead of `keep`: the mean share of an image's vision tokens that a decoder layer processes, in
-            (0, 1]. How many each cut leaves is solved for every image.
-        tokens: The same as a number of tokens.
+            (0, 1]. The token count of each cut is solved for every image.
+        tokens: Instead of `keep`: that mean as a number of tokens.
         min_keep: Fewest tokens that a cut keeps. The released V2Drop keeps one token where its paper drops all.
         scope: Rank all vision tokens of a sample together ("sample"), each image or video separately ("image"), or each
             frame of a video separately ("frame").
 
     Raises:
-        SettingError: If layers and what stays at each differ in length.
+        SettingError: If `layers` and the keep ratios differ in length.
     """
 
     usual_layers: ClassVar[tuple[int, ...]] = (3, 17, 22)
-    """Where it cuts a decoder of 32 layers: V2Drop's 192-token setting for LLaVA-1.5-7B. A single one never moves."""
+    """Layers cut in a decoder of 32 layers: V2Drop's 192-token setting for LLaVA-1.5-7B. A single layer is used at
+    every depth."""
     usual_keep: ClassVar[Any] = (0.5, 0.3, 0.0)
-    """What stays at these, where no setting says it: shares, or whatever else the first of `schedule` is."""
+    """Default values of the first setting in `schedule`, one per layer: usually keep ratios."""
     first_layer: ClassVar[int] = 0
-    """The earliest layer that may be cut."""
+    """Earliest layer that may be cut."""
     unit: ClassVar[Unit] = "sample"
-    """What is ranked together, where there is no setting `scope`."""
+    """Which tokens are ranked together if the method has no setting `scope`."""
     layers_setting: ClassVar[str] = "layers"
-    """The setting that says where: a layer, or several."""
+    """Name of the setting that gives the layer or layers."""
     behind: ClassVar[int] = 0
-    """How many layers each cut is behind these: 1 where they are layers that have run."""
+    """Offset from these layers to the cuts: 1 if the setting names the layer after which tokens are cut."""
     falls: ClassVar[Literal["v2drop", "geometric", "proportional"]] = "v2drop"
-    """What cuts leave where a budget is given: shares as V2Drop's are; one share of what arrives at each; or counts in
-    the ratio of `usual_keep`."""
+    """How a budget is spread over the cuts: V2Drop's ratios, the same ratio at each cut, or counts in the ratio of
+    `usual_keep`."""
     whole_at: ClassVar[tuple[str, float]] = ("retention", 1)
-    """A setting at which every token of every image stays, and its value there."""
+    """A setting, and its value, at which every token of every image stays."""
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
 
     retention: Share | None = None
@@ -70,39 +71,45 @@ class Cuts(Method):
 
     @property
     def reads(self) -> tuple[Signal, ...]:
-        """The signals that `score` or `pick` reads: most methods say `reads = (Hidden(),)`."""
+        """Signals that `score` or `pick` reads. Most methods write `reads = (Hidden(),)`."""
         return ()
 
     def score(self, view: LayerView, layer: int) -> Tensor:
-        """A number for each token before this layer, (tokens,); the highest stay. Usually the attention in `reads`."""
+        """Score each token before this layer, (tokens,). The highest stay. Default: the attention in `reads`."""
         return view.attention
 
     def pick(self, view: Any, count: int) -> Tensor | Cut:
-        """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending; or a cut, which may merge."""
+        """Pick the `count` tokens of `view` that stay: ascending indices, (count,) int64, or a cut, which may merge."""
         raise NotImplementedError
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs of ranking what arrives; where a subclass does not say, nobody has counted them."""
+        """FLOPs of ranking the arriving tokens. If a subclass does not override this, they count as unknown."""
         return 0
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        """The usual layers in a decoder of `depth` layers."""
+        """Return the usual layers for a decoder of `depth` layers."""
         if len(self.usual_layers) == 1:
             return self.usual_layers
         return at_depth(depth)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Any, ...]:
-        """What stays at each cut, of `entered` vision tokens of which `started` reach the decoder.
+        """Compute what stays at each cut.
 
-        Whole numbers are tokens; others, as here, shares of what arrives.
+        Args:
+            depth: Decoder layers.
+            entered: Vision tokens that entered the model.
+            started: How many of them reach the decoder.
+
+        Returns:
+            One value per cut: an int is a number of tokens, a float a share of the arriving tokens.
 
         Raises:
             BudgetError: If the budget cannot be met; the message names the floor.
-            SettingError: If as many cuts are given as something else, without a budget.
+            SettingError: If there is no budget, and cuts and keep ratios differ in number.
         """
         if self.budget is None:
             return tuple(map(float, self.values(depth)))
-        # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
+        # An earlier stage may already have dropped tokens. The budget is relative to those that entered.
         cuts, least = len(self.cuts(depth)), min(getattr(self, "min_keep", 1), started)
         if self.falls == "geometric":
             return self.counts(geometric(started, cuts), depth, entered, started)
@@ -116,17 +123,17 @@ class Cuts(Method):
         return ratios(self.parameter(curve, depth, entered, started, least), cuts)
 
     def count(self, depth: int, index: int, arriving: Arriving) -> int:
-        """How many tokens the cut of this index leaves."""
+        """Return how many tokens the cut at `index` leaves."""
         stays = self.solution(depth, arriving)[index]
         if isinstance(stays, int):
             return stays
         return self.share_of(arriving.tokens, stays)
 
     def share_of(self, tokens: int, share: float) -> int:
-        """This share of so many tokens: truncated, and never fewer than `min_keep`."""
+        """Return this share of `tokens`, truncated, and at least `min_keep`."""
         return keep_count(tokens, share, getattr(self, "min_keep", 1))
 
-    # -- what follows from these -------------------------------------------------------------------------------
+    # -- derived from the above --------------------------------------------------------------------------------
 
     @property
     def _unit(self) -> Unit:
@@ -135,7 +142,7 @@ class Cuts(Method):
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every token of every image stays, so that no stage is needed."""
+        """Whether every token of every image stays, in which case no stage is needed."""
         setting, value = self.whole_at
         return self.retention == 1 or getattr(self, setting, None) == value
 
@@ -144,7 +151,9 @@ class Cuts(Method):
             return
         layers = getattr(self, self.layers_setting, None)
         if layers and layers[0] < self.first_layer:
-            raise SettingError(f"{self.layers_setting} start at {self.first_layer} for this method; got {layers[0]}.")
+            raise SettingError(
+                f"{self.layers_setting} must be {self.first_layer} or later for this method; got {layers[0]}."
+            )
         values = getattr(self, self.schedule[0], None)
         if values is not None:
             self._check_lengths(self.usual_layers if layers is None else layers, values)
@@ -155,7 +164,7 @@ class Cuts(Method):
         return self.steps(shape)
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        """The stages where a token may leave."""
+        """Return the stages that may drop tokens."""
         stages = []
         for index, layer in enumerate(self.cuts(shape.depth)):
             by_score = type(self).pick is Cuts.pick
@@ -173,7 +182,7 @@ class Cuts(Method):
         return tuple(stages)
 
     def cuts(self, depth: int) -> tuple[int, ...]:
-        """Decoder layers whose input is cut, in a decoder of `depth` layers."""
+        """Return the decoder layers whose input is cut, in a decoder of `depth` layers."""
         layers = getattr(self, self.layers_setting, None)
         if layers is None:
             layers = self.usual_at(depth)
@@ -182,7 +191,7 @@ class Cuts(Method):
         return tuple(layer + self.behind for layer in layers)
 
     def solution(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
-        """`solve` of such an image, once."""
+        """Return `solve` for this image, cached."""
         return _solve_once(self, depth, arriving.entered, arriving.started)
 
     def check_floor(self, depth: int, entered: int) -> None:
@@ -190,10 +199,10 @@ class Cuts(Method):
             self.solution(depth, Arriving.all_of(entered))
 
     def values(self, depth: int) -> Sequence[Any]:
-        """What a setting says of each cut, or the usual.
+        """Return the setting's value for each cut, or the usual values.
 
         Raises:
-            SettingError: If it is not one for each cut: layers alone may be given only with a budget.
+            SettingError: If their number is not the number of cuts. Giving only layers requires a budget.
         """
         values: Sequence[Any] | float | None = getattr(self, self.schedule[0], None)
         if values is None:
@@ -204,20 +213,20 @@ class Cuts(Method):
         return values
 
     def parameter(self, curve: Curve, depth: int, entered: int, started: int, least: float = 1) -> float:
-        """Where on a curve the budget is met; see `foveate.contract.budget.solve`."""
+        """Return the curve's parameter that meets the budget; see `foveate.contract.budget.solve`."""
         assert self.budget is not None
         mean = self.budget.mean(entered)
         return solve(curve, self.cuts(depth), depth, mean, entered, started, type(self).__name__, least)
 
     def counts(self, curve: Curve, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        """Whole tokens behind each cut, where on a curve the budget is met.
+        """Return the number of tokens after each cut at which the curve meets the budget.
 
         A mean of 192 with one cut, before layer 2 of 32, leaves 166 of 576 tokens.
         """
         return tuple(map(half_up, curve(self.parameter(curve, depth, entered, started))))
 
     def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
-        """FLOPs of ranking at a cut; none where all of a sample stay."""
+        """FLOPs of ranking at a cut; 0 if the cut ranks the whole sample and keeps all of it."""
         if self._unit == "sample" and self.count(depth, index, arriving) >= arriving.tokens:
             return 0
         return self.flops(arriving, width)
@@ -231,13 +240,13 @@ class Cuts(Method):
 
 
 class OneCut(Cuts):
-    """Cuts once, at a layer from 1 on, and takes a share, a number of tokens, or a budget.
+    """One cut, before layer 1 or later, set by a share, a number of tokens, or a budget.
 
     Attributes:
         layer: The first layer that processes fewer tokens, 1 or more.
         keep: Share of the arriving tokens that stays.
-        target: Instead of `keep`: a number of tokens.
-        scope: Each "image" or video by itself, or each "frame".
+        target: Instead of `keep`: the number of tokens that stay.
+        scope: Rank each "image" or video separately, or each "frame".
         retention, tokens: See `Cuts`.
     """
 
@@ -258,10 +267,10 @@ def _solve_once(method: Cuts, depth: int, entered: int, started: int) -> tuple[A
 
 
 def ratios(filled: float, cuts: int) -> tuple[float, ...]:
-    """What cuts keep of what arrives: the first what is solved for, the last nothing, the others 0.3.
+    """Return the keep ratio of each cut. At `filled` = 0 the first and last keep nothing, the others 0.3.
 
-    Where the first keeps all, the second keeps more than 0.3, and so on to the last: `filled`, in [0, 1], is how far
-    that goes. Of three cuts 1/6 is 0.5, 0.3, 0; 1/2 is 1, 0.65, 0; and 5/6 is 1, 1, 0.5.
+    As `filled` grows to 1, the ratios rise to 1 one after the other, from the first cut to the last. With three cuts,
+    1/6 gives 0.5, 0.3, 0; 1/2 gives 1, 0.65, 0; and 5/6 gives 1, 1, 0.5.
     """
     bases = [0.0, *[LATER_KEEP] * (cuts - 2), 0.0][:cuts]
     steps = [min(1.0, max(0.0, filled * cuts - cut)) for cut in range(cuts)]
@@ -269,10 +278,9 @@ def ratios(filled: float, cuts: int) -> tuple[float, ...]:
 
 
 def at_depth(depth: int) -> tuple[int, ...]:
-    """V2Drop's cuts for a decoder of `depth` layers: 32 gives 3, 17, 22 and 28 gives 3, 16, 22.
+    """Return V2Drop's cuts for a decoder of `depth` layers: 32 gives 3, 17, 22 and 28 gives 3, 16, 22.
 
-    At other depths the first cut is at 3 (below twenty layers at 10 %), the others at 55 % and 72 %: 40 gives 3, 22,
-    29.
+    At other depths the cuts are at 3 (at 10 % of the depth below 20 layers), 55 % and 72 %. 40 gives 3, 22, 29.
 
     Raises:
         SettingError: If the decoder has fewer than four layers.
@@ -289,12 +297,12 @@ def at_depth(depth: int) -> tuple[int, ...]:
 
 
 def attended(view: LayerView) -> Tensor:
-    """The attention that each token gets, as its score."""
+    """Return the attention that each token receives, as its score."""
     return view.attention
 
 
 def highest(view: LayerView, count: int) -> Tensor:
-    """The tokens with the most attention, (count,) int64, ascending; at even steps where there is no text to pay it."""
+    """Pick the tokens with the most attention, or evenly spaced ones if no text attends: (count,) int64, ascending."""
     if not view.text_behind:
         return spread(len(view), count, device=view.device)
     return top(view.attention, count)

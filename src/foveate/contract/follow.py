@@ -1,6 +1,6 @@
-"""What follows from a method's stages: layers that cut, tokens left in each layer, what is read and what that costs.
+"""What a method's stages imply: which layers cut, how many tokens each layer processes, what is read, and its cost.
 
-Each walks through the stages in order. It is written here once, so that no method has to.
+Each function walks through the stages in order, so no method has to.
 """
 
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ from foveate.errors import SettingError, UnsupportedError
 
 
 def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages in the order in which tokens meet them; those at the same place as they were written."""
+    """Sort the stages in the order in which tokens meet them. Stages at the same place keep their order."""
     return tuple(sorted(stages, key=lambda stage: stage.order))
 
 
 def at(stages: Sequence[Stage], *places: Place) -> tuple[Stage, ...]:
-    """The stages at these places."""
+    """Return the stages at these places."""
     return tuple(stage for stage in stages if stage.place in places)
 
 
 def layer_stages(stages: Sequence[Stage]) -> tuple[LayerStage, ...]:
-    """The stages before decoder layers."""
+    """Return the stages before decoder layers."""
     return at(stages, Place.LAYER)  # type: ignore[return-value]
 
 
 def cut_layers(stages: Sequence[Stage]) -> tuple[int, ...]:
-    """Decoder layers before which tokens may be dropped, ascending."""
+    """Return the decoder layers before which tokens may be dropped, ascending."""
     return tuple(sorted({stage.layer for stage in layer_stages(stages) if stage.drops}))
 
 
 def refuse_shallow(name: str, stages: Sequence[Stage], depth: int) -> None:
-    """Refuse a decoder of `depth` layers that is too shallow for the stages of a method.
+    """Refuse a decoder that is too shallow for the stages of a method.
 
     Raises:
-        SettingError: If a cut lies outside the decoder.
+        SettingError: If a stage names a layer beyond the decoder's `depth` layers.
     """
     late = [layer for layer in cut_layers(stages) if layer >= depth]
     if late:
@@ -54,17 +54,18 @@ def refuse_shallow(name: str, stages: Sequence[Stage], depth: int) -> None:
 
 
 def opening(stages: Sequence[Stage]) -> frozenset[tuple[int, ...]]:
-    """The owners of stages that cut before layer 0: they count from what enters it, others from what it processes.
+    """Return the owners of stages that cut before layer 0.
 
-    In "divprune:keep=0.25+v2drop" V2Drop's budget is for the quarter that DivPrune leaves there.
+    Budgets of these owners count from the tokens that enter layer 0; all others count from the tokens that layer 0
+    processes. In "divprune:keep=0.25+v2drop" V2Drop's budget applies to the quarter that DivPrune leaves.
     """
     return frozenset(stage.owner for stage in layer_stages(stages) if stage.drops and stage.layer == 0)
 
 
 def cached_layers(stages: Sequence[Stage]) -> range:
-    """Decoder layers whose KV cache is cut after the prefill.
+    """Return the decoder layers whose KV cache is cut after the prefill.
 
-    Layers from the last cut on have seen the final tokens only. Cuts before 3, 7, 11 and 15 give layers 2 to 14.
+    Layers from the last cut on hold only the final tokens already. Cuts before 3, 7, 11 and 15 give layers 2 to 14.
     """
     caches: tuple[CacheStage, ...] = at(stages, Place.CACHE)  # type: ignore[assignment]
     cuts = cut_layers(stages)
@@ -76,26 +77,26 @@ def cached_layers(stages: Sequence[Stage]) -> range:
 
 
 def reads_text(stages: Sequence[Stage]) -> bool:
-    """Whether the prompt's text decides what is left."""
+    """Return whether the number or choice of tokens left depends on the prompt's text."""
     return any(stage.reads_text for stage in stages if stage.place is not Place.DECODE)
 
 
 def reading(stages: Sequence[Stage]) -> DecodeStage | None:
-    """The stage that says what decoding reads, if any; one that reads all counts as none."""
+    """Return the stage that limits what decoding reads, or None. A stage that reads everything counts as None."""
     decoding: tuple[DecodeStage, ...] = at(stages, Place.DECODE)  # type: ignore[assignment]
     return next((stage for stage in decoding if stage.keep is None or stage.keep < 1), None)
 
 
 def cached_plan(stages: Sequence[Stage], plan: Sequence[int]) -> tuple[int, ...]:
-    """Vision tokens in each layer's cache once decoding starts, where layers process so many."""
+    """Return the vision tokens in each layer's cache when decoding starts, if the layers process `plan` tokens."""
     cut = cached_layers(stages)
     return tuple(plan[-1] if layer in cut else count for layer, count in enumerate(plan))
 
 
 def read_plan(stages: Sequence[Stage], cached: Sequence[int]) -> tuple[int, ...]:
-    """Vision tokens that a step of decoding reads in each layer, of those that are cached there.
+    """Return the cached vision tokens that one decoding step reads in each layer.
 
-    A stage whose count the question decides may read all, and counts so.
+    A stage whose count depends on the question counts as reading everything.
     """
     stage = reading(stages)
     if stage is None:
@@ -114,18 +115,18 @@ def read_plan(stages: Sequence[Stage], cached: Sequence[int]) -> tuple[int, ...]
 
 @dataclass
 class Units:
-    """How many tokens the images (or frames) of a sample have left, on their way through the stages.
+    """How many tokens of a sample's images (or frames) are left at some point along the stages.
 
     Attributes:
-        images: For each image; None once a cut that ranks the whole sample has left an unknown number of each.
-        all: For all images together.
+        images: Counts of each image. None after a cut that ranks the whole sample leaves unknown counts per image.
+        all: Counts of all images together.
     """
 
     images: list[Arriving] | None
     all: Arriving
 
     def after(self, stage: Stage) -> "Units | None":
-        """The numbers behind a stage; None where the picture or the question decides."""
+        """Return the counts after a stage. None if they depend on the image or the question."""
         early = stage.place < Place.LAYER
         if stage.unit == "sample" and not early:
             left = stage.left(self.all)
@@ -134,7 +135,7 @@ class Units:
             sample = replace(self.all, tokens=left)
             if left == self.all.tokens:
                 return Units(self.images, sample)
-            # Of several images it is not known how many tokens of each are left.
+            # A cut that ranks several images together leaves unknown counts of each.
             return Units([sample] if self.images is not None and len(self.images) == 1 else None, sample)
         if self.images is None:
             return None
@@ -147,7 +148,7 @@ class Units:
         return Units(images, replace(self.all, tokens=sum(image.tokens for image in images)))
 
     def counted_from(self, start: "Units") -> "Units":
-        """These tokens for a stage whose method found those of `start` in the decoder."""
+        """Return these counts with `started` taken from `start`, the counts where a method's budget begins."""
         images = self.images
         if images is not None and start.images is not None:
             pairs = zip(images, start.images, strict=True)
@@ -162,17 +163,17 @@ def layer_plan(
     grids: Sequence[Sequence[Grid]] | None = None,
     videos: Sequence[bool] | None = None,
 ) -> tuple[int, ...] | None:
-    """Vision tokens that each of `depth` decoder layers processes, for a sample with images of these sizes.
+    """Return the vision tokens that each of `depth` decoder layers processes for one sample.
 
     Args:
-        stages: Of a method, in order.
+        stages: Stages of a method, in order.
         depth: Decoder layers.
-        sizes: Vision tokens of each image as they enter the model, or of each frame where a stage ranks by frame.
-        grids: Rows and columns of each image's frames or views, without newlines, if they are known.
-        videos: Whether each is a video, so that its grids are frames, if that is known.
+        sizes: Vision tokens of each image as they enter the model, or of each frame if a stage ranks by frame.
+        grids: Rows and columns of each image's frames or views, without newlines, if known.
+        videos: For each image whether it is a video, so that its grids are frames, if known.
 
     Returns:
-        None where the picture or the question decides, or grids and frames do and are not given.
+        None if the counts depend on the image or the question, or on grids or frames that are not given.
     """
     units = _units_by_layer(stages, depth, _arriving(sizes, grids, videos))
     if units is None:
@@ -181,7 +182,7 @@ def layer_plan(
 
 
 def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> list[Units] | None:
-    """`layer_plan`, image by image where that is known."""
+    """Return the counts of `layer_plan` per image where they are known."""
     units: Units | None = arriving
     for stage in stages:
         if stage.place < Place.LAYER and stage.drops and units is not None:
@@ -190,7 +191,7 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
         return None
     entering = begun = units = units.counted_from(units)
     first = opening(stages)
-    # A cut before layer 3 counts from layer 3 on: 576, 576, 576, 288, …
+    # A cut before layer 3 shows in the counts from layer 3 on: 576, 576, 576, 288, …
     cuts = [stage for stage in layer_stages(stages) if stage.drops]
     left = []
     for layer in range(depth):
@@ -207,24 +208,25 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
 
 
 def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, videos: Sequence[bool] | None) -> Units:
-    """The images of a sample before any stage."""
+    """Return the counts of a sample's images before any stage."""
     kinds: Sequence[bool | None] = videos or [None] * len(sizes)
     images = []
     for size, grid, video in zip(sizes, grids or [()] * len(sizes), kinds, strict=True):
-        # Without grids it is not known how many tokens are newlines, so neither how many a frame has.
+        # Without grids, neither the number of newlines nor the tokens per frame are known.
         kind = video if grid else None
         images.append(Arriving(size, size, size, grids=tuple(grid), video=kind))
     return Units(images, Arriving.all_of(sum(sizes)))
 
 
 def _left_early(stage: Stage, image: Arriving) -> int | None:
-    """Tokens of an image that a stage before the decoder leaves. Stages see no newlines, so these are counted apart.
+    """Return how many tokens of an image a stage before the decoder leaves, newlines included; None if unknown.
 
-    A LLaVA-NeXT image of one tile has 576 patches and a newline that closes it. A stage that leaves 100 patches leaves
-    101 tokens. Newlines behind each row of patches stay only if all patches do.
+    Stages do not see newlines, so they are counted apart. A LLaVA-NeXT image of one tile has 576 patches and one
+    closing newline: a stage that keeps 100 patches leaves 101 tokens. Newlines after each row of patches stay only if
+    all patches stay.
     """
     if stage.keep is not None and not image.grids:
-        return None  # a share of the patches, and how many tokens are patches is not known
+        return None  # the stage keeps a share of the patches, whose number is unknown
     newlines = 0
     if image.grids:
         newlines = image.tokens - sum(rows * columns for rows, columns in image.grids)
@@ -237,14 +239,14 @@ def _left_early(stage: Stage, image: Arriving) -> int | None:
 
 
 def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
-    """The token grids of an image's frames or views after the stages before the tower."""
+    """Return the token grids of an image's frames or views after the pixel stages."""
     for stage in stages:
         if isinstance(stage, PixelStage):
             arriving = replace(arriving, grids=stage.coarsen(arriving))
     return arriving.grids
 
 
-# -- what reading costs ---------------------------------------------------------------------------------------
+# -- the cost of scoring --------------------------------------------------------------------------------------
 
 
 def scoring_flops(
@@ -255,24 +257,24 @@ def scoring_flops(
     grids: Sequence[Sequence[Grid]] | None = None,
     videos: Sequence[bool] | None = None,
 ) -> int:
-    """FLOPs of scoring a sample with images of these sizes.
+    """FLOPs of scoring one sample.
 
-    They are those of signals that the layers do not compute anyway, and of the stages' own arithmetic; sorting does not
-    count. Before the decoder a stage does not look at an image of which it keeps everything.
+    Counts the signals that the layers do not compute anyway, and the stages' own arithmetic. Sorting is not counted. A
+    stage before the decoder skips an image of which it keeps everything.
 
     Args:
-        stages: Of a method, in order.
+        stages: Stages of a method, in order.
         depth: Decoder layers.
         width: Width of the residual stream.
         sizes: Vision tokens of each image as they enter the model.
         grids, videos: See `layer_plan`.
 
     Raises:
-        UnsupportedError: If a stage reads something of which it is not known what it costs.
+        UnsupportedError: If a stage reads a signal whose cost is unknown.
     """
     for signal in [signal for stage in stages for signal in stage.reads]:
-        if type(signal).__module__ != Signal.__module__:  # an author's own must not count as nothing
-            raise UnsupportedError(f"What {signal!r} costs is not known: say it in foveate.core.signals.")
+        if type(signal).__module__ != Signal.__module__:  # a signal defined elsewhere must not count as free
+            raise UnsupportedError(f"The cost of {signal!r} is unknown. Define the signal in foveate.core.signals.")
     total = sum(sizes)
     arriving_units = _arriving(sizes, grids, videos)
     units = _units_by_layer(stages, depth, arriving_units)
@@ -283,10 +285,10 @@ def scoring_flops(
             if stage.drops:
                 images = [image for image in images if _left_early(stage, image) != image.tokens]
             flops += stage.flops(Arriving.all_of(sum(image.tokens for image in images)), width)
-    if units is None or min(layer.all.tokens for layer in units) == total:  # nothing is dropped: no stage runs
+    if units is None or min(layer.all.tokens for layer in units) == total:  # unknown, or nothing dropped: no stage runs
         return flops
     for stage in layer_stages(stages):
-        # What the layer before has processed; before layer 0, all.
+        # The tokens that the previous layer processed; before layer 0, all of them.
         before = (arriving_units, *units)[stage.layer]
         arriving = Arriving(before.all.tokens, total, units[0].all.tokens)
         if stage.flops is not None:
@@ -296,14 +298,14 @@ def scoring_flops(
 
 
 def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:
-    """Queries, keys and their products that are computed for a stage alone: those of the layer to come."""
+    """FLOPs of the coming layer's queries, keys and products that are computed only for this stage."""
     rows = units.all.tokens
     images = [image.tokens for image in units.images or [units.all]]
     asked = [signal.queries(rows, images) for signal in stage.reads]
     queries = max((count for count in asked if count is not None), default=None)
     if queries is None:
         return 0
-    # A row times a (width, width) matrix takes 2 · width² FLOPs, a query times a key 2 · width over all heads.
+    # A row times a (width, width) matrix takes 2 · width² FLOPs; a query times a key takes 2 · width over all heads.
     projections = (queries + rows) * 2 * width**2
     products = queries * rows * 2 * width
     return projections + products

@@ -1,4 +1,4 @@
-"""`Frames`: what methods share that compare the frames of films, and reduce them once, before the decoder."""
+"""`Frames`: base class of methods that compare the frames of a video and reduce them once, before the decoder."""
 
 import dataclasses
 from functools import partial
@@ -19,25 +19,25 @@ from foveate.errors import BudgetError, UnsupportedError
 
 
 class Frames(Once):
-    """Keeps some tokens of each frame. Every picture and every video is treated by itself; a picture is one frame.
+    """Keeps some tokens of each frame. Each image and each video is reduced separately; an image is one frame.
 
-    A subclass writes `select` or `merge`, and has one setting of its own that says how many tokens stay (the first of
-    `schedule`; by default `usual`).
+    A subclass writes `select` or `merge`, and has one setting of its own that gives the number of tokens that stay: the
+    first name in `schedule`, with the default `usual`.
 
     Attributes:
-        keep: The share of a film's tokens to keep, in (0, 1]; usually a quarter.
+        keep: The share of a video's tokens to keep, in (0, 1]; usually a quarter.
         retention: Instead of the method's own setting: the share of an image's or video's tokens to keep, in (0, 1],
             met exactly. A closing newline counts.
-        tokens: The same as a number of tokens.
-        positions: See `Positions`; a released code that shortens the features before the prompt is put together numbers
-            anew.
+        tokens: Instead of the method's own setting: that budget as a number of tokens.
+        positions: See `Positions`. Released code that shortens the features before it builds the prompt corresponds to
+            "reindex".
     """
 
     usual = 0.25
     halves_up = True
     only_videos: ClassVar[bool] = False
-    """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with. A film keeps
-    its first frame then."""
+    """Whether an image keeps all its tokens even with a budget, because it has no frame to compare with. A video then
+    keeps its first frame."""
 
     positions: Positions = "keep"
 
@@ -45,46 +45,46 @@ class Frames(Once):
 
     @property
     def own(self) -> float:
-        """The method's own setting, or what it usually is."""
+        """The method's own setting, or `usual` if it is not set."""
         value = getattr(self, self.schedule[0])
         if value is None:
             return self.usual
         return float(value)
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
-        """Which tokens stay.
+        """Choose which tokens stay.
 
         Args:
-            features: (frames, tokens of each, width) float32.
-            count: How many stay in all; None: `select` decides, and returns a cut.
+            features: (frames, tokens per frame, width) float32.
+            count: How many stay over all frames. None: `select` decides, and returns a cut.
 
         Returns:
-            (count,) int64, ascending, of all frames' tokens one behind the other.
+            (count,) int64, ascending, into the tokens of all frames, frame after frame; or a cut.
         """
         raise NotImplementedError(f"{type(self).__name__} must define select(features, count) or merge(…).")
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
-        """What tokens become, scene by scene: rows of any order. It may read values on the host.
+        """Merge the tokens scene by scene. The rows may come in any order, and values may be read on the host.
 
         Args:
-            features: (frames, tokens of each, width) float32.
-            attention: (frames, tokens of each) float32, in the vision tower.
-            count: How many rows are left in all; None: `merge` decides.
+            features: (frames, tokens per frame, width) float32.
+            attention: (frames, tokens per frame) float32, from the vision tower.
+            count: How many rows are left over all frames. None: `merge` decides.
         """
         raise NotImplementedError
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        """How many tokens stay of frames of so many each, by the method's own setting; None: the features decide."""
+        """Return how many tokens the method's own setting keeps of frames of these sizes; None: features decide."""
         return None
 
     def floor(self, frames: tuple[int, ...]) -> int:
-        """The fewest tokens that the method leaves: the first frame where that stays whole."""
+        """Return the fewest tokens that the method can leave: the first frame if it always stays whole."""
         if self.only_videos and self.before(frames[0]) is None:
             return frames[0]
         return min(1, sum(frames))
 
     def goes_on(self, last: LastFrame) -> Self:
-        """As in the base class: of what compares each frame with the one before it."""
+        """See the base class. Only methods that compare each frame with the one before it need `last`."""
         if not self.only_videos:
             return self
         copy = dataclasses.replace(self)
@@ -92,23 +92,23 @@ class Frames(Once):
         return copy
 
     def before(self, tokens: int) -> Tensor | None:
-        """The last frame that was seen, (tokens, width) float32, if it had as many tokens as these have."""
+        """Return the last frame seen, (tokens, width) float32, if it has `tokens` tokens; else None."""
         if self._last is None or self._last.features is None or len(self._last.features) != tokens:
             return None
         return self._last.features
 
     def changes(self, features: Tensor) -> Tensor:
-        """`changes`, of the first frame from the last one that was seen."""
+        """Return `changes` of these frames, comparing the first with the last frame seen."""
         return changes(features, self.before(features.shape[1]))
 
-    # -- what follows from these -------------------------------------------------------------------------------
+    # -- derived from the above --------------------------------------------------------------------------------
 
     @property
     def _merges(self) -> bool:
         return type(self).merge is not Frames.merge
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        # Attention is there on the way out of the tower; where the projector pools or merges, so are the tokens behind.
+        # The tower's attention is available before the projector, and also behind it if the projector pools or merges.
         paid = (TowerAttention(by=shape.payer),) if self._merges else ()
         stage = ImageStage(
             side="before" if self._merges else "behind",
@@ -158,15 +158,15 @@ class Frames(Once):
         return cut.with_rows(cut.rows.to(view.features.dtype))
 
     def frames_of(self, view: ImageView) -> Tensor:
-        """What is compared, (frames, tokens of each, width) float32.
+        """Return the features to compare, (frames, tokens per frame, width) float32.
 
         Raises:
-            UnsupportedError: If it is not known where frames begin.
+            UnsupportedError: If the tokens of each frame are not known, or frames differ in size.
         """
         frames = view.arriving.frames
         if frames is None or len(set(frames)) > 1:
             raise UnsupportedError(
-                f"{type(self).__name__} compares frames, and where the frames of these tokens begin is not known. "
+                f"{type(self).__name__} compares frames, but where the frames of these tokens begin is unknown. "
                 "Let no other stage of a chain drop tokens in front of it."
             )
         beside = [view[signal] for signal in self.reads if signal in view]
@@ -174,10 +174,10 @@ class Frames(Once):
 
 
 def change(now: Tensor, before: Tensor) -> Tensor:
-    """1 − cosine of each row with its counterpart: (…, width) float32 twice -> (…).
+    """Return 1 − cosine of each row with its counterpart: two (…, width) float32 tensors -> (…).
 
-    By ‖a − b‖² / 2 of the rows at length one: so rows that are equal are at exactly 0 and tie, where the cosine itself
-    would be 1 give or take its rounding. A row of zeros is at 1 from every row, as its cosine is 0.
+    Computed as ‖a − b‖² / 2 of the normalised rows, so that equal rows give exactly 0 and tie; the cosine itself would
+    be 1 up to rounding. A row of zeros has a cosine of 0, so its change is 1 from any other row.
     """
     a, b = of_length_one(now), of_length_one(before)
     without_length = (a == 0).all(dim=-1).float() + (b == 0).all(dim=-1).float()
@@ -185,18 +185,19 @@ def change(now: Tensor, before: Tensor) -> Tensor:
 
 
 def change_flops(arriving: Arriving, width: int) -> int:
-    """FLOPs of `change`: for each number 3 for its length and 3 for its difference, squared and added."""
+    """FLOPs of `change`: per number, 3 for the row's norm and 3 to subtract, square and add."""
     return 6 * width * arriving.tokens
 
 
 def changes(features: Tensor, before: Tensor | None = None) -> Tensor:
-    """`change` of each token from the one at its place in the frame before: (frames, tokens of each); 3 in the first.
+    """Return `change` of each token from the same place in the previous frame, (frames, tokens per frame) float32.
 
-    That is above any other, as cosines lie in [−1, 1], so that the first frame stays before all.
+    The first frame gets 3, more than any change (cosines lie in [−1, 1]), so it is kept before all others.
 
     Args:
-        features: (frames, tokens of each, width) float32.
-        before: The frame before the first, (tokens of each, width) float32; None: there is none.
+        features: (frames, tokens per frame, width) float32.
+        before: The frame before the first, (tokens per frame, width) float32. If given, the first frame is compared
+            with it instead of getting 3.
     """
     first = torch.full_like(features[:1, :, 0], 3.0)
     if before is not None:

@@ -1,6 +1,6 @@
-"""A method: settings, and the stages they make; and several as one, `VisionZip() + V2Drop()`.
+"""A method: settings, and the stages they make. `Chain` joins several: `VisionZip() + V2Drop()`.
 
-Nothing here knows a model, a batch, a mask or a cache.
+Nothing here depends on a model, a batch, an attention mask or a KV cache.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from foveate.plain.spelling import CHAIN, no_setting
 from foveate.plain.upstream import brief
 
 BUDGET = ("tokens", "retention")
-ANY_COUNT = 2**20  # of an image whose tokens nobody has counted: what a budget costs is then a share
+ANY_COUNT = 2**20  # stands in for an unknown token count; the budget's floor is then a share
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,9 +31,9 @@ class Preset:
 
     Attributes:
         name: `method/model/budget`.
-        method: The setting itself.
+        method: The configured method.
         depth: Decoder layers of the model it was made for.
-        vision_tokens: Vision tokens of the model's usual input; None where the setting fits any count.
+        vision_tokens: Vision tokens of the model's usual input; None if the setting fits any count.
         source: Where the numbers come from.
     """
 
@@ -49,7 +49,7 @@ class Preset:
 
 @dataclass(slots=True, eq=False)
 class LastFrame:
-    """The last frame that was seen, where a film comes in parts: (tokens, width) float32; None before the first."""
+    """The last frame seen of a video that arrives in parts: (tokens, width) float32; None before the first frame."""
 
     features: Tensor | None = None
 
@@ -65,28 +65,30 @@ class Method(ABC):
     point in the group `foveate.methods`.
 
     Raises:
-        SettingError: If a setting is of the wrong type, leaves its range or contradicts another.
+        SettingError: If a setting is of the wrong type, is out of range or contradicts another.
     """
 
     name: ClassVar[str]
     """The name users type."""
     schedule: ClassVar[tuple[str, ...]] = ()
-    """Settings that say how many tokens stay, each None by default: a budget cannot be given beside them."""
+    """Settings that give how many tokens stay, each None by default. They exclude a budget."""
     only_one: ClassVar[bool] = False
-    """Whether only one of these can be given."""
+    """Whether at most one of the settings in `schedule` may be given."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__dataclass_params__" not in cls.__dict__:
             dataclass(frozen=True, kw_only=True)(cls)
-            # `Method` has these two. Without those of the dataclass an author may write @dataclass(frozen=True) too.
+            # Drop the dataclass's versions of both, so that an author may also write @dataclass(frozen=True).
             del cls.__setattr__, cls.__delattr__
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise dataclasses.FrozenInstanceError(f"a setting cannot be changed: {name}; make another with replace()")
+        raise dataclasses.FrozenInstanceError(
+            f"The setting {name} cannot be changed. Make another method with dataclasses.replace()."
+        )
 
     def __delattr__(self, name: str) -> None:
-        raise dataclasses.FrozenInstanceError(f"a setting cannot be deleted: {name}")
+        raise dataclasses.FrozenInstanceError(f"The setting {name} cannot be deleted.")
 
     def __post_init__(self) -> None:
         for name, value in check(type(self).__name__, type(self), self._values()).items():
@@ -105,7 +107,7 @@ class Method(ABC):
         """Refuse settings that contradict each other.
 
         Raises:
-            SettingError: If there are such settings.
+            SettingError: If two settings contradict each other.
         """
 
     @classmethod
@@ -116,12 +118,12 @@ class Method(ABC):
         return {name: getattr(self, name) for name in self._fields()}
 
     def _not_none(self, names: Sequence[str]) -> dict[str, Any]:
-        """Those of these settings that are not None."""
+        """Return these settings without those that are None."""
         values = self._values()
         return {name: values[name] for name in names if values.get(name) is not None}
 
     def __str__(self) -> str:
-        """As people write it: `v2drop:layers=3,17,22`, with what is not as it is by default."""
+        """Format as users type it, with the settings that differ from their defaults: `v2drop:layers=3,17,22`."""
         fields = self._fields()
         settings = {name: value for name, value in self._values().items() if value != fields[name].default}
         written = ";".join(f"{name}={_as_written(value)}" for name, value in settings.items())
@@ -131,26 +133,27 @@ class Method(ABC):
 
     @abstractmethod
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        """The steps of the method on a model of this shape."""
+        """Return the stages of the method on a model of this shape."""
 
     def around(self, stages: tuple[Stage, ...], shape: Shape) -> tuple[Stage, ...]:
-        """What becomes of the stages of a chain that this is a member of: most methods leave them as they are.
+        """Change the stages of a chain that this method is a member of. Most methods return them unchanged.
 
         Raises:
-            SettingError: If it cannot stand around one of them.
+            SettingError: If the method cannot be combined with one of them.
         """
         return stages
 
     def goes_on(self, last: LastFrame) -> Self:
-        """This method for a film that comes in parts: its first frame is compared with the last one that was seen.
+        """Return this method for a video that arrives in parts. Its first frame is compared with the last one seen.
 
         Args:
-            last: What was seen, and where the last frame of this part is written. Most methods need none.
+            last: Holds the last frame seen; the method writes the last frame of this part to it. Most methods ignore
+                it.
         """
         return self
 
     def caution(self, retention: float) -> str | None:
-        """What to know of it at a budget as small as this share of the vision tokens, as a note; None: nothing."""
+        """Return a note for users if the method is weak at a budget of this share of the vision tokens, else None."""
         return None
 
     def plan(
@@ -160,9 +163,10 @@ class Method(ABC):
         grids: Sequence[Sequence[Grid]] | None = None,
         videos: Sequence[bool] | None = None,
     ) -> tuple[int, ...] | None:
-        """Vision tokens that each of `depth` decoder layers processes, for a sample with images of these sizes.
+        """Return the vision tokens that each of `depth` decoder layers processes for one sample.
 
-        None where that depends on what the images show or the text asks. See `foveate.contract.follow.layer_plan`.
+        None if the counts depend on what the images show or the text asks. See `foveate.contract.follow.layer_plan`
+        for the arguments.
 
         Raises:
             BudgetError: If the budget cannot be met; the message names the floor.
@@ -182,14 +186,14 @@ class Method(ABC):
         vision_tokens: int | None = None,
         **values: Any,
     ) -> Self:
-        """The method with a budget, which its stages solve for every image, after a look whether `model` can meet it.
+        """Build the method with a budget, which its stages solve for every image. Check that `model` can meet it.
 
-        Whether it can meet a number of tokens depends on the image: that is looked at where `vision_tokens` is given.
+        Whether a number of tokens can be met depends on the image, so it is only checked if `vision_tokens` is given.
 
         Args:
             model: A model or its config; its depth is read.
             tokens: Mean vision tokens that a decoder layer processes.
-            retention: The same as a share of the vision tokens, in (0, 1].
+            retention: That mean as a share of the vision tokens, in (0, 1].
             vision_tokens: The image's token count.
             values: Other settings of the method.
 
@@ -206,14 +210,14 @@ class Method(ABC):
         """Refuse a budget that an image of `entered` vision tokens cannot meet on a decoder of `depth` layers.
 
         Raises:
-            BudgetError: If that is so; the message names the floor.
+            BudgetError: If the budget cannot be met; the message names the floor.
         """
         if self._not_none(BUDGET):
             self.plan(depth, (entered,))
 
     @property
     def budget(self) -> Budget | None:
-        """What was given, as retention or as tokens; None: the method's own settings say how many stay."""
+        """The budget given as `retention` or `tokens`; None if the method's own settings decide how many stay."""
         budget = self._not_none(BUDGET)
         if not budget:
             return None
@@ -221,14 +225,14 @@ class Method(ABC):
 
     @property
     def open(self) -> bool:
-        """Whether a budget can be given, and nobody has: no schedule, and no budget."""
+        """Whether the method takes a budget but has neither a budget nor a schedule."""
         return "retention" in self._fields() and not self._not_none((*self.schedule, *BUDGET))
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """This method with a budget, in place of one that it has; its stages solve it for every image they see.
+        """Return this method with a budget, replacing any that it has. Its stages solve it for every image.
 
         Raises:
-            SettingError: If the method takes no budget, was given a schedule, or not exactly one of both is given.
+            SettingError: If the method takes no budget or has a schedule, or if not exactly one argument is given.
         """
         Budget(tokens, retention)
         fields = self._fields()
@@ -248,19 +252,19 @@ class Method(ABC):
         return dataclasses.replace(self, **{name: budget[name] for name in BUDGET if name in fields})  # type: ignore[type-var]
 
     def __add__(self, other: "Method") -> "Method":
-        """A `Chain` of both: each works at its own places."""
+        """Return a `Chain` of both methods. Each runs its own stages."""
         if not isinstance(other, Method):
             return NotImplemented
         return Chain.of(self, other)
 
     def to_dict(self) -> dict[str, Any]:
-        """The setting as plain values: `{"method": name, …}`."""
+        """Return the settings as plain values: `{"method": name, …}`."""
         values = {name: _as_plain(value) for name, value in self._values().items()}
         return {"method": self.name, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The setting that `to_dict` gave.
+        """Build the method from the result of `to_dict`.
 
         Raises:
             SettingError: If a field is unknown or the dictionary belongs to another method.
@@ -275,7 +279,7 @@ class Method(ABC):
 
     @classmethod
     def _refuse_unknown(cls, names: Iterable[str]) -> None:
-        """Refuse what is no setting of the method.
+        """Refuse names that are not settings of the method.
 
         Raises:
             SettingError: If the method has no such setting.
@@ -285,19 +289,17 @@ class Method(ABC):
 
 
 def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
-    """Refuse a budget that an image of so many vision tokens cannot meet on this model; None: an image of any size.
+    """Refuse a budget that this model cannot meet on an image of `vision_tokens` tokens; None: an image of any size.
 
     Raises:
-        BudgetError: If that is so; the message names the floor.
-        SettingError: If the budget is of more tokens than there are, or `vision_tokens` is no number of them.
+        BudgetError: If the budget cannot be met; the message names the floor.
+        SettingError: If the budget exceeds `vision_tokens`, or `vision_tokens` is not a positive whole number.
     """
     asked = method._not_none(("tokens",)).get("tokens", 0)
     if vision_tokens is not None:
         is_whole = hasattr(vision_tokens, "__index__") and not isinstance(vision_tokens, bool)
         if not is_whole or not 1 <= vision_tokens < MOST_TOKENS:
-            raise SettingError(
-                f"vision_tokens is the number of the image's tokens, 1 or more; got {brief(vision_tokens)}."
-            )
+            raise SettingError(f"vision_tokens must be the image's token count, 1 or more; got {brief(vision_tokens)}.")
         if asked > vision_tokens:
             raise SettingError(f"tokens must be between 1 and {vision_tokens} for this input; got {asked:.6g}.")
     if vision_tokens is not None or not asked:
@@ -308,10 +310,10 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
 
 
 class Chain(Method):
-    """Methods that work one after the other, each at its own places, in whatever order you write them.
+    """Several methods as one. Each runs its stages at their places in the model, whatever order you write them in.
 
-    At the same place, the second method works on the tokens that the first one kept. Each has its own notes and budget.
-    At the end each may change all stages (`Method.around`), in the order of the members.
+    At a place that two methods share, the second works on the tokens that the first kept. Each has its own notes and
+    budget. Finally each member may change all stages (`Method.around`), in the order of the members.
 
     Attributes:
         members: The methods.
@@ -330,7 +332,7 @@ class Chain(Method):
 
     @classmethod
     def of(cls, *methods: Method) -> Self:
-        """The chain of these methods; a chain among them adds its members."""
+        """Build the chain of these methods. The members of a chain among them are added one by one."""
         members: list[Method] = []
         for method in methods:
             if isinstance(method, Chain):
@@ -351,10 +353,10 @@ class Chain(Method):
 
     @property
     def spender(self) -> int:
-        """The place of the member that a budget goes to: the last open one, or else the last that has a budget.
+        """Index of the member that a budget goes to: the last open one, or else the last that has a budget.
 
         Raises:
-            SettingError: If no member takes one.
+            SettingError: If no member takes a budget.
         """
         takers = [index for index, member in enumerate(self.members) if member.open]
         takers = takers or [index for index, member in enumerate(self.members) if member._not_none(BUDGET)]
@@ -363,10 +365,10 @@ class Chain(Method):
         return takers[-1]
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """This chain, its `spender` with a budget.
+        """Return this chain with the budget given to its `spender`.
 
         Raises:
-            SettingError: If no member takes one, or not exactly one of both is given.
+            SettingError: If no member takes a budget, or if not exactly one argument is given.
         """
         Budget(tokens, retention)
         members = list(self.members)
@@ -396,7 +398,7 @@ def _join(settings: Mapping[str, Any]) -> str:
 
 
 def _as_written(value: Any) -> str:
-    """A setting's value as people write it: `3,17,22`, `(30,5),(22,4)`, and numbers with six digits."""
+    """Format a setting's value as users type it: `3,17,22`, `(30,5),(22,4)`, and floats with six digits."""
     if isinstance(value, tuple):
         if any(isinstance(part, tuple) for part in value):
             return str(value)[1:-1].replace(" ", "")
@@ -407,7 +409,7 @@ def _as_written(value: Any) -> str:
 
 
 def _as_plain(value: Any) -> Any:
-    """A setting for `to_dict`: a method as its dictionary, anything else as it is."""
+    """Convert a setting for `to_dict`: methods become dictionaries, anything else is unchanged."""
     if isinstance(value, Method):
         return value.to_dict()
     if isinstance(value, tuple) and any(isinstance(part, Method) for part in value):

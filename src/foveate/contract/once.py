@@ -1,4 +1,4 @@
-"""`Once`: what methods share that reduce every image once, before the decoder."""
+"""`Once`: base class of methods that reduce every image once, before the decoder."""
 
 from typing import Any, ClassVar
 
@@ -11,22 +11,23 @@ from foveate.core.views import Arriving
 
 
 class Once(Cuts):
-    """One cut before the decoder: every layer processes the same rows, so a budget is their number.
+    """One cut before the decoder. Every layer processes the same rows, so a budget is the number of rows.
 
-    A subclass writes `score`, or `pick`, which see the rows that enter the decoder; one that works on the way there
-    writes `steps`. Of settings named `keep`, `positions` and `scope` nothing more need be said.
+    A subclass writes `score` or `pick`, which see the rows that enter the decoder. One that works earlier, such as
+    before the projector, writes `steps` instead. Settings named `keep`, `positions` and `scope` take effect without
+    further code.
 
     Attributes:
         keep: Share of an image's vision tokens that enter the decoder, in (0, 1], rounded to a number of tokens.
         tokens: Instead of `keep`: how many tokens of an image enter.
-        retention: Another name for `keep`: the name that budgets have.
-        positions: See `Positions`; the released codes number anew.
+        retention: The budget's name for `keep`.
+        positions: See `Positions`. The papers' released code corresponds to "reindex".
     """
 
     usual: ClassVar[float] = 1 / 9
-    """The share that enters where nothing is said: 64 of LLaVA-1.5's 576 tokens."""
+    """The share that enters if nothing is set: 64 of LLaVA-1.5's 576 tokens."""
     halves_up: ClassVar[bool] = False
-    """Whether 2.5 rows are 3; else they are 2, the even number."""
+    """Whether 2.5 rows round to 3 instead of 2, the even number."""
     usual_layers = ()
     usual_keep = None
     layers_setting = "layer"
@@ -41,23 +42,23 @@ class Once(Cuts):
         return self.rows(arriving)
 
     def mean(self, arriving: Arriving) -> float:
-        """The rows of an image that are asked for, not rounded."""
+        """Return the number of rows asked for of an image, not rounded."""
         keep = getattr(self, "keep", None)
         budget = self.budget or Budget(retention=self.usual if keep is None else keep)
         return budget.mean(arriving.entered)
 
     def rows(self, arriving: Arriving) -> int:
-        """Rows of an image, at least one; a newline that the family adds by itself is one of them."""
+        """Return the number of rows of an image to pick, at least one. A newline that the family adds is subtracted."""
         mean = self.mean(arriving)
         rows = half_up(mean) if self.halves_up else round(mean)
         return min(arriving.tokens, max(1, rows - arriving.reserved))
 
 
 def merging_stage(shape: Shape, positions: Positions, count: Number, cls: bool = True, **way: Any) -> ImageStage:
-    """A stage on the way out of the vision tower that ranks by attention and merges by keys.
+    """Build a stage before the projector that ranks by attention and merges by keys.
 
-    The tower's CLS becomes a row (`cls`) where rows are numbered anew, as it has no position of its own. In a tower
-    without one a token's score is the attention that it receives.
+    With `cls`, the tower's CLS becomes a row if rows are renumbered, because it has no position of its own. In a tower
+    without CLS, a token's score is the mean attention that it receives.
     """
     feeds_cls = cls and shape.numbers_anew(positions)
     reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())

@@ -1,10 +1,10 @@
-"""What settings may be: named types that pydantic checks, and one error for whatever does not fit.
+"""Types of settings, checked by pydantic, and one error for any value that does not fit.
 
     class Mine(Method):
         layer: Layer = 2
         keep: Share = 0.5
 
-Scalars are strict: a word is no number, 3.7 no layer, and infinity nothing at all. Lists become tuples.
+Scalars are strict: a string is not a number, 3.7 is not a layer, and infinity is always refused. Lists become tuples.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Checks:
-    """A tuple that passes a check of our own, behind pydantic's."""
+    """A check of a tuple that runs after pydantic's own."""
 
     def __init__(self, check: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
         self._check = check
@@ -43,7 +43,7 @@ def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
 
 def _falling(values: tuple[float, ...]) -> tuple[float, ...]:
     if any(after > before for before, after in pairwise(values)):
-        raise ValueError("shares of the original tokens, of which none may grow")
+        raise ValueError("shares of the original tokens that never increase")
     return values
 
 
@@ -58,27 +58,27 @@ Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 """A share in [0, 1]."""
 Shares: TypeAlias = tuple[Share, ...]
 FallingShares: TypeAlias = Annotated[Shares, Checks(_falling)]
-"""Shares of the original tokens, which cannot grow from cut to cut."""
+"""Shares of the original tokens. They cannot increase from cut to cut."""
 Part: TypeAlias = Annotated[float, Gt(0), Le(1)]
 """A share in (0, 1]."""
 Tokens: TypeAlias = Annotated[float, Gt(0)]
 """A mean number of tokens, above 0."""
 Unit: TypeAlias = Literal["sample", "image", "frame"]
-"""What is ranked together: all vision tokens of a sample, those of each image or video, or of each frame."""
+"""Which tokens are ranked together: all vision tokens of a sample, those of each image or video, or of each frame."""
 Positions: TypeAlias = Literal["reindex", "keep"]
-"""Whether rows are numbered anew after a cut ("reindex"), or keep their position ids; with M-RoPE they always keep."""
+"""Whether rows are renumbered after a cut ("reindex") or keep their position ids. With M-RoPE they always keep them."""
 
 
 def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a dataclass as its annotations have them.
+    """Check and convert the settings of a dataclass by its annotations.
 
     Args:
-        owner: Whose they are, for the error.
+        owner: Name of the method, for the error.
         kind: The dataclass.
-        values: What was given, by name.
+        values: The given values, by name.
 
     Raises:
-        SettingError: If a value is of the wrong type or leaves its range.
+        SettingError: If a value is of the wrong type or out of range.
     """
     from pydantic import ValidationError
 
@@ -89,7 +89,7 @@ def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = adapter.validate_python(_plain(value))
         except ValidationError as error:
             within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
-            if isinstance(within, SettingError):  # the error of a method among the settings
+            if isinstance(within, SettingError):  # raised by a method nested in the settings
                 raise within from None
             raise SettingError(_sentence(owner, name, value, error)) from None
         except RecursionError:
@@ -101,7 +101,7 @@ def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _adapters(kind: type) -> "dict[str, TypeAdapter[Any]]":
-    """What checks each setting, made once a class."""
+    """Return the type adapter of each setting, cached per class."""
     from pydantic import ConfigDict, TypeAdapter
 
     hints = get_type_hints(kind, include_extras=True)
@@ -112,12 +112,12 @@ def _adapters(kind: type) -> "dict[str, TypeAdapter[Any]]":
 
 
 def _plain(value: Any) -> Any:
-    """Lists as tuples, and numbers of numpy or torch as Python's: `np.int64(3)` gives 3."""
+    """Convert lists to tuples, and numpy or torch numbers to Python's: `np.int64(3)` gives 3."""
     if isinstance(value, list | tuple | range):
         return tuple(_plain(part) for part in value)
     if isinstance(value, bool | int | float | str) or value is None:
         return value
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a scalar of numpy or torch
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a numpy or torch scalar
         return value.item()
     if hasattr(value, "__index__") and not hasattr(value, "ndim"):
         return operator.index(value)
@@ -125,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 
 def _sentence(owner: str, name: str, value: Any, error: "ValidationError") -> str:
-    """The error's message: what was wrong with a setting, and the value."""
+    """Format the error's message: what was wrong with a setting, and its value."""
     worst = error.errors(include_url=False)[0]
     place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
     said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")

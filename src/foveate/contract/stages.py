@@ -1,12 +1,12 @@
-"""Stages: where a method works, what it reads, how many tokens come out, and which. Nothing else.
+"""Stages: where a method works, what it reads, how many tokens stay, and which.
 
 A stage is pure: tensors in, one `Cut` out, so it runs on bare tensors without a model:
 
     stage = LayerStage(3, keep=0.5, reads=(Hidden(back=1),), score=moved)
     stage.cut(LayerView(hidden=now, hidden_before=earlier)).source
 
-A stage may not read what it has not declared, nor leave more or fewer rows than it counted. It may read a tensor's
-value in Python only with `host=True`, because stages run under `torch.func.vmap`.
+A stage may only read what it declares, and must leave as many rows as it counts. It may read a tensor's value in
+Python only with `host=True`, because stages run under `torch.func.vmap`.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ from foveate.core.views import Arriving, PatchView, View
 from foveate.errors import SettingError
 
 WAYS = ("score", "pick", "choose", "look")
-"""The functions of a stage, of which it has one."""
+"""The functions of a stage; a stage has at most one of them."""
 Number = Callable[[Arriving], int | None]
-"""How many of the arriving tokens stay; None: the picture or the question decides."""
+"""Return how many of the arriving tokens stay; None if the image or the question decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a method may know of a model before it has seen a picture.
+    """What a method may know of a model before it sees an image.
 
     Attributes:
         depth: Decoder layers.
-        cls: Whether the vision tower has a CLS.
-        renumbers: Whether positions may be numbered anew (not with M-RoPE).
-        resources: Names of what was handed in with `foveate.drop(…, resources={…})`.
+        cls: Whether the vision tower has a CLS token.
+        renumbers: Whether positions may be renumbered (not with M-RoPE).
+        resources: Names of the resources passed to `foveate.drop(…, resources={…})`.
     """
 
     depth: int
@@ -51,18 +51,18 @@ class Shape:
 
     @property
     def payer(self) -> Literal["cls", "patches"]:
-        """Whose attention in the tower scores patches: the CLS's, or that of all patches where there is none."""
+        """Whose attention in the tower scores patches: the CLS token's, or that of all patches if there is none."""
         if self.cls:
             return "cls"
         return "patches"
 
     def numbers_anew(self, positions: Positions) -> bool:
-        """Whether rows are numbered anew where a method asks for these positions."""
+        """Return whether rows are renumbered if a method asks for these positions."""
         return positions == "reindex" and self.renumbers
 
 
 class Place(IntEnum):
-    """The places where a stage may work, in the order in which a token meets them."""
+    """The places where a stage may run, in the order in which a token meets them."""
 
     PIXELS = 0
     TOWER = 1
@@ -77,28 +77,28 @@ class Place(IntEnum):
 class Stage:
     """One step of a method at one place.
 
-    A stage has one of four functions: `score` gives each token a number, and the highest stay; `pick` says which tokens
-    stay, or what they become; `choose` says the same where all stay too, and where their number is not known; `look`
-    drops nothing and returns notes.
+    A stage has one of four functions: `score` gives each token a number, and the highest stay; `pick` returns which
+    tokens stay, or a cut that merges; `choose` returns a cut, and may also keep everything or decide the count itself;
+    `look` drops nothing and returns notes.
 
     Attributes:
         reads: The signals it reads.
-        keep: How many stay, as a share of those that arrive: truncated, and never below one.
-        count: How many stay, as a function of what arrives; instead of `keep`.
+        keep: How many stay, as a share of those that arrive, truncated and at least one.
+        count: How many stay, as a function of what arrives. Instead of `keep`.
         score: A number for each token, (tokens,); larger stays, ties go to the lower index.
         pick: Which tokens stay, from the view and their number: (count,) int64, ascending; or a whole cut, which may
-            merge. Not asked where all stay.
-        choose: A cut, from the view and how many stay by `keep` or `count` (None: it decides itself). It returns None
-            where all tokens stay as they are.
+            merge. Not called if all tokens stay.
+        choose: A cut, from the view and the number given by `keep` or `count` (None: it decides itself). It returns
+            None if all tokens stay unchanged.
         look: Notes: tensors by name, whose first dimension is the tokens.
         unit: What is ranked together: all tokens of a sample, those of each image or video, or of each frame.
-        positions: "keep": a row keeps the position of its source. "reindex": rows are numbered anew from here on;
-            models with M-RoPE keep.
+        positions: "keep": a row keeps the position of its source. "reindex": rows are renumbered from here on; models
+            with M-RoPE keep the positions.
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
-        host: Whether it must read values in Python; then it runs on one sample at a time.
+        host: Whether it must read values in Python. It then runs on one sample at a time.
         flops: FLOPs of its own arithmetic, from (arriving, width of the residual stream), without those of its signals.
-            None: nobody has counted them, and costs say so; of foveate's own functions, nothing worth counting.
-        owner: Which member of a chain it belongs to; it sees the notes of that member only. Chains fill it in.
+            None: unknown, and cost reports say so; for foveate's own functions: too few to count.
+        owner: Which member of a chain the stage belongs to. It only sees that member's notes. Set by chains.
     """
 
     place: ClassVar[Place]
@@ -135,29 +135,29 @@ class Stage:
 
     @property
     def order(self) -> tuple[int, int]:
-        """What stages are sorted by: their place, then the block or layer."""
+        """The sort key of stages: their place, then the block or layer."""
         return int(self.place), getattr(self, "layer", getattr(self, "block", 0))
 
     @property
     def is_counted(self) -> bool:
-        """Whether it is known what its arithmetic costs."""
+        """Whether the cost of its arithmetic is known."""
         own: Any = next((getattr(self, way) for way in WAYS if getattr(self, way) is not None), None)
-        while hasattr(own, "func"):  # a partial, or a method's function around another's
+        while hasattr(own, "func"):  # unwrap a partial, or a function that wraps another
             own = own.func
         return self.flops is not None or own is None or str(own.__module__).startswith("foveate.")
 
     @property
     def reads_text(self) -> bool:
-        """Whether the prompt's text decides what it does."""
+        """Whether its choice depends on the prompt's text."""
         return any(signal.reads_text for signal in self.reads)
 
     @property
     def drops(self) -> bool:
-        """Whether tokens may be dropped here; a stage with `look` drops none."""
+        """Whether tokens may be dropped here. A stage with `look` drops none."""
         return self.look is None
 
     def left(self, arriving: Arriving) -> int | None:
-        """How many of the arriving tokens stay; None where the picture or the question decides."""
+        """Return how many of the arriving tokens stay; None if the image or the question decides."""
         if self.look is not None:
             return arriving.tokens
         if self.keep is not None:
@@ -168,10 +168,10 @@ class Stage:
         return None if count is None else min(count, arriving.tokens)
 
     def cut(self, view: View) -> Cut | None:
-        """What becomes of these tokens; None if all stay as they are.
+        """Run the stage on these tokens. Returns None if all stay unchanged.
 
         Raises:
-            SettingError: If the stage leaves another number of rows than it counted, or reads what it has not declared.
+            SettingError: If the stage leaves another number of rows than it counted, or reads an undeclared signal.
         """
         count = self.left(view.arriving)
         if self.look is not None:
@@ -180,7 +180,7 @@ class Stage:
             cut = self.choose(view, count)
             self._check(cut, len(view), count)
             return cut
-        assert count is not None  # a stage with a score or a pick has keep or count
+        assert count is not None  # a stage with score or pick has keep or count
         if count >= len(view):
             return None
         if self.score is not None:
@@ -192,7 +192,7 @@ class Stage:
         return cut
 
     def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
-        """Refuse a cut of other tokens than those that arrived, or with other rows than were counted."""
+        """Refuse a cut of a wrong number of arriving tokens, or with another number of rows than counted."""
         if cut is not None and cut.arriving != arriving:
             raise SettingError(f"{self} got {arriving} tokens but returned a cut of {cut.arriving} tokens.")
         if count is None:
@@ -200,7 +200,7 @@ class Stage:
         left = arriving if cut is None else cut.count
         if isinstance(left, Tensor):
             raise SettingError(
-                f"{self} says how many tokens it keeps ({count}), but of its cut only the device knows. Give indices "
+                f"{self} counts {count} tokens, but only the device knows how many its cut keeps. Return indices "
                 "(Cut.take), or give the stage neither keep nor count."
             )
         if left != count:
@@ -213,10 +213,10 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PixelStage(Stage):
-    """Before the vision tower: the picture is made smaller, so that the tower itself makes fewer tokens.
+    """Before the vision tower: shrinks the image, so that the tower makes fewer tokens.
 
     Attributes:
-        coarsen: The token grids that an image's frames or views shall have, from what would arrive without the stage.
+        coarsen: The token grids that an image's frames or views shall have, given those that arrive.
     """
 
     place: ClassVar[Place] = Place.PIXELS
@@ -227,11 +227,11 @@ class PixelStage(Stage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatchStage(Stage):
-    """Before the vision tower, behind a `PixelStage`: the tower runs on the patches of the tokens that stay.
+    """Before the vision tower, after any `PixelStage`: the tower runs only on the patches of the tokens that stay.
 
-    It sees the pixels of one image or video, a `PixelView`, and reads no signals. Its cut says who stays: it makes no
-    new rows, and leaves no notes. Where a tower needs all patches, those that leave come back behind its last block,
-    and the tokens leave that are made of them alone.
+    It sees the pixels of one image or video, a `PixelView`, and reads no signals. Its cut only chooses tokens: it makes
+    no new rows and leaves no notes. If a tower needs all patches, the dropped ones return after its last block, and the
+    tokens made only of dropped patches are removed there.
     """
 
     place: ClassVar[Place] = Place.PIXELS
@@ -245,18 +245,20 @@ class PatchStage(Stage):
     def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
         super()._check(cut, arriving, count)
         if cut is not None and (cut.notes or cut.rows is not None):
-            raise SettingError(f"{self} may say which tokens stay, with Cut.keep or Cut.take, and nothing more.")
+            raise SettingError(
+                f"{self} may only choose which tokens stay, with Cut.keep or Cut.take: no rows or notes."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TowerStage(Stage):
     """Inside the vision tower, on patches: it sees a `PatchView`.
 
-    Where a family's tower cannot run on fewer patches, the stage works on the image's tokens after the projector.
+    If a family's tower cannot run on fewer patches, the stage works on the image's tokens after the projector.
 
     Attributes:
-        block: The block of the tower before which the stage works; 0 is behind the patch embedding. The engine runs
-            one such stage, before block 1, and refuses others.
+        block: The block of the tower before which the stage works; 0 is right after the patch embedding. The engine
+            runs one such stage, before block 1, and refuses others.
     """
 
     place: ClassVar[Place] = Place.TOWER
@@ -267,14 +269,14 @@ class TowerStage(Stage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ThinStage(TowerStage):
-    """Inside the vision tower, from a block on: it runs on the rows that stay, and behind it all rows are there again.
+    """Inside the vision tower: some blocks run on fewer rows, and all rows are restored after the last block.
 
-    It sees a `PatchView` of each segment (rows that attend to one another: a picture, a tile, a frame) and reads no
-    signals. Each row that leaves goes with the nearest one that stays, which counts in attention as so many rows as go
-    with it. No vision token is dropped.
+    It sees a `PatchView` of each segment (rows that attend to one another: an image, a tile, a frame) and reads no
+    signals. Each dropped row is merged into the nearest one that stays, which counts in attention as all rows it stands
+    for. No vision token is dropped.
 
     Attributes:
-        at: The block before which rows leave, as a share of the blocks that the projector reads; in [0, 1].
+        at: The block before which rows are dropped, as a share of the blocks that the projector reads; in [0, 1].
     """
 
     block: int = dataclasses.field(default=0, kw_only=False)
@@ -283,21 +285,21 @@ class ThinStage(TowerStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.choose is not None or self.look is not None or self.reads:
-            raise SettingError("A ThinStage has a score or a pick, and keep or count; it reads the rows alone.")
+            raise SettingError("A ThinStage takes score or pick, with keep or count. Leave choose, look and reads out.")
 
     @property
     def drops(self) -> bool:
         return False
 
     def first(self, blocks: int) -> int:
-        """The block before which rows leave, of so many that are read; `blocks` itself: none leave."""
+        """Return the block before which rows are dropped, of `blocks` that are read. `blocks` means none are."""
         return half_up(self.at * blocks)
 
     def cut(self, view: View) -> Cut | None:
         cut = super().cut(view)
         assert isinstance(view, PatchView)
         if cut is not None and cut.rows is not None:
-            raise SettingError(f"{self} may say which rows stay, and make no new ones.")
+            raise SettingError(f"{self} may only choose which rows stay. Return a cut without new rows.")
         return None if cut is None else Cut.join(cut.source, nearest(view.patches, cut.source))
 
 
@@ -306,7 +308,7 @@ class ImageStage(Stage):
     """Between the vision tower and the decoder, one image at a time: it sees an `ImageView`.
 
     Attributes:
-        side: Before the projector or behind it. A family that pools or merges in its projector has vision tokens only
+        side: "before" or "behind" the projector. A family that pools or merges in its projector has vision tokens only
             behind it.
     """
 
@@ -343,7 +345,7 @@ class LayerStage(Stage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CacheStage(Stage):
-    """After the prefill: the KV caches of earlier layers keep only the tokens that the last cut has left.
+    """After the prefill: the KV caches of earlier layers keep only the tokens that the last cut left.
 
     Attributes:
         first_layer: The first decoder layer whose cache is cut; None: the layer before the chain's first cut.
@@ -356,15 +358,15 @@ class CacheStage(Stage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodeStage(Stage):
-    """During decoding: which vision tokens of a layer's cache are read. None leaves, and a later turn may read others.
+    """During decoding: chooses which vision tokens of a layer's cache are read. None is removed from the cache.
 
     It sees a `ReadView` and reads `CachedAttention`; the tokens that "stay" are read. Text, generated tokens and tokens
-    that always stay are read too. A prompt itself, and so the first token of an answer, reads everything.
+    that always stay are read too. The prefill, and so the first token of an answer, reads everything.
 
     Attributes:
         layer: The first decoder layer, 0-based, that may read less.
-        when: "turn": once a turn, when the prompt has been read, each layer by its own attention. "step": for each
-            token, by the attention in the layer before `layer`, and for all layers from there on.
+        when: "turn": once per turn, after the prefill, each layer by its own attention. "step": for each token, by the
+            attention in the layer before `layer`, for all layers from `layer` on.
     """
 
     place: ClassVar[Place] = Place.DECODE
@@ -375,6 +377,6 @@ class DecodeStage(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.unit != "sample" or self.look is not None:
-            raise SettingError("A DecodeStage says what is read of a whole sample: leave unit and look out.")
+            raise SettingError("A DecodeStage works on a whole sample and drops nothing. Leave unit and look out.")
         if self.layer < (self.when == "step"):
-            raise SettingError("A DecodeStage of each step looks at the layer before it: move it to layer 1 or later.")
+            raise SettingError("A DecodeStage with when='step' reads the layer before it. Give layer=1 or later.")

@@ -1,3 +1,3 @@
-"""The engine: drops vision tokens in a model that stays as it is. docs/architecture.md shows the way."""
+"""The engine: drops vision tokens in an unmodified model. See docs/architecture.md for the order of its files."""
 
-import foveate._transformers  # noqa: F401  # refuses a transformers it does not know
+import foveate._transformers  # noqa: F401  # refuses an unsupported transformers version

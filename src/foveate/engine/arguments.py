@@ -1,13 +1,13 @@
-"""Each layer: what a layer gets beside its rows: position ids, RoPE tables, and the model's own mask, re-mapped.
+"""Each layer: a layer's arguments besides its rows: position ids, RoPE tables, and the model's own mask, re-mapped.
 
-Rows keep the positions that they entered with, unless a stage numbers them anew. Tokens that come after rows numbered
-anew move up by the number of tokens dropped before them on that layer: its `shift`. An example: of positions 0 to 5 the
-tokens 2 and 3 are dropped and the rest is numbered 0 1 2 3; the next token has position 4, and the shift is 2.
+Rows keep their original positions unless a stage renumbers them. Tokens after renumbered rows move up by the number of
+tokens dropped before them on that layer: its `shift`. Example: of positions 0 to 5 the tokens 2 and 3 are dropped, and
+the rest is numbered 0 1 2 3. The next token has position 4, and the shift is 2.
 
-The mask has one form per backend: None where causality alone is right, 4-D bool (SDPA), 4-D float (eager), 2-D key
-validity (flash) and BlockMask (flex). The model built its mask for the unpruned sequence; here it is read at the
-columns that are left. A pad row repeats a real one and sees what that one sees, so its softmax is finite; no row sees
-it as a key.
+The mask has one form per backend: None if causality alone is right, 4-D bool (SDPA), 4-D float (eager), 2-D key
+validity (flash) and BlockMask (flex). The model builds its mask for the unpruned sequence; this module reads it at the
+columns that are left. A pad row repeats a real one and sees what that one sees, so its softmax is finite. No row
+attends to it.
 """
 
 from collections.abc import Callable
@@ -38,11 +38,11 @@ Tables = tuple[Tensor, Tensor]
 
 
 class Positions:
-    """Makes position ids and tables for a model's layers.
+    """Computes position ids and RoPE tables for a model's layers.
 
     Args:
-        family: Knows the decoder's RoPE.
-        renumbers: Whether any stage numbers rows anew.
+        family: The model's family; knows the decoder's RoPE.
+        renumbers: Whether any stage renumbers rows.
 
     Attributes:
         scaling: Layers whose attention scales queries by their positions (Ministral 3).
@@ -58,10 +58,10 @@ class Positions:
             if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
                 self.scaling.add(index)
 
-    # -- a layer whose cache has lost tokens, in a later forward -----------------------------------------------
+    # -- a layer whose cache lost tokens, in a later forward ---------------------------------------------------
 
     def move_up(self, forward: Forward, call: LayerCall) -> None:
-        """Number all columns of the forward on from the rows that the layer's cache holds."""
+        """Number the forward's columns from the rows that the layer's cache holds."""
         shift = None if call.stored is None else call.stored.shift
         if shift is None:
             return
@@ -77,10 +77,10 @@ class Positions:
     # -- a layer that runs on rows -----------------------------------------------------------------------------
 
     def tables(self, forward: Forward, call: LayerCall, rows: RowMap) -> Any:
-        """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds.
+        """Return (cos, sin) of the rows, at their own positions or numbered from what the layer's cache holds.
 
         Args:
-            forward: Knows the positions that rows entered with.
+            forward: The forward; knows the original positions.
             call: The layer's call; it has the tables of all columns.
             rows: The rows.
         """
@@ -96,8 +96,8 @@ class Positions:
         return rows.memo.once(renumbered, "tables", shift, kind)
 
     def ids(self, forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
-        """Position ids of the rows, (…, samples, rows), if the layer's attention may read them; else None: RoPE is in
-        position_embeddings, and flash attention reads gaps as packed sequences."""
+        """Return position ids of the rows, (…, samples, rows), if the layer's attention may read them, else None. RoPE
+        does not need them, and flash attention takes gaps in them for packed sequences."""
         scales = call.index in self.scaling
         if not scales and ("flash" in forward.backend or not self._family.gathers):
             return None
@@ -113,20 +113,21 @@ class Positions:
             return _numbers(forward, rows, call.hidden, call.shift).to(call.hidden.device)
         ids: Tensor = call.kwargs["position_ids"]
         ids = ids.to(call.hidden.device).expand(call.hidden.shape[0], -1)
+        # Each row has the id of its source column; a row without a source reads column 0.
         return ids.gather(1, rows.source.clamp(min=0))
 
 
 def moved_up(forward: Forward, shift: Tensor) -> Tensor:
-    """Position ids of all columns, less the number of tokens dropped before them."""
+    """Return position ids of all columns, minus the number of tokens dropped before them."""
     ids = ids_of(forward)
     return ids - shift.to(ids.device)[:, None]
 
 
 def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | None) -> Tensor:
-    """Position ids of rows that are numbered anew, (samples, rows)."""
+    """Return position ids of renumbered rows, (samples, rows)."""
     ids = ids_of(forward)
     device = ids.device
-    # Counting begins at the position of each sample's first column that is no padding.
+    # Counting starts at the position of each sample's first column that is not padding.
     ids = ids.expand(hidden.shape[0], -1)
     first = ids.gather(1, forward.first.to(device)[:, None])[:, 0]
     if shift is not None:
@@ -135,14 +136,14 @@ def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | Non
 
 
 def ids_of(forward: Forward) -> Tensor:
-    """Position ids of a forward's columns, as the model hands them to its rotary embedding.
+    """Return position ids of a forward's columns, as the model passes them to its rotary embedding.
 
     Raises:
-        UnsupportedError: If it hands none.
+        UnsupportedError: If it passes none.
     """
     if forward.position_ids is None:
         raise unknown(
-            "hands the decoder's rotary_emb no position_ids, and this method numbers rows anew or reads Rotary()"
+            "passes the decoder's rotary_emb no position_ids, but this method renumbers rows or reads Rotary()"
         )
     return forward.position_ids
 
@@ -152,7 +153,7 @@ def ids_of(forward: Forward) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Remap:
-    """Where the queries and keys of a layer stand in the unpruned sequence.
+    """Places of a layer's queries and keys in the unpruned sequence.
 
     Attributes:
         queries: (samples, rows) int64, columns of this call.
@@ -160,7 +161,7 @@ class Remap:
         past: Unpruned columns before this call.
         total: Unpruned columns with this call's.
         ragged: Whether any key is a pad.
-        causal: Whether a layer without a mask lets a row see those before it alone.
+        causal: Whether a layer without a mask lets a row see only itself and rows before it.
     """
 
     queries: Tensor
@@ -171,14 +172,14 @@ class Remap:
     causal: bool = True
 
     def __call__(self, mask: Any, backend: str) -> Any:
-        """The mask for the layer.
+        """Return the mask for the layer.
 
         Args:
-            mask: What the model hands the layer.
+            mask: The mask that the model passes to the layer.
             backend: The attention implementation's name.
 
         Raises:
-            UnsupportedError: If no mask of a form this backend reads can be made.
+            UnsupportedError: If no mask can be made in a form that this backend reads.
         """
         if mask is None:
             if not self.ragged:
@@ -187,10 +188,10 @@ class Remap:
         keys = _columns_of(width_of(mask), self.keys, self.total)
         if isinstance(mask, BlockMask):
             return self._block(mask, keys)
-        if mask.dim() == 2:  # which keys are none of padding
+        if mask.dim() == 2:  # flash attention: which keys are not padding
             return mask.take_along_dim(keys.clamp(min=0), dim=1).bool() & (keys >= 0)
-        # (samples or 1, heads or 1, columns, columns), bool or additive float. A pad has no column of its own: it is
-        # read at column 0 and hidden below.
+        # (samples or 1, heads or 1, columns, columns), bool or additive float. A pad has no column: it is read at
+        # column 0 and then hidden.
         samples = torch.arange(keys.shape[0], device=keys.device)
         picked = _at(mask.expand(keys.shape[0], -1, -1, -1), samples, self.queries, keys)
         hidden = (keys < 0)[:, None, None, :]
@@ -199,7 +200,7 @@ class Remap:
         return picked.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
     def _from_nothing(self, backend: str) -> Tensor:
-        """What the kernel does without a mask, pads masked."""
+        """Build the mask that a kernel without a mask implies, with pads hidden."""
         builder = ALL_MASK_ATTENTION_FUNCTIONS.get(backend)
         if builder is flash_attention_mask:
             return self.keys >= 0
@@ -224,20 +225,20 @@ class Remap:
 def visibility(
     mask: Any, samples: Tensor, keys: Tensor, past: int, total: int, ragged: bool = False, causal: bool = True
 ) -> Callable[[Tensor], Tensor] | None:
-    """What some samples' rows see by the model's own mask; None where it says no more than causality.
+    """Return a function that says what rows of some samples see by the model's own mask; None if causality suffices.
 
     Args:
-        mask: What the model hands the layer.
-        samples: Which samples, (some,) int64.
+        mask: The mask that the model passes to the layer.
+        samples: Indices of the samples, (some,) int64.
         keys: (some, slots) int64, the unpruned column of each slot, −1 for a pad.
         past: Unpruned columns before this call.
         total: Unpruned columns with this call's.
         ragged: Whether any slot may be a pad.
-        causal: Whether the kernel lets a row see those before it alone where no mask says more.
+        causal: Whether the kernel, without a mask, lets a row see only itself and rows before it.
 
     Returns:
-        Says of rows, (some, rows) int64 columns of this call, which slots they see: (some, heads or 1, rows, slots)
-        bool.
+        A function of rows, (some, rows) int64 columns of this call, that returns which slots they see: (some, heads or
+        1, rows, slots) bool.
     """
     if not isinstance(mask, BlockMask) and (not isinstance(mask, Tensor) or mask.dim() != 4):
         if causal and not ragged:
@@ -247,7 +248,7 @@ def visibility(
     reached = (columns >= 0)[:, None, None, :]
 
     def see(rows: Tensor) -> Tensor:
-        if isinstance(mask, BlockMask):  # a function says yes or no for a sample, head, row and column
+        if isinstance(mask, BlockMask):  # its function answers for a sample, head, row and column
             places = columns.clamp(min=0)[:, None, :]
             seen = mask.mask_mod(samples[:, None, None], rows.new_zeros(()), rows[:, :, None], places)[:, None]
         else:  # (samples or 1, heads or 1, columns, columns), bool or additive float
@@ -260,31 +261,31 @@ def visibility(
 
 
 def width_of(mask: Any) -> int:
-    """How many columns a mask covers, of whatever form."""
+    """Return how many columns a mask of any form covers."""
     width: int = mask.seq_lengths[1] if isinstance(mask, BlockMask) else mask.shape[-1]
     return width
 
 
 def _columns_of(width: int, keys: Tensor, total: int) -> Tensor:
-    """Keys as columns of a mask that covers the last `width` of `total` columns; −1 for a pad, and out of its reach."""
+    """Map keys to columns of a mask over the last `width` of `total` columns; −1 for a pad or outside the mask."""
     offset = total - width
     if offset == 0:
         return keys
-    # The shift may bring a real column below zero (outside a sliding window): no row's key either.
+    # The offset may move a real column below 0 (outside a sliding window). No row attends to it either.
     return (keys - offset).clamp(min=-1).masked_fill(keys < 0, -1)
 
 
 def _at(mask: Tensor, samples: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """A 4-D mask at rows, (some, rows), and its columns, (some, slots): (some, heads or 1, rows, slots)."""
+    """Read a 4-D mask at rows, (some, rows), and columns, (some, slots): (some, heads or 1, rows, slots)."""
     # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
     picked = mask[samples[:, None, None], :, rows[:, :, None], columns.clamp(min=0)[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 
 def _in_order(keys: Tensor, past: int, causal: bool, rows: Tensor) -> Tensor:
-    """What rows see without a mask: slots that are no pads, and where the layer is causal, none behind themselves."""
+    """Return what rows see without a mask: slots that are not pads and, in a causal layer, not after themselves."""
     seen = (keys >= 0)[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
     if not causal:
         return seen
-    unpruned = rows + past  # as the columns that keys are in
+    unpruned = rows + past  # in the same columns as the keys
     return seen & (keys[:, None, None, :] <= unpruned[:, None, :, None])

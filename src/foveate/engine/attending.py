@@ -1,6 +1,6 @@
-"""Each layer: attention rows of the queries that score, and of no others, reduced to what stages read of them.
+"""Each layer: computes attention rows of only the queries that score, and reduces them to the signals that stages read.
 
-`RowsReader` reads them for whoever runs the decoder: see `engine.reading` for models of transformers.
+`RowsReader` does so for any host. See `engine.reading` for transformers models.
 """
 
 import math
@@ -20,18 +20,18 @@ from foveate.engine.samples import Unit
 from foveate.errors import UnsupportedError
 
 RATERS = "raters"
-"""The name under which a bucket remembers them."""
+"""Name of a bucket's tensor that marks the raters."""
 OF_TEXT = ("after", "but_last", "null", "raters")
-"""Rows that ask and stand behind an image."""
+"""Values of `Attention.rows` for queries in the text behind an image."""
 
 
 class RowsReader(ABC):
-    """Reads what queries and keys of a decoder layer come to at the rows of a bucket. Who runs the model makes these.
+    """Reads signals from queries and keys of a decoder layer at a bucket's rows. Each host subclasses it.
 
     Args:
         bucket: The samples, and their rows that are left.
-        columns: (samples, rows) int64, ascending: the columns of all rows of these samples, text among them.
-        width: Of the residual stream.
+        columns: (samples, rows) int64, ascending: the columns of all rows of these samples, text included.
+        width: Width of the residual stream.
     """
 
     def __init__(self, bucket: Bucket, columns: Tensor, width: int) -> None:
@@ -39,7 +39,7 @@ class RowsReader(ABC):
         self._columns = columns
         self._width = width
         self._made_keys: Tensor | None = None
-        # Which rows are vision tokens: the last of equal columns, since pads in front repeat the first row.
+        # Index of each vision token among all rows. Pads in front repeat the first row: take the last of equal columns.
         self._vision = torch.searchsorted(columns.contiguous(), bucket.columns, right=True) - 1
         self._past: Tensor | None = None
         self._sees: Callable[[Tensor], Tensor] | None = None
@@ -47,41 +47,40 @@ class RowsReader(ABC):
 
     @abstractmethod
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Queries of the rows that ask, (samples, rows) int64, keys of all, and the scaling of their product."""
+        """Return queries of the rows `asking`, (samples, rows) int64, keys of all rows, and the scaling factor."""
 
     @abstractmethod
     def _turned_ones(self, size: int) -> Tensor:
-        """A vector of ones, turned by RoPE to the position of each row: (samples, rows, head size) float32."""
+        """Return a vector of ones rotated to the position of each row: (samples, rows, head size) float32."""
 
     def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
-        """As `_queries_and_keys`, before RoPE and without the scaling; who cannot make these refuses `Products`."""
+        """Return `_queries_and_keys` before RoPE and scaling. A host without them must refuse `Products`."""
         raise NotImplementedError
 
     def _values(self) -> Tensor:
-        """Values of all rows, (samples, key heads, rows, size); who has none refuses `ValueLikeness`."""
+        """Return values of all rows, (samples, key heads, rows, size). A host without them refuses `ValueLikeness`."""
         raise NotImplementedError
 
     def _entered(self) -> Tensor:
-        """What entered the layer at the bucket's rows, (samples, rows, width); who has it not refuses `OwnSignal`."""
+        """Return the layer's input at the rows, (samples, rows, width). A host without it refuses `OwnSignal`."""
         raise NotImplementedError
 
     def _live(self) -> Tensor | None:
-        """Nonzero where a column is no padding, (samples, columns); None if all are."""
+        """Return nonzero where a column is not padding, (samples, columns); None without padding."""
         return None
 
     def in_prompt(self, columns: Tensor) -> Tensor:
-        """Columns of the call, (samples, any) int64, counted from the sample's first row; −1 stays below 0."""
+        """Convert columns of the call, (samples, any) int64, to offsets from the sample's first row. −1 stays < 0."""
         return columns - self._columns[:, :1]
 
     # -- signals -----------------------------------------------------------------------------------------------
 
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
-        """A signal of these units' rows, one behind the other: (samples, rows, …), see the signal; float32.
+        """Return a signal of the units' rows, concatenated: (samples, rows, …) float32; see each signal.
 
-        `Keys`, `KeyNorms` and `Columns` are of all rows of the bucket, whatever the units; for `Products` there is one,
-        all rows of a sample.
-        `Pivots` are columns of the text behind each unit, (samples, units, count) int64: those with the largest key
-        norms, the largest first, from the first on again where there is less text, −1 where there is none.
+        `Keys`, `KeyNorms` and `Columns` cover all rows of the bucket, whatever the units. `Products` takes one unit:
+        all rows of a sample. `Pivots` are columns of the text behind each unit, (samples, units, count) int64: those
+        with the largest key norms, largest first. If there is less text, they repeat from the first; without text −1.
         """
         if isinstance(signal, Columns):
             return self.in_prompt(self._bucket.columns)
@@ -107,10 +106,10 @@ class RowsReader(ABC):
         return self.reduce([signal], units)[signal]
 
     def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
-        """Signals that differ in nothing but how rows are put together: each row of attention is made once.
+        """Compute signals that differ only in how rows are combined. Each attention row is computed once.
 
         Returns:
-            For each signal (samples, rows of these units, one behind the other) float32.
+            For each signal (samples, rows of the units, concatenated) float32.
         """
         values = [self._of_unit(signals, unit) for unit in units]
         if len(values) == 1:
@@ -125,7 +124,7 @@ class RowsReader(ABC):
         for signal, paid in values.items():  # (samples, heads, rows)
             if signal.heads == "busiest":
                 values[signal] = mean_of_busiest(paid, signal.busiest)
-            else:  # of their mean there is one
+            else:  # a mean over heads has one entry
                 values[signal] = paid[..., 0, :] if paid.shape[-2] == 1 else paid.amax(dim=-2)
         if values:
             return values
@@ -133,12 +132,12 @@ class RowsReader(ABC):
         return dict.fromkeys(signals, zeros)
 
     def _products(self, signal: Products, unit: Unit) -> Tensor:
-        """What `Products` has of the bucket's rows, `unit` being all of them: (samples, rows, heads) float32."""
+        """Compute `Products` of the bucket's rows; `unit` is all of them: (samples, rows, heads) float32."""
         asking, real = self._text_behind(unit)
         if real is None:
             real = torch.ones_like(asking)
         first, last = signal.leave_out
-        place, number = real.cumsum(dim=1), real.sum(dim=1, keepdim=True)  # 1 is the first that is real
+        place, number = real.cumsum(dim=1), real.sum(dim=1, keepdim=True)  # real 0 1 1 gives place 0 1 2, number 2
         inner = (place > first) & (place <= number - last) & (real != 0)
         asks = torch.where(inner.any(dim=1, keepdim=True), inner, real != 0)[:, None, :, None]
         queries, keys = self._plain(asking)  # (samples, heads, asking, size), (samples, key heads, all rows, size)
@@ -150,7 +149,7 @@ class RowsReader(ABC):
         return paid / math.sqrt(mean.shape[-1])
 
     def _of_layer(self, name: str) -> Tensor:
-        """What an `OwnSignal` is made of, of the bucket: (samples, heads, rows, size), or (samples, rows, width)."""
+        """Return an input of an `OwnSignal` for the bucket: (samples, heads, rows, size), or (samples, rows, width)."""
         if name == "hidden":
             return self._entered()
         if name == "queries":
@@ -167,23 +166,25 @@ class RowsReader(ABC):
             asks = torch.ones_like(asking)
         else:
             asks = (real != 0).long()
+        # Leave out the first `skip` asking rows, unless none is left then: asks 0 1 1 1 with skip 1 gives 0 0 1 1.
         skipped = asks * (asks.cumsum(dim=1) > signal.skip)
         asks = torch.where(skipped.any(dim=1, keepdim=True), skipped, asks)
         of_text = self._sum_of_likeness(signal, own, asking, asks)
         number = asks.sum(dim=1, keepdim=True)
         first = of_text / number.clamp(min=1)
+        # The rows most alike to the text ask too, for the second column.
         seeds = first.sort(dim=1, descending=True, stable=True).indices[:, : signal.seeded(len(unit))]
         of_seeds = self._sum_of_likeness(signal, own, own.gather(1, seeds), torch.ones_like(seeds))
         return torch.stack((first, (of_text + of_seeds) / (number + seeds.shape[1])), dim=-1) * (number > 0)[..., None]
 
     def _sum_of_likeness(self, signal: ValueLikeness, own: Tensor, asking: Tensor, asks: Tensor) -> Tensor:
-        """The likeness of rows that ask, (samples, asking) int64 and 0 or 1, to an image's rows, added up."""
+        """Sum the likeness of rows that ask, (samples, asking) int64 with weights 0 or 1, to an image's rows."""
         with_whom = values = self._values()
         visible: Callable[[slice], Tensor] | None = None
         if signal.among == "image":
             with_whom = take_along(values, own[:, None, :, None], dim=2)
         else:
-            # Rows that are no padding; pads in front repeat the first row.
+            # Hide padding: keep the last of equal columns, because pads in front repeat the first row.
             last, live = torch.ones_like(self._columns[:, :1], dtype=torch.bool), self._live()
             seen = torch.cat((self._columns.diff(dim=1) > 0, last), dim=1)
             if live is not None:
@@ -199,7 +200,7 @@ class RowsReader(ABC):
             block=max(BLOCK_NUMBERS, self._columns.numel() * self._width),
             samples=len(own),
         ):
-            alike = block.view(len(own), -1, *block.shape[1:]).mean(dim=1)  # (samples, some, those compared with)
+            alike = block.view(len(own), -1, *block.shape[1:]).mean(dim=1)  # (samples, some, rows compared with)
             if signal.among != "image":
                 alike = take_along(alike, own[:, None], dim=2)
             total += (alike * asks[:, done : done + alike.shape[1], None]).sum(dim=1)
@@ -219,7 +220,7 @@ class RowsReader(ABC):
             norms = norms.masked_fill(real == 0, -1)
             number = real.sum(dim=1, keepdim=True)
         order = norms.sort(dim=1, descending=True, stable=True).indices
-        places = torch.arange(count, device=order.device) % number.clamp(min=1)  # of three rows 0 1 2 0
+        places = torch.arange(count, device=order.device) % number.clamp(min=1)  # 4 pivots of 3 rows: 0 1 2 0
         columns = self._columns.gather(1, asking.gather(1, order.gather(1, places)))  # (samples, count)
         return torch.where(number > 0, columns, none)
 
@@ -229,7 +230,7 @@ class RowsReader(ABC):
         return norms
 
     def _all_keys(self) -> Tensor:
-        """Keys of all rows after RoPE, (samples, key heads, rows, head size)."""
+        """Return keys of all rows after RoPE, (samples, key heads, rows, head size)."""
         if self._made_keys is None:
             no_queries = self._vision[:, :0]
             _, self._made_keys, _ = self._queries_and_keys(no_queries)
@@ -238,14 +239,14 @@ class RowsReader(ABC):
     # -- attention rows ----------------------------------------------------------------------------------------
 
     def _blocks(self, signal: Attention, unit: Unit) -> Iterator[Tensor]:
-        """Attention that rows which ask pay to a unit's rows: (samples, heads, some of them, rows) float32, blocks in
-        order; one head stands for all where their mean is wanted.
+        """Yield the attention that asking rows pay to a unit's rows, in blocks of asking rows, in order.
 
-        A sample with less text behind them than another has rows of zeros in the place of what it lacks.
+        Each block is (samples, heads, some asking rows, rows) float32, with a single head if their mean is wanted. A
+        sample with less text than another has rows of zeros in place of the missing text.
         """
         columns = self._vision[:, unit.rows]
         samples = len(columns)
-        if not len(unit):  # an image that has lost all its tokens
+        if not len(unit):  # an image that lost all its tokens
             return
         asking, real = self._asking(signal, unit, columns)
         if not asking.shape[1]:
@@ -255,8 +256,8 @@ class RowsReader(ABC):
         if self._past is not None:
             if self._past.shape[1::2] != keys.shape[1::2]:
                 raise UnsupportedError(
-                    "This model stores latents, and no keys, of earlier turns, so attention that a later picture's "
-                    "prompt pays cannot be read. Use a method that reads no attention (V2Drop), or begin anew."
+                    "This model caches latents instead of keys, so attention cannot be read for a picture in a later "
+                    "turn. Use a method that reads no attention (V2Drop), or start with an empty cache."
                 )
             before = self._past.shape[2]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)  # (samples, heads, slots, head size)
@@ -273,7 +274,7 @@ class RowsReader(ABC):
             scaling,
             last_key=last,
             visible=visible,
-            block=max(BLOCK_NUMBERS, self._columns.numel() * self._width),  # less than the layer will hold
+            block=max(BLOCK_NUMBERS, self._columns.numel() * self._width),  # less memory than the layer itself needs
             softcap=self._softcap,
             samples=samples,
         )
@@ -286,7 +287,7 @@ class RowsReader(ABC):
             if signal.heads == "mean":
                 heads = heads.mean(dim=1, keepdim=True)
             paid = take_along(heads, places, dim=3)  # (samples, heads, some, rows)
-            del probabilities, heads  # before the next block is made
+            del probabilities, heads  # free them before the next block is computed
             some = slice(done, done + paid.shape[2])
             if turned is not None:
                 rows = take_along(turned, asking[:, some, None], dim=1)  # (samples, some, head size)
@@ -295,17 +296,17 @@ class RowsReader(ABC):
             done += paid.shape[2]
 
     def _asking(self, signal: Attention, unit: Unit, columns: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The rows that ask for a signal of a unit whose rows are in these columns, (samples, rows) int64.
+        """Return the rows that ask for a signal of a unit whose rows are `columns`, (samples, rows) int64.
 
         Returns:
-            (samples, asking) int64; and which are real, None if all are.
+            (samples, asking) int64, and which are real; None if all are.
         """
         if signal.rows == "vision":
             rows = columns.shape[1]
             if signal.sample is None or signal.sample >= rows:
                 return columns, None
             return columns[:, spread(rows, signal.sample, columns.device)], None
-        if signal.rows == "last":  # behind it may be padding
+        if signal.rows == "last":  # padding may follow it
             live = self._live()
             if live is None:
                 return self._columns.new_full((len(self._columns), 1), self._columns.shape[1] - 1), None
@@ -313,11 +314,12 @@ class RowsReader(ABC):
         asking, real = self._text_behind(unit)
         if not asking.shape[1]:
             return asking, real
-        # Real rows stand behind the others.
+        # Real rows come after the others.
         if signal.rows == "null":
             if real is None:
                 return asking[:, :1], None
             number = real.sum(dim=1, keepdim=True)
+            # The first real row: row 1 of four rows with three real ones.
             place = (asking.shape[1] - number).clamp(max=asking.shape[1] - 1)
             return asking.gather(1, place), number > 0
         if signal.rows == "but_last":
@@ -329,18 +331,18 @@ class RowsReader(ABC):
         return asking, real
 
     def _text_behind(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
-        """Text rows behind a unit, as many in every sample; and which of them a sample has, None if all do.
+        """Return text rows behind a unit, equally many in every sample, and which of them are real; None if all are.
 
-        An example: rows are vision, text, text in one sample and text, vision, text in the other. Two rows are taken of
-        both, the last two; of the other sample's the first is not real.
+        Example: one sample has rows vision, text, text, the other text, vision, text. Two rows are taken of each, the
+        last two. The first of these is not real in the other sample.
         """
         rows = self._columns.shape[1]
         places = torch.arange(rows, device=self._vision.device)
-        # 1 at every row, then 0 at vision tokens, rows before the unit's end, and padding: (samples, rows).
+        # 1 at every row, then 0 at vision tokens, at rows before the unit's end and at padding: (samples, rows).
         text = self._vision.new_ones(len(self._vision), rows).scatter_(1, self._vision, 0)
         text = text * (places > self._vision[:, unit.stop - 1 : unit.stop])
         live = self._live()
-        if live is not None:  # generation reads the output of some padding rows, but their attention is not scored
+        if live is not None:  # generation reads the output of some padding rows, but their attention does not count
             text = text * (live.gather(1, self._columns) != 0)
         most, exact = self._bucket.text_behind(unit.start, unit.stop)
         asking, real = last_marked(text, most)
@@ -351,7 +353,7 @@ class RowsReader(ABC):
     def _visible(
         self, sees: Callable[[Tensor], Tensor], asking: Tensor, image: Tensor | None, slots: int, before: int
     ) -> Callable[[slice], Tensor]:
-        """Which slots some of the asking rows see; with all of an image whose rows look both ways."""
+        """Return a function that says which slots asking rows see: by the mask, plus all of `image` if it is given."""
         columns = self._columns
         if image is None:
             return lambda some: sees(columns.gather(1, asking[:, some]))
@@ -362,19 +364,19 @@ class RowsReader(ABC):
 
 
 def put_together(signals: Sequence[Attention], blocks: Iterable[Tensor]) -> dict[Attention, Tensor]:
-    """Attention rows put together, block by block.
+    """Combine attention rows, block by block.
 
     Args:
-        signals: What is wanted: they differ in nothing but how rows are put together.
-        blocks: (…, some rows, tokens) each: samples and heads may be in front.
+        signals: The signals. They differ only in how rows are combined.
+        blocks: (…, some rows, tokens) each. Samples and heads may be in front.
 
     Returns:
-        The signals, (…, tokens) each; none where there are no rows.
+        The signals, (…, tokens) each; empty if there are no rows.
     """
     over, renormalises = {signal.over for signal in signals}, signals[0].renormalise
-    # Where samples differ in how much text is behind, rows of zeros fill up: they ask for nothing.
+    # Samples with less text than others are filled up with rows of zeros, which must not count as asking rows.
     filled = signals[0].rows in OF_TEXT and (renormalises or "mean" in over)
-    of_rows: dict[str, Tensor] = {}  # their "sum" and "max"
+    of_rows: dict[str, Tensor] = {}  # "sum" and "max" over rows
     asking: int | Tensor = 0
     for block in blocks:
         sums = block
@@ -404,24 +406,24 @@ def put_together(signals: Sequence[Attention], blocks: Iterable[Tensor]) -> dict
 
 
 def streams(signals: Sequence[Attention]) -> list[list[Attention]]:
-    """Signals that are made of the same rows of attention, together."""
+    """Group signals that are computed from the same attention rows."""
     kinds = alike(replace(signal, over="sum") for signal in signals)
     return [[signals[place] for place in places] for places in kinds]
 
 
 def last_marked(marks: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Where the last marked places of each row are, `most` of them.
+    """Find the places of the last `most` marked places of each row.
 
-    An example: marks 1 0 1 1 and 0 0 0 1, two of each: places 2 3 and 2 3, marks 1 1 and 0 1.
+    Example: marks 1 0 1 1 and 0 0 0 1 with most = 2 give places 2 3 and 2 3, and marks 1 1 and 0 1.
 
     Args:
         marks: (rows, places), 0 or 1.
         most: At least as many as any row has.
 
     Returns:
-        (rows, most) int64 twice: places, the marked ones at the end and in order; and their marks.
+        (rows, most) int64 twice: the places, marked ones at the end and in order; and their marks.
     """
-    # A stable sort of 0s and 1s brings the marked places to the end, in order.
+    # A stable sort of 0s and 1s moves the marked places to the end, in order.
     sorted_marks, order = marks.sort(dim=1, stable=True)
     first = marks.shape[1] - most
     return order[:, first:], sorted_marks[:, first:]

@@ -1,4 +1,4 @@
-"""Begin: samples of a batch that are alike, which one operator serves, and what is left of their tokens."""
+"""Begin: groups of alike samples of a batch, which one operator processes, and what is left of their tokens."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,49 +16,49 @@ from foveate.engine.samples import Begun, Sample
 from foveate.errors import SettingError
 
 WORDS = "words"
-"""The name under which a bucket remembers the columns of the text behind its first image."""
+"""Name of a bucket's tensor with the columns of the text behind its first image."""
 TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "text", "ordinals")
-"""The attributes of a bucket that are tensors with the samples in front, or nests of them; some may be None."""
+"""Attributes of a bucket that are tensors with the samples in front, or nested tensors; some may be None."""
 
 Sizes = tuple[int, ...]
-"""Rows of each image of a sample, or of each frame, in order."""
+"""Rows of each image (or frame) of a sample, in order."""
 
 
 @dataclass(slots=True, eq=False)
 class Bucket:
-    """Samples of a batch that are alike: as many images, of the same sizes, and as many tokens left.
+    """Samples of a batch that are alike: with as many images, of the same sizes, and as many tokens left.
 
-    Four ways to count, each in the order of the prompt but for rows:
+    Four kinds of indices. Columns, tokens and slots follow the order of the prompt; rows may not.
 
-        column   a place in the full-length stream, text and padding counted too
-        token    a vision token that entered, 0 for the first: `vision` has its column
-        row      a vector that is left of them: `source` has the token it stands for, `parent` the row of each token
-        slot     the token in whose column a row is stored: `slots` has that of each row, so `columns` is
+        column   a position in the full-length stream, text and padding included
+        token    a vision token that entered, 0 for the first: `vision` holds its column
+        row      a vector that is left: `source` holds the token it stands for, `parent` the row of each token
+        slot     the token in whose column a row is stored: `slots` holds that of each row, so `columns` is
                  `vision[slots]`
 
-    Rows and slots part where something is merged or reordered. An example: three tokens in columns 3 to 5, the first
-    dropped and the last joined to the second, stored where its image begins:
+    Rows and slots differ after tokens were merged or reordered. Example: three tokens in columns 3 to 5, the first
+    dropped and the last merged into the second, stored where the image begins:
 
         token    0 1 2       row      0
         vision   3 4 5       source   1
         parent   −1 0 0      slots    0      columns   3
 
     Attributes:
-        members: Which samples of the batch.
-        samples: The same as the host knows them.
+        members: Indices of the samples in the batch.
+        samples: These samples as the host knows them.
         index: `members`, (samples,) int64.
         vision: Columns of their vision tokens as they entered, (samples, entered) int64, ascending.
-        slots: Of each row, (samples, left) int64, ascending.
-        source: Of each row, (samples, left) int64; −1 for no token. `slots` itself until rows and slots part.
-        sizes: Rows left of each image, in order; None once only the device knows.
-        runs: Which run of columns each vision token is in, (samples, entered) int64; None where each image has one.
-        parent: The row each vision token went into, (samples, entered) int64, −1 if it was dropped; None while nothing
+        slots: Slot of each row, (samples, left) int64, ascending.
+        source: Token of each row, (samples, left) int64; −1 for none. The same tensor as `slots` until they differ.
+        sizes: Rows left of each image, in order; None if only the device knows.
+        runs: Index of the run of columns of each vision token, (samples, entered) int64; None if each image is one run.
+        parent: The row each vision token was merged into, (samples, entered) int64, −1 if dropped; None while nothing
             is merged.
-        notes: What is remembered of the rows, a tensor a name with samples and rows in front.
-        text: What is remembered of the text behind the images, a tensor a name with samples and images in front; and
-            `WORDS`, (samples, words) int64.
+        notes: Tensors stored per row, by name, with samples and rows in front.
+        text: Tensors stored about the text behind the images, by name, with samples and images in front; and `WORDS`,
+            (samples, words) int64.
         ordinals: See `Sample.ordinals`, with the samples in front.
-        begun: Rows that layer 0 has processed, of each sample; None before it has.
+        begun: Rows that layer 0 processed, of each sample; None before layer 0.
     """
 
     members: tuple[int, ...]
@@ -78,7 +78,7 @@ class Bucket:
 
     @classmethod
     def of(cls, members: Sequence[int], batch: Sequence[Sample], device: torch.device) -> Self:
-        """These samples of a batch, which must be alike."""
+        """Build the bucket of these samples of a batch, which must be alike."""
 
         def send_all(tensors: Sequence[Tensor]) -> Tensor:
             return send(torch.stack(list(tensors)), device)
@@ -108,7 +108,7 @@ class Bucket:
 
     @property
     def first(self) -> Sample:
-        """One of the samples, for what is the same in all."""
+        """One of the samples, for values that all share."""
         return self.samples[0]
 
     @property
@@ -123,9 +123,9 @@ class Bucket:
 
     @property
     def columns(self) -> Tensor:
-        """Where the rows that are left are stored, (samples, left) int64: columns of the call. Worked out once."""
+        """Columns of the call in which the rows that are left are stored, (samples, left) int64. Cached."""
         if self._columns is None or self._columns[0] is not self.slots:
-            is_whole = self.slots.shape == self.vision.shape  # ascending, so these are all
+            is_whole = self.slots.shape == self.vision.shape  # slots ascend, so these are all of them
             self._columns = self.slots, self.vision if is_whole else self.vision.gather(1, self.slots)
         return self._columns[1]
 
@@ -135,17 +135,17 @@ class Bucket:
         return self.index[:, None]
 
     def positions_of(self) -> Tensor:
-        """The column whose position each row has, (samples, left) int64; −1 for a row that is no token of its own."""
+        """The column whose position each row has, (samples, left) int64; −1 for a row that stands for no token."""
         return look_up(self.vision, self.source)
 
     def text_behind(self, start: int, stop: int) -> tuple[int, bool]:
-        """How much text stands behind the rows `start` to `stop`.
+        """Return how much text stands behind the rows `start` to `stop`.
 
         Returns:
-            At least as many text rows as stand there in any sample, and whether every sample has exactly that many.
+            An upper bound over the samples, and whether every sample has exactly that many text rows.
         """
         spans = list(itertools.pairwise([0, *itertools.accumulate(self.sizes or ())]))
-        if (start, stop) not in spans:  # the rows of several images, or of one whose size only the device knows
+        if (start, stop) not in spans:  # rows of several images, or of one whose size only the device knows
             return max(len(sample.text) for sample in self.samples), False
         image = spans.index((start, stop))
         counts = {sample.text_from[image] for sample in self.samples}
@@ -153,23 +153,23 @@ class Bucket:
         return max(counts), counts == after and len(counts) == 1
 
     def to(self, device: torch.device) -> None:
-        """Move there: a model may be spread over devices."""
+        """Move the tensors to a device. A model may be spread over several."""
         if self.index.device == device:
             return
         for name in TENSORS:
             setattr(self, name, on_tensors(getattr(self, name), lambda tensor: tensor.to(device)))
 
     def with_tensors(self, change: Change) -> "Bucket":
-        """This bucket with other tensors."""
+        """Return this bucket with `change` applied to its tensors."""
         tensors = {name: on_tensors(getattr(self, name), change) for name in TENSORS}
         return replace(self, **tensors, _columns=None)
 
     def of_samples(self, samples: Sequence[Sample]) -> "Bucket":
-        """This bucket of a batch of which more is known, or less."""
+        """Return this bucket with its samples taken from another description of the batch."""
         return replace(self, samples=tuple([samples[member] for member in self.members]))
 
     def part(self, places: Sequence[int]) -> "Bucket":
-        """The samples at these places alone."""
+        """Return a bucket of only the samples at these places."""
         if len(places) == len(self.members):
             return self
         at = send(torch.tensor(places), self.index.device)
@@ -179,18 +179,18 @@ class Bucket:
         return part
 
     def take(self, cuts: Sequence[Cut], sizes: Sizes | None) -> tuple[Tensor | None, Tensor] | None:
-        """Drop and merge as cuts say, in everything but the stream.
+        """Drop and merge rows by the cuts, in everything except the stream.
 
-        Tokens that stay do so in their places. Merged rows go to the first places of the run of the token they stand
-        for; a row that is no token of its own, to its image's first run.
+        Tokens that stay keep their places. Merged rows move to the first places of the run of the token they stand for.
+        A row without a token moves to its image's first run.
 
         Args:
-            cuts: Of each sample, alike but for what their tensors hold. Their notes are all that is remembered.
-            sizes: Rows they leave of each image; None where only the device knows.
+            cuts: One per sample. They differ only in the values of their tensors. Their notes replace all notes.
+            sizes: Rows they leave of each image; None if only the device knows.
 
         Returns:
-            None where all tokens stay. Else merged rows in the order they are stored in, (samples, rows, …), None where
-            nothing is merged; and the ordinals into `vision` that rows were stored at before, (samples, rows) int64.
+            None if all tokens stay. Else the merged rows in the order they are stored in, (samples, rows, …), None if
+            nothing is merged; and the slots in which the rows were stored before, (samples, rows) int64.
         """
         first = cuts[0]
         self.notes = stack_samples([cut.notes for cut in cuts])
@@ -204,7 +204,7 @@ class Bucket:
         alike = self.source is self.slots
         self.slots = before = self.slots.gather(1, kept)  # (samples, rows)
         if self.parent is not None:
-            # Of three rows the first and last stay: went 0 −1 1.
+            # Of three rows, the first and last stay: went is 0 −1 1.
             numbers = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
             went = torch.full_like(self.source, -1).scatter(1, kept, numbers)  # (samples, left)
             self.parent = look_up(went, self.parent)  # (samples, entered)
@@ -212,16 +212,16 @@ class Bucket:
         return None, before
 
     def _merge(self, kept: Tensor, rows: Tensor, went: Tensor, sizes: Sizes | None) -> tuple[Tensor, Tensor]:
-        """Merge as `take` does, the new rows stored at the first slots of their images or runs.
+        """Merge as `take` does. The new rows are stored at the first slots of their images or runs.
 
-        An example: three tokens that have lost nothing yet, as in the class, left as one row:
+        Example: the three tokens of the class docstring, nothing dropped before, left as one row:
 
-            kept   1        went   −1 0 0        before   1 (where the row's token was)        slots   0
+            kept   1        went   −1 0 0        before   1 (the slot of the row's token)        slots   0
 
         Args:
-            kept: The token of those left that each new row stands for, (samples, rows) int64.
+            kept: The row, among those left, that each new row stands for, (samples, rows) int64; −1 for none.
             rows: (samples, rows, …).
-            went: The new row that each row went into, (samples, left) int64.
+            went: The new row that each row was merged into, (samples, left) int64; −1 if dropped.
             sizes: New rows of each image.
 
         Returns:
@@ -232,13 +232,13 @@ class Bucket:
                 "A stage that merges must know which rows belong to which image. Set scope='image' (of a stage: "
                 "unit='image'), and give a count that does not depend on tensor values."
             )
-        starts = [0, *itertools.accumulate(self.sizes)][: len(sizes)]  # where each image's rows began
+        starts = [0, *itertools.accumulate(self.sizes)][: len(sizes)]  # first row of each image before the merge
         if self.runs is None:
-            # Of images at 0 and 5 with two rows each 0 1 5 6.
+            # For images at 0 and 5 with two rows each: 0 1 5 6.
             ranges = [torch.arange(at, at + size, device=kept.device) for at, size in zip(starts, sizes, strict=True)]
             places = (torch.cat(ranges) if len(ranges) > 1 else ranges[0]).expand_as(kept)  # (samples, rows)
         else:
-            # A row that stands for no token goes where its image begins.
+            # A row without a token moves to where its image begins.
             firsts = [kept.new_full((size,), at) for at, size in zip(starts, sizes, strict=True)]
             stands_for = torch.where(kept < 0, torch.cat(firsts), kept)
             runs = self.runs.gather(1, self.slots)  # (samples, left)
@@ -247,7 +247,7 @@ class Bucket:
             kept, rows = kept.gather(1, order), rows[samples, order]
             self.notes = {name: note[samples, order] for name, note in self.notes.items()}
             went = look_up(order.argsort(dim=1), went)
-        if self.parent is not None:  # an earlier cut has merged, so tokens go on from the rows that it left
+        if self.parent is not None:  # an earlier cut merged: map its rows to the new ones
             went = look_up(went, self.parent)  # (samples, entered)
         before = self.slots.gather(1, kept.clamp(min=0))
         self.slots, self.source = self.slots.gather(1, places), look_up(self.source, kept)
@@ -255,9 +255,9 @@ class Bucket:
         return rows, before
 
     def source_and_parent(self) -> tuple[Tensor, Tensor | None]:
-        """`source` and `parent` as a trace has them, which counts all vision tokens, also those always kept.
+        """Return `source` and `parent` as a trace has them, which counts all vision tokens, also those always kept.
 
-        An example: token 0 is a CLS that always stays, tokens 1 to 3 are patches, and the second patch was dropped.
+        Example: token 0 is a CLS that always stays, tokens 1 to 3 are patches, and the second patch was dropped.
 
             free 1 2 3, fixed 0      here: source 0 2, parent 0 −1 1      in the trace: source 0 1 3, parent 0 1 −1 2
         """
@@ -265,13 +265,13 @@ class Bucket:
             return self.source, self.parent
         free, fixed = self.ordinals
         names = look_up(free, self.source)
-        # Rows are in the order in which they are stored; those that always stay are among them.
+        # The trace lists rows in the order of their columns, including those that always stay.
         stored = torch.cat((free.gather(1, self.slots), fixed), dim=1)
         order = stored.argsort(dim=1)
         source = torch.cat((names, fixed), dim=1).gather(1, order)
         if self.parent is None:
             return source, None
-        row = order.argsort(dim=1)  # the place of each row in that order
+        row = order.argsort(dim=1)  # the inverse: the place of each row in that order
         parent = row.new_empty(len(free), free.shape[1] + fixed.shape[1])
         parent.scatter_(1, free, look_up(row, self.parent))
         parent.scatter_(1, fixed, row[:, names.shape[1] :])
@@ -279,18 +279,18 @@ class Bucket:
 
 
 def look_up(tables: Tensor, places: Tensor) -> Tensor:
-    """The entries of each sample's table at these places, (samples, any) int64 both; −1 stays −1."""
+    """Look up these places in each sample's table, both (samples, any) int64: 5 7 9 at 2 −1 0 gives 9 −1 5."""
     return torch.where(places < 0, places, tables.gather(1, places.clamp(min=0)))
 
 
 def buckets_of(samples: Sequence[Sample], at_once: bool, device: torch.device, by_words: bool = False) -> list[Bucket]:
-    """The samples that have vision tokens, those alike together if they may be looked at together.
+    """Group the samples that have vision tokens into buckets of alike samples.
 
     Args:
         samples: The batch.
-        at_once: Whether they may be.
-        device: Where they will be.
-        by_words: Whether samples that are alike have as much text behind each image.
+        at_once: Whether stages may run on several samples at once. If not, each sample is a bucket.
+        device: Device of the buckets' tensors.
+        by_words: Whether samples of a bucket must have equally much text behind each image.
     """
     with_vision = [index for index, sample in enumerate(samples) if len(sample.vision)]
     kinds: list[Any] = list(with_vision)
@@ -301,7 +301,7 @@ def buckets_of(samples: Sequence[Sample], at_once: bool, device: torch.device, b
 
 
 def _kind(sample: Sample) -> Any:
-    """What samples that are alike have in common."""
+    """Return what samples of one bucket must have in common, as a comparable value."""
     tower: list[Any] = []
     for image in sample.media:
         if image.cut is None:

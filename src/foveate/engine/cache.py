@@ -1,4 +1,4 @@
-"""Decode: a cache layer that stores what was kept and speaks in unpruned columns."""
+"""Decode: a cache layer that stores the kept tokens and reports unpruned lengths to the model."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ from foveate.engine.rooms import MOST_STEP, Room
 from foveate.errors import UnsupportedError
 
 LONG = 1024
-"""Slots from which on a layer has room for decoded rows, an eighth of those it has; copying fewer costs no more."""
+"""From this many slots on, a layer reserves an eighth more for decoded rows. Below, copying costs no more."""
 FOLLOWING = ("base", "shift", "kinds", "memory", "alive")
-"""The attributes of a layer, beside keys and values, that have the samples in front; some may be None."""
+"""Attributes of a layer, besides keys and values, with the samples in front; some may be None."""
 MEMO_SIZE = 8
-"""How many tensors that layers of one cache share are remembered: layers alike follow each other."""
+"""How many tensors are cached that layers of one cache share. Layers that can share are usually consecutive."""
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -42,21 +42,21 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         ragged: Whether any slot is a pad.
         seen: The unpruned length.
         window: Unpruned columns a row sees, its own included; None if all.
-        record_past: Whether slots behind the window wait for `crop` before they leave.
-        shift: (samples,) int64, how far positions have moved up on this layer, where rows are numbered anew; else None.
-        head: Keys and values that all samples go on from, (1, heads, slots, head size) each; `keys` and `values` have
-            what each sample added. None where each has rows of its own.
-        reads: Where a step reads less: a layer with copies of the slots that it reads, and of the rows that came since,
-            which go to it alone. `keys` and `values` are frozen until `settle`.
-        held: Of a layer that is such a copy: how many slots each sample had at first.
-        kinds: (samples, unpruned columns) int8, what each is: 0 padding, 1 text, 2 a vision token that may stay unread;
-            None where nothing is ever unread.
-        memory: What a stage of each step remembers of the step before, a tensor a name with the samples in front.
-        lends: Whether later layers attend to what this one holds.
-        returned: Of a layer that lends: (samples, slots) int64, the columns of what the last update answered.
-        alive: Of a layer that lends: (samples, columns) bool, which unpruned columns the borrowers see; they see all
-            behind these. None: what this one holds.
-        counted: How many vision tokens and how much text each of its samples has; None where only the device knows.
+        record_past: Whether slots outside the window are kept until `crop`.
+        shift: (samples,) int64, by how much positions have shrunk on this layer, if rows are renumbered; else None.
+        head: Keys and values that all samples share as their beginning, (1, heads, slots, head size) each. `keys` and
+            `values` then hold what each sample added. None if each sample has its own rows.
+        reads: Set while steps read less: a layer with copies of the slots that are read, to which new rows are
+            appended. `keys` and `values` are frozen until `settle`.
+        held: If this layer is such a copy: how many slots each sample had at first.
+        kinds: (samples, unpruned columns) int8, the kind of each: 0 padding, 1 text, 2 a vision token that may stay
+            unread; None if every token is always read.
+        memory: What a per-step decode stage stores of the previous step, by name, with the samples in front.
+        lends: Whether later layers attend to this layer's keys and values.
+        returned: If the layer lends: (samples, slots) int64, the columns of what the last update returned.
+        alive: If the layer lends: (samples, columns) bool, which unpruned columns the borrowers see; they see all
+            columns after these. None: what this layer holds.
+        counted: Number of vision tokens and of text tokens of each sample; None if only the device knows.
     """
 
     is_croppable = True
@@ -76,11 +76,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     _pruned = False
     _announced: tuple[Tensor | None, int, bool] | None = None
     _room: Room | None = None
-    _places: Tensor | None = None  # in a recorded step: where its rows go, in the room
-    _grown: int | None = None  # the keys that the last update left, by their id
+    _places: Tensor | None = None  # in a recorded step: where in the room its rows go
+    _grown: int | None = None  # id of the keys that the last update left
 
     def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
-        """Take over what a layer of the usual kind holds; layers of one cache share one `memo`."""
+        """Take over the contents of an ordinary layer. The layers of one cache share one `memo`."""
         super().__init__()
         self._memo = Memo(MEMO_SIZE) if memo is None else memo
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, layer.is_initialized
@@ -90,12 +90,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.window: int | None = getattr(layer, "sliding_window", None)
         self.record_past: bool = getattr(layer, "record_past", False)
         self.seen: int = layer.get_seq_length()
-        # Where a window has evicted slots, fewer are stored than were seen.
+        # If a window evicted slots, fewer are stored than were seen.
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
         self.memory: dict[str, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a copy: it finds room of its own, and so does what it reads. What it looks at is written no more."""
+        """Return the state for a copy, which gets its own room, as does its `reads`. Shared rows stay unchanged."""
         state = {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
         if self._room is not None:
             self._room.looked_at = True
@@ -104,31 +104,31 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return state
 
     def is_in(self, room: Room) -> bool:
-        """Whether its rows are in this room."""
+        """Return whether its rows are in this room."""
         return self._room is room and id(self.keys) == self._grown
 
     def move_in(self, room: Room) -> None:
-        """From now on hold rows in a room that has them."""
+        """Use the rows of a room that already holds this layer's rows."""
         self.keys, self.values = room.rows()
         self._room, self._grown, self.head = room, id(self.keys), None
 
     def grow(self, rows: int) -> None:
-        """Hold so many more rows, which somebody has written into the room."""
+        """Count `rows` more rows that were already written into the room."""
         assert self._room is not None
         self.keys, self.values = self._room.grow(rows)
         self._grown, self.seen = id(self.keys), self.seen + rows
 
     def move_out(self) -> None:
-        """Take the rows out of a room that is lent."""
+        """Copy the rows out of a room that is lent."""
         if self._room is not None and self._room.lent:
             self.keys, self.values = self.keys.clone(), self.values.clone()
             self._room = None
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
-        """Say what the next `update` brings.
+        """Announce what the next `update` brings.
 
         Args:
-            columns: Unpruned columns of its rows, (samples, rows), −1 for a pad; None: the next `span` ones.
+            columns: Unpruned columns of its rows, (samples, rows), −1 for a pad; None: the next `span` columns.
             span: Unpruned columns the call covers.
             ragged: Whether any row is a pad.
         """
@@ -142,7 +142,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return _behind(self.head[0], self.keys), _behind(self.head[1], self.values)
 
     def columns_of(self, places: int) -> Tensor | None:
-        """The column of every slot with more behind them up to so many, (samples, places) int64; None: its number."""
+        """Return the columns of the first `places` slots, counting future ones, (samples, places) int64.
+
+        None if each slot's column is its index.
+        """
         if self.base is None and self.base_end == 0:
             return None
         keys = self.keys
@@ -155,15 +158,15 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         )
 
     def share(self, samples: int) -> None:
-        """From now on so many samples go on from the rows of the one there is, which are held once.
+        """Let `samples` samples continue from the rows of the single one, which are stored once.
 
-        `base` and `shift` are of so many samples already. Layers with a window cannot: their rows leave.
+        `base` and `shift` must already be of that many samples. Not for layers with a window, whose rows leave.
         """
         self.head, self._room = (self.keys, self.values), None
         self.keys, self.values = (rows[..., :0, :].repeat_interleave(samples, dim=0) for rows in self.head)
 
     def columns(self, coming: Tensor | int, samples: int, device: torch.device) -> Tensor:
-        """The unpruned column of every slot once `coming` (columns, or how many next ones) are there.
+        """Return the unpruned column of every slot once `coming` (columns, or a number of next columns) is added.
 
         Shape: (samples, slots) int64, −1 for a pad.
         """
@@ -188,7 +191,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.reads is not None and self.reads._announced is not None:
             self.seen += self.reads._announced[1]
             return self.reads.update(key_states, value_states)
-        if self._announced is None:  # nobody reads less outside the context
+        if self._announced is None:  # limited reads end outside the context
             self.settle()
         if self._announced is None and self._pruned:
             guards.refuse_pruned_cache_outside()
@@ -214,35 +217,35 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         else:
             keys, values = super().update(key_states, value_states)
             self._room, self._grown = None, id(keys)
-        if self.head is not None:  # a copy that lives while the layer attends
+        if self.head is not None:  # a copy, freed when the layer has attended
             keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
         if self.lends:
             self.returned = self.columns(0, len(keys), keys.device)
         if self.window is not None and not self.record_past:
             self._evict()
-        elif self.window is not None and plain:  # outside the context masks are of the window's size
+        elif self.window is not None and plain:  # outside the context, masks have the window's size
             reach = self.window - 1 + span
             return keys[..., -reach:, :], values[..., -reach:, :]
         return keys, values
 
     def update_indexer(self, states: Tensor) -> Tensor:
-        """An index of the slots that are there, of rows that pick all of them: nothing is told apart, or stored.
+        """Return a zero index over all slots. Rows pick every slot, so the values do not matter and nothing is stored.
 
         Args:
-            states: The index of the rows that have come, (samples, rows, size).
+            states: The index of the new rows, (samples, rows, size).
 
         Raises:
-            SessionError: Outside `foveate.drop`, where rows may have to pick.
+            SessionError: Outside `foveate.drop`, where rows may pick only some slots.
         """
         if not self._inside:
             guards.refuse_pruned_cache_outside()
         return states.new_zeros(len(states), (self.reads or self).slots, states.shape[-1])
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Put rows behind those that are there, and return all: from the second step on without copying these."""
+        """Append rows and return all. From the second step on, rows are written into a room without copying all."""
         coming = key_states.shape[-2]
         grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
-        if grows and id(self.keys) == self._grown:  # nobody has changed them since the step before
+        if grows and id(self.keys) == self._grown:  # unchanged since the previous step
             if self._room is None or not self._room.has_place(coming):
                 self._room = Room(self.keys, self.values)
             self.keys, self.values = self._room.put(key_states, value_states)
@@ -253,7 +256,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
     def read(self, chosen: "Chosen") -> None:
-        """From now on steps read these slots alone, and the rows that came since something was read first."""
+        """Let steps read only these slots, and the rows added since reading was first limited."""
         keys, values = self.states
         reads = copy.copy(self)
         reads.keys, reads.values = chosen.of_states(keys), chosen.of_states(values)
@@ -264,12 +267,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         reads.reads, self.reads = None, reads
 
     def settle(self) -> None:
-        """End the reading: the rows that came meanwhile go behind those that were there, and all are read."""
+        """Stop limiting reads: append the rows added meanwhile to the frozen ones, and read all."""
         self._put_behind(self.reads)
         self.reads, self.memory = None, {}
 
     def _put_behind(self, reads: "PrunedLayer | None") -> None:
-        """Append the rows that came since something was read first, which are the last ones of what is read."""
+        """Append the rows that were added since reading was first limited: the last rows of `reads`."""
         if reads is None or reads.seen == reads.base_end:
             return
         rows = reads.seen - reads.base_end
@@ -280,7 +283,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def _evict(self) -> None:
         """Remove slots that no later row sees: all but the last `window − 1`.
 
-        Slots ascend in columns, so those before them are behind the window in every sample.
+        Slots ascend in columns, so the earlier ones are outside the window in every sample.
         """
         assert self.window is not None
         gone = 0
@@ -299,11 +302,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.base_end += gone - held
 
     def get_seq_length(self) -> int:
-        """The unpruned length."""
+        """Return the unpruned length."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that the model's own masks cover, and how many come before them: all, or those of the window."""
+        """Return how many columns the model's own masks cover, and how many come before them."""
         before = 0
         if self.window is not None:
             before = max(0, self.seen - self.window + 1)
@@ -311,7 +314,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     @property
     def slots(self) -> int:
-        """How many there are, pads among them."""
+        """Number of slots, pads included."""
         own = self.keys.shape[-2] if self.is_initialized else 0
         if self.head is None:
             return own
@@ -319,14 +322,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     @property
     def is_whole(self) -> bool:
-        """Whether what was announced has come, and every column that is known has its slot."""
+        """Whether every announced row has arrived and every known column has its slot."""
         based = 0 if self.base is None else self.base.shape[1]
         return self._announced is None and self.slots == based + self.seen - self.base_end
 
     def valid_slots(self, dead: Sequence[int] | None = None) -> Callable[[], list[int]]:
-        """A function that counts the slots of each sample that are no pads now, and not among its `dead` ones.
+        """Return a function that counts each sample's slots that are neither pads now nor among its `dead` ones.
 
-        The host waits for the device when it is called, and not before.
+        The host waits for the device only when it is called.
         """
         base, slots, dead = self.base, self.slots, dead or [0] * len(self.keys)
 
@@ -337,7 +340,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return count
 
     def activate_past_recording(self) -> None:
-        """From now on slots behind the window wait for `crop`, so that tokens can be taken back."""
+        """Keep slots outside the window until `crop`, so that tokens can be taken back."""
         self.record_past = True
 
     def reset(self) -> None:
@@ -361,7 +364,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self._follow(lambda tensor: tensor[indices.to(tensor.device)])
 
     def _follow(self, change: Change) -> None:
-        """Let rows, and what is known of the samples, follow these: they are in front of it."""
+        """Apply a change of the samples to keys, values and everything with the samples in front."""
         for name in ("keys", "values", *FOLLOWING):
             setattr(self, name, on_tensors(getattr(self, name), change))
         self._room = None
@@ -369,12 +372,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.reads._follow(change)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""
+        """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as in transformers)."""
         if tokens_to_remove > 0:
             raise ValueError(
                 f"crop takes a negative number, minus the number of tokens to remove; got {tokens_to_remove}."
             )
-        tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 hands in a tensor
+        tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 passes a tensor
         if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
             raise UnsupportedError(
                 f"A layer with a sliding window of {self.window} tokens has discarded all earlier tokens, so the cache "
@@ -383,7 +386,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         end = self.seen + tokens_to_remove
         if self.alive is not None:
             self.alive = self.alive[:, :end]
-        if self.kinds is not None and end < self.kinds.shape[1]:  # of the prompt itself
+        if self.kinds is not None and end < self.kinds.shape[1]:  # part of the prompt is removed
             self.settle()
         elif self.reads is not None:
             self.reads.crop(tokens_to_remove)
@@ -391,8 +394,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             return
         if self.head is not None and -tokens_to_remove > self.keys.shape[-2]:
             raise UnsupportedError(
-                f"Of this cache only the {self.keys.shape[-2]} tokens behind its shared beginning can be removed. "
-                "Remove fewer, or begin anew."
+                f"Only the {self.keys.shape[-2]} tokens behind this cache's shared beginning can be removed. Remove "
+                "fewer, or start with a new cache."
             )
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
         if from_tail and self._room is not None and self._room.gives_back(self.keys, from_tail):
@@ -401,7 +404,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         elif from_tail:
             self.keys = self.keys[..., :-from_tail, :]
             self.values = self.values[..., :-from_tail, :]
-        if self.base is not None and end < self.base_end:  # of the first slots samples lose different numbers
+        if self.base is not None and end < self.base_end:  # samples lose different numbers of the first slots
             stays = (self.base < end) & (self.base >= 0)
             counts = stays.sum(dim=1).tolist()
             self._keep_slots(Chosen.of(self.base, 0, stays, max(counts), ragged=min(counts) < max(counts)))
@@ -411,12 +414,13 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self._evict()
 
     def forget(self, start: int, end: int, turn: Callable[[Tensor, int], Tensor] | None, positions: int | None) -> None:
-        """Remove the slots of these columns, of one sample, and let the columns behind them move up.
+        """Remove the slots of some columns of one sample, and shift the columns after them down.
 
         Args:
-            start, end: Columns.
-            turn: Turns keys, (1, heads, slots, head size), back by so many positions; None: the layer has no RoPE.
-            positions: How many positions are given back; None: as many as these columns had on this layer.
+            start, end: Range of the columns.
+            turn: Rotates keys, (1, heads, slots, head size), back by a number of positions; None: the layer has no
+                RoPE.
+            positions: How many positions later keys shift; None: as many as the columns had on this layer.
         """
         size, device = end - start, self.keys.device
         alike = "forgotten", self.base, self.base_end, self.seen, start, end
@@ -440,7 +444,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.counted = self._room = None
 
     def _without(self, start: int, end: int, device: torch.device) -> tuple[int, int, Tensor | None]:
-        """Which slots the columns from start to end have, the first and the one behind the last, and the base then."""
+        """Return the slots of the columns from start to end, first and one past the last, and the base without them."""
         if self.base is None and self.base_end == 0:
             return start, end, None
         columns = self.columns(0, 1, device)
@@ -448,9 +452,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return first, last, torch.cat((columns[:, :first], columns[:, last:] - (end - start)), dim=1)
 
     def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
-        """Of the rows that came last, keep only these.
+        """Keep only some of the rows that came last.
 
-        Layers that hold the same columns, and get the same tensor, share what is worked out.
+        Layers that hold the same columns and get the same tensor share the computation.
 
         Args:
             wanted: (samples, rows) bool, in the order they came.
@@ -460,7 +464,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         def choose() -> Chosen:
             columns = self.columns(0, wanted.shape[0], wanted.device)
             rows = min(wanted.shape[1], columns.shape[1])  # the window may have evicted the first of them
-            earlier = columns.shape[1] - rows  # slots of earlier turns, which all stay
+            earlier = columns.shape[1] - rows  # slots of earlier turns; all of them stay
             stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)  # (samples, rows)
             most = min(rows, max(counts))
             even = rows == wanted.shape[1] and min(counts) == most
@@ -483,9 +487,9 @@ class Chosen:
 
     Attributes:
         base: (samples, slots) int64, their columns, −1 for a pad.
-        order: (samples, slots) int64, where they are now.
+        order: (samples, slots) int64, their current indices.
         ragged: Whether any may be a pad.
-        counts: How many each sample has, where that is known.
+        counts: How many each sample has, if known.
     """
 
     base: Tensor
@@ -495,23 +499,23 @@ class Chosen:
 
     @classmethod
     def read(cls, columns: Tensor, stays: Tensor, counts: Sequence[int]) -> Self:
-        """These slots, (samples, slots) bool; `columns` are those of all, and `counts` how many each sample has."""
+        """Choose these slots, (samples, slots) bool. `columns` are those of all slots, `counts` the sums of `stays`."""
         chosen = cls.of(columns, 0, stays, max(counts), ragged=min(counts) < max(counts))
         return replace(chosen, counts=tuple(counts))
 
     @classmethod
     def of(cls, columns: Tensor, earlier: int, stays: Tensor, most: int, ragged: bool) -> Self:
-        """The `earlier` first slots as they are, and those that stay of the others, padded anew on the left.
+        """Keep the first `earlier` slots, and those of the others that stay, padded on the left.
 
         Args:
-            columns: (samples, slots) int64, what the slots hold now.
-            earlier: How many of them stay as they are.
+            columns: (samples, slots) int64, the columns of all slots.
+            earlier: How many slots at the start all stay.
             stays: (samples, other slots) bool.
-            most: The most of these that any sample has, or more.
-            ragged: Whether any slot may be a pad then.
+            most: An upper bound of how many of these stay in any sample.
+            ragged: Whether any chosen slot may be a pad.
         """
         rows = stays.shape[1]
-        # A stable sort of 0s and 1s brings the slots that stay to the end, in order: of 1 0 1 (stay) it makes 1 0 2.
+        # A stable sort of 0s and 1s moves the slots that stay to the end, in order: stays 1 0 1 gives 1 0 2.
         order = torch.sort(stays.long(), dim=1, stable=True).indices[:, rows - most :]
         pads = ~stays.gather(1, order)  # (samples, most)
         order = order + earlier
@@ -522,7 +526,7 @@ class Chosen:
         return cls(columns.gather(1, order).masked_fill(pads, -1), order, ragged)
 
     def of_states(self, states: Tensor) -> Tensor:
-        """Keys or values of what stays, from (samples, heads, slots, head size)."""
+        """Gather keys or values of the chosen slots from (samples, heads, slots, head size)."""
         order = self.order.to(states.device)
         if len(order) == 1:  # twice as fast
             return states.index_select(2, order[0])
@@ -532,21 +536,21 @@ class Chosen:
 
 
 def _behind(head: Tensor, own: Tensor) -> Tensor:
-    """What all samples share, (1, heads, slots, head size), in front of each one's own rows."""
+    """Put what all samples share, (1, heads, slots, head size), in front of each sample's own rows."""
     return torch.cat((head.expand(own.shape[0], -1, -1, -1), own), dim=-2)
 
 
 def alive_columns(rows: Tensor, past: int, before: Tensor | None, total: int) -> Tensor:
-    """Which unpruned columns layers that borrow keys see, (samples, total) bool, once a call has run.
+    """Return which unpruned columns borrowing layers see after a call, (samples, total) bool.
 
     Args:
         rows: (samples, rows) int64, columns of the rows that are left in this call, −1 for a pad.
         past: Columns of earlier calls.
-        before: What was seen of these, (samples, columns) bool; None, and behind them: all.
+        before: Which of these were seen, (samples, columns) bool. Columns beyond it, or all if None, were seen.
         total: Columns with this call's.
     """
     alive = torch.zeros(len(rows), total + 1, dtype=torch.bool, device=rows.device)
-    alive = alive.scatter(1, rows.masked_fill(rows < 0, total), True)[:, :total]  # pads go behind the others
+    alive = alive.scatter(1, rows.masked_fill(rows < 0, total), True)[:, :total]  # pads write to the extra last column
     alive[:, :past] = True
     if before is not None:
         alive[:, : before.shape[1]] &= before.to(alive.device)
@@ -554,9 +558,10 @@ def alive_columns(rows: Tensor, past: int, before: Tensor | None, total: int) ->
 
 
 def as_seen(columns: Tensor, alive: Tensor) -> Tensor:
-    """The column of each slot, (samples, slots) int64; −1 where layers that borrow do not see it."""
+    """Return the column of each slot, (samples, slots) int64; −1 if borrowing layers do not see it."""
     alive = alive.to(columns.device)
     last = alive.shape[1] - 1
+    # Columns after those in `alive` are all seen. Pads are read at column 0 and are −1 already.
     hidden = ~alive.gather(1, columns.clamp(min=0, max=last)) & (columns <= last)
     return columns.masked_fill(hidden, -1)
 
@@ -564,11 +569,11 @@ def as_seen(columns: Tensor, alive: Tensor) -> Tensor:
 CACHE_LAYERS = (
     DynamicLayer, DynamicSlidingWindowLayer, IndexedLayer, LinearAttentionLayer, DummyLayer, PrunedLayer
 )  # fmt: skip
-"""The kinds of cache layers that may stand beside pruned ones."""
+"""Kinds of cache layers that may be mixed with pruned ones."""
 
 
 def length_of(cache: Any) -> int:
-    """Unpruned tokens in a cache; −1 where only the device knows (static caches), so that nothing waits."""
+    """Return the number of unpruned tokens in a cache; −1 for static caches, to avoid a host sync."""
     length = cache.get_seq_length()
     if isinstance(length, int):
         return length
@@ -576,7 +581,7 @@ def length_of(cache: Any) -> int:
 
 
 def find_pruned(cache: Any, index: int) -> PrunedLayer | None:
-    """The cache's pruned layer at `index`; None if tokens of it were never dropped."""
+    """Return the cache's pruned layer at `index`; None if none of its tokens were ever dropped."""
     layers = getattr(cache, "layers", ())
     if index < len(layers) and type(layers[index]) is PrunedLayer:
         return layers[index]  # type: ignore[no-any-return]
@@ -584,13 +589,13 @@ def find_pruned(cache: Any, index: int) -> PrunedLayer | None:
 
 
 def pruned_layer(cache: Any, index: int) -> PrunedLayer:
-    """The pruned layer at `index`, put in the place of the cache's own if need be."""
+    """Return the pruned layer at `index`, replacing the cache's own layer if needed."""
     while len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
     if type(layer) is PrunedLayer:
         return layer
-    other = cache.layers[index - 1]  # before the first the last: one that is there
+    other = cache.layers[index - 1]  # for index 0 this is the last layer
     if type(other) is not PrunedLayer:
         other = next((other for other in cache.layers if type(other) is PrunedLayer), None)
     cache.layers[index] = pruned = PrunedLayer(layer, None if other is None else other._memo)

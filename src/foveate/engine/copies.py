@@ -1,7 +1,7 @@
-"""Decode: caches that go on from another.
+"""Decode: caches that continue from another cache.
 
-A layer of transformers makes a new tensor for every update, so a copy shares keys and values with its original until it
-gets rows of its own. Recurrent states are written in place: these are cloned.
+A transformers layer makes a new tensor for every update, so a copy shares keys and values with its original until it
+gets rows of its own. Recurrent states are written in place, so they are cloned.
 """
 
 import copy
@@ -20,13 +20,13 @@ STATES = ("conv_states", "recurrent_states")
 
 
 def settle(cache: Any) -> Any:
-    """Let every tensor of a cache have memory of its own: rows that a window keeps are views of longer ones.
+    """Give every tensor of a cache its own memory. Rows that a window keeps are views of longer tensors.
 
     Raises:
         UnsupportedError: If a layer is of a kind that cannot be copied.
     """
     guards.refuse_cache(cache, CACHE_LAYERS)
-    bases: dict[int, Tensor] = {}  # layers compare columns by their tensor, so the same stays the same
+    bases: dict[int, Tensor] = {}  # layers compare columns by tensor identity, so a shared tensor stays shared
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer | DummyLayer) or not layer.is_initialized:
             continue
@@ -42,35 +42,35 @@ def settle(cache: Any) -> Any:
 
 
 def copy_of(cache: Any, samples: int = 1) -> Any:
-    """A cache of so many samples that all go on from the one sample of this cache.
+    """Return a cache of `samples` samples that all continue from the one sample of this cache.
 
-    The rows that are there stand in memory once for all samples, except those of sliding windows, which leave, and
-    recurrent states, which change.
+    All samples share the rows in memory, except those of sliding windows, which leave, and recurrent states, which
+    change.
 
     Args:
-        cache: Of one sample; it stays as it is.
-        samples: How many go on from it.
+        cache: A cache of one sample; it is not changed.
+        samples: How many samples continue from it.
     """
     copied = copy.copy(cache)
-    memo, spread = Memo(MEMO_SIZE), Memo()  # the same tensor becomes the same one: layers compare columns by it
+    memo, spread = Memo(MEMO_SIZE), Memo()  # layers compare columns by tensor identity: a shared tensor stays shared
     copied.layers = [_layer(layer, memo, spread, samples) for layer in cache.layers]
     return copied
 
 
 def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
-    """One layer of the copy.
+    """Copy one layer.
 
     Args:
-        layer: Of one sample.
-        memo: That of all layers of the copy.
-        spread: What tensors of layers have become, with so many samples.
-        samples: How many.
+        layer: A layer of one sample.
+        memo: Shared by all layers of the copy.
+        spread: The repeated tensors made so far, by original.
+        samples: How many samples the copy has.
     """
-    if type(layer) not in CACHE_LAYERS:  # it may write in place; `settle` refuses such
+    if type(layer) not in CACHE_LAYERS:  # it may write in place; `settle` refuses it
         return copy.deepcopy(layer)
     copied = copy.copy(layer)
     if isinstance(layer, LinearAttentionLayer):
-        for name, states in vars(copied).items():  # tensors by number, beside what is known of each
+        for name, states in vars(copied).items():  # dicts hold tensors by index, and flags about each
             if isinstance(states, dict):
                 own = {
                     key: state.repeat_interleave(samples, 0) if isinstance(state, Tensor) else state
@@ -102,7 +102,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
 
 
 def tensors_of(layer: Any) -> Iterator[Tensor]:
-    """Everything that a layer of a cache holds."""
+    """Yield every tensor that a cache layer holds."""
     held = [getattr(layer, name, None) for name in ("keys", "values", *FOLLOWING)]
     held += [state for kind in STATES for state in getattr(layer, kind, {}).values()]
     yield from (tensor for tensor in held if isinstance(tensor, Tensor))
@@ -111,13 +111,13 @@ def tensors_of(layer: Any) -> Iterator[Tensor]:
 
 
 def nbytes(cache: Any) -> int:
-    """Bytes of all tensors in a cache; what layers share counts once."""
+    """Bytes of all tensors in a cache. Tensors that layers share count once."""
     held = {id(tensor): tensor.nbytes for layer in cache.layers for tensor in tensors_of(layer)}
     return sum(held.values())
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """The tensor in no more memory than it needs."""
+    """Return the tensor in memory of exactly its size."""
     if tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -43,8 +43,8 @@ class Decision:
     """What the stages before a layer leave of a sample.
 
     Attributes:
-        cut: Of the sample's rows.
-        sizes: Rows it leaves of each image; None where only the device knows.
+        cut: The cut of the sample's rows.
+        sizes: Rows left of each image; None if only the device knows.
     """
 
     cut: Cut
@@ -57,14 +57,14 @@ class SampleRows:
 
     Attributes:
         layer: The decoder layer (0-based).
-        sample: What the host knows of the sample, and of all that are alike.
-        source: Which tokens the rows stand for: (rows,) int64, −1 for none of its own.
-        sizes: Rows of each image (or frame); None once a cut ranked over all of them together.
-        notes: What is remembered of the rows.
+        sample: What the host knows of the sample; shared by all samples of its bucket.
+        source: Index of the token each row stands for: (rows,) int64, −1 for a row without a token.
+        sizes: Rows of each image (or frame); None after a cut that ranked all of them together.
+        notes: Tensors stored per row, by name.
         read: Returns the residual stream entering the layer at these rows, (rows, width).
-        reader: Reads attention and keys of the layer; None where no decoder is there to be read.
-        text: What is remembered of the text behind the images: a tensor a name, with the images in front.
-        begun: Rows that layer 0 has processed, for methods that did not cut before it themselves; None before it has.
+        reader: Reads attention and keys of the layer; None if the host has no decoder to read.
+        text: Tensors stored about the text behind the images, by name; their first dimension is the images.
+        begun: Rows that layer 0 processed, for methods that did not cut before it; None before layer 0.
     """
 
     layer: int
@@ -89,7 +89,7 @@ class SampleRows:
         return self._hidden
 
     def units(self, stage: Stage) -> list[Unit]:
-        """What a stage ranks together."""
+        """Return the groups of rows that a stage ranks separately."""
         if stage.unit == "sample":
             return [sample_unit(self.sample, len(self))]
         frames = self.sample.frames
@@ -111,7 +111,7 @@ class SampleRows:
         return image_units(self.sample, self.sizes)
 
     def view(self, stage: Stage, unit: Unit) -> View:
-        """What a stage sees of a unit."""
+        """Build the view of a unit that a stage gets."""
 
         rows = None if len(unit) == len(self) else unit.rows
 
@@ -124,7 +124,7 @@ class SampleRows:
         tokens = partial(part, self.source)
         if stage.place is not Place.LAYER:
             return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
-        # Every signal is a function here, so that what a stage does not read is never computed.
+        # Signals are passed as functions, so one that the stage does not read is never computed.
         hidden: Callable[[], Tensor] | None = None
         before: Callable[[], Tensor] | None = None
         signals: dict[Signal, Callable[[], Tensor]] = {}
@@ -148,11 +148,12 @@ class SampleRows:
         )
 
     def _arriving(self, stage: Stage, unit: Unit) -> Arriving:
-        """What a stage's count is made of; with the grids of a whole image, if the stage reads cells."""
+        """The token counts from which a stage's budget is computed. Includes the image's grids if the stage reads
+        `Cells` and no token of the image was dropped."""
         arriving, grids = unit.arriving, self.sample.grids
         begun = self.begun
         if begun is not None and stage.owner not in begun.opening:
-            if unit.image < 0:  # all of the sample
+            if unit.image < 0:  # the whole sample
                 arriving = replace(arriving, started=begun.count)
             elif begun.sizes is not None:
                 arriving = replace(arriving, started=begun.sizes[unit.image])
@@ -162,8 +163,9 @@ class SampleRows:
         return arriving
 
     def _signal(self, signal: Signal, unit: Unit, part: Change) -> Tensor:
-        """A signal for the rows of a unit."""
+        """Return a signal for the rows of a unit."""
         if isinstance(signal, Cells):
+            # A row without a token has no cell: (rows, 3) values become −1.
             none = part(self.source) < 0
             return part(self.notes[CELLS]).masked_fill(none[:, None], -1)
         if isinstance(signal, Columns):
@@ -178,7 +180,7 @@ class SampleRows:
             return self.text[repr(signal)][unit.image]
         if signal.of_ran and not isinstance(signal, Pivots):
             return part(self.notes[ran_note(signal, self.layer - 1)])
-        assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
+        assert self.reader is not None  # a host without a decoder refuses the other signals
         if isinstance(signal, Text):
             columns = self.text[WORDS]
             return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
@@ -196,9 +198,9 @@ class SampleRows:
         return self.reader.read(signal, asking_units(signal, self.sample, self.sizes, unit))
 
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
-        """The rows that a second stage before the same layer sees, behind the first one's cut."""
+        """Return the rows that a second stage before the same layer sees after the first stage's cut."""
         cut = decision.cut
-        # Nothing has computed the attention of what the first stage left.
+        # The attention among the rows left by the first stage is not computed.
         ahead = any(isinstance(signal, Keys) or getattr(signal, "layer", "") == "next" for signal in stage.reads)
         if cut.stays is not None or ahead:
             raise UnsupportedError(
@@ -206,6 +208,7 @@ class SampleRows:
                 "tokens left by the first. Move one of them to another layer."
             )
         source = look_up(cut.source, self.source)
+        # For example rows stand for tokens 3 5 8, and the cut keeps rows 0 2: source becomes 3 8.
         notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.notes.items()}
         notes |= cut.notes
         return replace(
@@ -219,9 +222,9 @@ class SampleRows:
 
 
 def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None, unit: Unit) -> Sequence[Unit]:
-    """The units whose attention is read one by one for a unit.
+    """Return the units whose attention is read separately for a unit.
 
-    In a sample with several images the text behind each pays attention to that image; the last row pays it to all.
+    In a sample with several images, the text behind each image attends to that image, and the last row to all.
     """
     if signal.rows == "last" or sizes is None or unit.image >= 0:
         return [unit]
@@ -229,17 +232,17 @@ def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None,
 
 
 def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
-    """What the stages before a layer leave of a sample, the second working on what the first left; None: all."""
+    """Run the stages before a layer on a sample, each on what the previous one left. None: nothing is dropped."""
     decision: Decision | None = None
     answer: Decision | None = None
     for stage in stages:
-        if answer is not None:  # the stage before this one has cut
+        if answer is not None:  # the previous stage cut
             rows = rows.behind(answer, stage)
         units = rows.units(stage)
         views = [rows.view(stage, unit) for unit in units]
-        # A unit that has lost all its rows is shown to no stage.
+        # Skip units that have no rows left.
         cuts = [stage.cut(view) if len(view) else None for view in views]
-        if not stage.drops:  # it only looks, and leaves notes
+        if not stage.drops:  # the stage only leaves notes
             answer = None
             notes = _notes(cuts, stage)
             rows.notes.update(notes)
@@ -258,7 +261,7 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
 
 
 def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
-    """The notes of a stage that only looks, its units' one behind the other."""
+    """Concatenate the notes of a stage that drops nothing over its units."""
     notes_of_units = [cut.with_owner(stage.owner).notes for cut in cuts if cut is not None]
     if not notes_of_units:
         return {}
@@ -269,7 +272,7 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 
 
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
-    """One decision about a sample from the cuts of its units; None where nothing is dropped."""
+    """Join the cuts of a sample's units into one decision; None if nothing is dropped."""
     if len(cuts) == 1 and cuts[0] is not None:
         cut = cuts[0].with_owner(stage.owner)
         of_one_image = rows.sizes is not None and len(rows.sizes) == 1
@@ -287,31 +290,31 @@ def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows,
 
 
 def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
-    """One cut of a sample from those of its units, one behind the other.
+    """Join the cuts of a sample's units into one cut of the sample.
 
-    An example: of two images of three tokens the first loses its second token, the second its first.
+    Example: of two images of three tokens, the first loses its second token and the second its first.
 
         sources   0 2 and 1 2      joined   0 2 4 5
         parents   0 −1 1, −1 0 1   joined   0 −1 1 −1 2 3
 
     Args:
-        cuts: Of the units.
-        device: Where the sample's tensors are.
-        hidden: Makes all rows that arrive, (rows, width); read where a unit's rows are merged.
+        cuts: One per unit, in order.
+        device: Device of the sample's tensors.
+        hidden: Returns all arriving rows, (rows, width); called only if a unit merges rows.
     """
     if len(cuts) == 1:
         return cuts[0]
     explicit = []
     for cut in cuts:
-        if cut.stays_whole:  # then it gets tensors that say so
+        if cut.stays_whole:  # replace by explicit indices
             places = torch.arange(cut.arriving, device=device)
             cut = Cut.join(places, places, cut.notes)
         explicit.append(cut)
     cuts, notes = explicit, {}
-    # A note must be there for all rows, so one that only some units have is left out.
+    # A note needs values for all rows, so drop notes that only some units have.
     for name in set.intersection(*(set(cut.notes) for cut in cuts)):
         parts = [cut.notes[name] for cut in cuts]
-        if parts[0].dim() > 1:  # vectors that are shorter than others, as features of other towers are, end in zeros
+        if parts[0].dim() > 1:  # pad vectors of different widths, such as other towers' features, with zeros
             width = max(part.shape[-1] for part in parts)
             parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
         notes[name] = torch.cat(parts)
@@ -330,7 +333,7 @@ def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], T
         moved.append(source)
     if all(cut.rows is None for cut in cuts):
         return Cut.take(torch.cat(moved), sum(tokens), notes)
-    firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # of each unit, its first row in the joined
+    firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # each unit's first row in the joined cut
     parents = [cut.parent for cut in cuts]
     placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
     merged = [cut.rows_left(part) for cut, part in zip(cuts, torch.split(hidden(), tokens), strict=True)]
@@ -350,16 +353,16 @@ class BucketReader(Protocol):
 
 ReaderOf = Callable[[Bucket], BucketReader]
 Decided = tuple[Bucket, list[Cut], Sizes | None]
-"""A bucket, what becomes of each of its samples, and how many rows of each image that leaves."""
+"""A bucket, the cut of each of its samples, and the rows left of each image."""
 
 
 def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
-    """Let the stages before a layer cut, and remember what later ones will read.
+    """Run the stages before a layer, and store what later stages will read.
 
     Args:
-        forward: What is left changes.
-        call: The layer's call; merged rows are written into a copy of its input.
-        reader_of: Reads this layer's attention, for a bucket.
+        forward: The forward; what is left of its samples changes.
+        call: The layer's call. Merged rows are written into a copy of its input.
+        reader_of: Returns the reader of this layer for a bucket.
     """
     program, layer = forward.program, call.index
     if layer == 0 and program.finds_raters:
@@ -381,7 +384,7 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
 
 
 def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader: BucketReader) -> None:
-    """Remember what queries and keys of a layer that attends come to, for stages before the next."""
+    """Store signals of a running layer's queries and keys, for stages before the next layer."""
     rows = sample_unit(bucket.first, bucket.left)
     if bucket.sizes is None:
         images = [rows]
@@ -421,7 +424,7 @@ def _cut(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         rows, came_from = taken
         if rows is not None:
             columns = bucket.columns
-            owners = bucket.owners.expand_as(columns)
+            owners = bucket.owners.expand_as(columns)  # (samples, 1) -> (samples, rows): the batch index of each row
             merged.append((owners.flatten(), columns.flatten(), rows.flatten(0, 1)))
             forward.move_additions(bucket, call.index, came_from)
     if merged:  # one write for all buckets
@@ -435,12 +438,12 @@ def _cut(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SampleReader:
-    """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for.
+    """Reads a layer for one sample of a bucket. Nothing is computed before it is requested.
 
     Attributes:
-        read: A signal of some units' rows, one behind the other: see `RowsReader.read`, without the samples.
-        states: The stream entering the layer at some columns, (columns, width).
-        normed: Rows of the stream, (rows, width), through the norm in front of the model's head.
+        read: Returns a signal for the concatenated rows of some units: see `RowsReader.read`, for one sample.
+        states: Returns the stream entering the layer at some columns, (columns, width).
+        normed: Applies the norm before the model's head to rows of the stream, (rows, width).
     """
 
     read: Callable[[Signal, Sequence[Unit]], Tensor]
@@ -451,27 +454,27 @@ class SampleReader:
 def decide_bucket(
     bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Change
 ) -> tuple[list[Cut], Sizes | None]:
-    """What the stages before a layer leave of each sample of a bucket.
+    """Run the stages before a layer on each sample of a bucket.
 
     Args:
         bucket: The samples, and their rows that are left.
-        program: Says which stages stand here.
+        program: Says which stages run here.
         layer: The decoder layer.
         hidden: Its full-length input, (samples of the batch, columns, width).
-        reader_of: Reads this layer's attention, for a bucket.
-        norm: The norm in front of the model's head.
+        reader_of: Returns the reader of this layer for a bucket.
+        norm: The norm before the model's head.
 
     Returns:
-        A cut for each sample, whose notes are all that is remembered of its rows; no cuts where no rows arrive. And how
-        many rows they leave of each image; None where only the device knows.
+        A cut for each sample, with all notes of its rows; no cuts if no rows arrive. And the rows left of each image;
+        None if only the device knows.
     """
     if not bucket.source.shape[1]:
         return [], bucket.sizes
     if bucket.index.device != hidden.device:
         bucket.to(hidden.device)
     stages = program.before(layer)
-    reader = cache(partial(reader_of, bucket))  # made when it is first needed
-    left: list[Sizes | None] = []  # the same of all samples
+    reader = cache(partial(reader_of, bucket))  # built on first use
+    left: list[Sizes | None] = []  # equal for all samples
 
     def of_sample(sample: Tensors, pick: Pick) -> Cut:
         columns = sample["columns"]
@@ -508,9 +511,9 @@ def decide_bucket(
 
 
 def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
-    """What was decided, with counts that the host knows.
+    """Replace masks by counts that the host knows.
 
-    A mask says which tokens stay and not how many. The device is asked once for the whole batch.
+    A mask says which tokens stay but not how many. This takes one host sync for the whole batch.
     """
     sums = []
     for bucket, cuts, _ in decided:
@@ -532,12 +535,12 @@ def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
 
 
 def _divide(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
-    """A bucket divided into samples that keep equally many tokens of each image, each part with its cuts.
+    """Split a bucket into parts whose samples keep equally many tokens of each image. Returns each with its cuts.
 
     Args:
         bucket: The samples.
-        cuts: Made of masks.
-        numbers: How many tokens stay, of each image of each sample; taken from the front.
+        cuts: Cuts made of masks.
+        numbers: How many tokens stay of each image of each sample, in order; consumed from the front.
     """
     images = len(bucket.sizes or (1,))
     counts = [tuple(itertools.islice(numbers, images)) for _ in cuts]

@@ -1,5 +1,5 @@
-"""Encode: stages on an image's tokens in and behind the vision tower of a model of transformers; see `engine.hosts` for
-hosts with a decoder of their own.
+"""Encode: stages on an image's tokens in and behind the vision tower of a transformers model. For hosts with their own
+decoder see `engine.hosts`.
 """
 
 import itertools
@@ -29,14 +29,14 @@ from foveate.families.thinning import running_thin
 
 @dataclass(slots=True, eq=False)
 class ImageTokens:
-    """One image in the vision tower or just behind it, and what has become of its tokens so far.
+    """One image in the vision tower or right behind it, and the cuts of its tokens so far.
 
     Attributes:
-        view: What the family shows.
-        resources: What was handed in, by name.
-        patches: What became of patches: in the tower, or behind the projector where the tower cannot lose any.
-        pooled: The same, where signals are still those of all patches.
-        done: What image stages have made of the rows that were left then.
+        view: What the family exposes of the tower.
+        resources: Resources passed to `drop(resources=...)`, by name.
+        patches: The cut of patches: in the tower, or behind the projector if the tower cannot drop any.
+        pooled: `patches`, if signals are still those of all patches.
+        done: The cut by image stages of the rows left by `patches`.
     """
 
     view: TowerView
@@ -54,7 +54,7 @@ class ImageTokens:
 
     @property
     def entered(self) -> int:
-        """Vision tokens the image will have had; as many as are shown where the family does not say."""
+        """Vision tokens that the image would enter the model with; those in the view if the family does not say."""
         return self.view.entered or len(self.view)
 
     @property
@@ -64,12 +64,12 @@ class ImageTokens:
 
     @property
     def untouched(self) -> bool:
-        """Whether its tokens are all as they came."""
+        """Whether its tokens are all unchanged."""
         return self.patches.stays_whole and self.done.stays_whole
 
     @property
     def cut(self) -> Cut | None:
-        """What became of its tokens, with the rows that are left; None if nothing did."""
+        """The cut of its tokens, including the rows that are left; None if nothing changed."""
         cut = self.patches.then(self.done)
         if cut.stays_whole and not cut.notes:
             return None
@@ -84,7 +84,7 @@ class ImageTokens:
 
     @property
     def kind(self) -> Hashable:
-        """What is the same in images that are alike."""
+        """A hashable value that is equal for images that can be processed together."""
         view, notes = self.view, tuple(sorted(self.done.notes))
         cuts = tuple((cut.count, cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
         counts = (self.entered, view.reserved)
@@ -92,12 +92,12 @@ class ImageTokens:
         return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
 
     def lacks(self, signal: Signal) -> bool:
-        """Whether its tower has no such signal, of those that it may lack."""
+        """Return whether the tower lacks this signal. Only some signals can be lacking."""
         shown = {Cls: self.view.cls, Deepstack: self.view.deepstack, Features: self.view.made}
         return shown.get(type(signal), self.view) is None
 
     def signal(self, signal: Signal) -> Tensor:
-        """What the tower shows of each row: (rows,) attention, (rows, any) of others; of the CLS one row."""
+        """Return a signal of each row: (rows,) for attention, (rows, any) for others, one row for the CLS."""
         if isinstance(signal, Cls):
             assert self.view.cls is not None
             return self.view.cls
@@ -108,7 +108,7 @@ class ImageTokens:
                 return values
             return values[self.source.clamp(min=0)]
         if isinstance(signal, Features | Resource):
-            # Where the family shows none of the other side, the rows are what it shows.
+            # If the family does not expose the projected features, use its own.
             if self.view.made is None:
                 values = self.view.features
             else:
@@ -117,10 +117,10 @@ class ImageTokens:
                 values = self.resources[signal.name].features(values)
         else:
             assert isinstance(signal, TowerSignal)
-            values = self.view.read(signal)  # attention as keys of size 1
+            values = self.view.read(signal)  # attention comes as (patches, 1)
         if self.pooled is not None:  # the mean over a token's patches
             values = average(values, self.pooled)
-        if not self.done.stays_whole:  # a row that a stage has made has the value of its source
+        if not self.done.stays_whole:  # a row made by a stage takes the value of its source
             values = values[self.done.source.clamp(min=0)]
         if isinstance(signal, TowerAttention):
             return values[:, 0]
@@ -128,18 +128,18 @@ class ImageTokens:
 
 
 def kind_of(rows: Tensor) -> tuple[Hashable, ...]:
-    """What is the same in rows that can be stacked."""
+    """Return a hashable value that is equal for rows that can be stacked."""
     return tuple(rows.shape), rows.dtype, rows.device
 
 
 def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: Pick, video: bool) -> ImageView:
-    """What a stage sees of one of some images alike.
+    """Build the view that a stage gets of one of several alike images.
 
     Args:
-        stage: Says what it reads.
+        stage: The stage; says what is read.
         images: The images.
-        tensors: The `rows` and `notes` of the one that is looked at.
-        pick: Makes a tensor of that one.
+        tensors: The `rows` and `notes` of the image to view.
+        pick: Selects that image's tensor from a stack of all images' tensors.
         video: Whether they are videos.
     """
     image, rows = images[0], tensors["rows"]
@@ -148,7 +148,7 @@ def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pi
     for signal in stage.reads:
         if not image.lacks(signal):
             signals[signal] = partial(_pick, pick, [partial(other.signal, signal) for other in images])
-    # Once tokens have been dropped or merged, the rows are on no grid, and say which tokens they stand for.
+    # After tokens were dropped or merged, the rows are not on a grid; they report the tokens they stand for instead.
     grid, grids = view.grid, view.grids
     tokens: Callable[[], Tensor] | None = None
     if not untouched:
@@ -170,28 +170,28 @@ def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pi
 
 
 def _pick(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
-    """Of functions that each make the tensor of one image, the tensor of the image that is looked at."""
+    """Return the viewed image's tensor, given one function per image that makes its tensor."""
     return pick(stack_samples([make() for make in makes]))
 
 
 Look = Callable[[Sequence[int], Tensors, Pick], Cut | None]
-"""Makes a cut of one of some images that are alike: of the places of these images, the tensors of the one image, and a
-way to pick further tensors of it."""
+"""Returns a cut of one of several alike images. Arguments: the indices of these images, the tensors of the image, and a
+function that selects the image's tensor from a stack."""
 
 
 def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable], at_once: bool) -> list[Cut | None]:
-    """What a stage makes of each image, those alike together; with counts that the host knows.
+    """Run a stage on each image, alike ones together. The counts of the cuts are known on the host.
 
-    The device is asked once for all counts. A merge that was put off is made then where it leaves fewer rows; else it
-    becomes None.
+    This takes one host sync for all counts. A deferred merge is carried out then if it leaves fewer rows; otherwise the
+    cut becomes None.
 
     Args:
-        look: Asks the stage.
-        images: Tensors of each image by name; an entry may be a mapping of such.
-        kinds: What is the same in images that are alike.
-        at_once: Whether stages may look at images that are alike together.
+        look: Runs the stage.
+        images: Tensors of each image by name. An entry may be a mapping of tensors.
+        kinds: A value per image that is equal for alike images.
+        at_once: Whether stages may run on several alike images at once.
     """
-    if not at_once:  # every image is a kind of its own
+    if not at_once:  # make every image its own kind
         kinds = range(len(images))
     cuts = _by_kind(look, images, kinds)
     unknown = [(place, cut) for place, cut in enumerate(cuts) if cut is not None and isinstance(cut.count, Tensor)]
@@ -215,7 +215,7 @@ def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable], at
 
 
 def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
-    """What `look` makes of each image, those of a kind together."""
+    """Run `look` on each image, those of one kind together."""
     cuts: list[Cut | None] = [None] * len(images)
     for places in alike(kinds):
         of_kind = together(partial(look, places), stack_samples([images[place] for place in places]))
@@ -228,21 +228,21 @@ def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -
 
 
 PromptLengths = Callable[[Sequence[int]], Sequence[Sequence[int]] | None]
-"""Tells vision tokens of each image of each sample from those of the pieces in which features came."""
+"""Returns the vision tokens of each image of each sample, from the sizes of the features' pieces."""
 
 
 class TowerReducer:
-    """Runs a method's stages on what a family shows of its tower; images that are alike go through a stage together.
+    """Runs a method's stages on what a family exposes of its tower. Alike images go through a stage together.
 
     Args:
         program: The stages.
-        prompt: Tells vision tokens of each image of each sample; None where no prompt was seen.
+        prompt: Returns the vision tokens of each image of each sample; None if no prompt was seen.
         video: Whether the images are videos.
 
     Attributes:
-        early: Whether a stage stands inside the tower.
-        reads: What the stages read of the tower.
-        ran: Which rows of the tower ran, where some left before it and came back behind it.
+        early: Whether a stage works inside the tower.
+        reads: The signals that stages read from the tower.
+        ran: Which rows of the tower ran, if some were removed before it and restored behind it.
     """
 
     def __init__(self, program: Program, prompt: PromptLengths | None = None, video: bool = False) -> None:
@@ -255,16 +255,16 @@ class TowerReducer:
         self.reads = tuple(dict.fromkeys(signal for signal in signals if isinstance(signal, TowerSignal)))
 
     def lengths(self, total: int, pieces: Sequence[int] = ()) -> list[int]:
-        """Vision tokens of each image of a call that makes `total`, in such pieces; of one, if no prompt was seen."""
+        """Return the vision tokens of each image of a call that makes `total`. Without a prompt: one image."""
         return lengths_in(self._prompt and self._prompt(pieces), total)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become in front of the tower."""
+        """Return the token grids of an image's frames or views after the pixel stages."""
         tokens = sum(rows * columns for rows, columns in grids)
         return follow.coarsened(self._program.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
-        """Which tokens of each image or video the tower shall make, of their pixels."""
+        """Choose from the pixels which tokens of each image or video the tower shall make."""
         (stage,) = self._program.pixels
 
         def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
@@ -275,27 +275,27 @@ class TowerReducer:
         return _dropping(cuts_of(look, inputs, [kind_of(view.units) for view in views], self._program.together))
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
-        """Which patches of each image become one after the tower's first layer.
+        """Choose which patches of each image are merged after the tower's first layer.
 
         Args:
             images: (patches, width) each, in raster order.
-            grid: Their rows and columns.
+            grid: Rows and columns of the patches.
         """
         return _dropping(self._of_patches(self._program.tower, images, [grid] * len(images)))
 
     def first(self, blocks: int) -> int:
-        """The tower's block before which rows leave, of so many that are read."""
+        """Return the block before which rows are removed, of `blocks` that are read."""
         assert self._program.thin is not None
         return self._program.thin.first(blocks)
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
-        """Which rows of each segment run, and which the others go with."""
+        """Choose which rows of each segment run, and which of these stands in for each other row."""
         return self._of_patches(self._program.thin, segments, grids)
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
-        """What becomes of each image's tokens on their way out of the tower, newlines apart."""
+        """Run the image stages on each image's tokens, without newlines."""
         images = [ImageTokens(view, self._program.resources) for view in views]
-        # Where the tower itself cannot lose tokens, the stage inside it works behind the projector.
+        # If the tower itself cannot drop tokens, the stage inside it works behind the projector.
         late: list[ImageTokens] = []
         if self.early:
             late = [one for one in images if one.view.merge is None and not one.view.early and one.view.grid]
@@ -313,7 +313,7 @@ class TowerReducer:
     def _of_patches(
         self, stage: TowerStage | None, images: Sequence[Tensor], grids: Sequence[Grid | None]
     ) -> list[Cut | None]:
-        """What a stage inside the tower makes of patches, (rows, width) of each image or segment, on these grids."""
+        """Run a stage inside the tower on patches, (rows, width) of each image or segment, on these grids."""
 
         def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
             assert stage is not None
@@ -323,7 +323,7 @@ class TowerReducer:
         return cuts_of(look, [{"rows": rows} for rows in images], kinds, self._program.together)
 
     def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
-        """What an image stage makes of each image."""
+        """Run an image stage on each image."""
 
         def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
             return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick, self._video))
@@ -333,7 +333,7 @@ class TowerReducer:
 
 
 def _dropping(cuts: Sequence[Cut | None]) -> list[Cut | None]:
-    """The cuts, None in the place of each that leaves as many rows as arrived."""
+    """Replace cuts that leave as many rows as arrived by None."""
     return [None if cut is None or cut.count == cut.arriving else cut for cut in cuts]
 
 
@@ -348,19 +348,19 @@ def encode(
     """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
 
     Args:
-        family: Knows the model.
+        family: The model's family.
         program: The method's stages.
         modality: "image" or "video".
-        run: Calls the original, with the arguments given here in the place of its own.
+        run: Calls the original function; arguments passed to it replace the call's own.
         arguments: The call's arguments by name.
-        prompt: Tells vision tokens of each image of each sample; None where no prompt was seen.
+        prompt: Returns the vision tokens of each image of each sample; None if no prompt was seen.
 
     Returns:
-        What the original answers, each image's rows in the first places of its features; what became of each; and
-        which of the tower's rows ran, where some did not, one entry for each segment.
+        The original's output, with each image's rows in the first places of its features. The cut of each image. And
+        which of the tower's rows ran, one entry per segment, if some did not.
     """
-    # Where the first cut is: a smaller picture, some of its patches, inside the tower or before the projector, or
-    # behind the projector.
+    # By the place of the first cut: shrink the image, skip patches, cut inside the tower or before the projector, or
+    # cut behind the projector.
     ways = {
         "pixels": family.encode_smaller,
         "subset": family.encode_subset,
@@ -383,7 +383,7 @@ def encode(
                 "for a smaller picture. Keep the tower in memory in the device_map, or use AveragePool."
             ) from error
         raise
-    # Rows are in the features now. The trace holds cuts, so these must not hold the features.
+    # The rows are now in the features. The trace holds the cuts, so these must not hold the features.
     without_rows = []
     for cut in cuts:
         if cut is not None and not cut.stays_whole:

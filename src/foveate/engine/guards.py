@@ -1,6 +1,6 @@
-"""Refusals of the engine that are long, or that several places or a layer's hot path call; short ones stand in place.
+"""Refusals that are long, or that several places or a layer's hot path call. Short ones are raised in place.
 
-They say what cannot run while tokens are dropped, before anything is computed wrongly."""
+Each refuses what cannot run while tokens are dropped, before anything is computed wrongly."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -31,7 +31,7 @@ CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_ex
 
 
 def refuse_unknown_host(family: Family) -> None:
-    """What is used of transformers, and of the model's own modules, must be there, under the names that are known."""
+    """Refuse a model, or a transformers version, that lacks the functions and modules that foveate hooks."""
     for what in probe():
         raise unknown(what)
     core, text, layers = family.core, family.text, family.layers
@@ -48,13 +48,13 @@ def refuse_unknown_host(family: Family) -> None:
             raise unknown(lacking)
     if len(set(map(id, layers))) < len(layers):
         raise UnsupportedError(
-            f"Some of the {len(layers)} layers of {type(text).__name__} are the same module, so it cannot be told "
-            "which of them runs. Use copies: model.load_state_dict of a model whose layers are its own."
+            f"Some of the {len(layers)} layers of {type(text).__name__} are the same module, so foveate cannot tell "
+            "which of them runs. Use copies: load the state_dict into a model whose layers are separate modules."
         )
 
 
 def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resources: Mapping[str, Any]) -> None:
-    """A stage may read what this model or this engine has not, or was not handed in, or stand where nothing runs."""
+    """Refuse stages that read what the model, the engine or `resources` lack, or that run at unsupported places."""
     reason = refusal(stages, family.lacks, type(family))
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
@@ -67,7 +67,7 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resou
     read = {signal.name for stage in stages for signal in stage.reads if isinstance(signal, Resource)}
     for name in sorted(read - set(resources)):
         raise UnsupportedError(
-            f"{method.name} reads the resource {name!r}, and none was handed in. Hand it in: "
+            f"{method.name} reads the resource {name!r}, which was not given. Pass it: "
             f"foveate.drop(model, method, resources={{{name!r}: …}})."
         )
     for name in sorted(set(resources) - read):
@@ -75,7 +75,7 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resou
 
 
 def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: bool) -> None:
-    """Layers that borrow keys and values may get the last row alone, so nothing may be dropped there."""
+    """Refuse cuts at layers that borrow keys and values. The model may pass only the last row to these layers."""
     if not family.lenders:
         return
     first = min(family.lenders)
@@ -86,12 +86,12 @@ def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: 
             what = f"drops before layer {late[0]}"
         raise UnsupportedError(
             f"This method {what}, but layers {first} to {max(family.lenders)} of this model attend to keys of earlier "
-            f"layers, and may get the last row alone. Drop before layers 0 to {first - 1}, and read all tokens."
+            f"layers, and may get only the last row. Drop before layers 0 to {first - 1}, and read all tokens."
         )
 
 
 def refuse_pages(*_: Any, **__: Any) -> NoReturn:
-    """Stand in for the way into continuous batching, and end the call of a manager made before the context."""
+    """Replace the model's entry to continuous batching, and stop managers that were made before the context."""
     raise UnsupportedError(
         "Continuous batching takes token ids without pictures, and its paged cache cannot hold layers of different "
         "lengths. Inside a dropping context, use generate with a padded batch."
@@ -99,7 +99,7 @@ def refuse_pages(*_: Any, **__: Any) -> NoReturn:
 
 
 def refuse_candidates(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Assisted decoding puts its candidates behind the prompt, into the very call that ranks by the text after it."""
+    """Wrap `generate` to refuse assisted decoding. Its candidates follow the prompt and would be read as its text."""
     config = kwargs.get("generation_config")
     for name in CANDIDATES:
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
@@ -115,7 +115,7 @@ def refuse_candidates(original: Callable[..., Any], *args: Any, **kwargs: Any) -
 
 
 def refuse_foreign_features(method: Method) -> NoReturn:
-    """A method that reduces in the tower must have seen the tower run."""
+    """Refuse features from outside the context: a method that reduces in the tower must have seen the tower run."""
     raise UnsupportedError(
         f"{type(method).__name__} reduces tokens in the vision tower, but these image features were computed "
         "outside the context or without their prompt, or chunked prefill has split them. Pass the pictures and the "
@@ -127,83 +127,82 @@ def refuse_foreign_features(method: Method) -> NoReturn:
 
 
 def refuse_lost_hooks(lost: str) -> NoReturn:
-    """Without one of its hooks the context knows half of what the model does."""
+    """Refuse to run after one of the context's hooks was removed or replaced."""
     raise SessionError(
-        f"{lost} is not foveate's any more: something inside the context has replaced or removed it, or the model "
-        "calls its parts in another way. Exit the context before you change the model, and open a new one afterwards."
+        f"{lost} no longer belongs to foveate: something inside the context has replaced or removed it, or the model "
+        "calls its parts in another way. Exit the context before you change the model, then open a new one."
     )
 
 
 def refuse_call(
     kwargs: dict[str, Any], live: Tensor | None, family: Family, columns: int, served: Sequence[type]
 ) -> None:
-    """A call in which tokens will be dropped: its cache, packing, recomputing, outputs and length must allow it.
+    """Refuse a call that drops tokens if its cache, packing, recomputing, outputs or length do not allow it.
 
     Args:
         kwargs: The arguments of the decoder's forward.
-        live: Which columns are no padding, (samples, columns); None: not known.
-        family: Of the model.
-        columns: Of this call and of earlier turns.
+        live: Which columns are not padding, (samples, columns); None: unknown.
+        family: The model's family.
+        columns: Columns of this call and of earlier turns.
         served: The kinds of cache layers that may differ in length.
     """
     refuse_cache(cache_of(kwargs), served)
-    # Told apart by position ids alone, samples in one row would be ranked together.
+    # Samples in one row that only position ids separate would be ranked together.
     if kwargs.get("cu_seq_lens_q") is not None or (live is None and _steps_back(kwargs.get("position_ids"))):
         raise UnsupportedError(
             "Several samples are packed into one row, so their vision tokens cannot be ranked separately. "
             "Pass the samples as a padded batch with an attention_mask."
         )
-    # A layer that runs again in the backward pass must find the rows it ran on.
+    # A layer that runs again in the backward pass must get the rows it first ran on.
     if recomputes_from_outside(family.layers[0]):
         raise UnsupportedError(
             "Gradient checkpointing in this version of transformers runs layers a second time without the record of "
             "dropped tokens. Turn it off, or install a newer version: pip install -U transformers."
         )
-    # transformers balances experts over all tokens of the prompt in all layers, also those that were dropped.
+    # transformers balances experts over all prompt tokens in all layers, including dropped ones.
     if kwargs.get("output_router_logits"):
         raise UnsupportedError(
             "output_router_logits needs the tokens of the whole prompt, and some of them are dropped. "
             "Set it to False (also config.text_config.output_router_logits), or keep all tokens."
         )
-    # Where layers count the rows that they get, and scale queries by that, rows left would be counted anew.
+    # Layers that scale queries by the number of rows before them would count only the rows that are left.
     if columns > family.longest:
         raise UnsupportedError(
-            f"This prompt has {columns} columns, and from {int(family.longest) + 1} on layers of this model scale "
-            "queries by how many rows come before them, which dropping changes. Use a shorter prompt."
+            f"This prompt has {columns} columns. From {int(family.longest) + 1} on, layers of this model scale queries "
+            "by how many rows come before them, which dropping changes. Use a shorter prompt."
         )
 
 
 def refuse_first_layer(
     layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type], gathers: bool = False
 ) -> None:
-    """The first layer's call: its cache must be one that is known, and so must all that has a value for each column.
+    """Refuse the first layer's call if its cache or a per-column argument is unknown.
 
     Args:
-        layer: It.
-        kwargs: What the model hands it by name.
+        layer: The layer.
+        kwargs: The arguments that the model passes by name.
         span: Columns of the call.
         caches: Whether the model was told to cache.
         served: The kinds of cache layers that may differ in length.
-        gathers: Whether what has a value for each column is gathered, whatever it is.
+        gathers: Whether the engine reduces every per-column argument to rows.
     """
     cache = cache_of(kwargs)
     refuse_cache(cache, served)
     for name in kwargs.keys() - LAYER_ARGUMENTS:
         value = kwargs[name]
-        # What a layer does not name is handed on to the kernel, labels for example, and none reads columns in it.
+        # Arguments that the layer does not name, such as labels, go to the kernel, which reads no columns in them.
         by_column = isinstance(value, Tensor) and span in value.shape[-2:] and lacks(layer, (name,)) is None
         if (by_column and not gathers) or isinstance(value, Cache):
-            raise unknown(f"hands its layers {name}, which foveate does not know")
+            raise unknown(f"passes its layers {name}, which foveate does not know")
     if cache is None and caches:
-        raise unknown("caches, and hands its layers no cache under a name that foveate knows")
+        raise unknown("caches, but passes its layers no cache under a name that foveate knows")
 
 
 LAYER_ARGUMENTS = {"hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
 
 
 def refuse_cache(cache: Any, served: Sequence[type]) -> None:
-    """A cache must hold layers of different lengths, of the kinds that are served: none that is static, quantised,
-    offloaded or unknown."""
+    """Refuse a cache whose layers cannot differ in length: static, quantised, offloaded or of an unknown kind."""
     if cache is None:
         return
     if not isinstance(cache, Cache):
@@ -217,7 +216,7 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
         )
     if getattr(cache.update, "__func__", None) is not Cache.update:
         raise UnsupportedError(
-            f"A {type(cache).__name__} stores rows in a way of its own (its update is not transformers' own), "
+            f"A {type(cache).__name__} stores rows in its own way (its update is not that of transformers), "
             "so its layers cannot differ in length. Use a DynamicCache."
         )
     kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
@@ -230,41 +229,40 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
 
 
 def _steps_back(ids: Any) -> bool:
-    """Whether position ids, (samples, columns) or with four axes in front, do not go up by a step or more each."""
+    """Return whether position ids, (samples, columns) or with four axes in front, ever fail to increase."""
     if not isinstance(ids, Tensor) or ids.shape[-1] == 1:
         return False
     if ids.dim() != 2:
-        if ids.shape[0] != 4:  # M-RoPE's three axes stand still or go back inside an image
+        if ids.shape[0] != 4:  # M-RoPE's three axes may repeat or decrease inside an image
             return False
         ids = ids[0]
     return bool((ids.diff(dim=-1) <= 0).any())
 
 
 def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: dict[str, Any]) -> NoReturn:
-    """A layer that is called out of turn, or in another way than is known."""
+    """Refuse a layer that is called out of order or with unknown arguments."""
     if index != expected:
         raise UnsupportedError(
-            f"The model ran decoder layer {index} where layer {expected} was due, so it leaves a layer out or repeats "
-            "one, and what is dropped before it would be wrong. foveate serves decoders that run each layer once, in "
-            "order."
+            f"The model ran decoder layer {index} where layer {expected} was due. It skips or repeats a layer, so what "
+            "is dropped before it would be wrong. foveate supports decoders that run each layer once, in order."
         )
     handed = [*(type(argument).__name__ for argument in args), *kwargs]
     raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(handed)})")
 
 
 def refuse_changed_rows(index: int) -> NoReturn:
-    """A layer that gets other rows than the layer before it has handed on."""
-    raise unknown(f"changes what layer {index - 1} answers before layer {index} gets it")
+    """Refuse a layer whose input is not the output of the layer before it."""
+    raise unknown(f"changes the output of layer {index - 1} before layer {index} gets it")
 
 
 def refuse_other_cache(index: int | None) -> NoReturn:
-    """Layers that store in one cache, and another that the model answers with or hands the next layer."""
+    """Refuse a second cache, which the model returns or passes to the next layer."""
     where = "The model answers with"
     if index is not None:
         where = f"Layer {index} gets"
     raise UnsupportedError(
-        f"{where} another cache than the layers before it, so rows would be missing in it. Leave the cache to the "
-        "model, or pass one DynamicCache."
+        f"{where} another cache than the layers before it, so rows would be missing in it. Let the model make the "
+        "cache, or pass one DynamicCache."
     )
 
 
@@ -272,7 +270,7 @@ def refuse_other_cache(index: int | None) -> NoReturn:
 
 
 def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) -> None:
-    """A recurrent layer pays no attention that could be read."""
+    """Refuse to read attention at a recurrent layer, which has none."""
     if layer in recurrent:
         readable = [str(other) for other in range(depth) if other not in recurrent]
         raise UnsupportedError(
@@ -285,7 +283,7 @@ def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) 
 
 
 def refuse_pruned_cache_outside() -> NoReturn:
-    """Outside its context a pruned cache gets masks of another width."""
+    """Refuse a pruned cache outside its context, where masks have another width."""
     raise SessionError(
         "This cache was pruned by foveate and is used outside its context: masks would be wrong. "
         "Continue inside `with foveate.drop(model, method)`, or start with an empty cache."

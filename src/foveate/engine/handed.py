@@ -1,4 +1,4 @@
-"""Each layer: what it is handed, read at some rows, and streams of hidden states as one."""
+"""Each layer: its arguments reduced to rows, and several streams of hidden states folded into one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 
 Original = Callable[..., Any]
-"""The function of the model that a hook stands around."""
+"""The model's function that a hook wraps."""
 
 
 def rows_of(full: Tensor, places: Tensor, samples: Tensor | None) -> Tensor:
-    """(…, samples or 1, columns, width) -> (…, samples, rows, width); M-RoPE's tables may have its axes in front.
+    """Gather rows: (…, samples or 1, columns, width) -> (…, samples, rows, width). M-RoPE's axes may be in front.
 
-    `samples` is None where there is one.
+    `samples` is None if there is only one.
     """
     if samples is None:
         return full.index_select(-2, places[0])
@@ -23,17 +23,18 @@ def rows_of(full: Tensor, places: Tensor, samples: Tensor | None) -> Tensor:
 
 
 def at_rows(value: Any, shape: tuple[int, int], places: Tensor, owners: Tensor | None, source: Tensor) -> Any:
-    """What a layer is handed, of some rows: a tensor of (…, samples or 1, columns, …), or a sequence of such, is read
-    there, anything else is what it was.
+    """Reduce an argument of a layer to some rows. Tensors of (…, samples or 1, columns, …) are gathered, also inside
+    sequences; anything else is returned unchanged.
 
-    Numbers that were computed of a row are where the row is stored; ids and flags are of the token that it stands for.
+    Floating-point values were computed per row, so they are read where the row is stored. Ids and flags are those of
+    the token that the row stands for.
 
     Args:
         value: The argument.
         shape: Samples and columns of the call.
         places: (some, rows) int64, the column that each row is stored in.
-        owners: (some, 1) int64, whose rows they are; None where the call has one sample.
-        source: (some, rows) int64, the column whose token each stands for.
+        owners: (some, 1) int64, the sample of each row; None if the call has one sample.
+        source: (some, rows) int64, the column of the token that each row stands for.
     """
     if isinstance(value, tuple | list):
         return type(value)(at_rows(part, shape, places, owners, source) for part in value)
@@ -51,11 +52,11 @@ def at_rows(value: Any, shape: tuple[int, int], places: Tensor, owners: Tensor |
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Several streams of hidden states, which the engine takes for one of all their widths.
+    """Several streams of hidden states, which the engine handles as one stream of their joint width.
 
     Attributes:
         count: How many.
-        first: Whether they stand in front of the samples, and not behind the columns.
+        first: Whether their axis comes before the samples, not after the columns.
     """
 
     count: int
@@ -63,29 +64,29 @@ class Streams:
 
     @classmethod
     def of(cls, hidden: Tensor, shape: tuple[int, int]) -> "Streams":
-        """Those of (samples, columns, streams, width) or (streams, samples, columns, width).
+        """Describe streams of shape (samples, columns, streams, width) or (streams, samples, columns, width).
 
         Args:
-            hidden: What a layer is handed.
+            hidden: The hidden states that a layer gets.
             shape: Samples and columns of the call.
         """
         first = hidden.shape[:2] != shape
         return cls(hidden.shape[0 if first else 2], first)
 
     def fold(self, hidden: Tensor) -> Tensor:
-        """(samples, columns, streams · width)."""
+        """Fold into (samples, columns, streams · width)."""
         behind = hidden.movedim(0, 2) if self.first else hidden
         return behind.flatten(2)
 
     def unfold(self, rows: Tensor) -> Tensor:
-        """What `fold` was given."""
+        """Undo `fold`."""
         behind = rows.view(*rows.shape[:2], self.count, -1)
         if self.first:
             return behind.movedim(2, 0)
         return behind
 
     def around(self, original: Original) -> Original:
-        """A layer's forward that takes and answers one stream."""
+        """Wrap a layer's forward so that it takes and returns one stream."""
 
         def run(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = original(self.unfold(hidden_states), *args, **kwargs)
@@ -95,7 +96,7 @@ class Streams:
 
 
 def with_hidden(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """What a layer answers, its hidden states changed."""
+    """Return a layer's output with its hidden states changed."""
     if isinstance(output, tuple):
         return change(output[0]), *output[1:]
     return change(output)

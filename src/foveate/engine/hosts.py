@@ -1,6 +1,6 @@
-"""Encode: for a host with a decoder of its own, such as vLLM, the stages before its decoder.
+"""Encode: runs the stages before the decoder for a host with its own decoder, such as vLLM.
 
-The host says what its tower shows, projects rows, and puts what is left into a prompt that is shorter by as much.
+The host passes in its tower's output, projects rows, and puts the rows that are left into a shorter prompt.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,16 @@ from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left
 
 Project = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-"""Rows of each image, (rows, width of the tower), as the projector makes them: (rows, width of the decoder)."""
+"""Projects the rows of each image, (rows, width of the tower) -> (rows, width of the decoder)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Entered:
-    """What enters the decoder of one image; its length is that of `rows`.
+    """The rows of one image that enter the decoder. Its length is that of `rows`.
 
     Attributes:
         rows: (rows, width of the decoder), in the order in which they enter.
-        source: The token whose position each has, (rows,) int64; −1 for none.
+        source: The token whose position each row has, (rows,) int64; −1 for none.
     """
 
     rows: Tensor
@@ -42,12 +42,12 @@ class Entered:
 
 
 def enter(stages: Program, views: Sequence[TowerView], project: Project, video: bool = False) -> list[Entered]:
-    """The rows of each image that enter the decoder. Images alike go through a stage together.
+    """Return the rows of each image that enter the decoder. Alike images go through a stage together.
 
     Args:
-        stages: What drops. Stages in front of the tower and inside it are the host's to refuse or to run.
-        views: What the tower shows of each image.
-        project: The host's projector; a tower that merges behind it gives its rows back as they are.
+        stages: The stages. Those before and inside the tower are the host's to run or refuse.
+        views: The tower's output for each image.
+        project: The host's projector. If a tower merges behind its projector, return the rows unchanged.
         video: Whether the images are videos.
 
     Raises:
@@ -71,20 +71,20 @@ def enter(stages: Program, views: Sequence[TowerView], project: Project, video: 
 def before_decoder(
     stages: Program, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
 ) -> list[Entered]:
-    """The rows of each image that the stages before decoder layer 0 leave of those that the tower has left.
+    """Run the stages before decoder layer 0 on the rows that the tower left, and return the rows of each image.
 
     Args:
-        stages: What drops.
+        stages: The stages.
         sizes: Vision tokens of each image.
-        cuts: What became of them in the tower; None: nothing.
-        rows: What is left, (rows, width of the decoder) each.
+        cuts: The cut of each image in the tower; None: unchanged.
+        rows: The rows that are left, (rows, width of the decoder) each.
     """
     arrived = [Cut.stay(size) if cut is None else cut for size, cut in zip(sizes, cuts, strict=True)]
     sources = [cut.source.to(own.device) for cut, own in zip(arrived, rows, strict=True)]
 
     def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
         hidden, cut = tensors["rows"], arrived[places[0]]
-        # A sequence that has one image, of which so many rows are left, and text behind it.
+        # Treat the image as a sequence of its own: the image's rows, followed by text.
         media = [MediaTokens(cut.arriving, nowhere, cut if len(hidden) < cut.arriving else None)]
         (sample,) = read_samples([(torch.arange(cut.arriving + 1)[None] < cut.arriving, media)], None)
         image = SampleRows(
@@ -103,7 +103,7 @@ def before_decoder(
 
     later: Sequence[Cut | None] = [None] * len(rows)
     signals = [signal for stage in stages.entering for signal in stage.reads if not isinstance(signal, Hidden)]
-    if signals:  # a host's own decoder shows nothing before its first layer but what enters it
+    if signals:  # before its first layer, a host's decoder only exposes what enters it
         raise UnsupportedError(
             f"{stages.method.name} reads {signals[0]!r} before decoder layer 0, which only foveate's own engine "
             "computes. Use it on transformers."

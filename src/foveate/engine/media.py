@@ -1,4 +1,4 @@
-"""Encode: the images and videos of a call, and the tag by which their features are known again."""
+"""Encode: the images and videos of a call, and the tag that identifies their features later."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 
 TAG = "_foveate"
-"""The one attribute that foveate hangs on objects of others: on what a `get_*_features` call answers, and on each of
-its features. `generate` encodes long before the decoder runs, and repeats features for beams; a tag goes along."""
+"""The only attribute that foveate sets on objects it does not own: on the output of a `get_*_features` call and on
+each of its features. `generate` encodes before the decoder runs and repeats features for beams. A tag survives both."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +28,13 @@ class MediaTokens:
 
     Attributes:
         length: How many there are.
-        boxes: Computes where they look; called only when that is needed, as it may be costly.
-        cut: What became of them in the tower or behind it, where that was looked at; the rows of a cut that changes
-            anything are the first rows of the features.
-        fixed: Which are no patches and always stay, as the CLS of a frame; they are not ranked (`Family.always_kept`).
+        boxes: Computes the box of the image that each token covers. Called only when needed, because it may be slow.
+        cut: What a stage in the tower or behind it did to them, if any looked at them. If the cut changes anything, its
+            rows are the first rows of the features.
+        fixed: Indices of tokens that are not patches and always stay, such as a frame's CLS. They are not ranked
+            (`Family.always_kept`).
         video: Whether it is a video.
-        ran: Which of its rows ran in late blocks of the tower, segment by segment; empty where all did.
+        ran: Which of its rows ran in late blocks of the tower, one entry per segment; empty if all did.
     """
 
     length: int
@@ -47,19 +48,19 @@ class MediaTokens:
         return self  # assisted decoding copies what `generate` has encoded; nothing changes it
 
     def __reduce__(self) -> Any:
-        """Pickled as it is on the host, with its places worked out."""
+        """Pickle with tensors on the host and boxes computed."""
         boxes = self.boxes()
         places = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
         return MediaTokens, (self.length, places, self.cut, self.fixed, self.video, tuple(self.ran))
 
     @property
     def free(self) -> int:
-        """Its vision tokens that may be dropped."""
+        """Number of its vision tokens that may be dropped."""
         return self.length - len(self.fixed)
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """Vision tokens of each of its frames, of which an image has one; empty where that is not known."""
+        """Vision tokens of each of its frames; an image has one frame. Empty if unknown."""
         if not self.video:
             return (self.length,)
         boxes = self.boxes()
@@ -69,7 +70,7 @@ class MediaTokens:
 
     @property
     def free_frames(self) -> tuple[int, ...]:
-        """As `frames`, of those that may be dropped."""
+        """`frames`, counting only tokens that may be dropped."""
         sizes = []
         for size, end in zip(self.frames, itertools.accumulate(self.frames), strict=True):
             # The frame's tokens are end − size to end.
@@ -80,7 +81,7 @@ class MediaTokens:
     @property
     def cells(self) -> tuple[Tensor, tuple[Grid, ...]]:
         """Frame, row and column of each of its free tokens, (free, 3) int64 on the host, and rows and columns of each
-        frame; nothing of either where they are not known."""
+        frame. Both are empty if unknown."""
         boxes = self.boxes()
         grids: tuple[Grid, ...] = ()
         cells: Tensor | None = None
@@ -110,12 +111,12 @@ class MediaTokens:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """The tag of a whole answer of a `get_*_features` call.
+    """The tag of the whole output of a `get_*_features` call.
 
     Attributes:
-        media: Its images or videos, sample by sample where the prompt was seen, else as one sample.
-        pieces: Entries of the answer that are of one image or video (see `Family.pieces`).
-        features: Each image's, where an entry is an image: one tensor of all loses the tags of its parts.
+        media: Its images or videos, per sample if the prompt was seen, else as one sample.
+        pieces: How many entries of the output belong to one image or video (see `Family.pieces`).
+        features: The features of each image. Needed if the output was joined into one tensor, which loses the tags.
     """
 
     media: Sequence[Sequence[MediaTokens]]
@@ -127,7 +128,7 @@ class Encoded:
 
 
 def nowhere() -> None:
-    """The boxes of tokens of which it is not known where they look: None."""
+    """Return None: the boxes of tokens whose place in the image is unknown."""
 
 
 def tag(
@@ -138,15 +139,15 @@ def tag(
     prompt: Sequence[Sequence[int]] | None,
     ran: Sequence[Cut] = (),
 ) -> None:
-    """Tag what a `get_*_features` call answered, and each image's features in it.
+    """Tag the output of a `get_*_features` call, and each image's features in it.
 
     Args:
-        family: Knows the model.
+        family: The model's family.
         call: The call.
-        output: The answer.
-        cuts: What became of each image; empty where none was looked at.
-        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
-        ran: Which rows of the tower ran, segment by segment; empty where all did.
+        output: The call's output.
+        cuts: The cut of each image; empty if no stage looked at any.
+        prompt: Vision tokens of each image of each sample, for a `tiled` family; None if no prompt was seen.
+        ran: Which rows of the tower ran, one entry per segment; empty if all did.
     """
     modality, arguments = call.modality, call.arguments
     pieces = family.pieces(modality, arguments)
@@ -154,14 +155,14 @@ def tag(
     lengths = [len(tensor) for tensor in features]
     if family.tiled:
         lengths = lengths_in(prompt, sum(lengths_of(features)))
-    # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
-    # trace holds this, so it must hold neither pixels nor the model.
+    # Boxes are computed once for all images, when first needed: grids on the device cost a host sync. The trace holds
+    # this function, so it must not hold pixels or the model.
     of_call = family.model.config, modality, family.arguments_kept(arguments), lengths
     boxes = cache(partial(type(family).boxes, *of_call))
     fixed = [()] * len(lengths) if family.tiled else family.fixed_tokens(*of_call)
     media = []
     ran_of: list[Sequence[Cut]] = [()] * len(lengths)
-    if ran:  # else nothing is read of the device
+    if ran:  # otherwise avoid the host sync
         ran_of = _by_image(ran, lengths, type(family).tower_images(family.model.config, modality, arguments))
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
         own = partial(lambda index: boxes()[index], index)
@@ -178,8 +179,10 @@ def tag(
 
 
 def _by_image(ran: Sequence[Cut], lengths: Sequence[int], counts: Sequence[int] | None) -> list[Sequence[Cut]]:
-    """The segments of each image: as many as pictures were encoded for it, where the family says so; one; or by its
-    share of the vision tokens. Of none, where that does not add up."""
+    """Divide the tower's segments among the images: by the family's counts, one each, or in proportion to their tokens.
+
+    If that does not add up, every image gets none.
+    """
     if counts is None and len(ran) == len(lengths):
         counts = [1] * len(lengths)
     elif counts is None or sum(counts) != len(ran):
@@ -191,7 +194,7 @@ def _by_image(ran: Sequence[Cut], lengths: Sequence[int], counts: Sequence[int] 
 
 
 def lengths_in(prompt: Sequence[Sequence[int]] | None, total: int) -> list[int]:
-    """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""
+    """Return the vision tokens of each image of a call that makes `total`. Without a prompt: one image."""
     lengths = list(itertools.chain(*prompt or ()))
     if sum(lengths) == total:
         return lengths
@@ -201,14 +204,14 @@ def lengths_in(prompt: Sequence[Sequence[int]] | None, total: int) -> list[int]:
 def image_lengths(
     family: Family, modality: str, mask: Tensor | None, ids: Tensor | None, pieces: Sequence[int] = ()
 ) -> list[list[int]] | None:
-    """Vision tokens of each image of each sample where only the prompt tells; None where it need not, or was not seen.
+    """Return the vision tokens of each image of each sample if only the prompt tells them. None if not, or not seen.
 
     Args:
-        family: Knows whether it must.
+        family: The model's family; says whether the prompt is needed.
         modality: "image" or "video".
-        mask: Where the vision tokens are, (samples, columns) bool; None before that is said: read off the ids.
+        mask: Where the vision tokens are, (samples, columns) bool; None: find them in the ids.
         ids: The prompt's ids, (samples, columns).
-        pieces: Tokens of each piece in which the features came; none before there are any.
+        pieces: Tokens of each piece in which the features came; empty before there are any.
     """
     if family.tiled and mask is None and ids is not None:
         mask = ids == family.placeholder(modality)  # type: ignore[assignment]
@@ -220,7 +223,7 @@ def image_lengths(
 def prompt_lengths(
     family: Family, modality: str, ids: Tensor | None
 ) -> Callable[[Sequence[int]], list[list[int]] | None]:
-    """`image_lengths` of a prompt, called with the pieces of its features; the host waits once for each answer."""
+    """Return `image_lengths` of a prompt as a function of the features' pieces. Cached: one host sync per answer."""
     lengths = cache(partial(image_lengths, family, modality, None, ids))
     return lambda pieces: lengths(tuple(pieces) if family.gathers else ())
 
@@ -228,15 +231,15 @@ def prompt_lengths(
 def tagged_media(
     output: Any, lengths: Sequence[Sequence[int]] | None, program: Program, family: Family, modality: str
 ) -> list[MediaTokens]:
-    """The images whose features these are.
+    """Return the images that these features belong to.
 
-    Features that were made outside the context have no tags: of them only the length is known.
+    Features made outside the context have no tags; only their length is known.
 
     Args:
-        output: What a `get_*_features` call answered, maybe repeated for beams since.
+        output: Output of a `get_*_features` call, maybe repeated for beams since.
         lengths: Vision tokens of each image of each sample, for families whose features come in other pieces.
-        program: Says whether the tower must have been seen to run.
-        family: Knows which tokens always stay.
+        program: Says whether features without a tag must be refused.
+        family: Says which tokens always stay.
         modality: "image" or "video".
     """
     encoded = getattr(output, TAG, None)
@@ -264,7 +267,7 @@ def tagged_media(
             if program.encodes is not None:
                 guards.refuse_foreign_features(program.method)
             fixed: Sequence[int] = ()
-            if not family.tiled:  # tiled families have tokens of patches alone
+            if not family.tiled:  # tiled families only have tokens of patches
                 fixed = family.always_kept(family.model.config, length)
             image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
         media.append(image)
@@ -272,16 +275,16 @@ def tagged_media(
 
 
 def features_of(output: Any, pieces: int) -> list[Tensor]:
-    """The features of each image or video in what a `get_*_features` call answered."""
+    """Return the features of each image or video in the output of a `get_*_features` call."""
     parts = pieces_of(output)
     if pieces == 1:
         return parts
-    # With two pieces an image, parts 0 1 2 3 are the images 0 1 and 2 3.
+    # With two pieces per image, parts 0 1 2 3 are the images 0 1 and 2 3.
     return [torch.cat(parts[start : start + pieces]) for start in range(0, len(parts), pieces)]
 
 
 def _which(features: Sequence[Tensor], originals: Sequence[Tensor]) -> list[int | None]:
-    """Which of the features that were encoded each of these is: one tensor, repeated for beams, has lost its tags."""
+    """Match features to the encoded originals by value. A tensor repeated for beams has lost its tags."""
     if len(features) == len(originals):
         return list(range(len(originals)))
     pairs, equal = [], []
@@ -292,7 +295,7 @@ def _which(features: Sequence[Tensor], originals: Sequence[Tensor]) -> list[int 
                 equal.append((tensor == original).all())
     if not pairs:
         return [None] * len(features)
-    answers = torch.stack(equal).tolist()  # the host waits once
+    answers = torch.stack(equal).tolist()  # one host sync
     first: dict[int, int] = {}
     for (place, index), same in zip(pairs, answers, strict=True):
         if same:

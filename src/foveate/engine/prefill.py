@@ -1,6 +1,6 @@
-"""Begin, and finish: a forward in front of the decoder, where it is said what its vision tokens are, and behind it.
+"""Begin, and finish: finds a forward's vision tokens before the decoder, and completes it after the last layer.
 
-Behind the last layer caches of earlier layers are cut for decoding, and the record is closed."""
+At the end, caches of earlier layers are cut for decoding, and the record is completed."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -30,16 +30,16 @@ from foveate.families.placing import lengths_of, pieces_of
 
 
 def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any) -> Tensor | None:
-    """Begin a forward in front of the decoder's first layer.
+    """Prepare a forward before the decoder's first layer.
 
     Args:
-        forward: A new one.
-        arrival: Filled by the hooks on the way here.
+        forward: A new forward.
+        arrival: Filled by the hooks before the decoder.
         kwargs: The arguments of the decoder's forward.
         cache: The cache among these.
 
     Returns:
-        The decoder's input if the tower has changed it, else None. A prefill gets its `forward.outcome.record` here.
+        The decoder's input if tower cuts changed it, else None. Also sets `forward.outcome.record` for a prefill.
     """
     program, family = forward.program, forward.family
     forward.position_ids = arrival.position_ids
@@ -49,19 +49,19 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
     is_prompt = prompt is not None and (prompt.shape[1] > 1 or arrival.goes_on)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
-    # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
+    # Idle until tokens may be dropped below, unless cache layers lost tokens in an earlier forward.
     forward.idle = True
     steps = program.reading is None and prompt is not None and not family.lenders
     for layer in layers:
         if layer is None:
             continue
         forward.idle = False
-        # With a prompt, and without such a stage, all that is cached is read again. One new row goes on with an answer.
+        # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
         if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
             layer.settle()
         steps = steps and layer.window is None
     live: Tensor | None = None
-    for arguments in (kwargs, arrival.arguments):  # a core may make the decoder's masks itself
+    for arguments in (kwargs, arrival.arguments):  # a core may build the decoder's masks itself
         mask = arguments.get("attention_mask")
         if live is None and isinstance(mask, Tensor) and mask.dim() == 2:
             live = mask
@@ -77,7 +77,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             "tokens. Write a family for this model: docs/guides/new-family.md."
         )
     if embeds is None or not masks:
-        # A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none.
+        # A fresh prompt without images is a prefill too, though nothing can be dropped. A decode step is not.
         if prompt is not None and prompt.shape[1] > 1 and (cache is None or length_of(cache) == 0):
             rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
             forward.outcome.record = PrefillRecord(len(family.layers), rows, (0,) * forward.count)
@@ -89,9 +89,9 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             begin_turn(forward, cache, prompt, live)
         return None
     span = embeds.shape[1]
-    alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
+    alive = None if live is None else live[:, -span:]  # the mask has the columns of earlier turns in front
     samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
-    # None where it is not known beforehand: the tower has cut, or the picture or the question decides.
+    # None if unknown beforehand: the tower has cut, or the image or the question decides.
     plans: list[Sequence[int] | None] = [None] * len(samples)
     if not any([image.changed for sample in samples for image in sample.media]):
         plans = [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
@@ -129,7 +129,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
 
 
 def _note_text(forward: Forward, ids: Tensor | None) -> None:
-    """Remember where the text behind the images is, and what was handed in makes of its ids, (samples, columns)."""
+    """Note the columns of the text behind the images, and resources' encodings of its ids, (samples, columns)."""
     program = forward.program
     for bucket in forward.outcome.buckets if program.reads_words else ():
         words = torch.stack([sample.words_behind(0) for sample in bucket.samples])
@@ -138,7 +138,7 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
         return
     if ids is None or ids.shape[1] != forward.span:
         raise UnsupportedError(
-            "The question's token ids are encoded for this method, and this prompt came as embeddings. Pass input_ids."
+            "This method encodes the question's token ids, but this prompt came as embeddings. Pass input_ids."
         )
     rows = ids.cpu()
     for bucket, signal in itertools.product(forward.outcome.buckets, program.encodes_text):
@@ -146,7 +146,7 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
         pairs = zip(bucket.members, bucket.samples, strict=True)
         of_samples = []
         for member, sample in pairs:
-            # The same text is encoded once: how much of it there is tells which.
+            # Encode each text once. Texts behind a sample's images all end at its end, so the length identifies them.
             lengths = {count: image for image, count in enumerate(sample.text_after)}
             made = {count: encode(rows[member][sample.words_behind(image)]) for count, image in lengths.items()}
             of_samples.append(torch.stack([made[count] for count in sample.text_after]))
@@ -154,14 +154,14 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
 
 
 def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
-    """Take what the tower has decided as a cut before layer 0.
+    """Apply the tower's decisions as a cut before layer 0.
 
     Args:
         forward: The forward.
-        hidden: The decoder's input, (samples, columns, width); an image's rows are in the first of its columns.
+        hidden: The decoder's input, (samples, columns, width). An image's rows are in the first of its columns.
 
     Returns:
-        The input, each row in the run of columns of the token that it stands for.
+        The input, with each row moved to the run of columns of the token that it stands for.
     """
     program = forward.program
     if program.encodes in (None, "thin"):
@@ -174,7 +174,7 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
             entered = Cut.stay(bucket.entered, {name: note[place] for name, note in bucket.notes.items()})
             cuts.append(entered.then(_tower_cut(sample, is_changed, hidden.device)))
         rows, _ = bucket.take(cuts, tuple(image.started for image in bucket.first.media)) or (None, None)
-        if bucket.runs is not None and rows is not None:  # text between an image's tokens: rows move on into their runs
+        if bucket.runs is not None and rows is not None:  # text between an image's tokens: move rows to their runs
             came_from = bucket.vision.gather(1, rows)
             hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
             forward.move_additions(bucket, 0, rows)
@@ -187,10 +187,11 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
 
 
 def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
-    """What the tower made of a sample's images, in one cut.
+    """Join the tower's cuts of a sample's images into one cut.
 
-    If any of the batch was changed, it has in the place of new rows the ordinals at which they are in the stream: an
-    image's from its first token on.
+    If any image of the batch was changed, the cut's rows are ordinals instead of vectors: the places of the rows in the
+    stream. An image's rows start at its first token. For example, an image of ordinals 3 4 5 left as two rows gives
+    3 4.
     """
     ordinals = torch.arange(len(sample.vision), device=device)
     cuts = []
@@ -210,16 +211,16 @@ def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
 
 
 def _media_in(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -> list[MediaTokens]:
-    """The images (or videos) of a forward's prompt, by the tags of their features.
+    """Return the images (or videos) of a forward's prompt, by the tags of their features.
 
     Args:
         forward: Knows the method and the model.
-        arrival: What was encoded.
+        arrival: Has the encoder outputs.
         modality: "image" or "video".
         mask: Where their tokens are, (samples, columns) bool.
 
     Raises:
-        UnsupportedError: If the method reduces in the tower and these features did not come through it here.
+        UnsupportedError: If the method reduces in the tower and these features were not computed inside the context.
     """
     program, family = forward.program, forward.family
     if not hasattr(family.core, f"get_{modality}_features"):
@@ -237,9 +238,9 @@ def _media_in(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -
 
 
 def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span: int, cache: Any) -> PrefillRecord:
-    """What the trace keeps of a prefill with pictures."""
+    """Build the trace's record of a prefill with images."""
     rows: Sequence[int] | Tensor = tuple([sample.live for sample in samples])
-    # Earlier turns count too: the mask has their columns, or the cache their number.
+    # Include earlier turns: the mask has their columns, or the cache their number.
     if live is not None and live.shape[1] > span:
         rows = live.sum(dim=1)
     elif live is None and cache is not None:
@@ -254,7 +255,7 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
 
 
 def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
-    """Which rows of each sample ran in late blocks of the tower: its images' segments one behind the other."""
+    """Record which rows of each sample ran in late blocks of the tower, over all segments of its images."""
     cuts = []
     for sample in samples:
         segments = list(itertools.chain.from_iterable(image.ran for image in sample.media))
@@ -268,10 +269,10 @@ def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
 
 
 def finish(forward: Forward, cache: Any) -> None:
-    """Cut the caches of earlier layers where a stage wants that, and close the record.
+    """Cut the caches of earlier layers if a stage asks for it, and complete the record.
 
     Args:
-        forward: Through all layers.
+        forward: A forward that has run through all layers.
         cache: Holds what the layers stored; None if the model runs without one.
     """
     record = forward.outcome.record
@@ -284,16 +285,16 @@ def finish(forward: Forward, cache: Any) -> None:
     ran, depth = len(forward.outcome.row_maps), len(forward.family.layers)
     if ran < depth:
         raise SessionError(
-            f"Tokens were dropped in {ran} of {depth} decoder layers: the model ran no more of them, or the forward of "
+            f"Tokens were dropped in {ran} of {depth} decoder layers: the model ran no more layers, or the forward of "
             "the others was replaced inside the context, for example by removing accelerate's hooks. Exit the context "
-            "before you change the model, and open a new one afterwards."
+            "before you change the model, then open a new one."
         )
     rows = zip(forward.plans, forward.samples, forward.vision_left(), strict=True)
     for number, (plan, sample, left) in enumerate(rows):
         if plan and left != plan[-1] + sample.fixed:
             raise SessionError(
-                f"Sample {number} has {left} vision tokens left, and the method's plan says {plan[-1] + sample.fixed}. "
-                "This is a fault of foveate or of the method: please report it, with what `foveate check MODEL` prints."
+                f"Sample {number} has {left} vision tokens left, but the method's plan says {plan[-1] + sample.fixed}. "
+                "This is a bug in foveate or in the method. Please report it with the output of `foveate check MODEL`."
             )
     if cache not in (None, forward.cache):
         guards.refuse_other_cache(None)
@@ -304,7 +305,7 @@ def finish(forward: Forward, cache: Any) -> None:
     _refuse_lost_rows(forward, cache)
     _cut_cache(forward, cache)
     dead = [sample.rows - sample.live for sample in forward.samples]
-    counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same are counted once
+    counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same slots are counted once
     slots = {}
     for index, layer in enumerate(cache.layers):
         if type(layer) is PrunedLayer and layer.base is not None:
@@ -318,7 +319,7 @@ def finish(forward: Forward, cache: Any) -> None:
 
 
 def _windows(cache: Any) -> dict[int, int]:
-    """The most tokens that layers hold which hold fewer than the prompt has, though nothing was dropped."""
+    """Return the most tokens that a layer can hold, for layers that hold fewer than the prompt without any dropping."""
     most = {}
     for index, layer in enumerate(getattr(cache, "layers", ())):
         if isinstance(layer, DynamicSlidingWindowLayer):
@@ -329,7 +330,7 @@ def _windows(cache: Any) -> dict[int, int]:
 
 
 def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
-    """Layers that ran on rows must have stored them."""
+    """Refuse a model that did not store a layer's rows in its cache."""
     others = {*forward.family.recurrent, *forward.family.lenders}
     for index, rows in enumerate(forward.outcome.row_maps):
         if rows is None or index in others:
@@ -342,13 +343,13 @@ def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
 
 
 def _cut_cache(forward: Forward, cache: Any) -> None:
-    """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that."""
+    """Cut earlier layers' keys and values down to the tokens left at the end, if a stage asks for it."""
     stateful = {*forward.family.recurrent, *forward.family.lenders}
     layers = [index for index in forward.program.cached if index < len(cache.layers) and index not in stateful]
     if not layers or forward.outcome.rows is None:
         return
     final, others = forward.final()
-    # Row maps live meanwhile, so their ids stay theirs.
+    # The row maps stay alive here, so their ids are unique.
     wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}
     for index in layers:
         rows = forward.outcome.row_maps[index]
@@ -367,17 +368,17 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
                 before = rows.counts
             stored.shift = forward.outcome.rows.on(device).shift(stored.shift, before)
     assert forward.outcome.record is not None
-    # What arrives is what the tower left, or all tokens where it was not cut.
+    # The tokens before this cut: those that the tower left, or all if it did not cut.
     arriving = [stage.after for stage in forward.outcome.record.stages if stage.layer is None and not stage.rows]
     arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
     forward.record_cut("kv", None, arriving[0])
 
 
 def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:
-    """Which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`.
+    """Return which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`.
 
     Args:
-        forward: What is left.
+        forward: Knows what is left.
         rows: The rows that these layers hold; None: all.
         final, others: See `Forward.final`.
     """
@@ -388,7 +389,7 @@ def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: T
         texts = [sample.live - len(sample.vision) for sample in forward.samples]
     else:
         rows = rows.on(final.device)
-        # (samples, columns) read at the column that each row stands for: (samples, rows).
+        # (samples, columns) read at the column of each row's token: (samples, rows).
         tokens = final.take_along_dim(rows.source.clamp(min=0), dim=1)
         wanted = torch.where(rows.source < 0, others.gather(1, rows.columns), tokens)
         if rows.valid is not None:

@@ -1,4 +1,4 @@
-"""Attach: a method's stages, each at its place along the way. Made once, when a context opens."""
+"""Attach: where each stage of a method runs. Built once, when a `drop` context opens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -15,49 +15,49 @@ from foveate.engine import guards
 from foveate.families.base import Family
 
 MOST_PLANS = 1024
-"""Of samples of so many kinds the plans are remembered."""
+"""How many plans are cached, one per combination of image sizes."""
 
 
 class Program:
-    """Which of a method's stages act where. Those that act before decoder layer 1 need no decoder of transformers.
+    """Which of a method's stages run where. Stages before decoder layer 1 do not need a transformers decoder.
 
     Args:
-        method: Whose stages these are.
-        stages: All of the method's, in order; or some of them, for a host that runs a part of the way.
+        method: The method.
+        stages: All stages of the method, in order; or some of them, for a host that runs only a part of the model.
         depth: Decoder layers.
-        renumbers: Whether the model's rows may be numbered anew.
-        resources: What was handed in, by name.
+        renumbers: Whether the model's rows may be renumbered.
+        resources: Resources passed to `drop(resources=...)`, by name.
 
     Attributes:
-        resources: The same.
-        method: The same.
-        stages: The same.
-        pixels: Stages in front of the tower.
-        tower: The stage that merges inside the vision tower, if any.
-        thin: The stage by which blocks of the tower run on fewer rows, if any.
-        images: Stages on an image's tokens on their way out of the tower.
-        entering: Stages on what enters the decoder: those before layer 0, and those behind the projector that another
-            stage stands before.
-        together: Whether stages may look at many samples at once.
+        resources: See `Args`.
+        method: See `Args`.
+        stages: See `Args`.
+        pixels: Stages before the vision tower.
+        tower: The stage that drops or merges inside the vision tower, if any.
+        thin: The stage that runs blocks of the tower on fewer rows, if any.
+        images: Stages on an image's tokens before and behind the projector.
+        entering: Stages on what enters the decoder: those before layer 0, and those behind the projector if the method
+            also has an earlier stage.
+        together: Whether stages may run on many samples at once.
         cuts: Decoder layers before which tokens may be dropped.
         opening: See `follow.opening`.
-        reads_text: Whether text decides what is left.
-        by_frame: Whether the frames of a video are counted one by one.
+        reads_text: Whether the prompt's text decides what is left.
+        by_frame: Whether a stage ranks the frames of a video separately.
         cached: Decoder layers whose caches are cut after the prefill.
-        reads_cells: Whether a stage before a layer reads where tokens stand.
-        reading: The stage that says what decoding reads, if any.
-        finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
-        turned: Decoder layers before which it is read what RoPE makes of positions.
+        reads_cells: Whether a stage before a layer reads the grid positions of tokens.
+        reading: The stage that limits what decoding reads, if any.
+        finds_raters: Whether a stage reads the attention of raters, which are chosen from what enters the decoder.
+        turned: Decoder layers before which a stage reads the rotary embeddings.
         reads_words: Whether a stage before a layer reads the text behind images itself.
-        encodes_text: What stages read that something handed in makes of that text.
-        encodes: How a run through the tower is made: of smaller pictures ("pixels"), of some patches ("subset"), with
-            cuts in the "tower" or behind the "projector", or with all tokens of fewer rows ("thin"); None: as the model
-            does. Any of the first four may be of fewer rows too.
-        renumbers: Whether rows are numbered anew anywhere.
-        plan: Tells from the sizes of a sample's images how many vision tokens each layer processes, as far as that is
-            known beforehand (`follow.layer_plan`); worked out once.
-        cautious: Whether the method has something to say of budgets that are too small for it.
-        busy: Decoder layers before which a stage stands, or of which one reads while they run or later.
+        encodes_text: Signals that stages read from resources, which encode that text.
+        encodes: How a run through the tower differs from the model's own: on smaller images ("pixels"), on some patches
+            ("subset"), with cuts in the "tower" or behind the "projector", or with all tokens but blocks on fewer rows
+            ("thin"). None: it does not differ. Any of the first four may run blocks on fewer rows too.
+        renumbers: Whether rows are renumbered anywhere.
+        plan: Returns how many vision tokens each layer processes for images of given sizes, if that is known
+            beforehand (`follow.layer_plan`); cached.
+        cautious: Whether the method may warn that a budget is too small for it.
+        busy: Decoder layers before which a stage runs, or from which a stage reads.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Program:
         behind = follow.at(stages, Place.BEHIND_PROJECTOR)
         self.images: tuple[Stage, ...] = (*before, *behind)
         self.entering: tuple[Stage, ...] = tuple(stage for stage in layers if stage.layer == 0)
-        # One run through the tower has one place to cut at: what comes behind it then stands before layer 0, where the
-        # same features arrive.
+        # The tower run has one place to cut. Stages behind the projector then move before layer 0, where the same
+        # features arrive.
         if behind and (self.pixels or self.tower is not None or before):
             self.images = before
             self.entering = (*behind, *self.entering)
@@ -119,12 +119,12 @@ class Program:
 
     @classmethod
     def on(cls, method: Method, family: Family, resources: Mapping[str, Any] | None = None) -> "Program":
-        """The program of a method on a model of transformers, with what was handed in by name.
+        """Build the program of a method on a transformers model.
 
         Raises:
             BudgetError: If no image of the model can meet the method's budget; the message names the floor.
-            SettingError: If the method's cuts do not fit the decoder's depth, or it reads no such resource.
-            UnsupportedError: If a stage reads what this model or this engine has not, or stands where nothing runs.
+            SettingError: If the method's cuts do not fit the decoder's depth, or a resource is not one that it reads.
+            UnsupportedError: If a stage reads what this model or this engine lacks, or runs at an unsupported place.
         """
         shape = Shape(len(family.layers), family.tower_cls, family.renumbers, frozenset(resources or ()))
         stages = follow.in_order(method.stages(shape))
@@ -134,7 +134,7 @@ class Program:
         if reading is not None and reading.when == "step":
             guards.refuse_recurrent_reading(reading.layer - 1, family.recurrent, shape.depth)
         one_image = family.fixed_count(family.model.config)
-        if one_image is not None:  # what it cannot meet, several cannot either
+        if one_image is not None:  # a budget that one image cannot meet, several cannot either
             method.check_floor(shape.depth, one_image)
         return cls(method, stages, shape.depth, shape.renumbers, resources)
 
@@ -142,13 +142,13 @@ class Program:
 
     @property
     def early(self) -> tuple[Stage, ...]:
-        """The stages that act before decoder layer 1, in order."""
+        """Stages that run before decoder layer 1, in order."""
         stages = follow.at(self.stages, *(place for place in Place if place < Place.LAYER))
         return (*stages, *(stage for stage in self.entering if stage.place is Place.LAYER))
 
     @property
     def late(self) -> tuple[Stage, ...]:
-        """The method's other stages: before later layers, in caches, in decoding."""
+        """The method's other stages: before later layers, in caches, during decoding."""
         early = self.early
         return tuple(stage for stage in self.stages if stage not in early)
 
@@ -169,7 +169,7 @@ class Program:
     # -- begin -------------------------------------------------------------------------------------------------
 
     def count(self, size: int, grids: Sequence[Grid], video: bool = False) -> int | None:
-        """Rows of an image of `size` tokens on these grids that enter the decoder; None where the picture decides."""
+        """Return how many rows of an image of `size` tokens enter the decoder; None if the image decides."""
         plan = follow.layer_plan(self.early, 1, (size,), (tuple(grids),), (video,))
         if plan is None:
             return None
@@ -178,19 +178,19 @@ class Program:
     # -- each layer --------------------------------------------------------------------------------------------
 
     def before(self, layer: int) -> tuple[Stage, ...]:
-        """The stages that stand before a decoder layer, in order."""
+        """Return the stages before a decoder layer, in order."""
         return self._before.get(layer, ())
 
     def remembers(self, layer: int) -> bool:
-        """Whether the rows entering a layer are read again later."""
+        """Return whether the rows entering a layer are read again later."""
         return layer in self._remembered
 
     def signals_while(self, layer: int) -> Sequence[Signal]:
-        """What queries and keys of a layer are reduced to while it attends, for stages before the next."""
+        """Return the signals computed from a layer's queries and keys while it runs, for stages before the next."""
         return self._signals_while.get(layer, ())
 
     def done_with(self, layer: int) -> Iterator[str]:
-        """Names of the notes that nothing reads behind the stages of a layer."""
+        """Yield the names of notes that nothing reads after the stages before a layer."""
         for entered, last in self._remembered.items():
             if last == layer:
                 yield hidden_note(entered)
@@ -202,10 +202,10 @@ class Program:
     # -- positions ---------------------------------------------------------------------------------------------
 
     def renumbers_before(self, layer: int | None) -> bool:
-        """Whether rows are numbered anew by what cuts before this layer (None: before the decoder)."""
+        """Return whether cuts before this layer (None: before the decoder) renumber rows."""
         if layer is not None:
             return self._renumbering(self.before(layer))
-        # A stage behind the projector that stands before layer 0 numbers rows anew there.
+        # A stage moved from behind the projector to before layer 0 renumbers rows there.
         early = [stage for stage in self.stages if stage.place < Place.LAYER]
         return self._renumbering([stage for stage in early if stage not in self.before(0)])
 
@@ -214,11 +214,11 @@ class Program:
 
 
 def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Signal]]]:
-    """What stages read of layers that have run.
+    """Collect what stages read of layers that have run.
 
     Returns:
-        The layers whose input is remembered, each with the last layer before which it is read; and the layers whose
-        queries and keys are reduced while they attend, each with the signals.
+        The layers whose input is stored, each with the last layer before which it is read. And the layers whose queries
+        and keys are reduced while they run, each with the signals to compute.
     """
     remembered: dict[int, int] = {}
     reduced: dict[int, list[Signal]] = {}
@@ -238,31 +238,31 @@ def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[in
 
 
 CELLS = "cells"
-"""The name under which it is remembered where rows stand."""
+"""Name of the note that holds the grid positions of rows."""
 
 
 def hidden_note(layer: int) -> str:
-    """The name under which the rows entering a layer are remembered."""
+    """Return the name of the note that holds the rows entering a layer."""
     return f"hidden {layer}"
 
 
 def ran_note(signal: Signal, layer: int) -> str:
-    """The name under which a signal of a layer that ran is remembered."""
+    """Return the name of the note that holds a signal of a layer that has run."""
     return f"{signal!r} {layer}"
 
 
 def rotary_note(layer: int) -> str:
-    """The name under which it is remembered what RoPE makes of positions, for stages before a layer."""
+    """Return the name of the note that holds rotary embeddings for stages before a layer."""
     return f"rotary {layer}"
 
 
 def notes_of(notes: Mapping[str, Tensor], stage: Stage, rows: slice | None = None) -> dict[str, Tensor]:
-    """The notes of a stage's own member, by the names that it gave them.
+    """Return the notes of the chain member that a stage belongs to, by the names the member gave them.
 
     Args:
-        notes: Of all members, and of the engine itself.
-        stage: Whose notes are shown.
-        rows: Which of the rows they are shown of; None: all.
+        notes: Notes of all members and of the engine itself.
+        stage: The stage.
+        rows: Which of the rows to include; None: all.
     """
     mark = f"{stage.owner} "
     own = {name.removeprefix(mark): note for name, note in notes.items() if name.startswith(mark)}

@@ -1,4 +1,4 @@
-"""Each layer: its own queries and keys, for `engine.attending`; raters, and what RoPE makes of positions."""
+"""Each layer: reads its queries and keys for `engine.attending`; finds raters, and computes `Rotary`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,14 +25,14 @@ from foveate.families.tap import attention_of, unturning
 
 
 def raters_of(forward: Forward, bucket: Bucket, hidden: Tensor) -> Tensor:
-    """Which columns are raters of each image, (samples, images, columns) bool: see `Attention`.
+    """Return which columns are raters of each image, (samples, images, columns) bool: see `Attention`.
 
     Args:
         forward: Knows the columns of text.
         bucket: The samples and their images' rows.
-        hidden: What enters the decoder, (all samples, columns, width).
+        hidden: The decoder's input, (all samples, columns, width).
     """
-    assert bucket.sizes is not None  # nothing has cut in the decoder yet
+    assert bucket.sizes is not None  # nothing was cut in the decoder yet
     text = forward.text.to(hidden.device)[bucket.index]
     if forward.live is not None:
         text = text & (forward.live[:, -forward.span :].to(hidden.device)[bucket.index] != 0)
@@ -41,7 +41,7 @@ def raters_of(forward: Forward, bucket: Bucket, hidden: Tensor) -> Tensor:
 
 
 def _raters_of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -> Tensor:
-    """Those of one image, (samples, columns) bool."""
+    """Return the raters of one image, (samples, columns) bool."""
     nobody = torch.zeros_like(text)
     most, _ = bucket.text_behind(unit.start, unit.stop)
     if not len(unit) or not most:
@@ -59,15 +59,15 @@ def _raters_of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -
     return nobody.scatter(1, places, raters)
 
 
-# -- what RoPE makes of the positions that vision tokens enter with ---------------------------------------------------
+# -- rotary embeddings of vision tokens at their original positions ---------------------------------------------------
 
 
 def note_turns(forward: Forward, call: LayerCall) -> None:
-    """Remember of every row what `Rotary` has of it, for the stages that read it.
+    """Compute `Rotary` for every row, for the stages that read it.
 
     Args:
         forward: Knows position ids, and the rows that are left.
-        call: That of layer 0, before anything is cut there.
+        call: The call of layer 0, before anything is cut there.
     """
     device = call.hidden.device
     places = _places(forward, call).to(device)  # (axes, samples, columns)
@@ -76,20 +76,20 @@ def note_turns(forward: Forward, call: LayerCall) -> None:
             continue
         bucket.to(device)
         own = places[:, bucket.owners, bucket.positions_of().clamp(min=0)]  # (axes, samples, left)
-        means: dict[int, Tensor] = {}  # layers share frequencies
+        means: dict[int, Tensor] = {}  # by frequencies, which layers share
         for layer in forward.program.turned:
             frequencies = forward.family.frequencies(layer)
-            assert frequencies is not None  # refused where the method was put on
+            assert frequencies is not None  # refused when the method was attached
             if id(frequencies) not in means:
                 means[id(frequencies)] = _means_of_turns(own, frequencies.to(device))
             bucket.notes[rotary_note(layer)] = means[id(frequencies)]
 
 
 def _places(forward: Forward, call: LayerCall) -> Tensor:
-    """Positions of all columns of a forward, (axes, samples, columns) int64, a prompt's first token at 0.
+    """Return positions of all columns of a forward, (axes, samples, columns) int64. A prompt's first token is at 0.
 
-    Ids may count padding in front of it. In later turns one running number goes on from the tokens of earlier ones;
-    several axes, M-RoPE's, are the model's own, as columns do not tell them.
+    Padding in front may have been counted in the ids, so it is subtracted. In later turns, one axis continues from the
+    tokens of earlier turns. Several axes (M-RoPE) are the model's own ids, because columns do not determine them.
     """
     ids = ids_of(forward)
     earlier: int | Tensor = 0 if call.cache is None else max(0, length_of(call.cache))
@@ -104,7 +104,7 @@ def _places(forward: Forward, call: LayerCall) -> Tensor:
 
 
 def _means_of_turns(places: Tensor, frequencies: Tensor) -> Tensor:
-    """Mean cosine and mean sine of the angles that are turned by: (axes, samples, rows) -> (samples, rows, 2)."""
+    """Mean cosine and mean sine of the rotation angles: (axes, samples, rows) -> (samples, rows, 2)."""
     is_double = places.device.type != "mps"
     dtype = torch.float64 if is_double else torch.float32
     angles = places[..., None].to(dtype) * frequencies.to(dtype)  # (axes, samples, rows, pairs)
@@ -120,17 +120,17 @@ def _means_of_turns(places: Tensor, frequencies: Tensor) -> Tensor:
 
 
 class AttentionReader(RowsReader):
-    """Reads the attention that a decoder layer pays to the rows of a bucket, before the layer runs or while it attends.
+    """Reads the attention of a decoder layer to the rows of a bucket, before the layer runs or while it attends.
 
     Args:
-        forward: What is left.
-        call: The layer's call, arguments and cache still those of the rows that come.
-        positions: Makes the tables of rows that are numbered anew.
+        forward: Knows what is left.
+        call: The layer's call, with arguments and cache still those of all arriving rows.
+        positions: Computes the tables of renumbered rows.
         bucket: The samples, and their rows that are left.
-        signals: What will be read of it while it attends; None: it is read before the layer runs.
+        signals: What will be read while the layer attends; None: everything is read before the layer runs.
 
     Attributes:
-        attended: What the layer attends with: queries and keys, their scaling, and values; None before it does.
+        attended: The layer's queries and keys, their scaling, and values; None before it attends.
     """
 
     attended: tuple[Tensor, Tensor, float, Tensor] | None = None
@@ -154,7 +154,7 @@ class AttentionReader(RowsReader):
         self._of: Tensor | slice = bucket.index
         if len(bucket.members) == len(forward.samples):
             self._of = slice(None)
-        # Rows of the bucket's samples, with no pad in front of them if all are of one length.
+        # Select the rows of the bucket's samples, without pads in front if all have the same length.
         lengths = [rows.lengths[member] for member in bucket.members]
         ragged = min(lengths) < max(lengths)
         self._start = 0
@@ -164,8 +164,8 @@ class AttentionReader(RowsReader):
         super().__init__(bucket, rows.columns[self._of, self._start :], hidden.shape[-1])
         self._softcap = family.softcap(call.module)
         self._sees = self._visibility(ragged)
-        # Tables are made now, while the arguments are those of all rows. Queries and keys that are there have been
-        # turned by them already; attention over nearness needs them besides.
+        # Tables are computed now, while the arguments are those of all rows. Queries and keys read while the layer
+        # attends are rotated already; only attention without distance still needs tables.
         self._tables: Any = None
         self._more: dict[str, Any] = {}
         if signals is None or any(getattr(signal, "without_distance", False) for signal in signals):
@@ -183,7 +183,7 @@ class AttentionReader(RowsReader):
             self._more = {name: at_rows(value, *places) for name, value in given.items()}
 
     def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
-        """Which slots rows see by the model's mask (see `visibility`): the slots of earlier turns, then these rows."""
+        """Return the model's mask as a function (see `visibility`) over the slots of earlier turns and these rows."""
         call, index, live = self._call, self._call.index, self._forward.live
         slots, layers = self._columns[:, :0], getattr(call.cache, "layers", ())
         stored = layers[index] if index < len(layers) else None
@@ -195,14 +195,15 @@ class AttentionReader(RowsReader):
             else:
                 columns = torch.arange(self._seen - stored.keys.shape[2], self._seen, device=device).expand(samples, -1)
             if live is not None:
+                # Columns of padding become −1: columns 0 1 2 with padding in front give −1 1 2.
                 real = live.to(device).take_along_dim(columns.clamp(min=0), dim=1) != 0
                 columns, ragged = columns.masked_fill(~real, -1), True
             slots = columns[self._of]
         seen = self._seen
         length = seen + self._hidden.shape[1]
-        if index in self._positions.scaling and not self._family.gathers:  # else the layer itself is handed its ids
+        if index in self._positions.scaling and not self._family.gathers:  # otherwise the layer itself gets its ids
             most = self._family.text.config.rope_parameters["original_max_position_embeddings"]
-            if length > most:  # scores leave the scale out
+            if length > most:  # scores do not include the scale
                 raise UnsupportedError(
                     f"Layer {index} scales queries from position {most} on, and foveate's attention scores do not. "
                     f"This prompt has {length} positions. Use a shorter prompt, or a method that reads no attention "
@@ -220,7 +221,7 @@ class AttentionReader(RowsReader):
         return live[self._of, -self._hidden.shape[1] :].to(self._columns.device)
 
     def in_prompt(self, columns: Tensor) -> Tensor:
-        """As in the base class, with the columns of earlier turns in front."""
+        """Count columns of the call from the sample's first row, including the columns of earlier turns."""
         live = self._forward.live
         if live is None:
             return super().in_prompt(columns) + self._seen
@@ -235,12 +236,12 @@ class AttentionReader(RowsReader):
 
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
         if self.attended is not None:
-            # The layer's own attention has made them of all its rows.
+            # The layer's own attention has computed them for all its rows.
             query, keys, scaling, _ = self.attended
             keys, query = self._of_rows(keys, query.shape[2]), query[self._of]
             if self._forward.outcome.rows is not None:
                 query = query[:, :, self._start :]
-            elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
+            elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer's rows are all columns, padding included
                 asking = self._columns.gather(1, asking)  # (samples, asking)
             return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
         call = self._call
@@ -258,8 +259,8 @@ class AttentionReader(RowsReader):
         return queries, keys
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
-        """Keys or values of the bucket's rows, of what the layer has for all samples: (samples, heads, rows, size)."""
-        heads = heads[self._of, :, -rows:]  # those of earlier turns stand in front
+        """Select keys or values of the bucket's rows from those of all samples: (samples, heads, rows, size)."""
+        heads = heads[self._of, :, -rows:]  # without those of earlier turns, which come first
         if self._forward.outcome.rows is not None:
             return heads[:, :, self._start :]
         if self._columns.shape[1] < self._hidden.shape[1]:
@@ -276,5 +277,5 @@ class AttentionReader(RowsReader):
 
 
 def is_causal(layer: Any) -> bool:
-    """Whether a layer's kernel, given no mask, lets a row see those before it alone."""
+    """Return whether a layer's kernel, given no mask, lets a row see only itself and rows before it."""
     return bool(getattr(attention_of(layer), "is_causal", True))

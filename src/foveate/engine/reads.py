@@ -1,8 +1,8 @@
-"""Decode: which cached vision tokens a step reads, picked once a turn or in each step. All of them stay in the cache.
+"""Decode: which cached vision tokens a step reads, picked once per turn or in each step. All of them stay in the cache.
 
-A prompt's forward reads everything. While its layers attend, what its last text pays to the cached columns is summed
-up; behind it the slots that steps will read are copied together, once (`PrunedLayer.read`). A stage of each step looks
-at the new row instead, in the layer before its own.
+A prompt's forward reads everything. While its layers attend, the attention that its last text pays to the cached
+columns is summed up. Afterwards the slots that steps will read are copied together, once (`PrunedLayer.read`). A stage
+of each step uses the new row's attention instead, in the layer before its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ from foveate.families.base import Family
 from foveate.families.tap import AttentionHook
 
 TEXT, VISION = 1, 2
-"""What `PrunedLayer.kinds` says of columns that are no padding."""
+"""Values of `PrunedLayer.kinds` for columns that are not padding."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,8 +38,8 @@ class Slots:
 
     Attributes:
         columns: (samples, slots) int64, −1 for a pad.
-        kinds: (samples, slots) int8, what each column is.
-        counts: How many vision tokens and how much text each sample has.
+        kinds: (samples, slots) int8, the kind of each column.
+        counts: Number of vision tokens and of text tokens of each sample.
     """
 
     columns: Tensor
@@ -48,15 +48,16 @@ class Slots:
 
     @classmethod
     def of(cls, layer: PrunedLayer) -> "Slots":
-        """Those of a layer whose columns are known; they are counted later."""
+        """Return the slots of a layer whose columns are known. They are counted later."""
         assert layer.kinds is not None
         columns = layer.columns(0, len(layer.kinds), layer.kinds.device)
+        # The kind of each slot's column, 0 for a pad: columns 0 2 −1 and kinds 1 1 2 give 1 2 0.
         kinds = layer.kinds.take_along_dim(columns.clamp(min=0), dim=1)
         return cls(columns, kinds.masked_fill(columns < 0, 0), [])
 
 
 def _count(slots: Sequence[Slots]) -> None:
-    """Ask the device how many tokens there are, once for all."""
+    """Count the tokens of all layers with one host sync."""
     if not slots:
         return
     tallies = [torch.stack([(one.kinds == kind).sum(dim=1) for kind in (VISION, TEXT)], dim=1) for one in slots]
@@ -69,13 +70,13 @@ def _count(slots: Sequence[Slots]) -> None:
 
 
 def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None) -> None:
-    """Note on a prompt's forward what lets later steps read less; nothing where there is no vision token.
+    """Note on a prompt's forward what lets later steps read less. Does nothing if there are no vision tokens.
 
     Args:
-        forward: Has the samples, where there are pictures, and what the chunk before this one asked.
-        cache: Earlier turns.
+        forward: Has the samples, if there are images, and the attention of the previous chunk.
+        cache: The cache of earlier turns.
         prompt: Ids or embeddings, (samples, columns, …).
-        live: (samples, unpruned columns), nonzero where a column is no padding; None if all are.
+        live: (samples, unpruned columns), nonzero where a column is not padding; None without padding.
     """
     by_layer = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
     earlier = next((kinds for kinds in by_layer if kinds is not None), None)
@@ -86,6 +87,7 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
     new = prompt.new_ones(samples, span, dtype=torch.int8)
     if forward.samples:
         new = 2 * send(forward.entered.to(torch.int8), forward.text.device) - forward.text.to(torch.int8)
+        # entered 1 1 1 0 (columns with a row) and text 1 0 0 0 give new 1 2 2 0: text, vision, vision, padding.
         most = max(sample.text_after[-1] if len(sample.vision) else sample.live for sample in forward.samples)
     if earlier is None:
         old = new.new_ones(samples, 0)
@@ -97,10 +99,10 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
         kinds[:, -width:] *= live[:, -width:].to(new.device) != 0
     places = torch.arange(span, device=new.device)
     shown = new == VISION
-    behind = (shown * (places + 1)).amax(dim=1, keepdim=True)  # where the text behind the last vision token begins
+    behind = (shown * (places + 1)).amax(dim=1, keepdim=True)  # first column after the last vision token
     forward.ends_turn = True
     forward.kinds, forward.asking, forward.most = kinds, (kinds[:, past:] == TEXT) & (places >= behind), most
-    if forward.asked:  # text behind a picture of this chunk asks alone
+    if forward.asked:  # in samples with an image in this chunk, only text behind that image asks
         goes_on = ~shown.any(dim=1, keepdim=True)
         forward.asked = {
             layer: pad(paid, (0, kinds.shape[1] - paid.shape[1])) * goes_on.to(paid.device)
@@ -109,15 +111,15 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None
 
 
 def end_turn(forward: Forward, cache: Any) -> None:
-    """Let the layers' caches read less from now on, where a stage of decoding wants that."""
+    """Limit from now on what steps read of the layers' caches, if the method has a decode stage."""
     stage = forward.program.reading
     assert stage is not None
     looks = stage.layer - (stage.when == "step")
     layers = [index for index in range(looks, len(cache.layers)) if _holds_all(cache, index, forward.family)]
     if stage.when == "step" and looks not in layers:
         raise UnsupportedError(
-            f"Layer {looks} has a sliding window, so its attention does not reach all vision tokens. Read from a layer "
-            "on before which one sees everything."
+            f"Layer {looks} has a sliding window, so its attention does not reach all vision tokens. Choose a layer "
+            "that follows one with full attention."
         )
     memo, slots = Memo(), {}
     for index in layers:
@@ -129,7 +131,7 @@ def end_turn(forward: Forward, cache: Any) -> None:
     _count([*slots.values()])
     if stage.when == "step":
         one, layer = slots[looks], cache.layers[looks]
-        nothing = torch.zeros_like(one.columns, dtype=torch.float32)  # none was read yet, and nothing was seen
+        nothing = torch.zeros_like(one.columns, dtype=torch.float32)  # nothing was read or attended to yet
         layer.memory = {"columns": one.columns, "kinds": one.kinds, "attention": nothing, "read": nothing != 0}
         layer.counted = one.counts
         return
@@ -143,19 +145,19 @@ def end_turn(forward: Forward, cache: Any) -> None:
 
 
 def _holds_all(cache: Any, index: int, family: Family) -> bool:
-    """Whether a layer's cache has all tokens, of which some may be left unread: no window, and no state."""
+    """Return whether a layer's cache holds all tokens, so that some may stay unread: no window, and no state."""
     if index in family.recurrent:
         return False
     return index >= len(cache.layers) or not cache.layers[index].is_sliding
 
 
 def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> tuple[Tensor, list[int]]:
-    """Which slots are read, (samples, slots) bool, and how many vision tokens that are of each sample.
+    """Return which slots are read, (samples, slots) bool, and how many vision tokens that is in each sample.
 
     Args:
-        stage: Picks them, samples with as many vision tokens together.
-        slots: All there are.
-        signals: What the stage sees of each slot, (samples, slots) each, by its names in `ReadView`.
+        stage: The stage; runs on samples with equally many vision tokens together.
+        slots: All slots.
+        signals: Signals of each slot, (samples, slots) each, by their names in `ReadView`.
     """
     reads, vision = slots.kinds == TEXT, slots.kinds == VISION
     counts = [0] * len(reads)
@@ -165,6 +167,7 @@ def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> 
         if not number:
             continue
         at = send(torch.tensor(places), reads.device)
+        # Slots of the vision tokens, (samples of this group, number).
         where, _ = last_marked(vision[at].long(), number)
 
         def look(sample: Tensors, _: Any, number: int = number) -> Cut | None:
@@ -190,9 +193,9 @@ def _choose(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
 
 
 def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
-    """What notes, of a layer that attends, the attention that a stage of decoding reads; None if none reads it.
+    """Return a hook that notes the attention that a decode stage reads in a layer; None if it reads none there.
 
-    It must be made while the layer's arguments are those of all rows.
+    Must be called while the layer's arguments are those of all rows.
     """
     stage, stored, index = forward.program.reading, call.stored, call.index
     assert stage is not None
@@ -203,6 +206,7 @@ def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
             return None
 
         def add(columns: Tensor, paid: Tensor) -> None:
+            # (samples, slots) -> (samples, unpruned columns). Padding adds 0 to column 0.
             by_column = paid.new_zeros(forward.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
             forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
 
@@ -216,13 +220,13 @@ def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
 
 
 def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
-    """What sums up the attention that some rows of a layer pay to each slot.
+    """Return a hook that sums the attention that asking rows of a layer pay to each slot.
 
     Args:
-        forward: Which rows are left, which of them ask, and what the columns are.
+        forward: Knows which rows are left, which of them ask, and the kinds of columns.
         call: The layer's call.
-        note: Gets the unpruned column of each slot and what it is paid, (samples, slots) int64 and float32; no column
-            and nothing (−1, 0) for padding.
+        note: Gets the unpruned column of each slot and the attention it receives, (samples, slots) int64 and float32;
+            −1 and 0 for padding.
     """
     device, (samples, span) = call.hidden.device, call.hidden.shape[:2]
     marks, kinds = forward.asking.to(device), forward.kinds.to(device)  # (samples, span), (samples, past + span)
@@ -259,7 +263,7 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
             samples=samples,
         ):
             paid = block.view(samples, -1, *block.shape[1:]).mean(dim=1)  # (samples, some rows, slots)
-            lacks = real[:, done : done + paid.shape[1], None] == 0  # a row in its place may see nothing at all
+            lacks = real[:, done : done + paid.shape[1], None] == 0  # filler rows may see nothing: NaN
             total += paid.masked_fill(lacks, 0).sum(dim=1)
             done += paid.shape[1]
         note(slots, total.masked_fill(slots < 0, 0))
@@ -271,7 +275,7 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
 
 
 def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor, paid: Tensor) -> None:
-    """Let the layers from `stage.layer` on read what the stage picks now."""
+    """Run the stage, and let the layers from `stage.layer` on read only the slots it picks."""
     layer = call.stored
     assert layer is not None
     memory, later = layer.memory, call.cache.layers[stage.layer :]
@@ -287,7 +291,7 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
     if forward.noted is not None:
         forward.noted.reads = dict.fromkeys(reading, tuple(counts))
         forward.noted.note_step((reads == before).all(dim=1), [number > 0 for number, _ in slots.counts])
-    # To ask a CPU whether anything has changed costs nothing; any other device would be waited for.
+    # On a CPU this comparison is free. On other devices it would be a host sync.
     if (stage.host or reads.device.type == "cpu") and torch.equal(reads, before):
         return
     chosen = _choose(slots, reads, counts)

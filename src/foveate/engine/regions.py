@@ -23,24 +23,24 @@ from foveate.engine.samples import Sample
 
 Key = tuple[Any, ...]
 ROUNDING, HALF_ROUNDING = 1e-3, 1e-1
-"""Of the largest number: how far one may be off where another kernel has rounded."""
+"""Largest allowed difference from a plain run if another kernel rounded, relative to the largest number."""
 
 
 @dataclass(slots=True, eq=False)
 class Region:
     """A part of a forward whose kernels are the same for every call with the same key.
 
-    It has `plain`, which runs it as it is called; `twin`, a function that runs it on copies of its tensors and changes
-    nothing else that the call has; `collect`, what a plain run has left, a nest of tensors or a `MadeByDecoder`; and
-    `answer`, which leaves what a replay has made where a plain run leaves it, and answers as that does.
+    Subclasses have four functions. `plain` runs the part as called. `twin` returns a function that runs it on copies of
+    its tensors and changes nothing else of the call. `collect` returns what a plain run has left: nested tensors or a
+    `MadeByDecoder`. `answer` stores the results of a replay where a plain run would, and returns the same output.
 
     Attributes:
-        key: What must be alike, first of all the kind of region.
-        tensors: What it reads of a call, weights apart.
-        original: What is called.
-        leaves, spec: Its arguments, flat, as a recording is handed them.
-        held: What a recording must hold: it was made on the way here, and is the same for every call with this key.
-        exact: Whether a replay leaves the bits of a plain run; else another kernel may have rounded.
+        key: What calls must have in common; its first entry is the kind of region.
+        tensors: The tensors that the part reads, except weights.
+        original: The function that is called.
+        leaves, spec: Its arguments, flattened.
+        held: Tensors that a recording must keep alive: made before the call, and equal for every call with this key.
+        exact: Whether a replay gives the same bits as a plain run. If not, another kernel may have rounded.
     """
 
     key: Key
@@ -52,25 +52,25 @@ class Region:
     exact: bool
 
     def arguments(self, tensors: Sequence[Tensor]) -> Any:
-        """The arguments with these tensors in the place of their own, in order."""
+        """Return the arguments with their tensors replaced by these, in order."""
         places = iter(tensors)
         leaves = [next(places) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
         return tree_unflatten(leaves, self.spec)
 
     def real(self, made: Any, change: Change) -> Any:
-        """What a recording has made, with other tensors, and nothing that a plain run does not make."""
+        """Return a recording's results with `change` applied to tensors, without anything a plain run does not make."""
         return tree_map_only(Tensor, change, made)
 
 
 @dataclass(slots=True, eq=False)
 class MadeByDecoder:
-    """What a decoder leaves of a prompt.
+    """What a decoder leaves after a prompt.
 
     Attributes:
         hidden: Its last hidden states, (samples, columns, width).
-        layers: Of its cache.
-        outcome: Of the forward.
-        kind: The class of what it answers.
+        layers: The layers of its cache.
+        outcome: The outcome of the forward.
+        kind: The class of the decoder's output.
     """
 
     hidden: Tensor
@@ -79,13 +79,13 @@ class MadeByDecoder:
     kind: type
 
     def with_tensors(self, change: Change) -> "MadeByDecoder":
-        """What is left, with other tensors."""
+        """Return this with `change` applied to its tensors."""
         layers = layers_with(self.layers, change)
         return MadeByDecoder(change(self.hidden), layers, self.outcome.with_tensors(change), self.kind)
 
     def take_off(self, pads: int, samples: Sequence[Sample]) -> None:
-        """Take off so many pads that have stood behind the samples."""
-        shorter: dict[int, Tensor] = {}  # layers compare columns by their tensor, so the same stays the same
+        """Remove `pads` trailing columns of each sample."""
+        shorter: dict[int, Tensor] = {}  # layers compare columns by tensor identity, so a shared tensor stays shared
 
         def cut(tensor: Tensor) -> Tensor:
             return shorter.setdefault(id(tensor), tensor[..., :-pads])
@@ -102,13 +102,13 @@ class MadeByDecoder:
 
 @dataclass(slots=True, eq=False)
 class InDecoder(Region):
-    """A decoder's call, whose cache is none of the flat arguments.
+    """A decoder's call. Its cache is not among the flattened arguments.
 
     Attributes:
         forward: The forward, which has begun.
-        runner: Has the forward in hand.
+        runner: Runs the forward's layers.
         kwargs: All arguments.
-        cache: That among these.
+        cache: The cache among these.
     """
 
     forward: Forward
@@ -117,18 +117,18 @@ class InDecoder(Region):
     cache: Any
 
     def plain(self) -> Any:
-        """Run it as it is called."""
+        """Run it as it was called."""
         return self.original(**self.kwargs)
 
 
 @dataclass(slots=True, eq=False)
 class DecoderCall(InDecoder):
-    """A decoder's call on a prompt, with an empty cache or None. It reads the outcome so far too.
+    """A decoder's call on a prompt, with an empty cache or None. It also reads the outcome so far.
 
     Attributes:
-        columns: Of vision tokens, where the decoder adds something to these behind its first layers.
-        shown: The forward as a recording is shown it: with pads.
-        pads: How many stand behind each sample there, so that texts of several lengths share a recording.
+        columns: Columns of vision tokens, if the decoder adds features to them after its first layers.
+        shown: The forward as it is recorded: with pads.
+        pads: How many pads are behind each sample there, so that texts of several lengths share a recording.
     """
 
     columns: Tensor | None
@@ -140,7 +140,7 @@ class DecoderCall(InDecoder):
         kwargs = self.arguments(given)
         if self.cache is not None:
             cache = copy.copy(self.cache)
-            # What a window's layer holds of its own would be sent to the device when rows come.
+            # A sliding-window layer's own tensor is on the host until rows come.
             cache.layers = layers_with(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
             kwargs |= with_cache(cache)
         twin, runner = self.shown.twin(swap(self.tensors, given), kwargs), self.runner
@@ -155,12 +155,12 @@ class DecoderCall(InDecoder):
         return run
 
     def collect(self, output: Any, forward: Forward | None = None) -> "MadeByDecoder":
-        """See `Region`; another forward than the call's, if it is a twin."""
+        """See `Region`. For a twin, pass its forward."""
         layers = getattr(cache_in(output), "layers", ())
         return MadeByDecoder(_last_hidden(output), layers, (forward or self.forward).outcome, type(output))
 
     def real(self, made: "MadeByDecoder", change: Change) -> "MadeByDecoder":
-        """Without the pads."""
+        """See `Region`. Removes the pads."""
         other = made.with_tensors(change)
         if self.pads:
             other.take_off(self.pads, self.forward.samples)
@@ -182,10 +182,10 @@ class DecoderCall(InDecoder):
 
 
 def _last_hidden(output: Any) -> Tensor:
-    """A decoder's last hidden states, if it answers nothing else."""
+    """Return a decoder's last hidden states. Refuse other outputs."""
     more = {name for name, one in output.items() if one is not None} - {"last_hidden_state", *CACHE_NAMES}
     if more:
-        raise NotImplementedError(f"the decoder answers {', '.join(sorted(more))} too")
+        raise NotImplementedError(f"the decoder also returns {', '.join(sorted(more))}")
     hidden: Tensor = output.last_hidden_state
     return hidden
 
@@ -195,10 +195,10 @@ class SameRows:
     """Layers whose caches hold rows of the same columns.
 
     Attributes:
-        layers: Which.
-        places: How many their rooms have.
+        layers: Indices of the layers.
+        places: Number of places in their rooms.
         place: Where new rows go, (rows,) int64.
-        columns: The unpruned column at each place, (samples, places) int64, −1 for a pad; None: its number.
+        columns: The unpruned column at each place, (samples, places) int64, −1 for a pad; None: the place itself.
         shift: See `PrunedLayer`.
     """
 
@@ -209,7 +209,8 @@ class SameRows:
     shift: Tensor | None
 
     def mask(self, change: Change, numbers: Tensor, live: Tensor | None, like: Tensor | None) -> Tensor:
-        """What new rows see, (samples or 1, 1, rows, places): bool, or numbers to add of the type of `like`."""
+        """Return what new rows see, (samples or 1, 1, rows, places): bool, or an additive mask of `like`'s dtype."""
+        # New rows at places 3 4 see places 0 to 3 and 0 to 4.
         seen = (numbers[: self.places] <= change(self.place)[:, None])[None]  # (1, rows, places)
         if self.columns is not None:
             columns = change(self.columns)
@@ -227,12 +228,12 @@ class SameRows:
 
 @dataclass(slots=True, eq=False)
 class StepCall(InDecoder):
-    """A decoder's call on rows that go on with what a cache of pruned layers holds. It reads `rows` and `live` too.
+    """A decoder's call on rows that continue from a cache of pruned layers. It also reads `rows` and `live`.
 
     Attributes:
-        rooms: Where recordings have rows.
-        rows: Of each layer, what its cache holds.
-        live: (samples, columns) bool, which unpruned columns are no padding, those to come among them; None: all.
+        rooms: Memory of the recordings' rows.
+        rows: For each layer, the group of layers that hold the same columns.
+        live: (samples, columns) bool, which unpruned columns are not padding, including those to come; None: all.
     """
 
     rooms: Rooms
@@ -241,7 +242,7 @@ class StepCall(InDecoder):
 
     @property
     def places(self) -> list[int]:
-        """How many each layer's room has."""
+        """Number of places in each layer's room."""
         return [one.places for one in self.rows]
 
     def twin(self, given: Sequence[Tensor]) -> Callable[[], tuple[Tensor, type]]:
@@ -276,11 +277,11 @@ class StepCall(InDecoder):
         return run
 
     def collect(self, output: Any) -> tuple[Tensor, type]:
-        """Last hidden states, and the class of what is answered."""
+        """Return the last hidden states, and the class of the output."""
         return _last_hidden(output), type(output)
 
     def real(self, made: tuple[Tensor, type], change: Change) -> tuple[Tensor, type]:
-        """Without rows that are pads."""
+        """See `Region`. Removes rows that are pads."""
         hidden, kind = made
         return change(hidden)[:, : self.forward.span], kind
 
@@ -295,7 +296,7 @@ class StepCall(InDecoder):
 def _run_step(
     forward: Forward, index: int, original: Original, mask: Tensor, shift: Tensor | None, hidden: Tensor, **kwargs: Any
 ) -> Any:
-    """Run a layer on new rows that see this, `shift` below their positions."""
+    """Run a layer on new rows with this mask, at positions reduced by `shift`."""
     kwargs["attention_mask"] = mask
     if shift is not None:
         family = forward.family
@@ -310,13 +311,13 @@ class TowerCall(Region):
     """A vision tower's call on pixels.
 
     Attributes:
-        on_host: More of its arguments by name: the host reads them, so that their numbers are in the key.
+        on_host: More arguments by name that the host reads, so their values are part of the key.
     """
 
     on_host: Mapping[str, Any]
 
     def plain(self) -> Any:
-        """Run it as it is called."""
+        """Run it as it was called."""
         return self._run(self.tensors)
 
     def twin(self, given: Sequence[Tensor]) -> Callable[[], Any]:
@@ -337,13 +338,13 @@ class TowerCall(Region):
 
 
 def swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:
-    """Puts others in the place of some tensors."""
+    """Return a function that replaces some tensors by others."""
     places = dict(zip(map(id, tensors), others, strict=True))
     return lambda tensor: places.get(id(tensor), tensor)
 
 
 def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
-    """Layers of a cache with other tensors."""
+    """Copy cache layers with `change` applied to their tensors."""
     memo, others = Memo(MEMO_SIZE), []
     for layer in layers:
         other = object.__new__(type(layer))
@@ -360,7 +361,7 @@ def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
 
 
 def is_near(one: Tensor, plain: Tensor) -> bool:
-    """Whether numbers are those of a plain run, of which some may have come from another kernel."""
+    """Return whether numbers equal those of a plain run, up to the rounding of another kernel."""
     if not one.is_floating_point() or one.shape != plain.shape or not one.numel():
         return torch.equal(one, plain)
     limit = ROUNDING if one.dtype == torch.float32 else HALF_ROUNDING

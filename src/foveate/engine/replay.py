@@ -1,9 +1,9 @@
-"""Each layer, at once: a tower's run, a prefill and a step in the decoder as graphs, recorded at the second sight.
+"""Each layer, at once: CUDA graphs of a tower's run, a prefill and a decode step, recorded when a layout comes again.
 
-What the host knows of a prompt before its first layer (where vision tokens are, how many stay) is the same for every
-prompt of that layout, and so are the decoder's kernels. A replay runs them on the new prompt's numbers, fills the cache
-that was handed in, and leaves the outcome that a plain run would. A tower's kernels go by the shape of its input, those
-of a step by how many places its layers' rooms have.
+What the host knows of a prompt before the first layer (where vision tokens are, how many stay) is the same for every
+prompt of that layout, and so are the decoder's kernels. A replay runs them on the new prompt's numbers, fills the given
+cache, and leaves the same outcome as a plain run. A tower's kernels depend on the shape of its input, those of a step
+on the number of places in its layers' rooms.
 """
 
 import threading
@@ -38,25 +38,25 @@ from foveate.families.base import Family
 from foveate.families.tap import is_tapped
 
 MOST_TAPES = 8
-"""Recordings of a kind that a model keeps, the latest: each holds what it leaves, of a prompt its keys and values."""
+"""How many recordings of each kind a model keeps, the latest. Each holds its results, such as a prompt's KV cache."""
 MOST_SEEN = 256
-"""Layouts that are remembered without a recording."""
+"""How many layouts without a recording are tracked."""
 PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
 COLUMNS = 32
-"""Prompts are padded to multiples of so many columns, where that changes nothing for the others."""
+"""Prompts are padded to multiples of this many columns, if that changes nothing for the others."""
 MAY_BE_PADDED = {
     *("inputs_embeds", "attention_mask", "position_ids", "cache_position"),
     *("visual_pos_masks", "deepstack_visual_embeds"),
 }
-"""Tensors among a decoder's arguments of which it is known what they are of more columns."""
+"""Tensors among a decoder's arguments that can be extended to more columns."""
 MORE = 64
-"""Places that a room has at least, and rows for which it has more where nobody has said how long the answer may be."""
+"""Fewest places of a room, and the extra rows it has if the length of the answer has no known limit."""
 SPANS = (1, 32, 64, 128)
-"""Rows behind a cache's that are recorded; others are padded to the next of these."""
+"""Numbers of new rows for which steps are recorded; other numbers are padded to the next of these."""
 NOTHING: Mapping[str, Any] = {}
 Call = DecoderCall | StepCall | TowerCall
 FIRST = "the first of its layout"
-TRAINS = "gradients are wanted, or the model trains"
+TRAINS = "gradients are enabled, or the model is training"
 
 
 # -- recordings ----------------------------------------------------------------------------------------------------
@@ -64,14 +64,14 @@ TRAINS = "gradients are wanted, or the model trains"
 
 @dataclass(slots=True, eq=False)
 class Recording:
-    """A region on a tape.
+    """A recorded region.
 
     Attributes:
         tape: Its kernels.
-        given: What they read of a call: a new one's numbers are copied there.
-        tensors: What they leave.
-        made: The same in its places.
-        modules: Those that ran, as they were.
+        given: Input tensors; a new call's values are copied into them.
+        tensors: Output tensors.
+        made: The results that contain `tensors`.
+        modules: The modules that ran, as they were then.
         held: See `regions.Region`.
     """
 
@@ -84,10 +84,10 @@ class Recording:
 
 
 class Tapes:
-    """The recordings of a model, by key; and the keys that were seen, with the reason why there is no recording."""
+    """A model's recordings, by key; and the keys seen so far, each with the reason if it cannot be recorded."""
 
     def __init__(self) -> None:
-        # by kind, the first of a key
+        # recordings by kind, then by key
         self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
         self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
         self.lock = threading.RLock()
@@ -95,14 +95,14 @@ class Tapes:
         self._rooms: dict[Any, Rooms] = {}
 
     def tape(self, device: torch.device) -> GraphTape:
-        """A new tape; graphs of one stream share their memory, since no two of them run at once."""
+        """Return a new tape. Graphs of one stream share their memory, because no two of them run at once."""
         pool, stream = None, _stream(device)
         if stream is not None:
             pool = self._pools.get(stream) or self._pools.setdefault(stream, torch.cuda.graph_pool_handle())
         return graphs.TAPES[device.type](device, pool)
 
     def rooms(self, device: torch.device) -> Rooms:
-        """Where the steps of this stream have their rows."""
+        """Return the memory for rows of this stream's steps."""
         stream = _stream(device)
         return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
 
@@ -111,10 +111,10 @@ _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionar
 
 
 class Modules:
-    """The modules inside another, their weights and what stands around their forwards.
+    """The modules inside another, their weights, and the hooks and wrappers on their forwards.
 
     Args:
-        outer: The other.
+        outer: The other module.
     """
 
     def __init__(self, outer: nn.Module) -> None:
@@ -129,24 +129,24 @@ class Modules:
 
     @property
     def same(self) -> bool:
-        """Whether they are those that they were, and their weights where these were."""
+        """Whether modules and weights are unchanged, with the weights at the same addresses."""
         if list(map(id, self._now())) != list(map(id, self._values)):
             return False
         return [tensor.data_ptr() for tensor in self._tensors] == self._pointers
 
     def obstacle(self, wrappers: Sequence[Original], hooks: int) -> str | None:
-        """Why what they do cannot be replayed now; None if it can.
+        """Return why their forward cannot be replayed now; None if it can.
 
         Args:
-            wrappers: What the session has put in the place of forwards.
-            hooks: How many hooks it has put on them.
+            wrappers: The forwards that the session has installed.
+            hooks: How many hooks it has installed.
         """
         around = [attributes["forward"] for attributes in self._vars if "forward" in attributes]
         hooked = [hook for table in self._hooks if table for hook in table.values()]
-        # transformers leaves hooks of its own, which collect hidden states where these are asked for.
+        # Ignore transformers' own hooks, which collect hidden states on request.
         others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
         if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
-            return "hooks or wrappers of others stand on modules inside"
+            return "other hooks or wrappers are on modules inside"
         if any([is_tapped(attributes["config"]) for attributes in self._vars if "config" in attributes]):
             return "a stage reads attention in it"
         if len(self._devices) > 1:
@@ -158,16 +158,16 @@ class Modules:
 
 
 class Replayer:
-    """Stands around a tower's call and a decoder's forward, and replays them where there is a recording.
+    """Wraps a tower's call and a decoder's forward, and replays them if there is a recording.
 
     Args:
         family, program, runner, trace: The session's.
 
     Attributes:
-        end: How many columns there may be at the end of the answer that `generate` makes; 0: nobody has said.
-        beams: Of a beam search.
-        looked_at: Recordings of steps whose modules have been looked at in the running `generate`, in which nobody
-            changes them; None outside: then every step looks.
+        end: The most columns that a prompt and its answer can have in the running `generate`; 0: no limit is set.
+        beams: Number of beams of a beam search.
+        looked_at: Recordings of steps whose modules were already checked in the running `generate`, during which they
+            do not change. None outside: every step checks.
 
     Raises:
         SettingError: If the model's device has no graphs.
@@ -187,10 +187,10 @@ class Replayer:
         self._pads_texts = family.shares_prefix and not program.reads_text and not others
 
     def run(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Run the decoder on a forward that has begun: replayed, or plainly and with the reason in the trace."""
+        """Run the decoder on a forward that has begun: replay it, or run it without a graph and note why."""
         forward, counts = self._runner.forward, self._graphs.decoder
         if forward is None or args:
-            counts.note_plain("this family's pictures are known inside the decoder alone")
+            counts.note_plain("this family's pictures are known only inside the decoder")
             return original(*args, **kwargs)
         region: DecoderCall | StepCall | str
         if forward.outcome.record is None:
@@ -205,13 +205,13 @@ class Replayer:
     def run_tower(
         self, original: Original, *args: Any, on_host: Mapping[str, Any] = NOTHING, held: Any = None, **kwargs: Any
     ) -> Any:
-        """Run a vision tower: replayed, or plainly and with the reason in the trace.
+        """Run a vision tower: replay it, or run it without a graph and note why.
 
         Args:
-            original: Calls it.
-            args: Of the call.
-            on_host: More arguments by name, tensors and numbers that the host reads.
-            held: What was made of these, and will be read by kernels.
+            original: The tower's function.
+            args: Positional arguments of the call.
+            on_host: More arguments by name: tensors and numbers that the host reads.
+            held: Tensors computed from these that kernels will read.
             kwargs: The other arguments.
         """
         why: Key | str = "a stage acts inside the tower"
@@ -227,10 +227,10 @@ class Replayer:
         region = TowerCall(why, tensors, original, leaves, spec, held, True, on_host)
         return self._run(region, self._graphs.tower)
 
-    # -- which ------------------------------------------------------------------------------------------------
+    # -- keys of calls ----------------------------------------------------------------------------------------
 
     def _decoder_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> DecoderCall | str:
-        """The decoder's call; or why it is run plainly."""
+        """Return the decoder's call, or why it runs without a graph."""
         text, cache = self._family.text, cache_of(kwargs)
         if not forward.samples:
             return "a prompt without pictures"
@@ -240,14 +240,14 @@ class Replayer:
             cache = DynamicCache(config=text.config)
             kwargs = {**kwargs, **with_cache(cache)}
         if cache is not None and not _is_fresh(cache):
-            return "the cache is no empty DynamicCache"
+            return "the cache is not an empty DynamicCache"
         cached = {type(layer) for layer in getattr(cache, "layers", ())}
         handed = {name: one for name, one in kwargs.items() if name not in CACHE_NAMES}
         mask = handed.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and forward.is_whole:
-            handed["attention_mask"] = None  # the host would have to look at a mask to see that it hides nothing
+            handed["attention_mask"] = None  # finding that a mask hides nothing would cost a host sync
         pads, shown = 0, forward
-        # Text behind all that is there changes nothing of it, if no sample is padded, or ends in a picture.
+        # Text behind everything else changes nothing, if no sample is padded or ends in an image.
         at_end = forward.is_whole and not forward.ends_in_vision
         if self._pads_texts and cached == {DynamicLayer} and at_end:
             shown_tensors = {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)}
@@ -265,7 +265,7 @@ class Replayer:
         if forward.additions is not None or self._family.later_additions(kwargs) is not None:
             places = [sample.vision + index * shown.span for index, sample in enumerate(shown.samples)]
             columns = send(torch.cat(places), self._device)
-        # What layers read that was sent to the device on the way to the first, and is the same for one layout.
+        # Tensors that layers read and that were sent to the device before the first layer; equal for one layout.
         sent = shown.text, shown.first, shown.entering_rows, shown.starts, shown.image_ends
         held = sent, forward.live, columns
         return DecoderCall(
@@ -274,14 +274,14 @@ class Replayer:
         )  # fmt: skip
 
     def _step_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> StepCall | str:
-        """The decoder's call on rows behind a cache's; or why it is run plainly."""
+        """Return the decoder's call on rows that continue from a cache, or why it runs without a graph."""
         cache, mask, family = cache_of(kwargs), kwargs.get("attention_mask"), self._family
         why = self._obstacle_to_steps(forward, cache, kwargs)
         if why is not None:
             return why
         layers = [pruned_layer(cache, index) for index in range(len(family.layers))]
         seen, span = layers[0].seen, next(span for span in SPANS if span >= forward.span)
-        if self.end:  # the same for all steps of an answer, so that they have the same room
+        if self.end:  # equal for all steps of an answer, so that they share rooms of one size
             self.end = max(self.end, seen + span)
         more = self.end - seen if self.end else max(span, MORE)
         rows: dict[Hashable, SameRows] = {}
@@ -294,7 +294,7 @@ class Replayer:
         except torch.OutOfMemoryError:
             return "there is no memory for rooms"
         if rooms.generation != before:
-            self._tapes.recordings.pop("step", None)  # they write where nobody reads any more
+            self._tapes.recordings.pop("step", None)  # they write to memory that is no longer read
         for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
             kind = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
             if kind not in rows:
@@ -320,14 +320,14 @@ class Replayer:
         key = self._key(family.text, layout, leaves, spec, tensors)
         if isinstance(key, str):
             return key
-        held, exact = rooms.memory, False  # a plain step attends by another kernel, as it has no mask
+        held, exact = rooms.memory, False  # a plain step has no mask, so it uses another attention kernel
         return StepCall(
             key, tensors, original, leaves, spec, held, exact, forward, self._runner, kwargs, cache, rooms, by_layer,
             live,
         )  # fmt: skip
 
     def _obstacle_to_steps(self, forward: Forward, cache: Any, kwargs: Mapping[str, Any]) -> str | None:
-        """Why rows behind a cache's are run plainly; None if they may be replayed."""
+        """Return why rows that continue from a cache run without a graph; None if they may be replayed."""
         family, mask = self._family, kwargs.get("attention_mask")
         if family.recurrent or family.lenders or family.indexed or family.gathers:
             return "layers of this decoder hold more than keys and values"
@@ -341,28 +341,28 @@ class Replayer:
         if torch.is_grad_enabled() or family.text.training:
             return TRAINS
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
-            return "the cache is no DynamicCache"
+            return "the cache is not a DynamicCache"
         for layer in cache.layers:
             if type(layer) not in (DynamicLayer, PrunedLayer) or not layer.is_initialized or layer.is_sliding:
                 return "a layer of the cache has a window, or holds nothing"
         if forward.backend not in ("sdpa", "eager"):
             return "this kernel reads no mask over free places"
         if not isinstance(kwargs.get("position_ids"), Tensor):
-            return "no position ids are handed in"
+            return "no position ids are passed"
         columns = cache.get_seq_length() + forward.span
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == columns):
-            return "the mask is one of its own"
+            return "the attention mask is of another shape"
         return None
 
     def _key(self, module: Any, sort: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> Key | str:
-        """What must be alike for two calls to have the same kernels; or why a call is run plainly."""
+        """Return what two calls must have in common to run the same kernels, or why this one runs without a graph."""
         device, modes = self._device, _modes()
         if torch.is_grad_enabled() or module.training:
             return TRAINS
         if torch.is_autocast_enabled(device.type):
-            return "autocast is on"  # it would keep weights of a recording
+            return "autocast is on"  # it would cache weights that belong to a recording
         if modes is None:
-            return "somebody compiles, captures or watches the forward"
+            return "the forward is being compiled, captured or watched"
         others = tuple([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
         if not all(isinstance(leaf, PLAIN_VALUES) for leaf in others):
             return "arguments that graphs do not know"
@@ -379,9 +379,9 @@ class Replayer:
     # -- record, and replay -----------------------------------------------------------------------------------
 
     def _run(self, region: Call, counts: GraphCounts) -> Any:
-        """Run a region: plainly at first sight, recorded at the second, then replayed."""
+        """Run a region: without a graph at first sight, recorded at the second, then replayed."""
         tapes, key, family = self._tapes, region.key, self._family
-        with tapes.lock:  # else another thread's numbers come between this one's
+        with tapes.lock:  # keep other threads' inputs out
             kept = tapes.recordings[key[0]]
             recording, why = kept.get(key), tapes.seen.get(key, FIRST)
             looks = self.looked_at is None or recording not in self.looked_at
@@ -414,7 +414,7 @@ class Replayer:
             return region.answer(made)
 
     def _replay(self, region: Call, recording: Recording) -> Any:
-        """What a recording makes of a call, in tensors of its own."""
+        """Replay a recording, and return its results in new tensors."""
         if isinstance(region, StepCall):
             region.rooms.lend(region.cache, region.places)
         torch._foreach_copy_(recording.given, region.tensors)
@@ -425,12 +425,12 @@ class Replayer:
         return region.real(recording.made, swap(recording.tensors, fresh))
 
     def _record(self, region: Call, counts: GraphCounts, modules: Modules) -> Any:
-        """Run plainly, and record: the tape is kept if it leaves the same bits."""
+        """Run without a graph, and record. The tape is kept if its replay leaves the same numbers."""
         copies = copies_of(region.tensors)
         made: list[Any] = []
         tape, why = self._tapes.tape(self._device), None
         try:
-            run = region.twin(copies)  # before a cache has the plain run's rows
+            run = region.twin(copies)  # before the plain run stores rows in the cache
         except Exception as error:
             self._give_up(region.key, counts, f"it cannot be recorded ({_line(error)})")
             return region.plain()
@@ -460,7 +460,7 @@ class Replayer:
         return output
 
     def _give_up(self, key: Key, counts: GraphCounts, why: str) -> None:
-        """From now on run calls with this key plainly, and say so once."""
+        """Run calls with this key without a graph from now on, and warn once."""
         self._tapes.recordings[key[0]].pop(key, None)
         remember(self._tapes.seen, key, why, MOST_SEEN)
         counts.note_plain(why)
@@ -471,19 +471,19 @@ class Replayer:
 
 
 def _places(layer: PrunedLayer, coming: int, more: int) -> int:
-    """How many a layer's room has, or will have so that so many more rows go in."""
+    """Return the size of a layer's room, or the size it needs so that `more` rows fit."""
     if layer._room is not None and layer._room.lent and layer._room.has_place(coming):
         return layer._room.places
     return _power(max(MORE, layer.slots + more))
 
 
 def _power(count: int) -> int:
-    """The power of two that is at least so large."""
+    """Return the smallest power of two that is at least `count`."""
     return 1 << (count - 1).bit_length()
 
 
 def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
-    """A decoder's arguments with so many columns behind the others, at the positions that follow."""
+    """Append `pads` columns to a decoder's arguments, at the positions that follow."""
     padded = dict(handed)
     padded["inputs_embeds"] = pad(handed["inputs_embeds"], (0, 0, 0, pads))
     if handed.get("visual_pos_masks") is not None:
@@ -497,7 +497,7 @@ def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
 
 
 def _tensors_of(value: Any, device: torch.device) -> list[Tensor]:
-    """The tensors on a device, each once, of a nest of such, or of a value that is made anew with others."""
+    """List the tensors on a device, each once, in nested tensors or in a value that has `with_tensors`."""
     tensors: dict[int, Tensor] = {}
     if hasattr(value, "with_tensors"):
         value.with_tensors(lambda tensor: tensors.setdefault(id(tensor), tensor))
@@ -507,7 +507,7 @@ def _tensors_of(value: Any, device: torch.device) -> list[Tensor]:
 
 
 def _is_fresh(cache: Any) -> bool:
-    """Whether a cache is of the usual kind, and holds nothing yet."""
+    """Return whether a cache is an ordinary DynamicCache that holds nothing yet."""
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         return False
     for layer in cache.layers:
@@ -519,7 +519,7 @@ def _is_fresh(cache: Any) -> bool:
 
 
 def _modes() -> tuple[str, ...] | None:
-    """Where tensors are made by default; None where somebody compiles, captures, or watches every operator."""
+    """Return the default devices in force; None if the forward is compiled, captured or watched at every operator."""
     if torch.compiler.is_compiling() or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
@@ -532,12 +532,12 @@ def _modes() -> tuple[str, ...] | None:
 
 
 def _stream(device: torch.device) -> Any:
-    """What orders the kernels that are launched now; None on a CPU."""
+    """Return the current stream, which orders launched kernels; None on a CPU."""
     if device.type == "cuda":
         return torch.cuda.current_stream(device)
     return None
 
 
 def _line(error: Exception) -> str:
-    """The class and the first line of an error."""
+    """Format the class and the first line of an error."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

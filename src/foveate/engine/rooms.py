@@ -1,7 +1,7 @@
-"""Decode: keys and values with free places behind them, so that a decoded row is written and the others stay.
+"""Decode: keys and values with free places behind them, so that decoded rows are written without copying the others.
 
-A long layer has a room of its own. Recorded steps have all rooms in memory that the graphs of a model share: it is lent
-to one cache at a time, and who had it before moves out.
+A long layer has a room of its own. Recorded steps keep all rooms in memory that the graphs of a model share. This is
+lent to one cache at a time; the previous cache moves out.
 """
 
 import weakref
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 MOST_STEP = 16
-"""Rows of a call for which room is made: a step of decoding, also with guesses, and no prompt."""
+"""Most rows of a call for which a room is used: a decoding step, possibly with guesses, but not a prompt."""
 
 
 class Room:
     """A layer's keys and values, and free places behind them.
 
-    It serves one layer (a copy has none), and only while this holds the very tensors that it was given here: a reorder
-    makes others, and then a new room is found, so that no row is written where somebody else may still look. Rows that
-    are taken back give their places back, unless a copy of the layer looks at them.
+    A room serves one layer; a copy of the layer has none. It is valid only while the layer holds the very tensors it
+    got from here. A reorder replaces them, and then a new room is made, so no row is written that another layer may
+    still read. Removed rows free their places, unless a copy of the layer reads them.
 
     Args:
-        keys, values: The rows that are there, (samples, heads, rows, head size) each.
-        memory: Where they go, (samples, heads, places, head size) each; None: the room has memory of its own.
+        keys, values: The current rows, (samples, heads, rows, head size) each.
+        memory: Memory to use, (samples, heads, places, head size) each; None: the room allocates its own.
 
     Attributes:
-        lent: Whether the memory will be another cache's.
-        looked_at: Whether a copy may look at the rows that are there.
+        lent: Whether the memory will be another cache's later.
+        looked_at: Whether a copy may read the current rows.
     """
 
     looked_at = False
@@ -40,45 +40,45 @@ class Room:
             of_keys, of_values = (one.new_empty(*one.shape[:2], places, one.shape[-1]) for one in (keys, values))
             memory = of_keys, of_values
         self._keys, self._values = memory
-        if self.lent:  # a step reads free places too, with no weight: of a number that is not finite that is something
+        if self.lent:  # a step multiplies free places by a weight of 0, which for inf or NaN would not give 0
             self._keys[..., keys.shape[-2] :, :] = 0
             self._values[..., keys.shape[-2] :, :] = 0
         self._filled = 0
-        self._rows: Tensor | None = None  # held, so that no other tensor has its id
+        self._rows: Tensor | None = None  # kept alive so that no other tensor gets its id
         self.put(keys, values)
 
     @property
     def places(self) -> int:
-        """How many there are, free ones among them."""
+        """Number of places, free ones included."""
         return self._keys.shape[-2]
 
     def has_place(self, coming: int) -> bool:
-        """Whether so many rows still go in."""
+        """Return whether `coming` more rows fit."""
         return coming <= self.places - self._filled
 
     def put(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write rows behind the others, (samples, heads, rows, head size) each, and give all."""
+        """Append rows, (samples, heads, rows, head size) each, and return all."""
         start, end = self._filled, self._filled + keys.shape[-2]
         self._keys[..., start:end, :] = keys
         self._values[..., start:end, :] = values
         return self.grow(end - start)
 
     def put_at(self, places: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write rows at these places, (rows,) int64, and give what is at all places."""
+        """Write rows at these places, (rows,) int64, and return what is at all places."""
         return self._keys.index_copy_(2, places, keys), self._values.index_copy_(2, places, values)
 
     def grow(self, rows: int) -> tuple[Tensor, Tensor]:
-        """All rows, with so many more that were written behind the others."""
+        """Count `rows` rows that were already written behind the others, and return all rows."""
         self._filled += rows
         return self.rows()
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """All rows, as a layer holds them."""
+        """Return all rows, as a layer holds them."""
         self._rows = self._keys[..., : self._filled, :]
         return self._rows, self._values[..., : self._filled, :]
 
     def gives_back(self, keys: Tensor, rows: int) -> bool:
-        """Free the places of the last rows, if the layer holds these `keys` from here and nobody else looks at them."""
+        """Free the places of the last rows, if the layer holds these `keys` from here and no copy reads them."""
         if keys is not self._rows or self.looked_at or torch.is_grad_enabled():
             return False
         self._filled -= rows
@@ -86,14 +86,14 @@ class Room:
 
 
 class Rooms:
-    """The memory of all layers' rooms, which grows with the largest cache and is lent to one at a time.
+    """Memory of all layers' rooms. It grows with the largest cache and is lent to one cache at a time.
 
     Args:
         device: Where recordings run.
 
     Attributes:
-        generation: How often memory was made: recordings of an earlier generation write where nobody reads.
-        numbers: 0 1 2 …, (places,) int64: a slice of it says where rows go.
+        generation: How often memory was allocated. Recordings of an earlier generation write to memory no longer read.
+        numbers: 0 1 2 …, (places,) int64. A slice of it gives the places of new rows.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -101,17 +101,17 @@ class Rooms:
         self.numbers = torch.zeros(0, dtype=torch.int64, device=device)
         self._memory: dict[int, tuple[Tensor, Tensor]] = {}
         self._rooms: list[Room] = []
-        self._tenants: list[Callable[[], Any]] = []  # the layers whose rows are here
+        self._tenants: list[Callable[[], Any]] = []  # weak references to the layers whose rows are here
 
     @property
     def memory(self) -> list[Tensor]:
-        """All of it, (numbers,) each."""
+        """All tensors of the memory, (numbers,) each."""
         return [self.numbers, *(states for pair in self._memory.values() for states in pair)]
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def reserve(self, cache: Any, places: Sequence[int]) -> None:
-        """Have memory for so many places in each of a cache's layers."""
+        """Allocate memory for `places` places in each of a cache's layers, if needed."""
         if max(places) > len(self.numbers):
             self.numbers = torch.arange(max(places), device=self.numbers.device)
             self.generation += 1
@@ -130,7 +130,7 @@ class Rooms:
     @torch.inference_mode(False)
     @torch.no_grad()
     def fill(self, cache: Any, places: Sequence[int]) -> list[Room]:
-        """Rooms of so many places with the rows of a cache of pruned layers. Who was there moves out."""
+        """Return rooms of these sizes, filled with the rows of a cache of pruned layers. Previous layers move out."""
         for tenant in self._tenants:
             layer = tenant()
             if layer is not None:
@@ -146,7 +146,7 @@ class Rooms:
         return self._rooms
 
     def lend(self, cache: Any, places: Sequence[int]) -> None:
-        """Let a cache of pruned layers hold its rows here, with so many places."""
+        """Move the rows of a cache of pruned layers here, with these numbers of places."""
         is_let = len(self._tenants) == len(cache.layers)
         if is_let and [room.places for room in self._rooms] == list(places):
             rooms = zip(cache.layers, self._tenants, self._rooms, strict=True)
@@ -158,6 +158,6 @@ class Rooms:
 
 
 def _numbers(rows: Tensor, places: int) -> int:
-    """How many numbers there are in so many places for rows, (samples, heads, slots, head size)."""
+    """Return how many numbers `places` places need for rows of shape (samples, heads, slots, head size)."""
     samples, heads, _, size = rows.shape
     return samples * heads * places * size

@@ -1,4 +1,4 @@
-"""Each layer: first its stages cut, then it runs on the rows that are left, and these go back into the full stream."""
+"""Each layer: its stages cut, it runs on the rows that are left, and these are written back into the full stream."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -26,18 +26,18 @@ from foveate.families.base import Family
 from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot, tapped_layer, unreadable
 
 BY_NAME = {"attention_mask", "position_embeddings"}
-"""What a layer of the usual kind is handed by name."""
+"""Arguments that an ordinary layer gets by name."""
 REPLACED = ("attention_mask", "position_embeddings", "position_ids")
-"""What layers of a segment get in the place of what the model hands them."""
+"""Arguments of a segment's layers that are replaced."""
 
 
 class LayerRunner:
-    """Stands around every decoder layer's forward.
+    """Wraps every decoder layer's forward.
 
     Attributes:
-        arrival: The forward on its way to the decoder; None where there is none.
+        arrival: The forward on its way to the decoder; None if there is none.
         forward: The forward in the decoder; None outside.
-        wrappers: What was put in the place of each layer's forward.
+        wrappers: The function installed as each layer's forward.
         begin: Called before the first layer of a forward that has not begun, with its input and its other arguments.
     """
 
@@ -49,21 +49,21 @@ class LayerRunner:
         self._family = family
         self._program = program
         self._positions = Positions(family, program.renumbers)
-        self._devices: dict[int, torch.device] = {}  # of each layer, as its last prefill found it
+        self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._recurrent = family.recurrent
         self._indexed = family.indexed
         self._lenders = family.lenders
         self._lending = frozenset(self._lenders.values())
-        self._plain: frozenset[int] = frozenset()  # layers whose rows nothing reads or cuts
-        self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nobody moves their input
+        self._plain: frozenset[int] = frozenset()  # layers that nothing reads and before which nothing cuts
+        self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nothing moves their input
         if program.reading is None and self._bare and not self._lenders:
             others = program.busy | self._recurrent | self._positions.scaling | self._indexed.keys()
             self._plain = frozenset(range(1, len(self._layers))) - others
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
+        """Run decoder layer `index` on the rows that are left, and write them back into the full-length stream."""
         if index == 0 and self.arrival is not None and self.begin is not None:
             if args:
                 args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
@@ -125,7 +125,7 @@ class LayerRunner:
         elif forward.drops and cache is not forward.cache:
             guards.refuse_other_cache(index)
         call = LayerCall(index, module, hidden, hidden, kwargs, not args, stored, cache, streams)
-        del hidden, args  # so that the call alone holds the input
+        del hidden, args  # so that only the call holds the input
         if index in self._lenders:
             run = self._run_borrower
         else:
@@ -136,7 +136,7 @@ class LayerRunner:
         return with_hidden(output, streams.unfold)
 
     def _run_call(self, forward: Forward, call: LayerCall, original: Original) -> Any:
-        """Run a layer whose call is known: first its stages cut."""
+        """Run the stages before a layer, then the layer."""
         self._bring_together(forward, call)
         tables = call.kwargs.get("position_embeddings")
         self._positions.move_up(forward, call)
@@ -146,7 +146,7 @@ class LayerRunner:
                 note_turns(forward, call)
             cut_before(forward, call, reader_of)
         signals = self._program.signals_while(call.index) if forward.drops else ()
-        # Made while the call's arguments are still those of all rows.
+        # Built while the call's arguments are still those of all rows.
         notes = None if self._program.reading is None else decode_hook(forward, call)
         readers = []
         for bucket in forward.outcome.buckets if signals else ():
@@ -159,7 +159,7 @@ class LayerRunner:
         self._hand_over(forward, call, rows, tables)
         if rows is not None:
             hidden = rows.gather(hidden)  # (samples, rows, width)
-            call.hidden = call.entered  # frees the copy with merged rows while the layer runs
+            call.hidden = call.entered  # free the copy with merged rows while the layer runs
         with _reading(call, signals, readers, notes) if signals or notes is not None else nullcontext():
             output = call.run(original, hidden)
         if rows is None:
@@ -167,14 +167,14 @@ class LayerRunner:
         return self._hand_on(forward, call.index, rows, call.entered, output)
 
     def _hand_over(self, forward: Forward, call: LayerCall, rows: RowMap | None, tables: Any) -> None:
-        """Hand a layer what it needs to run on rows (None: on all columns), and tell its cache their columns.
+        """Set a layer's arguments for running on rows (None: on all columns), and tell its cache their columns.
 
-        It was handed these tables. Where those behind it may get the same, a segment begins.
+        Starts a segment if the next layers may get the same arguments. `tables` are those the model passed.
         """
         index, span, mask = call.index, call.hidden.shape[1], call.kwargs.get("attention_mask")
         recurrent, lends = index in self._recurrent, index in self._lending
         if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends)):
-            call.stored = pruned_layer(call.cache, index)  # of all columns too: borrowers may see less of them
+            call.stored = pruned_layer(call.cache, index)  # even for all columns: borrowers may see fewer of them
         stored = call.stored
         announced: tuple[Tensor | None, int, bool] = None, span, False
         if rows is not None:
@@ -208,26 +208,26 @@ class LayerRunner:
             forward.segment = Segment(rows, mask, tables, arguments, stored, announced, kind, device)
 
     def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
-        """Let rows of a layer that picks keys by an index pick all that there are, so many rows among them."""
+        """Let a layer that picks keys by an index pick all keys, for `rows` rows. Refuse if it cannot."""
         slots = rows + (0 if call.stored is None else call.stored.slots)
         if forward.backend not in ("eager", "sdpa"):
             raise UnsupportedError(
-                f"Layer {call.index} picks keys by an index, and how attention {forward.backend!r} reads what is "
-                "picked is not known. Load the model with attn_implementation='sdpa'."
+                f"Layer {call.index} picks keys by an index, and foveate does not know how attention "
+                f"{forward.backend!r} reads the picked keys. Load the model with attn_implementation='sdpa'."
             )
         picked = self._indexed[call.index]
-        if slots > picked:  # an index of what is left would pick others than that of all
+        if slots > picked:  # an index over the rows left would pick other keys than one over all rows
             raise UnsupportedError(
-                f"Layer {call.index} picks {picked} keys by an index, and {slots} are left for it: foveate drops there "
-                "only while all are picked. Keep fewer tokens, or use shorter prompts and answers."
+                f"Layer {call.index} picks {picked} keys by an index, but {slots} are left for it: foveate can "
+                "drop there only while all keys are picked. Keep fewer tokens, or use shorter prompts and answers."
             )
         if PICKED in call.kwargs:
             call.kwargs[PICKED] = every_slot(rows, slots, call.hidden)
 
     def _run_borrower(self, forward: Forward, call: LayerCall, original: Original) -> Any:
-        """Run a layer that attends to what an earlier one has made: its queries are of the rows that are left.
+        """Run a layer that attends to an earlier layer's keys, with queries of the rows that are left.
 
-        Where only the last row's logits are asked for, the model hands it that row alone.
+        If only the last row's logits are requested, the model passes that row alone.
         """
         self._bring_together(forward, call)
         lender, span, count = call.stored, forward.span, call.hidden.shape[1]
@@ -242,8 +242,8 @@ class LayerRunner:
             if any(int((sample.text >= end).sum()) < count for sample in forward.samples):
                 raise UnsupportedError(
                     f"This model computes only the last {count} rows of its last layers, and some of them may be "
-                    "dropped. Ask for the last row's logits alone (generate does), or for all, and put text behind the "
-                    "picture."
+                    "dropped. Request logits of only the last row (as generate does) or of all rows, and put text "
+                    "behind the picture."
                 )
         past = 0 if lender is None else lender.seen - span
         held, alive = self._lent_slots(forward, call, rows, past)
@@ -268,8 +268,10 @@ class LayerRunner:
     def _lent_slots(
         self, forward: Forward, call: LayerCall, rows: RowMap | None, past: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Columns of the slots that a layer's lender has handed out, (samples, slots), and which columns are seen; None
-        of either where all are there."""
+        """Return the columns of the slots that a layer's lender returned, (samples, slots), and which of them are seen.
+
+        Either is None if it is all of them.
+        """
         lender, span, device = call.stored, forward.span, call.hidden.device
         if lender is not None:
             if rows is not None:
@@ -284,10 +286,10 @@ class LayerRunner:
         return held, alive_columns(rows.unpruned(0), 0, None, span)
 
     def _give_rows(self, forward: Forward, call: LayerCall, rows: RowMap) -> dict[str, Any]:
-        """Hand a layer tables, ids and whatever has a value for every column, of the rows.
+        """Reduce a layer's tables, ids and other per-column arguments to the rows.
 
         Returns:
-            Of these what layers of the usual kind do not get, by name.
+            The reduced arguments that ordinary layers do not get, by name.
         """
         more = {}
         for name, value in call.more.items() if self._family.gathers else ():
@@ -324,14 +326,14 @@ class LayerRunner:
         return self._hand_on(forward, index, rows, entered, output)
 
     def _hand_on(self, forward: Forward, index: int, rows: RowMap, entered: Tensor, output: Any) -> Any:
-        """What a layer that ran on rows answers: the full-length stream, or the rows alone where the next takes them.
+        """Return the output of a layer that ran on rows: the full-length stream, or rows if the next layer takes them.
 
         Args:
             forward: The forward.
-            index: The layer's.
+            index: Index of the layer.
             rows: Its rows.
-            entered: The full-length stream that they came from.
-            output: What it made of them.
+            entered: The full-length stream that the rows came from.
+            output: The layer's output for the rows.
         """
         made, segment = output[0] if isinstance(output, tuple) else output, forward.segment
         if segment is not None and forward.hands_on and index < self._last:
@@ -339,24 +341,24 @@ class LayerRunner:
             return output
         full = rows.scatter(entered, made)  # (samples, columns, width)
         if made.shape[1] and index == self._last:
-            # An image's last column gets the last row that is left at or before it: the next token is predicted from
-            # this column, whose own token may have been dropped.
+            # Copy the last row left at or before an image's last column to that column. The next token is predicted
+            # from it, but its own token may have been dropped.
             if forward.image_ends is not None:
                 samples, columns = (send(places, full.device) for places in forward.image_ends)
                 full = full.index_put((samples, columns), full[samples, rows.last_rows(samples, columns)])
             elif forward.ends_in_vision:  # only the last column will be read
                 full = torch.cat((full[:, :-1], made[:, -1:]), dim=1)
-        if segment is not None:  # nothing lives on behind the last layer
+        if segment is not None:  # free the tensors after the last layer
             segment.full = segment.handed = None
         if isinstance(output, tuple):
             return (full, *output[1:])
         return full
 
     def hands_on(self, forward: Forward, kwargs: dict[str, Any]) -> bool:
-        """Whether layers may hand rows on to one another, so that these go back into the full-length stream once.
+        """Return whether layers may pass rows on to one another, so that rows are written back only once.
 
-        Nobody may read between the layers: no hook or wrapper of others, no hidden states that are asked for, nothing
-        that the decoder adds, no gradient. Decoders whose loop over the layers is not known go without.
+        This requires that nothing reads between the layers: no other hook or wrapper, no requested hidden states,
+        nothing that the decoder adds, no gradient. The decoder's loop over the layers must be a known one.
 
         Args:
             forward: The forward.
@@ -376,14 +378,14 @@ class LayerRunner:
     # -- devices -----------------------------------------------------------------------------------------------
 
     def _bring_together(self, forward: Forward, call: LayerCall) -> None:
-        """Bring input, tables and mask to where the layer computes."""
+        """Move input, tables and mask to the device on which the layer computes."""
         hidden, kwargs = call.hidden, call.kwargs
         tables = kwargs.get("position_embeddings")
         if self._bare and tables is not None and tables[0].device == hidden.device:
             return
         if forward.drops or call.index not in self._devices:
-            # accelerate moves the input to the weights inside the forward that is wrapped here; those that it has
-            # offloaded come to where the input is.
+            # accelerate moves the input to the weights inside the forward wrapped here. Offloaded weights come to the
+            # input's device.
             weight = next(call.module.parameters(), hidden)
             self._devices[call.index] = hidden.device if weight.is_meta else weight.device
         device = self._devices[call.index]
@@ -395,15 +397,15 @@ class LayerRunner:
     # -- masks -------------------------------------------------------------------------------------------------
 
     def _mask(self, forward: Forward, call: LayerCall, rows: RowMap | None, columns: Tensor | None) -> Any:
-        """The layer's mask, made once for all layers whose rows and slots stand for the same columns.
+        """Return the layer's mask, built once for all layers whose rows and slots stand for the same columns.
 
         Args:
             forward: The forward.
             call: The layer's call.
             rows: The rows it runs on; None: all columns.
-            columns: Their unpruned columns.
+            columns: The rows' columns in the unpruned sequence.
         """
-        # Flash attention counts a window in stored tokens, not in the columns of the unpruned sequence.
+        # Flash attention counts a window in stored tokens, not in columns of the unpruned sequence.
         if "flash" in forward.backend and getattr(attention_of(call.module), "sliding_window", None) is not None:
             raise UnsupportedError(
                 f"Layer {call.index} has a sliding window, and flash attention counts it in stored tokens: after "
@@ -422,7 +424,7 @@ class LayerRunner:
                 queries = torch.arange(span, device=device).expand(samples, -1)
             else:
                 queries = rows.columns
-            keys = columns  # with a cache, those it stores in front of them
+            keys = columns  # if there is a cache, replaced by its slots followed by these
             if stored is not None:
                 keys = stored.columns(span if columns is None else columns, samples, device)
             assert keys is not None
@@ -433,7 +435,7 @@ class LayerRunner:
 
         if stored is None:
             return forward.memo.once(make_mask, "mask", mask, rows, None, 0)
-        # What is read of a layer has no column that a step may not see: its pads alone make the mask.
+        # The cache slots read in a step are all visible to it, so the mask depends only on their padding.
         return forward.memo.once(make_mask, "mask", mask, rows, stored.held or stored.base, stored.base_end)
 
 
@@ -444,13 +446,13 @@ def _reading(
     readers: list[tuple[Bucket, AttentionReader]],
     notes: AttentionHook | None,
 ) -> Iterator[None]:
-    """While a layer runs, reduce its queries and keys as it attends, for stages before the next layer.
+    """Compute signals from a layer's queries and keys while it attends, for stages before the next layer.
 
     Args:
-        call: The layer's.
-        signals: What they are reduced to.
-        readers: The buckets and how they are read.
-        notes: Notes what a stage of decoding reads.
+        call: The layer's call.
+        signals: The signals to compute.
+        readers: The buckets with their readers.
+        notes: Notes what a decode stage reads.
     """
     attended = False
 
@@ -462,7 +464,7 @@ def _reading(
         for bucket, reader in readers:
             reader.attended = queries, keys, scaling, values
             note_attending(bucket, signals, call.index, reader)
-        readers.clear()  # frees queries and keys before the MLP runs
+        readers.clear()  # free queries and keys before the MLP runs
 
     with tapped_layer(call.module, attends):
         yield
@@ -471,23 +473,23 @@ def _reading(
 
 
 def _with_pads(name: str, value: Any, rows: RowMap) -> Any:
-    """An argument of some rows; where it is a mask of them, (samples, rows), pads are hidden too."""
+    """Return an argument of some rows. In a mask of them, (samples, rows), pads are hidden too."""
     if "mask" not in name or not isinstance(value, Tensor) or value.dim() != 2 or rows.valid is None:
         return value
     return value * rows.valid.to(value.dtype)
 
 
 def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:
-    """A table or mask on the layer's device, moved there once for all its layers."""
+    """Return a table or mask on the layer's device. It is moved once for all layers there."""
     if not isinstance(tensor, Tensor) or tensor.device == device:
         return tensor
     return forward.memo.once(lambda: tensor.to(device), "moved", tensor, device)
 
 
 def _padding(call: LayerCall, rows: RowMap) -> Tensor | None:
-    """Which rows of a recurrent layer are no padding, (samples, rows) bool; None if all are."""
+    """Return which rows of a recurrent layer are not padding, (samples, rows) bool; None without padding."""
     cache, index = call.cache, call.index
-    # Padding between a state and the rows that go on from it makes the state fade.
+    # Padding between a state and the rows that continue from it would make the state decay.
     goes_on = rows.valid is not None and cache is not None and isinstance(cache.layers[index], LinearAttentionLayer)
     if goes_on and cache.has_previous_state(index):
         raise UnsupportedError(

@@ -20,25 +20,27 @@ NOTHING = torch.zeros(0, dtype=torch.int64)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One sequence of the batch as it enters the decoder; its tensors are on the host.
+    """One sequence of the batch as it enters the decoder. Its tensors are on the host.
 
     Attributes:
-        live: Columns that are no padding.
-        text: Columns of its other live tokens, (…,) int64, ascending; and of padding whose output is read.
-        vision: Columns of its vision tokens, (entered,) int64, ascending; those always kept are text.
-        runs: Which run of columns each of these is in, (entered,) int64, ascending; a run has one image.
+        live: Number of columns that are not padding.
+        text: Columns of its other live tokens, and of padding whose output is read: (…,) int64, ascending.
+        vision: Columns of its vision tokens, (entered,) int64, ascending. Those always kept count as text.
+        runs: Index of the run of consecutive columns that each of these is in, (entered,) int64, ascending. A run
+            belongs to one image.
         media: Its images, in order.
-        sizes: Vision tokens of each, or of each frame where the method goes by frame.
-        text_after: How many of `text` that are no padding come after the last token of each of these.
-        text_from: How many come after the first: more where text stands between its tokens.
-        frames: `sizes` if the method goes by frame.
+        sizes: Vision tokens of each image, or of each frame if the method ranks by frame.
+        text_after: For each of these, how many columns of `text` without padding come after its last token.
+        text_from: For each, how many come after its first token: more if text stands between its tokens.
+        frames: `sizes` if the method ranks by frame, else None.
         starts: Whether the call's first column is one of its vision tokens.
-        ends: Whether the call's last column is.
-        ordinals: Which of all its vision tokens `vision` are, (entered,) int64, and which always stay; None if none
-            does.
-        cells: Frame, row and column of each of `vision`, (entered, 3) int64 (see `Cells`); None if no stage reads them.
-        grids: The grids of each image, where a stage reads them.
-        words: Columns of `text` that are no padding, (…,) int64, ascending.
+        ends: Whether the call's last column is one.
+        ordinals: Indices, among all its vision tokens, of those in `vision`, (entered,) int64, and of those that always
+            stay; None if none always stays.
+        cells: Frame, row and column of each token in `vision`, (entered, 3) int64 (see `Cells`); None if no stage reads
+            them.
+        grids: The grids of each image, if a stage reads them.
+        words: Columns of `text` that are not padding, (…,) int64, ascending.
     """
 
     live: int
@@ -59,7 +61,7 @@ class Sample:
 
     @property
     def fixed(self) -> int:
-        """Vision tokens that always stay."""
+        """Number of vision tokens that always stay."""
         if self.ordinals is None:
             return 0
         _, fixed = self.ordinals
@@ -67,12 +69,12 @@ class Sample:
 
     @property
     def vision_tokens(self) -> int:
-        """All its vision tokens."""
+        """Number of all its vision tokens."""
         return len(self.vision) + self.fixed
 
     @property
     def rows(self) -> int:
-        """Rows of the decoder's first layer if nothing is dropped."""
+        """Rows that the decoder's first layer processes if nothing is dropped."""
         return len(self.text) + len(self.vision)
 
     @property
@@ -82,7 +84,7 @@ class Sample:
 
     @property
     def started_sizes(self) -> tuple[int, ...]:
-        """Rows of each that enter the decoder."""
+        """Rows of each image (or frame) that enter the decoder."""
         return self.frames or tuple([image.started for image in self.media])
 
     @property
@@ -92,7 +94,7 @@ class Sample:
 
     @property
     def layout(self) -> Hashable:
-        """What is known of the sample as a value: alike for prompts that differ in what they show and say alone."""
+        """A hashable value that is equal for prompts that differ only in the content of their images and text."""
         values: list[Hashable] = [self.entered_sizes, self.started_sizes]
         for field in fields(self):
             value = getattr(self, field.name)
@@ -105,7 +107,7 @@ class Sample:
         return tuple(values)
 
     def padded(self, span: int, pads: int) -> "Sample":
-        """This sample of `span` columns with so much more text behind it."""
+        """Return this sample of `span` columns with `pads` more text columns behind it."""
         more = torch.arange(span, span + pads)
         return replace(
             self,
@@ -118,18 +120,18 @@ class Sample:
         )
 
     def words_behind(self, image: int) -> Tensor:
-        """Columns of the text behind an image (or frame), (words,) int64, ascending."""
+        """Return the columns of the text behind an image (or frame), (words,) int64, ascending."""
         return self.words[len(self.words) - self.text_after[image] :]
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """Rows of a sample that decoder layer 0 has processed: what entered, less what was cut before it.
+    """Rows of a sample that decoder layer 0 processed: those that entered, without those cut before layer 0.
 
     Attributes:
-        count: All of them.
-        sizes: Of each image (or frame); None where only the device knows.
-        opening: Whose stages cut there; these go on counting from what entered (see `follow.opening`).
+        count: Rows in total.
+        sizes: Rows of each image (or frame); None if only the device knows.
+        opening: Owners of the stages that cut there. They still count from what entered (see `follow.opening`).
     """
 
     count: int
@@ -139,15 +141,14 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows that are ranked together: of a sample, of an image or of a frame.
+    """Rows that are ranked together: of a sample, an image or a frame.
 
     Attributes:
-        start, stop: Which of the sample's rows they are.
+        start, stop: Range of the sample's rows.
         entered: Vision tokens they were when they entered the model.
         started: Rows of these that entered the decoder.
-        text_after: Whether text stands behind them; an entry an image where they are of several.
-        image: Which of the sample's images (or frames) it is, −1 where it is all of them: the text behind all is that
-            behind the last.
+        text_after: Whether text stands behind them; one entry per image if they span several.
+        image: Index of the sample's image (or frame); −1 for all of them. Text behind all is that behind the last.
     """
 
     start: int
@@ -167,18 +168,18 @@ class Unit:
 
     @property
     def arriving(self) -> Arriving:
-        """What a stage's count is made of."""
+        """The token counts from which a stage's budget is computed."""
         return Arriving(len(self), self.entered, self.started)
 
 
 def sample_unit(sample: Sample, count: int) -> Unit:
-    """All `count` rows that are left of a sample."""
+    """Return one unit with all `count` rows that are left of a sample."""
     text_after = tuple([after > 0 for after in sample.text_after])
     return Unit(0, count, sum(sample.entered_sizes), sum(sample.started_sizes), text_after)
 
 
 def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
-    """The rows of each image (or frame), of which there are so many left."""
+    """Return one unit per image (or frame); `sizes` are the rows left of each."""
     if len(sizes) == 1:
         return [sample_unit(sample, sizes[0])]
     ends = itertools.accumulate(sizes)
@@ -195,15 +196,15 @@ def read_samples(
     by_frame: bool = False,
     reads_cells: bool = False,
 ) -> list[Sample]:
-    """The samples of a call, from its vision masks: one transfer to the host, the only one of a prefill.
+    """Read the samples of a call from its vision masks, in one transfer to the host, the only one of a prefill.
 
     Args:
         masks: For each modality, where its tokens are, (samples, columns) bool, and its images in order.
-        live: (samples, columns), nonzero where a column is no padding; None if all are live.
-        by_frame: Whether their `sizes` are those of frames.
-        reads_cells: Whether a stage reads the cells that tokens stand in.
+        live: (samples, columns), nonzero where a column is not padding; None without padding.
+        by_frame: Whether `Sample.sizes` counts frames.
+        reads_cells: Whether a stage reads the grid positions of tokens.
     """
-    # One number a column: bit 0 says that it is live, bit 1 + n that it belongs to the n-th modality.
+    # One number per column: bit 0 is set if it is live, bit 1 + n if it belongs to the n-th modality.
     flags = sum([mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks)])
     first_mask = masks[0][0]
     if live is None:
@@ -212,12 +213,12 @@ def read_samples(
         alive = live.to(first_mask.device) != 0
     table = (flags + alive).cpu().numpy()
     lives = table % 2 == 1
-    owners = np.full(table.shape, -1)  # each column's image
-    fixed = np.zeros(table.shape, bool)  # whether it always stays
+    owners = np.full(table.shape, -1)  # the image of each column
+    fixed = np.zeros(table.shape, bool)  # whether a column always stays
     media: list[MediaTokens] = []
     for bit, (_, images) in enumerate(masks):
         placed = (table >> (bit + 1)) % 2 == 1
-        # Two images of 2 and 3 tokens: 0 0 1 1 1, in the order in which their columns come.
+        # Two images of 2 and 3 tokens: 0 0 1 1 1, in the order of their columns.
         lengths = [image.length for image in images]
         owners[placed] = np.repeat(np.arange(len(images)), lengths) + len(media)
         if any([image.fixed for image in images]):
@@ -231,7 +232,7 @@ def read_samples(
         cells, grids = zip(*(image.cells for image in sample.media), strict=True)
         if sum(map(len, cells)) != len(sample.vision):
             raise UnsupportedError(
-                "The rows and columns of this picture's tokens are not known: its features were computed elsewhere, or "
+                "The rows and columns of this picture's tokens are unknown: its features were computed elsewhere, or "
                 "the attention_mask hides some tokens. Pass the picture itself, and unmask all its tokens."
             )
         samples[number] = replace(sample, cells=torch.cat(cells), grids=grids)
@@ -239,17 +240,18 @@ def read_samples(
 
 
 def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaTokens], by_frame: bool) -> Sample:
-    """One row of the table: each column's image (−1: none), whether it is live, and whether it always stays."""
-    # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
+    """Read a sample from its row of the table: each column's image (−1: none), whether it is live, and always stays."""
+    # Generation reads the row before a new token, even if that is padding (to the right of the prompt).
     read = ~live & np.append(live[1:], True) & (live.cumsum() > 0)
     text = np.flatnonzero((live & ((owner < 0) | fixed)) | read)
     every = live & (owner >= 0)
     vision = np.flatnonzero(every & ~fixed)
     image_of = owner[vision]
+    # Images 0 0 1 1 1 begin at 0 and 2 and have 2 and 3 tokens.
     begins = np.flatnonzero(np.diff(image_of, prepend=-1))
     counts = np.diff(begins, append=len(vision)).tolist()
     images = [media[index] for index in image_of[begins]]
-    # The rows of an image that the tower has reduced stand in its first columns, so none may be masked.
+    # If the tower reduced an image, its rows are stored in its first columns, so none may be masked.
     if any([image.changed and image.free != count for image, count in zip(images, counts, strict=True)]):
         raise UnsupportedError(
             "The attention_mask hides some tokens of an image whose tokens were reduced in the tower. "
@@ -260,21 +262,22 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
         frames = tuple(itertools.chain(*(image.free_frames for image in images)))
         if sum(frames) != len(vision):
             raise UnsupportedError(
-                "Where this video's frames begin is not known, so its tokens cannot be ranked frame by frame: its "
-                "family does not report the frames, or the attention_mask hides some tokens. Use scope='image' or "
+                "foveate does not know where this video's frames begin, so its tokens cannot be ranked frame by frame: "
+                "its family does not report the frames, or the attention_mask hides some tokens. Use scope='image' or "
                 "'sample'."
             )
     sizes = frames or tuple(counts)
     words = text[live[text]]
+    # Sizes 2 3 give starts 0 2 and ends 2 5.
     ends = np.cumsum(sizes, dtype=np.int64)
     starts = ends - np.asarray(sizes, dtype=np.int64)
-    lasts, firsts = vision[(ends - 1).clip(0)], vision[starts.clip(0, len(vision) - 1)]  # columns, of each image
+    lasts, firsts = vision[(ends - 1).clip(0)], vision[starts.clip(0, len(vision) - 1)]  # columns, one per image
     text_after, text_from = (len(words) - np.searchsorted(words, columns) for columns in (lasts, firsts))
     ordinals: tuple[Tensor, Tensor] | None = None
     if fixed.any():
-        counted = every.cumsum() - 1  # of columns text, image, image: −1 0 1
+        counted = every.cumsum() - 1  # columns text, image, image give −1 0 1
         ordinals = torch.from_numpy(counted[vision]), torch.from_numpy(counted[every & fixed])
-    # A run begins where columns or images do not go on.
+    # A run begins where columns are not consecutive or the image changes: columns 3 4 7 give runs 0 0 1.
     begins_run = (np.diff(vision, prepend=vision[:1]) > 1) | (np.diff(image_of, prepend=image_of[:1]) != 0)
     return Sample(
         live=int(live.sum()),

@@ -1,7 +1,7 @@
-"""Attach: a method goes onto a model here, by the hooks that stand around its functions, and comes off again.
+"""Attach: puts a method onto a model with hooks around the model's functions, and takes it off again.
 
-One forward runs the hooks so: `generate` or the model, the core, `get_*_features` (encode), the merger, the decoder
-(begin), each of its layers, and the decoder again (finish). Each hook calls the file of that part of the way.
+One forward calls the hooks in this order: `generate` or the model, the core, `get_*_features` (encode), the merger, the
+decoder (begin), each of its layers, and the decoder again (finish). Each hook calls the engine file for that part.
 """
 
 import functools
@@ -50,20 +50,20 @@ UNTRACED = [
     "methods",
     *(f"engine.{name}" for name in MODULES if name != "arguments"),
 ]
-"""torch.compile traces the layers that these call, and not these: they look at the host's state. Of flex attention's
-masks it must trace what `engine.arguments` makes."""
+"""torch.compile does not trace these modules, because they read host state. It traces the layers they call. It must
+trace `engine.arguments`, whose functions flex attention's masks call."""
 
 for room in UNTRACED if hasattr(trace_rules, "add") else ():
     trace_rules.add(f"foveate.{room}")
 
 LATEST = 100
-"""Prefills that the trace of `apply` holds."""
+"""How many prefills the trace of `apply` keeps."""
 
 MOST_ROOM = 1024
-"""Tokens of an answer for which recorded steps find room before it is longer."""
+"""Room for this many answer tokens is reserved in recorded graphs; longer answers need more."""
 
 MOST_PROGRAMS = 64
-"""Methods whose programs are remembered for a model."""
+"""How many programs are cached per model, one per method."""
 
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
 _programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Program]]" = weakref.WeakKeyDictionary()
@@ -89,36 +89,37 @@ def drop(
     context at a time. Calls of `generate` from several threads wait for one another.
 
     Args:
-        model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
-            pipeline.
+        model: An unmodified vision-language model of transformers. It may be wrapped by PEFT or torch.compile, or be
+            inside a pipeline.
         method: A method with its settings, or its name (`foveate.naming`): "v2drop", a preset, a chain. A name
             alone keeps a third. With `cuda_graphs` it may be None: nothing is dropped.
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
-            the last one that takes a budget) counts for every image what stays.
-        tokens: The same as a number of tokens.
-        resources: What the method reads that no model has, by name, such as CDPruner's "clip"; its page says what.
-        cuda_graphs: Run the vision tower, the decoder over a prompt, and each step of an answer as a CUDA graph. The
-            second call of a layout records it and later ones replay it; `trace.graphs` counts. Experimental.
+            the last one that takes a budget) computes for every image what stays.
+        tokens: That budget as a number of tokens.
+        resources: Inputs of the method that no model has, by name, such as CDPruner's "clip". See the method's page.
+        cuda_graphs: Run the vision tower, the prefill and each decoding step as a CUDA graph. The second call with a
+            layout records its graph and later ones replay it; `trace.graphs` counts both. Experimental.
 
     Yields:
-        The trace, which every prefill inside the context fills.
+        The trace, which every prefill inside the context extends.
 
     Raises:
-        BudgetError: If no image of the model can meet the budget; where images differ in size, when one comes.
+        BudgetError: If no image of the model can meet the budget. If images differ in size, raised by the first image
+            that cannot.
         SessionError: If the model is inside such a context already.
         SettingError: If the method's cuts do not fit the decoder's depth, the method cannot meet the budget, or the
             model's device has no CUDA graphs.
         UnknownNameError: If there is no method of that name.
-        UnsupportedError: If no family serves the model, or the model lacks a signal that the method reads.
+        UnsupportedError: If no family supports the model, or the model lacks a signal that the method reads.
 
     Warns:
-        UserWarning: Behind the context, if the method is a poor one for as few tokens as an image was left.
+        UserWarning: On exit, if the method is weak at as few tokens as an image was left.
     """
     yield from _open(_session(model, method, retention, tokens, resources or {}, cuda_graphs), warns=True)
 
 
 def _open(session: "Session", warns: bool) -> Iterator[Trace]:
-    """The trace of a session while it is attached; behind it, where `warns`, what the method says of its budget."""
+    """Yield the trace of a session while it is attached. Then, if `warns`, warn if the budget was too small."""
     try:
         try:
             session.attach()
@@ -126,7 +127,7 @@ def _open(session: "Session", warns: bool) -> Iterator[Trace]:
         finally:
             session.detach()
     finally:
-        session.detach()  # an interrupt may have ended the first detach halfway
+        session.detach()  # an interrupt may have stopped the first detach halfway
     if warns and session._program.cautious and session.trace.history:
         caution = session.method.caution(min(session.trace.history[0].retention))
         if caution is not None:
@@ -143,7 +144,7 @@ def apply(
 ) -> Trace:
     """Drop vision tokens from now until `foveate.remove(model)`; see `drop`.
 
-    The trace's `history` holds the latest 100 prefills, so that a server may go on for weeks.
+    The trace's `history` keeps only the latest 100 prefills, so a server can run for weeks.
     """
     session = _session(model, method, retention, tokens, resources or {})
     session.trace.most = LATEST
@@ -156,10 +157,10 @@ def apply(
 
 
 def remove(model: nn.Module) -> None:
-    """Take off what `foveate.apply` put on.
+    """Remove the method that `foveate.apply` put on the model.
 
     Raises:
-        SessionError: If no method is on.
+        SessionError: If no method is applied.
     """
     sessions = (_sessions.get(module) for module in inside(model).modules())
     session = next(filter(None, sessions), None)
@@ -175,10 +176,10 @@ def remove(model: nn.Module) -> None:
 
 @contextmanager
 def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = False) -> Iterator[Trace]:
-    """`drop` that warns of nothing; with None the untouched model, and an empty trace. Neither starts inside a context.
+    """Open `drop` without warnings. With None, leave the model untouched and yield an empty trace.
 
     Raises:
-        SessionError: If the model is inside one already, also one that another thread holds.
+        SessionError: If the model is inside a context already, even one that another thread holds.
     """
     if method is not None or cuda_graphs:
         yield from _open(_session(model, method, None, None, {}, cuda_graphs), warns=False)
@@ -188,20 +189,20 @@ def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = Fal
 
 
 def refuse_open(model: nn.Module, family: Family | None = None) -> None:
-    """Refuse a model that is inside a context, or was made without weights.
+    """Refuse a model that is inside a context or has no weights.
 
     Raises:
-        SessionError: If it is inside one.
-        UnsupportedError: If it has no weights, or no family serves it.
+        SessionError: If it is inside a context.
+        UnsupportedError: If it has no weights, or no family supports it.
     """
-    core = (family or family_for(model)).core  # what was handed in may be a pipeline
+    core = (family or family_for(model)).core  # `model` may be a pipeline
     weight = next(core.parameters(), None)
     is_meta = weight is not None and weight.device.type == "meta"
-    # accelerate's hooks bring weights where they are needed.
+    # accelerate's hooks load weights when they are needed.
     if is_meta and not any(hasattr(module, "_hf_hook") for module in core.modules()):
         raise UnsupportedError(
-            f"{type(core).__name__} was made without its weights, so it answers nothing: its prompts' tokens and "
-            "costs can be counted. Load it with them: fv.load(name)."
+            f"{type(core).__name__} was made without its weights, so it cannot answer. Only the tokens and costs of "
+            "its prompts can be counted. Load it with its weights: fv.load(name)."
         )
     running = _sessions.get(core)
     if running is not None:
@@ -219,10 +220,10 @@ def _session(
     resources: Mapping[str, Any],
     cuda_graphs: bool = False,
 ) -> "Session":
-    """The session that will be attached; nothing is put on the model yet."""
+    """Build the session to attach. The model is not changed yet."""
     if method is None:
         if not cuda_graphs:
-            raise SettingError("A method is such as foveate.V2Drop(), or its name; got None.")
+            raise SettingError("method must be a method such as foveate.V2Drop(), or its name; got None.")
         method = Untouched()
     chosen = naming.method_of(method, tokens, retention)
     family = family_for(model)
@@ -231,12 +232,12 @@ def _session(
 
 
 def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
-    """The method's stages on this model: made once for the same object, where nothing is handed in."""
+    """Return the method's program on this model, cached per method object if there are no resources."""
     if resources:
         return Program.on(method, family, resources)
     made = _programs.setdefault(family.core, {})
-    # What stands around the core, PEFT for example, is none of a program's business.
-    key = id(method), type(family), len(family.layers)  # a program holds its method, so the id stays its own
+    # Modules around the core, such as PEFT's, do not matter to a program.
+    key = id(method), type(family), len(family.layers)  # a program holds its method, so the id cannot be reused
     if key not in made:
         if len(made) >= MOST_PROGRAMS:
             made.clear()
@@ -255,14 +256,14 @@ class Untouched(Method):
 
 @dataclass(slots=True)
 class Generating:
-    """What is known of a `generate` call, which encodes pictures before the forward that they are in.
+    """State of the `generate` call that is running. `generate` encodes images before the forward that contains them.
 
     Attributes:
-        ids: What it will feed, (samples, columns); None: embeddings, or no call runs.
-        chunk: Columns of a chunk, where it prefills in chunks.
-        inside: Lengths of the cache at which a chunk of its prompt begins that is not the first.
-        splits: Whether chunks cut an image in two, which may well end between its tokens, in text.
-        asked: What the chunk that ran last asked, see `Forward.asked`.
+        ids: The token ids it will feed, (samples, columns); None: embeddings, or no call is running.
+        chunk: Columns per chunk, if it prefills in chunks.
+        inside: Cache lengths at which a chunk of its prompt other than the first begins.
+        splits: Whether chunks cut an image in two. Such a chunk may even end in text between the image's tokens.
+        asked: `Forward.asked` of the last chunk.
     """
 
     ids: Tensor | None = None
@@ -273,11 +274,11 @@ class Generating:
 
 
 class Session:
-    """A method on a model: watches its way from pictures to tokens, until everything is taken off again.
+    """A method on a model: the hooks that run it, until they are all removed.
 
     Attributes:
         method: The method.
-        trace: Filled by every prefill.
+        trace: The trace, extended by every prefill.
     """
 
     def __init__(self, family: Family, method: Method, resources: Mapping[str, Any], cuda_graphs: bool = False) -> None:
@@ -299,22 +300,22 @@ class Session:
             self._replayer = Replayer(family, self._program, self._runner, self.trace)
         self._patches = Patcher()
         self._generating = Generating()
-        # Where the forward before the next one ended in an image or right behind it: on which cache, how long that was
-        # then, and whether tokens had been dropped.
+        # Set if the previous forward ended in an image or right behind it: its cache, the cache's length then, and
+        # whether tokens had been dropped.
         self._image_end: tuple[weakref.ref[Any], int, bool] | None = None
         self._last_only = False
         self._encoding = False
         self._turn = threading.RLock()
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be copied or pickled with its model."""
+        """Refuse to be copied or pickled with the model."""
         raise SessionError(
             "A model cannot be copied or pickled inside a dropping context: the copy would run the original's layers. "
-            "Exit the context, or call foveate.remove(model), and then copy."
+            "Exit the context or call foveate.remove(model) first."
         )
 
     def attach(self) -> None:
-        """Put everything on. Where that fails or is interrupted, `detach` takes off what is on by then."""
+        """Install all hooks. If that fails or is interrupted, `detach` removes those installed so far."""
         _sessions[self._core] = self
         patches, model, core, text = self._patches, self._family.model, self._core, self._family.text
         if hasattr(model, "init_continuous_batching"):
@@ -341,7 +342,7 @@ class Session:
         if self._program.renumbers or self._program.turned:
             patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
         for index, layer in enumerate(self._family.layers):
-            # The layer's forward, not a hook: hooks of others then all see the full-length stream.
+            # Wrap the layer's forward instead of hooking it: other hooks then all see the full-length stream.
             put = patches.wrap(layer, "forward", functools.partial(self._runner.run, index))
             self._runner.wrappers.append(put)
         if self._replayer is not None:
@@ -349,13 +350,13 @@ class Session:
         patches.hook(text, "after", self.after_decoder)
 
     def detach(self) -> None:
-        """Take everything off; calling it again does nothing."""
+        """Remove all hooks. Calling it again does nothing."""
         self._patches.restore()
         if _sessions.get(self._core) is self:
             del _sessions[self._core]
 
     def _arriving(self) -> Arrival:
-        """The forward on its way to the decoder: a new one where there is none."""
+        """Return the forward on its way to the decoder, or start a new one."""
         runner = self._runner
         if runner.arrival is None:
             runner.arrival, runner.forward = Arrival(ids=self._generating.ids), None
@@ -364,9 +365,9 @@ class Session:
     # -- encode ------------------------------------------------------------------------------------------------
 
     def around_generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Stand around `generate`, which encodes pictures before the model has seen the prompt they are in.
+        """Wrap `generate`, which encodes images before the model sees their prompt.
 
-        Several threads take turns: a forward of one among those of another would be dropped from as if it were its own.
+        Threads take turns, so that the hooks never mix the forwards of two calls.
         """
         with self._turn:
             arguments = arguments_of(original, args, kwargs)
@@ -391,16 +392,16 @@ class Session:
                     self._replayer.end, self._replayer.beams, self._replayer.looked_at = 0, 1, None
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note whether only the last column's logits are asked for, as `generate` does."""
+        """Note whether only the last column's logits are requested, as `generate` does."""
         asked = kwargs.get("logits_to_keep")
         self._last_only = isinstance(asked, int) and asked == 1
 
     def before_core(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note the forward's arguments, with pictures that are encoded already among them."""
+        """Note the forward's arguments, including images that are already encoded."""
         if not self._turn.acquire(blocking=False):
             raise SessionError(
-                "Another thread is generating with this model. Call generate, which waits for its turn, or hold a "
-                "lock of your own around the model's forwards."
+                "Another thread is generating with this model. Call generate, which waits for its turn, or guard the "
+                "model's forwards with your own lock."
             )
         self._turn.release()
         if args:
@@ -411,8 +412,8 @@ class Session:
         self._runner.forward, self._last_only = None, False
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Stand around `get_image_features`, which `generate` calls long before the decoder runs."""
-        if self._encoding:  # a model may make a video's features with its images' function
+        """Wrap `get_image_features`, which `generate` calls before the decoder runs."""
+        if self._encoding:  # a model may encode a video by calling its images' function
             return original(*args, **kwargs)
         call = FeatureCall(self._core, modality, original, args, kwargs)
         arrival = self._arriving()
@@ -427,7 +428,7 @@ class Session:
                 output, cuts, ran = encode(self._family, self._program, modality, call.run, call.arguments, prompt)
         finally:
             self._encoding = False
-        if hasattr(output, "to_tuple"):  # else a tuple, for a user with return_dict=False; the model uses none
+        if hasattr(output, "to_tuple"):  # a plain tuple comes from a user's return_dict=False, never from the model
             lengths = None
             if self._family.tiled:
                 lengths = prompt(lengths_of(pieces_of(output)))
@@ -446,7 +447,7 @@ class Session:
         lengths = [image.length for image in media]
         places: Tensor = arrival.ids == self._family.placeholder(modality)  # type: ignore[assignment]
         columns = places.nonzero()[:, 1]
-        chunks = columns.cpu() // chunk  # in which chunk each vision token is
+        chunks = columns.cpu() // chunk  # (vision tokens,): the chunk that holds each; columns 3 4 5 by 4 give 0 1 1
         if sum(lengths) == len(chunks):
             images = torch.split(chunks, lengths)
             self._generating.splits |= any(int(image[0]) != int(image[-1]) for image in images)
@@ -458,17 +459,17 @@ class Session:
         arguments = arguments_of(original, args, kwargs)
         placeholders, arrival = original(*args, **kwargs), self._arriving()
         for modality, mask in self._family.vision_masks(placeholders, {**arrival.arguments, **arguments}):
-            if mask.dim() == 3:  # (samples, columns, width), the same in all of the width
+            if mask.dim() == 3:  # (samples, columns, width), constant along the width
                 mask = mask[..., 0]
             arrival.placeholders.append((modality, mask))
         return placeholders
 
     def before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        """Begin the forward's way through the layers."""
+        """Prepare the forward for the decoder's layers."""
         if "write_index" in kwargs:
             guards.refuse_pages()
         if self._family.gathers and kwargs.get("inputs_embeds") is None:
-            return None  # the first layer will show what enters
+            return None  # the first layer will see what enters
         arrival = self._arriving()
         forward = Forward(self._program, self._family)
         self._runner.arrival, self._runner.forward = None, forward
@@ -494,7 +495,7 @@ class Session:
         return args, {**kwargs, "inputs_embeds": embeds}
 
     def before_layers(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """Begin at the first layer, where the decoder was handed no embeddings by name; answers the layer's input."""
+        """Prepare at the first layer if the decoder got no embeddings by name. Returns the layer's input."""
         arrival = self._arriving()
         if self._family.merger is None:
             arrival.placeholders = self._family.masks_by_ids({**arrival.arguments, "input_ids": arrival.ids})
@@ -511,7 +512,7 @@ class Session:
         return streams.unfold(hidden)
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""
+        """Note the forward's position ids. The engine's own calls for renumbered rows come later and are ignored."""
         forward = self._runner.arrival or self._runner.forward
         if forward is not None and forward.position_ids is None:
             forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
@@ -519,7 +520,7 @@ class Session:
     # -- finish ------------------------------------------------------------------------------------------------
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
-        """Finish the forward, and let go of its state."""
+        """Finish the forward, and release its state."""
         forward = self._runner.forward
         self._runner.arrival = self._runner.forward = None
         if forward is None:
@@ -531,7 +532,7 @@ class Session:
 
 
 def end_of(arguments: dict[str, Any], config: Any, prompt: int) -> int:
-    """How many columns there may be at the end of an answer to a prompt of so many; 0: nobody has said."""
+    """Return the most columns that a prompt of `prompt` columns and its answer can have; 0 if there is no limit set."""
     said = {name: arguments.get(name, getattr(config, name, None)) for name in ("max_new_tokens", "max_length")}
     if said["max_new_tokens"] is not None:
         return prompt + min(MOST_ROOM, int(said["max_new_tokens"]))
@@ -539,7 +540,7 @@ def end_of(arguments: dict[str, Any], config: Any, prompt: int) -> int:
 
 
 def _new_ids(arguments: dict[str, Any]) -> Tensor | None:
-    """The ids that `generate` will feed: without those that are in its cache already."""
+    """Return the ids that `generate` will feed, without those already in its cache."""
     ids = arguments.get("input_ids")
     if ids is None:
         ids = arguments.get("inputs")

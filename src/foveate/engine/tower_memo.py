@@ -1,4 +1,4 @@
-"""Encode: what a vision tower saw, kept for the next method or batch that shows it the same pictures."""
+"""Encode: caches a vision tower's outputs for the next method or batch that shows it the same images."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,24 +16,24 @@ from foveate.engine.program import Program
 from foveate.registry import family_for
 
 KEPT = 4
-"""Calls that are kept: the batches of some questions under every method."""
+"""How many calls are cached: the batches of some questions, each reused by every method."""
 MARKS = 64
-"""Numbers of a picture that are compared before all of it is."""
+"""How many numbers of an image are compared before the whole image is."""
 
 
 @dataclass(frozen=True, slots=True)
 class TowerMemo:
-    """The last calls of a vision tower, with what came out.
+    """The last calls of a vision tower, with their outputs.
 
-    A tower that takes a picture a row looks once at rows that are alike, whatever else is in a call. One that is given
-    sizes beside its pixels, as Qwen's is, gives again what it gave to the same call.
+    A tower whose input has one row per image runs once per distinct row, whatever else is in the call. A tower that
+    also takes sizes, such as Qwen's, reuses the output of an identical call only.
     """
 
     calls: deque[tuple[list[Any], Any]] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     @contextmanager
     def around(self, model: Any, method: Method | None) -> Iterator[None]:
-        """While the context lasts, the tower answers from here; not where the method works in it, or reads it."""
+        """Let the tower answer from the cache inside the context, unless the method works inside the tower."""
         with Patcher() as patches:
             family, program = family_for(model), None
             if method is not None:
@@ -45,7 +45,7 @@ class TowerMemo:
             yield
 
     def __call__(self, look: Callable[..., Any], pixel_values: Tensor, *sizes: Any, **options: Any) -> Any:
-        options.pop("use_cache", None)  # transformers 5.24 hands it on to towers, which have none
+        options.pop("use_cache", None)  # transformers 5.24 passes it on to towers, which do not take it
         alike = None
         if pixel_values.ndim == 4 and not any(isinstance(value, Tensor) for value in (*sizes, *options.values())):
             pixel_values, alike = torch.unique(pixel_values, dim=0, return_inverse=True)
@@ -64,8 +64,8 @@ class TowerMemo:
         return type(shown)(**made)
 
     def _gather(self, pixels: Tensor, *rest: Any) -> Any:
-        """What came out for these pictures, each from whichever call had it; None where one of them is new."""
-        origins: dict[int, tuple[Any, int]] = {}  # of each row: what its call gave, and its place in that
+        """Collect cached outputs of these images, from any calls; None if one of the images is new."""
+        origins: dict[int, tuple[Any, int]] = {}  # image -> output of the call that had it, and its row there
         for call, shown in self.calls:
             rows, others = call[0], call[1:]
             if rows.shape[1:] != pixels.shape[1:] or rows.dtype != pixels.dtype or not all(map(_equal, others, rest)):
@@ -87,7 +87,7 @@ class TowerMemo:
 
 
 def _marks(rows: Tensor) -> Tensor:
-    """(rows, …) -> (rows, about MARKS) of their numbers."""
+    """Sample the numbers of each row: (rows, …) -> (rows, about MARKS)."""
     flat = rows.flatten(1)
     return flat[:, :: max(1, flat.shape[1] // MARKS)]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from foveate.viz.showing import Media
 
 Where = Literal["pixels", "tower", "projector", "layer", "kv"]
-"""Where a cut is."""
+"""The place of a cut."""
 
 
 @dataclass(eq=False, repr=False)
@@ -36,8 +36,9 @@ class StageRecord:
         layer: The first decoder layer (0-based) that processes fewer tokens; None if the cut is not before a layer.
         before: Number of vision tokens before the cut, one per sample.
         after: Number of vision tokens after the cut, one per sample.
-        rows: Whether it is of the tower's rows in place of vision tokens, of which none leaves: `before` counts a
-            sample's rows, `kept` are those that ran in late blocks, and `merged` says which rows each stood for.
+        rows: Whether the stage only merged rows inside the tower, so that no vision token is dropped. Then `before`
+            counts a sample's tower rows, `kept` are those that ran in late blocks, and `merged` says which rows each
+            stood for.
     """
 
     where: Where
@@ -49,12 +50,12 @@ class StageRecord:
     rows: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled as it is on the host."""
+        """Pickle with tensors on the host."""
         return {**vars(self), "_origin": self.origin, "_assign": self.assign}
 
     @property
     def place(self) -> str:
-        """Where it is, in words."""
+        """Where the cut is, in words."""
         names = {
             "pixels": "before the vision tower",
             "tower": "vision tower",
@@ -69,7 +70,7 @@ class StageRecord:
     def origin(self) -> list[Tensor]:
         """The token that each remaining row stands for, in row order: one int64 tensor (on the CPU) per sample.
 
-        Indices among the sample's vision tokens as they entered the model; −1 for a CLS, the target for a merged row.
+        Indices into the sample's vision tokens as they entered the model; −1 for a CLS, the target for a merged row.
         """
         return [origin.cpu() for origin in self._origin]
 
@@ -80,7 +81,7 @@ class StageRecord:
 
     @cached_property
     def merged(self) -> list[list[Tensor]]:
-        """The tokens that went into each remaining row: for each sample, one ascending int64 tensor per row."""
+        """The tokens merged into each remaining row: for each sample, one ascending int64 tensor per row."""
         merged = []
         for origin, assign in zip(self.origin, self.assign, strict=True):
             if assign is None:  # each row is one token
@@ -91,17 +92,17 @@ class StageRecord:
 
     @cached_property
     def assign(self) -> list[Tensor | None]:
-        """The row that each of a sample's vision tokens went into, −1 if it was dropped; None if nothing is merged."""
+        """The row that each of a sample's vision tokens was merged into, −1 if dropped; None if nothing is merged."""
         assigns = self._assign or [None] * len(self._origin)
         return [on_tensors(assign, Tensor.cpu) for assign in assigns]
 
     def with_tensors(self, change: Change) -> "StageRecord":
-        """This cut with other tensors."""
+        """Return this cut with `change` applied to its tensors."""
         assign = [on_tensors(one, change) for one in self._assign]
         return replace(self, _origin=[change(one) for one in self._origin], _assign=assign)
 
     def to_dict(self) -> dict[str, Any]:
-        """The stage as plain values; `assign` only where something was merged."""
+        """Return the stage as plain values. `origin` and `assign` are included only if something was merged."""
         values: dict[str, Any] = {
             "where": self.where,
             "layer": self.layer,
@@ -120,27 +121,27 @@ class StageRecord:
         return f"StageRecord({self._words()})"
 
     def _words(self) -> str:
-        """`before layer 3: 576 to 288`, the sum of all samples."""
+        """Format as `before layer 3: 576 to 288`, summed over all samples."""
         return f"{self.place}: {sum(self.before)} to {sum(self.after)}"
 
 
 @dataclass(eq=False, repr=False)
 class PrefillRecord:
-    """The record of one prompt's way through the decoder.
+    """The record of one prompt's prefill.
 
     Attributes:
         depth: Decoder layers.
-        rows: Prompt tokens of each sample that are no padding, earlier turns included: (samples,) int64, or as many
-            numbers.
+        rows: Prompt tokens of each sample without padding, earlier turns included: (samples,) int64, or a list.
         vision_tokens: Vision tokens of each sample in this call.
         media: The images and videos of each sample.
-        fit: How the processor brought the picture to the model.
+        fit: Whether the processor passes the "whole" image to the model or a "crop".
         stages: The cuts, in order.
         cached: Whether a KV cache holds the prompt.
-        windows: The most tokens of layers of the cache that hold fewer than the prompt has, though nothing was dropped.
-        slots: Counts what each sample has in layers of the cache whose tokens were dropped.
-        reads: Where a stage of decoding reads less: for each such layer, how many of the vision tokens in its cache a
-            step reads, one count per sample. Of the latest turn, and of the latest step.
+        windows: The most tokens that a cache layer holds, for layers with a sliding window in which nothing was
+            dropped.
+        slots: For cache layers whose tokens were dropped: a function that counts what each sample has.
+        reads: For layers in which decode steps read less: how many vision tokens of its cache a step reads, one count
+            per sample. Updated by the latest turn and the latest step.
     """
 
     depth: int
@@ -157,54 +158,54 @@ class PrefillRecord:
     _again: Tensor | int = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled as it is on the host, its slots as they are counted now."""
+        """Pickle with tensors on the host, and slots counted now."""
         slots: dict[int, Any] = {layer: partial(list, count()) for layer, count in self.slots.items()}
         return {**vars(self), "rows": self._row_counts(), "slots": slots, "_again": int(self._again)}
 
     def _row_counts(self) -> list[int]:
-        """`rows`, read from the device when they are first needed."""
+        """Return `rows` as a list. The first call reads them from the device."""
         if isinstance(self.rows, Tensor):
             self.rows = self.rows.tolist()
         return list(self.rows)
 
     @property
     def reuse(self) -> float | None:
-        """In what share of the steps a sample read what it had read in the step before; None where none picked anew."""
+        """Share of decode steps in which a sample read the same tokens as in the step before; None if no step chose."""
         if not self._steps:
             return None
         return float(self._again) / self._steps
 
     def note_step(self, again: Tensor, shows: Sequence[bool]) -> None:
-        """Note which samples read what they had read before, (samples,) bool, and which have vision tokens at all."""
+        """Note which samples read the same tokens as before, (samples,) bool, and which have vision tokens at all."""
         self._steps += sum(shows)
         self._again = self._again + (again & send(torch.tensor(shows), again.device)).sum()
 
     @cached_property
     def boxes(self) -> list[list[Tensor | None]]:
-        """For each sample, each of its images: where every token looks, or None (see `Family.boxes`)."""
+        """For each sample and image: the box of the image that each token covers, or None (see `Family.boxes`)."""
         return [[image.boxes() for image in media] for media in self.media]
 
     @cached_property
     def frames(self) -> list[list[tuple[int, ...]]]:
-        """For each sample, each of its images or videos: vision tokens of each frame; empty where that is not known."""
+        """For each sample, and each image or video: vision tokens of each frame; empty if unknown."""
         return [[image.frames for image in media] for media in self.media]
 
     @property
     def cuts(self) -> list[StageRecord]:
-        """The stages that are of vision tokens."""
+        """The stages that dropped or merged vision tokens."""
         return [stage for stage in self.stages if not stage.rows]
 
     @property
     def tower_rows(self) -> list[list[tuple[int, ...]]]:
-        """For each sample, each of its images or videos: on how many rows of each picture, tile or frame blocks of the
-        tower ran; empty where they ran on all, and where patches left the tower for good (PixelPrune on a Qwen-VL)."""
+        """For each sample, and each image or video: the rows on which the tower's late blocks ran, for each image, tile
+        or frame. Empty if they ran on all, or if patches left the tower for good (PixelPrune on a Qwen-VL)."""
         return [[tuple(len(ran.source) for ran in image.ran) for image in media] for media in self.media]
 
     @property
     def tower_tokens(self) -> list[list[Tensor]]:
-        """For each sample, each of its images or videos: the tokens whose patches the tower ran on, ascending int64.
+        """For each sample, and each image or video: the tokens whose patches the tower ran on, ascending int64.
 
-        All of them, except where a stage has dropped by pixels.
+        These are all tokens, unless a stage dropped some before the tower.
         """
         kept = [torch.arange(count) for count in self.vision_tokens]
         for stage in self.stages:
@@ -212,7 +213,7 @@ class PrefillRecord:
                 kept = stage.kept
         tokens = []
         for media, places in zip(self.media or [()] * len(kept), kept, strict=True):
-            parts, start = [], 0  # the images of a sample stand one behind the other
+            parts, start = [], 0  # a sample's images are consecutive
             for image in media:
                 end = start + image.length
                 parts.append(places[(places >= start) & (places < end)] - start)
@@ -221,7 +222,7 @@ class PrefillRecord:
         return tokens
 
     def ran(self, sample: int = 0) -> RunCounts:
-        """What this run tells of a sample's cost: `foveate.cost(config, …, **trace.latest.ran())`."""
+        """Return the counts that `foveate.cost` takes: `foveate.cost(config, …, **trace.latest.ran())`."""
         return {
             "tokens": [layer[sample] for layer in self.per_layer],
             "tower_tokens": self.tower_tokens[sample],
@@ -230,13 +231,13 @@ class PrefillRecord:
 
     @property
     def videos(self) -> list[list[bool]]:
-        """For each sample, which of its images are videos."""
+        """For each sample: which of its images are videos."""
         return [[image.video for image in media] for media in self.media]
 
     @cached_property
     def per_layer(self) -> list[tuple[int, ...]]:
-        """Vision tokens each decoder layer processes, one count a sample."""
-        # Each layer has what the last cut before it left; what enters is what the tower left.
+        """Vision tokens that each decoder layer processes, one count per sample."""
+        # Each layer has what the last cut before it left. The first layer starts with what the tower left.
         arriving, cuts = self.vision_tokens, {}
         for stage in self.cuts:
             if stage.where == "layer":
@@ -251,7 +252,7 @@ class PrefillRecord:
 
     @property
     def tokens(self) -> list[float]:
-        """Mean vision tokens a decoder layer processes, one value a sample."""
+        """Mean vision tokens that a decoder layer processes, one value per sample."""
         return [sum(layer[sample] for layer in self.per_layer) / self.depth for sample in range(len(self.rows))]
 
     @property
@@ -261,9 +262,9 @@ class PrefillRecord:
 
     @cached_property
     def kv_lengths(self) -> list[list[int]]:
-        """Tokens in the KV cache after prefill: `kv_lengths[layer][sample]`, padding not counted.
+        """Tokens in the KV cache after the prefill: `kv_lengths[layer][sample]`, without padding.
 
-        0 for a layer that caches a state and no tokens; empty if the model ran without a cache.
+        0 for a layer that caches a state instead of tokens. Empty if the model ran without a cache.
         """
         if not self.cached:
             return []
@@ -277,9 +278,9 @@ class PrefillRecord:
         return lengths
 
     def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
-        """How many tokens of each frame a sample has left behind each stage; an image counts as one frame.
+        """Count the tokens of each frame that a sample has left after each stage. An image counts as one frame.
 
-        Empty where the family does not say which frame a token is of.
+        Empty if the family does not report which frame a token belongs to.
         """
         sizes: list[int] = []
         if sample < len(self.frames):
@@ -295,7 +296,7 @@ class PrefillRecord:
         return counts
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain values; what each frame has left only where there is a video."""
+        """Return the record as plain values. `kept_by_frame` is included only if there is a video."""
         values = {
             "vision_tokens": list(self.vision_tokens),
             "tokens": self.tokens,
@@ -318,13 +319,13 @@ class PrefillRecord:
         return self._table().to_html()
 
     def _words(self) -> str:
-        """`retention 33.4%; before layer 3: 576 to 288`."""
+        """Format as `retention 33.4%; before layer 3: 576 to 288`."""
         cuts = "; ".join(stage._words() for stage in self.stages)
         read = f"; {self._reading()}" if self.reads else ""
         return f"retention {_shares(self.retention)}; {cuts or 'no cut'}{read}"
 
     def _reading(self) -> str:
-        """`decoding reads 115 vision tokens in layers 3 to 31, picked as before in 40.0% of 20 steps`."""
+        """Format as `decoding reads 115 vision tokens in layers 3 to 31, picked as before in 40.0% of 20 steps`."""
         counts = [sum(counts) for counts in self.reads.values()]
         least, most = min(counts), max(counts)
         if least == most:
@@ -338,7 +339,7 @@ class PrefillRecord:
         return f"decoding reads {words} vision tokens in layers {first} to {last}{again}"
 
     def _table(self) -> Table:
-        """A row a stage: vision tokens of all samples before and after it, and the share that stayed."""
+        """Build a table with a row per stage: vision tokens of all samples before and after, and the share kept."""
         rows = []
         for stage in self.stages:
             before, after = sum(stage.before), sum(stage.after)
@@ -357,13 +358,13 @@ class PrefillRecord:
 
 
 PLACES: tuple[Where, ...] = ("pixels", "tower", "projector", "layer", "kv")
-"""Where cuts are, in the order of a token's life."""
+"""Places of cuts, in the order in which a token meets them."""
 
 
 def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
-    """One record of prefills that stand one behind the other in a cache, of one sample each.
+    """Join the records of prefills of one sample each whose caches were concatenated.
 
-    Where a cut has some of them alone, the others keep there what they have.
+    At a place where only some of them cut, the others keep what they have.
     """
     cuts = [{(PLACES.index(cut.where), cut.layer or 0): cut for cut in record.cuts} for record in records]
     counts = [record.vision_tokens[0] for record in records]
@@ -374,10 +375,11 @@ def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
         before = sum(count if cut is None else cut.after[0] for cut, count in zip(now, counts, strict=True))
         now = [of_record.get(place, cut) for of_record, cut in zip(cuts, now, strict=True)]
         origins, assigns, rows = [], [], 0
+        # Tokens of the second prefill are offset by the tokens of the first, rows by its rows.
         for cut, count, start in zip(now, counts, starts, strict=False):
             origin = torch.arange(count) if cut is None else cut.origin[0]
             assign = None if cut is None else cut.assign[0]
-            if assign is None:  # each row is one token
+            if assign is None:  # each row is one token: of tokens 0 1 2 with 0 and 2 left, assign is 0 −1 1
                 assign = torch.full((count,), -1).scatter(0, origin, torch.arange(len(origin)))
             origins.append(torch.where(origin < 0, origin, origin + start))
             assigns.append(torch.where(assign < 0, assign, assign + rows))
@@ -394,13 +396,13 @@ def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
 
 @dataclass
 class GraphCounts:
-    """How calls of one part of the model ran where CUDA graphs were asked for.
+    """How calls of one part of the model ran with CUDA graphs requested.
 
     Attributes:
-        recorded: How many ran plainly and were recorded.
+        recorded: How many ran without a graph and were recorded.
         replayed: How many were replayed.
-        plain: How many ran plainly, by the reason.
-        latest: "recorded", "replayed", or why the latest ran plainly; empty before the first.
+        plain: How many ran without a graph and were not recorded, by reason.
+        latest: "recorded", "replayed", or the reason why the latest call ran without a graph; empty before the first.
     """
 
     recorded: int = 0
@@ -409,11 +411,11 @@ class GraphCounts:
     latest: str = ""
 
     def note_plain(self, why: str) -> None:
-        """Note that a call runs plainly."""
+        """Note that a call runs without a graph."""
         self.plain[why], self.latest = self.plain.get(why, 0) + 1, why
 
     def __str__(self) -> str:
-        """`8 of 10 replayed, 1 recorded, 1 plain (the first of its layout)`."""
+        """Format as `8 of 10 replayed, 1 recorded, 1 plain (the first of its layout)`."""
         count = self.recorded + self.replayed + sum(self.plain.values())
         reasons = [f"{times} plain ({why})" for why, times in self.plain.items()]
         return ", ".join([f"{self.replayed} of {count} replayed", f"{self.recorded} recorded", *reasons])
@@ -421,7 +423,7 @@ class GraphCounts:
 
 @dataclass
 class Graphs:
-    """How a context's calls of the vision tower, prefills and steps in the decoder ran with CUDA graphs."""
+    """How a context's calls of the vision tower, prefills and decode steps ran with CUDA graphs."""
 
     tower: GraphCounts = field(default_factory=GraphCounts)
     decoder: GraphCounts = field(default_factory=GraphCounts)
@@ -432,13 +434,13 @@ class Graphs:
 
 
 class Trace:
-    """What a context dropped: its attributes are those of the latest prefill.
+    """What a context dropped. Its attributes are those of the latest prefill.
 
     Attributes:
-        history: Every prefill of the context, oldest first; of a method that `foveate.apply` put on, which may stay on
-            for weeks, the latest 100.
-        most: How many prefills stay in it; None: all.
-        graphs: What was replayed, where CUDA graphs were asked for; else None.
+        history: Every prefill of the context, oldest first. For `foveate.apply`, which may run for weeks, only the
+            latest 100.
+        most: How many prefills `history` keeps; None: all.
+        graphs: How calls ran with CUDA graphs, if these were requested; else None.
     """
 
     def __init__(self) -> None:
@@ -447,7 +449,7 @@ class Trace:
         self.graphs: Graphs | None = None
 
     def add(self, record: PrefillRecord) -> None:
-        """Note a prefill that begins."""
+        """Add the record of a prefill that begins."""
         self.history.append(record)
         if self.most is not None:
             del self.history[: -self.most]
@@ -472,7 +474,7 @@ class Trace:
 
     @property
     def cuts(self) -> list[StageRecord]:
-        """Those of the stages that are of vision tokens."""
+        """The stages of the latest prefill that dropped or merged vision tokens."""
         if not self.history:
             return []
         return self.history[-1].cuts
@@ -484,58 +486,58 @@ class Trace:
 
     @property
     def tokens(self) -> list[float]:
-        """Mean vision tokens a decoder layer processes, one value a sample."""
+        """Mean vision tokens that a decoder layer processes, one value per sample."""
         return self.latest.tokens
 
     @property
     def retention(self) -> list[float]:
-        """Mean share of the vision tokens a decoder layer processes, one value a sample."""
+        """Mean share of the vision tokens that a decoder layer processes, one value per sample."""
         return self.latest.retention
 
     @property
     def kv_lengths(self) -> list[list[int]]:
-        """Tokens in the KV cache after prefill: `kv_lengths[layer][sample]`."""
+        """Tokens in the KV cache after the prefill: `kv_lengths[layer][sample]`."""
         return self.latest.kv_lengths
 
     @property
     def reads(self) -> dict[int, tuple[int, ...]]:
-        """Vision tokens that a step of decoding reads, by layer, one count per sample; empty where it reads all."""
+        """Vision tokens that a decode step reads, by layer, one count per sample; empty if it reads all."""
         return self.latest.reads
 
     @property
     def reuse(self) -> float | None:
-        """In what share of the steps a sample read what it had read in the step before; None where none picked anew."""
+        """Share of decode steps in which a sample read the same tokens as in the step before; None if no step chose."""
         return self.latest.reuse
 
     def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
-        """How many tokens of each frame a sample has left behind each stage; an image counts as one frame."""
+        """Count the tokens of each frame that a sample has left after each stage. An image counts as one frame."""
         return self.latest.kept_by_frame(sample)
 
     def to_dict(self) -> dict[str, Any]:
-        """The latest prefill as plain values."""
+        """Return the latest prefill as plain values."""
         return self.latest.to_dict()
 
     def to_json(self) -> str:
-        """The latest prefill as a JSON object."""
+        """Return the latest prefill as a JSON object."""
         return json.dumps(self.to_dict())
 
     def show(self, images: "Media", sample: int = 0) -> "Image.Image":
-        """The kept patches drawn on the picture, a panel a stage; merged ones tinted, where they went framed.
+        """Draw the kept patches on the image, one panel per stage. Merged patches are tinted, their targets framed.
 
-        A clip is drawn as a contact sheet a stage, its frames in a grid with their times, above a histogram of the
-        frames that the kept tokens are of.
+        A video is drawn as one contact sheet per stage: its frames in a grid with their times, above a histogram of
+        the kept tokens per frame.
 
         Args:
-            images: The picture of that sample, or its path, or its clip (see `foveate.video.read`); or all of them, in
-                order. The frames of a video also go as a list of pictures, if the sample has nothing else, or as one
-                array, (frames, height, width, 3) uint8. A clip may also stand for as many pictures as it has frames.
-            sample: Which sample of the batch.
+            images: The sample's image, its path, or its video (see `foveate.video.read`); or a list of all of them, in
+                order. The frames of a video may also be given as a list of images, if the sample has nothing else, or
+                as one array, (frames, height, width, 3) uint8. A video may stand for as many images as it has frames.
+            sample: Index of the sample in the batch.
 
         Returns:
-            The drawing; `.save(path)` writes it, a notebook shows it.
+            The drawing. `.save(path)` writes it, a notebook shows it.
 
         Raises:
-            InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
+            InputError: If the number of images or frames is not the sample's, or the places of its tokens are unknown.
             SessionError: If the model has not run yet.
         """
         from foveate.viz.showing import show
@@ -548,7 +550,7 @@ class Trace:
         return f"Trace({self.latest._words()})"
 
     def _repr_html_(self) -> str:
-        """A table of the latest prefill, which a notebook shows."""
+        """Return a table of the latest prefill, for notebooks."""
         if not self.history:
             return html.escape(repr(self))
         sheet = self.latest._table()
@@ -558,11 +560,11 @@ class Trace:
         return sheet.to_html()
 
 
-MOST_SHARES = 4  # samples whose shares are listed one by one
+MOST_SHARES = 4  # up to this many samples, shares are listed one by one
 
 
 def _shares(shares: Sequence[float]) -> str:
-    """`33.4%`, one a sample; of many samples their mean and range."""
+    """Format as `33.4%`, one per sample; for many samples their mean and range."""
     if len(shares) <= MOST_SHARES:
         return ", ".join(f"{share:.1%}" for share in shares)
     mean = sum(shares) / len(shares)

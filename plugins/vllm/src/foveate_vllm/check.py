@@ -1,18 +1,18 @@
 """`foveate-vllm check METHOD`: does vLLM on this machine drop the tokens that foveate drops on transformers?
 
 The model that ships with foveate answers eleven questions at once in vLLM. transformers then computes them one by one
-in float32: once under the same method, once, as the control, without.
+in float32: once with the same method and, as the control, once without.
 
 Mean differences of log-probabilities, measured with CPU_ATTN under V2Drop, FastV and PyramidDrop:
 
-    right: float32, float16, bfloat16                      0.000001, 0.001 to 0.010, 0.008 to 0.096
-    rows of another choice at all cuts, or at the first    0.43 to 1.7
-    lengths of the last cut behind all cuts                0.52 to 1.3
-    a length of one too many, or that of an earlier cut    11 to 20
-    one key lost; another choice at a late cut             0.02 to 0.09; 0.003 to 0.12
+    correct: float32, float16, bfloat16                    0.000001, 0.001 to 0.010, 0.008 to 0.096
+    wrong rows kept at all cuts, or at the first           0.43 to 1.7
+    lengths of the last cut used behind all cuts           0.52 to 1.3
+    a length too large by one, or of an earlier cut        11 to 20
+    one key lost; wrong rows at a late cut                 0.02 to 0.09; 0.003 to 0.12
 
-So each limit is at least twice from either side. The last line is below the rounding of half precision, and left to
-float32: late layers of this model hardly look at its picture.
+So each limit differs by a factor of at least two from either side. Errors of the last line are smaller than the
+rounding of half precision and only found in float32: late layers of this model hardly attend to its image.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from foveate.naming import parse
 __all__ = ["Answer", "main", "verdict"]
 
 NEW = 8
-"""Tokens of an answer."""
+"""Tokens per answer."""
 POISON = 1000.0
-"""What all slots of the KV cache hold before the first request: whoever reads one that no row was written to is far off
-at once, where zeros would pass for rounding."""
+"""Value of all KV cache slots before the first request. Reading a slot that no row was written to then gives a large
+error, where zeros would look like rounding."""
 NEAR = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}
-"""Mean difference of log-probabilities from which on vLLM's layout is wrong."""
+"""Largest mean difference of log-probabilities at which vLLM counts as correct, by dtype."""
 SHARE = 1 / 3
-"""Of the control's, above which the first says nothing: the method changes too little to be told from rounding."""
+"""Largest difference relative to the control's. Above, the method changes too little to be told from rounding."""
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -55,14 +55,14 @@ class Answer(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0 if vLLM drops alike, 1 if not, 2 if there is no such method."""
+    """Run the command. Returns 0 if vLLM drops the same tokens, 1 if not, 2 if there is no such method."""
     parser = argparse.ArgumentParser(prog="foveate-vllm", description="Foveate inside vLLM.")
     check = parser.add_subparsers(required=True).add_parser(
         "check", help="compare vLLM on this machine with transformers"
     )
-    check.add_argument("method", metavar="METHOD", help="as a server's setting names it, such as v2drop:tokens=64")
+    check.add_argument("method", metavar="METHOD", help="the method of a server's setting, such as v2drop:tokens=64")
     check.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of vLLM's model"
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="dtype of vLLM's model"
     )
     check.add_argument("--attention-backend", metavar="NAME", help="such as FLASH_ATTN (default: vLLM's own choice)")
     check.add_argument("--out", type=Path, metavar="FILE", help="write the result with the versions as JSON")
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _asked() -> list[dict[str, Any]]:
-    """What vLLM takes: ten questions about a picture each, and one about two."""
+    """Return the prompts: ten questions about one image each, and one about two."""
     from foveate.embedded import TASKS
     from foveate.eval.held_out import questions
 
@@ -97,7 +97,7 @@ def _asked() -> list[dict[str, Any]]:
 
 
 def _in_vllm(options: argparse.Namespace) -> tuple[list[Answer], str]:
-    """All answers, asked at once over five slots, and the attention backend of the decoder."""
+    """Return all answers, asked at once with five sequences at a time, and the decoder's attention backend."""
     from vllm import LLM, SamplingParams
 
     import foveate.embedded
@@ -126,7 +126,7 @@ def _in_vllm(options: argparse.Namespace) -> tuple[list[Answer], str]:
 
 
 def _poisoned(model: Any) -> str:
-    """Fill the KV cache of a worker's model, and tell its attention backend."""
+    """Fill the KV cache of a worker's model with `POISON`, and return its attention backend."""
     layers = [layer.self_attn.attn for layer in model.get_language_model().model.layers]
     for attention in layers:
         attention.kv_cache.fill_(POISON)
@@ -134,14 +134,14 @@ def _poisoned(model: Any) -> str:
 
 
 def _beside_transformers(method: str, made: Sequence[Answer]) -> tuple[list[Answer], list[Answer], list[Answer]]:
-    """vLLM's answers; and with its tokens given, what transformers says under the method, and without."""
+    """Return vLLM's answers, and for their tokens transformers' answers with the method and without."""
     import torch
 
     import foveate as fv
     import foveate.embedded
 
     model, processor = foveate.embedded.load()
-    model.generation_config.eos_token_id = None  # all answers are of one length
+    model.generation_config.eos_token_id = None  # all answers have one length
 
     def forced(asked: dict[str, Any], tokens: list[int]) -> Answer:
         inputs = processor(images=asked["multi_modal_data"]["image"], text=asked["prompt"], return_tensors="pt")
@@ -166,7 +166,7 @@ def _beside_transformers(method: str, made: Sequence[Answer]) -> tuple[list[Answ
 
 
 def verdict(dtype: str, made: list[Answer], under: list[Answer], without: list[Answer]) -> tuple[bool, str]:
-    """Whether vLLM's answers are those under the method, and a sentence that says by how much."""
+    """Return whether vLLM's answers are those with the method, and a sentence with the differences."""
     count = len(made)
     far, control = (_apart(made, side) for side in (under, without))
     same, other = (sum(a.tokens == b.tokens for a, b in zip(made, side, strict=True)) for side in (under, without))
@@ -177,12 +177,12 @@ def verdict(dtype: str, made: list[Answer], under: list[Answer], without: list[A
     if not far <= NEAR[dtype]:  # or NaN
         return False, said + "NOT as on transformers; please report it"
     if far > SHARE * control:
-        return False, said + "this says nothing, as the method changes too little. Take a harder one, fewer tokens"
+        return False, said + "this says nothing, because the method changes too little. Drop more tokens"
     return True, said + "as on transformers"
 
 
 def _apart(made: Sequence[Answer], side: Sequence[Answer]) -> float:
-    """The mean difference of log-probabilities."""
+    """Return the mean difference of log-probabilities."""
     ours, theirs = ([value for answer in answers for value in answer.logprobs] for answers in (made, side))
     return sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
 

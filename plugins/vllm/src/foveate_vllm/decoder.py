@@ -1,4 +1,4 @@
-"""Between the layers: one model's stages at work, step after step, and what is remembered of each request."""
+"""Between the layers: runs one model's stages, step after step, and stores what is known of each request."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,13 +28,13 @@ class Dropping:
     """Drops vision tokens between the layers of one decoder.
 
     Args:
-        stages: Of the method, those between layers.
-        decoder: vLLM's decoder: has `layers`, whose attention is `self_attn.attn`, and `norm`.
-        image: Tokens of every image before any of them leave; None: as many as enter the decoder.
-        untested: Whether attention backends that were not tried are allowed.
+        stages: The method's stages between layers.
+        decoder: vLLM's decoder. It has `layers`, whose attention is `self_attn.attn`, and `norm`.
+        image: Tokens of every image before any are dropped; None: as many as enter the decoder.
+        untested: Whether untested attention backends are allowed.
 
     Attributes:
-        lost: Tokens that running requests have lost behind each cut.
+        lost: Tokens that running requests lost at each cut.
     """
 
     def __init__(self, stages: Program, decoder: Any, image: int | None = None, untested: bool = False) -> None:
@@ -48,16 +48,16 @@ class Dropping:
             attention.attn_backend = recording(attention.attn_backend)
             self._names.append(attention.layer_name)
         self.lost = Lost()
-        # Rows and losses of the step before, and the layouts that follow from them.
+        # The rows and losses of the previous step, and the layouts computed from them.
         self._last: tuple[tuple[Any, ...], list[Layout]] | None = None
         self._images: Images | None = None
         self._passing: Passing | None = None
 
     def see(self, places: Tensor | None, embeddings: Sequence[Tensor] | None) -> None:
-        """Hear where the images of the coming step are.
+        """Note where the images of the coming step are.
 
         Args:
-            places: (rows,) bool; None where there are none.
+            places: (rows,) bool; None if there are none.
             embeddings: (tokens, width) of each image.
         """
         self._images = None
@@ -66,14 +66,14 @@ class Dropping:
 
     @contextmanager
     def step(self, device: torch.device) -> Iterator[None]:
-        """While the decoder runs on the rows of one step."""
+        """Wrap the decoder's run on the rows of one step."""
         images, self._images = self._images, None
         context = get_forward_context()
         metadata = context.attn_metadata
-        if not metadata or (images is None and not self.lost):  # a trial run, or nobody has lost anything
+        if not metadata or (images is None and not self.lost):  # a trial run, or no request has lost tokens
             yield
             return
-        assert isinstance(metadata, dict)  # microbatches are refused by guards
+        assert isinstance(metadata, dict)  # guards refuse microbatches
         stock = metadata[self._names[0]]
         built = built_of(stock)
         batch = Batch.of(built.common)
@@ -87,7 +87,7 @@ class Dropping:
             self._continue(context, stock, batch, lost, device)
             yield
             return
-        context.skip_compiled = True  # rows leave on the way
+        context.skip_compiled = True  # the number of rows changes between layers
         self._passing = Passing(
             self._stages,
             batch,
@@ -117,7 +117,7 @@ class Dropping:
         residual: Tensor | None,
         **others: Any,
     ) -> Any:
-        """In the place of a layer's forward: through the step's stages."""
+        """Replaces a layer's forward: run it through the step's stages."""
         assert self._passing is not None
         return self._passing.run(index, layer, original, positions, hidden_states, residual, **others)
 
@@ -129,7 +129,7 @@ class Dropping:
         lost: tuple[tuple[int, ...], ...],
         device: torch.device,
     ) -> None:
-        """Give the layers behind each cut their metadata in a step in which no row leaves."""
+        """Set the metadata of the layers behind each cut in a step that drops no rows."""
         same = batch.starts, lost
         if self._last is None or self._last[0] != same:
             none = (0,) * len(self._cuts)
@@ -139,7 +139,7 @@ class Dropping:
             self._put(context, stock, cut, layout)
 
     def _put(self, context: ForwardContext, stock: Any, cut: int, layout: Layout) -> None:
-        """Let the layers from a cut to the next have the metadata of their rows."""
+        """Set the metadata of the layers from one cut to the next."""
         if not layout.drops:
             return
         metadata, slots = layout.metadata(built_of(stock), stock)
@@ -153,19 +153,19 @@ logger = init_logger("vllm.foveate")  # below "vllm", whose level and handlers a
 
 
 def warn_of_untested(architecture: str, compared: Sequence[str]) -> None:
-    """Say once that nobody has compared a model's answers with those on transformers."""
+    """Warn once if the model's answers were never compared with those of transformers."""
     stock = architecture.removeprefix("Foveate")
     if stock not in compared:
-        logger.warning_once("foveate was not compared with transformers on %s: ask what you know the answer to.", stock)
+        logger.warning_once("foveate was not compared with transformers on %s: check answers that you know.", stock)
 
 
 class BetweenLayers:
-    """Stands in front of a multimodal model class of vLLM.
+    """Base class placed before a multimodal model class of vLLM.
 
     Attributes:
-        family: Of the model on transformers.
+        family: The model's family on transformers.
         foveate: The server's setting.
-        dropping: None where the method has no stage there.
+        dropping: Drops between layers; None if the method has no stage there.
     """
 
     family: ClassVar[type[Family]]
@@ -174,20 +174,20 @@ class BetweenLayers:
 
     @classmethod
     def setting_of(cls, config: Any) -> Setting:
-        """The setting of a server of this architecture.
+        """Build the setting of a server of this architecture.
 
         Raises:
-            FoveateError: If it cannot work.
+            FoveateError: If the setting cannot work.
         """
         return Setting.of(config, cls.family)
 
     @property
     def whole_image(self) -> int | None:
-        """Tokens of every image before any of them leave; None where images differ."""
+        """Tokens of every image before any are dropped; None if images differ in size."""
         return None
 
     def drop_between(self, setting: Setting) -> None:
-        """Begin with the setting of the server; to be called when the model's modules are there."""
+        """Start dropping by the server's setting. Call it when the model's modules exist."""
         stages = setting.stages(Rate())
         self.dropping = None
         if stages.late:
@@ -199,11 +199,11 @@ class BetweenLayers:
 
     @classmethod
     def get_model_state_cls(cls) -> type:
-        """Asked by runner V2."""
+        """Called by runner V2."""
         return model_state(getattr(cls, "is_hybrid", False))
 
     def log_start(self, vllm_config: VllmConfig) -> None:
-        """Say once, in the first process, what drops at which rate, and what runs it."""
+        """Log once, in the first process, the method, the rate, the runner and the attention backends."""
         rate = Rate.of(vllm_config.model_config.multimodal_config.mm_processor_kwargs or {})
         layers = get_layers_from_vllm_config(vllm_config, Attention).values()
         logger.info_once(
@@ -218,7 +218,7 @@ class BetweenLayers:
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Sequence[Tensor] | None = None, *, is_multimodal: Any = None
     ) -> Tensor:
-        """Embed a step's tokens, and note which are an image's. The runner knows it from the media of the requests."""
+        """Embed a step's tokens, and note which belong to images. The runner knows that from the requests' media."""
         if self.dropping is not None:
             self.dropping.see(is_multimodal, multimodal_embeddings)
         embedded: Tensor = super().embed_input_ids(  # type: ignore[misc]
@@ -227,7 +227,7 @@ class BetweenLayers:
         return embedded
 
     def forward(self, input_ids: Tensor | None, positions: Tensor, *others: Any, **named: Any) -> Any:
-        """Run the decoder, dropping as it goes. Returns all rows; of a dropped one nothing is read."""
+        """Run the decoder with dropping. Returns all rows; dropped ones are not read."""
         if self.dropping is None:
             return super().forward(input_ids, positions, *others, **named)  # type: ignore[misc]
         with self.dropping.step(positions.device):

@@ -1,4 +1,4 @@
-"""While encoding: the images of a step through their stages, those of one rate together, in groups that fit."""
+"""While encoding: runs the images of a step through their stages, grouped by rate, in groups that fit."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
@@ -21,21 +21,21 @@ from foveate_vllm.setting import Rate, Setting
 __all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "ready", "reduced_apart", "rows_of"]
 
 Rows = TypeVar("Rows", bound=Sized)
-"""The rows of an image, alone or with their places."""
+"""The rows of an image, with or without their places."""
 OfRate = Callable[[Program, Sequence[int]], Sequence[Rows]]
-"""Of the stages at a rate and the images that ask for it, the rows of each that enter the decoder."""
+"""Returns the rows of each image that enter the decoder, given the stages at a rate and the images that ask for it."""
 
 
 class Asked:
     """What the requests of a step ask for their images.
 
     Args:
-        kwargs: Arguments of `embed_multimodal`; what is foveate's is taken out.
+        kwargs: Arguments of `embed_multimodal`. foveate's own are removed from it.
         medium: "image" or "video".
 
     Attributes:
         counts: Rows of each image that have places in the prompt.
-        rates: The rate of each.
+        rates: The rate of each image.
         video: Whether the images are videos.
     """
 
@@ -50,13 +50,13 @@ class Asked:
 
 
 def reads_of(setting: Setting, asked: Asked) -> tuple[TowerSignal, ...]:
-    """The signals that the tower must show for these requests: at a rate of all, nothing is read."""
+    """Return the signals that the tower must provide for these requests. At a rate of 1 nothing is read."""
     reads = (TowerReducer(setting.stages(rate)).reads for rate in asked.rates)
     return tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
 
 
 def ready(kwargs: Mapping[str, Any]) -> list[Tensor] | None:
-    """Image embeddings of different counts, which stock vLLM does not take in one step; None if there are none."""
+    """Return image embeddings of different lengths, which vLLM itself refuses in one step; None if there are none."""
     embeddings = kwargs.get("image_embeds")
     if isinstance(embeddings, list | tuple):
         return list(embeddings)
@@ -64,19 +64,19 @@ def ready(kwargs: Mapping[str, Any]) -> list[Tensor] | None:
 
 
 def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Tensor]:
-    """The rows of each image that enter the decoder, as many as were counted: (rows, width of the decoder).
+    """Return the rows of each image that enter the decoder, as many as were counted: (rows, width of the decoder).
 
     Args:
-        setting: The server's.
+        setting: The server's setting.
         asked: What the requests ask.
-        views: What the tower shows of each image.
+        views: The tower's view of each image.
         project: The model's projector.
     """
     return [image.rows for image in entered_of(setting, asked, views, project)]
 
 
 def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Entered]:
-    """As `rows_of`, with the places of the rows."""
+    """Return `rows_of` with the sources of the rows."""
 
     def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Entered]:
         return enter(stages, [views[index] for index in images], project, asked.video)
@@ -85,7 +85,7 @@ def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], proje
 
 
 def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Rows]:
-    """The rows of each image, those of one rate asked for together; refuses others than were counted."""
+    """Return the rows of each image, computed rate by rate. Refuse a number of rows other than the one counted."""
     by_rate: dict[Rate, list[int]] = {}
     for index, rate in enumerate(asked.rates):
         by_rate.setdefault(rate, []).append(index)
@@ -106,7 +106,7 @@ def reduced_apart(
     stats: Stats | None = None,
     more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Entered]:
-    """What enters of images behind the projector, newlines never ranked; arguments as those of `reduce_apart`."""
+    """Return the rows of images behind the projector that enter. Newlines are not ranked. Arguments: `reduce_apart`."""
     cuts: Sequence[Any] = [None] * len(images)
     if stages.encodes is not None:
         cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, grids, more)
@@ -115,9 +115,9 @@ def reduced_apart(
 
 
 def groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Images in order, in groups of at most `most` tokens before anything is dropped; one at least.
+    """Yield slices of consecutive images with at most `most` tokens before dropping, at least one image each.
 
-    The scheduler counts what is left, so that it hands over more images at once than the tower was measured for.
+    The scheduler counts tokens after dropping, so it may pass more images at once than the tower was profiled for.
     """
     start = total = 0
     for index, size in enumerate(sizes):

@@ -1,11 +1,11 @@
-"""Any other of vLLM's models with images: rows are reduced behind the tower, by methods that read rows alone.
+"""All other vLLM models with images: rows are reduced after the tower, by methods that only read rows.
 
-`FoveateX` is vLLM's X. Of X is known what every multimodal model has: prompt updates (how many places an image gets,
-and which of them take rows) and `embed_multimodal` (the rows of each image).
+`FoveateX` is vLLM's X. It uses only what every multimodal model of vLLM has: prompt updates (how many places an image
+gets, and which of them take rows) and `embed_multimodal` (the rows of each image).
 
-Between an image's rows its prompt may have tokens: row breaks, names of tiles. Which rows stay is unknown when the
-prompt is made, so all places from the first row to the last become rows, and the embedded tokens go in with those that
-stay.
+A prompt may have tokens between an image's rows, such as row breaks or tile names. Which rows stay is unknown when the
+prompt is built, so all places from the first row to the last become rows. The embeddings of these tokens are inserted
+among the rows that stay.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,27 +33,27 @@ from foveate_vllm.setting import Rate, Setting
 from foveate_vllm.towers import RENAMED
 
 INNER = "foveate_inner"
-"""What stands from an image's first row to its last in the whole prompt, (places,) int64: −1 for a row, or a token."""
+"""Key of the span from an image's first row to its last in the whole prompt, (places,) int64: −1 for a row, or id."""
 TESTED = (
     "Idefics3ForConditionalGeneration", "InternVLForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
     "Mistral3ForConditionalGeneration", "SmolVLMForConditionalGeneration",
 )  # fmt: skip
-"""Architectures of which tests compare answers with those on transformers."""
+"""Architectures whose answers tests compare with those of transformers."""
 
 
 class Neutral(Family):
-    """Of a model that foveate has no family for: no CLS, no places, and rows numbered anew in a shorter prompt."""
+    """Family of models that foveate has no family for: no CLS, no known boxes, rows renumbered in a shorter prompt."""
 
     model_type = "neutral"
 
 
 def family_of(config: Any) -> type[Family]:
-    """A model's family, by its config."""
+    """Return a model's family, by its config."""
     return registry.families().get(config.model_type, Neutral)
 
 
 def _setting_of(config: Any) -> Setting:
-    """The server's setting, whose stages read no tower."""
+    """Return the server's setting. Refuse stages that read the tower."""
     setting = Setting.of(config, family_of(config))
     for rate in (Rate(), Rate(retention=0.5)) if setting.takes_rates else (Rate(),):
         guards.refuse_reading_tower(setting.stages(rate))
@@ -63,7 +63,7 @@ def _setting_of(config: Any) -> Setting:
 def _places(
     family: type[Family], config: Any, sizes: Sequence[int], inputs: Mapping[str, Any]
 ) -> tuple[list[Tensor | None], list[tuple[Grid, ...]]]:
-    """Where the tokens of images of these sizes look, where the family can tell, and the grids that they stand in."""
+    """Return the boxes of the tokens of images of these sizes, if the family knows them, and the images' grids."""
     boxes: list[Tensor | None] = [None] * len(sizes)
     grids = family.token_grids(config, "image", inputs, sizes)
     if grids is None and inputs.get("image_sizes") is not None:
@@ -73,25 +73,25 @@ def _places(
 
 
 class GenericInfo(DroppingInfo):
-    """Stands before a processing info of vLLM's."""
+    """Base class placed before a processing info of vLLM."""
 
     @property
     def family(self) -> type[Family]:  # type: ignore[override]
-        """By the model's config."""
+        """The model's family, by its config."""
         return family_of(self.get_hf_config())  # type: ignore[attr-defined]
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """The model's own, images among them."""
+        """Return the model's own limits. Refuse a model without images."""
         limits: Mapping[str, int | None] = super().get_supported_mm_limits()
         guards.refuse_no_images(limits)
         return limits
 
 
 class GenericProcessor(DroppingProcessor):
-    """Stands before a multimodal processor of vLLM's."""
+    """Base class placed before a multimodal processor of vLLM."""
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
-        """Counted in the prompt updates that the model's own processor would make."""
+        """Count the rows in the prompt updates that the model's own processor would make."""
         stock: Any = super(DroppingProcessor, self)
         items = MultiModalKwargsItems.from_hf_inputs(outputs, stock._get_mm_fields_config(outputs, kwargs))
         updates = stock._get_prompt_updates(mm_items, kwargs, items)
@@ -110,7 +110,7 @@ class GenericProcessor(DroppingProcessor):
 
 
 class GenericModel(BetweenLayers):
-    """Stands before a model of vLLM's."""
+    """Base class placed before a model of vLLM."""
 
     config: Any
     hf_to_vllm_mapper: Any
@@ -133,7 +133,7 @@ class GenericModel(BetweenLayers):
         return _setting_of(config)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The rows of each image that have places in the prompt."""
+        """Return the rows of each image that have places in the prompt."""
         asked, inner = Asked(kwargs), kwargs.pop(INNER, None)
         if not asked:
             return ready(kwargs) or super().embed_multimodal(**kwargs)  # type: ignore[misc]
@@ -148,23 +148,24 @@ class GenericModel(BetweenLayers):
         return [self._with_tokens(one, own) for one, own in zip(entered, inner, strict=True)]
 
     def _with_tokens(self, entered: Entered, inner: Tensor) -> Tensor:
-        """Rows of an image, and of the tokens between them where the prompt has no places for these any more."""
+        """Insert the embeddings of tokens between an image's rows, if the prompt has no places for these any more."""
         inner = inner.to(entered.rows.device)
         texts = (inner >= 0).nonzero()[:, 0]
         places = (inner < 0).nonzero()[:, 0]
         if not len(texts) or len(entered) == len(places):
             return entered.rows
         words = self.get_language_model().embed_input_ids(inner[texts])  # type: ignore[attr-defined]
+        # Of places row, text, row, row with the first and last row kept: places 0 3 and texts 1 give order 0 2 1.
         order = torch.cat((places[entered.source], texts)).argsort()
         return torch.cat((entered.rows, words.to(entered.rows)))[order]
 
     def get_encoder_cudagraph_config(self) -> Any:
-        """Without images: what is captured goes past `embed_multimodal`."""
+        """Exclude images: what is captured bypasses `embed_multimodal`."""
         return guards.without_images(super().get_encoder_cudagraph_config())  # type: ignore[misc]
 
 
 def _in_front(first: type, factory: Any) -> Any:
-    """A factory whose class has another one in front of it; some factories are functions that choose a class."""
+    """Wrap a factory so that `first` precedes its class in the bases. Some factories are functions that pick one."""
 
     def make(*args: Any, **named: Any) -> Any:
         kind = factory if isinstance(factory, type) else type(factory(*args, **named))
@@ -174,7 +175,7 @@ def _in_front(first: type, factory: Any) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """vLLM's registry asks for an architecture by name; the class is made then."""
+    """Build the class of an architecture when vLLM's registry asks for it by name."""
     stock_name = name.removeprefix("Foveate")
     if stock_name == name or stock_name not in ModelRegistry.models:
         raise AttributeError(name)

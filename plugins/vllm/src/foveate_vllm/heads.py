@@ -1,4 +1,4 @@
-"""Between the layers: queries and keys of a decoder layer of vLLM, and how stages read them."""
+"""Between the layers: queries and keys of a vLLM decoder layer, and readers of them for stages."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,12 +21,12 @@ __all__ = ["Heads", "HeadsReader", "ReaderOfEach", "heads_ahead", "heads_of"]
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What the rows of a layer attend with, after RoPE: this process's share of the heads.
+    """Queries and keys of a layer's rows after RoPE, for this process's share of the heads.
 
     Attributes:
         query: (rows, heads, head size).
         key: (rows, key heads, head size).
-        scaling: Of their product.
+        scaling: Scaling of their product.
     """
 
     query: Tensor
@@ -35,12 +35,12 @@ class Heads:
 
 
 class _Enough(Exception):
-    """Queries and keys are there; the rest of the attention need not run."""
+    """Raised once queries and keys are known, to skip the rest of the attention."""
 
 
 @contextmanager
 def heads_of(layer: Any, see: Callable[[Heads], None]) -> Iterator[None]:
-    """Call `see` with what a decoder layer attends with, while it runs."""
+    """Call `see` with a decoder layer's queries and keys while it runs."""
     attention = layer.self_attn.attn
 
     def attend(original: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Any:
@@ -55,10 +55,10 @@ def heads_of(layer: Any, see: Callable[[Heads], None]) -> Iterator[None]:
 
 
 def heads_ahead(layer: Any, positions: Tensor, stream: Tensor) -> Heads:
-    """What a decoder layer would attend with, if these rows entered it.
+    """Compute the queries and keys that a decoder layer would have for these rows.
 
     Args:
-        layer: The layer; it norms its input with `input_layernorm`.
+        layer: The layer. It norms its input with `input_layernorm`.
         positions: (rows,) or (3, rows).
         stream: (rows, width), the residual stream.
     """
@@ -77,10 +77,10 @@ class HeadsReader(RowsReader):
     """Reads the attention of one request's rows.
 
     Args:
-        bucket: That request alone.
-        columns: (1, rows) int64, its rows in the step, text among them.
-        width: Of the residual stream.
-        heads: Makes queries and keys of these rows.
+        bucket: Only that request.
+        columns: (1, rows) int64, its rows in the step, text included.
+        width: Width of the residual stream.
+        heads: Computes queries and keys of these rows.
     """
 
     def __init__(self, bucket: Bucket, columns: Tensor, width: int, heads: Callable[[], Heads]) -> None:
@@ -100,10 +100,10 @@ class HeadsReader(RowsReader):
 
 
 class ReaderOfEach:
-    """Reads the attention of several requests that are alike, each with its own prompt.
+    """Reads the attention of several alike requests, each with its own prompt.
 
     Args:
-        readers: Of each request.
+        readers: One reader per request.
     """
 
     def __init__(self, readers: Sequence[HeadsReader]) -> None:
@@ -115,7 +115,7 @@ class ReaderOfEach:
         return {signal: torch.cat([value[signal] for value in values]) for signal in signals}
 
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
-        """See `RowsReader.read`; guards.refuse_stages refuses what a `HeadsReader` cannot make."""
+        """See `RowsReader.read`. guards.refuse_stages refuses signals that a `HeadsReader` cannot compute."""
         return torch.cat([reader.read(signal, units) for reader in self._readers])
 
     def in_prompt(self, columns: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class ReaderOfEach:
 
 
 def _of_all_processes(heads: Tensor) -> Tensor:
-    """(1, heads, rows, head size) with the heads of all processes of a tensor parallel group, in order."""
+    """Gather the heads of all processes of a tensor parallel group, in order: (1, heads, rows, head size)."""
     if get_tensor_model_parallel_world_size() == 1:
         return heads
     gathered: Tensor = tensor_model_parallel_all_gather(heads.contiguous(), dim=1)

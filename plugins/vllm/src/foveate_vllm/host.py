@@ -1,8 +1,8 @@
-"""What the plug-in stands on in vLLM's insides, in one place: private names, looked for when a server starts.
+"""All of vLLM's private names that the plug-in uses, in one place. They are checked when a server starts.
 
-    from foveate_vllm.host import Scheduler        the class, or a refusal that says what is gone
+    from foveate_vllm.host import Scheduler        the class, or an error that names what is missing
 
-Other modules import of vLLM itself what authors of models do: configs, models, processors, multimodal inputs.
+Other modules import from vLLM only what authors of models do: configs, models, processors, multimodal inputs.
 """
 
 from collections.abc import Iterator
@@ -75,13 +75,13 @@ NAMES: dict[str, tuple[str, ...]] = {
 ATTENTION = (
     "attn_backend", "head_size", "impl", "kv_cache", "kv_sharing_target_layer_name", "layer_name", "sliding_window"
 )  # fmt: skip
-"""Of a layer's attention, once it is made."""
+"""Attributes that a layer's attention must have once it is built."""
 ON_A_CPU = {"vllm.v1.worker.cpu_model_runner": ("CPUModelRunner.load_model",)}
-"""Of the build for CPUs, which another may not import."""
+"""Names of the CPU build, which other builds may be unable to import."""
 
 
 def found() -> Iterator[tuple[str, Any]]:
-    """Each name, as "module:name", and what vLLM has under it; `gone` where nothing."""
+    """Yield each name, as "module:name", with vLLM's object; test it with `gone`."""
     cpu = ON_A_CPU if not gone(current := _at("vllm.platforms", "current_platform")) and current.is_cpu() else {}
     for module, names in (NAMES | cpu).items():
         for name in names:
@@ -89,19 +89,19 @@ def found() -> Iterator[tuple[str, Any]]:
 
 
 class _Gone:
-    """In the place of a name that vLLM does not have."""
+    """Stands for a name that vLLM does not have."""
 
 
 def gone(thing: Any) -> bool:
-    """Whether vLLM has nothing under a name."""
+    """Return whether vLLM lacks a name, given what `found` yielded for it."""
     return isinstance(thing, _Gone)
 
 
 def probe() -> None:
-    """Look for all names, when a server starts.
+    """Check all names when a server starts.
 
     Raises:
-        UnsupportedError: If vLLM has moved or dropped any, with these.
+        UnsupportedError: If vLLM has moved or removed any; the message lists them.
     """
     missing = [name for name, thing in found() if gone(thing)]
     if missing:
@@ -109,10 +109,10 @@ def probe() -> None:
 
 
 def look_at(attention: Any) -> None:
-    """Look for what an attention layer must have, once it is made.
+    """Check the attributes of a layer's attention once it is built.
 
     Raises:
-        UnsupportedError: If it has not.
+        UnsupportedError: If it lacks one.
     """
     missing = [f"{type(attention).__name__}.{name}" for name in ATTENTION if not hasattr(attention, name)]
     if missing:
@@ -127,12 +127,12 @@ def _refusal(missing: list[str]) -> UnsupportedError:
 
 
 def version_of_vllm() -> str:
-    """As it calls itself."""
+    """Return vLLM's version string."""
     return str(getattr(import_module("vllm"), "__version__", "of an unknown version"))
 
 
 def _at(module: str, name: str) -> Any:
-    """What a module has under a dotted name. Fields of a dataclass are no attributes of its class."""
+    """Look up a dotted name in a module. Dataclass fields count too, though they are not attributes of the class."""
     try:
         thing: Any = import_module(module)
     except ImportError:
@@ -144,7 +144,7 @@ def _at(module: str, name: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    """A class or function of `NAMES`, imported when it is asked for."""
+    """Import a class or function of `NAMES` on first access."""
     for module, names in (NAMES | ON_A_CPU).items():
         if name in {known.split(".")[0] for known in names}:
             thing = _at(module, name)

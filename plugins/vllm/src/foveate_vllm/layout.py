@@ -1,4 +1,4 @@
-"""A step of the engine: its requests, the images in them, and what their rows are behind a cut."""
+"""A step of the engine: its requests, the images in them, and their rows behind a cut."""
 
 import dataclasses
 import functools
@@ -18,15 +18,15 @@ __all__ = ["Batch", "Built", "Images", "Layout", "built_of", "recording"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The requests of a step, their rows one behind the other.
+    """The requests of a step, their rows concatenated.
 
-    An example: a prompt of five tokens, and the eighth token of another request.
+    Example: a prompt of five tokens, and the eighth token of another request.
 
         starts   0 5 6        lengths   5 8
 
     Attributes:
         starts: The first row of each request, and the number of all rows.
-        lengths: Tokens of each sequence behind the step.
+        lengths: Tokens of each sequence after the step.
     """
 
     starts: tuple[int, ...]
@@ -34,7 +34,7 @@ class Batch:
 
     @classmethod
     def of(cls, common: Any) -> "Batch":
-        """That of vLLM's `CommonAttentionMetadata`. Without speculative decoding its host numbers are exact."""
+        """Read vLLM's `CommonAttentionMetadata`. Without speculative decoding its host numbers are exact."""
         starts = tuple(common.query_start_loc_cpu.tolist())
         lengths = tuple(common.seq_lens_cpu_upper_bound.tolist())
         return cls(starts, lengths)
@@ -60,12 +60,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Where the image tokens of a step are, as the request's media features say.
+    """Where the image tokens of a step are, according to the requests' media.
 
     Attributes:
         places: (rows,) bool, on the host.
         sizes: Tokens of each image, in the order of the rows.
-        whole: Tokens of every image before any of them left; None: as many.
+        whole: Tokens of every image before any were dropped; None: as many as `sizes`.
     """
 
     places: Tensor
@@ -74,11 +74,11 @@ class Images:
 
     @classmethod
     def of(cls, places: Tensor, embeddings: Sequence[Tensor], whole: int | None = None) -> "Images":
-        """From what vLLM gives a model to embed."""
+        """Read the arguments that vLLM passes to a model's `embed_input_ids`."""
         return cls(places.cpu(), tuple(len(image) for image in embeddings), whole)
 
     def of_requests(self, batch: Batch) -> dict[int, tuple[int, ...]]:
-        """The sizes of the images of each request that has any in this step."""
+        """Return the image sizes of each request that has images in this step."""
         tokens = torch.split(self.places[: batch.rows], list(batch.counts))
         sizes = iter(self.sizes)
         images: dict[int, tuple[int, ...]] = {}
@@ -100,8 +100,8 @@ class Built:
     """How the metadata of a step was built.
 
     Attributes:
-        builder: Of the layers' attention backend.
-        common: What every backend is told of a batch (vLLM's `CommonAttentionMetadata`).
+        builder: The metadata builder of the layers' attention backend.
+        common: The batch description that every backend gets (vLLM's `CommonAttentionMetadata`).
     """
 
     builder: Any
@@ -110,7 +110,7 @@ class Built:
 
 @functools.cache
 def recording(backend: type) -> type:
-    """An attention backend whose metadata tells what it was built of; one class for all layers of a kind."""
+    """Return an attention backend whose metadata holds its `Built`. Cached: one class for all layers of a kind."""
 
     class Recording(backend.get_builder_cls()):  # type: ignore[misc]
         def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
@@ -123,16 +123,16 @@ def recording(backend: type) -> type:
 
 
 def built_of(metadata: Any) -> Built:
-    """What a step's metadata was built of."""
+    """Return how a step's metadata was built."""
     built: Built = getattr(metadata, NAME)
     return built
 
 
 class Layout:
-    """The rows that a step has behind a cut; made once a batch of requests, since only counts decide it.
+    """The rows of a step behind a cut. Only counts decide it, so it can be reused while the batch stays the same.
 
-    A request's keys and values stand in the first slots of its own blocks. An example with one request of six tokens
-    that lost two of them, in blocks of four slots, 7 and 2:
+    A request's keys and values are in the first slots of its own blocks. Example: one request of six tokens that lost
+    two of them, with blocks 7 and 2 of four slots each:
 
         rows    0 1 4 5        places   0 1 2 3        slots   28 29 30 31
         the next token         place    4              slot    8
@@ -140,9 +140,9 @@ class Layout:
     Args:
         batch: The step.
         dropped: Tokens that each request has lost so far.
-        rows: (rows,) int64, which of the step's rows remain, ascending; None: all.
-        counts: How many of each request these are.
-        device: Of the model.
+        rows: (rows,) int64, which of the step's rows stay, ascending; None: all.
+        counts: How many rows stay of each request.
+        device: The model's device.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Layout:
         self._counts = tuple(counts)
         self._dropped_on_host = tuple(dropped)
         self._dropped = send(torch.tensor(dropped, dtype=torch.int32), device)
-        # Rows of two requests, two and one: owners 0 0 1, places counted from the end −2 −1 −1.
+        # Two requests with two rows and one: owners 0 0 1, places counted from the end −2 −1 −1.
         owners = torch.repeat_interleave(torch.tensor(self._counts))
         ends = torch.tensor(self._counts).cumsum(0)
         from_end = torch.arange(len(owners)) - ends[owners]
@@ -165,11 +165,11 @@ class Layout:
         return any(self._dropped_on_host)
 
     def slots(self, lengths: Tensor, table: Tensor, block: int) -> Tensor:
-        """Where the rows' keys and values go, (rows,) int64.
+        """Return the slots for the rows' keys and values, (rows,) int64.
 
         Args:
-            lengths: (requests,), tokens of each sequence that are left.
-            table: (requests, blocks), the blocks of each.
+            lengths: (requests,), tokens left of each sequence.
+            table: (requests, blocks), the blocks of each request.
             block: Slots of a block.
         """
         places = lengths[self._owners] + self._from_end
@@ -177,10 +177,10 @@ class Layout:
         return blocks * block + places % block
 
     def metadata(self, built: Built, stock: Any) -> tuple[Any, Tensor]:
-        """The metadata of the layers behind the cut, and the slots of its rows.
+        """Build the metadata of the layers behind the cut, and the slots of its rows.
 
         Args:
-            built: What the step's own metadata was built of.
+            built: How the step's own metadata was built.
             stock: The step's own metadata.
         """
         common = built.common
@@ -191,7 +191,7 @@ class Layout:
         return built.builder.build(0, self._pruned(common, lengths, slots)), slots
 
     def _pruned(self, common: Any, lengths: Tensor, slots: Tensor) -> Any:
-        """What a backend is told of the batch."""
+        """Return the batch description with only the rows that stay."""
         on_host = common.seq_lens_cpu_upper_bound - torch.tensor(self._dropped_on_host, dtype=torch.int32)
         starts = torch.tensor([0, *itertools.accumulate(self._counts)], dtype=torch.int32)
         positions = common.positions
@@ -214,7 +214,7 @@ class Layout:
 
 
 def as_before(batch: Batch, dropped: Sequence[int], device: torch.device) -> Layout:
-    """The layout of a step in which no row leaves."""
+    """Return the layout of a step that drops no rows."""
     return Layout(batch, dropped, None, batch.counts, device)
 
 
@@ -222,10 +222,10 @@ BOUNDED = ("CPUAttentionMetadata", "TritonAttentionMetadata", "FlashAttentionMet
 
 
 def _bounds_lengths(metadata: Any) -> bool:
-    """Whether a backend takes metadata that was built for longer sequences with the same rows.
+    """Return whether a backend accepts metadata that was built for longer sequences with the same rows.
 
-    These divide their work by the lengths that they were built for, and look at the true ones when they run; but
-    FLASH_ATTN's schedule, where it makes one, is of the lengths themselves.
+    These backends divide their work by the lengths at build time, and read the true lengths when they run. The
+    exception is FLASH_ATTN's scheduler metadata, if there is any: it depends on the true lengths.
     """
     kind = type(metadata).__name__
     return kind in BOUNDED and not (kind == "FlashAttentionMetadata" and metadata.scheduler_metadata is not None)

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 in vLLM, its vision tokens dropped before the decoder."""
+"""LLaVA-1.5 in vLLM, with vision tokens dropped before the decoder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -28,20 +28,20 @@ __all__ = ["FoveateLlavaForConditionalGeneration"]
 
 
 class LlavaInfo(DroppingInfo, LlavaProcessingInfo):
-    """How many tokens LLaVA's images have, and how many stay."""
+    """Counts of tokens that LLaVA's images have, and of those that stay."""
 
     family: ClassVar[type[Family]] = Llava
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
-        """All of an image: a request may ask for more than the server's rate."""
+        """Return all tokens of an image, because a request may ask for more than the server's rate."""
         return {"image": self.get_max_image_tokens()}
 
 
 class LlavaProcessor(DroppingProcessor, LlavaMultiModalProcessor):
-    """Makes prompts that have places for what stays of each image."""
+    """Builds prompts with places for the tokens that stay of each image."""
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
-        size = self.info.get_max_image_tokens()  # pictures are cropped to one square
+        size = self.info.get_max_image_tokens()  # images are cropped to one square
         grids = Llava.token_grids(self.info.get_hf_config(), "image", {}, (size,))
         assert grids is not None
         return [(size, grids[0])] * len(outputs["pixel_values"])
@@ -49,7 +49,7 @@ class LlavaProcessor(DroppingProcessor, LlavaMultiModalProcessor):
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=LlavaDummyInputsBuilder)
 class FoveateLlavaForConditionalGeneration(DroppingLlava, LlavaForConditionalGeneration):
-    """vLLM's LLaVA, an image's rows reduced between tower and projector or behind it, all images of a step at once."""
+    """vLLM's LLaVA, with each image's rows reduced before or behind the projector, all images of a step at once."""
 
     family: ClassVar[type[Family]] = Llava
     hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | RENAMED
@@ -57,15 +57,15 @@ class FoveateLlavaForConditionalGeneration(DroppingLlava, LlavaForConditionalGen
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.start_dropping(vllm_config, prefix)
-        self.foveate.count(Rate(), self._side**2, ((self._side, self._side),))  # or a refusal
+        self.foveate.count(Rate(), self._side**2, ((self._side, self._side),))  # refuse an unknown count
 
     @property
     def whole_image(self) -> int:
-        """Tokens of every image before any of them leave."""
+        """Tokens of every image before any are dropped."""
         return int(self._side**2)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The rows of each image that have places in the prompt."""
+        """Return the rows of each image that have places in the prompt."""
         asked = Asked(kwargs)
         if not asked:
             return ready(kwargs) or super().embed_multimodal(**kwargs)
@@ -76,7 +76,7 @@ class FoveateLlavaForConditionalGeneration(DroppingLlava, LlavaForConditionalGen
         return rows_of(self.foveate, asked, views, self._projected)
 
     def _views(self, pixels: Tensor) -> list[TowerView]:
-        """What the tower shows of some pictures, in one run."""
+        """Run the tower on some images, and return a view of each."""
         states = self.vision_tower(pixels, select_layers=self.select_layers, feature_select_strategy="full")
         readers = self._taps.readers(len(pixels))
         grid = (self._side, self._side)
@@ -94,6 +94,6 @@ class FoveateLlavaForConditionalGeneration(DroppingLlava, LlavaForConditionalGen
         return views
 
     def _projected(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Rows of all images through the projector at once."""
+        """Project the rows of all images at once."""
         rows = self.multi_modal_projector(torch.cat(list(images)))
         return torch.split(rows, [len(image) for image in images])

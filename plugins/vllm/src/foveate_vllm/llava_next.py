@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6) in vLLM: tiles and newlines, dropped behind the projector as foveate does on transformers."""
+"""LLaVA-NeXT (1.6) in vLLM, with tiles and newlines. Tokens are dropped behind the projector, as on transformers."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -30,28 +30,28 @@ from foveate_vllm.towers import RENAMED, DroppingLlava, TowerReader
 __all__ = ["FoveateLlavaNextForConditionalGeneration"]
 
 Size = tuple[int, int]
-"""Height and width of a picture, in pixels."""
-REMEMBERED = 64  # sizes of pictures whose packing is kept
+"""Height and width of an image, in pixels."""
+REMEMBERED = 64  # image sizes whose packing is cached
 
 
 class LlavaNextInfo(DroppingInfo, LlavaNextProcessingInfo):
-    """How many tokens LLaVA-NeXT's images have, and how many stay."""
+    """Counts of tokens that LLaVA-NeXT's images have, and of those that stay."""
 
     family: ClassVar[type[Family]] = LlavaNext
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
-        """All of the largest image: a request may ask for more than the server's rate."""
+        """Return all tokens of the largest image, because a request may ask for more than the server's rate."""
         return {"image": self.get_max_image_tokens()}
 
 
 class LlavaNextProcessor(DroppingProcessor, LlavaNextMultiModalProcessor):
-    """Makes prompts that have places for what stays of each image."""
+    """Builds prompts with places for the tokens that stay of each image."""
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         return [self._size(height, width) for height, width in outputs["image_sizes"].tolist()]
 
     def _size(self, height: int, width: int) -> tuple[int, tuple[Grid, ...]]:
-        """Tokens of a picture, and its views without newlines."""
+        """Return the tokens of an image, and the grids of its views without newlines."""
         count = self.info.get_num_image_tokens(image_width=width, image_height=height)
         boxes = LlavaNext.image_boxes(self.info.get_hf_config(), count, (height, width))
         return count, () if boxes is None else grids_of(boxes)
@@ -59,7 +59,7 @@ class LlavaNextProcessor(DroppingProcessor, LlavaNextMultiModalProcessor):
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaNextProcessor, info=LlavaNextInfo, dummy_inputs=LlavaDummyInputsBuilder)
 class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForConditionalGeneration):
-    """vLLM's LLaVA-NeXT, the packed tokens of an image reduced; the newline that ends a single view stays."""
+    """vLLM's LLaVA-NeXT, with the packed tokens of an image reduced. The newline that ends a single view stays."""
 
     family: ClassVar[type[Family]] = LlavaNext
     hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | RENAMED
@@ -68,11 +68,11 @@ class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForCondit
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.start_dropping(vllm_config, prefix)
         self._orders = Memo(REMEMBERED)
-        self._given: tuple[Tensor, ...] = ()  # to the projector last: (views, patches, width of the tower)
+        self._given: tuple[Tensor, ...] = ()  # the projector's latest input: (views, patches, width of the tower)
         self.multi_modal_projector.register_forward_pre_hook(lambda _, given: setattr(self, "_given", given))
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """The rows of each image that have places in the prompt."""
+        """Return the rows of each image that have places in the prompt."""
         asked = Asked(kwargs)
         if not asked:
             return ready(kwargs) or super().embed_multimodal(**kwargs)
@@ -93,18 +93,18 @@ class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForCondit
         return by_rate(self.foveate, asked, packed.entering)
 
     def order(self, size: Size, views: int) -> Tensor:
-        """Which patch of its views, one behind the other, each token of a picture is: (tokens,), −1 for a newline."""
+        """Return the patch of each token of an image, counted through its views: (tokens,), −1 for a newline."""
         return self._orders.once(functools.partial(self._order, size, views), size)
 
     def _order(self, size: Size, views: int) -> Tensor:
         patches = views * self._side**2
-        # vLLM's own packing, of patches that are their numbers; only newlines do not change with these.
+        # Run vLLM's own packing on patch numbers, twice with different numbers. Newlines are the same in both.
         first = self._packed(torch.arange(patches), size, views)
         second = self._packed(torch.arange(1, patches + 1), size, views)
         return torch.where(first == second, -1, first)
 
     def _packed(self, numbers: Tensor, size: Size, views: int) -> Tensor:
-        """Numbers of patches as the tokens of a picture: (patches,) -> (tokens,)."""
+        """Pack patch numbers into the order of an image's tokens: (patches,) -> (tokens,)."""
         width = len(self.image_newline)
         patches = numbers.double().view(views, -1, 1).expand(-1, -1, width)
         newline = self.image_newline
@@ -115,7 +115,7 @@ class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForCondit
 
 
 class _Packed:
-    """The images of a step behind the projector, newlines among their tokens."""
+    """The images of a step behind the projector, with newlines among their tokens."""
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class _Packed:
         self._readers = readers
 
     def entering(self, stages: Program, indices: Sequence[int]) -> list[Tensor]:
-        """The rows of some images that enter the decoder."""
+        """Return the rows of some images that enter the decoder."""
         images = [self._images[index] for index in indices]
         boxes = [self._boxes(index) for index in indices]
 
@@ -146,19 +146,19 @@ class _Packed:
         return [image.rows for image in entered]
 
     def _boxes(self, index: int) -> Tensor | None:
-        """Where the tokens of an image look."""
+        """Return the box of the image that each token covers."""
         config = self._model.config
         return LlavaNext.image_boxes(config, len(self._images[index]), self._sizes[index])
 
     def _read(self, index: int, signal: TowerSignal) -> Tensor:
-        """A signal of an image's tokens, newlines apart: (tokens, numbers)."""
+        """Return a signal of an image's tokens, without newlines: (tokens, numbers)."""
         return self._packed(index, torch.cat([reader.read(signal) for reader in self._readers[index]]))
 
     def _made(self, index: int) -> Tensor:
-        """The tower's features of an image's tokens, newlines apart: (tokens, width)."""
+        """Return the tower's features of an image's tokens, without newlines: (tokens, width)."""
         return self._packed(index, self._features[index].flatten(0, 1))
 
     def _packed(self, index: int, patches: Tensor) -> Tensor:
-        """What an image's patches have, (patches, any), as its tokens have it."""
+        """Bring values of an image's patches, (patches, any), into the order of its tokens."""
         order = self._model.order(self._sizes[index], len(self._readers[index])).to(patches.device)
         return patches[order[order >= 0]]

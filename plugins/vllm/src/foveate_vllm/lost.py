@@ -1,4 +1,4 @@
-"""Between the layers: what running requests have lost, and which request of a step is which."""
+"""Between the layers: tokens that running requests have lost, and how requests are recognised from step to step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,30 +9,30 @@ __all__ = ["Lost"]
 
 
 class Lost:
-    """Tokens that requests have lost behind each cut, from the step with their images on.
+    """Tokens that requests have lost at each cut, from the step with their images on.
 
-    Runner V2 numbers its requests on the host, and says when a number begins anew (`begin`). V1 says nothing, but keeps
-    the table of KV blocks on a CPU: there a request is known by the block in which the last token of its prompt
-    stands. It stands behind an image, so no other request reads it from the prefix cache.
+    Runner V2 numbers its requests on the host, and reports when a number is reused (`begin`). V1 does not, but keeps
+    the table of KV blocks on the CPU. There a request is identified by the block that holds its prompt's last token.
+    That token comes after an image, so no other request reads the block from the prefix cache.
     """
 
     def __init__(self) -> None:
         self._lost: dict[int, tuple[int, ...]] = {}
-        self._keys: list[int] = []  # of the requests of the step that was asked about last
+        self._keys: list[int] = []  # of the requests of the latest step
 
     def __bool__(self) -> bool:
         return bool(self._lost)
 
     def begin(self, number: int) -> None:
-        """Runner V2 gives this number to a request that is new, or computed anew."""
+        """Forget a number that runner V2 gives to a new or recomputed request."""
         self._lost.pop(number, None)
 
     def of(self, batch: Batch, common: Any, block: int) -> tuple[tuple[int, ...], ...]:
-        """What each request of a step has lost in earlier ones, for each cut; empty where nothing.
+        """Return what each request of a step lost in earlier steps, for each cut; empty if nothing.
 
         Args:
             batch: The step.
-            common: vLLM's `CommonAttentionMetadata` of it.
+            common: vLLM's `CommonAttentionMetadata` of the step.
             block: Slots of a KV block.
         """
         if common.req_idx is not None:
@@ -45,13 +45,13 @@ class Lost:
         return tuple(self._in(blocks[: -(-length // block)], done, block) for blocks, length, done in places)
 
     def keep(self, dropped: Mapping[int, tuple[int, ...]]) -> None:
-        """Remember what requests of that step have lost in it."""
+        """Store what requests of the latest step lost in it."""
         for request, counts in dropped.items():
             self._lost[self._keys[request]] = counts
 
     def _in(self, blocks: list[int], computed: int, block: int) -> tuple[int, ...]:
-        """What the request with these blocks has lost. Of one whose block is filled from its first slot on in this
-        step, that is forgotten: the block was another's, or the request is computed anew."""
+        """Return what the request with these blocks has lost. An entry is deleted if its block is filled from the
+        first slot on in this step: the block was another request's, or the request is recomputed."""
         found: tuple[int, ...] = ()
         for place, own in enumerate(blocks):
             if own in self._lost:

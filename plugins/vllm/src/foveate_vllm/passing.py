@@ -1,4 +1,4 @@
-"""Between the layers: one step with images. Stages decide before a layer what remains, and it runs on these rows."""
+"""Between the layers: one step with images. Stages choose the rows that stay before a layer, and it runs on these."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,23 +23,23 @@ from foveate_vllm.layout import Batch, Images, Layout
 __all__ = ["Passing"]
 
 Enter = Callable[[int, Layout], None]
-"""Called with the number of a cut and the rows behind it, before the layers there run."""
+"""Called with the index of a cut and the layout behind it, before the layers there run."""
 
 
 class Passing:
-    """One step with images on its way through the layers. The stream keeps all rows; a layer runs on what remains.
+    """One step with images on its way through the layers. The stream keeps all rows; a layer runs on those that stay.
 
     Args:
-        stages: Say what stands before which layer.
+        stages: The stages.
         batch: The step.
         images: Its images.
-        lost: Tokens that each request has lost behind each cut, in earlier steps; empty where none.
-        norm: The norm in front of the model's head.
-        enter: Told of the rows behind each cut.
-        device: Of the model.
+        lost: Tokens that each request lost at each cut in earlier steps; empty if none.
+        norm: The norm before the model's head.
+        enter: Gets the layout behind each cut.
+        device: The model's device.
 
     Attributes:
-        dropped: Tokens that requests with images lose behind each cut, by the request.
+        dropped: Tokens that requests with images lose at each cut, by request.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Passing:
         residual: Tensor | None,
         **others: Any,
     ) -> tuple[Tensor, Tensor]:
-        """Run a decoder layer of vLLM on the rows that remain.
+        """Run a decoder layer of vLLM on the rows that stay.
 
         Args:
-            index: Which layer.
+            index: The layer's index.
             layer: The layer.
             original: Its own forward.
             positions: (rows,), or (3, rows) with M-RoPE, of all rows of the step.
-            hidden: (rows, width), what the layer before has added to the stream last.
+            hidden: (rows, width), the output of the previous layer, not yet added to the stream.
             residual: (rows, width), the rest of the stream; None before layer 0.
-            others: What else the layer is given.
+            others: Other arguments of the layer.
         """
         stream = _Stream(hidden, residual)
         if index in self._cuts or self._stages.before(index):
@@ -99,22 +99,23 @@ class Passing:
             part = None if residual is None else residual[rows]
             added, rest = original(positions[..., rows], hidden[rows], part, **others)
         below = hidden if residual is None else residual
+        # Rows that ran get their new values; dropped rows keep the last ones.
         return hidden.index_copy(0, rows, added), below.index_copy(0, rows, rest)
 
     def _decide(self, index: int, layer: Any, positions: Tensor, stream: "_Stream") -> None:
-        """Let the stages before a layer cut."""
+        """Run the stages before a layer."""
         rows = stream.rows
         ahead: list[Heads] = []
 
         def heads() -> Heads:
-            """Made once, for all rows that arrive."""
+            """Compute queries and keys once, for all rows that arrive."""
             if not ahead:
                 at = self._layout.rows
                 places = positions if at is None else positions[..., at]
                 ahead.append(heads_ahead(layer, places, rows if at is None else rows[at]))
             return ahead[0]
 
-        # Every sample's columns are rows of the step: (samples, rows of the step, width), without a copy.
+        # Every sample's columns are rows of the step: (samples, rows of the step, width), an expanded view.
         columns = rows.expand(len(self._samples), -1, -1)
         for bucket in self._buckets:
             reader_of = partial(self._reader, heads=heads, width=rows.shape[-1])
@@ -127,7 +128,7 @@ class Passing:
             self._lay_out(self._cuts.index(index))
 
     def _remember(self, index: int, stream: "_Stream") -> None:
-        """What later stages read of the rows that enter this layer."""
+        """Store what later stages read of the rows that enter this layer."""
         for bucket in self._buckets:
             if index == 0:
                 bucket.begun = Begun(bucket.left, bucket.sizes, self._stages.opening)
@@ -137,7 +138,7 @@ class Passing:
     # -- rows --------------------------------------------------------------------------------------------------
 
     def _lay_out(self, cut: int) -> None:
-        """Say which rows the layers behind a cut process."""
+        """Compute the rows that the layers behind a cut process."""
         counts = list(self._batch.counts)
         for bucket in self._buckets:
             for member in bucket.members:
@@ -155,7 +156,7 @@ class Passing:
         self._enter(cut, self._layout)
 
     def _remaining(self, count: int) -> Tensor:
-        """The rows that remain, (count,) int64, ascending."""
+        """Return the rows that stay, (count,) int64, ascending."""
         device = self._buckets[0].index.device
         remains = torch.ones(self._batch.rows, dtype=torch.bool)
         for sample in self._samples:
@@ -163,19 +164,20 @@ class Passing:
         remains = send(remains, device)
         for bucket in self._buckets:
             remains = remains.index_fill(0, bucket.columns.flatten(), True)
-        # A stable sort of 0s and 1s brings the rows that remain to the end, in order, and asks the device nothing.
+        # A stable sort of 0s and 1s moves the rows that stay to the end, in order, without a host sync: stays 1 0 1
+        # gives 1 0 2.
         order = remains.to(torch.uint8).sort(stable=True).indices
         return order[len(order) - count :]
 
     def _span(self, request: int) -> slice:
-        """The rows of a request among those that remain."""
+        """Return the range of a request's rows among those that stay."""
         start = sum(self._left[:request])
         return slice(start, start + self._left[request])
 
     # -- reading -----------------------------------------------------------------------------------------------
 
     def _reader(self, bucket: Bucket, heads: Callable[[], Heads], width: int) -> ReaderOfEach:
-        """Reads what a layer attends with, for the requests of a bucket."""
+        """Return the reader of a layer's queries and keys for the requests of a bucket."""
         rows = self._layout.rows
         if rows is None:
             rows = torch.arange(self._batch.rows, device=bucket.index.device)
@@ -188,7 +190,7 @@ class Passing:
 
     @contextmanager
     def _reading(self, index: int, layer: Any) -> Iterator[None]:
-        """Reduce what a layer attends with, while it runs, for stages before the next."""
+        """Compute signals from a layer's queries and keys while it runs, for stages before the next."""
         signals = self._stages.signals_while(index)
         context = heads_of(layer, partial(self._note, index)) if signals else nullcontext()
         with context:
@@ -203,10 +205,10 @@ class Passing:
 
 
 class _Stream:
-    """The residual stream, which vLLM's layers hand on in two parts.
+    """The residual stream, which vLLM's layers pass on in two parts.
 
     Args:
-        hidden: (rows, width), what was added last.
+        hidden: (rows, width), the latest layer's output.
         residual: (rows, width), the rest; None before layer 0.
     """
 
@@ -217,20 +219,20 @@ class _Stream:
 
     @property
     def rows(self) -> Tensor:
-        """(rows, width); added once, and only if somebody reads it."""
+        """(rows, width): the sum, computed on first use."""
         if self._sum is None:
             self._sum = self._hidden if self._residual is None else self._hidden + self._residual
         return self._sum
 
 
 def _part(heads: Callable[[], Heads], span: slice) -> Heads:
-    """What one request's rows attend with."""
+    """Return the queries and keys of one request's rows."""
     made = heads()
     return Heads(made.query[span], made.key[span], made.scaling)
 
 
 def _samples_of(batch: Batch, images: Images) -> tuple[list[int], list[Sample]]:
-    """The requests with images, and each as a sample whose columns are rows of the step."""
+    """Return the requests with images, and each as a sample whose columns are rows of the step."""
     sizes = images.of_requests(batch)
     requests = list(sizes)
     live = torch.zeros(len(requests), batch.rows, dtype=torch.bool)
@@ -244,7 +246,7 @@ def _samples_of(batch: Batch, images: Images) -> tuple[list[int], list[Sample]]:
 
 
 def _with_whole(sample: Sample, size: int) -> Sample:
-    """A sample whose images were of this size before they entered the decoder."""
+    """Return a sample whose images had `size` tokens before they entered the decoder."""
     media = []
     for image in sample.media:
         kept = Cut.take(torch.arange(image.length), size)

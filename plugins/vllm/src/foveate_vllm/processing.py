@@ -1,4 +1,4 @@
-"""Before encoding: how many rows of each image will be left, and a prompt that has places for as many."""
+"""Before encoding: counts the rows that will be left of each image, and builds a prompt with places for them."""
 
 import functools
 import itertools
@@ -22,52 +22,52 @@ from foveate_vllm.setting import FILM_KEY, RATE_KEYS, Rate, Setting
 __all__ = ["KEEP", "RATE", "DroppingInfo", "DroppingProcessor", "Sized", "refuse_rates_of_texts", "span_of"]
 
 Sized = tuple[int, tuple[Grid, ...]]
-"""Vision tokens of an image, and the grids that they stand in."""
+"""Vision tokens of an image, and its grids."""
 KEEP = {"image": "foveate_keep", "video": "foveate_video_keep"}
-"""Rows of each image or video that enter the decoder, (images,) int64: what travels with it from the processor on."""
+"""Keys of the rows of each image or video that enter the decoder, (images,) int64, set by the processor."""
 RATE = {"image": "foveate_rate", "video": "foveate_video_rate"}
-"""The rate that its request asked for, (images, 2) float64: see `Rate.as_tensor`."""
+"""Keys of the rate that the request asked for, (images, 2) float64: see `Rate.as_tensor`."""
 
 
 class DroppingInfo:
-    """Stands before a processing info of vLLM's."""
+    """Base class placed before a processing info of vLLM."""
 
     family: ClassVar[type[Family]]
     media: ClassVar[Sequence[str]] = ("image",)
-    """What can be dropped from."""
+    """Media whose tokens can be dropped."""
     alone: ClassVar[bool] = False
-    """Whether images are taken alone: films have an image's tokens in their place."""
+    """Whether only images are accepted, because videos use an image's placeholder tokens."""
 
     @cached_property
     def setting(self) -> Setting:
-        """What the server was started with."""
+        """The setting that the server was started with."""
         return Setting.of(self.get_hf_config(), self.family)  # type: ignore[attr-defined]
 
     def get_hf_processor(self, **kwargs: Any) -> Any:
-        """The model's own, which knows no rates."""
+        """Return the model's own processor, which does not know rates."""
         return super().get_hf_processor(**_without_rates(kwargs))  # type: ignore[misc]
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """The model's own; between layers images alone, so that vLLM makes no dummies of others either."""
+        """Return the model's own limits. With stages between layers images only, also for vLLM's dummy inputs."""
         limits: Mapping[str, int | None] = super().get_supported_mm_limits()  # type: ignore[misc]
         if not self.alone and not self.setting.stages(Rate()).late:
             return limits
         return {kind: most for kind, most in limits.items() if kind == "image"}
 
     def validate_num_items(self, modality: str, num_items: int) -> None:
-        """Refuse what vLLM does, and a film between layers with the reason."""
+        """Refuse what vLLM refuses, and videos if there are stages between layers."""
         if self.setting.stages(Rate()).late:
             guards.refuse_film_between_layers(modality)
         super().validate_num_items(modality, num_items)  # type: ignore[misc]
 
     def rate(self, kwargs: Mapping[str, Any]) -> Rate:
-        """A request's, or that of the server's `mm_processor_kwargs`."""
+        """Return a request's rate, or that of the server's `mm_processor_kwargs`."""
         films = "video" in self.media
         rate = Rate.of(kwargs, films)
         return rate if rate.said else Rate.of(self.usual, films)
 
     def film_rate(self, kwargs: Mapping[str, Any]) -> Rate:
-        """The same for a film, which stays whole where nobody says a rate."""
+        """Return the rate of videos, which stay whole if no rate is given."""
         return Rate(retention=kwargs.get(FILM_KEY, self.usual.get(FILM_KEY, 1.0)))
 
     @property
@@ -77,9 +77,9 @@ class DroppingInfo:
 
 
 class DroppingProcessor:
-    """Stands before a multimodal processor of vLLM's, whose info is a `DroppingInfo`.
+    """Base class placed before a multimodal processor of vLLM whose info is a `DroppingInfo`.
 
-    What it raises, a server answers with status 400.
+    A server answers its errors with status 400.
     """
 
     info: Any
@@ -108,12 +108,12 @@ class DroppingProcessor:
         return made
 
     def _note(self, kept: float) -> None:
-        """Count for /metrics what stays of a request's vision tokens, and not of dummies."""
+        """Count the vision tokens that stay of a request for /metrics, except for dummy inputs."""
         if not self._dummies:
             metrics.KEPT.inc(kept)
 
     def get_dummy_mm_inputs(self, *args: Any, **named: Any) -> Any:
-        """vLLM's, which it makes before it serves."""
+        """Return vLLM's dummy inputs, which it makes before it serves."""
         self._dummies = True
         try:
             return super().get_dummy_mm_inputs(*args, **named)  # type: ignore[misc]
@@ -127,24 +127,24 @@ class DroppingProcessor:
         return super()._maybe_apply_prompt_updates(mm_items, mm_res)  # type: ignore[misc]
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
-        """Vision tokens of each image, newlines among them, and the grids that they stand in.
+        """Return the vision tokens of each image, newlines included, and its grids.
 
         Args:
-            mm_items: The pictures.
-            outputs: What the model's own processor made of them.
-            kwargs: Of the request, without its rate.
+            mm_items: The images.
+            outputs: The output of the model's own processor.
+            kwargs: The request's arguments, without its rate.
         """
         raise NotImplementedError
 
     def film_sizes(self, outputs: BatchFeature) -> Sequence[Sized]:
-        """Vision tokens of each film, and the grids of its frames, where films can be dropped from."""
+        """Return the vision tokens of each video and the grids of its frames, if tokens of videos can be dropped."""
         raise NotImplementedError
 
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
         rate = self.info.rate(hf_kwargs)
         kwargs = _without_rates(hf_kwargs)
         outputs = super()._apply_hf_processor_main(mm_items, kwargs)  # type: ignore[misc]
-        # Embeddings come as they shall enter.
+        # Embeddings passed by the client enter unchanged.
         if isinstance(mm_items.get("image"), ImageProcessorItems):
             self._count(outputs, "image", rate, self.sizes(mm_items, outputs, kwargs))
         if "video" in self.info.media and isinstance(mm_items.get("video"), VideoProcessorItems):
@@ -152,7 +152,7 @@ class DroppingProcessor:
         return outputs
 
     def _count(self, outputs: BatchFeature, medium: str, rate: Rate, sizes: Sequence[Sized]) -> None:
-        """Say how many rows of each image or film will be left."""
+        """Store how many rows of each image or video will be left, and the rate."""
         counts = [self.info.setting.count(rate, size, grids, medium == "video") for size, grids in sizes]
         outputs[KEEP[medium]] = torch.tensor(counts, dtype=torch.int64)
         outputs[RATE[medium]] = rate.as_tensor().expand(len(counts), 2).clone()
@@ -182,16 +182,16 @@ class DroppingProcessor:
 
 @functools.cache
 def refuse_rates_of_texts() -> None:
-    """Let vLLM's renderers refuse a rate in a request without media, which no processor sees.
+    """Make vLLM's renderers refuse a rate in a request without media, which no processor sees.
 
-    The class is changed, once, in a process whose server drops; an engine that does not is asked nothing.
+    This patches the renderer class, once, in a process whose server drops tokens. Other engines are not checked.
     """
     for name in ("_process_tokens", "_process_tokens_async"):
         setattr(host.BaseRenderer, name, _checking(getattr(host.BaseRenderer, name)))
 
 
 def _checking(original: Any) -> Any:
-    """A renderer's method, that looks at a request first."""
+    """Wrap a renderer's method so that it checks a request first."""
 
     @functools.wraps(original)
     def process(self: Any, prompt: Mapping[str, Any], **others: Any) -> Any:
@@ -209,25 +209,25 @@ def _without_rates(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Shorter(PromptUpdateDetails):
-    """What stands in the place of an image of which rows leave.
+    """The prompt update of an image of which rows are dropped.
 
     Attributes:
-        whole: Its rows before any leaves.
+        whole: Its rows before any are dropped.
     """
 
     whole: int = 0
 
 
 def _whole(content: Any) -> int:
-    """Rows of an image before any leaves, from what stands in its place."""
+    """Return the rows of an image before any are dropped, from its prompt update."""
     return content.whole if isinstance(content, Shorter) else int((span_of(content)[1] < 0).sum())
 
 
 def span_of(content: Any) -> tuple[slice, Tensor]:
-    """Where the rows of an image begin and end in what the model's own processor puts in the place of one.
+    """Return where an image's rows begin and end in the prompt update of the model's own processor.
 
     Returns:
-        The span, and what stands there: −1 for a row, or a token's id, (places,) int64.
+        The span, and its contents: −1 for a row, else a token id, (places,) int64.
     """
     ids = torch.tensor(content.full)
     embeds = torch.ones_like(ids, dtype=torch.bool) if content.is_embed is None else content.is_embed(content.full)
@@ -237,7 +237,7 @@ def span_of(content: Any) -> tuple[slice, Tensor]:
 
 
 def _shorter(update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate:
-    """An update for images or films that has as many places as rows will be left; text around these stays."""
+    """Return an update for images or videos with as many places as rows will be left. Text around them stays."""
     if update.modality not in KEEP:
         return update
 
@@ -250,7 +250,7 @@ def _shorter(update: PromptUpdate, items: MultiModalKwargsItems) -> PromptUpdate
         dropped = int((inner < 0).sum()) - int(keep.data)
         if not dropped:
             return details
-        # Tokens between rows become rows too: which rows stay is not known yet.
+        # Tokens between rows become rows too, because it is not known yet which rows stay.
         left = [details.full[span.start]] * (len(inner) - dropped)
         full = [*details.full[: span.start], *left, *details.full[span.stop :]]
         return Shorter(full, details.is_embed, whole=int((inner < 0).sum()))

@@ -1,6 +1,6 @@
-"""Qwen-VL and GLM-4V inside vLLM: tokens of images are dropped behind the tower, and no row changes its place.
+"""Qwen-VL and GLM-4V inside vLLM: image tokens are dropped after the tower, and the others keep their positions.
 
-Of Qwen2.5-VL films are dropped from too: frames are sequences of their own in the tower, and rows have a time.
+Tokens of videos can be dropped too with Qwen2.5-VL: its tower attends within frames, and rows have a time.
 """
 
 import itertools
@@ -47,18 +47,18 @@ Embeddings = Sequence[Tensor]
 
 
 class DroppingQwen(BetweenLayers):
-    """What these models do otherwise than vLLM's own; stands before the model's class."""
+    """What these models do differently from vLLM's own. Placed before the model's class in the bases."""
 
     config: Any
     visual: Any
     media: ClassVar[Sequence[str]]
-    """What is dropped from."""
+    """Media whose tokens are dropped."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         guards.refuse_engine_of_mrope(vllm_config)
         with pruning_switched_on(vllm_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.is_multimodal_pruning_enabled = False  # of the model's own way, for videos
+        self.is_multimodal_pruning_enabled = False  # switches off vLLM's own pruning of videos
         self.foveate = Setting.of(self.config, self.family)
         self.drop_between(self.foveate)
         stages = self.foveate.stages(Rate())
@@ -69,30 +69,30 @@ class DroppingQwen(BetweenLayers):
 
     @classmethod
     def get_model_state_cls(cls) -> type:
-        """Asked by runner V2."""
+        """Called by runner V2."""
         return pruning_state(getattr(cls, "is_hybrid", False))
 
     @property
     def _width(self) -> int:
-        """Of a vision token in the decoder, without what Qwen3-VL adds in its first layers."""
+        """Width of a vision token in the decoder, without what Qwen3-VL adds in its first layers."""
         width: int = self.config.get_text_config().hidden_size
         return width
 
     @property
     def _patches(self) -> int:
-        """Of a token."""
+        """Patches per token."""
         side: int = self.config.vision_config.spatial_merge_size
         return side**2
 
     @property
     def _sent_width(self) -> int:
-        """Of a row with all that, without its place."""
+        """Width of a row with these additions, without its place."""
         return self._width + getattr(self, "multiscale_dim", 0)
 
     # -- encode ------------------------------------------------------------------------------------------------
 
     def embed_multimodal(self, **kwargs: Any) -> Embeddings:
-        """Rows of each image, with their places; films too, or as vLLM has them."""
+        """Return the rows of each image with their places. Videos too, if their tokens are dropped."""
         for medium in self.media:
             asked = Asked(kwargs, medium)
             inputs = getattr(self, f"_parse_and_validate_{medium}_input")(**kwargs)
@@ -101,12 +101,12 @@ class DroppingQwen(BetweenLayers):
         return super().embed_multimodal(**kwargs)  # type: ignore[misc,no-any-return]
 
     def _embedded(self, medium: str, inputs: Mapping[str, Any], asked: Asked) -> Embeddings:
-        """Rows of each image or film of a step."""
+        """Return the rows of each image or video of a step."""
         grids = inputs[f"{medium}_grid_thw"].tolist()
         steps = [1.0] * len(grids)
         if (seconds := inputs.get("second_per_grid_ts")) is not None:
             steps = [each * self.config.vision_config.tokens_per_second for each in seconds.flatten().tolist()]
-        if not asked:  # embeddings that a request came with
+        if not asked:  # embeddings that came with a request
             whole = getattr(self, f"_process_{medium}_input")(inputs)
             return self._sent(whole, grids, steps, [None] * len(grids))
         signals = TowerSignals(self.visual, reads_of(self.foveate, asked))
@@ -117,7 +117,7 @@ class DroppingQwen(BetweenLayers):
         return self._sent(features, grids, steps, entered_of(self.foveate, asked, views, list))
 
     def _features(self, medium: str, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """Tokens of each image, from as few runs of the tower as fit: (tokens, width, and Qwen3-VL's additions)."""
+        """Return the tokens of each image, from few runs of the tower: (tokens, width with Qwen3-VL's additions)."""
         name = "pixel_values_videos" if medium == "video" else "pixel_values"
         grids = inputs[f"{medium}_grid_thw"]
         patches = grids.prod(-1).tolist()
@@ -135,13 +135,13 @@ class DroppingQwen(BetweenLayers):
         steps: Sequence[float],
         entered: Sequence[Entered | None],
     ) -> Embeddings:
-        """The rows of each image, as they go into the encoder cache.
+        """Return the rows of each image, as they go into the encoder cache.
 
         Args:
-            features: Its tokens, (tokens, width, and of the additions of Qwen3-VL).
+            features: Its tokens, (tokens, width with Qwen3-VL's additions).
             grids: (frames, rows, columns) of its patches.
-            steps: Positions from one of its frames to the next.
-            entered: What is left of it; None: all.
+            steps: Position difference from one of its frames to the next.
+            entered: The rows left of it; None: all.
         """
         side = self.visual.spatial_merge_size
         sent = []
@@ -149,7 +149,7 @@ class DroppingQwen(BetweenLayers):
             rows, source = image, torch.arange(len(image), device=image.device)
             if left is not None:
                 source = left.source
-                # A row gets the additions of the token it stands for: they are not merged.
+                # A row keeps the additions of its source token; additions are not merged.
                 rows = torch.cat((left.rows, image[source, self._width :]), dim=1)
             sent.append(with_places(rows, source, (height // side, width // side), step))
         return tuple(sent)
@@ -159,7 +159,7 @@ class DroppingQwen(BetweenLayers):
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
     ) -> tuple[Tensor, int]:
-        """Positions of the prompt as if its images were whole, without the columns that they do not have."""
+        """Compute positions as if the prompt's images were whole, and remove the columns that were dropped."""
         spans = self._spans(mm_features)
         whole = restored(input_tokens, spans)
         lengths = {span.offset: span.whole for span in spans}
@@ -173,7 +173,7 @@ class DroppingQwen(BetweenLayers):
         return shortened(positions, spans), delta + len(whole) - len(input_tokens)
 
     def _spans(self, features: Sequence[MultiModalFeatureSpec]) -> list[Span]:
-        """Where a request's images are."""
+        """Return the columns of a request's images."""
         spans = []
         for feature in features:
             if feature.modality in self.media:
@@ -188,9 +188,9 @@ class DroppingQwen(BetweenLayers):
         mrope_positions: Tensor,
         num_computed_tokens: int,
     ) -> tuple[Embeddings, Tensor, int]:
-        """Positions of the rows that this chunk of the prompt has, and the rows without their places.
+        """Compute positions of the rows in this chunk of the prompt, and split the places off the rows.
 
-        vLLM's own helper is not used: it knows no image whose rows are fewer than the text before it.
+        vLLM's own helper is not used: it does not support images with fewer rows than the text before them.
         """
         width = self._sent_width
         places = [rows[:, width:] for rows in multimodal_embeddings if rows.shape[1] > width]
@@ -208,7 +208,7 @@ class DroppingQwen(BetweenLayers):
     # -- what goes past `embed_multimodal` ---------------------------------------------------------------------
 
     def get_encoder_cudagraph_config(self) -> Any:
-        """Without images: a captured tower shows nothing, and its features would not be cut."""
+        """Exclude images: a captured tower cannot be read, and its features would not be reduced."""
         return guards.without_images(super().get_encoder_cudagraph_config())  # type: ignore[misc]
 
 
@@ -216,16 +216,16 @@ class DroppingQwen(BetweenLayers):
 
 
 class QwenDummies:
-    """What builders of dummy inputs do otherwise than vLLM's own."""
+    """What builders of dummy inputs do differently from vLLM's own."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        """With text behind the images."""
+        """Return vLLM's dummy text, with text after the images."""
         text: str = super().get_dummy_text(mm_counts)  # type: ignore[misc]
         return f"{text}."
 
 
 class QwenProcessor(DroppingProcessor):
-    """What processors do otherwise than vLLM's own."""
+    """What processors do differently from vLLM's own."""
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         prompt: MultiModalInput = super().apply(inputs, timing_ctx)
@@ -253,9 +253,9 @@ COMPARED = (
     "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration",
 )  # fmt: skip
-"""Those of which tests compare answers with those on transformers."""
+"""Models whose answers tests compare with those of transformers."""
 FILMS = ("Qwen2_5_VLForConditionalGeneration",)
-"""Those whose films can be dropped from: their places stand in one run, and without numbers of times between them."""
+"""Models whose video tokens can be dropped: a video's tokens are one run, without timestamps between them."""
 MEMBERS: dict[str, type[Family]] = {
     "Qwen2VLForConditionalGeneration": Qwen2VL,
     "Qwen2_5_VLForConditionalGeneration": Qwen25VL,
@@ -266,11 +266,11 @@ MEMBERS: dict[str, type[Family]] = {
     "Glm4vForConditionalGeneration": Glm4v,
     "Glm4vMoeForConditionalGeneration": Glm4vMoe,
 }
-"""vLLM's models with positions of three axes and a merger behind the tower, and their families."""
+"""vLLM's models with M-RoPE and a merger behind the tower, and their families."""
 
 
 def __getattr__(name: str) -> Any:
-    """vLLM's registry asks for an architecture by name; the class is made then."""
+    """Build the class of an architecture when vLLM's registry asks for it by name."""
     stock_name = name.removeprefix("Foveate")
     if stock_name == name or stock_name not in MEMBERS:
         raise AttributeError(name)

@@ -1,4 +1,4 @@
-"""Signals of a Qwen tower that vLLM runs: what `foveate.families.qwen_vl` reads of the same tower in transformers."""
+"""Signals of a Qwen tower run by vLLM, the same as `foveate.families.qwen_vl` reads in transformers."""
 
 import functools
 import itertools
@@ -23,11 +23,11 @@ Grids = Sequence[Sequence[int]]
 
 
 class TowerSignals:
-    """What a tower shows of the images of one or more runs, all behind one another.
+    """Signals of a tower for the images of one or more runs, concatenated.
 
     Args:
         visual: vLLM's tower.
-        reads: What is read of it.
+        reads: The signals to read.
     """
 
     def __init__(self, visual: Any, reads: Sequence[TowerSignal]) -> None:
@@ -42,28 +42,28 @@ class TowerSignals:
             self._readers[signal] = _Reader(signal, block.attn)
 
     def attach(self, patches: Patcher) -> None:
-        """Read whatever runs until the patcher restores the tower."""
+        """Read every run until the patcher restores the tower."""
         for reader in self._readers.values():
             reader.attach(patches)
 
     def views(self, features: Sequence[Tensor], grids: Grids) -> list[TowerView]:
-        """What is shown of each image that ran.
+        """Return the view of each image that ran.
 
         Args:
             features: Its tokens behind the merger, (tokens, width), which may be reduced.
-            grids: Of its patches.
+            grids: Grids of its patches.
         """
         side: int = self._visual.spatial_merge_size
         orders = [self._order(grid) for grid in grids]
         times = [frames for frames, _, _ in grids]
-        # Frames of a film attend to themselves alone.
+        # Frames of a video attend only within themselves.
         lengths = [height * width for frames, height, width in grids for _ in range(frames)]
 
         @functools.cache
         def stats(signal: TowerSignal) -> list[Tensor]:
             frames = iter(self._readers[signal].values(lengths))
             values = [torch.cat([*itertools.islice(frames, count)]) for count in times]
-            # A token's patches stand one behind the other.
+            # A token's patches are consecutive.
             tokens = [image.view(len(image) // side**2, side**2, -1).mean(dim=1) for image in values]
             return [image[order] for image, order in zip(tokens, orders, strict=True)]
 
@@ -75,22 +75,24 @@ class TowerSignals:
         return views
 
     def _order(self, grid: Sequence[int]) -> Any:
-        """Index of an image's tokens in the blocks that puts them in the order of its features."""
+        """Return the index that puts an image's tokens from their order in the blocks into that of its features."""
         if not hasattr(self._visual, "get_window_index_thw"):
             return slice(None)
         index, _ = self._visual.get_window_index_thw(*grid)
+        # `index` lists the tokens in the blocks' order, so its argsort is the inverse.
         return index.argsort()
 
 
 def _of_image(stats: Callable[[TowerSignal], list[Tensor]], index: int, signal: TowerSignal) -> Tensor:
-    """What a signal is of one image's tokens, (tokens, numbers)."""
+    """Return a signal of one image's tokens, (tokens, numbers)."""
     return stats(signal)[index]
 
 
 class _Reader:
-    """What one block shows of the patches of all images: parts of the runs, in order.
+    """Reads one block for the patches of all images, run by run.
 
-    With tensor parallelism each process has some of the heads. All get the heads of all, so that all take the same cut.
+    With tensor parallelism each process has some of the heads. All processes gather all heads, so that they all make
+    the same cut.
     """
 
     def __init__(self, signal: TowerSignal, attention: Any) -> None:
@@ -99,7 +101,7 @@ class _Reader:
         self._parts: list[tuple[Tensor, ...]] = []
 
     def attach(self, patches: Patcher) -> None:
-        """Read until the patcher restores the block: queries and keys behind RoPE, or keys in front of it."""
+        """Read until the patcher restores the block: queries and keys after RoPE, or keys before it."""
         if isinstance(self._signal, TowerAttention):
             patches.hook(self._attention.attn, "before", self._attends, with_kwargs=True)
         else:
@@ -114,15 +116,15 @@ class _Reader:
         self._note(heads[:, 1])
 
     def _note(self, *heads: Tensor) -> None:
-        """Take a run's queries or keys, (patches, heads of this process, head size) each."""
+        """Store a run's queries or keys, (patches, heads of this process, head size) each."""
         if get_tensor_model_parallel_world_size() > 1:
             heads = tuple(tensor_model_parallel_all_gather(part.contiguous(), dim=1) for part in heads)
         self._parts.append(heads)
 
     def values(self, lengths: Sequence[int]) -> list[Tensor]:
-        """The signal of each image, from the patches of each: (patches, numbers) float32."""
+        """Return the signal of each image, from the number of its patches: (patches, numbers) float32."""
         whole = [torch.cat(parts).transpose(0, 1) for parts in zip(*self._parts, strict=True)]
         images = zip(*(torch.split(heads, list(lengths), dim=1) for heads in whole), strict=True)
         scale = self._attention.attn.scale
-        # Of keys in front of RoPE there are no queries.
+        # For keys before RoPE there are no queries: heads[0] is heads[-1].
         return [shown(self._signal, Tapped(heads[0], heads[-1], scale)) for heads in images]

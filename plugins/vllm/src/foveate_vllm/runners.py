@@ -14,13 +14,13 @@ __all__ = ["model_state", "pruning_state", "pruning_switched_on"]
 
 @contextmanager
 def pruning_switched_on(vllm_config: VllmConfig) -> Iterator[None]:
-    """While a model is made, say that it drops vision tokens: Qwen3-VL sizes its table of positions by that.
+    """Declare, while a model is built, that it drops vision tokens. Qwen3-VL sizes its position table by that.
 
-    vLLM itself says so for videos alone, by a rate that also changes how videos are laid out; so the question is
-    answered here, and the rate stays unset. Runner V1 asks again once the model is loaded, V2 asks `pruning_state`.
+    vLLM itself declares it only for videos, by a rate that also changes how videos are laid out. So the method is
+    replaced here, and the rate stays unset. Runner V1 calls it again once the model is loaded; V2 uses `pruning_state`.
     """
     media: Any = vllm_config.model_config.multimodal_config
-    # A partial of a builtin, as the config is sent to other processes.
+    # A partial of a builtin, because the config is pickled for other processes.
     media.is_multimodal_pruning_enabled = partial(bool, 1)
     yield
     if vllm_config.use_v2_model_runner:
@@ -33,7 +33,7 @@ def pruning_switched_on(vllm_config: VllmConfig) -> Iterator[None]:
 
 
 def model_state(hybrid: bool) -> type:
-    """The class of a model's state that tells the stages between layers which requests begin.
+    """Return the model state class that tells the stages between layers which requests begin.
 
     Args:
         hybrid: Whether some layers are recurrent.
@@ -49,7 +49,7 @@ def model_state(hybrid: bool) -> type:
 
 
 def pruning_state(hybrid: bool) -> type:
-    """As `model_state`, for models with M-RoPE: it splits the places off images' rows, whatever the config says."""
+    """Return `model_state` for models with M-RoPE. It always splits the places off images' rows."""
 
     class PruningState(model_state(hybrid)):  # type: ignore[misc]
         def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: Any) -> None:
@@ -64,12 +64,12 @@ def pruning_state(hybrid: bool) -> type:
 
 
 def _let_the_cpu_runner_ask() -> None:
-    """vLLM's runner for the CPU has its own way to load a model, which leaves the question out."""
+    """Make vLLM's CPU runner ask too. It loads models in its own way, without asking."""
     host.CPUModelRunner.is_multimodal_pruning_enabled = property(_drops_vision_tokens, _ignore)
 
 
 def _drops_vision_tokens(runner: Any) -> bool:
-    """What the runner for the GPU finds out when it has loaded a model."""
+    """Return what the GPU runner finds after it has loaded a model."""
     model = getattr(runner, "model", None)
     config = runner.model_config.multimodal_config
     return (
@@ -78,4 +78,4 @@ def _drops_vision_tokens(runner: Any) -> bool:
 
 
 def _ignore(runner: Any, value: bool) -> None:
-    """The runner sets it to False before there is a model."""
+    """Ignore that the runner sets it to False before there is a model."""

@@ -1,4 +1,4 @@
-"""Between the layers: what the engine must be set to, and a scheduler that computes prompts with images in one step."""
+"""Between the layers: required engine settings, and a scheduler that computes prompts with images in one step."""
 
 import functools
 from importlib import import_module
@@ -23,7 +23,7 @@ def configure(config: Any) -> None:
     module = import_module(f"{plugin.__name__}.{plugin.module_of(architecture)}")
     model = config.model_config.hf_config
     setting = getattr(module, architecture).setting_of(model)
-    Rate.of(config.model_config.multimodal_config.mm_processor_kwargs or {})  # or a refusal
+    Rate.of(config.model_config.multimodal_config.mm_processor_kwargs or {})  # refuse a wrong rate
     refuse_rates_of_texts()
     stages = setting.stages(Rate())
     if not stages.late:
@@ -31,24 +31,24 @@ def configure(config: Any) -> None:
     guards.refuse_stages(stages.late, setting.shape)
     guards.refuse_engine(config, setting.untested)
     if not config.model_config.enforce_eager and config.compilation_config.cudagraph_mode is None:
-        config.compilation_config.cudagraph_mode = host.CUDAGraphMode.PIECEWISE  # vLLM's own choice has whole graphs
+        config.compilation_config.cudagraph_mode = host.CUDAGraphMode.PIECEWISE  # vLLM's default captures whole steps
     config.scheduler_config.scheduler_cls = f"{__name__}.scheduler"
     setattr(model, guards.STEP, config.scheduler_config.max_num_batched_tokens)
 
 
 Scheduled = tuple[list[int], int, int, list[int], list[int]]
-"""Images to encode, tokens to compute, the encoder's budget behind them, images loaded from elsewhere, and repeated."""
+"""Images to encode, tokens to compute, the encoder budget left, images loaded from elsewhere, and repeated images."""
 
 
 class WholePrompts:
-    """Stands in front of a scheduler of vLLM. Other prompts may be cut into chunks, and be read from the prefix cache.
+    """Base class placed before a scheduler of vLLM. Prompts with images run in one step and read no prefix cache.
 
-    Behind a cut the keys of a prompt with images stand in blocks of tokens before theirs, so that such a prompt cannot
-    be read from the cache. What stands in front of its images is as it always is, and others read it.
+    Behind a cut, fewer tokens' keys fill the blocks of a prompt with images, so such a prompt cannot be read from the
+    cache. Keys before its images are as usual, and other prompts may read them. Prompts without images are unaffected.
     """
 
     def add_request(self, request: Any) -> None:
-        """Take a request that has come."""
+        """Add a new request."""
         if request.mm_features:
             request.skip_reading_prefix_cache = True
         super().add_request(request)  # type: ignore[misc]
@@ -56,9 +56,9 @@ class WholePrompts:
     def _try_schedule_encoder_inputs(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int, encoder_compute_budget: int, **others: Any
     ) -> Scheduled:
-        """Asked about requests with images only. Answers no tokens where the rest of the prompt does not fit.
+        """Schedule a request with images. Schedules no tokens if the rest of its prompt does not fit into the step.
 
-        A request that was preempted computes its prompt alone first, as it did before, and then what it had generated.
+        A request that was preempted computes its prompt alone first, as before, and then the tokens it had generated.
         """
         later: Scheduled = ([], 0, encoder_compute_budget, [], [])
         rest = request.num_prompt_tokens - num_computed_tokens
@@ -69,7 +69,7 @@ class WholePrompts:
             request, num_computed_tokens, wanted, encoder_compute_budget, **others
         )
         _, tokens, *_ = scheduled
-        if tokens < wanted:  # no room in the encoder cache, or for an image more
+        if tokens < wanted:  # no room in the encoder cache, or for one more image
             return later
         return scheduled
 
@@ -80,6 +80,6 @@ def _whole_prompts(stock: type) -> type:
 
 
 def scheduler(vllm_config: Any, **others: Any) -> Any:
-    """vLLM's own scheduler for this configuration, with prompts that have images kept whole."""
+    """Build vLLM's own scheduler for this configuration, with prompts that have images kept whole."""
     stock = host.AsyncScheduler if vllm_config.scheduler_config.async_scheduling else host.Scheduler
     return _whole_prompts(stock)(vllm_config=vllm_config, **others)

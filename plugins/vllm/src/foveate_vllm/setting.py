@@ -1,4 +1,4 @@
-"""What a server drops by: the method and rate it was started with, and the rate that a request asks for instead."""
+"""What a server drops: the method and rate it was started with, and the rate that a request may ask for instead."""
 
 import itertools
 import math
@@ -28,12 +28,12 @@ from foveate_vllm import guards
 __all__ = ["FILM_KEY", "RATE_KEYS", "Rate", "Setting"]
 
 RATE_KEYS = ("foveate_tokens", "foveate_retention")
-"""What a request may write into `mm_processor_kwargs`."""
+"""Keys of a request's `mm_processor_kwargs`."""
 FILM_KEY = "foveate_video_retention"
-"""The same for a film, where the model's films can be dropped from."""
+"""The key for a video, if tokens of the model's videos can be dropped."""
 KEYS = ("method", "tokens", "retention", "untested")
-"""What a server may write into `hf_overrides["foveate"]`."""
-REMEMBERED = 256  # rates whose stages are kept; a client may ask for a new one with every request
+"""Keys of a server's `hf_overrides["foveate"]`."""
+REMEMBERED = 256  # rates whose stages are cached; a client may ask for a new rate with every request
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Rate:
     """How much of an image stays.
 
     Attributes:
-        tokens: Its tokens.
-        retention: The same as a share. None and None: what the method itself says.
+        tokens: The number of its tokens.
+        retention: The share of its tokens. If both are None, the method's own settings decide.
 
     Raises:
         SettingError: If both are given, or one is outside its range.
@@ -56,7 +56,7 @@ class Rate:
 
     @property
     def said(self) -> bool:
-        """Whether there is any."""
+        """Whether a rate is given."""
         return self.tokens is not None or self.retention is not None
 
     def __str__(self) -> str:
@@ -68,23 +68,23 @@ class Rate:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], films: bool = False) -> "Rate":
-        """The rate of images in `mm_processor_kwargs`, of a request or of the server.
+        """Read the rate of images from the `mm_processor_kwargs` of a request or the server.
 
         Args:
-            values: These.
-            films: Whether the model's films have a rate too.
+            values: The `mm_processor_kwargs`.
+            films: Whether the model's videos take a rate too.
         """
         guards.refuse_unknown_keys(values, (*RATE_KEYS, FILM_KEY) if films else RATE_KEYS)
         return cls(*(values.get(key) for key in RATE_KEYS))
 
     def as_tensor(self) -> Tensor:
-        """What travels with an image: (2,) float64, NaN for None."""
+        """Return the rate as a tensor that travels with an image: (2,) float64, NaN for None."""
         numbers = [math.nan if value is None else value for value in (self.tokens, self.retention)]
         return torch.tensor(numbers, dtype=torch.float64)
 
     @classmethod
     def from_tensor(cls, numbers: Tensor) -> "Rate":
-        """What `as_tensor` made, on the host."""
+        """Undo `as_tensor`, on the host."""
         tokens, retention = numbers.tolist()
         return cls(
             None if math.isnan(tokens) else int(tokens),
@@ -93,19 +93,19 @@ class Rate:
 
 
 class Setting:
-    """The method of a server on its model, and what its stages are at the rate of a request.
+    """The method of a server on its model, and its stages at the rate of a request.
 
     Args:
         values: `hf_overrides["foveate"]`: "method", a name in foveate's grammar or its dictionary, and "tokens" or
-            "retention"; without these a name alone keeps a third, and anything else what it says. "untested": true
-            allows attention backends that were not tried between layers.
-        config: The model's.
-        family: Knows the model.
+            "retention". Without these, a method name alone keeps a third, and anything else follows its settings.
+            "untested": true allows attention backends that were not tested between layers.
+        config: The model's config.
+        family: The model's family.
 
     Attributes:
-        rate: The server's.
+        rate: The server's rate.
         spelled: The method, as the server was given it.
-        untested: Whether attention backends that were not tried are allowed.
+        untested: Whether untested attention backends are allowed.
 
     Raises:
         SettingError: If a key is unknown, or a value does not fit.
@@ -137,7 +137,7 @@ class Setting:
 
     @classmethod
     def of(cls, config: Any, family: type[Family]) -> "Setting":
-        """That of a model's config, into which `hf_overrides` were written."""
+        """Build the setting from a model's config, into which vLLM has written `hf_overrides`."""
         values = getattr(config, "foveate", None)
         if not isinstance(values, Mapping):
             raise SettingError(
@@ -146,10 +146,10 @@ class Setting:
         return cls(values, config, family)
 
     def method(self, rate: Rate) -> Method:
-        """The method at a request's rate, or at the server's where it has none.
+        """Return the method at a request's rate, or at the server's if the request has none.
 
         Raises:
-            SettingError: If the method takes no budget, or was given a schedule of its own.
+            SettingError: If the method takes no budget, or has a schedule of its own.
         """
         if not rate.said:
             rate = self.rate
@@ -158,23 +158,23 @@ class Setting:
         return self._method.with_budget(tokens=rate.tokens, retention=rate.retention)
 
     def stages(self, rate: Rate) -> Program:
-        """The stages at a request's rate, or at the server's where it has none.
+        """Return the stages at a request's rate, or at the server's if the request has none.
 
         Raises:
-            SettingError: If the method takes no budget, or was given a schedule of its own.
+            SettingError: If the method takes no budget, or has a schedule of its own.
         """
         if not rate.said:
             rate = self.rate
         return self._memo.once(partial(self._stages, rate), (rate.tokens, rate.retention))
 
     def count(self, rate: Rate, size: int, grids: Sequence[Grid], video: bool = False) -> int:
-        """How many rows of an image or video of `size` tokens on these grids enter the decoder.
+        """Return how many rows of an image or video of `size` tokens on these grids enter the decoder.
 
         Raises:
             SettingError: If the rate cannot be met.
-            UnsupportedError: If the picture decides.
+            UnsupportedError: If the count depends on the image's content.
         """
-        guards.refuse_more_than_all(rate.tokens, size)  # of a smaller image than the server's rate all stays
+        guards.refuse_more_than_all(rate.tokens, size)  # images smaller than the server's own rate are kept whole
         stages = self.stages(rate)
         if rate.said:
             guards.refuse_rate_between_layers(stages)
@@ -191,7 +191,7 @@ class Setting:
 
     @property
     def reads(self) -> tuple[TowerSignal, ...]:
-        """What stages read of the tower at any rate: a request may drop where the server keeps everything."""
+        """Signals that stages read from the tower at any rate. A request may drop even if the server keeps all."""
         rates = (Rate(), Rate(retention=0.5)) if self.takes_rates else (Rate(),)
         reads = (TowerReducer(self.stages(rate)).reads for rate in rates)
         return tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
@@ -202,7 +202,7 @@ class Setting:
         return Shape(decoder_depth(self._config), cls=self._cls, renumbers=self._family.renumbers)
 
     def _stages(self, rate: Rate) -> Program:
-        if rate.retention == 1:  # all stays, also of a method that takes no budget
+        if rate.retention == 1:  # keep everything, even with a method that takes no budget
             return Program(self._method, ())
         method = self.method(rate)
         return Program(method, follow.in_order(method.stages(self.shape)))

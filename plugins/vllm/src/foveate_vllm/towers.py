@@ -1,4 +1,4 @@
-"""What a vision tower of vLLM's shows: attention and keys of its blocks, from their fused projections."""
+"""Reads attention and keys of a vLLM vision tower's blocks, from their fused projections."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,21 +22,21 @@ __all__ = ["RENAMED", "DroppingLlava", "TowerReader", "TowerTaps", "blocks_read"
 
 TOWER_PARTS = re.compile(r"vision_tower\.(?=embeddings|pre_layrnorm|encoder|post_layernorm)")
 RENAMED = WeightsMapper(orig_to_new_regex={TOWER_PARTS: "vision_tower.vision_model."})
-"""transformers 5 leaves out a part of the tower's names that vLLM 0.32 expects."""
+"""Maps weight names: transformers 5 omits a part of the tower's names that vLLM 0.32 expects."""
 
 
 def encoder_layers_of(tower: nn.Module) -> nn.ModuleList:
-    """The layers of a CLIP or SigLIP tower of vLLM's."""
+    """Return the layers of vLLM's CLIP or SigLIP tower."""
     layers: nn.ModuleList = tower.vision_model.encoder.layers  # type: ignore[union-attr, assignment]
     return layers
 
 
 def blocks_read(config: Any, reads: Iterable[TowerSignal]) -> dict[TowerSignal, int]:
-    """The block of a LLaVA's tower that each signal is of.
+    """Return the block of a LLaVA's tower that each signal is read in.
 
     Raises:
-        UnsupportedError: If one lies more than a block behind that whose output is projected: vLLM loads no further,
-            and foveate one more.
+        UnsupportedError: If a block is more than one behind the block whose output is projected. vLLM loads no further
+            than that, and foveate loads one more.
     """
     depth = config.vision_config.num_hidden_layers
     last = max(feature_layers(config, depth))
@@ -47,12 +47,12 @@ def blocks_read(config: Any, reads: Iterable[TowerSignal]) -> dict[TowerSignal, 
 
 
 class TowerReader:
-    """What a tower shows of one image's patches, from queries and keys tapped in it.
+    """Reads signals of one image's patches from queries and keys tapped in a tower.
 
     Args:
         cls: Whether the first token is a CLS.
-        heads: For each signal that is read, queries and keys of the image in its block, (heads, tokens, head size), and
-            the scaling.
+        heads: For each signal to read, queries and keys of the image in its block, (heads, tokens, head size), and the
+            scaling.
     """
 
     def __init__(self, cls: bool, heads: Mapping[TowerSignal, Tapped]) -> None:
@@ -60,16 +60,16 @@ class TowerReader:
         self._heads = heads
 
     def read(self, signal: TowerSignal) -> Tensor:
-        """(patches, 1) attention, or (patches, size) keys, float32; a CLS is left out."""
+        """Return a signal: (patches, 1) attention, or (patches, size) keys, float32, without a CLS."""
         return shown(signal, self._heads[signal], self._cls)
 
 
 class TowerTaps:
-    """Holds what the fused projections of some blocks answered in the run through the tower that was last.
+    """Holds the outputs of some blocks' fused projections in the tower's latest run.
 
     Args:
-        layers: The tower's.
-        blocks: Which block each signal is of.
+        layers: The tower's layers.
+        blocks: The block of each signal.
         cls: Whether the first token is a CLS.
     """
 
@@ -87,7 +87,7 @@ class TowerTaps:
         self._outputs[block] = output[0]
 
     def readers(self, pictures: int) -> list[TowerReader]:
-        """A reader of each picture of the last run, which is let go of."""
+        """Return a reader for each image of the latest run, and release the outputs."""
         heads = {block: self._heads(block) for block in self._attentions}
         self._outputs.clear()
         readers = []
@@ -97,8 +97,8 @@ class TowerTaps:
         return readers
 
     def _heads(self, block: int) -> Tapped:
-        """Queries and keys of all heads: (pictures, heads, tokens, head size). Every rank gets all, in one order, so
-        that all ranks cut alike."""
+        """Return queries and keys of all heads: (images, heads, tokens, head size). Every rank gets all heads in the
+        same order, so all ranks make the same cut."""
         attention = self._attentions[block]
         queries, keys, _ = self._outputs[block].chunk(3, dim=-1)
         if attention.tp_size > 1:
@@ -107,25 +107,25 @@ class TowerTaps:
 
 
 def _gathered(parts: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Tensors whose last dimension is of this rank's heads, with those of all ranks in order."""
+    """Gather tensors whose last dimension holds this rank's heads, from all ranks in order."""
     stacked: Tensor = tensor_model_parallel_all_gather(torch.stack(list(parts)), dim=-1)
     return stacked.unbind()
 
 
 def _by_head(rows: Tensor, size: int) -> Tensor:
-    """(pictures, tokens, heads · size) -> (pictures, heads, tokens, size)."""
+    """Split heads: (images, tokens, heads · size) -> (images, heads, tokens, size)."""
     return rows.view(*rows.shape[:-1], -1, size).transpose(1, 2)
 
 
 class DroppingLlava(BetweenLayers):
-    """Stands before a LLaVA of vLLM's: its setting, and a tower of which is read what the setting's stages read."""
+    """Base class placed before a LLaVA of vLLM. Adds the setting, and reads the tower for the setting's stages."""
 
     config: Any
     vision_tower: Any
     select_layers: Any = None
 
     def start_dropping(self, vllm_config: VllmConfig, prefix: str) -> None:
-        """To be called behind the model's own `__init__`.
+        """Start dropping. Call it after the model's own `__init__`.
 
         Raises:
             FoveateError: If the setting cannot work on this model.
@@ -142,7 +142,7 @@ class DroppingLlava(BetweenLayers):
         self.log_start(vllm_config)
 
     def _load_further(self, block: int, vllm_config: VllmConfig, prefix: str) -> None:
-        """Load the tower as far as a block that is read, if vLLM has not."""
+        """Load the tower up to a block that is read, if vLLM has loaded less."""
         if block < len(encoder_layers_of(self.vision_tower)):
             return
         self.select_layers = [self.config.vision_feature_layer]

@@ -27,7 +27,7 @@ ENGINES = {
     "--scheduler-cls": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
 }
 STAGES = {
-    "may number rows anew": "pyramiddrop:layer_list=1,2,4",
+    "may renumber rows": "pyramiddrop:layer_list=1,2,4",
     "cuts KV caches": "priortr",
     "reads only some of the cached tokens": "fastv+read",
     "may merge tokens": "visiondrop:positions=keep;layer_list=1,2,4",
@@ -83,7 +83,7 @@ def taken(llava_folder):
         ("parallel_config", {"data_parallel_size": 2}, "cannot divide experts between processes"),
         ("model_config", {"is_hybrid": True}, "cannot work in recurrent layers"),
         ("model_config", {"is_attention_free": True}, "cannot work in recurrent layers"),
-        ("model_config", {"is_mm_prefix_lm": True}, "whose image tokens attend to those behind them"),
+        ("model_config", {"is_mm_prefix_lm": True}, "whose image tokens attend to later ones"),
     ],
 )
 def test_an_engine_of_another_kind_is_refused_with_the_reason(taken, part, changes, said):
@@ -119,7 +119,7 @@ def test_graphs_of_pieces_are_taken_and_whole_ones_switched_off(llava_folder):
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        ({}, "knows layers whose attention is self_attn.attn"),
+        ({}, "needs layers whose attention is self_attn.attn"),
         ({"kv_sharing_target_layer_name": "model.layers.0.self_attn.attn"}, "attends to the keys of an earlier one"),
         ({"sliding_window": 40}, "sliding window"),
         ({"attn_backend": Some(get_name=lambda: "FLEX_ATTENTION")}, "would take FLEX_ATTENTION"),
@@ -174,7 +174,7 @@ def test_an_engine_with_a_sliding_window_in_some_layers_does_not_start(tmp_path)
 
 def test_a_film_is_refused_where_images_are_cut_between_layers():
     guards.refuse_film_between_layers("image")
-    with pytest.raises(SettingError, match=r"cannot of video\. Send frames as images"):
+    with pytest.raises(SettingError, match=r"cannot drop tokens of video\. Send frames as images"):
         guards.refuse_film_between_layers("video")
 
 
