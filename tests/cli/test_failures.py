@@ -197,7 +197,7 @@ def test_a_lack_of_memory_is_no_misfit(ask, picture, monkeypatch):
 def test_a_kernel_that_is_not_installed_ends_in_one_line(run):
     code, out, err = run("generate", "--attention", "flash_attention_2")
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or take another" in err
+    assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or use another" in err
 
 
 def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
