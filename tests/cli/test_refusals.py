@@ -71,7 +71,7 @@ eval --tasks , | No embedded task ''
 eval --logs nowhere | name the full model's
 eval --logs a b --method v2drop | --method does not apply to --logs
 eval --include somewhere | --include applies only to --logs
-eval --budget 64 --retention 0.1 | all set the budget
+eval --budget 64 --retention 0.1 | each set the budget
 eval --budget 64 --budget 64 | given twice
 eval --budget 900 | 576 vision tokens
 eval --seed 7 --seed 7 | each once

@@ -113,7 +113,7 @@ def check_each_once(options: Any) -> None:
     flags = ("budget", "retention", "flops")
     kinds = [f"--{flag}" for flag in flags if getattr(options, flag, ())]
     if len(kinds) > 1:
-        raise UsageError(f"{' and '.join(kinds)} all set the budget; give one of them.")
+        raise UsageError(f"{' and '.join(kinds)} each set the budget; give one of them.")
     for flag in ("method", *flags):
         values = getattr(options, flag, ())
         if len(set(values)) < len(values):

@@ -165,7 +165,7 @@ def parse_methods(names: Sequence[str], options: BudgetOptions) -> dict[str, Met
     takers = [name for name, method in methods.items() if method.open]
     if options.flops is not None:
         if options.has_budget:
-            raise UsageError("--flops, --budget and --retention all set the budget; give one of them.")
+            raise UsageError("--flops, --budget and --retention each set the budget; give one of them.")
         if closed := [name for name in names if name not in takers]:
             raise UsageError(f"--flops: {', '.join(closed)} takes no budget or has its own. Use other methods.")
         return methods
