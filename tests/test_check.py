@@ -305,7 +305,7 @@ def test_a_cache_of_the_model_that_forgets_fails(monkeypatch):
     monkeypatch.setattr(DynamicLayer, "update", forgets(None)(DynamicLayer.update))
     found = checked("llava")
     assert found.rows[0].verdict == "failed"
-    assert "the untouched model differs from itself" in found.rows[0].reason
+    assert "the unmodified model differs from itself" in found.rows[0].reason
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
@@ -326,7 +326,7 @@ def test_whatever_is_raised_is_a_row(monkeypatch):
     found = checked("llava")
     reasons = {row.reason for row in found.rows if row.verdict == "failed"}
     assert "IndexError: no such row." in reasons
-    assert any("did not come to its end" in reason for reason in reasons)
+    assert any("did not finish" in reason for reason in reasons)
 
 
 def test_logits_that_are_no_numbers_fail():

@@ -244,7 +244,7 @@ def test_the_folders_processor_comes_before_the_bases(base, tuned):
 
 def test_a_tokenizer_alone_is_not_passed_over(base, tuned):
     AutoProcessor.from_pretrained(base).tokenizer.save_pretrained(tuned)
-    refused(tuned, "there is tokenizer_config.json in its folder, and no processor_config.json")
+    refused(tuned, "its folder has tokenizer_config.json but no processor_config.json")
 
 
 # -- around loading -------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_a_damaged_file_is_named(folder, file, content, says):
 def test_a_folder_in_the_place_of_a_file_is_named(folder, file):
     (folder / file).unlink()
     (folder / file).mkdir()
-    refused(folder, f"{file} is no file")
+    refused(folder, f"{file} is not a file")
 
 
 # -- safetensors only, and only those of the folder -----------------------------------------------------------

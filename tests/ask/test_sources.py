@@ -200,11 +200,11 @@ def test_a_file_url_names_a_path(address):
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("file://server/share/a.png", "names a file of this machine by its whole path"),
-        ("file://a.png", "names a file of this machine by its whole path"),
-        ("file:a.png", "names a file of this machine by its whole path"),
-        ("http://example.org/a.png", "Nothing is downloaded by itself"),
-        ("HTTPS://example.org/a.png", "Nothing is downloaded by itself"),
+        ("file://server/share/a.png", "must name a file on this machine by its full path"),
+        ("file://a.png", "must name a file on this machine by its full path"),
+        ("file:a.png", "must name a file on this machine by its full path"),
+        ("http://example.org/a.png", "Nothing is downloaded automatically"),
+        ("HTTPS://example.org/a.png", "Nothing is downloaded automatically"),
         ("s3://bucket/a.png", "A s3: URL is not read"),
         ("GS://bucket/a.png", "A gs: URL is not read"),
         ("blob:http://localhost/1234", "A blob: URL is not read"),

@@ -102,9 +102,9 @@ def test_a_signal_ends_after_the_rows_in_hand_and_the_next_run_goes_on(
         patch.setattr(Answerer, "_answer_batch", interrupted)
         ended, out, err = batch(*words, path=table)
     assert ended == code
-    assert "Left       4; run the same command again to go on" in out
+    assert "Left       4; run the same command again to resume" in out
     assert err.splitlines()[1:] == [
-        "foveate: ending after the rows in hand; once more ends at once",
+        "foveate: ending after the current rows; press Ctrl-C again to end at once",
         *([line] if (line := err.splitlines()[2]).startswith("foveate: Answering: 2") else []),
         f"foveate: {word}.",
     ]

@@ -55,12 +55,12 @@ def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, shallow_ll
     code, shown, _ = run(*asked, "--no-bare")
     assert code == 0
     assert ": bare" not in shown
-    assert "No rows of bare layers" not in shown
+    assert "The bare layers were not timed" not in shown
     monkeypatch.setattr("foveate.bench.paired.obstacle", lambda *_: "a reason")
     code, shown, _ = run(*asked)
     assert code == 0
     assert ": bare" not in shown
-    assert "No rows of bare layers: a reason." in shown
+    assert "The bare layers were not timed: a reason." in shown
 
 
 def test_shapes_are_listed(run):
@@ -100,7 +100,7 @@ def test_too_few_rounds_for_a_ratio_write_nothing(run, shallow_llava, tmp_path, 
     out = tmp_path / "part.json"
     code, shown, told = run("bench", "--model", shallow_llava, "--method", "v2drop", "--out", out, *QUICK)
     assert (code, shown, out.exists()) == (130, "", False)
-    assert "0 of 2 rounds were finished: too few for a ratio, so nothing is written." in told
+    assert "0 of 2 rounds finished, too few for a ratio: nothing is written." in told
 
 
 def test_a_machine_that_differs_from_itself_is_warned_of(run, shallow_llava, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, shallow_llava, mon
     monkeypatch.setattr(PairedRun, "run", drifting)
     code, _, told = run("bench", "--model", shallow_llava, "--method", "v2drop", *QUICK)
     assert code == 0
-    assert "warning: the machine is noisy: the untouched model differs from itself (prefill)." in told
+    assert "warning: the machine is noisy: the full model differs from itself (prefill)." in told
 
 
 def test_graphs_are_refused_where_there_are_none_before_weights_are_made(run, monkeypatch):

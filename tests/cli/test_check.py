@@ -19,7 +19,7 @@ def test_a_model_that_drops_right_ends_with_0(run, tiny_llava, picture, tmp_path
     assert (record["passed"], record["about"]["vision tokens"]) == (True, 36)
     assert {row["verdict"] for row in record["rows"]} == {"passed"}
     runs = next(line for line in err.splitlines() if "runs of the model" in line)
-    assert f"of {record['about']['prompt']} prompt tokens (36 of the picture)" in runs  # what it costs comes first
+    assert f"with {record['about']['prompt']} prompt tokens (36 vision tokens)" in runs  # what it costs comes first
     assert f"up to {runs.split('up to ')[1].split()[0]} runs" in runs
     assert err.index("runs of the model") < err.index("Checking: ")
     assert f"Checking: {runs.split('up to ')[1].split()[0]} done" in err
@@ -51,7 +51,7 @@ def test_a_fault_ends_with_1_and_names_the_rows(run, tiny_llava, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        (["no/such/folder/"], 1, "is no folder here, and no hub id"),
+        (["no/such/folder/"], 1, "is neither a local folder nor a hub id"),
         (["embedded", "--image", "nowhere.png"], 1, "nowhere.png"),
         (["embedded", "--dtype", "int3"], 2, "int3"),
         (["embedded", "--device", "abacus"], 2, "--device abacus is not available here"),

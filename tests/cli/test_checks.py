@@ -23,14 +23,14 @@ REFUSED = [
     (["comparre"], "No command 'comparre'. Did you mean compare?"),
     (["generate", "nofile.png", *ASK], "nofile.png cannot be read"),
     (["generate", ".", *ASK], ". is a folder"),
-    (["generate", PICTURE], "What is the question?"),
+    (["generate", PICTURE], "The question is missing."),
     (["generate", PICTURE, *ASK, "--method", "visiondropp"], "No method 'visiondropp'. Did you mean visiondrop"),
     (["generate", PICTURE, *ASK, "--method", "nosuch.json"], "nosuch.json cannot be read"),
     (["generate", PICTURE, *ASK, "--method", "./nosuch.py"], "nosuch.py cannot be read"),
     (["generate", PICTURE, *ASK, "--model", "./nofolder"], "There is no folder ./nofolder"),
     (["generate", PICTURE, *ASK, "--model", "~nouser/m"], "There is no folder ~nouser/m: Could not determine home"),
     (["generate", PICTURE, *ASK, "--model", "./\udcff"], r"There is no folder ./\udcff"),
-    (["generate", PICTURE, *ASK, "--model", "\udcff/m"], r"Model '\udcff/m' is no folder here"),
+    (["generate", PICTURE, *ASK, "--model", "\udcff/m"], r"Model '\udcff/m' is neither a local folder nor a hub id"),
     (["generate", PICTURE, *ASK, "--model", "./" + "m" * 5000], "mmm…: File name too long"),
     (["generate", PICTURE, *ASK, "--model", "llava"], "written OWNER/NAME"),
     (["compare", "nofile.png", *ASK], "nofile.png cannot be read"),
@@ -43,7 +43,7 @@ REFUSED = [
     (["batch", "none", "out"], "none cannot be read: No such file"),
     (["demo", "--model", "./nosuch"], "There is no folder ./nosuch"),
     (["generate", "--figure", PICTURE], "exists already"),
-    (["generate", "--model", "a/b", *ASK], "Which picture?"),
+    (["generate", "--model", "a/b", *ASK], "The image is missing."),
     (["methods", "nosuch"], "No method 'nosuch'"),
     (["models", "qwen2vl"], "No model_type 'qwen2vl'. Did you mean qwen2_vl"),
 ]
@@ -130,7 +130,11 @@ def test_a_preset_that_there_is_not_is_refused_when_presets_are_asked_for(run):
 def test_a_model_that_is_no_shape_is_refused_with_where_shapes_are_listed(run):
     for name in ("cpu-mediun", "m" * 5000):
         code, _, err = run("bench", "--model", name)
-        assert (code, "is no folder here" in err, "Shapes: foveate bench --shapes" in err) == (1, True, True)
+        assert (code, "is neither a local folder nor a hub id" in err, "Shapes: foveate bench --shapes" in err) == (
+            1,
+            True,
+            True,
+        )
 
 
 def test_a_folder_without_a_config_is_no_model(run, tmp_path):

@@ -35,7 +35,7 @@ def whole_answer(folder, picture):
 
 def test_generate_prints_the_answer_and_what_was_saved(ask, picture):
     code, out, err = ask("generate", picture)
-    assert (code, err) == (0, "foveate: no budget is given: --retention 1/3\n")
+    assert (code, err) == (0, "foveate: no budget given: using --retention 1/3\n")
     for label in ("Question", "With v2drop", "Retention", "Stages", "FLOPs", "KV cache"):
         assert label in out
     assert "before layer 3: 36 to" in out
@@ -100,7 +100,7 @@ def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):
     path = tmp_path / "kept.png"
     code, out, _ = ask("generate", picture, "--figure", path)
     assert code == 0
-    assert "Picture" in out
+    assert "Figure" in out
     with Image.open(path) as drawn:
         assert drawn.width > drawn.height > 100
     before = path.read_bytes()
@@ -140,7 +140,7 @@ def test_attention_and_dtype_reach_the_model(ask, picture):
 def test_compare_shows_the_full_model_and_every_method_there_is(ask, picture):
     code, out, err = ask("compare", picture, "--pairs", 2)
     assert code == 0
-    assert err.startswith("foveate: no budget is given: --retention 1/3\n")
+    assert err.startswith("foveate: no budget given: using --retention 1/3\n")
     for name in ("full model", *COMPARED):
         assert name in out
     assert "100.0%" in out
@@ -284,7 +284,7 @@ def test_several_questions_are_asked_afresh_where_the_method_reads_them(ask, pic
     assert code == 0
     assert "looked" not in json.loads(out)["answers"][0]
     assert "mustdrop reads the question" in err
-    assert "asked afresh" in err
+    assert "Each question runs its own prefill" in err
 
 
 @pytest.mark.parametrize("kind", ["tuned", "own"])

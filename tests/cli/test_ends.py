@@ -67,7 +67,9 @@ def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, there):
         code, said, err = ask("generate", picture, "--retention", 0.5, "--out", out / "a.json", "--force")
     assert code == 1
     assert said.startswith("Question ")  # no answer is lost for it
-    assert err == f"foveate: {out}/a.json could not be written: File too large. Make room, or name another file.\n"
+    assert (
+        err == f"foveate: {out}/a.json could not be written: File too large. Free some space, or name another file.\n"
+    )
     assert [(path.name, path.read_text()) for path in out.iterdir()] == ([("a.json", "old")] if there else [])
 
 

@@ -115,7 +115,7 @@ NOT_COMPILED = InductorError(CppCompileError(["g++", "main.cpp"], "main.cpp:1140
         (
             NOT_COMPILED,
             1,
-            "torch cannot compile an attention kernel here: CppCompileError: C++ compile error. Take one",
+            "torch cannot compile an attention kernel here: CppCompileError: C++ compile error. Use one",
         ),
         (MemoryError(), 1, "out of memory: "),
         (torch.OutOfMemoryError("no room"), 1, "out of memory: "),
@@ -135,7 +135,7 @@ def test_a_bug_ends_with_70_and_with_what_a_report_needs(run, monkeypatch):
     monkeypatch.setattr(Methods, "run", Mock(side_effect=TypeError("an oddity\nin two lines")))
     code, out, err = run("methods")
     assert (code, out) == (70, "")
-    says = "this is a bug in foveate: TypeError: an oddity. Please report it with the command and the lines below."
+    says = "this is a bug in foveate: TypeError: an oddity. Please report it, with the command and the traceback below."
     assert err.startswith(f"foveate: {says}\nTraceback (most recent call last):\n")
     assert err.endswith("TypeError: an oddity\nin two lines\n")
 
@@ -197,7 +197,7 @@ def test_a_lack_of_memory_is_no_misfit(ask, picture, monkeypatch):
 def test_a_kernel_that_is_not_installed_ends_in_one_line(run):
     code, out, err = run("generate", "--attention", "flash_attention_2")
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or take another" in err
+    assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or use another" in err
 
 
 def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():

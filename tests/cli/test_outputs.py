@@ -95,7 +95,7 @@ def test_a_file_that_appeared_meanwhile_is_left_and_the_result_is_beside_it(tmp_
         (tmp_path / name).write_text("precious")
     finish({"answer": "red"}, "shown", outputs, figure=figure, draw=lambda: Image.new("RGB", (4, 4)))
     said = capsys.readouterr().err
-    assert f"a.json appeared while the command ran, and stays as it is; the result is in {tmp_path}/a-3.json." in said
+    assert f"a.json was created by another program and is left unchanged; the result is in {tmp_path}/a-3.json." in said
     assert f"the result is in {tmp_path}/a-2.png." in said
     assert said.count("\n") == 2
     assert [(tmp_path / name).read_text() for name in ("a.png", "a.json", "a-2.json")] == ["precious"] * 3

@@ -31,7 +31,7 @@ def test_a_name_with_the_commands_of_a_terminal_is_shown_and_not_obeyed(run):
 
 @pytest.mark.parametrize("arguments", [["--version"], ["methods"]])
 def test_a_closed_stdout_is_one_line(arguments):
-    said = "foveate: stdout is closed. Send it to a file, or to /dev/null.\n"
+    said = "foveate: stdout is closed. Redirect it to a file, or to /dev/null.\n"
     assert shell(">&-", *arguments) == (1, "", said)
 
 

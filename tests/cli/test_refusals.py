@@ -38,7 +38,7 @@ bench --model llava-1.5-7b --frames 4 | pictures
 bench --model cpu-tiny --budget 600 | 576
 bench --model cpu-tiny --device cpu --attention flex_attention | CUDA
 bench --model cpu-tiny --device nowhere | available
-batch FOLDER out | asked
+batch FOLDER out | The question
 batch FOLDER out --prompt ' ' | --prompt
 batch FOLDER out --prompt x --batch-size 0 | --batch-size
 batch FOLDER out --prompt x --workers -1 | --workers
@@ -49,17 +49,17 @@ batch FOLDER/in.jsonl out --prompt x --question-column text | --question-column
 batch FOLDER/in.jsonl out --root nowhere | --root
 generate --cuda-graphs | --cuda-graphs
 demo --cuda-graphs | --cuda-graphs
-demo --method v2drop | no second look
+demo --method v2drop | is not a second look
 generate PICTURE --prompt a --prompt b --full | give one --prompt
 count PICTURE --budget 9 | name it with --method
 count PICTURE --figure plan.png | name it with --method
-count --model a/b | Which picture?
+count --model a/b | The image is missing.
 compare --out out.txt | must end in .json, .csv, .md or .tex
 eval --out out.xlsx | must end in .json, .csv, .md or .tex
 tune PICTURE --prompt x --retention 0.5 --out .csv | must end in .json, .csv, .md or .tex
 tune PICTURE --prompt x | one of --budget and --retention
-tune --retention 0.5 | Name picture files
-tune PICTURE --retention 0.5 | What is the question?
+tune --retention 0.5 | Give either image files
+tune PICTURE --retention 0.5 | The question is missing.
 tune PICTURE --prompt x --retention 0.5 --flops 0.5 | give one of them
 tune PICTURE --prompt x --budget 9 --budget 5 --out a.json | such as --out a:
 tune --samples a.jsonl --prompt x --retention 0.5 | leave --prompt out
@@ -69,9 +69,9 @@ eval --tasks pope | Benchmarks are run by lmms-eval
 eval --tasks colr | Did you mean colour?
 eval --tasks , | No embedded task ''
 eval --logs nowhere | name the full model's
-eval --logs a b --method v2drop | --method is for questions that are asked here
-eval --include somewhere | --include is for --logs
-eval --budget 64 --retention 0.1 | say the same thing
+eval --logs a b --method v2drop | --method does not apply to --logs
+eval --include somewhere | --include applies only to --logs
+eval --budget 64 --retention 0.1 | each set the budget
 eval --budget 64 --budget 64 | given twice
 eval --budget 900 | 576 vision tokens
 eval --seed 7 --seed 7 | each once

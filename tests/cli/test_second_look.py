@@ -113,7 +113,7 @@ def test_it_is_refused_with_a_sentence(words, code, says, run, samples, file, tm
     [
         (("--task", "x"), "leave --task out"),
         (("--out", "sure.csv"), "a .json file"),
-        (("--budget", 64, "--retention", 0.2), "the same thing"),
+        (("--budget", 64, "--retention", 0.2), "each set the budget"),
         (("--agreement", 0.98), "6: 108 are missing"),
     ],
     ids=str,

@@ -105,7 +105,7 @@ def test_what_is_printed_is_what_is_written(run, asked, tmp_path, ending):
     code, said, err = run(*words, "--out", tmp_path / f"out.{ending}")
     assert code == 0, err
     text = (tmp_path / f"out.{ending}").read_text(encoding="utf-8")
-    for word in ("full model", "Decoder FLOPs", "v2drop", "In the full model's row it is timed against itself"):
+    for word in ("full model", "Decoder FLOPs", "v2drop", "In the full model's row, it is timed against itself"):
         assert word in said
         assert word in text
     assert ("| --- |" in text) == (ending == "md")

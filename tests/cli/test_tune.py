@@ -41,7 +41,7 @@ def test_thresholds_are_found_written_and_run(run, shallow_llava, pictures, tmp_
     assert code == 0
     assert json.loads(said)["setting"] == preset["method"]
     code, _, err = run(*asked, "--budget", 9)
-    assert (code, "brings its own budget" in err) == (2, True)
+    assert (code, "has its own budget" in err) == (2, True)
 
 
 def test_samples_may_come_from_a_file_with_a_question_each(run, shallow_llava, pictures, tmp_path):
@@ -62,7 +62,7 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, shallow_llava, p
     ("line", "says"),
     [
         ('{"image": "0.png", "prompt": null}', "row 1 (from 0): The row has nothing under question or prompt"),
-        ('{"image": ["0.png", "0.png"], "prompt": "x"}', "row 1 (from 0) has 2 pictures; tune takes one"),
+        ('{"image": ["0.png", "0.png"], "prompt": "x"}', "row 1 (from 0) has 2 images; tune takes one"),
         ('{"image": "\\ud800.png", "prompt": "x"}', "cannot be read"),
         ('{"image": "a\\u0000b", "prompt": "x"}', "cannot be read"),
         ("[" * 5000, "row 1 (from 0): The line is not valid JSON"),

@@ -282,8 +282,8 @@ def test_commands_say_what_is_spent_where_nobody_gives_a_budget(capfd):
     budgets = BudgetOptions()
     tell_budgets(parse_methods(["fastv", "finalkv", "v2drop:metric=l1"], budgets), budgets)
     said = capfd.readouterr().err
-    assert "no budget is given: --retention 1/3" in said
-    assert "v2drop:metric=l1 keeps what its own settings say" in said
+    assert "no budget given: using --retention 1/3" in said
+    assert "v2drop:metric=l1 keeps as many tokens as its own settings say" in said
     tell_budgets(parse_methods(["finalkv", "v2drop/llava-1.5-7b/192"], budgets), budgets)
     assert capfd.readouterr().err == ""
 

@@ -64,9 +64,13 @@ def test_a_budget_below_the_first_frame_is_refused_before_the_video_is_there():
 @pytest.mark.parametrize(
     ("method", "known", "told"),
     [
-        (fv.EVS(), {}, "does not follow from their number alone: pass grids=…, and videos=…"),
+        (fv.EVS(), {}, "depends on more than their number: pass grids=…, and videos=…"),
         (fv.EVS(), {"grids": [FILM]}, "depends on whether these grids are frames: pass videos=…"),
-        (fv.VidCom2(), {"grids": [FILM], "videos": True}, "VidCom2 keeps is decided by what is shown or asked: run it"),
+        (
+            fv.VidCom2(),
+            {"grids": [FILM], "videos": True},
+            "VidCom2 keeps depends on the picture or the question: run it",
+        ),
         (fv.EVS(), {"grids": [FILM], "videos": [True, True]}, "one entry per image or video; got 2 for 1"),
     ],
 )

@@ -67,7 +67,7 @@ def test_where_tokens_leave_by_hand():
     shorter = cost(method=fv.Chain(members=(fv.DivPrune(keep=0.5), fv.FinalKV())))
     assert shorter.leaving == (("before the decoder's first layer", 576, 288),)
     cached = cost(method=fv.Chain(members=(fv.V2Drop(layers=(3,), keep=(0.5,)), fv.FinalKV())))
-    assert cached.leaving[1][0] == "from the caches, behind the prefill"
+    assert cached.leaving[1][0] == "from the caches, after the prefill"
     assert cached.leaving[1][1:] == (3 * 576 + 3 * 288, 2 * 576 + 4 * 288)  # FinalKV leaves the caches of the first two
 
 

@@ -214,7 +214,7 @@ def test_a_made_view_has_what_is_declared_and_nothing_else():
 
 def test_a_view_of_what_nobody_sees_or_can_make_is_refused():
     for stage in (PixelStage(coarsen=lambda arriving: arriving.grids), CacheStage()):
-        with pytest.raises(SettingError, match="sees no tokens"):
+        with pytest.raises(SettingError, match="reads no tokens"):
             made_view(stage, 4)
     reads = (Resource("clip"),)
     stage = LayerStage(0, reads=reads, choose=lambda view, count: Cut.stay(len(view)))

@@ -52,7 +52,7 @@ def test_other_values_are_refused(values, says):
 
 
 def test_another_format_is_refused():
-    with pytest.raises(InputError, match="no list of parts"):
+    with pytest.raises(InputError, match="not a list of parts"):
         Record.from_dict(RECORD.to_dict() | {"format": "parts 2"})
 
 

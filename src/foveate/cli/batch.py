@@ -1,4 +1,4 @@
-"""`foveate batch`: pictures and questions from a file or folder, answers into a folder, on from where it stopped."""
+"""`foveate batch`: answer the rows of a file or the files of a folder, and resume where a run stopped."""
 
 import os
 import signal
@@ -28,23 +28,25 @@ Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint=""
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnOptions:
-    """What the columns of IN are called."""
+    """The columns of IN."""
 
     media_column: Name = None
-    """paths of pictures or films, one or a list (default: the first of media, image, images, picture, video)"""
+    """column with one or more paths of images or videos
+    (default: the first of media, image, images, picture, video)"""
     question_column: Name = None
-    """the question (default: the first of question, prompt)"""
+    """column with the question (default: the first of question, prompt)"""
     id_column: Name = None
-    """a column with a unique id for each row (default: id; a row without one has its number)"""
+    """column with a unique id for each row (default: id; a row without one gets its number)"""
     number_rows: Flag = False
     """use each row's number, from 0, as its id"""
     text_only: Flag = False
-    """let rows have no picture and no film; else they are bad rows"""
+    """accept rows without an image or video, which are bad rows otherwise"""
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """relative paths start here, and no file outside is read (default: they start beside IN; any file is read)"""
+    """folder from which relative paths start; files outside are not read
+    (default: the folder of IN, and any file is read)"""
 
     def columns(self) -> SampleColumns:
-        """The names that count."""
+        """Return the column names to read."""
         usual = SampleColumns()
         return SampleColumns(
             media=usual.media if self.media_column is None else (self.media_column,),
@@ -56,12 +58,12 @@ class ColumnOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Answer a question about every picture of a folder, or every row of a file; stop and go on at any moment.
+    """Answer a question about every file of a folder, or every row of a table; can be interrupted and resumed.
 
-    IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder: its
-    parts hold the columns of IN with answer, retention, tokens and times. Rows without an answer are in bad.jsonl, each
-    with the reason, and lines that are no rows in broken.jsonl; the exit code is then 3. Run the same command again to
-    go on, also after a crash: no row is lost, and none is answered twice.
+    IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder. Its
+    part files hold the columns of IN plus the answer, retention, tokens and times. Rows without an answer go to
+    bad.jsonl with the reason, and lines that cannot be parsed to broken.jsonl; the exit code is then 3. To resume, run
+    the same command again, also after a crash: no row is lost, and none is answered twice.
 
     Examples:
       foveate batch photos/ answers/ --prompt "What is this?"
@@ -71,27 +73,29 @@ class Batch:
     """
 
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """a folder of pictures and films, or a file with a row each"""
+    """a folder of images and videos, or a file with one row per question"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """the folder for the answers; a new or empty one, or one to go on in"""
+    """folder for the answers: new, empty, or of a run to resume"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
-    """the question, asked about every row in place of its own"""
+    """the question for every row; replaces the rows' own questions"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
-    """a method, preset, preset file or chain, as in foveate generate (list: foveate methods)"""
+    """a method, preset, preset file or chain, as for foveate generate (list: foveate methods)"""
     untouched: Flag = False
     """drop nothing: the full model answers"""
     batch_size: Count = 8
-    """most rows that the model answers at a time; a batch that takes too much memory is halved"""
+    """maximum number of rows answered at a time; a batch that does not fit in memory is halved"""
     workers: MaybeCount = None
-    """processes that answer, each with a model (default: this one alone); with --ray: actors (default: one per GPU)"""
+    """worker processes, each with its own copy of the model (default: this process alone);
+    with --ray, the number of actors (default: one per GPU)"""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
-    """run on Ray, on many machines: auto joins this machine's cluster, local starts one; pip install -e '.[ray]'"""
+    """run on a Ray cluster: its address, auto for this machine's cluster, or local to start one;
+    needs pip install -e '.[ray]'"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
-    """format of the parts in OUT; auto is Parquet where IN is Parquet, else JSON lines"""
+    """format of the part files in OUT; auto is Parquet if IN is Parquet, else JSON lines"""
     part_rows: Count = 1000
-    """rows per part"""
+    """rows per part file"""
     limit: MaybeCount = None
-    """ask so many rows of IN at most, from the first on; a later run without it goes on with the others"""
+    """answer at most the first N rows of IN; a later run without --limit continues with the rest"""
     json: Flag = False
     """print the summary as JSON to stdout"""
     columns: Annotated[ColumnOptions, tyro.conf.arg(name="column")] = field(default_factory=ColumnOptions)
@@ -100,9 +104,9 @@ class Batch:
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
 
     def run(self) -> int:
-        """Answer what is not done, write it down as it comes, and print a summary; the exit code."""
+        """Answer the remaining rows, write each answer as it arrives, print a summary, and return the exit code."""
         self._check()
-        # Only now anything slow is imported: --help and refusals stay quick.
+        # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
             from foveate.batch.rows import RowAsking
@@ -148,19 +152,22 @@ class Batch:
         return DONE
 
     def _check(self) -> None:
-        """Refuse flags that contradict each other, and what cannot be there."""
+        """Refuse flags that contradict each other, and names that do not exist."""
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty. Give the question, or leave it out and name the column.")
         options = self.columns
         if options.number_rows and options.id_column is not None:
-            raise UsageError("--number-rows calls rows by their number: leave --id-column out.")
+            raise UsageError("--number-rows uses row numbers as ids: leave --id-column out.")
         if self.prompt is not None and options.question_column is not None:
-            raise UsageError("--prompt is asked of every row: leave --question-column out.")
-        if os.path.isdir(self.input):  # unlike Path.is_dir, no error where the name is too long
+            raise UsageError("--prompt is asked about every row: leave --question-column out.")
+        if os.path.isdir(self.input):  # unlike Path.is_dir, raises no error if the name is too long
             if self.prompt is None:
-                raise UsageError('What is asked about the files of the folder? Give it with --prompt "…".')
+                raise UsageError('The question about the files of the folder is missing. Give it with --prompt "…".')
             if options != ColumnOptions(number_rows=options.number_rows):
-                raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
+                raise UsageError(
+                    f"{self.input} is a folder, which has no columns; file names are the ids. "
+                    "Leave the flags for columns out."
+                )
         samples_in(self.input, question=self.prompt)
         if options.root is not None and not options.root.is_dir():
             raise UsageError(f"--root {options.root}: there is no such folder.")
@@ -171,7 +178,7 @@ class Batch:
 
 
 def _lines(summary: "Summary") -> list[tuple[str, str]]:
-    """The summary in words, each line with its label."""
+    """Return the summary as lines of text, each with its label."""
     rows = [("Rows", f"{summary.rows:,}, of which {summary.answered:,} are answered")]
     if summary.bad:
         files = [summary.bad_file] * (summary.bad > summary.broken)
@@ -179,7 +186,7 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
         rows.append(("Bad", f"{summary.bad:,}, with their reasons in {' and '.join(files)}"))
         rows += [("", f"{count:,}: {reason}") for reason, count in list(summary.reasons.items())[:3]]
     if summary.left:
-        rows.append(("Left", f"{summary.left:,}; run the same command again to go on"))
+        rows.append(("Left", f"{summary.left:,}; run the same command again to resume"))
     if summary.rate is not None:
         rows.append(("This run", f"{summary.asked:,} rows in {summary.seconds:.0f} s, {summary.rate:.3g} a second"))
     if summary.accuracy is not None:
@@ -193,13 +200,13 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
         share = summary.graphs.get("replayed", 0) / sum(summary.graphs.values())
         rows.append(("As a graph", "; ".join([f"{share:.1%} of the answers were replayed", *plain])))
     if summary.noted:
-        rows.append(("Notes", f"{summary.noted:,} rows have one, such as that a picture is cropped"))
+        rows.append(("Notes", f"{summary.noted:,} rows have one, for example that an image is cropped"))
     rows.append(("Answers", f"{summary.out}, in {summary.parts:,} part{'s' * (summary.parts != 1)}"))
     return rows
 
 
 class _Stopping(OnScreen):
-    """Shows on stderr how a run goes, and lets Ctrl-C and `kill` end it after the rows in hand."""
+    """Shows progress on stderr, and lets Ctrl-C and `kill` end the run after the current rows."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -212,9 +219,9 @@ class _Stopping(OnScreen):
     def stage(self, doing: str, total: int | None, done: int = 0) -> Iterator[Advance]:
         if done:
             note(f"done already: {done:,} of {done + (total or 0):,} rows")
-        with suppress(ValueError):  # only the first thread may say what signals do
+        with suppress(ValueError):  # only the main thread can set signal handlers
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as behind nohup; then it stays ignored
+                if signal.getsignal(number) is not signal.SIG_IGN:  # a signal ignored under nohup stays ignored
                     self._before[number] = signal.signal(number, self._hear)
         try:
             with counting(doing, total, unit="rows") as advance:
@@ -223,14 +230,14 @@ class _Stopping(OnScreen):
             self._restore()
 
     def end(self, left: int) -> None:
-        """End as the signal that was heard would have ended it, where rows are left."""
+        """Raise the received signal again if rows are left, so that the process ends by it."""
         if self._signal is not None and left:
             signal.raise_signal(self._signal)
 
     def _hear(self, number: int, frame: object) -> None:
         self._signal = number
         self._restore()
-        note("ending after the rows in hand; once more ends at once")
+        note("ending after the current rows; press Ctrl-C again to end at once")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

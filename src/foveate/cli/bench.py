@@ -1,4 +1,4 @@
-"""`foveate bench`: speed and memory against the untouched model, as ratios with intervals beside their controls."""
+"""`foveate bench`: speed and memory relative to the full model, with intervals and controls."""
 
 import shlex
 import sys
@@ -25,27 +25,29 @@ if TYPE_CHECKING:
     from foveate.contract.method import Method
     from foveate.plain.table import Table
 
-LEAST = 2  # rounds that a ratio needs
+LEAST = 2  # fewest rounds for a ratio
 ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchedModel(LoadOptions):
-    """The model and how it runs."""
+    """The model to load, and how to run it."""
 
     model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
-    """a shape with random weights (list: --shapes; auto is bfloat16 on an accelerator), a hub id or a local folder"""
+    """hub id, local folder, or shape with random weights (list: --shapes).
+    For a shape, --dtype auto is bfloat16 on an accelerator"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(PromptRequest, MethodsOptions):
     """Time a model with and without dropping, in alternating runs, and measure its memory.
 
-    Every round runs, in a new random order: the untouched model, the same again (A/A), keep-all inside the context,
-    and every method at every budget, each beside random dropping and the bare layers with as many tokens. Times of the
-    vision tower, the prefill, the first token, each further token and the whole call are medians of the rounds' ratios
-    with 95 % bootstrap intervals, beside the ratio of FLOPs. Answers have a fixed length. A named shape has a real
-    model's sizes and random weights, which do not change speed at a fixed schedule; it is labelled so.
+    Each round runs these in a new random order: the full model, the full model again (A/A), keep-all inside the
+    context, and every method at every budget. Each method runs next to random dropping and to the bare layers, both
+    with as many tokens. The vision tower, the prefill, the first token, each further token and the whole call are
+    timed. The table shows the median ratio over the rounds with its 95 % bootstrap interval, and the ratio of FLOPs.
+    Answers have a fixed length. A named shape has the sizes of a real model but random weights, and is labelled so;
+    weights do not change the speed of a fixed schedule.
 
     Examples:
       foveate bench --model cpu-medium --budget 192 --budget 64
@@ -59,34 +61,34 @@ class Bench(PromptRequest, MethodsOptions):
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0";
     or all (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     new_tokens: Count = 16
-    """length of every answer"""
+    """number of tokens in every answer"""
     pairs: Annotated[int | None, whole(LEAST), tyro.conf.arg(help_behavior_hint="")] = None
-    """timed rounds, after one of warm-up (default: 30 on an accelerator, 10 on a CPU; a 95 % interval takes 6)"""
+    """timed rounds, after one warm-up round (default: 30 on an accelerator, 10 on a CPU; a 95 % interval needs 6)"""
     bare: Flag = True
-    """leave out the rows of the bare layers: the model's own, on as many tokens; the least time a schedule can take"""
+    """do not time the bare layers: the model's own layers on as many tokens, the lower limit for a schedule's time"""
     ladder: Flag = False
-    """time steps, each on top of the last: the untouched model, CUDA graphs where there are any, a third of the tokens
+    """time steps, each on top of the last: the full model, CUDA graphs if the device has them, a third of the tokens
     by one --method (default: vidcom2), and a thinner vision tower"""
     cuda_graphs: Flag = False
-    """also time the untouched model and each method as CUDA graphs (experimental)"""
+    """also time the full model and each method as CUDA graphs (experimental)"""
     clock: Literal["wall", "cpu"] = "wall"
-    """wall time, or processor time: for a busy machine, on a CPU only"""
+    """wall time, or processor time for a busy machine (on a CPU only)"""
     shapes: Flag = False
-    """list the shapes and do nothing else"""
+    """list the shapes and exit"""
     models: Annotated[BenchedModel, tyro.conf.arg(name="model")] = field(default_factory=BenchedModel)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
-        """Time, print, and write what was asked for.
+        """Time, print the tables, and write the requested files.
 
         Raises:
-            KeyboardInterrupt: After the rounds that were finished have been printed and written.
+            KeyboardInterrupt: On Ctrl-C, after the finished rounds have been printed and written.
         """
         check_each_once(self)
         check_targets(self.outputs)
         if self.method != (ALL,):
             check_methods(self.method)
-        # Only now anything slow is imported: --help and refusals stay quick.
+        # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate.bench.shapes import shape_sheet, shapes
 
@@ -102,7 +104,7 @@ class Bench(PromptRequest, MethodsOptions):
             raise stopped
 
     def _device(self) -> "torch.device":
-        """Where everything runs."""
+        """Return the device to run on, and make it the current one."""
         import torch
 
         from foveate.cli.setup import find_device
@@ -112,18 +114,22 @@ class Bench(PromptRequest, MethodsOptions):
         if device.index is not None and device.type != "cpu":
             torch.accelerator.set_device_index(device.index)
         if self.clock == "cpu" and device.type != "cpu":
-            raise UsageError("--clock cpu: the processor's time says nothing of an accelerator. Use --clock wall.")
+            raise UsageError("--clock cpu: processor time does not measure an accelerator. Use --clock wall.")
         if self.cuda_graphs:
             refuse_without_graphs(device)
         if self.models.attention == "flex_attention" and device.type != "cuda":
             raise UsageError(
-                "--attention flex_attention: its memory can be measured on CUDA alone, as it is compiled. "
+                "--attention flex_attention is compiled, so its memory can be measured on CUDA only. "
                 "Use --attention sdpa."
             )
         return device
 
     def _measure(self, shape: "NamedShape | None") -> "tuple[dict[str, Any], list[Table], BaseException | None]":
-        """The record and the tables of all timed rounds, and what stopped them, if anything did."""
+        """Time all rounds.
+
+        Returns:
+            The record for JSON, the tables, and the exception that stopped the rounds, if any.
+        """
         from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
         from foveate.bench.ladder import ladder_rows, ladder_sheet
         from foveate.bench.paired import PairedRun
@@ -155,18 +161,18 @@ class Bench(PromptRequest, MethodsOptions):
         if stopped is not None:
             notes = [f"Interrupted after {finished} of {pairs} rounds."]
             if finished < LEAST:
-                note(f"{finished} of {pairs} rounds were finished: too few for a ratio, so nothing is written.")
+                note(f"{finished} of {pairs} rounds finished, too few for a ratio: nothing is written.")
                 raise stopped
         rows = rows_of(run)
         noisy = noisy_parts(rows)
         if noisy:
             note(
-                f"warning: the machine is noisy: the untouched model differs from itself ({', '.join(noisy)}). "
-                "Distrust differences of that size; run more --pairs on a quiet machine."
+                f"warning: the machine is noisy: the full model differs from itself ({', '.join(noisy)}). "
+                "Do not trust differences of that size; use more --pairs on a quiet machine."
             )
         failed = {candidate.name: candidate.failed for candidate in run.candidates.values() if candidate.failed}
         if run.obstacle:
-            notes = [f"No rows of bare layers: {run.obstacle}.", *notes]
+            notes = [f"The bare layers were not timed: {run.obstacle}.", *notes]
         notes += [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
         notes += [f"{name}: did not run: {why}" for name, why in failed.items()]
         record |= {"infeasible": infeasible, "rounds": finished, "rounds_asked": pairs, "noisy": noisy}
@@ -177,15 +183,15 @@ class Bench(PromptRequest, MethodsOptions):
         return record, result_sheets(rows, title, notes), stopped
 
     def _ladder(self) -> "dict[str, Method]":
-        """The methods of a ladder's steps, each named in front of any model."""
+        """Return the methods of the ladder, before any model is made."""
         from foveate.bench.ladder import ladder_methods
 
         if len(self.method) > 1 or self.method == (ALL,) or len(self.budget) + len(self.retention) > 1:
-            raise UsageError("--ladder takes one --method at one budget. Leave the others out.")
+            raise UsageError("--ladder takes one --method and one budget. Leave the others out.")
         return ladder_methods(*self.method)
 
     def _prepare(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
-        """The model and its prompt."""
+        """Return the model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
         from foveate.cli.setup import load
 
@@ -200,11 +206,15 @@ class Bench(PromptRequest, MethodsOptions):
         text_tokens = benched.workload.text_tokens
         if self.text_tokens not in (None, text_tokens):
             asked = self.text_tokens
-            note(f"the prompt has {text_tokens} tokens of text: words of this tokenizer do not add up to {asked}.")
+            note(f"the prompt has {text_tokens} text tokens: this tokenizer cannot make exactly {asked}.")
         return benched
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
-        """Run everything; what stopped it, if anything did. What is finished then stays in the run."""
+        """Measure memory and time all rounds. Finished rounds stay in `run`.
+
+        Returns:
+            The exception that stopped the rounds, or None.
+        """
         from foveate.core.graphs import TAPES
 
         try:

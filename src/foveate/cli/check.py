@@ -1,4 +1,4 @@
-"""`foveate check`: prove dropping on a model, as it runs here."""
+"""`foveate check`: verify that dropping is correct on a model, as it runs on this machine."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from foveate.plain.flags import EMBEDDED, LoadOptions
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedModel(LoadOptions):
-    """The model and how it runs."""
+    """The model to load, and how to run it."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
     """hub id or local folder; only safetensors are read, and remote code is never run"""
@@ -25,12 +25,13 @@ class CheckedModel(LoadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Prove dropping on a model: this checkpoint, number format, device, attention kernel and these versions.
+    """Verify that dropping works correctly on a model, as it runs on this machine.
 
-    Several methods drop on one picture, and their logits are compared with the same model untouched, in which the
-    dropped tokens are hidden from all others. Also: keeping everything changes no bit, a cache and a batch change
-    nothing, and the model is restored. No labels are needed. Small faults show in float32 alone.
-    Exit code 1: something differs, or nothing can be told.
+    The result holds for this checkpoint, number format, device, attention kernel and these library versions. Several
+    methods drop tokens of one image. Their logits are compared with those of the unmodified model in which the dropped
+    tokens are masked. The command also checks that keeping everything changes no bit, that a cache and a batch change
+    nothing, and that the model is restored. No labels are needed. Small errors show only in float32.
+    Exit code 1: something differs, or the check is inconclusive.
 
     Examples:
       foveate check
@@ -41,16 +42,16 @@ class Check:
 
     models: Annotated[CheckedModel, tyro.conf.arg(name="model")] = field(default_factory=CheckedModel)
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """the picture (default: the embedded one)"""
+    """the image (default: the embedded one)"""
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> int:
-        """Check, print the table, and write what was asked for; the exit code."""
+        """Check, print the table, write the requested files, and return the exit code."""
         check_targets(self.outputs)
         check_model(self.models.model)
         if self.image is not None:
             check_readable(self.image)
-        # Only now anything slow is imported: --help and refusals stay quick.
+        # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate import embedded
             from foveate.ask.loaded import quiet
@@ -62,8 +63,8 @@ class Check:
         prompt = vlm.prepare(self.image or embedded.picture(), "What is in the picture?")
         checking = Checking(vlm.model, prompt.inputs)
         note(
-            f"up to {checking.runs} runs of the model, each of {checking.tokens} prompt tokens "
-            f"({prompt.vision_tokens} of the picture) and {STEPS} tokens of answer; two runs are batches of three."
+            f"up to {checking.runs} runs of the model, each with {checking.tokens} prompt tokens "
+            f"({prompt.vision_tokens} vision tokens) and {STEPS} answer tokens; two runs are batches of three."
         )
         with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)

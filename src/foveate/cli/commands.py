@@ -1,4 +1,4 @@
-"""Which command, and how it ends."""
+"""Parse the command line, run the command and turn its errors into exit codes."""
 
 import contextlib
 import sys
@@ -31,24 +31,24 @@ COMMANDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in KINDS}
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 OVERVIEW = """foveate: training-free vision-token dropping for large vision-language models.
-Everything runs offline on a small embedded model unless --model names another.
+Commands run offline on a small embedded model unless --model names another.
 
 Commands:
 {commands}
 
 Examples:
-  foveate generate                                    the embedded model and its picture
+  foveate generate                                    ask the embedded model about its example image
   foveate generate cat.jpg --prompt "What is this?" --model llava-hf/llava-1.5-7b-hf
-  foveate demo                                        a web page to try it on
-  foveate compare --help                              the flags of one command
+  foveate demo                                        open a web page to try it
+  foveate compare --help                              show the flags of one command
   foveate --version
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows without an answer, 70 a bug in foveate, 130 interrupted,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some rows have no answer, 70 a bug in foveate, 130 interrupted,
 143 terminated."""
 
 
 def run(words: list[str]) -> int:
-    """Run the command that these words name; the exit code."""
+    """Run the command named by the first word and return the exit code."""
     try:
         if not words or words[0] in ("-h", "--help"):
             lines = [f"  {name:10}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
@@ -59,12 +59,12 @@ def run(words: list[str]) -> int:
         return ended or DONE
     except FoveateError as error:
         note(str(error))
-        if isinstance(error, UsageError | UnknownNameError | SettingError):  # the command line itself is wrong
+        if isinstance(error, UsageError | UnknownNameError | SettingError):  # the command line is wrong
             return WRONG_USAGE
         return FAILED
-    except SystemExit as end:  # of tyro: 0 after the help, 2 after flags that it does not take
+    except SystemExit as end:  # from tyro: 0 after --help, 2 after unknown flags
         return int(end.code or DONE)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
+    except BrokenPipeError:  # the reader, such as `head`, closed the pipe: discard the rest
         discard()
     except Exception as error:
         if cause := _cause_in_words(error) or fault(error):
@@ -72,7 +72,7 @@ def run(words: list[str]) -> int:
             return FAILED
         name = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":. ")
         own = "".join(f" or in {file}" for file in files_run())
-        note(f"this is a bug in foveate{own}: {name}. Please report it with the command and the lines below.")
+        note(f"this is a bug in foveate{own}: {name}. Please report it, with the command and the traceback below.")
         with contextlib.suppress(OSError):
             traceback.print_exception(error, file=sys.stderr)
         return BUG
@@ -80,11 +80,11 @@ def run(words: list[str]) -> int:
 
 
 def parse_command(words: list[str]) -> Any:
-    """The command that these words name, with its flags.
+    """Return the command named by the first word, with its flags parsed.
 
     Raises:
         UnknownNameError: If there is no such command.
-        SystemExit: With 0 after `--help`, with 2 after flags that tyro does not take.
+        SystemExit: With code 0 after `--help`, and 2 after flags that tyro rejects.
     """
     name, *flags = words
     if name not in COMMANDS:
@@ -97,14 +97,17 @@ def parse_command(words: list[str]) -> Any:
 
 
 def _cause_in_words(error: Exception) -> str | None:
-    """One line on what is no bug: a kernel that torch's compiler cannot make, such as flex_attention's for some masks
-    on a CPU, or a lack of memory."""
+    """Describe an error that is not a bug in one line; None if it may be one.
+
+    Covers running out of memory, and kernels that torch cannot compile, such as flex_attention with some masks on a
+    CPU.
+    """
     compiler = sys.modules.get("torch._dynamo.exc")
     if compiler is not None and isinstance(error, compiler.TorchDynamoException):
         return (
             f"torch cannot compile an attention kernel here: {str(error).partition(chr(10))[0]}. "
-            "Take one that needs no compiling: --attention sdpa."
+            "Use one that needs no compilation: --attention sdpa."
         )
     if is_out_of_memory(error):
-        return f"out of memory: {first_line(error)} Take a smaller model or picture, fewer frames, or another --device."
+        return f"out of memory: {first_line(error)} Use a smaller model or image, fewer frames, or another --device."
     return None

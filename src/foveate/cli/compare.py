@@ -1,4 +1,4 @@
-"""`foveate compare`: the full model and several methods side by side on one question."""
+"""`foveate compare`: one question to the full model and to several methods, side by side."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from foveate.plain.table import Table
 
 METHODS = ("v2drop", "divprune", "vidcom2", "averagepool", "resize", "random")
-"""Methods that run on every family and lose little at a third of the tokens (docs/guides/choosing.md), and controls."""
+"""The default methods: they run on every family and lose little at a third of the tokens (docs/guides/choosing.md).
+The last three are controls."""
 SCHEDULED_CONTROLS = ("random", "uniform")
-"""Controls that run at the schedule of each method they stand beside."""
+"""Controls that run once per method, with the method's schedule."""
 OTHER_CONTROLS = ("averagepool", "resize")
-"""Controls that bring a schedule of their own."""
+"""Controls that run once, with their own schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Ask one question of the full model and of several methods, side by side.
+    """Ask the full model and several methods one question, and compare the answers.
 
-    A row each: the answer, how far it agrees with the full model's token by token, the retention, and the
-    ratio of times; with --figure one picture of what every method kept. One question is an illustration,
-    no measure of quality.
+    Prints one row per method: the answer, how many leading tokens agree with the full model's answer, the retention
+    and the time ratio. With --figure, draws what every method kept in one image. One question is an illustration,
+    not a measure of quality.
 
     Examples:
       foveate compare
@@ -42,16 +43,16 @@ class Compare:
     """
 
     files: Files = ()
-    """picture and video files, in the order the model sees them"""
+    """image and video files, in the order in which the model sees them"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
-    (default: v2drop, divprune, vidcom2 and controls: averagepool, resize and random; list: foveate methods)"""
+    (default: v2drop, divprune, vidcom2, and the controls averagepool, resize and random; list: foveate methods)"""
     pairs: Pairs = 10
-    """timed rounds, after a warm-up"""
+    """timed rounds, after one warm-up round"""
     figure: MaybeFile = None
-    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    """draw the kept patches on the image, one panel per stage; for a video, one sheet per stage
     (png, jpg, webp, pdf)"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[FlopsOptions, tyro.conf.arg(name="budget")] = field(default_factory=FlopsOptions)
@@ -59,12 +60,12 @@ class Compare:
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
-        """Answer with each, print the table, and write what was asked for."""
+        """Answer with each method, print the table, and write the requested files."""
         check_targets(self.outputs, self.figure)
         names = self.method or METHODS
         check_methods(names)
         check_input(self.files, self.prompt or "", self.models.model, self.media)
-        # Only now anything slow is imported: --help and refusals stay quick.
+        # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
             from foveate.cli.report import agreement, full_values, race_note, race_values
@@ -99,7 +100,7 @@ class Compare:
             lines.append(f"Each method has the largest budget within {share:.1%} of the full model's FLOPs.")
         if self.figure is not None:
             values["figure"] = str(self.figure)
-            lines.append(f"Picture: {self.figure}")
+            lines.append(f"Figure: {self.figure}")
         table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).noted(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
@@ -109,11 +110,13 @@ class Compare:
 
 
 def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "dict[str, Answer]":
-    """Each method's answer by its name; controls run at the schedule of each method, right behind it."""
+    """Answer with every method, by its name. Scheduled controls run right after each method, with its schedule."""
     from foveate.methods.random import same_schedule
 
     answers: dict[str, Answer] = {}
-    for name in sorted(setup.methods, key=OTHER_CONTROLS.__contains__):  # in order, with other controls last
+    for name in sorted(
+        setup.methods, key=OTHER_CONTROLS.__contains__
+    ):  # stable sort: moves the other controls to the end
         with busy(f"Answering with {name}"):
             answers[name] = setup.vlm.answer(setup.prompt, setup.methods[name], generation=generation)
         if name in OTHER_CONTROLS:
@@ -121,7 +124,7 @@ def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "d
         answer = answers[name]
         assert answer.method is not None
         counts = [layer[0] for layer in answer.trace.latest.per_layer]
-        for control, kind in controls.items():  # as many tokens in every layer as the method had, and as long a cache
+        for control, kind in controls.items():  # as many tokens in every layer and in the cache as the method has
             method = same_schedule(answer.method, counts, answer.vision_tokens, kind)
             with busy(f"Answering with {control} as {name}"):
                 answers[f"{control} as {name}"] = setup.vlm.answer(setup.prompt, method, generation=generation)
@@ -129,11 +132,11 @@ def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "d
 
 
 def _notes(answers: "Mapping[str, Answer]", timing: str) -> list[str]:
-    """The lines below the table."""
+    """Return the lines below the table."""
     lines = [f"Time ratio to the full model's: {timing}."]
-    lines.append("In the full model's row it is timed against itself: what noise alone does here.")
+    lines.append("In the full model's row, it is timed against itself: the noise of this measurement.")
     if beside := [name for name in answers if " as " in name]:
-        lines.append(f"“{beside[0]}”: as many tokens before the same layers, chosen by the control.")
+        lines.append(f"“{beside[0]}”: as many tokens at the same layers, chosen by the control.")
     if missed := {name: answer.missed for name, answer in answers.items() if answer.missed is not None}:
         lines.append("* The budget is not met:")
         lines += [f"  {name}: {words}." for name, words in missed.items()]
@@ -148,7 +151,16 @@ def _table(
     infeasible: Mapping[str, str],
     of_all: bool,
 ) -> "Table":
-    """A row for the full model and one a method; with FLOPs from the pixels on, or of the decoder alone."""
+    """Return the table: a row for the full model and one per method.
+
+    Args:
+        full: The full model's answer.
+        answers: The methods' answers, by name.
+        agreements: How far each answer agrees with the full model's.
+        race: The time ratios, by name.
+        infeasible: Why other methods could not meet the budget, by name.
+        of_all: True counts FLOPs from the pixels on, False those of the decoder's prefill.
+    """
     from foveate.bench.paired import AGAIN
     from foveate.cli.report import agreement_words, interval
     from foveate.plain.table import Column, Number, Table, number

@@ -1,4 +1,4 @@
-"""`foveate count`: how many vision tokens pictures and films are to a model, before its weights are loaded."""
+"""`foveate count`: count the vision tokens of images and videos without loading the model's weights."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +26,10 @@ QUESTION = "What is this?"
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Count the vision tokens of pictures and films in a model, without its weights.
+    """Count the vision tokens of images and videos, without loading the model's weights.
 
-    Runs the model's own processor, so the counts are those that the model will get. Of a hub id, only the config and
-    the processor are downloaded. With --method also what would leave where, and what that costs.
+    Runs the model's own processor, so the counts are exactly those that the model will get. For a hub id, downloads
+    only the config and the processor. With --method, also shows how many tokens each layer keeps, and the cost.
 
     Examples:
       foveate count cat.jpg --model Qwen/Qwen3-VL-8B-Instruct
@@ -39,23 +39,23 @@ class Count:
     """
 
     files: Files = ()
-    """picture and video files, or folders of them, in the order the model sees them"""
+    """image and video files, or folders of them, in the order in which the model sees them"""
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
     """hub id or local folder; its weights may be missing"""
     tokens: MaybeTokens = None
-    """also find the max_pixels with which the pictures have no more vision tokens than this together"""
+    """also find the largest max_pixels at which all images together have at most this many vision tokens"""
     method: Annotated[str | None, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]", help_behavior_hint="")] = None
-    """also say what a method, preset or chain will leave where; it takes a budget as for generate"""
+    """also count the tokens that a method, preset or chain keeps in each layer; takes a budget, as generate does"""
     figure: MaybeFile = None
-    """draw how many vision tokens each decoder layer will process (png, jpg, webp, pdf)"""
+    """draw how many vision tokens each decoder layer processes (png, jpg, webp, pdf)"""
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
-        """Count, print, and write what was asked for."""
+        """Count, print the tables, and write the requested files."""
         if self.method is None and (self.figure is not None or self.budgets.has_budget):
-            raise UsageError("--figure, --budget and --retention are for what drops: name it with --method.")
+            raise UsageError("--figure, --budget and --retention need a method: name it with --method.")
         check_targets(self.outputs, self.figure)
         if self.method is not None:
             check_methods([self.method])
@@ -85,7 +85,7 @@ class Count:
         try:
             cost = prompt.cost()
             values |= {"flops": cost.model_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
-        except FoveateError as error:  # what the prompt costs the untouched model is not counted
+        except FoveateError as error:  # a family whose costs foveate cannot count
             values["uncounted"] = str(error)
         values["vision_tokens"] = prompt.vision_tokens
         if self.tokens is not None:
@@ -102,7 +102,7 @@ class Count:
 
 
 def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":
-    """A row for each file, and what all of them are together."""
+    """Return the table: a row per file, and the sum in the notes."""
     from foveate.plain.table import Column, Table, number
     from foveate.video import Clip
 
@@ -124,7 +124,7 @@ def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":
     if "max_pixels" in values:
         most = values["max_pixels"]
         notes.append(
-            f"With max_pixels={most} there are no more than asked for: AutoProcessor.from_pretrained(…, "
+            f"With max_pixels={most} there are no more than that: AutoProcessor.from_pretrained(…, "
             f"max_pixels={most}), in vLLM --mm-processor-kwargs '{{\"max_pixels\": {most}}}'."
         )
     columns = [Column("File", wrap=True), Column("Pixels"), Column("Vision tokens", right=True)]

@@ -16,9 +16,9 @@ from foveate.plain.spelling import is_second_look
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Serve a web page: ask about a picture or film, and see side by side what methods answer and keep.
+    """Serve a web page where you ask about an image or video, and compare what methods answer and keep.
 
-    The page needs no network: it asks the model on this machine, and serves everything itself. Ctrl-C ends it.
+    The page needs no network: the model runs on this machine, and all files are served from it. Ctrl-C ends it.
 
     Examples:
       foveate demo
@@ -29,15 +29,15 @@ class Demo:
     """
 
     host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
-    """who can open the page: 127.0.0.1 is this machine alone, 0.0.0.0 everyone who can reach it"""
+    """who can open the page: 127.0.0.1 is this machine only, 0.0.0.0 everyone who can reach it"""
     port: Annotated[int, whole(0, 65535)] = 7860
-    """port of the page; 0 takes any free one"""
+    """port of the page; 0 uses any free one"""
     open: Flag = False
     """also open the page in a browser"""
     json: Flag = False
     """print the address as JSON"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE")] = ()
-    """a second look of foveate tune --agreement, offered to visitors among the methods; repeatable"""
+    """a second look from foveate tune --agreement, offered to visitors next to the methods"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
 
     def run(self) -> None:
@@ -45,9 +45,11 @@ class Demo:
         check_methods(self.method)
         for file in self.method:
             if not is_second_look(file):
-                raise UsageError(f"--method {file} is no second look: visitors write methods themselves. Leave it out.")
+                raise UsageError(
+                    f"--method {file} is not a second look. Leave it out: visitors choose methods themselves."
+                )
         check_model(self.models.model)
-        # Only now anything slow is imported: --help and refusals stay quick.
+        # Slow imports come last, so that --help and usage errors stay fast.
         from foveate.app.server import check_gradio, listen
 
         check_gradio()
@@ -68,13 +70,13 @@ class Demo:
                 look.refuse_others(vlm, Generation(max_new_tokens=longest))
             try:
                 serve(vlm, listening, self.host, max_new_tokens=longest, looks=looks, ready=self._ready)
-            except KeyboardInterrupt:  # the way to end it
+            except KeyboardInterrupt:  # the normal end
                 note("the page is closed.")
             finally:
-                vlm.lock.acquire()  # an answer on its way is waited for: Python cannot exit amid torch's work
+                vlm.lock.acquire()  # wait for a running answer: Python cannot exit while torch computes
 
     def _ready(self, url: str) -> None:
-        """Say where the page is."""
+        """Print the address of the page."""
         if self.json:
             show_json({"url": url, "model": self.models.model})
         else:

@@ -1,4 +1,4 @@
-"""`foveate eval`: what dropping costs in quality, against the full model on the same questions."""
+"""`foveate eval`: measure the quality that dropping costs, against the full model on the same questions."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,62 +25,64 @@ FOR_RUNS = ("method", "budget", "retention", "flops", "samples", "prompt", "draw
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(MethodsOptions):
-    """Measure what methods cost in quality at several budgets.
+    """Measure the quality that methods lose at several budgets.
 
-    By default on the embedded model's own tasks; with --samples on your own pictures and questions; with --logs it
-    pairs benchmarks that lmms-eval ran with --model foveate.
-    The full model and every method at every budget answer the same questions. The table shows accuracy, agreement with
-    the full model's answers, accuracy as a share of its own, KL divergence of the first answer token, the tokens truly
-    spent and FLOPs, with 95 % intervals (paired, over pictures), and says where an accuracy says
-    nothing. Another one has every method beside the first. Random (several draws), Uniform, AveragePool and Resize run
-    as baselines. Answers are saved as they come: a run that was interrupted goes on where it stopped.
+    Asks the embedded model its own tasks; with --samples, asks about your own images; with --logs, compares benchmark
+    runs of lmms-eval --model foveate.
+
+    The full model and every method at every budget answer the same questions. The first table shows accuracy,
+    agreement with the full model's answers, accuracy relative to the full model's, the KL divergence of the first
+    answer token, the tokens actually used, and FLOPs, with 95 % intervals (paired, over images). It marks accuracies
+    that are not informative. The second table compares every method with the first one. Random (several draws),
+    Uniform, AveragePool and Resize run as baselines. Answers are saved as they arrive, so an interrupted run can be
+    resumed.
 
     Examples:
       foveate eval                                           the embedded model on its own tasks
       foveate eval --questions 2200 --seed 0 --seed 1 --seed 2 --figure pareto.png --out quality.json
-      foveate eval --samples questions.jsonl --retention 0.2  agreement with the full model; accuracy with a label each
-      foveate eval --logs full/ v2drop/ random/              of lmms-eval's runs, each an --output_path
+      foveate eval --samples questions.jsonl --retention 0.2  agreement, and accuracy if rows have a label
+      foveate eval --logs full/ v2drop/ random/              runs of lmms-eval, each an --output_path
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
 
     flops: Shares = ()
-    """instead: FLOPs to the first token, as a share of the full model's, so that all methods cost as much"""
+    """the budget as a share of the full model's FLOPs to the first token, so that all methods cost the same"""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = None
-    """embedded tasks, out of colour, shape, count, existence, quadrant, relation, read text, character, text quadrant,
-    list left to right, list top to bottom (default: all)"""
+    """embedded tasks to run (default: all): colour, shape, count, existence, quadrant, relation,
+    read text, character, text quadrant, list left to right, list top to bottom"""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
-    """your own samples: a file as foveate batch takes it (JSON lines, CSV, Parquet), such as
-    {"image": file, "question": text, "label": text} a line; or a folder of pictures, with --prompt"""
+    """your own samples: a file as for foveate batch (JSON lines, CSV, Parquet) with rows such as
+    {"image": file, "question": text, "label": text}; or, with --prompt, a folder of images"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
-    """your own samples: the question, asked of every one"""
+    """with --samples: the question for every sample"""
     questions: Count = 550
-    """embedded tasks: questions in all, up to one a task and picture"""
+    """embedded tasks: total number of questions, at most one per task and image"""
     seed: Annotated[tyro.conf.UseAppendAction[tuple[int, ...]], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
-    """embedded tasks: which held-out pictures; several share the questions out (default: 0)"""
+    """embedded tasks: seed of the held-out images; repeatable, to split the questions among seeds (default: 0)"""
     draws: Count = 3
-    """runs of each method that drops at random, each with a seed of its own"""
+    """runs of each random method, each with its own seed"""
     no_baselines: Flag = False
     """run only the methods given with --method"""
     workers: Annotated[int, whole(0), tyro.conf.arg(help_behavior_hint="")] = 0
-    """processes, each with a model of its own (default: for the embedded model on a CPU one a core, at most 4;
-    else 1)"""
+    """worker processes, each with its own copy of the model
+    (default: for the embedded model on a CPU one per core, at most 4; else 1)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """where answers are saved (default: foveate/eval in the user's cache folder)"""
+    """folder where answers are saved (default: foveate/eval in the user's cache folder)"""
     logs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER|FILE…", help_behavior_hint="")] = ()
-    """what lmms-eval left with --model foveate --log_samples --output_path: the full model's, and then methods'"""
+    """outputs of lmms-eval --model foveate --log_samples --output_path: first the full model's, then the methods'"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
-    """logs: the folder with tasks of your own that was lmms-eval's --include_path"""
+    """with --logs: the folder of your own tasks that was lmms-eval's --include_path"""
     figure: MaybeFile = None
     """draw quality against cost (png, jpg, webp, pdf)"""
     models: Annotated[GraphOptions, tyro.conf.arg(name="model")] = field(default_factory=GraphOptions)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> int:
-        """Ask, summarise, print, and write what was asked for; the exit code."""
+        """Evaluate, print the tables, write the requested files, and return the exit code."""
         self._check()
         check_targets(self.outputs, self.figure)
         check_model(self.models.model)
-        # Only now anything slow is imported: --help and refusals stay quick.
+        # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate.eval.pareto import draw
             from foveate.eval.quality import tables_of
@@ -101,7 +103,7 @@ class Eval(MethodsOptions):
             shown += [table, Text("")] if table.notes else [table]
         if self.figure is not None:
             values["figure"] = str(self.figure)
-            shown.append(Text(f"Picture: {self.figure}"))
+            shown.append(Text(f"Figure: {self.figure}"))
         finish(
             values,
             Group(*shown),
@@ -119,25 +121,25 @@ class Eval(MethodsOptions):
         check_each_once(self)
         check_methods(self.method)
         if self.logs:
-            self._refuse((*FOR_TASKS, *FOR_RUNS), "is for questions that are asked here. Leave it out beside --logs.")
+            self._refuse((*FOR_TASKS, *FOR_RUNS), "does not apply to --logs. Leave one of them out.")
             if len(self.logs) < 2:
-                raise UsageError("--logs pairs runs: name the full model's, and one or more of methods.")
+                raise UsageError("--logs compares runs: name the full model's, and one or more of methods.")
         elif self.include:
-            raise UsageError("--include is for --logs: name those.")
+            raise UsageError("--include applies only to --logs: name the runs with --logs.")
         if self.samples is not None:
-            self._refuse(FOR_TASKS, "is for tasks, and --samples brings questions of its own. Leave it out.")
+            self._refuse(FOR_TASKS, "applies only to the embedded tasks. Leave it out with --samples.")
             samples_in(self.samples, question=self.prompt)
         elif self.prompt is not None:
-            raise UsageError("--prompt is for --samples: name a folder or file.")
+            raise UsageError("--prompt applies only to --samples: name a folder or file with --samples.")
 
     def _refuse(self, flags: tuple[str, ...], why: str) -> None:
-        """Refuse flags that would do nothing."""
+        """Refuse each of these flags that is set, with the reason `why`."""
         for name in flags:
             if getattr(self, name) != getattr(Eval, name):
                 raise UsageError(f"--{name.replace('_', '-')} {why}")
 
     def _evaluate(self) -> "Quality":
-        """What is asked here, of the embedded tasks or of one's own samples."""
+        """Ask the embedded tasks or the user's samples, and return the results."""
         from foveate.cli.setup import load
         from foveate.eval.evaluation import evaluate, evaluate_samples
         from foveate.eval.plan import USUAL, Plan

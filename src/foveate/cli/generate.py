@@ -1,4 +1,4 @@
-"""`foveate generate`: an answer with vision tokens dropped, and what that saved."""
+"""`foveate generate`: answer with vision tokens dropped, and report what that saved."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Answer a question about pictures or a video while vision tokens are dropped.
+    """Answer a question about images or a video, with vision tokens dropped.
 
-    Prints the answer, the retention, and the FLOPs and KV-cache bytes saved; with --full also the untouched
-    model's answer and a measured time ratio. Without an image, the embedded model is asked about the
-    picture that comes with it.
+    Prints the answer, the retention, and the FLOPs and KV-cache bytes saved. With --full, also prints the full
+    model's answer and a measured time ratio. Without FILE, asks the embedded model about its example image.
 
     Examples:
       foveate generate
@@ -40,23 +39,23 @@ class Generate:
     """
 
     files: Files = ()
-    """picture and video files, in the order the model sees them"""
+    """image and video files, in the order in which the model sees them"""
     prompt: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")
     ] = ()
-    """the question; with several, the pictures are looked at once, and each question is answered"""
+    """the question; repeatable, to ask several questions about the same files"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
-    (list: foveate methods). The default is good at a third of the tokens on the embedded model.
-    Below a fifth take divprune, scope or vidcom2 (docs/guides/choosing.md)"""
+    (list: foveate methods). The default works well at a third of the tokens on the embedded model.
+    Below a fifth, use divprune, scope or vidcom2 (docs/guides/choosing.md)"""
     full: Flag = False
-    """also run the model without dropping: show its answer and the time ratio"""
+    """also run the model without dropping, and show its answer and the time ratio"""
     pairs: Pairs = 10
-    """with --full: timed pairs, after one of warm-up"""
+    """with --full: timed pairs, after one warm-up pair"""
     show: Flag = False
-    """show the kept patches in the terminal, if it has colours"""
+    """show the kept patches in the terminal, if it supports colours"""
     figure: MaybeFile = None
-    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    """draw the kept patches on the image, one panel per stage; for a video, one sheet per stage
     (png, jpg, webp, pdf)"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
@@ -64,13 +63,13 @@ class Generate:
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
-        """Answer, print, and write what was asked for."""
+        """Answer, print the result, and write the requested files."""
         if self.full and len(self.prompt) > 1:
-            raise UsageError("--full compares and times one answer: give one --prompt.")
+            raise UsageError("--full compares and times a single answer: give one --prompt.")
         check_targets(self.outputs, self.figure)
         check_methods([self.method])
         check_input(self.files, self.prompt, self.models.model, self.media)
-        # Only now anything slow is imported: --help and refusals stay quick.
+        # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate.ask.answers import Answerer, in_order
             from foveate.ask.generation import Generation
@@ -81,7 +80,7 @@ class Generate:
 
         drops = parse_drop(self.method, self.budgets)
         if self.full and isinstance(drops, SecondLook):
-            raise UsageError("--full times a method, and a second look is none: leave it out, or name a method.")
+            raise UsageError("--full times a method, and a second look is not one. Leave it out, or name a method.")
         setup = set_up(self, self.prompt, {self.method: drops})
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         values: dict[str, Any] = {"foveate": __version__, **setup.prompt.to_dict(), "name": self.method}
@@ -89,7 +88,7 @@ class Generate:
             try:
                 refuse_unshareable(setup.vlm.model, drops)
             except UnsupportedError as error:
-                note(f"{error} Each question is asked afresh.")
+                note(f"{error} Each question runs its own prefill.")
         with busy(f"Answering with {self.method}"):
             answerer = Answerer(setup.vlm, drops, generation)
             answers = list(in_order(answerer.replies(setup.prompts, lambda prompt, _: prompt)))
@@ -108,18 +107,22 @@ class Generate:
             rows += lines
         if self.figure is not None:
             values["figure"] = str(self.figure)
-            rows.append(("Picture", str(self.figure)))
+            rows.append(("Figure", str(self.figure)))
         shown: RenderableType = label_lines(rows)
         if self.show:
             drawn = preview_on(Screen(), answer.show())
-            drawn = drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
+            drawn = drawn or Text("This terminal has no colours to show an image; --figure FILE writes one.")
             shown = Group(shown, drawn)
         finish(values, shown, self.outputs, figure=self.figure, draw=answer.show)
 
     def _compare_full(
         self, setup: "Setup", answer: "Answer", generation: "Generation"
     ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """The full model's answer and time beside a method's: values, and lines with their labels."""
+        """Compare a method with the full model's answer and time.
+
+        Returns:
+            The values for the JSON, and the labelled lines to print.
+        """
         from foveate.bench.paired import AGAIN
         from foveate.cli.report import agreement, agreement_words, full_values, interval, race_note, race_values
 
@@ -133,6 +136,6 @@ class Generate:
             ("Full model", full.text),
             ("Agreement", agreement_words(same)),
             ("Time ratio", f"{ratio} of the full model's time; {race_note(race, len(full.tokens))}"),
-            ("", f"{interval(race[AGAIN])} for the full model against itself: what noise alone does here"),
+            ("", f"{interval(race[AGAIN])} for the full model against itself: the noise of this measurement"),
         ]
         return values, lines

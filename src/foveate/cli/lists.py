@@ -1,4 +1,4 @@
-"""`foveate methods`, `foveate models` and `foveate presets`: what there is. Only names are known without torch."""
+"""`foveate methods`, `foveate models` and `foveate presets`. The plain lists need no torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ from foveate.plain.spelling import Written, read_json, settings_in, unknown
 STAGES = {
     "pixels": "Before the tower",
     "tower": "In the tower",
-    "projector": "Behind it",
+    "projector": "After the tower",
     "layer": "Between layers",
     "kv": "In the KV cache",
     "read": "Not read while decoding",
 }
 PLACES = {"layer": "Layers", "projector": "Projector", "tower": "Tower"}
-"""Where tokens of a model without a family are dropped: between layers, behind the projector, as the tower says."""
-ANY_COUNT = 1000  # where any count fits, the share is that of this one
+"""Headings for the stages at which a model without a family can drop tokens."""
+ANY_COUNT = 1000  # vision tokens assumed for presets that fit any count, to turn their spending into a share
 LOOKING = "Looking for methods and families"
-BELOW = "Settings: foveate methods NAME. Best on the embedded model at 1/9: vidcom2, mmtok, vscan, divprune."
+BELOW = "Settings: foveate methods NAME. Best at 1/9 on the embedded model: vidcom2, mmtok, vscan, divprune."
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Methods:
-    """List the methods: what each does; with a name, one method's settings, their defaults and its presets.
+    """List the methods. With NAME, show a method's settings, their defaults and its presets.
 
-    Methods of installed packages are listed too.
+    The list includes methods of installed packages.
 
     Examples:
       foveate methods
@@ -44,7 +44,7 @@ class Methods:
     """
 
     name: Name = ""
-    """show only this method, with its settings"""
+    """show this method and its settings"""
     json: Flag = False
     """print only JSON to stdout"""
 
@@ -68,14 +68,14 @@ class Methods:
 
 
 def _method(row: Mapping[str, Any]) -> list[RenderableType]:
-    """One method: what it does, its settings and its presets."""
+    """Return what to print of one method: its summary, its settings and its presets."""
     table = _table("Setting", "Default", "Takes", "What it means")
     for name, default in row["settings"].items():
         value = row["usual"].get(name, default)
         table.add_row(name, Text(_value(value)), Text(row["types"][name]), Text(row["meanings"][name]))
     shown: list[RenderableType] = [Text(f"{row['name']}: {row['summary']}"), table]
     if row["usual"]:
-        shown.append(Text(f"In a decoder of 32 layers; others have their own {' and '.join(row['usual'])}."))
+        shown.append(Text(f"Defaults of a 32-layer decoder; other depths have other {' and '.join(row['usual'])}."))
     if names := [name for name in inventory.presets() if name.startswith(f"{row['name']}/")]:
         shown.append(Text(f"Presets: {', '.join(names)}"))
     shown.append(Text(f'Use it: --method {row["name"]}, or with settings: --method "{row["name"]}:KEY=VALUE;…"'))
@@ -83,7 +83,7 @@ def _method(row: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _value(value: Any) -> str:
-    """A setting as one writes it: "3, 17, 22", "0.333", "true"; a dash where there is none."""
+    """Return a setting's value as a user writes it: "3, 17, 22", "0.333", "true"; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -97,7 +97,7 @@ def _value(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """List the model families that are supported, and the embedded model; with a name, what works on one family.
+    """List the supported model families. With NAME, show which methods work on a family.
 
     Any checkpoint of a listed model_type works: a hub id or a local folder after --model.
 
@@ -108,7 +108,7 @@ class Models:
     """
 
     name: Name = ""
-    """show only this model_type, with what works there"""
+    """show this model_type and the methods that work on it"""
     json: Flag = False
     """print only JSON to stdout"""
 
@@ -146,40 +146,40 @@ class Models:
         refusals = [f"{method} is refused on: {', '.join(kinds)}" for method, kinds in refusing.items()]
         return show(
             table,
-            Text(f"Told from their structure, and proved one by one: {_titles(proved, served=True)}."),
-            Text(f"Refused, with the reason by name: {_titles(proved, served=False)}."),
+            Text(f"Supported by their structure, each one verified: {_titles(proved, served=True)}."),
+            Text(f"Refused (reason: foveate models NAME): {_titles(proved, served=False)}."),
             *map(Text, refusals or ["Every method runs on every family."]),
-            Text("Where each method drops tokens, or what is proved: foveate models NAME"),
+            Text("Where each method drops tokens, or what is verified: foveate models NAME"),
             Text(f"--model {EMBEDDED} (the default) is a small LLaVA that ships with foveate and runs offline."),
             Text(f"Presets exist for: {', '.join(named)} (foveate presets)."),
         )
 
 
 def _titles(rows: Sequence[Mapping[str, Any]], served: bool) -> str:
-    """What people call the models that are served, or those that are not."""
+    """Return the names of the models that are supported, or of those that are refused."""
     return ", ".join(sorted(row["title"] for row in rows if bool(row["places"]) is served))
 
 
 def _family(row: Mapping[str, Any]) -> list[RenderableType]:
-    """One family: what foveate knows of it, where each method drops tokens, and why others are refused."""
+    """Return what to print of one family: where each method drops tokens, and why others are refused."""
     table = _table("Method", *STAGES.values())
     for name in row["methods"]["image"]:
         cells = marks({modality: {name: answers[name]} for modality, answers in row["methods"].items()})
         table.add_row(name, *cells[:-1])
     refused = [Text(f"Refused: {reason}") for reason in _refusals(row).values()]
-    legend = Text("i: tokens of images are or may be dropped there; v: those of videos.")
+    legend = Text("i: image tokens are or may be dropped there; v: video tokens.")
     head = f"{row['title']} (model_type {row['model_type']}): {row['summary']}"
     return [Text(head), table, *refused, legend]
 
 
 def _refusals(row: Mapping[str, Any]) -> dict[str, str]:
-    """The methods that a family refuses, and why."""
+    """Return the methods that a family refuses, each with the reason."""
     answers = [answer for of_modality in row["methods"].values() for answer in of_modality.items()]
     return {name: answer for name, answer in answers if isinstance(answer, str)}
 
 
 def marks(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A cell a stage: "i" for images, "v" for videos; then the methods that are refused."""
+    """Return one cell per stage, with "i" for images and "v" for videos, then a cell of the refused methods."""
     stages = {
         modality: {stage for answer in answers.values() if isinstance(answer, list) for stage in answer}
         for modality, answers in methods.items()
@@ -195,7 +195,7 @@ def marks(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
 class Presets:
     """List the presets: published and derived settings, each with its source.
 
-    The retention is what the schedule spends on the model it was made for.
+    The mean tokens are those of the model that the preset was made for.
 
     Examples:
       foveate presets
@@ -205,7 +205,7 @@ class Presets:
     """
 
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
-    """list only names that contain this; or show a preset file, of foveate tune or of Method.to_dict"""
+    """list only presets whose names contain this, or show a preset file of foveate tune or Method.to_dict"""
     json: Flag = False
     """print only JSON to stdout"""
 
@@ -223,7 +223,7 @@ class Presets:
                 from foveate.registry import preset
 
                 for row in rows:
-                    if row["depth"] is not None:  # not of a file: with all that is as it is by default
+                    if row["depth"] is not None:  # not from a file: include the default settings
                         row["setting"] = preset(row["name"]).to_dict()
             return show_json({"presets": rows})
         table = _table("Preset", "Mean tokens", "Source")
@@ -237,7 +237,7 @@ class Presets:
 
 
 def _preset(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of a preset: its setting, its source, and what it spends on the model that it was made for."""
+    """Return a preset's row: its settings, its source, and its mean tokens on the model that it was made for."""
     vision_tokens, spends = line.get("vision_tokens"), line.get("spends")
     return {
         "name": name,
@@ -251,7 +251,7 @@ def _preset(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_file(path: str) -> dict[str, Any]:
-    """The row of a preset file."""
+    """Return the row of a preset file."""
     setting, values = settings_in(path), read_json(path)
     tokens, model = values.get("tokens"), values.get("model")
     return {
@@ -266,10 +266,10 @@ def _in_file(path: str) -> dict[str, Any]:
 
 
 def _spending(row: Mapping[str, Any]) -> str:
-    """What a preset spends: "194 of 576, 33.6%", a share alone, or "by picture"."""
+    """Return a preset's mean tokens in words: "194 of 576, 33.6%", a share alone, or "depends on the image"."""
     if row["retention"] is None:
         if row["mean_tokens"] is None:
-            return "by picture"
+            return "depends on the image"
         return f"{row['mean_tokens']:.3g}"
     share = f"{row['retention']:.1%}"
     if row["mean_tokens"] is None:
@@ -277,16 +277,16 @@ def _spending(row: Mapping[str, Any]) -> str:
     return f"{row['mean_tokens']:.3g} of {row['vision_tokens']}, {share}"
 
 
-# -- for all three --------------------------------------------------------------------------------------------
+# -- shared by all three --------------------------------------------------------------------------------------
 
 
 def _rows_of(name: str, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """The row of this name; all of them without one."""
+    """Return the row with this name, or all rows if the name is empty."""
     return [row for row in rows if name in ("", row[key])]
 
 
 def _table(*heads: str) -> Table:
-    """A table with a line under its head; only the last column gives way where the screen is narrow."""
+    """Return an empty table with a line under its head. On a narrow screen, only the last column wraps."""
     table = Table(*heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in table.columns[:-1]:
         column.no_wrap = True
@@ -294,5 +294,5 @@ def _table(*heads: str) -> Table:
 
 
 def _one_line(text: str) -> Text:
-    """A text that ends in an ellipsis where the line does."""
+    """Return a text that is cut with an ellipsis at the end of the line."""
     return Text(text, no_wrap=True, overflow="ellipsis")

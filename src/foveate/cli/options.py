@@ -1,4 +1,4 @@
-"""Flags that several commands share. Nothing here may import torch: `--help` must be quick."""
+"""Flags shared by several commands. Nothing here may import torch, so that `--help` stays fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,19 @@ from foveate.plain.files import local_path
 from foveate.plain.flags import Flag, number_in, whole
 
 Pairs = Annotated[int, whole(2)]
-"""Rounds of timing: an interval needs two."""
+"""Timed rounds, at least the two that an interval needs."""
 TOKENS = number_in(
-    float, "TOKENS", lambda tokens: 0 < tokens < float("inf"), "a number above 0; a share is --retention", spelled=str
+    float,
+    "TOKENS",
+    lambda tokens: 0 < tokens < float("inf"),
+    "a number above 0; for a share use --retention",
+    spelled=str,
 )
 SHARE = number_in(
     float,
     "SHARE",
     lambda share: 0 < share <= 1,
-    "a share in (0, 1], such as 0.33, 33% or 1/3; a token count is --budget",
+    "a share in (0, 1], such as 0.33, 33% or 1/3; for a token count use --budget",
 )
 Tokens = Annotated[float, TOKENS]
 Share = Annotated[float, SHARE]
@@ -33,7 +37,7 @@ Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(h
 def _path_of(words: list[str]) -> Path:
     try:
         return local_path(words[0])
-    except InputError as error:  # a ValueError, which tyro would put into a frame without its words
+    except InputError as error:  # a ValueError, whose message tyro would not show
         raise UsageError(str(error)) from error
 
 
@@ -59,22 +63,22 @@ class BudgetOptions:
     """How many vision tokens to keep."""
 
     budget: MaybeTokens = None
-    """mean vision tokens per decoder layer, for this input"""
+    """mean number of vision tokens per decoder layer, for this input"""
     retention: MaybeShare = None
-    """the same as a share in (0, 1] (default: 1/3, of a name alone)"""
+    """the budget as a share in (0, 1] (default: 1/3 for a method without settings)"""
     settings: Settings = ()
-    """a setting of the method, repeatable; the settings of a method: foveate methods NAME"""
+    """a setting of the method; repeatable (list: foveate methods NAME)"""
     seed: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """the seed of random dropping (default: 0)"""
+    """seed of random dropping (default: 0)"""
 
     @property
     def flops(self) -> float | None:
-        """A share of the full model's FLOPs instead, for commands that take one."""
+        """The budget as a share of the full model's FLOPs, for commands that take one."""
         return None
 
     @property
     def has_budget(self) -> bool:
-        """Whether somebody gave a budget."""
+        """True if `--budget` or `--retention` is given."""
         return self.budget is not None or self.retention is not None
 
 
@@ -83,53 +87,54 @@ class FlopsOptions(BudgetOptions):
     """How many vision tokens to keep."""
 
     flops: MaybeShare = None
-    """instead: FLOPs to the first token, as a share of the full model's, so that all methods cost as much"""
+    """the budget as a share of the full model's FLOPs to the first token, so that all methods cost the same"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsOptions:
-    """Which methods run, and at which budgets."""
+    """The methods to run, and their budgets."""
 
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     budget: Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
-    """mean vision tokens per decoder layer"""
+    """mean number of vision tokens per decoder layer; repeatable"""
     retention: Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
-    """the same as a share in (0, 1] (default: of names alone 1/3; eval also 2/9 and 1/9)"""
+    """the budget as a share in (0, 1]; repeatable
+    (default for methods without settings: 1/3; eval also runs 2/9 and 1/9)"""
 
 
 def check_each_once(options: Any) -> None:
-    """Refuse methods and budgets of a command that are given twice, or budgets in several ways.
+    """Refuse methods and budgets that are given twice, and budgets of more than one kind.
 
     Raises:
-        UsageError: If that is so.
+        UsageError: If there are any.
     """
     flags = ("budget", "retention", "flops")
     kinds = [f"--{flag}" for flag in flags if getattr(options, flag, ())]
     if len(kinds) > 1:
-        raise UsageError(f"{' and '.join(kinds)} say the same thing; give one of them.")
+        raise UsageError(f"{' and '.join(kinds)} each set the budget; give one of them.")
     for flag in ("method", *flags):
         values = getattr(options, flag, ())
         if len(set(values)) < len(values):
-            raise UsageError(f"--{flag}: the same one is given twice.")
+            raise UsageError(f"--{flag}: the same value is given twice. Give it once.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What is written, and where."""
+    """Output format and files."""
 
     json: Flag = False
     """print only JSON to stdout"""
     out: MaybeFile = None
-    """write the same JSON to a file"""
+    """write the JSON to a file"""
     force: Flag = False
-    """overwrite files that exist"""
+    """overwrite existing files"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions(OutputOptions):
-    """What is written, and where."""
+    """Output format and files."""
 
     out: MaybeFile = None
-    """write the same JSON to a file (.json), or the tables (.csv, .md, .tex)"""
+    """write the JSON (.json) or the tables (.csv, .md, .tex) to a file"""

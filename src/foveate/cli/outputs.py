@@ -1,4 +1,4 @@
-"""What a command hands out: files, written whole or not at all, then the screen."""
+"""Output of a command: files, each written completely or not at all, then the screen."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,11 @@ PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".p
 
 
 def check_targets(outputs: OutputOptions, figure: Path | None = None) -> None:
-    """Refuse now what could not be written later.
+    """Check before the work starts that the output files can be written.
 
     Raises:
-        UsageError: If the figure's ending names no picture format, that of tables none of theirs, or both files are
-            one.
-        InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
+        UsageError: If a file name has an unknown ending, or both outputs are the same file.
+        InputError: If a file exists and `force` is False, its folder is missing, or it cannot be written.
     """
     out = outputs.out
     if figure is not None and figure.suffix.lower() not in PICTURES:
@@ -37,23 +36,23 @@ def check_targets(outputs: OutputOptions, figure: Path | None = None) -> None:
         if path is not None:
             _check(flag, path, outputs.force)
     if figure is not None and out is not None and figure.resolve() == out.resolve():
-        raise UsageError(f"--figure and --out both name {figure}; give each its own file.")
+        raise UsageError(f"--figure and --out both name {figure}. Give each its own file.")
 
 
 def _check(flag: str, path: Path, force: bool) -> None:
-    try:  # only trying tells: rights, a read-only disk, a name that is too long, a link in a circle
+    try:  # permissions, read-only disks, overlong names and link loops show only when tried
         target = path.resolve()
         if target.is_dir():
-            raise InputError(f"{flag} {path} is a folder; name a file in it.")
+            raise InputError(f"{flag} {path} is a folder. Name a file in it.")
         if not target.parent.is_dir():
             raise InputError(f"{flag} {path}: there is no folder {target.parent}. Create it first.")
-        if target.exists() and not target.is_file():  # --force would put a file in the place of /dev/null
+        if target.exists() and not target.is_file():  # --force would replace /dev/null by a file
             raise InputError(f"{flag} {path} is a device or a pipe. Name a file, or print to stdout with --json.")
         if target.exists() and not force:
             raise InputError(f"{flag} {path} exists already. Name another file, or overwrite it with --force.")
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=PART):
             pass
-    except (OSError, RuntimeError) as error:  # Python up to 3.12 calls a circle a RuntimeError
+    except (OSError, RuntimeError) as error:  # a link loop is a RuntimeError up to Python 3.12
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{flag} {path} cannot be written: {why}. Name another file.") from error
 
@@ -66,20 +65,20 @@ def finish(
     figure: Path | None = None,
     draw: "Callable[[], Image.Image] | None" = None,
 ) -> None:
-    """Write the figure and the file of JSON or tables where they were asked for, then print JSON or `shown`.
+    """Write the requested files, then print JSON or `shown`.
 
-    What cannot be written is an error after all else is done, so that no answer is lost for it.
+    The result is printed even if a file cannot be written.
 
     Args:
-        values: All that there is to say.
-        shown: What is printed of it.
-        outputs: What was asked for.
-        tables: Those in `shown`, of a command with `TableOptions`.
-        figure: Where a picture goes.
-        draw: Draws it.
+        values: The complete result, for JSON.
+        shown: The result for people.
+        outputs: The output flags.
+        tables: The tables in `shown`, for a command with `TableOptions`.
+        figure: The file for the figure; None writes none.
+        draw: Draws the figure.
 
     Raises:
-        InputError: If a file cannot be written or `draw` knows no places to draw at.
+        InputError: If a file cannot be written, or the figure cannot be drawn.
     """
     try:
         if outputs.out is not None:
@@ -100,18 +99,18 @@ def finish(
 
 
 def write_text(path: Path, text: str, *, force: bool = False) -> None:
-    """Write UTF-8 text; a reader never sees half of it.
+    """Write UTF-8 text atomically.
 
     Args:
-        path: Where to. If a file appeared there since `check_targets`, the text goes into `NAME-2` beside it.
-        text: What.
-        force: Whether to overwrite a file.
+        path: The file. If it was created by others since `check_targets`, the text goes to `NAME-2` next to it.
+        text: The content.
+        force: Overwrite an existing file.
     """
     _publish(path, lambda part: part.write_text(text, encoding="utf-8"), force)
 
 
 def _publish(path: Path, write: Callable[[Path], object], force: bool) -> None:
-    """Write a file, and say so where it had to take another name."""
+    """Write a file, and print a note if it had to get another name."""
     published = publish(path, write, force=force)
     if published != path.resolve():
-        note(f"{path} appeared while the command ran, and stays as it is; the result is in {published}.")
+        note(f"{path} was created by another program and is left unchanged; the result is in {published}.")

@@ -1,4 +1,4 @@
-"""What `generate` and `compare` say of an answer beside the full model's."""
+"""Comparison of an answer with the full model's, for `generate` and `compare`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from foveate.plain.table import Number
 
 
 def agreement(answer: Answer, full: Answer) -> dict[str, Any]:
-    """How far an answer goes with the full model's, token by token."""
+    """Count the leading tokens that an answer shares with the full model's."""
     same = 0
     for token, other in zip(answer.tokens, full.tokens, strict=False):
         if token != other:
@@ -20,19 +20,19 @@ def agreement(answer: Answer, full: Answer) -> dict[str, Any]:
 
 
 def full_values(full: Answer) -> dict[str, Any]:
-    """The full model's answer as plain values."""
+    """Return the full model's answer as plain values."""
     return {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes}
 
 
 def agreement_words(same: Mapping[str, Any]) -> str:
-    """An agreement in words."""
+    """Return an agreement in words."""
     if same["identical"]:
         return "the same"
     return f"first {same['same_leading_tokens']} of {same['full_tokens']} tokens"
 
 
 def race_values(race: Mapping[str, Ratio], new_tokens: int) -> dict[str, Any]:
-    """Time ratios of answers of `new_tokens` as plain values."""
+    """Return time ratios, measured with answers of `new_tokens` tokens, as plain values."""
     control = race[AGAIN]
     return {
         "noisy": not control.holds_one,
@@ -43,7 +43,7 @@ def race_values(race: Mapping[str, Ratio], new_tokens: int) -> dict[str, Any]:
 
 
 def race_note(race: Mapping[str, Ratio], new_tokens: int) -> str:
-    """What was timed and how often."""
+    """Describe in words what was timed and how often."""
     rounds = race[AGAIN].rounds
     return (
         f"{rounds} interleaved pairs, vision encoder, prefill and {new_tokens} tokens, "
@@ -52,6 +52,6 @@ def race_note(race: Mapping[str, Ratio], new_tokens: int) -> str:
 
 
 def interval(ratio: Ratio, between: str = " ") -> str:
-    """A ratio and its interval: `0.71 [0.69–0.74]`."""
+    """Format a ratio and its interval: `0.71 [0.69–0.74]`."""
     text = f"{ratio.median:.2f}{between}[{ratio.low:.2f}–{ratio.high:.2f}]"
     return Number(text, {"": ratio.median, "low": ratio.low, "high": ratio.high})

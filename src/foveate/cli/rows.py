@@ -1,4 +1,4 @@
-"""Rows of `foveate methods` and `models`, from the classes: plain values, as JSON has them."""
+"""Rows of `foveate methods` and `foveate models`, read from the classes, as plain JSON values."""
 
 import dataclasses
 import json
@@ -14,16 +14,16 @@ from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
 from foveate.registry import families, methods, support, takes_budget
 
-POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
+POSITIONS = 'After a cut, give rows new consecutive position ids ("reindex"), or keep their old ones ("keep")'
 
 
 def method_rows() -> list[dict[str, Any]]:
-    """A row a method: what it does, and what each setting is if nothing is said, takes and means."""
+    """Return one row per method: its summary, and the default, type and meaning of each setting."""
     return _plain(_method(name, kind) for name, kind in sorted(methods().items()))
 
 
 def family_rows() -> list[dict[str, Any]]:
-    """A row a family: what it is, and where each method drops tokens of its pictures and videos."""
+    """Return one row per family: its summary, and where each method drops tokens of images and videos."""
     table = support()
     return _plain(
         {
@@ -37,12 +37,12 @@ def family_rows() -> list[dict[str, Any]]:
 
 
 def proved_rows() -> list[dict[str, Any]]:
-    """A row a model that is told from its structure: what it is called, and what is proved of it."""
+    """Return one row per model that is recognised by its structure: its name, and the stages verified on it."""
     return _plain({"model_type": name, **one._asdict()} for name, one in PROVED.items())
 
 
 def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Lists in the place of tuples; of what JSON does not know its representation."""
+    """Convert to JSON values: tuples to lists, and unknown objects to their repr."""
     plain: list[dict[str, Any]] = json.loads(json.dumps(list(rows), default=repr))
     return plain
 
@@ -71,16 +71,16 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
 
 
 def _meanings(kind: Any) -> dict[str, str]:
-    """What each setting means, from the docstrings of its class and of those that it is built on."""
+    """Return the description of each setting, from the docstrings of the class and its bases."""
     meanings: dict[str, str] = {}
     for base in kind.__mro__:
         for entry in parse(base.__doc__ or "").params:
             text = " ".join((entry.description or "").split()).replace("See `Positions`", POSITIONS)
             for name in entry.arg_name.split(", "):
-                if meanings.get(name, "See `").startswith("See `"):  # of the class that is named there
+                if meanings.get(name, "See `").startswith("See `"):  # refers to a base class
                     meanings[name] = text
     fields = dataclasses.fields(kind)
-    return {field.name: re.sub(r"`|\*\b|\b\*", "", meanings.get(field.name, "")) for field in fields}  # no markup
+    return {field.name: re.sub(r"`|\*\b|\b\*", "", meanings.get(field.name, "")) for field in fields}  # strip markup
 
 
 WORDS = {
@@ -94,7 +94,7 @@ WORDS = {
 
 
 def _words(hint: Any) -> str:
-    """What a setting takes, in words: of `tuple[int, ...] | None` "whole numbers, or None"."""
+    """Describe a type in words: `tuple[int, ...] | None` is "whole numbers or None"."""
     origin = get_origin(hint)
     if origin is Annotated:
         return _words(get_args(hint)[0])

@@ -1,4 +1,4 @@
-"""What goes where: results to stdout, everything else to stderr."""
+"""Printing: results to stdout, notes and progress to stderr."""
 
 import json
 import os
@@ -22,17 +22,17 @@ from foveate.runs.listener import Advance, Listener
 
 
 class Screen(Console):
-    """A console whose end is the command's to choose: rich's own ends the program where a reader went away."""
+    """A console that lets the command handle a broken pipe; rich's own would exit the program."""
 
     def on_broken_pipe(self) -> None:
-        """Leave the error as it is; rich calls this while it is raised."""
+        """Raise the BrokenPipeError again. rich calls this while handling it."""
         raise
 
 
 def show(*renderables: RenderableType) -> None:
     """Print tables or text to stdout."""
     console = Screen(highlight=False)
-    if not console.is_terminal:  # a file has no edge: nothing is cut to fit one
+    if not console.is_terminal:  # a file has no width: make the console wide enough to cut nothing
         free = console.options.update(width=WIDEST)
         needed = (console.measure(renderable, options=free).minimum for renderable in renderables)
         console.width = max(console.width, 120, *needed)
@@ -42,7 +42,7 @@ def show(*renderables: RenderableType) -> None:
 
 
 def label_lines(rows: Sequence[tuple[str, str]]) -> Table:
-    """Lines of text, each behind its label."""
+    """Return lines of text, each after its label."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -52,12 +52,12 @@ def label_lines(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def as_json(values: Mapping[str, Any]) -> str:
-    """Indented JSON with a newline at its end; of what JSON does not know, see `encodable`."""
+    """Return indented JSON that ends with a newline. `encodable` converts values that JSON does not have."""
     return json.dumps(encodable(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def show_json(values: Mapping[str, Any]) -> None:
-    """Print JSON, and nothing else, to stdout."""
+    """Print JSON to stdout."""
     text = as_json(values)
     with guard_stdout():
         sys.stdout.write(text)
@@ -65,7 +65,10 @@ def show_json(values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def guard_stdout() -> Iterator[None]:
-    """Say in one line that stdout takes no more, as on a full disk; a reader that went away is no error."""
+    """Turn a failed write to stdout, as on a full disk, into an `InputError`.
+
+    A BrokenPipeError passes through: the reader closed the pipe.
+    """
     try:
         try:
             yield
@@ -75,38 +78,40 @@ def guard_stdout() -> Iterator[None]:
         raise
     except OSError as error:
         discard()
-        raise InputError(f"stdout could not be written: {error.strerror}. Make room, or name another file.") from error
+        raise InputError(
+            f"stdout could not be written: {error.strerror}. Free some space, or redirect it to another file."
+        ) from error
 
 
 def discard() -> None:
-    """Let what is left for stdout go nowhere; else Python fails once more at its end."""
+    """Send the rest of stdout to the null device, so that Python does not fail again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:
-    """One line to stderr, beginning with the program's name; no answer is lost where stderr takes nothing."""
-    line = "\n".join(printable(part) for part in text.split("\n"))  # a file's name may hold a terminal's commands
+    """Print a line to stderr, after the program's name. A failed write is ignored."""
+    line = "\n".join(printable(part) for part in text.split("\n"))  # file names may hold terminal escape sequences
     with suppress(OSError):
         Screen(stderr=True, highlight=False, soft_wrap=True).print(Text(f"foveate: {line}"))
 
 
 @contextmanager
 def busy(doing: str) -> Iterator[None]:
-    """Show on stderr that something takes a moment; leaves no trace when stderr is no terminal."""
+    """Show a spinner on stderr; prints nothing if stderr is not a terminal."""
     with Screen(stderr=True).status(Text(doing)):
         yield
 
 
 @contextmanager
 def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator[Callable[..., object]]:
-    """Show on stderr how many of `total` are done: a bar on a terminal, else a line now and then.
+    """Show progress on stderr: a bar on a terminal, else a line now and then.
 
-    Gives what is called with the number that was added; one, where nothing is said.
+    Yields a function that is called with the number of units just finished (1 by default).
 
     Args:
-        doing: What is done, in a few words.
-        total: How much there is to do; None where that is not known.
-        unit: What is counted: the rate is then shown too.
+        doing: The task, in a few words.
+        total: Number of units; None if unknown.
+        unit: Name of the units. If given, the rate is shown too.
     """
     console = Screen(stderr=True)
     if not console.is_terminal:
@@ -122,7 +127,7 @@ def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator
 
 
 class OnScreen(Listener):
-    """Shows on stderr how a run goes."""
+    """Shows the progress and the notes of a run on stderr."""
 
     def note(self, text: str) -> None:
         note(text)
@@ -135,18 +140,18 @@ class Lines:
     """Progress for a file or a pipe: a line at the start, one every 30 s or 10 %, and one at the end.
 
     Args:
-        doing: What is done, in a few words.
-        total: How much there is to do; None where that is not known.
-        clock: Gives seconds.
-        unit: What is counted: the rate is then said too.
+        doing: The task, in a few words.
+        total: Number of units; None if unknown.
+        clock: Returns the time in seconds.
+        unit: Name of the units. If given, the rate is shown too.
     """
 
     EVERY = 30.0
-    """Seconds after which a line is due."""
+    """Seconds after which the next line is printed."""
     SHARE = 0.1
-    """What was done since the last line, as a share of all, with which one is due earlier."""
+    """Share of the total after which the next line is printed earlier."""
     APART = 5.0
-    """Seconds that two lines are always apart."""
+    """Minimum seconds between two lines."""
 
     def __init__(
         self, doing: str, total: int | None, clock: Callable[[], float] = time.monotonic, unit: str | None = None
@@ -160,7 +165,7 @@ class Lines:
             note(doing if total is None else f"{doing}: {total} to do")
 
     def add(self, count: int = 1) -> None:
-        """So many are done; a line, if one is due."""
+        """Count finished units, and print a line if one is due."""
         self.done += count
         passed = self._clock() - self._last
         portion = (self.done - self._shown) / (self.total or float("inf"))
@@ -168,7 +173,7 @@ class Lines:
             self._show()
 
     def end(self) -> None:
-        """All is done."""
+        """Print the last line."""
         if self.done:
             note(f"{self.doing}: {self.done} done in {_duration(self._clock() - self._begun)}")
 
@@ -185,26 +190,26 @@ class Lines:
 
 
 class _Rate(ProgressColumn):
-    """How many are done in a second."""
+    """Column with the rate, in units per second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """The text of a bar's task."""
+        """Return the rate of a task as text."""
         return Text("" if task.speed is None else _rate(task.speed, self._unit))
 
 
 def _rate(speed: float, unit: str) -> str:
-    """`4.2 rows/s`."""
+    """Format a rate: `4.2 rows/s`."""
     if speed < 100:
         return f"{speed:.3g} {unit}/s"
     return f"{speed:,.0f} {unit}/s"
 
 
 def _duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s` or `2 h 5 min`."""
+    """Format a duration: `45 s`, `3 min 20 s` or `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""What `generate` and `compare` do before the first answer: read the files, load the model, solve schedules."""
+"""Setup of `generate` and `compare`: read the files, load the model, solve the schedules."""
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything ready for a question, or for several about the same files.
+    """A loaded model with its prompts and methods.
 
     Attributes:
         vlm: The model.
-        prompts: The questions as the model gets them.
-        drops: What each --method says, by its text, of those that can meet the budget.
-        infeasible: Why a method cannot meet the budget, by its text.
+        prompts: The prepared prompts, one per question, all about the same files.
+        drops: The methods that can meet the budget, by the text of --method.
+        infeasible: Why each other method cannot meet the budget, by the text of --method.
     """
 
     vlm: VLM
@@ -50,19 +50,19 @@ class Setup:
 
     @property
     def methods(self) -> dict[str, Method]:
-        """What runs, but for a second look."""
+        """The methods in `drops`, without a second look."""
         return {name: method for name, method in self.drops.items() if isinstance(method, Method)}
 
     def race(self, methods: Mapping[str, Method], new_tokens: int, pairs: int) -> "dict[str, Ratio]":
-        """The full model and methods timed on the prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
+        """Time the full model and the methods on the prompt; see `foveate.bench.paired.race`. Progress is on stderr."""
         from foveate.bench.paired import AGAIN, race
 
         with counting("Timing, in rounds", pairs + 1) as advance:
             times = race(self.vlm.model, self.prompt.inputs, methods, new_tokens, pairs, advance)
         if not times[AGAIN].holds_one:
             note(
-                "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "
-                "run more --pairs on a quiet machine."
+                "the machine is noisy: the full model's time differs from itself. Do not trust the time ratios; "
+                "use more --pairs on a quiet machine."
             )
         return times
 
@@ -70,16 +70,16 @@ class Setup:
 def set_up(
     command: Any, questions: Sequence[str], drops: Mapping[str, Method | SecondLook], *, every: bool = False
 ) -> Setup:
-    """Read the files, load the model and give each method the budget, which this very input can meet.
+    """Read the files, load the model, and check that each method can meet the budget on this input.
 
     Args:
-        command: `generate` or `compare`.
-        questions: What is asked; none asks the embedded picture's own question.
-        drops: What runs, by its name.
-        every: Whether a method that cannot meet the budget is only noted, as long as another can.
+        command: `Generate` or `Compare`.
+        questions: The questions; if empty, the question of the embedded image.
+        drops: The methods, by name.
+        every: Skip methods that cannot meet the budget, unless none can.
 
     Raises:
-        FoveateError: Of the kind that fits, cheapest checks first.
+        FoveateError: If the files, the model, a method or the budget cannot be used.
     """
     files, budgets, showing = command.files, command.budgets, command.media.showing
     if not files:
@@ -115,16 +115,18 @@ def set_up(
 
 
 def load(options: LoadOptions) -> VLM:
-    """Load the model that the flags name, and show on stderr that it takes a moment.
+    """Load the model that the flags name, and show progress on stderr.
 
     Raises:
-        UsageError: If the device does not exist here.
-        InputError: If there is no such model, it has no safetensors, or it needs code of its own.
-        SettingError: If it is to run as CUDA graphs on a device that has none.
-        UnsupportedError: If no family serves it.
+        UsageError: If the device does not exist on this machine.
+        InputError: If there is no such model, it has no safetensors, or it needs remote code.
+        SettingError: If CUDA graphs are requested on a device without them.
+        UnsupportedError: If no family supports the model.
     """
     device = find_device(options.device)
-    waiting = busy(f"Loading {options.model}") if is_folder(options.model) else nullcontext()  # the hub has bars
+    waiting = (
+        busy(f"Loading {options.model}") if is_folder(options.model) else nullcontext()
+    )  # downloads show their own progress bars
     if sys.stderr.isatty() and not is_folder(options.model):
         note(f"looking for {options.model} in the cache and on the hub")
     with waiting:
@@ -132,67 +134,69 @@ def load(options: LoadOptions) -> VLM:
 
 
 def find_device(name: str) -> Any:
-    """The torch device that --device names.
+    """Return the torch device that --device names.
 
     Raises:
-        UsageError: If it does not exist here.
+        UsageError: If it does not exist on this machine.
     """
     try:
         return device_of(name)
     except UnsupportedError as error:
-        raise UsageError(f"--device {name} is not available here. Use auto, cpu, or one that torch sees.") from error
+        raise UsageError(
+            f"--device {name} is not available here. Use auto, cpu, or a device that torch finds."
+        ) from error
 
 
 # -- methods --------------------------------------------------------------------------------------------------
 
 
 def parse_methods(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
-    """What each name of a command line says, with its `--set`, `--seed` and budget; before any model is loaded.
+    """Build the method of each `--method`, with `--set`, `--seed` and the budget. Needs no model.
 
-    Where several methods run, each takes the settings that it has, and those that can take the budget get it. With
-    `--flops` each must be able to, and none gets it yet.
+    Each method gets the settings that it has. The budget goes to every method that takes one. With `--flops`, all must
+    take a budget; it is applied later, when the costs are known.
 
     Raises:
         FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
-            is given to methods that all have their own.
+            is given and no method takes it.
     """
     own = _own_settings(names, options)
     methods = {name: parse(name, own[name]) for name in names}
     takers = [name for name, method in methods.items() if method.open]
     if options.flops is not None:
         if options.has_budget:
-            raise UsageError("--flops, --budget and --retention say the same thing; give one of them.")
+            raise UsageError("--flops, --budget and --retention each set the budget; give one of them.")
         if closed := [name for name in names if name not in takers]:
-            raise UsageError(f"--flops: {', '.join(closed)} takes no budget or has its own. Name others.")
+            raise UsageError(f"--flops: {', '.join(closed)} takes no budget or has its own. Use other methods.")
         return methods
     if options.has_budget and not takers:
         raise UsageError(
-            f"{', '.join(methods)} brings its own budget, as presets and schedules do, or takes none: "
-            "leave --budget and --retention out, or name a method."
+            f"{', '.join(methods)} has its own budget, as presets and schedules do, or takes none. "
+            "Leave --budget and --retention out, or name another method."
         )
     methods |= {name: method_of(name, options.budget, options.retention, own[name]) for name in takers}
     return methods
 
 
 def parse_drop(name: str, options: BudgetOptions) -> Method | SecondLook:
-    """What a --method says that stands alone: a method, or a second look in a file.
+    """Build what a single --method names: a method, or a second look from a file.
 
     Raises:
         UsageError: If a second look gets a budget, a setting or a seed.
-        FoveateError: As `parse_methods`, or if the file cannot be read or is damaged.
+        FoveateError: As for `parse_methods`, or if the file cannot be read or is damaged.
     """
     if not is_second_look(name):
         return parse_methods([name], options)[name]
     if options != BudgetOptions():
-        raise UsageError(f"{name} brings its own budget: leave --budget, --retention, --set and --seed out.")
+        raise UsageError(f"{name} has its own budget: leave --budget, --retention, --set and --seed out.")
     return SecondLook.load(name)
 
 
 def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, list[str]]:
-    """Of `--set` and `--seed` what each name has, as `key=value`.
+    """Return the `--set` and `--seed` settings that apply to each method, as `key=value`.
 
     Raises:
-        SettingError: If none of them has one.
+        SettingError: If no method has one of them.
     """
     pairs = [*options.settings, *([] if options.seed is None else [f"seed={options.seed}"])]
     settings = {name: {setting for kind in kinds_of(name) for setting in settings_of(kind)} for name in names}
@@ -204,13 +208,13 @@ def _own_settings(names: Collection[str], options: BudgetOptions) -> dict[str, l
 
 
 def tell_budgets(drops: Mapping[str, AnyLook], options: BudgetOptions) -> None:
-    """Say what is spent by methods that could have been given a budget, and were given none."""
+    """Print which budget the methods use that take one, if the command line gives none."""
     if options.has_budget or options.flops is not None:
         return
     methods = {name: method for name, method in drops.items() if isinstance(method, Method)}
     own = _own_settings(methods, options)
     if any(is_bare(name, [pair_of(pair)[0] for pair in own[name]]) and parse(name).open for name in methods):
-        note("no budget is given: --retention 1/3")
+        note("no budget given: using --retention 1/3")
     for name, method in methods.items():
         if method.open:
-            note(f"{name} keeps what its own settings say; --retention gives it a budget")
+            note(f"{name} keeps as many tokens as its own settings say; set a budget with --retention")

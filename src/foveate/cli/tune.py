@@ -1,4 +1,4 @@
-"""`foveate tune`: a setting that meets a budget on the user's own pictures."""
+"""`foveate tune`: find the settings that fit a budget on the user's own images."""
 
 import json
 import os
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from foveate.tuning import Tuned
 
 SCHEDULED = "v2drop"
-"""Whose schedule is tuned where nobody names a method."""
+"""The default method."""
 Budgets = Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
-    """Find the best setting of a method for a budget, on your own pictures and questions, without labels.
+    """Find the best settings of a method for a budget, on your own images and questions, without labels.
 
-    A small grid of settings at one cost is asked, and the one is taken whose answers stay nearest to the full model's.
-    Pictures are split: to choose, and to report with. The outcome goes to --out FILE.json, a preset file that runs with
-    --method FILE, and says what was gained against the published schedule and against random. MustDrop's counts depend
-    on the picture, so its thresholds are tuned. With several methods or budgets --out is a folder of preset files.
-    Answers are saved as they come: a run that was interrupted goes on where it stopped.
+    Answers the questions with a small grid of settings of equal cost, and selects the one whose answers are closest to
+    the full model's. Some of the images are used to select, the others to report. The preset file --out FILE.json can
+    be given to --method; it records the gain over the published schedule and over random dropping. MustDrop's token
+    counts depend on the image, so its thresholds are tuned. With several methods or budgets, --out is a folder of
+    preset files. Answers are saved as they arrive, so an interrupted run can be resumed.
 
     Examples:
       foveate tune --samples questions.jsonl --method v2drop --budget 64 --out mine.json
@@ -59,44 +59,47 @@ class Tune:
       foveate generate receipt.jpg --prompt "What is the total?" --method mine.json
       foveate tune --samples questions.jsonl --agreement 0.98 --out sure.json
 
-    With --agreement no schedule is tuned: --out is a second look, which asks with few tokens, and asks the full
-    model again where the answer is unsure, with the promise that so many answers are the full model's.
+    With --agreement, no schedule is tuned and --out is a second look. A second look answers with few tokens, and asks
+    the full model again if that answer is uncertain. At least the given share of its answers are the full model's,
+    with 90 % confidence.
     """
 
     images: Images = ()
-    """picture files or folders of them, all with the same question"""
+    """image files or folders of them, all with the same question"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
-    """instead of pictures: a file of samples, as foveate batch takes it (JSON lines, CSV, Parquet), such as
-    {"image": file, "prompt": text} a line; paths are relative to this file; of a folder, its samples.jsonl"""
+    """instead of images: a file of samples as for foveate batch (JSON lines, CSV, Parquet)
+    with rows such as {"image": file, "prompt": text}; paths are relative to this file.
+    For a folder, its samples.jsonl is read"""
     agreement: MaybeShare = None
-    """no schedule: the share of answers that are to be the full model's, promised with 90 % confidence, such as 0.98.
-    Needs no budget; for 0.98 114 samples, and 169 to try three budgets. --method, --budget, --retention narrow it"""
+    """calibrate a second look: the share of answers that must be the full model's, such as 0.98.
+    Needs no budget. For 0.98 it needs 114 samples, or 169 to try three budgets.
+    Give --method, --budget or --retention to try only those"""
     budget: Budgets = ()
-    """mean vision tokens per decoder layer, over the samples; repeatable, as the other kinds of budget are"""
+    """mean number of vision tokens per decoder layer, over the samples; repeatable"""
     retention: Shares = ()
-    """the same as a share in (0, 1]"""
+    """the budget as a share in (0, 1]; repeatable"""
     flops: Shares = ()
-    """instead: FLOPs to the first token, as a share of the full model's"""
+    """the budget as a share of the full model's FLOPs to the first token; repeatable"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
-    """a method or chain, with settings such as "v2drop:metric=cosine"; a setting that is given stays. Of mustdrop,
-    thresholds give their ratio only (default: v2drop; with --agreement vidcom2)"""
+    """a method or chain, with settings such as "v2drop:metric=cosine"; given settings are not tuned.
+    For mustdrop, given thresholds fix only their ratio (default: v2drop; with --agreement: vidcom2)"""
     settings: Settings = ()
-    """a setting of every method, repeatable"""
+    """a setting of every method; repeatable"""
     task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
-    """a name for the samples, kept in the file"""
+    """name of the samples, stored in the preset file"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """where answers are saved (default: foveate/eval in the user's cache folder)"""
+    """folder where answers are saved (default: foveate/eval in the user's cache folder)"""
     seed: int = 0
-    """of the split"""
+    """seed of the split"""
     workers: Count = 1
-    """processes that answer, each with a model of its own"""
+    """worker processes, each with its own copy of the model"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> None:
-        """Tune, print, and write what was asked for."""
+        """Tune, print the tables, and write the requested files."""
         samples = self._samples()
         check_each_once(self)
         if self.agreement is None:
@@ -133,25 +136,25 @@ class Tune:
 
     @property
     def _budgets(self) -> list[dict[str, float]]:
-        """Each budget, as the keyword of `foveate.tune`."""
+        """The budgets, each as a keyword of `foveate.tune`."""
         kinds = {"tokens": self.budget, "retention": self.retention, "flops": self.flops}
         return [{kind: value} for kind, values in kinds.items() for value in values]
 
     @property
     def _cells(self) -> list[tuple[str, dict[str, float]]]:
-        """Each method at each budget."""
+        """Every method at every budget."""
         return [(name, budget) for budget in self._budgets for name in self.method or (SCHEDULED,)]
 
     def _check_schedules(self) -> None:
-        """Refuse flags that contradict each other where schedules are tuned."""
+        """Refuse flags that contradict each other when schedules are tuned."""
         if not self._cells:
-            raise UsageError("Give one of --budget and --retention (or --flops).")
+            raise UsageError("There is no budget. Give one of --budget and --retention (or --flops).")
         folder = self._folder()
         if folder is None:
             check_targets(self.outputs)
             return
         if os.path.exists(folder) and not os.path.isdir(folder):
-            raise InputError(f"--out {folder} is a file, but several settings are tuned. Name a folder for them.")
+            raise InputError(f"--out {folder} is a file, but several presets are tuned. Name a folder for them.")
         targets = [folder]
         if os.path.isdir(folder):
             targets = [folder / name for name in preset_files(self._cells)]
@@ -159,31 +162,31 @@ class Tune:
             check_targets(OutputOptions(out=target, force=self.outputs.force))
 
     def _folder(self) -> Path | None:
-        """Where preset files of several settings go; None where --out is a file.
+        """Return the folder for several preset files; None if --out is not a folder.
 
         Raises:
-            UsageError: If it is one preset file.
+            UsageError: If several presets are tuned and --out is a single preset file.
         """
         out = self.outputs.out
         if out is None or len(self._cells) < 2:
             return None
         if out.suffix.lower() == JSON:
             raise UsageError(
-                f"--out {out} is one preset file, but several settings are tuned. Name a folder, such as "
-                f"--out {out.with_suffix('')}: each becomes METHOD-BUDGET.json in it."
+                f"--out {out} is one preset file, but several presets are tuned. Name a folder, such as "
+                f"--out {out.with_suffix('')}: each preset becomes METHOD-BUDGET.json in it."
             )
         if out.suffix and not os.path.isdir(out):  # a file of tables
             return None
         return out
 
     def _check_second_look(self) -> None:
-        """Refuse flags that contradict each other where a second look is calibrated."""
+        """Refuse flags that contradict each other when a second look is calibrated."""
         unread = [name for name in ("task", "flops") if getattr(self, name) != getattr(Tune, name)]
         if unread:
             raise UsageError(f"--agreement tunes no schedule: leave --{', --'.join(unread)} out.")
         for file in own_files(self.method):
             raise UsageError(
-                f"--agreement: a second look cannot hold the code of {file}. Install it as a method first."
+                f"--agreement: a second look cannot store the code of {file}. Install it as a method first."
             )
         out = self.outputs.out
         if out is not None and out.suffix.lower() != JSON:
@@ -191,7 +194,14 @@ class Tune:
         check_targets(self.outputs)
 
     def _tune_cells(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> "dict[str, Tuned]":
-        """What is tuned, by the name of its preset file; a setting that is infeasible is left out, and noted."""
+        """Tune every method at every budget, and return the results by the names of their preset files.
+
+        An infeasible budget is skipped with a note, unless nothing was tuned at all.
+
+        Raises:
+            SettingError: If no method can meet its budget, or another setting is wrong.
+            UnsupportedError: If no method runs on the model.
+        """
         from foveate.naming import parse, settings_given
         from foveate.tuning import tune
 
@@ -207,7 +217,7 @@ class Tune:
         return tunings
 
     def _agree(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> None:
-        """Calibrate a second look, print, and write it."""
+        """Calibrate a second look, print it, and write it to --out."""
         from foveate.tuning.agreeing import METHOD, agree, settings_of
 
         assert self.agreement is not None
@@ -228,11 +238,11 @@ class Tune:
         finish(sure.to_dict(), Group(*shown), self.outputs, tables=[table])
 
     def _hand_out(self, tunings: "Mapping[str, Tuned]") -> None:
-        """Write preset files where that was asked for, and print each outcome, also where one could not be written."""
+        """Write the preset files and print every result, even if a file cannot be written."""
         for text in dict.fromkeys(text for tuned in tunings.values() for text in tuned.notes):
             note(text)
         for file in own_files(self.method):
-            note(f"a preset file does not hold the code of {file}: give the settings below behind --method {file}:")
+            note(f"a preset file does not store the code of {file}: append the settings below to --method {file}:")
         shown: list[Any] = []
         outputs, files = self.outputs, []
         if folder := self._folder():
@@ -254,22 +264,22 @@ class Tune:
             finish({"tuned": every} if len(self._cells) > 1 else every[0], Group(*shown), outputs, tables=tables)
 
     def _samples(self) -> list[tuple[str, str, str]]:
-        """(picture, question, task) of each sample; without one the task is empty."""
+        """Return (image path, question, task) of every sample; the task is empty if there is none."""
         if (self.samples is None) == (not self.images):
-            raise UsageError("Name picture files with --prompt, or a file of both with --samples; one of them.")
+            raise UsageError("Give either image files with --prompt, or --samples with a file of both.")
         if self.samples is not None and self.prompt is not None:
-            raise UsageError("--samples brings a question for each picture: leave --prompt out.")
+            raise UsageError("--samples has a question for each image: leave --prompt out.")
         if self.samples is None:
             if self.prompt is None:
-                raise UsageError('What is the question? Give it with --prompt "…".')
+                raise UsageError('The question is missing. Give it with --prompt "…".')
             return [(str(path), self.prompt, "") for place in self.images for path in files_in(place)]
         file = self.samples
-        if os.path.isdir(file):  # unlike Path.is_dir, no error where the name is too long
+        if os.path.isdir(file):  # unlike Path.is_dir, raises no error if the name is too long
             file = file / "samples.jsonl"
             if not file.exists():
                 raise InputError(
-                    f"There is no {file}. Write one, with a picture and a question a line; or ask the same question "
-                    f'about each picture of the folder: foveate tune {self.samples} --prompt "…".'
+                    f"There is no {file}. Write one, with an image and a question per line, or ask the same question "
+                    f'about every image of the folder: foveate tune {self.samples} --prompt "…".'
                 )
         samples = []
         for sample in samples_in(file).read(carried=self.agreement is not None):
@@ -277,8 +287,8 @@ class Tune:
             if isinstance(sample, Bad):
                 raise InputError(f"{place}: {sample.reason}")
             if len(sample.media) != 1:
-                raise InputError(f"{place} has {len(sample.media)} pictures; tune takes one.")
+                raise InputError(f"{place} has {len(sample.media)} images; tune takes one per row.")
             samples.append((sample.media[0], sample.question, plain(sample.record, "task")))
         if not samples:
-            raise InputError(f"{file} has no row in it.")
+            raise InputError(f"{file} has no rows.")
         return samples

@@ -1,11 +1,11 @@
-"""How a command ends: its exit code, and the error for a command line that cannot be meant."""
+"""Exit codes of the commands, and the error for a wrong command line."""
 
 from foveate.errors import FoveateError
 
 DONE, FAILED, WRONG_USAGE, BAD_ROWS = 0, 1, 2, 3
 BUG = 70
-"""A bug in foveate: EX_SOFTWARE of sysexits.h."""
+"""A bug in foveate; EX_SOFTWARE in sysexits.h."""
 
 
 class UsageError(FoveateError):
-    """The flags contradict each other, or something they need is missing."""
+    """The flags contradict each other, or a required one is missing."""

@@ -1,4 +1,4 @@
-"""What a prompt costs with and without dropping: FLOPs and KV-cache bytes from a config, without weights."""
+"""The cost of a prompt with and without dropping: FLOPs and KV-cache bytes, from a config without weights."""
 
 from foveate.cost._cost import Cost as Cost, cost as cost
 from foveate.cost._prompt import Known as Known, RunCounts as RunCounts

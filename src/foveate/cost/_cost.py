@@ -22,28 +22,29 @@ from foveate.registry import family_kind
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Cost:
-    """What one sample's prompt costs. FLOPs are exact counts of matrix products; a multiply-add counts as two.
+    """The cost of one sample's prompt. FLOPs are exact counts of matrix products; a multiply-add counts as two.
 
     Attributes:
-        text_tokens: Rows of the prompt that are not vision tokens; each layer processes them all.
+        text_tokens: Rows of the prompt that are not vision tokens; every layer processes all of them.
         vision_tokens: Vision tokens of each image or video, as they enter the decoder.
-        tokens: Vision tokens each decoder layer processes.
-        cached: Vision tokens in each layer's cache once decoding starts; fewer where a method cuts caches afterwards.
-        read: Of these, those that a step of decoding reads; fewer where a method reads less than it keeps (Read).
-        kv_lengths: Rows in each layer's cache after the prefill, text included. A layer with a sliding window has at
-            most one row less than its window, a layer that keeps a state has none.
+        tokens: Vision tokens that each decoder layer processes.
+        cached: Vision tokens in each layer's cache when decoding starts. Fewer than `tokens` if a method cuts caches.
+        read: Cached vision tokens that a decode step reads in each layer. Fewer than `cached` with Read.
+        kv_lengths: Rows in each layer's cache after the prefill, including text. A layer with a sliding window has at
+            most one row less than its window; a layer with a state has none.
         attention: "full", or "causal" if half of the prefill's attention was counted.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
-        tower_flops: The vision tower; None where it is not counted: of models told from their structure, and where it
+        tower_flops: The vision tower. None if it is not counted: for models recognised by their structure, and if it
             does not run without weights.
-        projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers); likewise.
+        projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers). None like
+            `tower_flops`.
         head_flops: The language-model head on the last row, which gives the first token.
-        scoring_flops: The method's own arithmetic; None where it is not counted: a method of another package whose
-            stages do not say (`flops=`).
-        decode_flops: The token after the prompt: decoder layers over what they read of their caches, and the head.
+        scoring_flops: The method's scoring. None if it is not counted, for a method of another package whose stages
+            have no `flops=`.
+        decode_flops: The first decode step: the decoder layers on the cached rows that they read, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
-        tower_rows: Rows of all pictures that each block of the vision tower runs on, a CLS left out; empty where no
-            block runs on fewer (ThinTower, PixelPrune).
+        tower_rows: Rows of all pictures that each block of the vision tower runs on, without CLS. Empty if every block
+            runs on all rows; ThinTower and PixelPrune run on fewer.
     """
 
     text_tokens: int
@@ -64,27 +65,29 @@ class Cost:
 
     @property
     def prefill_flops(self) -> int:
-        """The prefill of the decoder layers alone: the sum of `layer_flops`."""
+        """FLOPs of the decoder layers in the prefill: the sum of `layer_flops`."""
         return sum(self.layer_flops)
 
     @property
     def model_flops(self) -> int | None:
-        """From the pixels to the first token, of the model alone: tower, projector, prefill and head; None where the
-        tower is not counted."""
+        """FLOPs from the pixels to the first token, without scoring: tower, projector, prefill and head.
+
+        None if the tower is not counted.
+        """
         if self.tower_flops is None or self.projector_flops is None:
             return None
         return self.tower_flops + self.projector_flops + self.prefill_flops + self.head_flops
 
     @property
     def total_flops(self) -> int | None:
-        """FLOPs of the model and of scoring; None where either is not counted."""
+        """FLOPs of the model and of scoring; None if either is not counted."""
         if self.scoring_flops is None or self.model_flops is None:
             return None
         return self.model_flops + self.scoring_flops
 
     @property
     def retention(self) -> float:
-        """Mean over decoder layers of the share of vision tokens processed; 1 for a prompt without any."""
+        """Mean over decoder layers of the share of vision tokens processed; 1 for a prompt without vision tokens."""
         untouched = len(self.tokens) * sum(self.vision_tokens)
         if not untouched:
             return 1.0
@@ -92,17 +95,17 @@ class Cost:
 
     @property
     def leaving(self) -> tuple[tuple[str, int, int], ...]:
-        """Where vision tokens leave: the place, and how many there are before and behind it."""
+        """Where vision tokens are dropped: the place, and the tokens before and after it."""
         places = [("before the decoder's first layer", sum(self.vision_tokens), self.tokens[0])]
         for layer, (before, after) in enumerate(pairwise(self.tokens), 1):
             places.append((f"before decoder layer {layer}", before, after))
-        # Summed over the layers, as each has a cache of its own.
-        places.append(("from the caches, behind the prefill", sum(self.tokens), sum(self.cached)))
-        places.append(("from what a step of decoding reads", sum(self.cached), sum(self.read)))
+        # Summed over the layers, because each layer has its own cache.
+        places.append(("from the caches, after the prefill", sum(self.tokens), sum(self.cached)))
+        places.append(("from the reads of a decode step", sum(self.cached), sum(self.read)))
         return tuple(place for place in places if place[1] != place[2])
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure as a plain value that JSON has."""
+        """Return all attributes, and the totals, as plain JSON values."""
         values = dataclasses.asdict(self)
         for name, value in values.items():
             if isinstance(value, tuple):
@@ -121,7 +124,7 @@ class Cost:
         return self.table().to_html()
 
     def table(self, title: str = "Cost of a prompt") -> Table:
-        """The FLOPs part by part, what memory is needed, and where vision tokens leave."""
+        """Return a table of the FLOPs of each part, the memory of the cache, and where vision tokens are dropped."""
         layers = len(self.layer_flops)
         parts = {
             "Vision tower": self.tower_flops,
@@ -142,7 +145,7 @@ class Cost:
             ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
         ]
         places = [
-            (f"Vision tokens leave {place}", f"{before} → {after}", f"{after / before:.1%}" if before else "")
+            (f"Vision tokens dropped {place}", f"{before} → {after}", f"{after / before:.1%}" if before else "")
             for place, before, after in self.leaving
         ]
         if self.tower_rows:
@@ -172,33 +175,33 @@ def cost(
     dtype: torch.dtype | None = None,
     **known: Unpack[Known],
 ) -> Cost:
-    """What a prompt of one sample costs on a model, from its config alone.
+    """Return the cost of one sample's prompt on a model, from its config.
 
         cost(config, text_tokens=40, vision_tokens=576).prefill_flops / 1e12        # 8.18 on LLaVA-1.5-7B
         cost(config, text_tokens=40, vision_tokens=[576, 576], method=V2Drop()).kv_bytes
 
-    The parts equal torch's `FlopCounterMode` under eager attention. The full tower is counted,
-    because methods drop tokens behind it. Only for Resize the smaller tower is counted, if the grids are known (not for
-    LLaVA-OneVision), for PixelPrune the patches that are left, and for ThinTower the rows that each block runs on.
+    The parts equal torch's `FlopCounterMode` under eager attention. Most methods drop tokens after the tower, so the
+    full tower is counted. The exceptions: Resize counts the smaller tower if the grids are known (not for
+    LLaVA-OneVision), PixelPrune the remaining patches, and ThinTower the rows that each block runs on.
 
     Args:
-        config: The config of a vision-language model of a supported family, or such a model.
-        text_tokens: Tokens of the prompt that are not vision tokens, template and separators included.
+        config: The config of a vision-language model of a supported family, or the model itself.
+        text_tokens: Tokens of the prompt that are not vision tokens, including the template and separators.
         vision_tokens: Vision tokens, one count per image or video; an int is one image. Newline rows between
             tiles are vision tokens.
-        method: The method that drops tokens; None is the untouched model.
-        attention: "full" counts every query with every key, "causal" half of that; only in the decoder's
-            prefill, because a tower attends in both directions and a decoded token to all tokens.
-        dtype: Of the cache; by default the config's, and bfloat16 if it names none.
-        known: `tower_images`, `grids` and `videos` say what is shown, see `Known`; `tokens`, `tower_tokens` and
-            `tower_rows` what a run came to, for methods that decide by what the picture shows (MustDrop): give
+        method: The method that drops tokens; None is the full model.
+        attention: "full" counts every query with every key, "causal" half of that. Applies only to the decoder's
+            prefill, because a tower attends in both directions and a decoded token attends to all tokens.
+        dtype: The dtype of the cache. None uses the config's dtype, or bfloat16 if the config has none.
+        known: `tower_images`, `grids` and `videos` describe the media, see `Known`. `tokens`, `tower_tokens` and
+            `tower_rows` are results of a run, for methods whose counts depend on the picture (MustDrop): pass
             `**trace.latest.ran()`.
 
     Raises:
-        SettingError: If there is no such keyword, such a method is given without what a run came to, a count is
-            negative or all are zero, the schedule does not fit the depth, or `tower_images`, `grids` or `videos` is
-            missing where the counts leave it open, or contradicts them.
-        UnsupportedError: If no family serves the config, or its decoder does not run without weights.
+        SettingError: If a keyword is unknown, a method whose counts depend on the picture is given without the results
+            of a run, a count is negative or all are zero, the schedule does not fit the depth, or `tower_images`,
+            `grids` or `videos` is needed and missing, or contradicts the counts.
+        UnsupportedError: If no family supports the config, or its decoder does not run without weights.
     """
     config = getattr(config, "config", config)
     family = family_kind(getattr(config, "model_type", None), type(config).__name__)
@@ -216,21 +219,21 @@ def cost(
         follow.refuse_shallow(type(method).__name__, stages, depth)
     ran = RunCounts()
     if any(isinstance(stage, PatchStage) for stage in stages):
-        needed: Literal["tower_tokens", "tower_rows"] = "tower_rows"  # of families where patches come back
+        needed: Literal["tower_tokens", "tower_rows"] = "tower_rows"  # for families that restore dropped patches
         if family.defines("encode_subset"):
             needed = "tower_tokens"
         if known.get(needed) is None:
             raise SettingError(
-                f"{type(method).__name__} lets the picture decide which patches the tower runs on: run it and pass "
-                f"**trace.latest.ran(); {needed} is missing."
+                f"With {type(method).__name__}, the patches that the tower runs on depend on the picture: run it and "
+                f"pass **trace.latest.ran(); {needed} is missing."
             )
         ran[needed] = known[needed]
 
-    # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
+    # Grids from the config take precedence over given ones, because tiles on top of each other look like one grid.
     grids = family.token_grids(config, "image", {}, prompt.sizes) or prompt.grids
     tower_grids = grids if prompt.grids else None
     prompt = replace(prompt, grids=grids)
-    # All but those that always stay are ranked and counted by a method.
+    # A method ranks and counts all tokens except those that always stay, such as newlines.
     ranked = [size - len(family.always_kept(config, size)) for size in prompt.sizes]
     vision = sum(prompt.sizes)
     always = vision - sum(ranked)
@@ -240,7 +243,7 @@ def cost(
             raise _undecided(type(method).__name__, prompt)
         tokens = [count + always for count in plan]
     cached = follow.cached_plan(stages, tokens)
-    # Where a window or a state holds less than all, what is there is read.
+    # A layer with a window or a state reads everything that it holds.
     read = [
         count if layer.window is not None else less + always
         for layer, count, less in zip(
@@ -265,7 +268,7 @@ def cost(
     for layer, entering, reading, held in zip(decoder.layers, tokens, read, kv_lengths, strict=True):
         rows = text_tokens + entering
         prefill.append(layer.flops(rows, rows, halved=attention == "causal"))
-        # The token after the prompt: every layer over what it reads of its cache, and the token itself.
+        # The first decode step: one query on the cached rows that the layer reads, and on itself.
         step += layer.flops(1, layer.held(text_tokens + reading) + 1)
         kv_numbers += held * layer.stored
     return Cost(
@@ -288,23 +291,23 @@ def cost(
 
 
 def _undecided(name: str, prompt: PromptLengths) -> SettingError:
-    """Why a method's counts are not known, and what would tell them."""
+    """Return the error for a method whose counts are not known, with what is missing."""
     grids, run = prompt.grids, "run it and pass **trace.latest.ran()."
-    if_decided = f"where what is shown or asked decides, {run}"
+    if_decided = f"if it depends on the picture or the question, {run}"
     if grids is None:
         return SettingError(
-            f"How many tokens {name} keeps does not follow from their number alone: pass grids=…, and videos=… for a "
+            f"How many tokens {name} keeps depends on more than their number: pass grids=…, and videos=… for a "
             f"video; {if_decided}"
         )
     if prompt.videos is None and any(len(views) > 1 for views in grids):
         return SettingError(
             f"How many tokens {name} keeps depends on whether these grids are frames: pass videos=…; {if_decided}"
         )
-    return SettingError(f"How many tokens {name} keeps is decided by what is shown or asked: {run}")
+    return SettingError(f"How many tokens {name} keeps depends on the picture or the question: {run}")
 
 
 def _dtype(config: Any) -> torch.dtype:
-    """The dtype the config names, for the whole or for its text model; else bfloat16."""
+    """Return the dtype of the config or of its text config; bfloat16 if neither has one."""
     for part in (config, config.get_text_config()):
         dtype = getattr(part, "dtype", None)
         if isinstance(dtype, str):
@@ -315,7 +318,7 @@ def _dtype(config: Any) -> torch.dtype:
 
 
 def _flops(count: float | None) -> str:
-    """A count of operations with its prefix: 8177382850560 -> 8.18 TFLOP."""
+    """Format a count of FLOPs with its prefix: 8177382850560 -> 8.18 TFLOP."""
     if count is None:
         return "not counted"
     for prefix in ("", "k", "M", "G", "T"):

@@ -1,4 +1,4 @@
-"""A model without weights runs on prompts of some lengths, torch counts products, and numbers are fitted to them."""
+"""Measure a model's FLOPs: run it without weights at several lengths, count matrix products, and fit a formula."""
 
 import copy
 import inspect
@@ -24,26 +24,28 @@ from foveate.families.feeding import blocks_of
 from foveate.registry import family_kind
 
 ROWS = (24, 40, 88)
-"""Prompts that are run. No multiple of 64, so that products of whole chunks show, and the last has two."""
+"""Lengths of the prompts that are run. None is a multiple of 64, to detect the rounding up to whole chunks, and the
+last one has two chunks."""
 
 CHUNK = 64
-"""Rows of a chunk of the gated delta rule, of which whole ones are computed."""
+"""Rows per chunk of the gated delta rule, which computes whole chunks only."""
 
 VIEWS = 64
-"""Tiles that are there for a picture of any resolution; a model takes as many as it wants."""
+"""Tiles provided for a picture of any resolution; a model uses as many as it needs."""
 
 
 class LayerFlops(NamedTuple):
-    """What is fitted to the FLOPs of a decoder layer, and what its cache holds.
+    """The fitted FLOPs of a decoder layer, and the sizes of its cache.
 
     Attributes:
-        row: FLOPs of projections and MLP on one row; in a mixture, of the router and the experts that a row goes to.
-        pair: FLOPs of attention for a row that looks at a row.
-        key: FLOPs for a row that is looked at, however many look: where it is expanded anew (MLA).
-        chunk: FLOPs for a chunk of rows, among these and with a state (the gated delta rule).
-        state: Numbers of such a state.
-        stored: Numbers that the layer keeps for a row: its key and value.
-        window: Rows that a row sees, its own included; None if all. 1 beside a state, where no row is kept.
+        row: FLOPs of the projections and the MLP per row; in a mixture of experts, of the router and the row's experts.
+        pair: FLOPs of attention per pair of query row and key row.
+        key: FLOPs per key row, independent of the number of queries: expanding a compressed key (MLA).
+        chunk: FLOPs per chunk of rows, within the chunk and with the state (the gated delta rule).
+        state: Numbers in the state.
+        stored: Numbers in the cache per row: its key and value.
+        window: Rows that a row attends to, including itself; None for all. 1 for a layer with a state, which caches no
+            rows.
     """
 
     row: int
@@ -55,31 +57,31 @@ class LayerFlops(NamedTuple):
     window: int | None
 
     def flops(self, rows: int, keys: int, halved: bool = False) -> int:
-        """FLOPs on `rows` rows that look at `keys` rows; `halved` counts half the attention."""
+        """Return the FLOPs of `rows` queries on `keys` keys. `halved` counts half of the attention."""
         looking = rows * keys * self.pair
         if halved:
             looking //= 2
-        if rows == 1:  # reads its key from the state, corrects the state and reads its query
+        if rows == 1:  # three products with the state: read by key, correct, read by query
             carrying = 6 * self.state
         else:
             carrying = -(-rows // CHUNK) * self.chunk
         return rows * self.row + keys * self.key + looking + carrying
 
     def held(self, rows: int) -> int:
-        """Rows in the cache after `rows` rows: those that the next row sees."""
+        """Return the rows in the cache after `rows` rows: those that the next row attends to."""
         if self.window is None:
             return rows
         return min(rows, self.window - 1)
 
 
 class Measured(NamedTuple):
-    """A model in numbers.
+    """The measured costs of a model.
 
     Attributes:
-        layers: Of the decoder.
-        width: Of the residual stream.
+        layers: The decoder layers.
+        width: Width of the residual stream.
         head: FLOPs of the language-model head on one row.
-        tower: The vision tower; None: that is not counted.
+        tower: The vision tower; None if it is not counted.
     """
 
     layers: tuple[LayerFlops, ...]
@@ -92,13 +94,14 @@ _KNOWN: dict[tuple[type[Any], str], Measured] = {}
 
 
 def measure(config: Any) -> Measured:
-    """What a config's model multiplies: on prompts of some lengths, on a token more, and on a picture.
+    """Measure the matrix products of a config's model, on prompts of several lengths, a decode step and a picture.
 
-    Of the decoder convolutions are left out, and a row of a mixture goes to as many experts as its config says.
+    Convolutions in the decoder are not counted. In a mixture of experts, each row uses as many experts as the config
+    says. Results are cached by config.
 
     Raises:
-        UnsupportedError: If the layers do not run without weights, or their products are not so many for each row and
-            so many for each pair of rows.
+        UnsupportedError: If the layers do not run without weights, or their FLOPs are not a fixed number per row plus a
+            fixed number per pair of rows.
     """
     key = type(config), config.to_json_string(use_diff=False)
     if key in _KNOWN:
@@ -118,7 +121,7 @@ def measure(config: Any) -> Measured:
 
 
 def _measure_anew(config: Any) -> Measured:
-    """`measure`, which says of a ValueError whose cost is not known."""
+    """Measure without the cache. Raises ValueError with the reason, which `measure` completes."""
     with torch.device("meta"):
         model = _without_weights(config)
         family = family_kind(config.model_type, type(config).__name__)(model)
@@ -160,7 +163,7 @@ def _measure_anew(config: Any) -> Measured:
 
 
 def _without_weights(config: Any) -> Any:
-    """The model of a config, on the device that is set."""
+    """Build the model of a config on the current default device."""
     settings = {"attn_implementation": "eager", "experts_implementation": "batched_mm"}
     names = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM")
     for auto in [getattr(transformers, name) for name in names if hasattr(transformers, name)]:
@@ -173,7 +176,10 @@ def _without_weights(config: Any) -> Any:
 
 
 def _firsts(layers: Iterable[nn.Module], kept: Sequence[Any]) -> list[int]:
-    """For each layer the first that multiplies as it does, maybe itself: of as many weights, and keeping the same."""
+    """Return for each layer the index of the first layer with equal FLOPs: of equal type, weight shapes and cache.
+
+    Example: layers A, B, A, B -> 0, 1, 0, 1.
+    """
     kinds: dict[Any, int] = {}
     firsts = []
     for index, (layer, what) in enumerate(zip(layers, kept, strict=True)):
@@ -183,11 +189,11 @@ def _firsts(layers: Iterable[nn.Module], kept: Sequence[Any]) -> list[int]:
 
 
 def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict[int, int]:
-    """FLOPs of each first layer on so many rows behind those in the cache.
+    """Run the decoder on `rows` new rows after those in the cache, and return the FLOPs of each first layer.
 
     Raises:
-        ValueError: If the decoder multiplies outside its layers, or parts of these do not run (ERNIE's experts for
-            vision tokens).
+        ValueError: If the decoder has matrix products outside its layers, or parts of a layer do not run (ERNIE's
+            experts for vision tokens).
     """
     text, layers = family.text, family.layers
     rotary = getattr(text, "rotary_emb", None)
@@ -196,10 +202,12 @@ def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict
     with Patcher() as patches, torch.no_grad(), FlopCounterMode(display=False) as counter:
         for layer, first in zip(layers, firsts, strict=True):
             patches.wrap(layer, "forward", partial(_run_block, runs, counter, layers[first]))
-        if isinstance(getattr(rotary, "rope_type", None), str):  # one scaled by length looks at numbers, which are none
+        if isinstance(
+            getattr(rotary, "rope_type", None), str
+        ):  # RoPE scaled by length reads values, which meta tensors lack
             patches.put(rotary, "rope_type", "default")
         text(inputs_embeds=embeds, use_cache=True, **with_cache(cache))
-    # RoPE's tables are a product in transformers 5.16, of no weight.
+    # transformers 5.16 computes the tables of RoPE with a matrix product, without weights.
     tables = [kinds for path, kinds in counter.get_flop_counts().items() if path.endswith(".rotary_emb")]
     of_tables = sum(sum(kinds.values()) for kinds in tables)
     if of_tables + sum(run.by_rows + run.by_pairs for run in runs.values()) != sum(_products(counter)):
@@ -208,20 +216,23 @@ def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict
     for layer in runs:
         for part in layer.modules():
             stacks = not isinstance(part, nn.Conv1d) and any(one.dim() > 2 for one in part.parameters(recurse=False))
-            is_linear = isinstance(part, nn.Linear) or stacks  # or a stack of such, as experts are
+            is_linear = isinstance(part, nn.Linear) or stacks  # experts are stacks of linear layers
             if is_linear and f"{type(text).__name__}.{names[part]}" not in counts:
                 raise ValueError(f"whether its {type(part).__name__} runs depends on the row")
     return {first: runs[layers[first]].by_rows + runs[layers[first]].by_pairs for first in firsts}
 
 
 def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, int, int, int] | None:
-    """FLOPs of a row, of a pair of rows, and of a row that is looked at, which give all counts; None if none do.
+    """Solve for the FLOPs per row, per pair of rows, per key row and per chunk (0). None if they do not fit all counts.
+
+    A prompt of n rows takes n · row + n · key + n² · pair, a decode step on k keys row + k · key + k · pair.
 
     Args:
-        prompts: Of prompts of `ROWS` rows.
-        steps: Of a row behind the last of these, and of one more.
-        seen: How many rows these look at.
+        prompts: FLOPs of prompts of `ROWS` rows.
+        steps: FLOPs of two decode steps after the last prompt.
+        seen: The number of keys in each of these steps.
     """
+    # count / n = row + key + n · pair, so two lengths give `pair`, and then row + key (`both`).
     first, second, _ = (count // rows for count, rows in zip(prompts, ROWS, strict=True))
     by_pair = (second - first) // (ROWS[1] - ROWS[0])
     both = first - by_pair * ROWS[0]
@@ -238,7 +249,10 @@ def _fit(prompts: list[int], steps: list[int], seen: list[Any]) -> tuple[int, in
 
 
 def _fit_state(prompts: list[int], steps: list[int]) -> tuple[int, int, int, int] | None:
-    """As `_fit`, of a layer without attention, with FLOPs of a chunk; a row by itself multiplies element by element."""
+    """Solve like `_fit` for a layer without attention: FLOPs per row and per chunk.
+
+    A decode step has no chunk: its products with the state are element-wise, and torch does not count them.
+    """
     by_row = (prompts[1] - prompts[0]) // (ROWS[1] - ROWS[0])
     by_chunk = prompts[0] - ROWS[0] * by_row
     calls = zip(ROWS, prompts, strict=True)
@@ -249,7 +263,7 @@ def _fit_state(prompts: list[int], steps: list[int]) -> tuple[int, int, int, int
 
 
 def _layers(cache: Any, family: Family) -> list[Any]:
-    """What the cache holds for each decoder layer; None behind its last."""
+    """Return the cache of each decoder layer; None for layers without one."""
     depth = len(family.layers)
     return [*cache.layers, *[None] * depth][:depth]
 
@@ -258,7 +272,10 @@ def _layers(cache: Any, family: Family) -> list[Any]:
 
 
 class _RealPictures(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Numbers that say how pictures stand are there, and go only where they meet weights."""
+    """Keeps tensors without weights, such as grid sizes, on the CPU, so that code can read their values.
+
+    They move to the meta device only in an operation with another meta tensor.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -270,8 +287,8 @@ class _RealPictures(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Block(NamedTuple):
-    """A block's run: what it answered, the shape of its rows, FLOPs of the model before, and its own of rows and of
-    attention."""
+    """The run of a block: its output, the shape of its input, the model's FLOPs before it, and its own FLOPs per kind:
+    products with weights, and attention."""
 
     answer: Any
     shape: torch.Size
@@ -281,14 +298,14 @@ class _Block(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """A call of the tower.
+    """A run of the tower.
 
     Attributes:
-        blocks: The run of each block, or of the first that multiplies as it does.
-        tokens: Vision tokens of a picture, where it may have any size; else 0.
-        pictures: How many there were, tiles and frames among them.
-        beside: FLOPs of the tower outside its blocks, on a picture.
-        projector: FLOPs of what projects, on a picture.
+        blocks: The run of each block, or of the first block with equal FLOPs.
+        tokens: Vision tokens of a picture if pictures may have any size, else 0.
+        pictures: The number of pictures, including tiles and frames.
+        beside: FLOPs of the tower outside its blocks, per picture.
+        projector: FLOPs of the projector, per picture.
     """
 
     blocks: list[_Block]
@@ -299,7 +316,7 @@ class _Encoded(NamedTuple):
 
 
 def _tower(family: Family, config: Any) -> TowerFlops | None:
-    """The tower, from its FLOPs on a picture and on two; None where it does not run on such without weights."""
+    """Measure the tower on one picture and on two; None if it does not run without weights."""
     if not family.defines("pictures_of"):
         return None
     try:
@@ -344,10 +361,10 @@ def _tower(family: Family, config: Any) -> TowerFlops | None:
 
 
 def _encode(family: Family, config: Any, modality: str, count: int) -> _Encoded:
-    """Encode so many pictures, or frames, without weights."""
+    """Encode `count` pictures or frames without weights."""
     lists = [[block for block, _ in blocks] for blocks in blocks_of(family.core, family.layers)]
     sizes = [sum(weight.numel() for block in blocks for weight in block.parameters()) for blocks in lists]
-    # The towers: of pictures, and of films where these have one of their own.
+    # The tower of pictures, and that of videos if they have their own.
     towers = [blocks for blocks, size in zip(lists, sizes, strict=True) if size == max(sizes)]
     firsts = {tower[0]: [tower[first] for first in _firsts(tower, [None] * len(tower))] for tower in towers}
     runs = dict[nn.Module, _Block]()
@@ -371,7 +388,7 @@ def _encode(family: Family, config: Any, modality: str, count: int) -> _Encoded:
 def _run_block(
     runs: dict[nn.Module, _Block], counter: FlopCounterMode, first: nn.Module, original: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Run a block unless one that multiplies as it does has run."""
+    """Run a block, or return the output of the first block with equal FLOPs if that has run already."""
     if first not in runs:
         shape = (args[0] if args else next(iter(kwargs.values()))).shape
         before, (by_rows, by_pairs) = counter.get_total_flops(), _products(counter)
@@ -382,7 +399,10 @@ def _run_block(
 
 
 def _products(counter: FlopCounterMode) -> tuple[int, int]:
-    """FLOPs so far without convolutions; apart, those of attention, which are of batches, as none with a weight are."""
+    """Return the FLOPs so far of products with weights and of attention, without convolutions.
+
+    Attention uses batched products (bmm), and products with weights do not.
+    """
     of_kinds = counter.get_flop_counts().get("Global", {})
     products = sum(count for kind, count in of_kinds.items() if "convolution" not in str(kind))
     by_pairs = sum(count for kind, count in of_kinds.items() if "bmm" in str(kind))
@@ -390,16 +410,27 @@ def _products(counter: FlopCounterMode) -> tuple[int, int]:
 
 
 def _pictures(config: Any, modality: str, count: int, names: Sequence[str]) -> tuple[dict[str, Any], int]:
-    """What a processor would make of so many pictures, by the arguments that encoding takes; and vision tokens of one,
-    where it may have any size."""
+    """Build the inputs that a processor would make for `count` pictures.
+
+    Args:
+        config: The model's config.
+        modality: "image" or "video".
+        count: The number of pictures or frames.
+        names: The parameters of the model's encoding function.
+
+    Returns:
+        The inputs by name, and the vision tokens of a picture if pictures may have any size, else 0.
+    """
     vision, grids = config.vision_config, f"{modality}_grid_thw"
     tall, wide = _pair(vision.patch_size)
-    if grids in names:  # one token, so that no window is smaller
+    if grids in names:  # one token, which fits into any window
         side = vision.spatial_merge_size
         channels = getattr(vision, "in_channels", 3) * vision.temporal_patch_size
         patches = torch.ones(count * side**2, channels * tall * wide)
         return {names[0]: patches, grids: torch.tensor([[1, side, side]] * count)}, 1
-    if "image_sizes" in names and hasattr(config, "spatial_merge_size"):  # the features of one token cannot be split
+    if "image_sizes" in names and hasattr(
+        config, "spatial_merge_size"
+    ):  # 4 tokens: the model cannot split the features of one
         side = 2 * config.spatial_merge_size * tall
         return {names[0]: torch.ones(count, 3, side, side), "image_sizes": torch.tensor([[side, side]] * count)}, 4
     size = _pair(vision.image_size)
@@ -412,6 +443,6 @@ def _pictures(config: Any, modality: str, count: int, names: Sequence[str]) -> t
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    """Height and width, of a config that names one number for both or two."""
+    """Return height and width from a config value, which is one number for both or a pair."""
     tall, wide = (size, size) if isinstance(size, int) else size
     return tall, wide

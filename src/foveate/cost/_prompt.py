@@ -1,4 +1,4 @@
-"""The prompt of one sample as counts of tokens; counts that make no prompt are refused."""
+"""The prompt of one sample as token counts, and checks of these counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ Grids = Sequence[Sequence[Grid]]
 
 
 class RunCounts(TypedDict, total=False):
-    """What a run tells, for methods that decide by what the picture shows: `trace.latest.ran()`.
+    """Counts from a run, `trace.latest.ran()`, for methods whose counts depend on the picture.
 
     Attributes:
-        tokens: Vision tokens each decoder layer processes.
-        tower_tokens: For a method that drops before the tower (PixelPrune) of a Qwen-VL or GLM-V: the tokens of each
-            image or video whose patches the tower runs on.
-        tower_rows: The same for other families, where patches come back behind the tower: on how many rows of each of
-            its pictures, tiles or frames it runs. An empty entry: on all. Pictures of a batch count as the one with
-            most.
+        tokens: Vision tokens that each decoder layer processes.
+        tower_tokens: For a method that drops before the tower of a Qwen-VL or GLM-V (PixelPrune): for each image or
+            video, the indices of the tokens whose patches the tower runs on.
+        tower_rows: For the same method on other families, which restore dropped patches after the tower: for each
+            image or video, the number of rows that the tower runs on in each of its pictures, tiles or frames. An
+            empty entry means all rows. In a batch, every picture counts as the one with the most rows.
     """
 
     tokens: Sequence[int] | None
@@ -31,19 +31,19 @@ class RunCounts(TypedDict, total=False):
 
 
 class Known(RunCounts, total=False):
-    """What is known of a prompt beside its counts.
+    """Optional knowledge about a prompt beyond its token counts.
 
     Attributes:
-        tower_images: Pictures the tower encodes for each image or video: crops (LLaVA-OneVision: the base view and its
-            tiles), frames, or temporal patches (Qwen-VL). By default told from the token counts: for LLaVA their
-            multiple of a picture's, for LLaVA-OneVision the number that alone gives that count, for Qwen-VL one, an
-            image. `Family.tower_images` reads it off a processor's output.
-        grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
-            (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]` for
-            one LLaVA-1.5 image, whose grids are known without.
-        videos: Whether they are videos, so that their grids are frames: one bool for each, or one for all. For methods
-            that compare frames (DyCoke, EVS); 32 frames of LLaVA-OneVision are `vision_tokens=6273,
-            grids=[[(14, 14)] * 32], videos=True`.
+        tower_images: Number of pictures that the tower encodes for each image or video: crops (LLaVA-OneVision: the
+            base view and its tiles), frames, or temporal patches (Qwen-VL). By default derived from the token counts:
+            for LLaVA the count divided by that of one picture, for LLaVA-OneVision the only number that gives the
+            count, for Qwen-VL one (an image). `Family.tower_images` reads it from a processor's output.
+        grids: Rows and columns of the tokens in each image's frames or views, for methods that work on grids
+            (AveragePool, Resize) and for towers whose cost depends on them (Qwen2.5-VL's windows). `[[(24, 24)]]` is
+            one LLaVA-1.5 image, whose grids are known by default.
+        videos: True for videos, whose grids are frames: one bool per entry, or one for all. For methods that compare
+            frames (DyCoke, EVS). 32 frames of LLaVA-OneVision are `vision_tokens=6273, grids=[[(14, 14)] * 32],
+            videos=True`.
     """
 
     tower_images: int | Sequence[int] | None
@@ -53,13 +53,13 @@ class Known(RunCounts, total=False):
 
 @dataclass(frozen=True, slots=True)
 class PromptLengths:
-    """How many tokens go in.
+    """The token counts of a prompt.
 
     Attributes:
         sizes: Vision tokens of each image or video.
-        pictures: How many pictures the tower encodes for each of them; None to tell from the sizes.
-        grids: Rows and columns of the frames or views of each, where they are known.
-        videos: Whether each is a video, where that is known.
+        pictures: Number of pictures that the tower encodes for each of them; None derives it from `sizes`.
+        grids: Rows and columns of the frames or views of each; None if unknown.
+        videos: True for each entry that is a video; None if unknown.
     """
 
     sizes: tuple[int, ...]
@@ -69,10 +69,10 @@ class PromptLengths:
 
     @classmethod
     def of(cls, text: int, vision_tokens: int | Sequence[int], known: Known) -> Self:
-        """The prompt of these counts.
+        """Build a prompt and check its counts.
 
         Raises:
-            SettingError: If one is negative, all are zero, or what is known is not known of each image.
+            SettingError: If a count is negative, all are zero, or an entry of `known` is missing for an image.
         """
         sizes = _counts(vision_tokens, "vision_tokens")
         tower_images, grids, videos = known.get("tower_images"), known.get("grids"), known.get("videos")
@@ -100,7 +100,7 @@ class PromptLengths:
 
 
 def _counts(counts: int | Sequence[int], name: str) -> tuple[int, ...]:
-    """One count an image as a tuple."""
+    """Return one count per image, as a tuple."""
     values = (counts,) if isinstance(counts, int) else tuple(int(count) for count in counts)
     if any(count < 0 for count in values):
         raise SettingError(f"{name} cannot be negative; got {counts}.")

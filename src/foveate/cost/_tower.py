@@ -1,4 +1,4 @@
-"""What the vision tower and the projector cost, of pictures as they come or made smaller."""
+"""The cost of the vision tower and the projector, with and without a method that runs the tower on fewer patches."""
 
 import itertools
 from collections.abc import Sequence
@@ -20,23 +20,24 @@ from foveate.families.tower import feature_layers
 
 @dataclass(frozen=True, slots=True)
 class TowerFlops:
-    """What `foveate.cost._measured` fits to the FLOPs of a vision tower and its projector.
+    """The FLOPs of a vision tower and its projector, as fitted by `foveate.cost._measured`.
 
     Attributes:
-        width: Of the blocks' rows.
-        grid: Rows and columns of tokens of the pictures that it encodes; None: of any size.
-        unit: Patches of a token.
-        cls: Rows of a picture besides its patches.
-        rows: FLOPs of each block on one row. transformers runs all, also those behind the one that the projector reads.
-        pairs: FLOPs of each block for a row that looks at a row.
-        patches: Patches of a picture that was run.
-        beside: FLOPs of the tower on that picture outside its blocks.
-        projector: FLOPs of the projector on that picture.
-        frame: The same on a frame of a video.
-        pooled: Whether the projector makes as many tokens of a picture of any size.
-        joined: Whether rows look at those of all pictures, as in a Pixtral without flash attention.
-        windowed: Blocks that look through windows.
-        window: Tokens of a window's side.
+        width: Width of the blocks' rows.
+        grid: Rows and columns of tokens of a picture; None if pictures may have any size.
+        unit: Patches per token.
+        cls: Rows of a picture that are not patches.
+        rows: FLOPs of each block per row. transformers runs all blocks, including those after the one that the
+            projector reads.
+        pairs: FLOPs of each block per pair of query row and key row.
+        patches: Patches of the measured picture.
+        beside: FLOPs of the tower outside its blocks, on the measured picture.
+        projector: FLOPs of the projector, on the measured picture.
+        frame: FLOPs of the projector, on a frame of a video.
+        pooled: True if the projector makes a fixed number of tokens from a picture of any size.
+        joined: True if rows attend to the rows of all pictures, as in a Pixtral without flash attention.
+        windowed: Indices of the blocks with window attention.
+        window: Side of a window, in tokens.
     """
 
     width: int
@@ -55,15 +56,17 @@ class TowerFlops:
     window: int
 
     def projector_flops(self, picture: Tensor, is_frame: bool) -> int:
-        """FLOPs of the projector on a picture of which these tokens ran, (rows, columns) bool."""
+        """Return the FLOPs of the projector on a picture. `picture` marks the tokens that ran, (rows, columns) bool."""
         flops = self.frame if is_frame else self.projector
         if self.pooled:
             return flops
         return flops * int(picture.sum()) * self.unit // self.patches
 
     def windows(self, picture: Tensor) -> list[int]:
-        """Patches in each window of such a picture; those at its edges are smaller. None if no block looks through
-        any."""
+        """Return the patches in each window of a picture, (rows, columns) bool. Windows at the edges are smaller.
+
+        Empty if no block has window attention.
+        """
         if not self.windowed:
             return []
         bands = torch.split(picture, self.window)
@@ -71,7 +74,13 @@ class TowerFlops:
         return [int(window.sum()) * self.unit for window in windows]
 
     def block(self, index: int, patches: Sequence[int], windows: Sequence[Sequence[int]]) -> int:
-        """FLOPs of a block on so many patches of each picture, and of each of its windows."""
+        """Return the FLOPs of a block.
+
+        Args:
+            index: The index of the block.
+            patches: Patches of each picture.
+            windows: Patches of each window of each picture.
+        """
         rows = [count + self.cls for count in patches]
         looking = rows
         if self.joined:
@@ -82,8 +91,8 @@ class TowerFlops:
 
 
 class Flops(NamedTuple):
-    """Of the tower, of the projector and of picking the rows that late blocks run on; and how many each block runs on,
-    where some run on fewer. None: not known."""
+    """FLOPs of the tower and the projector, None if unknown; of picking the rows that late blocks run on; and the rows
+    of each block, empty if all blocks run on all rows."""
 
     tower: int | None
     projector: int | None
@@ -93,16 +102,16 @@ class Flops(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The pictures of a prompt, and the tower that they run through.
+    """The pictures of a prompt and the tower that encodes them.
 
     Attributes:
         tower: The tower.
-        family: Knows how many pictures it encodes.
-        config: The model's.
-        prompt: What goes in.
+        family: The family, which tells how many pictures an image has.
+        config: The model's config.
+        prompt: The token counts.
         ranked: Vision tokens of each image that a method ranks.
-        grids: Rows and columns of each image's frames or views, if the caller gave any: some towers' cost depends on
-            them.
+        grids: Rows and columns of each image's frames or views, if the caller gave them. The cost of some towers
+            depends on them.
     """
 
     tower: TowerFlops
@@ -113,15 +122,15 @@ class Pictures:
     grids: Grids | None
 
     def flops(self, stages: Sequence[Stage], known: RunCounts) -> Flops:
-        """FLOPs of the tower and of the projector, of which a multiply-add counts two.
+        """Count the FLOPs of the tower and the projector. A multiply-add counts as two.
 
         Args:
-            stages: Of the method, in order.
-            known: Tokens of each image that the tower runs on, where that is decided in front of it; or the rows of
-                each picture that it runs on, where the others come back behind it.
+            stages: The method's stages, in order.
+            known: For a method that drops before the tower: `tower_tokens`, or `tower_rows` for families that restore
+                dropped patches after the tower.
 
         Raises:
-            SettingError: If these do not fit the images, or the grids have to be given.
+            SettingError: If `known` does not fit the images, or the grids are needed and missing.
         """
         tower, images = self.tower, self._run(stages, known.get("tower_tokens"))
         pictures = [*itertools.chain(*images)]
@@ -137,7 +146,7 @@ class Pictures:
         thin = next((stage for stage in stages if isinstance(stage, ThinStage)), None)
         first = end = len(tower.rows)
         if late or thin is not None:
-            end = max(feature_layers(self.config, end)) + 1  # nobody reads what later blocks would make
+            end = max(feature_layers(self.config, end)) + 1  # the output of later blocks is not used
             first = 0 if thin is None else thin.first(end)
         if first == end:
             blocks = sum(tower.block(index, patches, windows) for index in range(len(tower.rows)))
@@ -145,14 +154,15 @@ class Pictures:
         narrow = windows
         if thin is not None:
             late = late or [_rows_left(thin, count) for count in patches]
-            # Of a window as large a share is taken to stay as of its picture: how many do, the picture decides.
+            # Assumes that a window keeps the same share of rows as its picture; the actual number depends on the
+            # picture.
             shares = [_rows_left(thin, sum(few)) / sum(few) if few else 0 for few in windows]
             narrow = [[round(share * count) for count in few] for share, few in zip(shares, windows, strict=True)]
         if len(late) != len(patches):
             raise SettingError(f"tower_rows must have the rows of {len(patches)} pictures; got {late}.")
         picking = 0
         for count, left, picture in zip(patches, late, pictures, strict=True):
-            picking += 2 * count * left * tower.width  # finds the nearest row for each
+            picking += 2 * count * left * tower.width  # (count, width) @ (width, left): the nearest kept row of each
             if thin is not None and thin.flops is not None:
                 rows, columns = picture.shape
                 grids = ((rows, columns),) if picture.all() else ()
@@ -163,7 +173,12 @@ class Pictures:
         return Flops(beside + early + behind, projector, picking, counts)
 
     def _run(self, stages: Sequence[Stage], tokens: Sequence[Sequence[int] | Tensor] | None) -> list[list[Tensor]]:
-        """Which tokens of each picture of each image or video run, (rows, columns) bool each."""
+        """Mark the tokens that the tower runs on: for each picture of each image or video (rows, columns) bool.
+
+        Args:
+            stages: The method's stages; some shrink the grids.
+            tokens: The indices of these tokens for each image or video; None for all tokens.
+        """
         sizes = self.prompt.sizes
         if tokens is None:
             smaller = any(isinstance(stage, PixelStage) for stage in stages) and self.family.runs_grids
@@ -184,6 +199,8 @@ class Pictures:
             )
         run = []
         for index, (size, places) in enumerate(zip(sizes, tokens, strict=True)):
+            # Indices through an image's tokens -> a mask -> one mask per picture: 0, 5 of two 2 x 2 pictures
+            # -> [[1, 0], [0, 0]] and [[0, 1], [0, 0]].
             runs = torch.zeros(size, dtype=torch.bool)
             runs[torch.as_tensor(places, dtype=torch.int64)] = True
             pictures = self._of_image(index)
@@ -192,7 +209,10 @@ class Pictures:
         return run
 
     def _rows_of(self, ran: Sequence[Sequence[int]]) -> list[int]:
-        """Rows of each picture that run, in a batch as many as of the one with most; nothing where all of all do."""
+        """Return the rows of each picture that the tower runs on; empty if it runs on all rows of all pictures.
+
+        In a batch, every picture counts as the one with the most rows.
+        """
         rows = list[int]()
         if not any(ran):
             return rows
@@ -204,7 +224,11 @@ class Pictures:
         return rows
 
     def _of_image(self, index: int) -> list[Grid]:
-        """Rows and columns of the tokens of each picture of an image or video, before anything is pooled."""
+        """Return the grid of tokens of each picture of an image or video, before pooling.
+
+        Raises:
+            SettingError: If the grids are needed and missing, or the counts contradict each other.
+        """
         if self.grids and self.family.runs_grids:
             return [*self.grids[index]]
         if self.tower.windowed:
@@ -225,7 +249,7 @@ class Pictures:
 
 
 def _rows_left(stage: ThinStage, rows: int) -> int:
-    """How many of a picture's rows a stage leaves."""
+    """Return how many of a picture's rows a stage keeps."""
     left = stage.left(Arriving.all_of(rows))
-    assert left is not None  # a stage that decides by what it sees is refused where it is made
+    assert left is not None  # a ThinStage always has a fixed count
     return left

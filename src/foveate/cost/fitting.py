@@ -1,4 +1,4 @@
-"""The largest setting that a budget pays for, where its price must be tried: FLOPs, or what pictures spend."""
+"""Search for the largest setting within a budget whose price can only be evaluated: FLOPs, or tokens on pictures."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -9,23 +9,23 @@ from foveate.errors import BudgetError, SettingError
 
 M = TypeVar("M")
 Costs = Mapping[Callable[[Method | None], Cost], int]
-"""What each kind of prompt costs with a method, and how many prompts there are of it."""
+"""For each kind of prompt, a function that returns its cost with a method, and the number of such prompts."""
 EXACT = 1e-9
-"""What float rounding may add to a price, as a share of the budget."""
+"""Tolerance for rounding errors in a price, as a share of the budget."""
 
 
 def largest(
     build: Callable[[float], M], price: Callable[[M], float], limit: float, *, near: float = 0.001, tries: int = 12
 ) -> M | None:
-    """The largest setting whose price is at most `limit`, by bisection; None if there is none.
+    """Find the largest setting with a price of at most `limit`, by bisection; None if there is none.
 
     Args:
-        build: A setting of each number from 0 to 1; its price grows with the number. A BudgetError says that the number
-            is below what can be.
-        price: What a setting costs.
-        limit: What may be spent.
-        near: What leaves no more than this share of the limit unspent is near enough.
-        tries: Settings that are priced at most.
+        build: Returns the setting for a number from 0 to 1; its price grows with the number. Raises BudgetError if the
+            number is too small.
+        price: Returns the price of a setting.
+        limit: The maximum price.
+        near: Stop when at most this share of the limit is unspent.
+        tries: The maximum number of settings to price.
     """
     low, high = 0.0, 1.0
     best = None
@@ -47,22 +47,23 @@ def largest(
 
 
 def within_flops(method: Method, share: float, costs: Costs) -> Method:
-    """The method with the largest retention at which prompts take `share` of the full model's FLOPs, on average.
+    """Return the method with the largest retention at which prompts use `share` of the full model's FLOPs, on average.
 
     Args:
-        method: One that takes a budget.
-        share: Of the FLOPs to the first token, in (0, 1).
-        costs: Of all prompts; see `costs_of`.
+        method: A method that takes a budget.
+        share: The share of the FLOPs to the first token, in (0, 1).
+        costs: The costs of the prompts; see `costs_of`.
 
     Raises:
-        BudgetError: If the method cannot spend so little.
-        SettingError: If the share leaves its range, FLOPs are not counted, or the picture decides them.
+        BudgetError: If the method cannot use so few FLOPs.
+        SettingError: If the share is out of range, FLOPs are not counted, or they depend on the picture.
     """
     if not 0 < share < 1:
         raise SettingError(f"flops must be above 0 and below 1, a share of the full model's; got {share}.")
     if hasattr(method, "at_scale"):
         raise SettingError(
-            f"{method} keeps what the picture decides: no budget of FLOPs is solved for it. Leave it out."
+            f"{method} keeps a number of tokens that depends on the picture, so it cannot take a budget of FLOPs. "
+            "Leave it out."
         )
     full = {cost: _flops(cost(None), None) for cost in costs}
 
@@ -78,7 +79,7 @@ def within_flops(method: Method, share: float, costs: Costs) -> Method:
 
 
 def costs_of(prompts: Iterable[Any]) -> Costs:
-    """What each kind of prompt costs, by its `Prompt.cost`."""
+    """Group prompts of equal cost: return `Prompt.cost` of one prompt per group, and the size of the group."""
     kinds: dict[Any, list[Callable[[Method | None], Cost]]] = {}
     for prompt in prompts:
         kinds.setdefault((prompt.text_tokens, prompt.sizes, str(prompt.grids)), []).append(prompt.cost)
@@ -88,5 +89,7 @@ def costs_of(prompts: Iterable[Any]) -> Costs:
 def _flops(cost: Cost, method: Method | None) -> int:
     if cost.total_flops is None:
         whose = method or "the tower"
-        raise SettingError(f"FLOPs of {whose} are not counted: give its stages flops=, or take tokens or a retention.")
+        raise SettingError(
+            f"FLOPs of {whose} are not counted: give its stages flops=, or use a budget of tokens or a retention."
+        )
     return cost.total_flops

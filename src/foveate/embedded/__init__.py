@@ -1,9 +1,9 @@
 """The embedded model: a small LLaVA trained on synthetic pictures, shipped inside the package.
 
-With it you can try dropping, and measure its price, offline. It is not a general vision-language
-model; `model/MODEL_CARD.md` says what it can do.
+Use it to try dropping offline and to measure what dropping costs in quality. It is not a general vision-language model;
+`model/MODEL_CARD.md` lists what it can do.
 
-Importing this package loads neither torch nor transformers; `load` does.
+Importing this package imports neither torch nor transformers; `load` does.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ NAME = "embedded"
 """The name of the model on the command line and in `foveate.load`."""
 
 FILMS = "embedded-films"
-"""The name of its weights for films, with frames of 168 px, 144 vision tokens each; a picture is one frame."""
+"""The name of the same weights for films, with frames of 168 px and 144 vision tokens. A picture is one frame."""
 
 NAMES = (NAME, FILMS)
 
@@ -35,36 +35,35 @@ TASKS = (
 )
 
 FILM_TASKS = ("first", "last", "order", "brief", "ever", "film text")
-"""What can be asked about a film."""
+"""The tasks about films; `TASKS` are those about pictures."""
 
 ANSWER = "36KUM"
 """The text in `picture()`."""
 
 
 def tasks_of(model: str) -> tuple[str, ...]:
-    """The tasks that a model of this name is asked: about films where it takes films, else about pictures."""
+    """Return the tasks of a model: those about films for `FILMS`, else those about pictures."""
     if model == FILMS:
         return FILM_TASKS
     return TASKS
 
 
 def path() -> Path:
-    """The folder with the model's weights, tokenizer and processor."""
+    """Return the folder with the model's weights, tokenizer and processor."""
     return Path(__file__).parent / "model"
 
 
 def picture() -> Path:
-    """The bundled demo picture, 336 x 336 px, drawn from a seed that training never uses."""
+    """Return the path of the demo picture, 336 x 336 px, drawn with a seed that training never uses."""
     return Path(__file__).parent / "demo.png"
 
 
 def load(device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
-    """Load the model and its processor without any network access.
+    """Load the model and its processor without network access.
 
     Args:
         device: The device for the model.
-        dtype: A torch dtype; None is float32, which is fastest on most CPUs. The weights are
-            stored in bfloat16.
+        dtype: A torch dtype. None means float32, which is fastest on most CPUs. The weights are stored in bfloat16.
 
     Returns:
         A `LlavaForConditionalGeneration` in eval mode and its `LlavaProcessor`.

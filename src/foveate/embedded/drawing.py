@@ -1,10 +1,10 @@
-"""How pictures are painted: colours, grounds, shapes and characters, with NumPy and Pillow only.
+"""Drawing of colours, backgrounds, shapes and characters, with NumPy and Pillow only.
 
-There are two hands. The smooth one, for scenes, makes masks, 0 to 1 at each pixel, and grounds of floats. The hard one,
-for sketches and films, draws with Pillow, without smoothing, as people's code does.
+There are two styles. The smooth style, for scenes, uses masks with values from 0 to 1 and backgrounds of floats. The
+hard style, for sketches and films, draws with Pillow without smoothing, like a user's own code.
 
-Randomness comes in only through the generator that the caller passes. Which pictures a seed gives depends on the order
-of the draws.
+All randomness comes from the generator that the caller passes. The picture of a seed depends on the order of the
+draws.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 Rgb = tuple[int, int, int]
 Point = tuple[float, float]
 Mean = NDArray[np.float64]
-"""A colour of fractions, 0 to 255: (3,)."""
+"""A mean colour: (3,) float64, 0 to 255."""
 Pixels = tuple[int, int, int, int]
 """Left, top, right and bottom of a box, in whole pixels."""
 
@@ -38,7 +38,7 @@ COLOURS: dict[str, Rgb] = {
     "cyan": (34, 208, 222),
     "white": (244, 244, 244),
 }
-"""What the smooth hand paints for each colour."""
+"""The colours of the smooth style."""
 
 MEANT: dict[str, tuple[Rgb, ...]] = {
     "red": ((255, 0, 0), (220, 20, 60), (200, 0, 0), (229, 57, 53)),
@@ -50,11 +50,11 @@ MEANT: dict[str, tuple[Rgb, ...]] = {
     "cyan": ((0, 255, 255), (0, 200, 220), (0, 188, 212)),
     "white": ((255, 255, 255), (245, 245, 245)),
 }
-"""What people take when they mean a colour; what its name stands for in CSS comes first."""
+"""Shades that people use for a colour. The first one is the CSS colour of that name."""
 
-# CSS's green is the dark one, but (0, 255, 0) is as often called so.
+# CSS's green is dark, but (0, 255, 0) is called green just as often.
 PURE = {name: shades[:1] for name, shades in MEANT.items()} | {"green": MEANT["green"][:2]}
-"""What people take when they draw with the colours' names."""
+"""Shades that people get when they draw with the names of colours."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring", "moon")
 
@@ -70,26 +70,26 @@ FONTS = (
     "STIXGeneralBol",
     "cmss10",
 )
-"""Pillow's own, and fonts that come with matplotlib."""
+"""Pillow's built-in font, and fonts of matplotlib."""
 
-FINE = 8  # masks are drawn this much larger, then averaged down
+FINE = 8  # masks are drawn 8 times as large, then averaged down
 
 COARSE = 96
-"""Pixels a side at which a photograph's slow waves are drawn."""
+"""Side in pixels at which the waves of a photograph are drawn."""
 
 SEEN = 100.0
-"""How far a colour is from what it stands on, at least: Euclidean, of 441."""
+"""Smallest distance between a visible colour and its background: Euclidean, where black to white is 441."""
 
 Option = TypeVar("Option")
 
 
 def pick(rng: Generator, options: Sequence[Option]) -> Option:
-    """One of the options by lot, all equally likely."""
+    """Draw one of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
 def log_uniform(rng: Generator, low: float, high: float) -> float:
-    """A number whose logarithm is uniform, so that 20 to 40 is as likely as 40 to 80."""
+    """Draw a number whose logarithm is uniform, so that 20 to 40 is as likely as 40 to 80."""
     logarithm = rng.uniform(np.log(low), np.log(high))
     return float(np.exp(logarithm))
 
@@ -98,14 +98,14 @@ def log_uniform(rng: Generator, low: float, high: float) -> float:
 
 
 def rgb(values: ArrayLike) -> Rgb:
-    """Three numbers, or one for a grey, as a colour within 0 to 255."""
+    """Return three numbers, or one for a grey, as a colour, rounded and clipped to 0 to 255."""
     rounded = np.round(np.full(3, values))
     red, green, blue = rounded.clip(0, 255).astype(int).tolist()
     return red, green, blue
 
 
 def tint(rng: Generator, name: str) -> Rgb:
-    """What a person takes for a colour, as it is or a little off."""
+    """Draw a shade that people use for a colour, exact or slightly off."""
     shade = pick(rng, MEANT[name]) if rng.random() < 0.6 else MEANT[name][0]
     if rng.random() < 0.6:
         return shade
@@ -113,12 +113,12 @@ def tint(rng: Generator, name: str) -> Rgb:
 
 
 def stands_out(image: Image.Image, box: Pixels, colour: Rgb) -> bool:
-    """Whether a colour can be told from what is in a box."""
+    """True if a colour can be told from the mean colour of a box."""
     return distance(mean_colour(image, box), colour) >= SEEN
 
 
 def ink_on(rng: Generator, image: Image.Image, box: Pixels, plate: bool) -> Rgb:
-    """A colour that stands out from what it is written on; draws the plate, if there is one."""
+    """Draw an ink colour that stands out from the background, and paint the plate under the text if `plate`."""
     under = mean_colour(image, box)
     if plate:
         colour = _contrasting(rng, under, 0.5, SEEN, 90)
@@ -130,14 +130,18 @@ def ink_on(rng: Generator, image: Image.Image, box: Pixels, plate: bool) -> Rgb:
 
 
 def _contrasting(rng: Generator, under: Mean, share: float, apart: float, grey_apart: float) -> Rgb:
-    """In this share of the cases one of the colours, else nearly black or white, so far apart from what is under it."""
+    """Draw a colour that contrasts with the background `under`.
+
+    With probability `share` it is one of the named colours at a distance of more than `apart`, else nearly black or
+    white, preferably at a distance of more than 1.2 `grey_apart`.
+    """
     if rng.random() < share:
         every = chain.from_iterable(MEANT.values())
         clear = [shade for shade in every if distance(shade, under) > apart]
         if clear:
             return pick(rng, clear)
         grey_apart = apart
-    # Whichever stands out; by lot where both do.
+    # Black or white, whichever stands out; at random if both do.
     black = rgb(rng.uniform(0, 30))
     white = rgb(rng.uniform(230, 255))
     clear = [tone for tone in (black, white) if distance(tone, under) > grey_apart * 1.2]
@@ -147,21 +151,21 @@ def _contrasting(rng: Generator, under: Mean, share: float, apart: float, grey_a
 
 
 def mean_colour(image: Image.Image, box: Pixels) -> Mean:
-    """Mean colour inside a box."""
+    """Return the mean colour inside a box."""
     pixel = image.crop(box).resize((1, 1), Image.Resampling.BOX)
     return np.array(pixel, dtype=np.float64).reshape(3)
 
 
 def distance(first: ArrayLike, second: ArrayLike) -> float:
-    """Between two colours: Euclidean, 441 from black to white."""
+    """Return the Euclidean distance between two colours; black to white is 441."""
     return float(np.linalg.norm(np.subtract(first, second)))
 
 
-# Grounds of the smooth hand.
+# Backgrounds of the smooth style.
 
 
 def background(rng: Generator, side: int) -> Floats:
-    """A tinted gradient with slow noise, stripes and faint strokes: (side, side, 3) float32, 0-255."""
+    """Draw a tinted gradient with slow noise, stripes and faint strokes: (side, side, 3) float32, 0 to 255."""
     knots = 5
     tone = rng.uniform(75, 150) + rng.uniform(-24, 24, 3)
     slope = rng.uniform(-28, 28, (2, 3))
@@ -180,7 +184,10 @@ def background(rng: Generator, side: int) -> Floats:
 
 @lru_cache(maxsize=16)
 def _spread(side: int, knots: int) -> Floats:
-    """Smooth interpolation from `knots` values to `side` pixels: (side, knots) float32."""
+    """Return the matrix that interpolates `knots` values smoothly to `side` pixels: (side, knots) float32.
+
+    Each row has at most two weights, for the knots before and after the pixel.
+    """
     rows = np.arange(side)
     middles = rows.astype(np.float32) + 0.5
     at = middles / side * (knots - 1)
@@ -194,7 +201,7 @@ def _spread(side: int, knots: int) -> Floats:
 
 
 def _stripes(rng: Generator, side: int) -> Floats:
-    """A faint plane wave, 6 to 40 pixels long: (side, side) float32 around 0."""
+    """Draw a faint plane wave with a period of 6 to 40 pixels: (side, side) float32 around 0."""
     angle = rng.uniform(0, 2 * pi)
     period = rng.uniform(6, 40)
     phase = rng.uniform(0, 2 * pi)
@@ -208,7 +215,7 @@ def _stripes(rng: Generator, side: int) -> Floats:
 
 
 def _strokes(rng: Generator, side: int) -> Floats:
-    """Low-contrast lines, arcs and blobs, so that not everything that differs is an object: (side, side) float32."""
+    """Draw faint lines, circles and boxes as clutter that is not an object: (side, side) float32 around 0."""
     image = Image.new("L", (side, side), 128)
     draw = ImageDraw.Draw(image)
     count = int(rng.integers(2, 5) * side / 84)
@@ -230,7 +237,7 @@ def _strokes(rng: Generator, side: int) -> Floats:
 
 
 def plain(rng: Generator, side: int) -> Floats:
-    """One even tone, as a person would draw on: mostly white or light, sometimes dark. (side, side, 3), 0-255."""
+    """Draw a uniform background, mostly white or light, sometimes dark: (side, side, 3) float32, 0 to 255."""
     kind = rng.random()
     tone: ArrayLike
     if kind < 0.4:
@@ -244,11 +251,11 @@ def plain(rng: Generator, side: int) -> Floats:
     return np.full((side, side, 3), np.round(tone), dtype=np.float32)
 
 
-# Grounds of the hard hand.
+# Backgrounds of the hard style.
 
 
 def ground(rng: Generator, side: int) -> Image.Image:
-    """White, an even tone, a gradient, or something like a photograph out of focus: RGB, `side` pixels a side."""
+    """Draw a background: white, a uniform tone, a gradient, or a blurred photograph. RGB, `side` x `side` pixels."""
     kind = rng.random()
     if kind < 0.3:
         return Image.new("RGB", (side, side), "white")
@@ -260,7 +267,7 @@ def ground(rng: Generator, side: int) -> Image.Image:
 
 
 def _tone(rng: Generator) -> Rgb:
-    """Light, black, any colour, grey or tinted."""
+    """Draw a tone: light, nearly black, any colour, grey, or tinted grey."""
     kind = rng.random()
     if kind < 0.35:
         return rgb(rng.uniform(205, 255, 3))
@@ -274,7 +281,7 @@ def _tone(rng: Generator) -> Rgb:
 
 
 def _gradient(rng: Generator, side: int) -> Image.Image:
-    """From one tone to another, from left to right or from top to bottom."""
+    """Draw a gradient between two tones, from left to right or from top to bottom."""
     first = _tone(rng)
     last = _tone(rng)
     size = (1, 2) if rng.random() >= 0.5 else (2, 1)
@@ -284,7 +291,7 @@ def _gradient(rng: Generator, side: int) -> Image.Image:
 
 
 def _photograph(rng: Generator, side: int) -> Image.Image:
-    """Noise at every scale around a tone, a few soft things, and mostly a fine grain."""
+    """Draw noise at several scales around a tone, a few soft shapes, and in 70 % of the cases a fine grain."""
     tone = np.array(_tone(rng), dtype=np.float64)
     image = _waves(rng, tone)
     _blobs(rng, image, tone)
@@ -292,14 +299,14 @@ def _photograph(rng: Generator, side: int) -> Image.Image:
     image = image.filter(blur).resize((side, side))
     if rng.random() < 0.3:
         return image
-    half = -(-side // 2)  # rounded up: the grain's dots are 2 pixels wide
+    half = -(-side // 2)  # rounded up; the dots of the grain are 2 pixels wide
     dots = rng.integers(-12, 13, (half, half))
-    grain = np.kron(dots, np.ones((2, 2)))[:side, :side, None]
+    grain = np.kron(dots, np.ones((2, 2)))[:side, :side, None]  # (half, half) -> (side, side, 1)
     return _from_values(np.asarray(image) + grain * rng.random())
 
 
 def _waves(rng: Generator, tone: NDArray[np.float64]) -> Image.Image:
-    """Noise of five wave lengths on a tone: RGB, `COARSE` pixels a side."""
+    """Draw noise of five wavelengths on a tone: RGB, `COARSE` x `COARSE` pixels."""
     strength = rng.uniform(8, 30)
     fall = rng.uniform(0.3, 1.0)
     values = np.full((COARSE, COARSE, 3), tone)
@@ -314,7 +321,7 @@ def _waves(rng: Generator, tone: NDArray[np.float64]) -> Image.Image:
 
 
 def _blobs(rng: Generator, image: Image.Image, tone: NDArray[np.float64]) -> None:
-    """Draw up to five discs or boxes of nearly the ground's tone."""
+    """Draw up to five discs or boxes in nearly the tone of the background."""
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 6)):
         x, y = rng.uniform(-20, COARSE, 2).tolist()
@@ -325,19 +332,19 @@ def _blobs(rng: Generator, image: Image.Image, tone: NDArray[np.float64]) -> Non
 
 
 def _from_values(values: NDArray[np.float64]) -> Image.Image:
-    """An RGB image from (height, width, 3) numbers; fractions are cut off."""
+    """Convert (height, width, 3) numbers to an RGB image; values are clipped and truncated."""
     return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
-# Shapes of the smooth hand.
+# Shapes of the smooth style.
 
-# Discs, with the box of the disc that is cut out of each, if any: in shares of the mask's side.
+# Discs, each with the box of the disc that is cut out of it, if any, in shares of the mask's side.
 DISCS: dict[str, tuple[float, ...]] = {
     "circle": (),
     "ring": (0.27, 0.27, 0.73, 0.73),
     "moon": (0.38, 0.02, 1.2, 0.84),
 }
-# Left, top, right and bottom of the bars: in shares of the mask's side.
+# Left, top, right and bottom of the bars, in shares of the mask's side.
 BARS = {
     "square": ((0.06, 0.06, 0.94, 0.94),),
     "cross": ((0.34, 0, 0.66, 1), (0, 0.34, 1, 0.66)),
@@ -345,7 +352,10 @@ BARS = {
 
 
 def star(inner: float) -> tuple[Point, ...]:
-    """Ten corners in a square from -1 to 1, y downwards: spikes of length 1, and notches `inner` from the middle."""
+    """Return the ten corners of a star in a square from -1 to 1, y downwards.
+
+    The spikes have length 1, and the notches are `inner` from the centre.
+    """
     corners = []
     for number, radius in enumerate((1.0, inner) * 5):
         angle = pi * number / 5
@@ -363,7 +373,7 @@ POLYGONS: dict[str, tuple[Point, ...]] = {
 
 @lru_cache(maxsize=512)
 def shape_mask(shape: str, size: int) -> Floats:
-    """Coverage of a shape in a square of `size` pixels: (size, size) float32 in [0, 1].
+    """Return the coverage of a shape in a square of `size` pixels: (size, size) float32 in [0, 1].
 
     Raises:
         ValueError: If there is no such shape.
@@ -387,25 +397,25 @@ def shape_mask(shape: str, size: int) -> Floats:
 
 
 def _coverage(image: Image.Image, width: int, height: int) -> Floats:
-    """An image averaged down to a mask that nobody may change: (height, width) float32 in [0, 1]."""
+    """Average an image down to a read-only mask: (height, width) float32 in [0, 1]."""
     small = image.resize((width, height), Image.Resampling.BOX)
     mask = np.asarray(small, dtype=np.float32) / np.float32(255)
     mask.flags.writeable = False
     return mask
 
 
-# Shapes of the hard hand.
+# Shapes of the hard style.
 
 
 @dataclass(frozen=True, slots=True)
 class Pen:
-    """How the things of a picture are drawn.
+    """The style in which the things of a picture are drawn.
 
     Attributes:
-        line: "filled", "edged" (filled, with a border of another colour) or "outlined" (the border alone).
-        width: Of border or outline, as a share of a thing's size.
-        edge: The border's colour.
-        form: Where each shape stands between its narrowest and its widest form, 0 to 1.
+        line: "filled", "edged" (filled, with a border of another colour) or "outlined" (only the border).
+        width: Width of the border or outline, as a share of a thing's size.
+        edge: Colour of the border.
+        form: Proportions of each shape, from its narrowest (0) to its widest (1) form.
     """
 
     line: str
@@ -415,7 +425,7 @@ class Pen:
 
     @classmethod
     def draw_lot(cls, rng: Generator) -> "Pen":
-        """A pen by lot: mostly filled."""
+        """Draw a random pen, mostly filled."""
         line = rng.choice(["filled", "edged", "outlined"], p=[0.68, 0.16, 0.16])
         edge = (0, 0, 0) if rng.random() < 0.7 else (70, 70, 70)
         return cls(str(line), rng.uniform(0.02, 0.07), edge, rng.random())
@@ -424,7 +434,10 @@ class Pen:
 def draw_shape(
     image: Image.Image, shape: str, centre: Point, size: float, pen: Pen, colours: tuple[Rgb, Rgb] | tuple[int, int]
 ) -> None:
-    """Draw one shape in a colour, with an edge where the pen has one; it is about `size` pixels wide and high."""
+    """Draw a shape, about `size` pixels wide and high, with a border if the pen has one.
+
+    `colours` are those of the shape and of the border.
+    """
     colour, edge = colours
     draw = ImageDraw.Draw(image)
     x, y = centre
@@ -434,7 +447,7 @@ def draw_shape(
         thick = size * (0.13 + 0.13 * pen.form)
         draw.ellipse(box, outline=colour, width=max(3, round(thick)))
         return
-    # Inside and border of each line; None is not drawn.
+    # Colours of the inside and of the border for each kind of line; None is not drawn.
     inks = {"filled": (colour, None), "edged": (colour, edge), "outlined": (None, colour)}
     inside, border = inks[pen.line]
     width = max(1, round(pen.width * size))
@@ -448,7 +461,7 @@ def draw_shape(
 
 @lru_cache(maxsize=16)
 def _corners(form: float) -> dict[str, tuple[Point, ...]]:
-    """The corners of each shape that has some, in a square from -1 to 1, y downwards."""
+    """Return the corners of each shape except circle and ring, in a square from -1 to 1, y downwards."""
     square = 0.88 + 0.1 * form
     base = 0.75 + 0.2 * form
     across = 0.68 + 0.3 * form
@@ -464,7 +477,7 @@ def _corners(form: float) -> dict[str, tuple[Point, ...]]:
 
 
 def _mirror(quarter: list[Point]) -> tuple[Point, ...]:
-    """The corners of all four quarters in turn, from those of the lower right one."""
+    """Mirror the corners of the lower right quarter to all four quarters, in order around the shape."""
     turned = quarter[::-1]
     return (
         *((x, -y) for x, y in quarter),
@@ -475,36 +488,36 @@ def _mirror(quarter: list[Point]) -> tuple[Point, ...]:
 
 
 def _moon(form: float) -> tuple[Point, ...]:
-    """A disc without another of nearly its size, up and to the right, or straight to the right."""
+    """Return the corners of a moon: a disc minus another of 0.85 its radius, to the upper right or to the right."""
     away = 0.42 + 0.2 * form
     opening = -pi / 5 if form < 0.6 else 0.0
     x = away * cos(opening)
     y = away * sin(opening)
     turn = np.linspace(0, 2 * pi, 73)[:-1]
     circle = [(cos(angle), sin(angle)) for angle in turn]
-    # The disc's edge where the other does not cover it (0.72 is nearly 0.85 squared), then the other's edge inside it.
+    # The edge of the disc outside the other one (0.72 is about 0.85²), and the edge of the other one inside the disc.
     outer = [(a, b) for a, b in circle if (a - x) ** 2 + (b - y) ** 2 >= 0.72]
     hole = [(x + 0.85 * a, y + 0.85 * b) for a, b in circle]
     inner = [(a, b) for a, b in hole if a * a + b * b <= 1]
-    # Once round from the opening, and back along the hole.
+    # Around the disc from the opening, then back along the hole.
     outer.sort(key=lambda point: _turn_from(point[0], point[1], opening))
     inner.sort(key=lambda point: -_turn_from(point[0] - x, point[1] - y, opening))
     return (*outer, *inner)
 
 
 def _turn_from(x: float, y: float, opening: float) -> float:
-    """How far a point is turned from the opening around (0, 0), in radians from 0 to a full turn."""
+    """Return the angle of a point around (0, 0), measured from the opening, in [0, 2π)."""
     return float((np.arctan2(y, x) - opening) % (2 * pi))
 
 
-# Characters of the smooth hand.
+# Characters of the smooth style.
 
 
 @lru_cache(maxsize=2048)
 def glyph(character: str, size: int) -> Floats:
-    """Coverage of one character of Pillow's built-in font: (height, advance) float32 in [0, 1].
+    """Return the coverage of a character of Pillow's built-in font: (size, advance) float32 in [0, 1].
 
-    All characters of one `size` share a height; widths are `glyph_advance`.
+    The width is `glyph_advance`.
     """
     large = font("built in", 2 * size)
     width = glyph_advance(character, size)
@@ -512,24 +525,24 @@ def glyph(character: str, size: int) -> Floats:
     left, _, right, _ = large.getbbox(character)
     _, top, _, bottom = large.getbbox("H")
     start = (width - (left + right) / 2, size - (top + bottom) / 2)
-    # Drawn twice as large with a thin outline, so that strokes get 3 px instead of 2.
+    # Drawn at twice the size with a thin outline, so that strokes are 3 px wide instead of 2.
     ImageDraw.Draw(image).text(start, character, 255, large, stroke_width=1)
     return _coverage(image, width, size)
 
 
 @lru_cache(maxsize=2048)
 def glyph_advance(character: str, size: int) -> int:
-    """Pixels from this character to the next: always more than one patch of 14."""
+    """Return the pixels from this character to the next; always more than a patch of 14."""
     left, _, right, _ = font("built in", size).getbbox(character)
     return max(15, int(right - left) + 3)
 
 
-# Characters of the hard hand.
+# Characters of the hard style.
 
 
 @lru_cache(maxsize=256)
 def font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """One of `FONTS` at a size in pixels."""
+    """Load one of `FONTS` at a size in pixels."""
     if name == "built in":
         built_in = ImageFont.load_default(size)
         assert isinstance(built_in, ImageFont.FreeTypeFont)
@@ -540,7 +553,7 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 class Character(NamedTuple):
-    """One that is written: the middle of its cell, in pixels from the left, and what it fills, from a corner on."""
+    """A drawn character: the x of its centre in pixels, and the mask of its pixels with its upper left corner."""
 
     middle: float
     corner: tuple[int, int]
@@ -550,15 +563,15 @@ class Character(NamedTuple):
 def draw_characters(
     image: Image.Image, characters: str, start: Point, face: ImageFont.FreeTypeFont, ink: Rgb, bold: bool
 ) -> list[Character]:
-    """Write one line.
+    """Draw one line of text.
 
     Args:
-        image: Gets the characters.
-        characters: What to write.
-        start: The left end of the line's middle.
+        image: The image to draw on.
+        characters: The text.
+        start: The left end of the line, at half its height.
         face: The font.
         ink: The colour.
-        bold: Whether to thicken each line of a character on both sides, by a 24th of the size.
+        bold: Thicken each stroke on both sides, by a 24th of the size.
     """
     pen, middle = start
     draw = ImageDraw.Draw(image)
@@ -569,7 +582,7 @@ def draw_characters(
     drawn = []
     for character in characters:
         draw.text((pen, baseline), character, ink, face, "ls", stroke_width=stroke)
-        # The same in one bit, so that no pixel is owned in part; the corner is whole, as pixels are.
+        # Drawn again with one bit per pixel, for the owner map, whose pixels have a single owner.
         mask = Image.new("1", (3 * size, 3 * size))
         left = int(pen) - size
         upper = int(baseline) - 2 * size

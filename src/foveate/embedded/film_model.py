@@ -1,4 +1,4 @@
-"""The embedded model for films: its weights in a LLaVA-NeXT-Video, and the processor that shows it frames."""
+"""The embedded model for films: its weights in a LLaVA-NeXT-Video, and a processor for frames."""
 
 import re
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from foveate.embedded.films import FRAMES
 
 
 class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
-    """Writes a film as its frames, each on a line, as the model learnt them; a picture is a film of one frame."""
+    """Writes a film as one `<image>` line per frame, as in training. A picture is a film of one frame."""
 
     video_processor = "the frames are pictures"
     most_frames = FRAMES
-    """Of a film, where nobody says how many: what the model learnt, and what its 2,048 tokens hold."""
+    """Default number of frames of a film: as in training, and as many as fit into 2,048 tokens."""
 
     video_token = "<video>"
 
@@ -28,24 +28,24 @@ class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
         do_sample_frames: bool = False,
         **options: Any,
     ) -> Any:
-        """Ids and pixels, (films, frames, 3, height, width).
+        """Return token ids, and pixels of shape (films, frames, 3, height, width).
 
         Args:
             images: Pictures, in the order of `<image>` in the text.
-            text: With a place for each.
+            text: The prompt, with an `<image>` or `<video>` for each medium.
             videos: The frames of each film, in the order of `<video>`.
-            video_metadata: Not needed: the model reads no times.
-            do_sample_frames: Not done.
-            options: Of transformers' processor.
+            video_metadata: Ignored: the model does not read times.
+            do_sample_frames: Ignored.
+            options: Options of transformers' processor.
 
         Raises:
-            ValueError: If films have unlike numbers of frames.
+            ValueError: If the films differ in their number of frames.
         """
         text = text if isinstance(text, str) else text[0]
         pictures, clips = ([each] for each in images or ()), (list(each) for each in videos or ())
         films = [next(clips if place == "<video>" else pictures) for place in re.findall("<image>|<video>", text)]
         if len({len(frames) for frames in films}) > 1:
-            raise ValueError("films have unlike numbers of frames")
+            raise ValueError("films differ in their number of frames; give all the same number")
         if films:
             text = text.replace("<video>", "\n".join(["<image>"] * len(films[0])))
         encoded = super().__call__([frame for frames in films for frame in frames] or None, text, **options)
@@ -55,13 +55,16 @@ class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
 
 
 def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
-    """The weights as a model that is shown films, of frames of half the width and height: 144 tokens each.
+    """Turn the model into one for films, whose frames have half the width and height: 144 tokens each.
 
-    Its tower learnt that size too, with the mean of each two by two position embeddings.
+    The tower was also trained at that size, with the mean of each 2 x 2 position embeddings.
 
     Args:
-        model: The embedded model, which must not be used any more.
-        processor: Its processor.
+        model: The embedded model. Its weights are reused; do not use it afterwards.
+        processor: The processor of the embedded model.
+
+    Returns:
+        The model in eval mode, and its processor.
     """
     config, vision = model.config, model.config.vision_config
     side = vision.image_size // 2
@@ -74,11 +77,11 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
     settings = LlavaNextVideoConfig(
         vision_config=vision,
         text_config=config.text_config,
-        image_token_index=config.text_config.vocab_size - 2,  # no text has this id: the model is shown films alone
+        image_token_index=config.text_config.vocab_size - 2,  # an id that no text has: the model takes only films
         video_token_index=config.image_token_index,
         vision_feature_layer=config.vision_feature_layer,
         projector_hidden_act=config.projector_hidden_act,
-        spatial_pool_stride=1,  # nothing is pooled
+        spatial_pool_stride=1,  # no pooling
         image_grid_pinpoints=[[side, side]],
         video_seq_length=places - 1,
         tie_word_embeddings=True,
@@ -92,7 +95,7 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
     films.lm_head, films.generation_config = model.lm_head, model.generation_config
     films.requires_grad_(False)
 
-    # `<video>` stands where a film is.
+    # The chat template for pictures, extended by `<video>` for films.
     loop = "if part['type'] == 'image' %}<image>\n{% endfor %}"
     kinds = "if part['type'] != 'text' %}{% if part['type'] == 'image' %}<image>\n{% else %}<video>\n{% endif %}"
     pictures = processor.image_processor
@@ -109,7 +112,7 @@ def for_films(model: Any, processor: Any) -> tuple[Any, FilmProcessor]:
 
 
 def _halve(places: torch.Tensor, grid: int) -> torch.nn.Embedding:
-    """Position embeddings of a CLS and `grid` rows of patches, (1 + grid², width), for half as many rows."""
+    """Average position embeddings to half the grid: (1 + grid², width), CLS first -> (1 + (grid / 2)², width)."""
     # (grid * grid, width) -> (grid / 2, 2, grid / 2, 2, width) -> (patches, width)
     patches = places[1:].view(grid // 2, 2, grid // 2, 2, -1).mean((1, 3)).flatten(0, 1)
     halved = torch.cat([places[:1], patches])

@@ -1,6 +1,6 @@
-"""Short films for the embedded model: things that come, stay or go, one that shows only briefly, and a text.
+"""Short synthetic films for the embedded model: things appear, stay, disappear or show only briefly, and a text.
 
-A film is a handful of frames, each a `Scene`, and a pure function of (split, index, side).
+A film is a few frames, each a `Scene`. It is a pure function of (split, index, frames, side).
 """
 
 from dataclasses import dataclass, replace
@@ -13,15 +13,15 @@ from foveate.embedded.drawing import MEANT, SHAPES, Pen, ground, stands_out, tin
 from foveate.embedded.scenes import Box, Canvas, Lettering, Scene, Thing, rng_for, shuffle, write
 
 FRAMES, SIDE = 8, 168
-"""Frames of a film, and pixels of a side of each: 144 vision tokens a frame."""
+"""Frames of a film, and side of a frame in pixels: 144 vision tokens per frame."""
 
 BRIEF = 4
-"""What shows for no more than one frame in so many is seen only briefly; for half of them, it stays."""
+"""A thing shows only briefly if it shows in at most a `BRIEF`th of the frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A thing or a text, and when it shows: from frame `start` to before frame `stop`."""
+    """A thing or a text, and the frames that show it: from `start` up to, but not including, `stop`."""
 
     what: Thing | Lettering
     start: int
@@ -29,13 +29,13 @@ class Shown:
 
     @property
     def frames(self) -> int:
-        """How many frames show it."""
+        """The number of frames that show it."""
         return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """Frames in order, and everything that shows in any of them; things have different names."""
+    """The frames in order, and everything that shows in any of them. All things have different names."""
 
     frames: tuple[Scene, ...]
     shown: tuple[Shown, ...]
@@ -43,7 +43,7 @@ class Film:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One thing or text, alone on a canvas of its own, and the box that it fills there."""
+    """One thing or text on its own canvas, and the box that it fills there."""
 
     shown: Shown
     canvas: Canvas
@@ -55,9 +55,9 @@ def film(split: str, index: int, frames: int = FRAMES, side: int = SIDE) -> Film
 
     Args:
         split: A name in `foveate.embedded.scenes.SPLITS`.
-        index: From 0 on.
-        frames: How many; 4 or more.
-        side: Pixels, a multiple of 14.
+        index: The number of the film, from 0.
+        frames: The number of frames, 4 or more.
+        side: Side of a frame in pixels, a multiple of 14.
     """
     rng = rng_for(split, index, purpose=6)
     everywhere = Box(0, 0, side, side)
@@ -71,12 +71,12 @@ def film(split: str, index: int, frames: int = FRAMES, side: int = SIDE) -> Film
 
 
 def _another(canvas: Canvas) -> Canvas:
-    """A copy to draw on, which shares what is taken: layers do not overlap."""
+    """Return a copy to draw on. Copies share the list of taken boxes, so that layers do not overlap."""
     return replace(canvas, image=canvas.image.copy())
 
 
 def _text_layers(rng: Generator, empty: Canvas, frames: int) -> list[Layer]:
-    """In two films of five a text, for up to half of the frames."""
+    """Draw a text in 40 % of the films; it shows in at most half of the frames."""
     if rng.random() >= 0.4:
         return []
     canvas = _another(empty)
@@ -90,7 +90,7 @@ def _text_layers(rng: Generator, empty: Canvas, frames: int) -> list[Layer]:
 
 
 def _thing_layers(rng: Generator, empty: Canvas, pen: Pen, frames: int) -> list[Layer]:
-    """Two to four things, no two of one shape or one colour, where there is room and they can be seen."""
+    """Draw up to two to four things of different shapes and colours, where there is room and they stand out."""
     shapes = shuffle(rng, SHAPES)
     colours = shuffle(rng, list(MEANT))
     count = rng.integers(2, 5)
@@ -110,7 +110,7 @@ def _thing_layers(rng: Generator, empty: Canvas, pen: Pen, frames: int) -> list[
 
 
 def _when(rng: Generator, frames: int, first: bool) -> tuple[int, int]:
-    """From the start on, from some frame on, for a while, or just briefly."""
+    """Draw when a thing shows: in all frames, from some frame on, for a while, or briefly. Return start and stop."""
     manner = rng.random()
     if manner < 0.15 or (first and manner < 0.5):
         return 0, frames
@@ -122,7 +122,7 @@ def _when(rng: Generator, frames: int, first: bool) -> tuple[int, int]:
 
 
 def _frame(empty: Canvas, layers: list[Layer], number: int) -> Scene:
-    """The scene of one frame, from the layers that show then: things, then the text."""
+    """Compose the scene of one frame from the layers that it shows: things, then the text."""
     now = [layer for layer in layers if layer.shown.start <= number < layer.shown.stop]
     image = empty.image.copy()
     owner = np.zeros((image.height, image.width), dtype=np.int16)
@@ -130,7 +130,8 @@ def _frame(empty: Canvas, layers: list[Layer], number: int) -> Scene:
         left, top, right, bottom = empty.pixels(layer.box)
         part = (left - 2, top - 2, right + 2, bottom + 2)
         image.paste(layer.canvas.image.crop(part), part)
-        # A thing's mark is 255; a text's characters are marked from there downwards, and count on upwards.
+        # A thing is marked 255, and the characters of a text 255, 254, … By `place + 255 - mark`, the thing at place 2
+        # becomes 2, and the characters at place 3 become 3, 4, …
         marks = np.asarray(layer.canvas.owner, dtype=np.int16)
         owner = np.where(marks > 0, place + 255 - marks, owner)
     small = image.resize((empty.side, empty.side), Image.Resampling.BICUBIC)

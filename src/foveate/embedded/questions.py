@@ -1,7 +1,7 @@
-"""Questions about a scene or a film, each with its one right answer.
+"""Questions about a scene or a film, each with its only right answer.
 
-A question is asked only if its answer is unambiguous: what it names occurs once, and positions that are compared differ
-by a visible margin.
+A question is asked only if its answer is unambiguous: the thing that it names occurs once, and compared positions
+differ by a visible margin.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,19 +16,19 @@ from foveate.embedded.films import BRIEF, Film, Shown
 from foveate.embedded.scenes import Lettering, Scene, Thing, rng_for
 
 MARGIN = 14.0
-"""Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
+"""Smallest distance along an axis, in pixels (one patch), for questions about the order of things."""
 BESIDE, ASIDE = 14.0, 9.0
-"""Pixels: how wide the gap to what is just beside a thing may be, and how far the two centres may be out of line.
-More beside large things, see `_beside`."""
+"""Two things are beside each other if the gap between them is at most `BESIDE` pixels and their centres are at most
+`ASIDE` pixels out of line. Larger things allow more, see `_beside`."""
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
-"""Each side's axis and direction."""
+"""The axis (0 is x, 1 is y) and the direction of each side."""
 NAMES = {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
-"""Of all things that there can be."""
+"""The names of all possible things."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskQuestion:
-    """One question, the answer a model should give word for word, and the task it belongs to."""
+    """A question, the answer that a model should give word for word, and the task."""
 
     task: str
     question: str
@@ -36,9 +36,9 @@ class TaskQuestion:
 
 
 def all_questions(scene: Scene, rng: Generator) -> dict[str, list[TaskQuestion]]:
-    """Every question that this scene allows, by task; tasks without any are left out.
+    """Return every question that a scene allows, by task, without empty tasks.
 
-    `rng` only chooses which absent objects are asked for.
+    `rng` only chooses the absent objects in questions.
     """
     return by_task(
         [
@@ -53,14 +53,14 @@ def all_questions(scene: Scene, rng: Generator) -> dict[str, list[TaskQuestion]]
 
 
 def one_per_task(scene: Scene, split: str, index: int) -> list[TaskQuestion]:
-    """One question of each task that the scene allows; a function of (split, index)."""
+    """Draw one question of each task that the scene allows; a function of (split, index)."""
     rng = rng_for(split, index, purpose=1)
     questions = all_questions(scene, rng)
     return [evenly(questions[task], rng) for task in TASKS if task in questions]
 
 
 def film_questions(film: Film, rng: Generator) -> list[TaskQuestion]:
-    """Every question that a film allows; `rng` only chooses what is asked for that never shows."""
+    """Return every question that a film allows. `rng` only chooses the absent objects in questions."""
     things = [shown for shown in film.shown if isinstance(shown.what, Thing)]
     texts = [shown for shown in film.shown if isinstance(shown.what, Lettering)]
     return [
@@ -72,14 +72,14 @@ def film_questions(film: Film, rng: Generator) -> list[TaskQuestion]:
 
 
 def one_per_film_task(film: Film, split: str, index: int) -> list[TaskQuestion]:
-    """One question of each task that the film allows; a function of (split, index)."""
+    """Draw one question of each task that the film allows; a function of (split, index)."""
     rng = rng_for(split, index, purpose=1)
     groups = by_task(film_questions(film, rng))
     return [pick(rng, questions) for questions in groups.values()]
 
 
 def by_task(questions: Iterable[TaskQuestion]) -> dict[str, list[TaskQuestion]]:
-    """The questions of each task; tasks in the order of their first question."""
+    """Group questions by task, in the order of each task's first question."""
     groups: dict[str, list[TaskQuestion]] = {}
     for question in questions:
         groups.setdefault(question.task, []).append(question)
@@ -87,7 +87,7 @@ def by_task(questions: Iterable[TaskQuestion]) -> dict[str, list[TaskQuestion]]:
 
 
 def evenly(questions: list[TaskQuestion], rng: Generator) -> TaskQuestion:
-    """Draw an answer first, then a question that has it."""
+    """Draw an answer, then a question with that answer, so that all answers are equally likely."""
     answers = {question.answer for question in questions}
     answer = pick(rng, sorted(answers))
     return pick(rng, [question for question in questions if question.answer == answer])
@@ -97,7 +97,7 @@ def evenly(questions: list[TaskQuestion], rng: Generator) -> TaskQuestion:
 
 
 def _objects(scene: Scene) -> Iterator[TaskQuestion]:
-    """Colour, shape and place of what is named by one word or two that fit no other; and counts."""
+    """Yield questions about colour, shape and quadrant of uniquely named things, and about counts."""
     shapes = [thing.shape for thing in scene.things]
     colours = [thing.colour for thing in scene.things]
     for thing in scene.things:
@@ -120,13 +120,13 @@ def _count(what: str, number: int) -> TaskQuestion:
 
 
 def _is_alone(thing: Thing, scene: Scene) -> bool:
-    """Whether its name tells this thing from all others."""
+    """True if no other thing has this thing's name."""
     names = [other.name for other in scene.things]
     return names.count(thing.name) == 1
 
 
 def _existence(scene: Scene, rng: Generator) -> Iterator[TaskQuestion]:
-    """Whether there is a thing: each that is there, and as many that are not, mostly of shapes and colours that are."""
+    """Yield a question for each thing present, and for as many absent ones, mostly of shapes and colours present."""
     present = {thing.name for thing in scene.things}
     absent: set[str] = set()
     while len(absent) < len(present):
@@ -138,7 +138,7 @@ def _existence(scene: Scene, rng: Generator) -> Iterator[TaskQuestion]:
 
 
 def _recombine(names: set[str]) -> set[str]:
-    """Every colour with every shape that occurs in the names."""
+    """Combine every colour with every shape in the names: "red star", "blue ring" -> four names."""
     pairs = [name.split() for name in names]
     return {f"{colour} {shape}" for colour, _ in pairs for _, shape in pairs}
 
@@ -148,14 +148,14 @@ def _yes_or_no(task: str, question: str, answer: bool) -> TaskQuestion:
 
 
 def _with_article(name: str) -> str:
-    """A red star, an orange star."""
+    """Add the article: "a red star", "an orange star"."""
     if name[0] in "aeiou":
         return f"an {name}"
     return f"a {name}"
 
 
 def _absent(scene: Scene, rng: Generator) -> Iterator[TaskQuestion]:
-    """In one sketch of four with things, how many there are of a shape or a colour that is not there: none."""
+    """Yield a count question with the answer 0, in a quarter of the sketches with things."""
     if not scene.sketched:
         return
     shapes = {thing.shape for thing in scene.things}
@@ -167,7 +167,7 @@ def _absent(scene: Scene, rng: Generator) -> Iterator[TaskQuestion]:
 
 
 def _order(scene: Scene) -> Iterator[TaskQuestion]:
-    """Lists of all things along an axis, where no two are too near to tell."""
+    """Yield questions for lists of all things along an axis, if all are at least `MARGIN` apart."""
     for axis, direction in enumerate(("left to right", "top to bottom")):
         line = sorted(scene.things, key=lambda thing: thing.centre[axis])
         gaps = [second.centre[axis] - first.centre[axis] for first, second in pairwise(line)]
@@ -177,7 +177,7 @@ def _order(scene: Scene) -> Iterator[TaskQuestion]:
 
 
 def relation_questions(scene: Scene) -> Iterator[TaskQuestion]:
-    """What is just beside a thing on a side, where that is one thing."""
+    """Yield questions about the thing just beside another one, if there is exactly one."""
     for thing in scene.things:
         for side, near in zip(SIDES, neighbours(scene, thing), strict=True):
             if len(near) == 1 and _is_alone(thing, scene):
@@ -185,9 +185,9 @@ def relation_questions(scene: Scene) -> Iterator[TaskQuestion]:
 
 
 def neighbours(scene: Scene, thing: Thing) -> list[tuple[Thing, ...]]:
-    """What stands close to a thing on each side, in the order of `SIDES`: nothing, one thing, or several.
+    """Return the things close to a thing on each side, in the order of `SIDES`: none, one, or several.
 
-    Several where it is not clear which, if any, is just beside it.
+    Several means that the answer is ambiguous.
     """
     others = [other for other in scene.things if other is not thing]
     sides = []
@@ -195,13 +195,13 @@ def neighbours(scene: Scene, thing: Thing) -> list[tuple[Thing, ...]]:
         near = tuple(other for other in others if _beside(thing, other, axis, sign, reach=1))
         about = tuple(other for other in others if _beside(thing, other, axis, sign, reach=2))
         if about and not len(near) == len(about) == 1:
-            near = (*about, *about)  # several, even where one thing stands too far away to be just beside it
+            near = (*about, *about)  # ambiguous, also if a single thing is slightly too far away: make it several
         sides.append(near)
     return sides
 
 
 def _beside(thing: Thing, other: Thing, axis: int, sign: int, reach: float) -> bool:
-    """Whether `other` stands on that side of `thing`, within `reach` times what counts as just beside it."""
+    """True if `other` is on that side of `thing`, within `reach` times the limits for being just beside it."""
     size = (thing.size + other.size) / 2
     ahead = sign * (other.centre[axis] - thing.centre[axis])
     aside = abs(other.centre[1 - axis] - thing.centre[1 - axis])
@@ -211,7 +211,7 @@ def _beside(thing: Thing, other: Thing, axis: int, sign: int, reach: float) -> b
 
 
 def _text(scene: Scene) -> Iterator[TaskQuestion]:
-    """About the text, if there is one alone."""
+    """Yield questions about the text, if there is exactly one."""
     if len(scene.texts) != 1:
         return
     (text,) = scene.texts
@@ -223,7 +223,7 @@ def _text(scene: Scene) -> Iterator[TaskQuestion]:
 
 
 def _quadrant(scene: Scene, x: float, y: float) -> str | None:
-    """Name of the quadrant, or None within 6 % of the side from a middle line."""
+    """Return the name of a quadrant; None within 6 % of the side from a middle line."""
     middle = scene.side / 2
     near = min(abs(x - middle), abs(y - middle))
     if near < 0.06 * scene.side:
@@ -243,7 +243,7 @@ def _plural(shape: str) -> str:
 
 
 def _appearance(things: Sequence[Shown]) -> Iterator[TaskQuestion]:
-    """What comes first and last, and the order of all, where no two come at once."""
+    """Yield questions about the first and last thing and the order of all, if no two appear at once."""
     if len(things) < 2:
         return
     names: dict[int, list[str]] = {}
@@ -260,7 +260,7 @@ def _appearance(things: Sequence[Shown]) -> Iterator[TaskQuestion]:
 
 
 def _brief(things: Sequence[Shown], frames: int) -> Iterator[TaskQuestion]:
-    """What shows briefly, where all else shows in half of the frames or more."""
+    """Yield a question about the thing that shows briefly, if all others show in at least half of the frames."""
     short = [shown for shown in things if shown.frames * BRIEF <= frames]
     long = [shown for shown in things if shown.frames * 2 >= frames]
     if len(short) == 1 and len(long) == len(things) - 1:
@@ -268,7 +268,7 @@ def _brief(things: Sequence[Shown], frames: int) -> Iterator[TaskQuestion]:
 
 
 def _ever(present: set[str], rng: Generator) -> Iterator[TaskQuestion]:
-    """Whether a thing shows at all: each that does, and up to as many of their colours and shapes that do not."""
+    """Yield a question for each thing that shows, and for up to as many others of the same colours and shapes."""
     absent = sorted(_recombine(present) - present)
     asked = absent[: len(present)] if rng.random() < 0.5 else absent[-len(present) :]
     for name in (*sorted(present), *asked):

@@ -1,11 +1,11 @@
-"""Synthetic pictures: coloured shapes and short texts, and where each of them is.
+"""Synthetic pictures of coloured shapes and short texts, with the position of each.
 
-A picture is a `Scene`, and a pure function of (split, index, side) and one switch. Held-out pictures can never be drawn
-in training, because the split is part of the seed. There are two kinds:
+A picture is a `Scene`, a pure function of (split, index, side) and one switch. The split is part of the seed, so
+training never draws held-out pictures. There are two kinds:
 
-- `scene` paints smooth shapes, no two alike, on clutter or on an even ground.
-- `sketch` draws as a person does with a few lines of code: equal things, any size, several fonts, plates, outlines. Its
-  canvas has a size of its own, is often wide or tall, and is padded to a square and resized as a processor does.
+- `scene` draws smooth shapes, no two alike, on clutter or on a uniform background.
+- `sketch` draws like a few lines of a user's code: equal things, any size, several fonts, plates, outlines. Its canvas
+  has its own size, is often wide or tall, and is padded to a square and resized, as a processor does.
 """
 
 import io
@@ -49,24 +49,24 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 SPLITS = {"train": 1, "held-out": 2, "demo": 3}
 
 PAD = (127, 127, 127)
-"""What a processor that pads puts beside a wide or a tall sketch."""
+"""Colour of the padding beside a wide or tall sketch."""
 
-# Of scenes.
-MOST = {84: 4}  # objects on small canvases; 8 on all others
-LIGHT, DARK = 165.0, 55.0  # tones of a ground on which white, or dark ink, would not be seen
+# Limits of scenes.
+MOST = {84: 4}  # maximum number of objects by the side of the canvas; 8 on other sides
+LIGHT, DARK = 165.0, 55.0  # white is invisible on tones above LIGHT, dark ink on tones below DARK
 
-# Of sketches.
-MOST_SKETCHED = 9  # things, at most
-LARGEST = 220  # pixels of one thing, at most
-RATIOS = (1.25, 4 / 3, 1.5, 16 / 9, 2.0)  # of the long side of a wide or tall sketch to its short one
+# Limits of sketches.
+MOST_SKETCHED = 9  # maximum number of things
+LARGEST = 220  # maximum size of a thing, in pixels
+RATIOS = (1.25, 4 / 3, 1.5, 16 / 9, 2.0)  # aspect ratios of wide or tall sketches
 
 
-# What a picture shows.
+# Content of a picture.
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One coloured shape. `x`, `y` are its centre, `size` its width and height, all in pixels."""
+    """A coloured shape. `x`, `y` are its centre, `size` its width and height, all in pixels."""
 
     shape: str
     colour: str
@@ -76,7 +76,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """What questions and answers call it, as in "red star"."""
+        """The name in questions and answers, such as "red star"."""
         return f"{self.colour} {self.shape}"
 
     @property
@@ -87,7 +87,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Lettering:
-    """One line of capitals and digits. `xs` are the characters' centres, `y` the line's, in pixels."""
+    """A line of capitals and digits. `xs` are the x of the characters' centres, `y` that of the line, in pixels."""
 
     characters: str
     xs: tuple[float, ...]
@@ -96,25 +96,26 @@ class Lettering:
 
     @property
     def name(self) -> str:
-        """What answers call it: its characters."""
+        """The name in answers: the characters."""
         return self.characters
 
     @property
     def x(self) -> float:
-        """Centre of the whole line."""
+        """The x of the line's centre."""
         return (self.xs[0] + self.xs[-1]) / 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """A picture and everything that is in it.
+    """A picture and its content.
 
     Attributes:
         image: (side, side, 3) uint8, RGB.
-        things: The shapes, in the order in which they were drawn.
-        texts: At most one, except in dense scenes and crowded sketches.
-        owner: (side, side) uint8: 0 background, then things and then characters, counted from 1.
-        sketched: Whether it was drawn by `sketch`; things may then be equal.
+        things: The shapes, in drawing order.
+        texts: At most one text, except in dense scenes and crowded sketches.
+        owner: (side, side) uint8, the object at each pixel: 0 is the background; things and then characters count from
+            1.
+        sketched: True if it was drawn by `sketch`; several things may then be equal.
     """
 
     image: NDArray[np.uint8]
@@ -130,19 +131,19 @@ class Scene:
 
 
 def rng_for(split: str, index: int, purpose: int = 0) -> Generator:
-    """The generator of one picture.
+    """Return the random generator of a picture.
 
-    `purpose` separates drawing (0), questions (1), pairs (2), style (3), sketches (4), whether a picture of training is
-    one (5), and films (6).
+    `purpose` separates the streams for drawing (0), questions (1), pairs (2), style (3), sketches (4), the choice of
+    sketches in training (5), and films (6).
     """
     return np.random.default_rng([SPLITS[split], index, purpose])
 
 
-# Where things and texts find room.
+# Placement of things and texts.
 
 
 class Box(NamedTuple):
-    """What a thing or a line of text fills, in pixels."""
+    """The box of a thing or of a line of text, in pixels."""
 
     left: float
     top: float
@@ -151,12 +152,12 @@ class Box(NamedTuple):
 
     @property
     def width(self) -> float:
-        """From left to right."""
+        """The width in pixels."""
         return self.right - self.left
 
     @property
     def height(self) -> float:
-        """From top to bottom."""
+        """The height in pixels."""
         return self.bottom - self.top
 
     @property
@@ -166,18 +167,18 @@ class Box(NamedTuple):
 
 
 Corners = Sequence[tuple[float, float]]
-"""Left upper corners of boxes that a thing or a text might fill."""
+"""Candidates for the upper left corner of a box."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Surface:
-    """What is filled already, and how many pixels apart boxes are, across or down."""
+    """A surface with its taken boxes, which are at least `gap` pixels apart horizontally or vertically."""
 
     gap: ClassVar[int]
     taken: list[Box] = field(default_factory=list)
 
     def claim(self, corners: Corners, width: float, height: float) -> Box | None:
-        """The first free box of this size at one of the corners, or None; it is taken from then on."""
+        """Take and return the first free box of this size at one of the corners; None if there is none."""
         for left, top in corners:
             right, bottom = left + width, top + height
             near = [
@@ -193,21 +194,21 @@ class Surface:
 
 
 def corner_beside(rng: Generator, anchor: Thing, size: float, apart: float, slip: float) -> tuple[float, float]:
-    """The left upper corner of a box on the left, right, upper or lower side of a thing.
+    """Draw the upper left corner of a box on the left, right, upper or lower side of a thing.
 
-    Its centre is `apart` pixels from the thing's, and `slip` out of line.
+    The centre of the box is `apart` pixels from that of the thing, and `slip` pixels out of line.
     """
     dx, dy = pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
     return anchor.x + dx - size / 2, anchor.y + dy - size / 2
 
 
 def shuffle(rng: Generator, names: Sequence[str]) -> list[str]:
-    """The names in any order."""
+    """Return the names in random order."""
     return [names[i] for i in rng.permutation(len(names))]
 
 
 def random_word(rng: Generator, shortest: int) -> str:
-    """Up to five characters."""
+    """Draw a word of `shortest` to five characters."""
     length = rng.integers(shortest, 6)
     return "".join(CHARACTERS[i] for i in rng.integers(0, len(CHARACTERS), length))
 
@@ -217,15 +218,15 @@ def random_word(rng: Generator, shortest: int) -> str:
 
 @dataclass(slots=True)
 class Board(Surface):
-    """What a scene is painted on, by default clutter, and what is filled already; in pixels.
+    """The surface of a scene: clutter or a uniform background, and the taken boxes. Sizes are in pixels.
 
     Attributes:
         side: Width and height.
-        dense: Whether to fill it.
-        largest, largest_text: Of one thing, and of a text's height.
-        ground: (side, side, 3) float32, 0-255; None for clutter, which is painted when all has its place.
-        tone: Mean of an even ground; clutter is neither light nor dark.
-        grain: Of the pixel noise, 0 for none; None for that of clutter.
+        dense: True to fill the whole surface.
+        largest, largest_text: Maximum size of a thing, and maximum height of a text.
+        ground: (side, side, 3) float32, 0 to 255. None for clutter, which is drawn after everything is placed.
+        tone: Mean of a uniform background; for clutter a value that is neither light nor dark.
+        grain: Strength of the pixel noise, 0 for none; None for the default of clutter.
     """
 
     gap = 2
@@ -239,9 +240,9 @@ class Board(Surface):
 
     @classmethod
     def draw_lot(cls, rng: Generator, side: int, dense: bool) -> "Board":
-        """An empty board by lot; only large ones have room for large things."""
+        """Draw a random empty board. Only large boards with a uniform background have larger things."""
         board = cls(side, dense)
-        if rng.random() >= 0.3:  # others are on an even ground, with larger things, as a person would draw them
+        if rng.random() >= 0.3:  # 70 % are clutter, the others have a uniform background and maybe larger things
             return board
         board.grain = int(rng.integers(0, 6)) if rng.random() < 0.4 else 0
         board.ground = plain(rng, side)
@@ -252,7 +253,7 @@ class Board(Surface):
         return board
 
     def claim_anywhere(self, rng: Generator, width: int, height: int, tries: int) -> Box | None:
-        """A free box by lot, or None; it is taken from then on."""
+        """Take and return a random free box; None if none was found."""
         ends = (self.side - width, self.side - height)
         corners = rng.integers(1, ends, (tries, 2))
         return self.claim(corners.tolist(), width, height)
@@ -263,12 +264,12 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
 
     Args:
         split: A name in `SPLITS`.
-        index: From 0 on.
-        side: Pixels, a multiple of 14. Objects keep their size in pixels on every side.
-        dense: Fill the canvas (for the tower's first stage) instead of placing 1 to 8 objects.
+        index: The number of the scene, from 0.
+        side: Side in pixels, a multiple of 14. Objects have the same size in pixels for every side.
+        dense: Fill the canvas (for the first training stage of the tower) instead of placing 1 to 8 objects.
 
     Raises:
-        ValueError: If the side is no such multiple.
+        ValueError: If the side is not a multiple of 14.
     """
     if side % PATCH:
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
@@ -281,9 +282,9 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
 
 
 def _place_texts(rng: Generator, board: Board) -> list[Lettering]:
-    """Words of two to five characters, where there is room.
+    """Place words of two to five characters, where there is room.
 
-    One in three scenes of four; up to two for every 84 pixels of a dense one's side.
+    75 % of the scenes have one word; dense scenes have up to two per 84 pixels of their side.
     """
     texts = []
     if board.dense:
@@ -304,13 +305,13 @@ def _place_texts(rng: Generator, board: Board) -> list[Lettering]:
 
 
 def _place_things(rng: Generator, pairing: Generator, board: Board) -> list[Thing]:
-    """Find room for things, in half of the scenes mostly beside one another; `pairing` decides which."""
+    """Place things; in half of the scenes, chosen by `pairing`, mostly beside one another."""
     tries = 40
     share_beside = 0.0
     if not board.dense:
         tries = 12
         if pairing.random() < 0.5:
-            share_beside = 0.7  # if there is room
+            share_beside = 0.7  # probability of a place beside another thing, if there is room
     things: list[Thing] = []
     for shape, colour in _scene_kinds(rng, board):
         size = int(rng.integers(16, board.largest + 1))
@@ -326,7 +327,7 @@ def _place_things(rng: Generator, pairing: Generator, board: Board) -> list[Thin
 
 
 def _scene_kinds(rng: Generator, board: Board) -> list[tuple[str, str]]:
-    """Shape and colour of each thing, no two alike: of few shapes and colours, so that counts above one happen."""
+    """Draw the shape and colour of each thing, no two alike, from few shapes and colours, so that counts exceed one."""
     most = min(5 * (board.side // 84) ** 2, 60)
     colours = list(COLOURS)
     shapes = list(SHAPES)
@@ -341,7 +342,7 @@ def _scene_kinds(rng: Generator, board: Board) -> list[tuple[str, str]]:
 
 
 def _beside(rng: Generator, side: int, size: int, anchor: Thing) -> Corners:
-    """The left upper corner of a box close to a thing, on one of its four sides; none outside the picture."""
+    """Draw the upper left corner of a box close to a thing, on one of its four sides; empty outside the picture."""
     apart = (anchor.size + size) // 2 + int(rng.integers(2, 11))
     slip = int(rng.integers(-6, 7))
     left, top = map(int, corner_beside(rng, anchor, size, apart, slip))
@@ -351,11 +352,11 @@ def _beside(rng: Generator, side: int, size: int, anchor: Thing) -> Corners:
 
 
 Mark = tuple[NDArray[np.float32], float, float, NDArray[np.float64]]
-"""One shape or character to paint: its mask (height, width), x and y of its centre, and its colour (3,)."""
+"""A shape or character to draw: its mask (height, width), the x and y of its centre, and its colour (3,)."""
 
 
 def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Lettering]) -> Iterator[Mark]:
-    """The things, then the characters."""
+    """Yield the marks of the things, then of the characters."""
     for thing in things:
         named = np.array(COLOURS[thing.colour])
         colour = named + rng.uniform(-16, 16, 3)
@@ -365,14 +366,14 @@ def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Letter
         yield shape_mask(thing.shape, thing.size), thing.x, thing.y, colour
     for text in texts:
         dark = rng.random() < 0.5 if DARK < board.tone < LIGHT else board.tone >= LIGHT
-        # Nearly black or nearly white, so that it is seen on the ground.
+        # Nearly black or nearly white, whichever is visible on the background.
         ink = np.full(3, rng.uniform(0, 25) if dark else rng.uniform(225, 255))
         for character, x in zip(text.characters, text.xs, strict=True):
             yield glyph(character, text.size), x, text.y, ink
 
 
 def _paint(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The picture and its owner map; the marks are drawn one by one, after the ground."""
+    """Draw the background and then the marks in order. Return the picture and its owner map."""
     canvas = board.ground
     if canvas is None:
         canvas = background(rng, board.side)
@@ -382,7 +383,7 @@ def _paint(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray
         top = round(y - height / 2)
         left = round(x - width / 2)
         place = np.s_[top : top + height, left : left + width]
-        region = canvas[place]  # a view: what is added to it is added to the canvas
+        region = canvas[place]  # (height, width, 3), a view: adding to it changes the canvas
         region += mask[:, :, None] * (colour.astype(np.float32) - region)
         owner[place][mask > 0.5] = number
     grain = board.grain
@@ -397,16 +398,16 @@ def _paint(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray
 
 @dataclass(slots=True)
 class Canvas(Surface):
-    """A sketch before it is resized. All places are in pixels of the finished square.
+    """A sketch before resizing. All positions are in pixels of the finished square.
 
     Attributes:
-        side: Of the finished square.
-        fine: Pixels of the canvas for each of these.
-        inner: What is not padding.
+        side: Side of the finished square.
+        fine: Pixels of the canvas per pixel of the finished square.
+        inner: The box that is not padding.
         image: The picture so far, RGB.
-        owner: What each pixel of `image` shows: 0 for the ground, or a mark. Things count up
-            from 1, and characters down from 255.
-        characters: How many are written.
+        owner: The mark of each pixel of `image`: 0 is the background, things count up from 1, and characters count
+            down from 255.
+        characters: Number of characters drawn so far.
     """
 
     gap = 3
@@ -422,7 +423,7 @@ class Canvas(Surface):
 
     @classmethod
     def draw_lot(cls, rng: Generator, side: int) -> "Canvas":
-        """A canvas by lot, with nothing on it: two in five wide or tall."""
+        """Draw a random empty canvas; 40 % are wide or tall."""
         fine = log_uniform(rng, 0.6, 2.2) if rng.random() >= 0.4 else 1.0
         short = side / float(rng.choice(RATIOS)) if rng.random() < 0.4 else float(side)
         near = (side - short) / 2
@@ -431,12 +432,12 @@ class Canvas(Surface):
         return cls(side, fine, inner, ground(rng, round(side * fine)))
 
     def pixels(self, box: Box) -> Pixels:
-        """A box in the canvas's own pixels."""
+        """Convert a box to pixels of the canvas."""
         left, top, right, bottom = (round(value * self.fine) for value in box)
         return left, top, right, bottom
 
     def claim_anywhere(self, rng: Generator, width: float, height: float, tries: int) -> Box | None:
-        """A free box by lot, or None; it is taken from then on."""
+        """Take and return a random free box; None if none was found."""
         if self.inner.width - width < 3 or self.inner.height - height < 3:
             return None
         low = (self.inner.left + 1, self.inner.top + 1)
@@ -445,7 +446,7 @@ class Canvas(Surface):
         return self.claim(corners.tolist(), width, height)
 
     def draw(self, thing: Thing, size: float, pen: Pen, colour: Rgb, mark: int) -> None:
-        """Draw a thing, `size` pixels of the finished square large, and mark what pixels show it."""
+        """Draw a thing, `size` pixels of the finished square large, and mark its pixels in `owner`."""
         centre = (thing.x * self.fine, thing.y * self.fine)
         size *= self.fine
         draw_shape(self.image, thing.shape, centre, size, pen, (colour, pen.edge))
@@ -453,16 +454,16 @@ class Canvas(Surface):
 
 
 def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Scene:
-    """Draw sketch number `index` of a split: a quarter show text alone, four in ten things alone.
+    """Draw sketch number `index` of a split. A quarter show only text, 40 % only things, the others both.
 
     Args:
         split: A name in `SPLITS`.
-        index: From 0 on.
-        side: Pixels of the finished square, a multiple of 14.
-        crowded: Write up to eight lines, in a font each (for the tower), where there is room.
+        index: The number of the sketch, from 0.
+        side: Side of the finished square in pixels, a multiple of 14.
+        crowded: Draw up to eight lines of text in different fonts (for training the tower), where there is room.
 
     Raises:
-        ValueError: If the side is no such multiple.
+        ValueError: If the side is not a multiple of 14.
     """
     if side % PATCH:
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
@@ -472,7 +473,8 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
     lines = 8 if crowded else int(kind < 0.6)
     texts = [text for _ in range(lines) if (text := write(rng, canvas)) is not None]
     things: list[Thing] = _draw_things(rng, canvas) if kind > 0.25 or not texts else []
-    numbers = list(range(256))  # in a picture, characters count on from the last thing
+    # A lookup table for marks: with 2 things and 3 characters, 1 2 stay, and 255 254 253 become 3 4 5.
+    numbers = list(range(256))
     for character in range(canvas.characters):
         numbers[255 - character] = len(things) + 1 + character
     owner = canvas.owner.point(numbers).resize((side, side), Image.Resampling.NEAREST)
@@ -481,7 +483,7 @@ def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Sc
 
 
 def _finish(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
-    """Padded and resized; one in five went through a JPEG file first."""
+    """Pad and resize the canvas; 20 % are compressed as JPEG first."""
     image = canvas.image
     if rng.random() < 0.2:
         file = io.BytesIO()
@@ -495,7 +497,7 @@ def _finish(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
 
 
 def write(rng: Generator, canvas: Canvas) -> Lettering | None:
-    """Write one line of text, in three of ten on a plate; nothing where there is no room."""
+    """Draw one line of text, in 30 % of the cases on a plate; None if there is no room."""
     fine = canvas.fine
     name = pick(rng, FONTS)
     word = random_word(rng, 1)
@@ -522,14 +524,14 @@ def write(rng: Generator, canvas: Canvas) -> Lettering | None:
 
 
 def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
-    """Draw things of few kinds or of many, anywhere or in rows."""
+    """Draw things of few or many kinds, anywhere or in rows, and return them."""
     kinds = _sketch_kinds(rng)
-    # 16 pixels to what the picture has room for: together the things take at most that share of it.
+    # Sizes go from 16 pixels to the size at which all things together fill 38 % of the picture.
     room = 0.38 * canvas.inner.width * canvas.inner.height / len(kinds)
     most = max(18.0, min(LARGEST, canvas.inner.height * 0.7, room**0.5))
     size = rng.uniform(16, most) if rng.random() < 0.3 else log_uniform(rng, 16, most)
     uneven = rng.random() < 0.5
-    paired = rng.random() < 0.3  # 0.45 of its things are then put beside an earlier one
+    paired = rng.random() < 0.3  # if True, 45 % of the things are placed beside an earlier one
     cells: Corners = _rows(rng, canvas.inner, size) if rng.random() < 0.25 else []
     pen = Pen.draw_lot(rng)
     tints = {colour: tint(rng, colour) for _, colour in kinds}
@@ -553,7 +555,7 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
 
 
 def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
-    """Shape and colour of each thing: all equal, one shape, one colour, a few groups, or any."""
+    """Draw the shape and colour of each thing: all equal, one shape, one colour, a few groups, or any."""
     shapes = shuffle(rng, SHAPES)
     colours = shuffle(rng, list(MEANT))
     manner = rng.random()
@@ -561,7 +563,7 @@ def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
     if manner < 0.4:
         shapes = shapes[:1]
         colours = colours[:1]
-        count = max(count, rng.integers(1, MOST_SKETCHED + 1))  # many are hard to count
+        count = max(count, rng.integers(1, MOST_SKETCHED + 1))  # larger counts, which are harder, come more often
     elif manner < 0.5:
         shapes = shapes[:1]
     elif manner < 0.6:
@@ -573,7 +575,7 @@ def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
 
 
 def _rows(rng: Generator, inner: Box, size: float) -> Corners:
-    """Left upper corners of cells at even distances, row by row, somewhere on the canvas."""
+    """Return the upper left corners of a regular grid of cells at a random position, row by row."""
     step = size * rng.uniform(1.15, 1.8) + 3
     width = inner.width - 4
     height = inner.height - 4
@@ -590,7 +592,7 @@ def _rows(rng: Generator, inner: Box, size: float) -> Corners:
 
 
 def _beside_sketched(rng: Generator, inner: Box, across: float, anchor: Thing) -> Corners:
-    """The left upper corner of a box close to a thing, on one of its four sides; none outside the canvas."""
+    """Draw the upper left corner of a box close to a thing, on one of its four sides; empty outside the canvas."""
     apart = (anchor.size + across) / 2 + rng.uniform(3, 14)
     slip = rng.uniform(-6, 6)
     left, top = corner_beside(rng, anchor, across, apart, slip)

@@ -1,1 +1,1 @@
-"""What needs no torch: files, texts, tables, numbers. Commands that refuse or list stay quick for it."""
+"""Files, texts, tables and numbers, without torch, so that usage errors and lists stay fast."""

@@ -1,4 +1,4 @@
-"""Records in files: a dataclass as JSON with its format, read back strictly: a key that nothing reads is refused."""
+"""Dataclasses saved as JSON files. Reading is strict: unknown keys are refused."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from foveate.plain.writing import encodable, publish
 
 
 class Record:
-    """What a dataclass inherits to go into a file and come back.
+    """Base of a dataclass that is saved to a JSON file and loaded from it.
 
     Attributes:
-        FORMAT: What its files have as "format".
-        KIND: What people call it, "second look".
-        SUMMARY: The property that says in a sentence what it is; files have it too, for people.
+        FORMAT: Value of the key "format" in the file.
+        KIND: Name of the record in messages, such as "second look".
+        SUMMARY: Name of the property that describes the record in a sentence. Files contain it for human readers.
     """
 
     FORMAT: ClassVar[str]
@@ -27,19 +27,18 @@ class Record:
     SUMMARY: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as a file has them."""
+        """Return the content of the file as plain values."""
         return {"format": self.FORMAT, **_values_of(self), self.SUMMARY: getattr(self, self.SUMMARY)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave.
+        """Build the record from the values of `to_dict`.
 
         Raises:
-            InputError: If it is of another format, or a key is missing, of the wrong type, out of its range, or not
-                read.
+            InputError: If the format is another one, or a key is missing, unknown, of the wrong type or out of range.
         """
         if values.get("format") != cls.FORMAT:
-            raise InputError(f"This is no {cls.KIND}: its format is not {cls.FORMAT!r}.")
+            raise InputError(f"This is not a {cls.KIND}: its format is not {cls.FORMAT!r}.")
         what = f"This {cls.KIND}"
         refuse_keys(what, values, (*cls.__dataclass_fields__, "format", cls.SUMMARY))  # type: ignore[attr-defined]
         try:
@@ -54,29 +53,29 @@ class Record:
         return record
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write it as a JSON file, which goes wherever the name of a method does that it is given for.
+        """Write a JSON file. Its path can be given wherever the name of a method can.
 
         Raises:
-            InputError: If the file exists and `force` is off, or it cannot be written.
+            InputError: If the file exists and `force` is False, or it cannot be written.
         """
         path = Path(path)
-        if os.path.exists(path) and not force:  # unlike Path.exists, no error where the name is too long
+        if os.path.exists(path) and not force:  # unlike Path.exists, raises no error if the name is too long
             raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
         text = json.dumps(encodable(self.to_dict()), indent=2, ensure_ascii=False) + "\n"
         publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """What is in a file.
+        """Load the record from a file.
 
         Raises:
-            InputError: If there is no such file, or it holds none.
+            InputError: If there is no such file, or it does not hold such a record.
         """
         return cls.from_dict(read_json(path))
 
 
 def _refuse_unread(what: str, written: Any, read: Any) -> None:
-    """Refuse a key, however deep, that is not in what was made of the values."""
+    """Refuse keys in `written`, at any depth, that are missing in `read`."""
     if isinstance(written, Mapping):
         refuse_keys(what, written, read)
         for key, value in written.items():

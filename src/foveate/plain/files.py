@@ -1,4 +1,4 @@
-"""What files show from outside. Nothing here may import torch or NumPy: commands look before those are loaded."""
+"""Checks of paths and files. Nothing here may import torch or NumPy: commands check files before loading those."""
 
 import hashlib
 import os
@@ -15,15 +15,15 @@ from foveate.plain.upstream import trim
 BASE64 = re.compile(
     r"(iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAA..Z0eX|GkXfo)[A-Za-z0-9+/\s]{32,}={0,2}\s*", re.DOTALL
 )
-"""A file in base64, by how PNG, JPEG, GIF, WebP, BMP, TIFF, AVIF and MP4, and Matroska begin."""
+"""Matches a file in base64, by the first bytes of PNG, JPEG, GIF, WebP, BMP, TIFF, AVIF and MP4, and Matroska."""
 URL = re.compile(r"\s*([a-z][a-z0-9+.-]+):(//)?", re.IGNORECASE)
 SCHEMES = {"blob", "cid", "data", "file", "ftp", "gs", "hf", "http", "https", "s3"}
-"""Those known without the slashes behind them: a file may be called "12:30.jpg"."""
+"""URL schemes recognised without the two slashes. Others need them: a file may be called "12:30.jpg"."""
 LONG = 1000
-"""Letters of a name. A longer one is no path, but perhaps the file itself in base64."""
+"""Longest path, in characters. A longer text may be a file in base64."""
 
 FRESH = 2.0
-"""Seconds in which a file may be written twice and keep its time, on the slowest clock of a file system."""
+"""Coarsest file time stamp, in seconds. A file may be written twice in this time and keep its time stamp."""
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".f4v",
@@ -32,7 +32,7 @@ VIDEOS = {
 }  # fmt: skip
 
 HEAD = 30
-"""Bytes of a WebP that say whether it moves, and its size."""
+"""First bytes of a WebP file, which tell its size and whether it is animated."""
 
 OTHERS = {
     stat.S_IFDIR: "a folder, not a picture or video. Name the files in it.",
@@ -41,14 +41,14 @@ OTHERS = {
     stat.S_IFCHR: "a device, not a file. Name a picture or video.",
     stat.S_IFBLK: "a device, not a file. Name a picture or video.",
 }
-"""What is no file, by its type in `st_mode`, and what to do."""
+"""Messages for paths that are not files, by the type in `st_mode`."""
 
-# Opening a pipe that nobody writes to would wait for ever. Windows has neither flag.
+# O_NONBLOCK: opening a pipe without a writer would block forever. Windows has neither of the first two flags.
 OPENED = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def is_video(path: Path, frames_asked: bool = False) -> bool:
-    """Whether a file's ending says that it is a video; a GIF or an animated WebP is one where frames are asked for."""
+    """True if a file name ends like a video. With `frames_asked`, a GIF or an animated WebP is a video too."""
     suffix = path.suffix.lower()
     if frames_asked and suffix == ".webp" and path.is_file():
         with path.open("rb") as file:
@@ -57,17 +57,17 @@ def is_video(path: Path, frames_asked: bool = False) -> bool:
 
 
 def is_animated(head: bytes) -> bool:
-    """Whether the first `HEAD` bytes of a file are those of an animated WebP."""
+    """True if the first `HEAD` bytes of a file are those of an animated WebP."""
     return len(head) == HEAD and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & 2)
 
 
 def spell(path: Path) -> str:
-    """A path as one line can say it, whatever bytes are in its name."""
+    """Return a path as one printable line, whatever bytes are in its name."""
     return trim(str(path), most=1000)
 
 
 def scheme_of(source: str) -> str | None:
-    """The scheme of a URL, in lower case; None for a path."""
+    """Return the scheme of a URL in lower case; None for a path."""
     match = URL.match(source)
     if match is None:
         return None
@@ -78,10 +78,10 @@ def scheme_of(source: str) -> str | None:
 
 
 def local_path(source: str) -> Path:
-    """The file on this machine that a path or a `file:` URL names.
+    """Return the local path that a path or a `file:` URL names.
 
     Raises:
-        InputError: If it is a URL of another kind, or names another machine. The message never repeats a file's data.
+        InputError: If it is another kind of URL, or names another machine. The message never contains file data.
     """
     scheme = scheme_of(source)
     if not source:
@@ -89,16 +89,16 @@ def local_path(source: str) -> Path:
     if scheme is None:
         if len(source) > LONG and not os.path.exists(source):
             raise InputError(
-                f"A text of {len(source):,} letters is no path. A file in base64 is written "
+                f"A text of {len(source):,} letters is not a path. Write a file in base64 as "
                 "data:image/png;base64,… with the right type."
             )
         return Path(source)
     if scheme in ("http", "https"):
-        raise InputError(f"Nothing is downloaded by itself: fetch {trim(source)} first, and name the file.")
+        raise InputError(f"Nothing is downloaded automatically. Download {trim(source)} first, and name the file.")
     if scheme == "data":
-        raise InputError("A data: URL is not read here. Save the file that it holds, and name that.")
+        raise InputError("A data: URL is not read here. Save its content to a file, and name that.")
     if scheme != "file":
-        raise InputError(f"A {scheme}: URL is not read: {trim(source)}. Fetch the file first, and name that.")
+        raise InputError(f"A {scheme}: URL is not read: {trim(source)}. Download the file first, and name that.")
     rest = source.strip().partition(":")[2]
     host = ""
     if rest.startswith("//"):
@@ -106,17 +106,17 @@ def local_path(source: str) -> Path:
         rest = slash + path
     if host.lower() not in ("", "localhost") or not rest.startswith("/"):
         raise InputError(
-            f"A file: URL names a file of this machine by its whole path, as in file:///home/me/cat.jpg; "
-            f"got {trim(source)}. Give the path alone, or write it so."
+            f"A file: URL must name a file on this machine by its full path, as in file:///home/me/cat.jpg; "
+            f"got {trim(source)}. Write it like that, or give the path alone."
         )
     return Path(os.fsdecode(unquote_to_bytes(os.fsencode(rest))))
 
 
 def check_readable(path: Path) -> None:
-    """Refuse a picture or video that is not there, is no file, or has no bytes. Nothing is opened.
+    """Refuse a picture or video that does not exist, is not a file, or is empty. Opens nothing.
 
     Raises:
-        InputError: If that is so.
+        InputError: If the file cannot be used.
     """
     try:
         found = path.stat()
@@ -126,17 +126,17 @@ def check_readable(path: Path) -> None:
 
 
 def open_readable(path: Path) -> BinaryIO:
-    """Refuse what `check_readable` refuses, and open the file for reading.
+    """Open a file for reading, and refuse what `check_readable` refuses.
 
-    What is looked at is what was opened: nobody can put a pipe in its place between the two.
+    The opened file itself is checked, so it cannot be replaced by a pipe in between.
 
     Raises:
-        InputError: If it cannot be opened, or is none that can be read.
+        InputError: If the file cannot be opened or used.
     """
     try:
         number = os.open(path, OPENED)
     except (OSError, ValueError) as error:
-        check_readable(path)  # a socket is refused for what it is, not for how opening it fails
+        check_readable(path)  # names a socket as such, instead of the error of opening it
         raise InputError(_unreadable(path, error)) from error
     try:
         _check(path, os.fstat(number))
@@ -147,10 +147,10 @@ def open_readable(path: Path) -> BinaryIO:
 
 
 def sha256_of(source: str | Path) -> str:
-    """SHA-256 of a file's bytes, or of a `data:` URL.
+    """Return the SHA-256 of a file's bytes, or of a `data:` URL.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If the file cannot be read.
     """
     if isinstance(source, str) and scheme_of(source) == "data":
         return hashlib.sha256(source.encode()).hexdigest()
@@ -159,13 +159,15 @@ def sha256_of(source: str | Path) -> str:
 
 
 def state_of(source: str) -> object:
-    """What changes as soon as a path or URL shows something else: size, times and inode, of a new file its bytes.
+    """Return a value that changes when the content behind a path or URL changes.
+
+    It consists of the size, times and inode, or of the SHA-256 for a file written in the last seconds.
 
     Raises:
-        InputError: If it cannot be read.
+        InputError: If the file cannot be read.
     """
     if scheme_of(source) == "data":
-        return None  # it shows what it says
+        return None  # the URL is the content
     path = local_path(source)
     check_readable(path)
     status = path.stat()
@@ -175,7 +177,7 @@ def state_of(source: str) -> object:
 
 
 def _check(path: Path, found: os.stat_result) -> None:
-    """Refuse what is no file, or empty."""
+    """Refuse what is not a file, and empty files."""
     kind = stat.S_IFMT(found.st_mode)
     if kind in OTHERS:
         raise InputError(f"{spell(path)} is {OTHERS[kind]}")
@@ -184,9 +186,9 @@ def _check(path: Path, found: os.stat_result) -> None:
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> str:
-    """Why a file cannot be looked at; a name with a NUL in it raises ValueError."""
+    """Explain why a file cannot be read. The error is a ValueError for a name with a NUL character."""
     advice = "Check the path."
     if isinstance(error, PermissionError):
-        advice = "Check its rights."
+        advice = "Check its permissions."
     why = getattr(error, "strerror", None) or str(error)
     return f"{spell(path)} cannot be read: {why}. {advice}"

@@ -1,4 +1,4 @@
-"""Which model is asked, and what it is shown: options that commands take as flags, and that go with a job's rows."""
+"""Options for the model and its media: flags of the commands, also stored with each row of a batch job."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ EMBEDDED = "embedded"
 def number_in(
     kind: type, metavar: str, fits: Callable[[Any], bool], says: str, spelled: Callable[[str], str] = fractions
 ) -> PrimitiveConstructorSpec[Any]:
-    """A number in a range, or None, as the type of a flag: tyro refuses others, with `says`."""
+    """Return the flag type of a number in a range, or None. tyro rejects other values with the message `says`."""
 
     def read(words: list[str]) -> Any:
         try:
@@ -36,7 +36,7 @@ def number_in(
 
 
 def whole(least: int, most: int = 1_000_000) -> PrimitiveConstructorSpec[Any]:
-    """A whole number in a range."""
+    """Return the flag type of an integer in [least, most]."""
     return number_in(int, "N", lambda number: least <= number <= most, f"from {least} to {most:,}")
 
 
@@ -52,68 +52,68 @@ Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """The model and how it runs."""
+    """The model to load, and how to run it."""
 
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
-    """hub id or local folder (of a model or a PEFT adapter); only safetensors are read, and remote code is never run"""
+    """hub id or local folder of a model or a PEFT adapter; only safetensors are read, and remote code is never run"""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes the first accelerator, else the CPU"""
+    """cpu, cuda, cuda:1 or mps; auto uses the first accelerator, else the CPU"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """number format; auto is the checkpoint's own, and float32 on a CPU"""
+    """number format; auto uses the checkpoint's own, but float32 on a CPU"""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
-    """attention kernel; auto is the model's default"""
+    """attention kernel; auto uses the model's default"""
 
     @property
     def loading(self) -> dict[str, Any]:
-        """How it is loaded, as the keywords of `foveate.load`."""
+        """The keywords for `foveate.load`."""
         names = ("device", "dtype", "attention", "cuda_graphs")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(LoadOptions):
-    """The model and how it runs."""
+    """The model to load, and how to run it."""
 
     max_new_tokens: Count = 64
-    """most tokens of an answer"""
+    """maximum number of tokens in an answer"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphOptions(ModelOptions):
-    """The model and how it runs."""
+    """The model to load, and how to run it."""
 
     cuda_graphs: Flag = False
-    """replay the vision tower, prompts and steps as CUDA graphs, each from its third run on (experimental)"""
+    """replay the vision tower, prefills and decode steps as CUDA graphs, each from its third run on (experimental)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaOptions:
-    """How pictures and videos are shown to the model; videos are read with PyAV, pip install -e '.[vision]'."""
+    """How images and videos are prepared for the model. Reading videos needs PyAV: pip install -e '.[vision]'."""
 
     frames: MaybeCount = None
-    """most frames of a video, evenly spread (default: 32; 8 for embedded-films; 3 for a model of pictures alone)"""
+    """maximum frames per video, evenly spaced (default: 32; 8 for embedded-films; 3 for an image-only model)"""
     fps: Rate = None
-    """frames per second; --frames then sets the maximum"""
+    """sample a video at this many frames per second; --frames is then the maximum"""
     fit: Literal["own", "pad"] = "own"
-    """pad shows a picture whole, on a square, where the model's processor would cut its sides off"""
+    """own uses the model's processor unchanged; pad first pads an image to a square if that processor would crop it"""
 
     @property
     def showing(self) -> dict[str, Any]:
-        """How it is shown, as the keywords of `VLM.prepare`."""
+        """The keywords for `VLM.prepare`."""
         return {name: getattr(self, name) for name in ("frames", "fps", "fit")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRequest:
-    """How large a prompt of noise is; each sample of a batch has pictures of its own, except of a checkpoint."""
+    """The size of a synthetic prompt. The samples of a batch have different images, except for a checkpoint."""
 
     batch: Count = 1
-    """samples a run"""
+    """samples per run"""
     text_tokens: MaybeCount = None
-    """tokens of text in the prompt (default: 40; a checkpoint's template may need more)"""
+    """text tokens in the prompt (default: 40; a checkpoint's chat template may need more)"""
     images: MaybeCount = None
-    """pictures in the prompt (default: 1)"""
+    """images in the prompt (default: 1)"""
     frames: MaybeCount = None
-    """frames of a video instead of pictures, for shapes that take videos"""
+    """video frames in the prompt instead of images, for shapes that take videos"""
     seed: Annotated[int, whole(0, 2**63 - 1)] = 0
-    """of weights, noise, order and random dropping"""
+    """seed of the weights, the noise, the run order and random dropping"""

@@ -1,7 +1,7 @@
-"""What a model's folder shows before anything is loaded from it. Nothing here may import torch.
+"""Checks of a model's folder before anything is loaded from it. Nothing here may import torch.
 
-transformers reads a folder trustingly: it follows an index of weights out of the folder and to pickled files, and
-fails with whatever exception a damaged file leads to. So foveate looks first, and refuses by the file's name.
+transformers trusts a folder: it follows an index of weights out of the folder and to pickled files, and raises
+arbitrary exceptions for damaged files. foveate therefore checks the files first, and its errors name the file.
 """
 
 import json
@@ -30,39 +30,39 @@ SETTINGS = (
     "chat_template.json",
     ADAPTER,
 )
-"""Files that hold a JSON object, as far as a folder has them."""
+"""Optional files that must hold a JSON object."""
 
 VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja")
-"""Other files of a processor. They can be large, and are left to those who parse them."""
+"""Other files of a processor. They can be large, so they are not parsed here."""
 
 PROCESSOR = ("processor_config.json", "preprocessor_config.json")
-"""Files of which a folder with a processor has one."""
+"""A folder with a processor has one of these files."""
 
 TUNERS = ("LORA", "LOHA", "LOKR", "IA3")
-"""PEFT's types of adapters that change layers and nothing around the model's forward."""
+"""PEFT adapter types that change only layers, not the model's forward."""
 AROUND = ("alora_invocation_tokens", "arrow_config", "layer_replication", "megatron_config", "bias")
-"""Settings of LoRA that change more than layers, or make peft import a module by name; bias trains the base's own, and
-peft does not say which of them are missing."""
+"""LoRA settings that change more than layers, or make peft import a module by name. `bias` trains biases of the base
+model, and peft does not report which ones are missing in a file."""
 
 POINTER = b"version https://git-lfs"
-"""How a git-lfs pointer begins: what a clone holds in a large file's place until `git lfs pull`."""
+"""First bytes of a git-lfs pointer, which stands in for a large file until `git lfs pull`."""
 
 LONGEST = 200
-"""Characters of a name that a message repeats."""
+"""Longest name of a weight file, in characters."""
 
 
 def folder_of(name: str) -> Path | None:
-    """The local folder that a model's name stands for; None where it can only be a hub id.
+    """Return the local folder that a model name stands for; None if it can only be a hub id.
 
     Raises:
-        InputError: If the name is written like a folder and there is none.
+        InputError: If the name is written like a path and there is no such folder.
     """
     is_path = name.startswith((".", "/", "~"))
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
             return folder
-    except (OSError, ValueError, RuntimeError) as error:  # too long, not encodable, the home of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not encodable, or the home of an unknown user
         if not is_path:
             return None
         reason = error.strerror if isinstance(error, OSError) else error
@@ -77,18 +77,18 @@ class ModelFolder:
     """A folder with a model.
 
     Attributes:
-        name: What the user calls the model.
-        path: Where it is.
+        name: The model name that the user gave.
+        path: The folder.
     """
 
     name: str
     path: Path
 
     def check(self) -> None:
-        """Refuse a local model of which a file is damaged, not fetched, outside the folder, or no safetensors.
+        """Refuse a local model with a file that is damaged, not fetched, outside the folder, or not safetensors.
 
         Raises:
-            InputError: The message names the file and says what to do.
+            InputError: If there is such a file. The message names it and says what to do.
         """
         settings = {file: self._json_object(file) for file in SETTINGS if self._has(file)}
         for file in VOCABULARY:
@@ -104,29 +104,29 @@ class ModelFolder:
 
     @property
     def base(self) -> str | None:
-        """The base model that a checked folder with a PEFT adapter names; None for one with a model of its own."""
+        """The base model named by the PEFT adapter in a checked folder; None if the folder holds a whole model."""
         if not self._has(ADAPTER):
             return None
         return str(self._json_object(ADAPTER)["base_model_name_or_path"])
 
     def has_processor(self) -> bool:
-        """Whether it has a processor of its own.
+        """Return True if the folder has its own processor.
 
         Raises:
-            InputError: If it has only a part of one, which would count for nothing.
+            InputError: If it has only some files of one, which would be ignored.
         """
         if any(map(self._has, PROCESSOR)):
             return True
         for file in filter(self._has, ("tokenizer_config.json", *VOCABULARY)):
             raise self._refusal(
-                f"there is {file} in its folder, and no {PROCESSOR[0]}. Save the whole processor there "
+                f"its folder has {file} but no {PROCESSOR[0]}. Save the whole processor there "
                 f"(processor.save_pretrained), or remove {file} to use the base model's."
             )
         return False
 
     @contextmanager
     def loading_base(self, base: str) -> Iterator[None]:
-        """Say of what goes wrong with an adapter's base model whose base it is, and where it was looked for."""
+        """Add to errors about an adapter's base model which adapter names it, and where it was searched."""
         try:
             yield
         except InputError as error:
@@ -135,20 +135,20 @@ class ModelFolder:
             ) from error
 
     def check_weight_names(self, source: str, weights: Sequence[Any], endings: str | tuple[str, ...] = SUFFIX) -> None:
-        """Refuse names of weight files that are no safetensors or lead out of the model's folder.
+        """Refuse names of weight files that are not safetensors or lead out of the model's folder.
 
         Args:
-            source: The file that names them.
+            source: The file that contains the names.
             weights: The names.
-            endings: How they may end.
+            endings: The allowed endings.
 
         Raises:
-            InputError: If there is one.
+            InputError: If a name is refused.
         """
         for weight in weights:
             names = f"{source} names {trim(repr(weight), 80)}"
             if not isinstance(weight, str) or not weight.endswith(endings):
-                raise self._refusal(f"{names}, and only safetensors are read. Take another checkpoint.")
+                raise self._refusal(f"{names}, and only safetensors are read. Use another checkpoint.")
             path = Path(weight)
             if path.is_absolute() or ".." in path.parts or not weight.isprintable() or len(weight) > LONGEST:
                 raise self._refusal(
@@ -156,10 +156,11 @@ class ModelFolder:
                 )
 
     def check_index(self, file: str) -> list[Any]:
-        """The weight files that an index names, as they are written, each once.
+        """Return the names of the weight files in an index, without duplicates.
 
         Raises:
-            InputError: If it is no index, or names files that are no safetensors or lead out of the model's folder.
+            InputError: If the file is not an index, or names files that are not safetensors or lie outside the model's
+                folder.
         """
         index = self._json_object(file)
         places = index.get("weight_map")
@@ -175,7 +176,7 @@ class ModelFolder:
         return files
 
     def _check_adapter(self, settings: Mapping[str, Any]) -> None:
-        """Refuse an adapter without a base, beside a whole model, or of a kind that is more than other layers."""
+        """Refuse an adapter without a base model, next to a whole model, or of a type that changes more than layers."""
         for file in filter(self._has, (WEIGHTS, INDEX)):
             raise self._refusal(
                 f"its folder has a whole model ({file}) and an adapter ({ADAPTER}). Give each its own folder."
@@ -189,7 +190,7 @@ class ModelFolder:
             )
         for setting in AROUND:
             if settings.get(setting) not in (None, "none"):
-                raise self._refusal(f"its {ADAPTER} sets {setting}, which is not served. Take an adapter without it.")
+                raise self._refusal(f"its {ADAPTER} sets {setting}, which is not supported. Use an adapter without it.")
         base = settings.get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise self._refusal(
@@ -203,11 +204,11 @@ class ModelFolder:
         if home is None and revision not in (None, "main"):
             raise self._refusal(
                 f"{ADAPTER} asks for revision {brief(revision)} of '{trim(base)}', and no revisions are loaded. "
-                "Download it into a folder, and write that folder there."
+                "Download it into a folder, and name that folder there."
             )
 
     def _weight_files(self, explicit: str | None) -> list[str]:
-        """The files that transformers will read weights from; none where there are none, as it says itself."""
+        """Return the files that transformers will read weights from; empty if there are none."""
         file = explicit or WEIGHTS
         if explicit is None and not self._has(WEIGHTS):
             if not self._has(INDEX):
@@ -219,27 +220,27 @@ class ModelFolder:
         return self.check_index(file)
 
     def _check_weights(self, file: str) -> None:
-        """Refuse a file of weights that is not there, not fetched, or a link to somewhere else."""
+        """Refuse a weight file that is missing, not fetched, or a link out of the folder."""
         if not self._has(file):
             raise self._refusal(f"there is no {file} in its folder. Download it again.")
         self._check_inside(file)
         self._check_fetched(file)
 
     def _check_inside(self, file: str) -> None:
-        """Refuse a link that leaves the folder; those of the hub's cache lead from its snapshots to its blobs."""
+        """Refuse a link that leaves the folder, except the links of the hub's cache from `snapshots` to `blobs`."""
         home, target = self.path.resolve(), (self.path / file).resolve()
         in_blobs = home.parent.name == "snapshots" and target.is_relative_to(home.parents[1] / "blobs")
         if not target.is_relative_to(home) and not in_blobs:
             raise self._refusal(
                 f"{Path(file).name} is a link that leaves the model's folder, to {trim(str(target))}. Put the file "
-                "itself there."
+                "itself into the folder."
             )
 
     def _has(self, file: str) -> bool:
-        """Whether it has this file.
+        """Return True if the folder has this file.
 
         Raises:
-            InputError: If something else is in its place, such as a folder or a link to nothing.
+            InputError: If the name is not a file, such as a folder or a broken link.
         """
         path = self.path / file
         try:
@@ -249,7 +250,7 @@ class ModelFolder:
         except (OSError, RuntimeError):
             in_the_way = True
         if in_the_way:
-            raise self._refusal(f"{path.name} is no file. Download it again.")
+            raise self._refusal(f"{path.name} is not a file. Download it again.")
         return False
 
     def _json_object(self, file: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Names of methods and families, read off their files: to import them would import torch.
+"""Names of methods and families, read from their source files without importing torch.
 
-A method's name is its file's, and a family's stands in its class. Packages that bring some of their own are imported.
+A method is named like its file, and a family's name is in its class. Methods and families of other packages are
+imported.
 """
 
 import re
@@ -17,14 +18,14 @@ PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 
 @cache
 def method_classes() -> dict[str, str]:
-    """The class of each method in `foveate/methods`, by the method's name."""
+    """Return the class name of each method in `foveate/methods`, by the method's name."""
     last_lines = {file.stem: METHOD.search(text) for file, text in _texts("methods")}
     return {name: line[1] for name, line in last_lines.items() if line}
 
 
 @cache
 def family_files() -> dict[str, str]:
-    """The file of each family in `foveate/families`, by its `model_type`; several may share one."""
+    """Return the file of each family in `foveate/families`, by its `model_type`. Families may share a file."""
     files: dict[str, str] = {}
     for file, text in _texts("families"):
         if "\nFAMILIES = (" in text:
@@ -34,14 +35,14 @@ def family_files() -> dict[str, str]:
 
 @cache
 def entry_points_of(group: str) -> tuple[Any, ...]:
-    """The methods or families that other packages bring: entry points of `foveate.methods` or `foveate.families`."""
-    from importlib.metadata import entry_points  # slow to import, and most names need none
+    """Load the methods or families of other packages: entry points of `foveate.methods` or `foveate.families`."""
+    from importlib.metadata import entry_points  # slow to import, and rarely needed
 
     return tuple(point.load() for point in entry_points(group=group))
 
 
 def methods() -> dict[str, str]:
-    """What each method does, in a sentence, by the method's name."""
+    """Return a one-sentence summary of each method, by its name."""
     texts = {file.stem: text for file, text in _texts("methods")}
     sentences = {}
     for name, kind in method_classes().items():
@@ -53,18 +54,18 @@ def methods() -> dict[str, str]:
 
 
 def families() -> list[str]:
-    """Every `model_type` that is served."""
+    """Return every `model_type` with a family."""
     return sorted({*family_files(), *(family.model_type for family in entry_points_of("foveate.families"))})
 
 
 def proved_types() -> list[str]:
-    """Every `model_type` that is told from its structure, and proved."""
+    """Return every `model_type` that is recognised by its structure and listed as verified."""
     return PROVED.findall((HERE / "families/proved.py").read_text(encoding="utf-8"))
 
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    """The lines of `methods/presets.toml` by `method/model/budget`, each with the depth and tokens of its model."""
+    """Return the lines of `methods/presets.toml` by `method/model/budget`, with the depth and tokens of the model."""
     tables = tomllib.loads((HERE / "methods/presets.toml").read_text(encoding="utf-8"))
     models = tables.pop("models")
     rows = {}
@@ -75,7 +76,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def summary(docstring: str | None) -> str:
-    """The first paragraph of a docstring, on one line; empty where there is none."""
+    """Return the first paragraph of a docstring on one line; empty if there is none."""
     return " ".join((docstring or "").strip().partition("\n\n")[0].split())
 
 

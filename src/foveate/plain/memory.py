@@ -1,7 +1,7 @@
-"""How much memory may still be taken: of the machine, and of the container around it (control groups of version 2).
+"""The memory that is still available, of the machine and of its container (control groups, version 2).
 
-Refusing what does not fit beats being killed: the system ends a process that goes over a container's limit without a
-word. Nothing here may import torch or NumPy.
+The system kills a process that exceeds a container's limit without a message, so foveate refuses work that does not
+fit. Nothing here may import torch or NumPy.
 """
 
 import os
@@ -13,16 +13,16 @@ GIB = 2**30
 
 
 def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = InputError) -> None:
-    """Refuse what takes more memory than there is.
+    """Raise an error if less memory is available than needed.
 
     Args:
-        what: What takes it, with its size: the subject of a sentence, and its verb "take".
-        need: How many bytes it takes.
+        what: Start of the message: the subject with its size, and the verb "take" or "takes".
+        need: Bytes needed.
         advice: What to do instead, as a sentence.
-        kind: What is raised.
+        kind: The class of the error.
 
     Raises:
-        FoveateError: If less is available.
+        FoveateError: If less memory is available; of class `kind`.
     """
     free = available()
     if need > free:
@@ -30,8 +30,11 @@ def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = I
 
 
 def available() -> float:
-    """Bytes of memory that this process may still take; infinite where the system does not tell."""
-    kilobytes = _fields(Path("/proc/meminfo")).get("MemAvailable:")  # what is there without swapping
+    """Return the bytes of memory that this process can still use.
+
+    The total memory of the machine on systems that do not report what is available; infinite if neither is known.
+    """
+    kilobytes = _fields(Path("/proc/meminfo")).get("MemAvailable:")  # available without swapping
     if kilobytes is not None:
         return min(1024.0 * kilobytes, _containers())
     if not hasattr(os, "sysconf"):
@@ -40,18 +43,18 @@ def available() -> float:
 
 
 def _size(count: float) -> str:
-    """8.2 GiB, or 120 MiB."""
+    """Format bytes: "8.2 GiB" or "120 MiB"."""
     if count < GIB:
         return f"{max(count, 0) / 2**20:.0f} MiB"
     return f"{count / GIB:,.1f} GiB"
 
 
 def _containers(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """What the tightest control group around this process leaves.
+    """Return the bytes left in the tightest control group around this process.
 
     Args:
-        root: Where the groups are mounted. Inside a container, only the root may be there.
-        own: Which group this process is in: the line `0::/user.slice`.
+        root: Mount point of the groups. A container may see only the root group.
+        own: File that names the group of this process, in a line such as `0::/user.slice`.
     """
     path = next((line[3:] for line in _text(own).splitlines() if line.startswith("0::")), "/")
     inside = Path(path.lstrip("/"))
@@ -62,7 +65,7 @@ def _containers(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/sel
 
 
 def _memory_left(group: Path) -> float:
-    """What is left of a group's limit; files that are held in memory only for speed make room when it is needed."""
+    """Return the bytes left of a group's limit. The inactive file cache does not count as used: it can be freed."""
     most, used = _number(group / "memory.max"), _number(group / "memory.current")
     if most is None or used is None:
         return float("inf")
@@ -70,7 +73,7 @@ def _memory_left(group: Path) -> float:
 
 
 def _number(path: Path) -> int | None:
-    """The number that a file holds; None where it is not there, or holds a word such as "max"."""
+    """Read a number from a file; None if the file is missing or holds a word such as "max"."""
     text = _text(path).strip()
     if not text.isdecimal():
         return None
@@ -78,7 +81,7 @@ def _number(path: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The lines of a file that are a name and a number."""
+    """Read the lines of a file that consist of a name and a number."""
     fields = {}
     for line in _text(path).splitlines():
         name, number = [*line.split(), "", ""][:2]
@@ -88,7 +91,7 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def _text(path: Path) -> str:
-    """What a file of the system says; nothing where it cannot be read."""
+    """Read a system file; "" if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Python files that are named where a method's name goes: they are run, and it is said where one fails."""
+"""Python files given in place of a method's name: run them, and report where one fails."""
 
 import hashlib
 import linecache
@@ -11,14 +11,14 @@ from foveate.errors import InputError
 from foveate.plain.files import open_readable
 
 MODULE = "foveate_file_"
-"""How the names of their modules begin; the SHA-256 of the file follows."""
+"""Prefix of the names of their modules, followed by the SHA-256 of the file."""
 
 
 def run_file(path: str) -> types.ModuleType:
-    """The module of a Python file; one with these bytes is run once.
+    """Run a Python file and return its module. Files with equal content run once.
 
     Raises:
-        InputError: If it cannot be read, or fails; the message has the line.
+        InputError: If the file cannot be read or fails. The message contains the line.
     """
     file = Path(path).expanduser().absolute()
     with open_readable(file) as opened:
@@ -31,17 +31,17 @@ def run_file(path: str) -> types.ModuleType:
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise InputError(fault(error) or f"{file}: {type(error).__name__}: {error}") from error
-    sys.modules[name].__file__ = str(file)  # of several with these bytes the one that was named last
+    sys.modules[name].__file__ = str(file)  # of several files with equal content, the last one named
     return sys.modules[name]
 
 
 def files_run() -> list[str]:
-    """The files that were run."""
+    """Return the files that were run."""
     return [str(module.__file__) for name, module in sys.modules.items() if name.startswith(MODULE)]
 
 
 def fault(error: BaseException) -> str | None:
-    """Where such a file failed, with the line, and why; None for errors of no such file."""
+    """Describe where and why one of these files failed; None if the error comes from elsewhere."""
     lines = [
         (frame.f_code.co_filename, number)
         for frame, number in traceback.walk_tb(error.__traceback__)

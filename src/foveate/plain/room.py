@@ -1,7 +1,7 @@
-"""Rooms that share their name with a public function: `foveate.methods` is a package and `foveate.methods()` a call.
+"""Packages that share their name with a public function: `foveate.methods` is a package, `foveate.methods()` a call.
 
-Importing a submodule makes Python put the package where the function was. So the package itself can be called,
-and both spellings mean the same whatever was imported before.
+When a submodule is imported, Python replaces the function by the package. The package is therefore made callable, so
+that both spellings always work.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def make_callable(room: str, function: str) -> None:
-    """Let the package `room` answer a call with the function at `function` ("package.module:name")."""
+    """Make the package `room` callable: a call runs the function at `function` ("package.module:name")."""
     home, _, name = function.partition(":")
 
     class CalledPackage(ModuleType):

@@ -1,7 +1,6 @@
-"""How methods are written: a text in its parts, and the errors for names and settings that there are not.
+"""Parser for the text of a method, and the errors for unknown names and settings.
 
-Needs no torch, so that a command can refuse a name before anything slow is imported. The grammar is shown in
-`foveate.naming`.
+Needs no torch, so that a command can refuse a name before slow imports. `foveate.naming` documents the grammar.
 """
 
 import difflib
@@ -16,25 +15,25 @@ from foveate.errors import InputError, SettingError, UnknownNameError
 from foveate.plain.upstream import brief, trim
 
 CHAIN = "chain"
-"""The name of a chain of methods. It is in no list of methods."""
+"""The name of a chain of methods. It does not appear in the list of methods."""
 SECOND_LOOK = "foveate second look"
-"""How the format of a file begins that asks the full model again; it is none of a method."""
+"""Prefix of the "format" of a second look's file, which is not a method."""
 FOR_ALL = " For all, run: "
-"""What stands before the command that lists all names, in an error."""
-NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
-PAIRS = re.compile(r"[;:]|,(?=\s*\w+\s*=)")  # between settings, but not the commas of layers=3,17
-CODE = re.compile(r"(.+?\.py)\s*(?::(.*))?", re.DOTALL)  # a Python file, whose path may have a colon
+"""Text in an error before the command that lists all names."""
+NEXT = re.compile(r"\+(?!\d)")  # the + between members of a chain, but not the one in 1e+3
+PAIRS = re.compile(r"[;:]|,(?=\s*\w+\s*=)")  # separators of settings, but not the comma in layers=3,17
+CODE = re.compile(r"(.+?\.py)\s*(?::(.*))?", re.DOTALL)  # a Python file; its path may contain a colon
 FRACTION = re.compile(r"(\d+)/([1-9]\d*)|(\d+\.?\d*) ?%")
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One method of a text, as it is written there.
+    """One method of a text, before it is resolved.
 
     Attributes:
-        name: Of a method, a preset, a preset file or a Python file.
-        pairs: The `key=value` texts behind the name.
-        values: The settings, where the text is JSON; else None.
+        name: The name of a method, a preset, a preset file or a Python file.
+        pairs: The `key=value` texts after the name.
+        values: The settings if the text is JSON, else None.
     """
 
     name: str
@@ -43,41 +42,41 @@ class Written:
 
     @property
     def is_file(self) -> bool:
-        """Whether the name is that of a preset file."""
+        """True if the name is a preset file."""
         return self.values is None and self.name.endswith(".json")
 
     @property
     def is_code(self) -> bool:
-        """Whether the name is that of a Python file."""
+        """True if the name is a Python file."""
         return self.values is None and self.name.endswith(".py")
 
     @property
     def is_preset(self) -> bool:
-        """Whether the name is that of a preset."""
+        """True if the name is a preset."""
         return self.values is None and not (self.is_file or self.is_code) and "/" in self.name
 
 
 def written(text: str) -> tuple[Written, ...]:
-    """The methods of a text; several are a chain.
+    """Split a text into its methods; several form a chain.
 
     Raises:
-        SettingError: If it is no text, no JSON where it begins like JSON, or a method in it has no name.
+        SettingError: If it is not a string, starts like JSON but is not valid JSON, or a method has no name.
     """
     if not isinstance(text, str):
         raise SettingError(f'The name of a method must be a text, such as "v2drop"; got {brief(text)}.')
     text = unquote(text.strip())
     if text.startswith("{"):
         return members_in(parse_value(text))
-    if Written(text).is_file:  # its name may have a + or a colon
+    if Written(text).is_file:  # its name may contain a + or a colon
         return (Written(text),)
     return tuple(_split(part) for part in NEXT.split(text))
 
 
 def members_in(values: Any) -> tuple[Written, ...]:
-    """The methods of what `Method.to_dict` gave.
+    """Split the values of `Method.to_dict` into their methods.
 
     Raises:
-        SettingError: If it names no method.
+        SettingError: If they do not name a method.
     """
     name = method_name(values)
     if name != CHAIN:
@@ -86,7 +85,7 @@ def members_in(values: Any) -> tuple[Written, ...]:
     parts = values.get("members")
     if not isinstance(parts, list) or set(values) != {"method", "members"}:
         raise SettingError(
-            f"The JSON of a chain has one more key, members, with a list of methods; got {brief(values)}."
+            f"The JSON of a chain must have exactly one more key, members, with a list of methods; got {brief(values)}."
         )
     members: list[Written] = []
     for part in parts:
@@ -95,14 +94,14 @@ def members_in(values: Any) -> tuple[Written, ...]:
 
 
 def unquote(text: str) -> str:
-    """A text without the quotes that a shell or a list of arguments has left around it."""
+    """Remove a pair of quotes that a shell or an argument list left around a text."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     return text
 
 
 def _split(text: str) -> Written:
-    """A name, and its `key=value` pairs; these may also stand behind colons, and behind commas."""
+    """Split a text into a name and its `key=value` pairs, separated by semicolons, colons or commas."""
     name, _, settings = text.partition(":")
     if code := CODE.fullmatch(text):
         name, settings = code[1], code[2] or ""
@@ -116,10 +115,10 @@ def _split(text: str) -> Written:
 
 
 def pair_of(text: str) -> tuple[str, str]:
-    """A `key=value` text in its two parts.
+    """Split a `key=value` text.
 
     Raises:
-        SettingError: If one of them is missing.
+        SettingError: If the key or the value is missing.
     """
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
@@ -129,7 +128,7 @@ def pair_of(text: str) -> tuple[str, str]:
 
 
 def fractions(text: str) -> str:
-    """A text with decimals in the place of fractions and percentages: 1/4,12.5% is 0.25,0.125."""
+    """Replace fractions and percentages in a text by decimals: "1/4,12.5%" becomes "0.25,0.125"."""
     return FRACTION.sub(lambda found: repr(float(found[3]) / 100 if found[3] else int(found[1]) / int(found[2])), text)
 
 
@@ -137,10 +136,10 @@ def fractions(text: str) -> str:
 
 
 def method_name(values: Any) -> str:
-    """The method that a dictionary of settings names.
+    """Return the method name in a dictionary of settings.
 
     Raises:
-        SettingError: If it names none.
+        SettingError: If there is none.
     """
     if isinstance(values, Mapping) and isinstance(name := values.get("method"), str):
         return name
@@ -148,32 +147,32 @@ def method_name(values: Any) -> str:
 
 
 def settings_in(path: str) -> Mapping[str, Any]:
-    """What a preset file, of `foveate tune` or of `Method.to_dict`, says of its method.
+    """Return the method's settings in a preset file, which `foveate tune` or `Method.to_dict` wrote.
 
     Raises:
-        InputError: If the file cannot be read, or names no method.
+        InputError: If the file cannot be read, or does not name a method.
         SettingError: If it is a second look.
     """
     values = read_json(path)
     if _is_second_look(values):
         raise SettingError(
-            f"{path} is a second look, which asks the full model again where an answer is unsure. It is for vlm.ask, "
-            "vlm.ask_many, foveate generate, batch, eval and demo. Here nothing is asked again: name a method."
+            f"{path} is a second look, which asks the full model again if an answer is uncertain. It works only with "
+            "vlm.ask, vlm.ask_many, foveate generate, batch, eval and demo. Name a method here."
         )
     settings: Any = values
     if not isinstance(values.get("method"), str):
-        settings = values.get("method")  # a record has the method's settings under this name
+        settings = values.get("method")  # a file of `foveate tune` has the method's settings under this key
     if not isinstance(settings, Mapping):
-        raise InputError(f"{path} names no method. Give one of foveate tune, or the JSON of Method.to_dict.")
+        raise InputError(f"{path} names no method. Give a file of foveate tune, or the JSON of Method.to_dict.")
     return settings
 
 
 def is_second_look(text: str) -> bool:
-    """Whether a text names a file that asks the full model again where an answer is unsure.
+    """True if a text names the file of a second look, which asks the full model again if an answer is uncertain.
 
     Raises:
         InputError: If it names a file that cannot be read.
-        SettingError: If it is no text.
+        SettingError: If it is not a string.
     """
     parts = written(text)
     return len(parts) == 1 and parts[0].is_file and _is_second_look(read_json(parts[0].name))
@@ -184,10 +183,10 @@ def _is_second_look(values: Mapping[str, Any]) -> bool:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-        InputError: If there is no such file, or it holds none.
+        InputError: If there is no such file, or it does not hold a JSON object.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -201,10 +200,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
     Raises:
-        SettingError: If it is none.
+        SettingError: If it is not valid JSON.
     """
     try:
         return json.loads(text)
@@ -212,11 +211,11 @@ def parse_value(text: str) -> Any:
         raise SettingError(f"Not valid JSON: {error}; got {brief(text)}.") from error
 
 
-# -- names that there are not ---------------------------------------------------------------------------------
+# -- unknown names --------------------------------------------------------------------------------------------
 
 
 def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
-    """A question behind the sentence on a name that there is not, " Did you mean this?"; empty where none is near."""
+    """Return " Did you mean …?" with the most similar names, to append to an error; empty if none is similar."""
     near = difflib.get_close_matches(name, sorted(names), n=most)
     if not near:
         return ""
@@ -224,28 +223,28 @@ def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
 
 
 def unknown(what: str, name: str, names: Iterable[str], command: str) -> UnknownNameError:
-    """The error for a name that is not among these: the nearest of them, and the command that lists all."""
+    """Return the error for an unknown name, with similar names and the command that lists all."""
     return UnknownNameError(f"No {what} {brief(name)}.{nearest(name, names, 3)}{FOR_ALL}{command}.")
 
 
 def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
-    """Refuse a key of somebody's dictionary that nothing reads.
+    """Refuse unknown keys of a dictionary.
 
     Raises:
-        InputError: With the nearest that is read, or all of them.
+        InputError: If there is one. The message contains the most similar known key, or all of them.
     """
     names = sorted(known)
     for key in given:
         if key not in names:
-            hint = nearest(str(key), names) or f" Leave it out; read are {', '.join(names)}."
+            hint = nearest(str(key), names) or f" Leave it out; known keys: {', '.join(names)}."
             raise InputError(f"{what} has the key {trim(str(key), 80)}, which is not read.{hint}")
 
 
 def check_keywords(what: str, given: Iterable[str], known: type) -> None:
-    """Refuse a keyword that is not among a TypedDict's.
+    """Refuse keywords that are not keys of a TypedDict.
 
     Raises:
-        SettingError: That lists those there are.
+        SettingError: If there is one. The message lists the known keywords.
     """
     names = known.__annotations__
     for name in given:
@@ -254,5 +253,5 @@ def check_keywords(what: str, given: Iterable[str], known: type) -> None:
 
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:
-    """The error for a setting that a method has not."""
+    """Return the error for a setting that a method does not have."""
     return SettingError(f"{method} has no setting {trim(name, 80)}. It has: {', '.join(sorted(settings))}.")

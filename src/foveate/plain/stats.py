@@ -1,4 +1,4 @@
-"""Intervals of paired figures: over rounds, or over pictures with all their questions and all methods."""
+"""Confidence intervals of paired figures, over timed rounds or over pictures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,39 +13,41 @@ from pydantic import BeforeValidator
 
 from foveate.errors import SettingError
 
-Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
+Z = NormalDist().inv_cdf(0.975)  # z = 1.96, for 95 % intervals
 RESAMPLES = 2000
 FEWER = 200
-"""Resamples of a figure that is no mean, so that its own function runs on each."""
+"""Resamples for a figure that is not a mean, because its function must run on each resample."""
 LEAST = 5
-"""Pictures below which a cluster bootstrap is far too narrow: the interval of a figure then says nothing."""
+"""Fewest pictures for a cluster bootstrap. With fewer, its intervals are far too narrow, so both ends are NaN."""
 RISK = 0.1
-"""δ: how often a calibration may come to a threshold that does not keep what is promised."""
+"""δ: the probability that a calibrated threshold does not keep its promise."""
 ROUNDING = 1e-12
-"""Shares that differ by less differ by rounding errors alone."""
+"""Shares that differ by less are equal up to rounding errors."""
 
 Numbers = NDArray[np.float64]
 End = Annotated[float, BeforeValidator(lambda end: nan if end is None else end)]
-"""An interval's end; in JSON, which has no NaN, one that says nothing is null."""
+"""An end of an interval. NaN if there is no interval; null in JSON, which has no NaN."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95 % interval; of too few pictures, both ends are NaN: it says nothing."""
+    """A figure with its 95 % interval. Both ends are NaN if there are too few pictures for an interval."""
 
     value: float
     low: End
     high: End
 
     def to_dict(self) -> dict[str, float | None]:
-        """Plain values to a hundred thousandth, and no zero negative; None for an end that says nothing."""
+        """Return plain values, rounded to 5 decimals, with 0.0 for -0.0 and None for NaN."""
         return {name: None if isnan(end) else round(end, 5) + 0.0 for name, end in asdict(self).items()}
 
 
 def estimate(figures: Numbers) -> Estimate:
-    """A figure and its interval.
+    """Return a figure and its percentile interval.
 
-    Shape: (1 + resamples,): the figure itself, then that of every resample; NaN where a resample has none.
+    Args:
+        figures: (1 + resamples,), the figure itself, then its value in every resample. NaN marks a resample without a
+            value.
     """
     if np.isnan(figures[1:]).all():
         return Estimate(float(figures[0]), nan, nan)
@@ -54,20 +56,21 @@ def estimate(figures: Numbers) -> Estimate:
 
 
 def median_of(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The median of independent values with its percentile bootstrap.
+    """Return the median of independent values with its percentile bootstrap interval.
 
     Args:
-        values: One or more.
-        seed: Of the resampling.
+        values: One or more values.
+        seed: The seed of the resampling.
     """
     array = np.asarray(values)
+    # (resamples, values): each row draws as many indices as there are values, with replacement.
     draws = np.random.default_rng(seed).integers(0, len(array), (RESAMPLES, len(array)))
     low, high = np.quantile(np.median(array[draws], axis=1), [0.025, 0.975])
     return Estimate(float(np.median(array)), float(low), float(high))
 
 
 def share(figures: Numbers, whole: Numbers) -> Estimate | None:
-    """One figure as a share of another, resample by resample; None where the other is zero in any of them.
+    """Divide one figure by another, resample by resample; None if the other is zero in any resample.
 
     Shapes: two (1 + resamples,) arrays from the same resamples.
     """
@@ -77,15 +80,15 @@ def share(figures: Numbers, whole: Numbers) -> Estimate | None:
 
 
 def wilson(hits: float, count: float) -> Estimate:
-    """A share with its Wilson score interval, which has a width at 0 and at 1 too.
+    """Return a share with its Wilson score interval, which has a width above zero at the shares 0 and 1 too.
 
     (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), from Wilson, "Probable inference, the law of succession, and
     statistical inference", JASA 22, 1927; recommended for small counts by Brown, Cai and DasGupta, "Interval estimation
-    for a binomial proportion", Statistical Science 16, 2001. All of n right: from n / (n + z²) to 1.
+    for a binomial proportion", Statistical Science 16, 2001. If all n trials are hits, from n / (n + z²) to 1.
 
     Args:
-        hits: The share p, in [0, 1].
-        count: How many independent trials n.
+        hits: The share p of hits, in [0, 1].
+        count: The number n of independent trials.
     """
     per_trial = Z * Z / count
     middle = hits + per_trial / 2
@@ -96,16 +99,26 @@ def wilson(hits: float, count: float) -> Estimate:
 
 @cache
 def bound(wrong: int, samples: int, risk: float) -> float:
-    """U(k, n): the share that k of n do not exceed with probability 1 − δ, after Clopper and Pearson (1934).
+    """Return the upper confidence bound U(k, n) of a share, after k of n samples, by Clopper and Pearson (1934).
 
-    The p at which k or fewer of n have probability δ, which is the 1 − δ quantile of Beta(k + 1, n − k); 1 if k = n. Of
-    the two numbers beside it, the larger.
+    The true share is below it with probability 1 − δ. U is the p at which k or fewer of n have probability δ, which is
+    the 1 − δ quantile of Beta(k + 1, n − k); 1 if k = n. Rounded up to the next float.
+
+    Args:
+        wrong: The number k.
+        samples: The number n.
+        risk: The probability δ.
+
+    Raises:
+        SettingError: If `wrong` or `risk` is out of range.
     """
     if not 0 <= wrong <= samples or not 0 < risk < 1:
-        raise SettingError(f"wrong is 0 to samples, and risk between 0 and 1; got {wrong} of {samples} and {risk}.")
+        raise SettingError(
+            f"wrong must be from 0 to samples, and risk between 0 and 1; got {wrong} of {samples} and {risk}."
+        )
     if wrong == samples:
         return 1.0
-    # log C(n, i), for each number i of hits that is no more than k
+    # log C(n, i) for i = 0 … k
     ways = [lgamma(samples + 1) - lgamma(i + 1) - lgamma(samples - i + 1) for i in range(wrong + 1)]
     low, high = wrong / samples, 1.0
     while low < (middle := (low + high) / 2) < high:
@@ -118,18 +131,18 @@ def bound(wrong: int, samples: int, risk: float) -> float:
 
 
 class Resampled:
-    """A cluster bootstrap: the same resampled pictures for every figure, so that differences are paired.
+    """A cluster bootstrap over pictures. Every figure uses the same resamples, so that differences are paired.
 
-    Questions about one picture share its luck, so pictures are drawn, not questions (percentile intervals;
-    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With fewer than `LEAST` pictures it is far too
-    narrow, so resamples of what fewer count for are NaN, and intervals say nothing.
+    Questions about one picture are not independent, so pictures are drawn, not questions (percentile intervals;
+    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With fewer than `LEAST` pictures, intervals
+    would be far too narrow, so all resamples are NaN.
 
     Args:
-        groups: (questions,) which picture each question is about; any hashable labels.
-        seed: Of the resampling.
+        groups: (questions,), the picture of each question, as any hashable labels.
+        seed: The seed of the resampling.
 
     Attributes:
-        count: How many pictures there are.
+        count: The number of pictures.
     """
 
     def __init__(self, groups: Sequence[Any], seed: int = 0) -> None:
@@ -138,26 +151,31 @@ class Resampled:
         generator = np.random.default_rng(seed)
         drawn = (generator.integers(self.count, size=self.count) for _ in range(RESAMPLES))
         times = [np.bincount(pictures, minlength=self.count) for pictures in drawn]
-        self._weights = np.array(times, dtype=np.float64)  # (resamples, pictures)
+        # (resamples, pictures): how often each resample drew each picture. Draws 2, 0, 2 of 3 pictures give [1, 0, 2].
+        self._weights = np.array(times, dtype=np.float64)
 
     def means(self, values: Numbers) -> Numbers:
-        """The plain mean, then that of every resample.
+        """Return the mean, then the mean of every resample.
 
-        Shapes: (questions,), NaN where a question does not count -> (1 + resamples,).
+        Shapes: (questions,), with NaN for questions that do not count -> (1 + resamples,).
         """
         sums, counts = self._by_picture(values)
-        with np.errstate(invalid="ignore"):  # a resample without any question of a rare task has no mean
+        with np.errstate(invalid="ignore"):  # a resample may draw no question of a rare task: 0 / 0
+            # (resamples, pictures) @ (pictures,) -> (resamples,)
             drawn = (self._weights @ sums) / (self._weights @ counts)
         if np.count_nonzero(counts) < LEAST:
             drawn[:] = nan
         return np.append(sums.sum() / counts.sum(), drawn)
 
     def over(self, rows: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> Numbers:
-        """A figure that is no mean: over all rows, one a question, then over those of each of a few resamples.
+        """Return a figure that is not a mean: over all rows, then over the rows of each of `FEWER` resamples.
 
         Args:
-            rows: (questions,) what the function takes.
-            aggregate: Gives the figure of rows; one that is drawn again stands in them again.
+            rows: (questions,), the arguments of the function, one per question.
+            aggregate: Computes the figure from rows. A row that is drawn twice appears twice.
+
+        Returns:
+            (1 + `FEWER`,); only a NaN after the figure if there are fewer than `LEAST` pictures.
         """
         figures = [aggregate(rows)]
         if self.count < LEAST:
@@ -168,14 +186,14 @@ class Resampled:
         return np.array(figures, dtype=np.float64)
 
     def mean(self, values: Numbers) -> Estimate:
-        """The mean of (questions,) values with its interval."""
+        """Return the mean of (questions,) values with its interval."""
         return estimate(self.means(values))
 
     def proportion(self, values: Numbers) -> Estimate:
-        """The mean of (questions,) shares, such as 1 for right and 0 for wrong, with its interval.
+        """Return the mean of (questions,) shares, such as 1 for right and 0 for wrong, with its interval.
 
-        Where all pictures have the same share the resamples say nothing, and the interval is Wilson's over pictures:
-        as if all questions about one picture were the same question.
+        If all pictures have the same share, all resamples are equal. The interval is then Wilson's over pictures, as
+        if all questions about one picture were one question.
         """
         sums, counts = self._by_picture(values)
         shares = sums[counts > 0] / counts[counts > 0]
@@ -185,7 +203,7 @@ class Resampled:
         return wilson(interval.value, len(shares))
 
     def _by_picture(self, values: Numbers) -> tuple[Numbers, Numbers]:
-        """Sum and number of the values of each picture that count."""
+        """Return the sum and the number of the values that are not NaN, per picture: two (pictures,) arrays."""
         counted = ~np.isnan(values)
         sums = np.bincount(self._group, np.where(counted, values, 0.0), self.count).astype(np.float64)
         return sums, np.bincount(self._group, counted, self.count).astype(np.float64)

@@ -1,4 +1,4 @@
-"""`Table`: a small table of text that a terminal, a notebook and a report can show, and files can hold."""
+"""`Table`: a small table of text for terminals, notebooks, reports and files."""
 
 import csv
 import re
@@ -16,38 +16,42 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 SECTION: tuple[str, ...] = ()
-"""A row without cells: a gap between the rows above and below it."""
+"""A row without cells, shown as a gap between its neighbours."""
 
-WIDTH = 120  # columns of plain text
-WIDEST = 10_000  # columns of a page that cuts nothing off
+WIDTH = 120  # default width of plain text, in characters
+WIDEST = 10_000  # wide enough to cut nothing off
 
 ENDINGS = (".csv", ".md", ".tex")
-"""Of files that hold tables."""
+"""Endings of files that hold tables."""
 
-LINE = "1px solid rgba(128, 128, 128, 0.5)"  # grey reads on a white page and on a dark one
+LINE = "1px solid rgba(128, 128, 128, 0.5)"  # grey is visible on white and on dark pages
 CELL = "padding: 2px 10px; vertical-align: top"
 
 MARKDOWN = re.compile(r"[\\`*_|~]|<(?=[a-zA-Z/!?])|&(?=[#\w]+;)|(?<=\])\(")
-"""What Markdown would read as markup in a cell."""
+"""Matches text in a cell that Markdown would read as markup."""
 LATEX = str.maketrans(
     {letter: f"\\{letter}" for letter in "&%$#_{}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # other letters in LaTeX's usual fonts
+    | {
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+    }  # LaTeX's usual fonts show other characters for these
     | {"±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "−": "$-$", "√": r"$\surd$", "≥": r"$\ge$", "≤": r"$\le$"}
     | {"→": r"$\to$", "↓": r"$\downarrow$", "–": "--", "“": "``", "”": "''", "…": r"\ldots{}"}
 )
-"""What LaTeX reads as commands, and what stands in our own cells and pdfLaTeX does not know."""
+"""Escapes characters that LaTeX reads as commands, and characters in our cells that pdfLaTeX does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """The head of a column, and how its cells are laid out.
+    """The heading and the layout of a column.
 
     Attributes:
-        head: What stands above it.
-        right: Whether cells are aligned to the right, as numbers are.
-        wrap: Whether a cell that is too long for the page goes on in a next line.
-        name: What CSV calls it where `head` is "".
+        head: The heading.
+        right: Align cells to the right, for numbers.
+        wrap: Wrap cells that are too long for the page.
+        name: The heading in CSV if `head` is "".
     """
 
     head: str
@@ -57,19 +61,20 @@ class Column:
 
     @property
     def justify(self) -> Literal["left", "right"]:
-        """To which side its cells are aligned."""
+        """The alignment of the cells."""
         if self.right:
             return "right"
         return "left"
 
 
 class Number(str):
-    """A cell that shows numbers: rounded in its text, and as they are for programs that read a file.
+    """A cell of numbers: rounded in its text, and unrounded in CSV files.
 
         Number("61.4 ± 2.1", {"": 61.36, "low": 59.3, "high": 63.5})
 
     Attributes:
-        values: Each number by what CSV writes behind the column's head: "", "low", or a unit such as "%".
+        values: The numbers, each by the text that CSV appends to the column's heading: "", "low", or a unit such as
+            "%".
     """
 
     __slots__ = ("values",)
@@ -78,29 +83,29 @@ class Number(str):
 
     def __new__(cls, text: str, values: Mapping[str, float] | None = None) -> "Number":
         cell = super().__new__(cls, text)
-        cell.values = values or {}  # copy and pickle bring them later
+        cell.values = values or {}  # None in copy and pickle, which set the attribute later
         return cell
 
 
 class Table:
-    """A small table of text. Text is shown as it is: no markup of HTML or rich in it is read.
+    """A small table of text. HTML and rich markup in the text is escaped, not interpreted.
 
         Table("Speed", ["", Column("ms", right=True)], [("full", "12.5"), ("v2drop", "6.1")], ["Median of 30."])
 
-    `str(table)` is plain text, a notebook shows a table, and `rich.print(table)` one with its notes.
+    `str(table)` is plain text, a notebook displays HTML, and `rich.print(table)` prints the table with its notes.
 
     Attributes:
-        title: The line above; "" for none.
-        columns: One a column.
-        rows: Cells from left to right, "" where a row has fewer than there are columns; `SECTION` is a gap. A cell may
-            have several lines, or be a `Number`.
-        notes: Lines below.
+        title: The line above the table; "" for none.
+        columns: The columns, from left to right.
+        rows: The cells of each row; missing cells are "", and `SECTION` is a gap. A cell may have several lines, or be
+            a `Number`.
+        notes: The lines below the table.
     """
 
     def __init__(
         self, title: str, heads: Sequence[str | Column], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
     ) -> None:
-        """Make a table; a head may be given as a string.
+        """Build a table. A string in `heads` is a `Column` with that heading.
 
         Raises:
             ValueError: If a row has more cells than there are columns.
@@ -119,7 +124,7 @@ class Table:
         return (*map(encodable, row), *[""] * missing)
 
     def filled(self, without: Sequence[str] = ()) -> "Table":
-        """This table without the columns that have no text in any row, and without those of these heads."""
+        """Return the table without its empty columns, and without the columns with the headings in `without`."""
         kept = [
             place
             for place, column in enumerate(self.columns)
@@ -129,7 +134,7 @@ class Table:
         return Table(self.title, [self.columns[place] for place in kept], rows, self.notes)
 
     def noted(self, notes: Sequence[str]) -> "Table":
-        """This table with these lines below it."""
+        """Return the table with these notes instead of its own."""
         return Table(self.title, self.columns, self.rows, notes)
 
     def __repr__(self) -> str:
@@ -137,7 +142,7 @@ class Table:
         return f"Table({self.title!r}, {len(self.columns)} columns, {len(filled)} rows)"
 
     def to_text(self, width: int = WIDTH) -> str:
-        """What rich prints on a page without colours; wider than `width` where no column may be wrapped."""
+        """Return the table and its notes as plain text. Wider than `width` if the columns cannot be wrapped."""
         from rich.console import Console
 
         console = Console(file=StringIO(), color_system=None, width=WIDEST)
@@ -149,7 +154,7 @@ class Table:
     __str__ = to_text
 
     def to_csv(self) -> str:
-        """The table as CSV, without its title, notes and gaps; a column of `Number`s becomes one column a value."""
+        """Return the table as CSV, without title, notes and gaps. A `Number` column becomes one column per value."""
         rows = [row for row in self.rows if row]
         written = []
         for place, column in enumerate(self.columns):
@@ -162,10 +167,10 @@ class Table:
         return file.getvalue()
 
     def to_markdown(self, *, escape: bool = True) -> str:
-        """The table as Markdown, without its title and notes; a gap between rows is left out.
+        """Return the table as Markdown, without title, notes and gaps.
 
         Args:
-            escape: Whether cells are text; else they are Markdown.
+            escape: Escape the cells as plain text; if False, the cells are Markdown already.
         """
         marks = {"left": "---", "right": "---:"}
         lines = [[column.head for column in self.columns], *(row for row in self.rows if row)]
@@ -175,7 +180,7 @@ class Table:
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def to_latex(self) -> str:
-        """The table as a tabular of plain LaTeX, without its title and notes."""
+        """Return the table as a plain LaTeX tabular, without title and notes."""
         lines = [rf"\begin{{tabular}}{{{''.join(column.justify[0] for column in self.columns)}}}"]
         heads = [column.head for column in self.columns]
         for row in (heads, SECTION, *self.rows):
@@ -183,7 +188,7 @@ class Table:
         return "\n".join([*lines, r"\end{tabular}", ""])
 
     def to_html(self) -> str:
-        """The table as HTML without classes or scripts, in the colours of the page around it."""
+        """Return the table and its notes as HTML, without classes or scripts, in the colours of the page."""
         parts = [f'<table style="border-collapse: collapse; border: none; {CELL}">']
         if self.title:
             parts.append(f'<caption style="text-align: left; font-weight: bold">{_as_html(self.title)}</caption>')
@@ -213,7 +218,7 @@ class Table:
     _repr_html_ = to_html
 
     def to_rich(self) -> "RichTable":
-        """The table for a rich console, without its notes."""
+        """Return the table for a rich console, without its notes."""
         from rich.box import SIMPLE_HEAD
         from rich.table import Table as RichTable
         from rich.text import Text
@@ -231,14 +236,14 @@ class Table:
         return table
 
     def __rich_measure__(self, console: "Console", options: "ConsoleOptions") -> "Measurement":
-        """How wide the table is; where no column may be wrapped, it is never narrower."""
+        """Measure the width. A table in which no column wraps is never narrower than its content."""
         measured = console.measure(self.to_rich(), options=options)
         if any(column.wrap for column in self.columns):
             return measured
         return measured.with_minimum(measured.maximum)
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
-        """What rich prints: the table, and the notes below it as wide as the console."""
+        """Yield the table, then the notes, which use the full width of the console."""
         from rich.text import Text
 
         yield self.to_rich()
@@ -247,7 +252,7 @@ class Table:
 
 
 def number(value: float, form: str) -> Number:
-    """A cell with one number, as `format` writes it; CSV has shares in hundredths where the form ends in "%"."""
+    """Return a cell with one number, formatted by `format`. If the form ends in "%", CSV has the value in percent."""
     if form.endswith("%"):
         values = {"%": 100 * value}
     else:
@@ -256,17 +261,19 @@ def number(value: float, form: str) -> Number:
 
 
 def in_file(tables: Sequence[Table], ending: str) -> str:
-    """Tables as the text of a file, with an empty line between them.
+    """Return the text of a file with these tables, separated by empty lines.
+
+    Markdown and LaTeX include the titles and notes. CSV has no notes, and titles only if there are several tables.
 
     Args:
-        tables: With notes and titles, which CSV has none of, except for titles of several tables.
-        ending: Of the file's name, one of `ENDINGS`.
+        tables: The tables.
+        ending: The ending of the file's name, one of `ENDINGS`.
     """
     return "\n".join(_text_of(table, ending, len(tables) > 1) for table in tables)
 
 
 def _text_of(table: Table, ending: str, titled: bool) -> str:
-    """One table of a file; `titled` says whether CSV has its title."""
+    """Return one table of a file. `titled` adds its title in CSV."""
     if ending == ".csv":
         title = Table("", [Column("", name=table.title)], []).to_csv() if titled and table.title else ""
         return title + table.to_csv()
@@ -278,7 +285,7 @@ def _text_of(table: Table, ending: str, titled: bool) -> str:
 
 
 def between(page: str, mark: str, text: str) -> str:
-    """A page of Markdown with this text between its lines `<!-- mark: begin -->` and `<!-- mark: end -->`."""
+    """Replace the text between the lines `<!-- mark: begin -->` and `<!-- mark: end -->` of a Markdown page."""
     begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->"
     before, rest = page.split(begin)
     _, after = rest.split(end)
@@ -286,7 +293,7 @@ def between(page: str, mark: str, text: str) -> str:
 
 
 def _values(cell: str) -> Mapping[str, str]:
-    """What CSV writes of a cell, by the end of its column's head."""
+    """Return what CSV writes for a cell, by the text appended to the column's heading."""
     if isinstance(cell, Number):
         return {end: format(value, ".15g") for end, value in cell.values.items()}  # 55.3, not 55.300000000000004
     text = cell.replace("\r\n", "\n").replace("\r", "\n")  # the csv module does not quote a lone \r
@@ -301,7 +308,9 @@ def _as_latex(cell: str) -> str:
     text = " ".join(cell.splitlines()).translate(LATEX)
     if isinstance(cell, Number):
         text = re.sub(r"(?<![-$])-(?![-$])", "$-$", text)
-    return f"{{}}{text}" if text.startswith(("[", "*")) else text  # behind the last row's \\ they are arguments
+    return (
+        f"{{}}{text}" if text.startswith(("[", "*")) else text
+    )  # after the previous row's \\, LaTeX would read these as arguments
 
 
 def _as_html(text: str) -> str:

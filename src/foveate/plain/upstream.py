@@ -1,4 +1,4 @@
-"""What transformers and the packages below it raise, said in one line. Nothing here may import torch."""
+"""One-line errors for exceptions of transformers and the packages below it. Nothing here may import torch."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from foveate.errors import InputError
 
 LONGEST = 300
-"""Characters of somebody else's message that a line repeats."""
+"""Maximum characters of another library's message that an error quotes."""
 
 ADDRESS = re.compile(r"<([\w.]+)[^<>]* at 0x[0-9a-fA-F]+>")
 
@@ -15,23 +15,23 @@ HINT = "Give a hub id or a local folder with a config, a processor and safetenso
 
 
 def install_line(extra: str) -> str:
-    """How to install what an extra names. No package index has foveate yet, so this is for a checkout."""
+    """Return the command that installs an extra. It is for a checkout, because foveate is on no package index yet."""
     return f"pip install -e '.[{extra}]' in a checkout of foveate"
 
 
 @contextmanager
 def explain(name: str, part: str) -> Iterator[None]:
-    """Turn what is raised while a part of a model is loaded into one line.
+    """Turn exceptions while loading a part of a model into one-line errors.
 
-    Damaged files make transformers, tokenizers (whose errors are bare `Exception`s), safetensors and the hub raise
-    anything. So this catches everything but a lack of memory, and belongs around their calls only.
+    Damaged files make transformers, tokenizers (which raises bare `Exception`s), safetensors and the hub raise
+    arbitrary exceptions. This catches all of them except running out of memory, so use it only around their calls.
 
     Args:
-        name: What the user calls the model.
-        part: What is loaded: its "config", "weights", "processor" or "adapter".
+        name: The model name that the user gave.
+        part: The part being loaded: "config", "weights", "processor" or "adapter".
 
     Raises:
-        InputError: For whatever was raised.
+        InputError: For any exception.
     """
     try:
         yield
@@ -41,34 +41,34 @@ def explain(name: str, part: str) -> Iterator[None]:
         if "torchvision" in line.lower():
             hint = f" It must belong to your torch: {install_line('vision')}."
         elif "FlashAttention" in line:
-            hint = " Install it, or take another attention kernel, such as sdpa."
+            hint = " Install it, or use another attention kernel, such as sdpa."
         raise InputError(f"Model '{trim(name)}' needs a package that is missing: {line}{hint}") from error
     except BaseException as error:
-        of_rust = type(error).__name__ == "PanicException"  # such as of tokenizers: derived from BaseException
+        of_rust = type(error).__name__ == "PanicException"  # raised by tokenizers; derived from BaseException
         if is_out_of_memory(error) or not (of_rust or isinstance(error, Exception)):
             raise
         raise InputError(f"Model '{trim(name)}' cannot be loaded: {_reason(error, part)}") from error
 
 
 def _reason(error: BaseException, part: str) -> str:
-    """Why a part of a model cannot be loaded, and what to do."""
+    """Explain why a part of a model cannot be loaded, and what to do."""
     if isinstance(error, RuntimeError) and "automatic conversion of the weights" in str(error):
         return (
             "its experts' weights do not fit together. "
             "Download it again, or use a checkpoint that was saved for this architecture."
         )
-    if type(error) in (OSError, ValueError):  # sentences for people
+    if type(error) in (OSError, ValueError):  # these have readable messages
         return f"{first_line(error)} {HINT}"
     return f"its {part} cannot be read: {type(error).__name__}: {first_line(error)} Download it again. {HINT}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, cut back to whole sentences: some go on in the lines below."""
+    """Return the first line of a message, cut to complete sentences, because some continue in the next line."""
     lines = [printable(line.strip()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return f"{type(error).__name__}."
     text = lines[0]
-    if text.endswith(":") and len(lines) > 1:  # a heading: what is wrong is in the next line
+    if text.endswith(":") and len(lines) > 1:  # a heading: the reason is in the next line
         text = f"{text} {lines[1]}"
     if len(text) > LONGEST:
         return f"{text[:LONGEST]}…"
@@ -81,8 +81,10 @@ def first_line(error: BaseException) -> str:
 
 
 def brief(value: object, most: int = 80) -> str:
-    """A value's repr as one line can say it: of what nests too deeply, has too many digits or names a place in memory,
-    the type."""
+    """Return a value's repr on one line, at most `most` characters and without memory addresses.
+
+    A value whose repr fails, because it nests too deeply or has too many digits, is described by its type.
+    """
     try:
         text = ADDRESS.sub(r"a \1", repr(value))
     except (RecursionError, ValueError):
@@ -91,7 +93,7 @@ def brief(value: object, most: int = 80) -> str:
 
 
 def trim(name: str, most: int = 200) -> str:
-    """A name as one line can say it: what does not print is escaped, and a long one is cut."""
+    """Return a name on one line: unprintable characters are escaped, and a long name is cut."""
     text = printable(name)
     if len(text) <= most:
         return text
@@ -99,14 +101,14 @@ def trim(name: str, most: int = 200) -> str:
 
 
 def printable(text: str) -> str:
-    """A text with its control characters, lone surrogates and the like escaped."""
+    """Escape control characters, lone surrogates and other unprintable characters."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a lack of memory raised this: Python's, an accelerator's, the system's, or that of torch on a CPU."""
+    """True if running out of memory raised this error: in Python, on an accelerator, in the system, or in torch."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | OSError) and "allocate memory" in str(error)

@@ -1,3 +1,3 @@
-"""foveate's own version, apart from the package, which imports everything."""
+"""The version of foveate. A separate file, because importing the package imports everything."""
 
 __version__ = "0.3.0"

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Nothing here may import torch."""
+"""Atomic writing of files. Nothing here may import torch."""
 
 import errno
 import math
@@ -13,15 +13,15 @@ from typing import Any
 from foveate.errors import InputError
 
 PART = ".foveate-"
-"""How files begin that are not finished."""
-WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
+"""Prefix of the names of unfinished files."""
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # errors of file systems without hard links
 
 
 def encodable(value: Any) -> Any:
-    """A value as JSON, CSV and Parquet hold it, for every reader.
+    """Convert a value to one that JSON, CSV and Parquet can hold.
 
-    Letters that are none of UTF-8, as in the name of an old file, are escaped with a backslash; what is no finite
-    number is None; a whole number beyond 64 bits is a text.
+    Characters that UTF-8 cannot encode, as in old file names, are escaped with a backslash. NaN and infinity become
+    None, and an integer beyond 64 bits becomes a string.
     """
     if isinstance(value, Mapping):
         names = (encodable(name).replace("\0", "\\0") if isinstance(name, str) else name for name in value)
@@ -43,23 +43,26 @@ def publish(
     *,
     force: bool,
     durable: bool = False,
-    advice: str = "Make room, or name another file.",
+    advice: str = "Free some space, or name another file.",
 ) -> Path:
-    """Write a file under another name, then give it its own; where it is.
+    """Write a file under a temporary name, then rename it.
 
     Args:
-        path: Where to. If there is a file and `force` is off, it gets the name `NAME-2` beside it.
-        write: Writes the file at the path that it is given.
-        force: Whether to overwrite a file.
-        durable: Whether it is on the disk when this returns, also where the power fails.
-        advice: What to do where it cannot be written, as a sentence.
+        path: The target. If it exists and `force` is False, the file is named `NAME-2` instead.
+        write: Called with the temporary path; writes the file there.
+        force: Overwrite an existing file.
+        durable: Sync the file to the disk before returning, so that it survives a power failure.
+        advice: What to do if the file cannot be written, as a sentence for the error.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        InputError: If it cannot be written; nothing is left then.
+        InputError: If the file cannot be written. No partial file is left.
     """
     part = None
     try:
-        target = path.resolve()  # a link stays one
+        target = path.resolve()  # write to the target of a link, and keep the link
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=PART)
         os.close(handle)
         part = Path(name)
@@ -76,7 +79,11 @@ def publish(
         if durable:
             _sync(target.parent)
         return target
-    except (OSError, RuntimeError, ValueError) as error:  # of Pillow on what a format cannot hold, a ValueError
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # Pillow raises ValueError for images that a format cannot hold
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{path} could not be written: {why}. {advice}") from error
     finally:
@@ -85,8 +92,8 @@ def publish(
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+    """Sync a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     number = os.open(path, os.O_RDONLY)
     try:
@@ -96,14 +103,14 @@ def _sync(path: Path) -> None:
 
 
 def _claim(part: Path, target: Path) -> bool:
-    """Give a finished file its name; False where there is such a file."""
+    """Give a finished file its name. Return False if the name exists already."""
     try:
         try:
             os.link(part, target)
         except OSError as error:
             if error.errno not in WITHOUT_LINKS:
                 raise
-            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # an empty file takes the name
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # reserve the name with an empty file
             part.replace(target)
     except FileExistsError:
         return False
@@ -111,7 +118,8 @@ def _claim(part: Path, target: Path) -> bool:
 
 
 def preset_files(asked: Iterable[tuple[str, Mapping[str, float]]]) -> list[str]:
-    """The names of preset files, METHOD-BUDGET.json; what is no letter, digit or `._+=,` becomes a hyphen."""
+    """Return the names of preset files, METHOD-BUDGET.json. Other characters than letters, digits and `._+=,` become
+    hyphens."""
     names: list[str] = []
     for method, budget in asked:
         ((kind, value),) = budget.items()

@@ -1,4 +1,4 @@
-"""What any method and any model must hold: tiny random models, the contract of a method, and the check of a model."""
+"""Tests for any method and any model: tiny random models, the contract of methods, and the check of a model."""
 
 from foveate.testing.checked import Checked, Row
 from foveate.testing.checking import check

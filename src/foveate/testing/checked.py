@@ -1,4 +1,4 @@
-"""What a check of a model found: rows, and the table that goes into an issue."""
+"""The result of a check of a model: rows, and a table that can be pasted into an issue."""
 
 import math
 from collections.abc import Mapping
@@ -10,20 +10,21 @@ import torch
 from foveate.plain.table import Column, Table
 
 CLEARLY = 5.0
-"""How many times the noise, and the difference found, what is wrong on purpose must differ by."""
+"""Factor by which the deliberately wrong comparison must exceed both the noise and the difference found."""
 HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a check. Differences are of logits, as shares of the largest logit.
+    """One comparison of a check. Differences of logits are shares of the largest logit.
 
     Attributes:
-        name: What is compared.
-        verdict: "not served" where this model lacks what the method reads, or nothing can be compared.
-        difference: The largest that was found; None where bits are compared, or nothing was.
-        tolerance: The largest that passes.
-        wrong: What hiding wrong columns on purpose makes of it.
+        name: The comparison.
+        verdict: "passed", "failed", or "not served" if the model lacks a signal that the method reads, or there is
+            nothing to compare.
+        difference: The largest difference found; None if bits were compared, or nothing was.
+        tolerance: The largest difference that passes.
+        wrong: The difference when the wrong columns are hidden on purpose.
         reason: Why it failed, or was not served.
     """
 
@@ -37,12 +38,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check found; it prints as a table that can be pasted into an issue.
+    """The result of a check. It prints as a table that can be pasted into an issue.
 
     Attributes:
-        about: The model, how it runs, and the versions.
-        noise: How far the untouched model differs from itself: cached or not, alone or padded in a batch.
-        rows: One a comparison.
+        about: The model, its settings, and the versions.
+        noise: The largest difference of the unmodified model from itself: with and without a cache, alone and padded
+            in a batch.
+        rows: One row per comparison.
     """
 
     about: Mapping[str, Any]
@@ -51,17 +53,17 @@ class Checked:
 
     @property
     def passed(self) -> bool:
-        """Whether no comparison failed, of those that every model must allow."""
+        """True if no comparison failed. Comparisons that are not served do not count."""
         return all(row.verdict != "failed" for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; None in the place of an infinite difference, which JSON does not know."""
+        """Return plain values. An infinite difference becomes None, because JSON has no infinity."""
         rows = [{name: _finite(value) for name, value in asdict(row).items()} for row in self.rows]
         return {"passed": self.passed, "about": dict(self.about), "noise": _finite(self.noise), "rows": rows}
 
     @property
     def table(self) -> Table:
-        """The table, and below it what to know of the run."""
+        """The table of the comparisons, with notes about the run."""
         columns = [Column(head, right=True) for head in ("Noise", "Difference", "Tolerance", "Wrong columns")]
         rows = []
         for row in self.rows:
@@ -70,17 +72,17 @@ class Checked:
             rows.append((row.name, row.verdict, *("" if share is None else f"{share:.1e}" for share in numbers)))
         notes = [f"{row.name}: {row.verdict}: {row.reason}" for row in self.rows if row.reason]
         notes += [
-            "Differences of the answer's logits, as shares of the largest. Noise: the untouched model beside itself. "
+            "Differences of the answer's logits, as shares of the largest. Noise: the unmodified model against itself. "
             f"Wrong columns: others hidden on purpose; below {CLEARLY:g} times noise or difference they prove nothing.",
-            "Merged rows stand for no column that could be hidden, so methods that merge are not proved here: what is "
-            "proved is that rows left, masks, positions and caches are right.",
+            "The check verifies remaining rows, masks, positions and caches. It does not verify merging, because a "
+            "merged row has no single column that could be hidden.",
         ]
         if self.about["dtype"] in map(name_of, HALF):
             notes.append(
-                "In half precision a fault below the tolerance cannot be seen. Check float32 too, where the model fits."
+                "In half precision, errors below the tolerance are not visible. Check float32 too, if the model fits."
             )
         about = ", ".join(f"{name} {value}" for name, value in self.about.items())
-        notes.append(f"For an issue, paste the table with this: {about}")
+        notes.append(f"To report an issue, paste the table and this line: {about}")
         title = "foveate check: " + ("passed" if self.passed else "FAILED")
         return Table(title, [Column("Compared", wrap=True), "Verdict", *columns], rows, notes)
 

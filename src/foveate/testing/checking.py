@@ -1,4 +1,4 @@
-"""`check`: prove dropping on one's own model, dtype, device, kernel and versions, beside the same model untouched."""
+"""`check`: verify dropping on a model, dtype, device, kernel and versions, against the unmodified model."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,25 +35,25 @@ from foveate.testing.contract import state_of
 from foveate.testing.hiding import Oracle, columns_of
 
 STEPS = 6
-"""Tokens of the answer: with the prompt's last row, logits of seven rows are compared."""
+"""Tokens of the answer. With the prompt's last row, the logits of seven rows are compared."""
 PADS = 7
-"""Columns that the prompt is padded with, on its left, in a batch."""
+"""Columns of left padding that the prompt gets in a batch."""
 CPU_LIMITS, EXACT_LIMITS, HALF_LIMITS = (10.0, 1e-5, 1e-4), (10.0, 1e-5, 2e-3), (4.0, 4e-3, 1e-1)
-"""How many times the noise a difference may be, and the least and the most that this allows: in float32 on a CPU, on an
-accelerator, whose convolutions round to TF32, and in half precision."""
+"""Limits of the tolerance: a factor on the noise, and the minimum and maximum. In float32 on a CPU, on an accelerator
+(whose convolutions round to TF32), and in half precision."""
 NEVER = -1e30
-"""Below it is the logit of an id that a model never says."""
+"""Logits below this belong to ids that a model never generates."""
 REPLAYED = "a prefill as a graph = the plain one"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A method that is compared with hidden columns.
+    """A method that is compared with the model with hidden columns.
 
     Attributes:
-        name: What it tries.
-        method: Its settings drop on any model; rows keep their positions.
-        optional: Whether a model may lack what it reads.
+        name: The name of the comparison.
+        method: The method. Its settings drop tokens on any model, and keep position ids.
+        optional: True if a model may lack the signals that the method reads.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Probe:
 
 
 class Compared(NamedTuple):
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        difference: Of logits, see `Row`.
-        wrong: What hiding wrong columns on purpose makes of it.
-        reason: Why it failed, where more than the difference says so.
+        difference: The difference of logits, see `Row`.
+        wrong: The difference when the wrong columns are hidden on purpose.
+        reason: Why it failed, if not because of the difference.
     """
 
     difference: float
@@ -76,37 +76,37 @@ class Compared(NamedTuple):
 
 
 class _NotServedError(Exception):
-    """This model lacks what a comparison needs, or there is nothing to compare."""
+    """Raised if this model lacks what a comparison needs, or there is nothing to compare."""
 
 
 def check(model: Any, inputs: Mapping[str, Any]) -> Checked:
-    """Prove that dropping on this model does what it says: bit by bit, or against the model with columns hidden.
+    """Verify that dropping is correct on this model, bit for bit or against the model with hidden columns.
 
         checked = foveate.testing.check(model, processor(...))
         assert checked.passed, checked
 
-    A failed check is no exception: it stands in what is returned.
+    A failed check raises no exception; see `Checked.passed`.
 
     Args:
         model: An unmodified vision-language model of transformers, in evaluation mode, on its device.
-        inputs: One sample with a picture, as its processor makes it.
+        inputs: One sample with a picture, as returned by the model's processor.
 
     Raises:
         InputError: If the inputs are not one sample with vision tokens.
-        SessionError: If the model is inside a context.
-        UnsupportedError: If no family serves the model.
+        SessionError: If the model is inside a `drop` context.
+        UnsupportedError: If no family supports the model.
     """
     return Checking(model, inputs).run()
 
 
 class Checking:
-    """A check that will run.
+    """A prepared check; `run` runs it.
 
     Args:
         model, inputs: See `check`.
 
     Attributes:
-        runs: How often the model will run, at the most.
+        runs: The maximum number of runs of the model.
         tokens: Prompt tokens of each run.
     """
 
@@ -118,26 +118,26 @@ class Checking:
         self._inputs = dict(inputs)
         ids = self._inputs.get("input_ids")
         if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[0] != 1:
-            raise InputError("A check takes one sample with input_ids of shape (1, tokens), as the processor makes it.")
+            raise InputError("A check takes one sample, with input_ids of shape (1, tokens) from the processor.")
         self.tokens = ids.shape[1]
         self._depth = len(self._family.layers)
-        self._cuttable = min(self._family.lenders, default=self._depth)  # layers behind may get the last row alone
+        self._cuttable = min(self._family.lenders, default=self._depth)  # later layers may get only the last row
         self._probes = probes(self._cuttable, self._family.recurrent)
         self.runs = 19 + 3 * len(self._probes)
         self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
 
     def run(self, advance: Callable[..., object] = lambda count=1: None) -> Checked:
-        """Run everything; `advance` is called with the number of runs that are done."""
+        """Run all comparisons. `advance` is called with the number of runs just finished."""
         self._advance = advance
         plain, tokens = self._generate(self._inputs)
-        state = state_of(self._model)  # only now: transformers puts hooks of its own on towers in the first run
+        state = state_of(self._model)  # after the first run, in which transformers adds its own hooks to towers
         self._answer = tokens[0]
         self._oracle = Oracle(self._family, self._inputs, self._answer)
         self._untouched = self._logits(self._oracle.nothing())
         vision = self._oracle.vision.tolist()
         if not vision or vision[-1] == self.tokens - 1:
-            raise InputError("A check takes one sample with a picture and text behind it, as a question is.")
+            raise InputError("A check takes one sample with a picture followed by text, such as a question.")
         noise = self._measure_noise(plain[0])
         rows = [self._row("untouched: cache = no cache, padded in a batch = alone", lambda: noise)]
         comparisons: dict[str, Callable[[], Compared | str]] = {
@@ -168,9 +168,13 @@ class Checking:
 
     @torch.no_grad()
     def _generate(self, inputs: Mapping[str, Any], answer: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (samples, rows, vocabulary) and tokens that `generate` decodes: these, or greedily its own."""
+        """Run `generate` with a given answer, or greedily.
+
+        Returns:
+            Logits (samples, rows, vocabulary) and tokens (samples, steps).
+        """
         decoding = _Answering(answer, _special(self._model))
-        with Patcher() as patches:  # Janus' generate lets go of a processor that it is handed
+        with Patcher() as patches:  # patched in, because Janus' generate ignores a logits_processor argument
             patches.wrap(self._model, "_get_logits_processor", lambda original, *args, **kwargs: LogitsProcessorList([
                 *original(*args, **kwargs), decoding
             ]))  # fmt: skip
@@ -193,7 +197,7 @@ class Checking:
 
     @cached_property
     def _batch(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The sample, one with other pictures and more text, and one of text alone: together, and each by itself."""
+        """A batch of the sample, one with other pictures and more text, and one of text; and the last two alone."""
         vision, ids = set(self._oracle.vision.tolist()), self._inputs["input_ids"][0].tolist()
         special = _special(self._model)
         every = [*range(self.tokens)]
@@ -218,7 +222,7 @@ class Checking:
     # -- rows -------------------------------------------------------------------------------------------------
 
     def _row(self, name: str, compare: Callable[[], Compared | str]) -> Row:
-        """A row of what a comparison finds, or of why bits differ; whatever is raised on the way fails it."""
+        """Run a comparison and return its row. A string is the reason why bits differ; any exception fails the row."""
         try:
             compared = compare()
         except _NotServedError as error:
@@ -233,11 +237,11 @@ class Checking:
         if not reason and compared.difference > self._tolerance:
             reason = "the difference is above the tolerance"
         if not reason and compared.wrong < CLEARLY * max(compared.difference, self._noise):
-            reason = "cannot tell: columns that are wrong on purpose differ too little"
+            reason = "cannot tell: hiding wrong columns on purpose makes too little difference"
         return Row(name, "failed" if reason else "passed", compared.difference, self._tolerance, compared.wrong, reason)
 
     def _measure_noise(self, plain: Tensor) -> Compared:
-        """The untouched model beside itself, which says how near is near enough."""
+        """Compare the unmodified model with itself, and derive the tolerance."""
         alone = self._force(self._inputs)[0]
         noises = [difference(plain, self._untouched), difference(alone, self._untouched)]
         try:
@@ -245,22 +249,22 @@ class Checking:
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise
-            self._no_batch = f"the untouched model does not take the check's batch of three: {first_line(error)}"
+            self._no_batch = f"the unmodified model does not take the check's batch of three: {first_line(error)}"
         self._noise = max(noises)
         times, least, most = CPU_LIMITS if self._model.device.type == "cpu" else EXACT_LIMITS
         if self._model.dtype in HALF:
             times, least, most = HALF_LIMITS
         self._tolerance = min(most, max(least, times * self._noise))
         last = self._oracle.nothing()
-        last[:, 1, -1] = True  # as if caches had lost the prompt's last row
+        last[:, 1, -1] = True  # as if the caches had lost the prompt's last row
         wrong = difference(self._logits(last), self._untouched)
         reason = ""
         if self._noise > most:
-            reason = f"the untouched model differs from itself by {self._noise:.1e}, so that nothing can be told"
+            reason = f"the unmodified model differs from itself by {self._noise:.1e}, too much to tell anything"
         return Compared(self._noise, wrong, reason)
 
     def _batch_noise(self, alone: Tensor) -> float:
-        """How far samples of a left-padded batch differ from each alone."""
+        """Return the largest difference between samples in a left-padded batch and each of them alone."""
         together, others = self._batch
         batched, each = self._force(together), [alone, *(self._force(other)[0] for other in others)]
         return max(difference(row, reference) for row, reference in zip(batched, each, strict=True))
@@ -272,10 +276,10 @@ class Checking:
         return "" if torch.equal(logits, plain) and torch.equal(same, tokens) else "logits or tokens differ"
 
     def _probe(self, probe: Probe) -> Compared | str:
-        """A method beside the untouched model with the columns hidden that its trace says were dropped."""
+        """Compare a method with the unmodified model in which the columns of the dropped tokens are hidden."""
         with ExitStack() as stack:
             try:
-                # What a family would refuse only when a picture arrives is told before one does.
+                # Some families would refuse only when a picture arrives, so ask before.
                 if refused := reach(probe.method, type(self._family), self._model.config, depth=self._depth).refused:
                     raise UnsupportedError(refused)
                 trace = stack.enter_context(self._drop(probe.method))
@@ -289,11 +293,11 @@ class Checking:
         dropped = [(stage.where, stage.layer) for stage in stages]
         reason = ""
         if dropped != places_of(probe.method, self._depth) or len(stages[-1].kept[0]) >= len(self._oracle.vision):
-            reason = f"what was dropped is not what was planned: {stages}"
+            reason = f"the stages that dropped are not the planned ones: {stages}"
         elif stages[0].where == "projector" and self._oracle.windows:
             self._advance(2)
             raise _NotServedError(
-                "a window is narrower than the prompt, and rows from behind the projector stand in other columns"
+                "a window is narrower than the prompt, and dropping after the projector moves rows to other columns"
             )
         right, wrong = (self._logits(self._hide(probe.method, stages, moved)) for moved in (False, True))
         compared = Compared(difference(logits, right), difference(wrong, right), reason)
@@ -302,14 +306,17 @@ class Checking:
         return compared
 
     def _hide(self, method: Method, stages: Sequence[StageRecord], wrong: bool) -> Tensor:
-        """What a trace says was dropped, as hidden columns; or columns that are wrong on purpose."""
+        """Return the columns to hide, (layers, 2, columns) bool, for the dropped tokens of a trace.
+
+        `wrong` hides as many wrong columns on purpose.
+        """
         vision, hidden = self._oracle.vision, self._oracle.nothing()
         for stage in stages:
             stays = torch.zeros(len(vision), dtype=torch.bool)
             stays[stage.kept[0]] = True
             if wrong:
-                # As many other tokens: each one's neighbour; in half precision, whose noise would hide that, some that
-                # were dropped.
+                # Keep as many other tokens instead: the right neighbour of each, stays 1 0 1 0 -> 0 1 0 1. The noise of
+                # half precision would hide that, so there keep the first dropped tokens: 1 0 0 1 0 -> 0 1 1 0 0.
                 dropped = ~stays & ((~stays).cumsum(0) <= stays.sum())
                 stays = dropped if self._model.dtype in HALF else stays.roll(1)
             if stage.where == "kv":
@@ -320,26 +327,26 @@ class Checking:
         return hidden
 
     def _compared_first(self) -> tuple[Tensor, float]:
-        """Logits of the first method, and what wrong columns made of them."""
+        """Return the logits of the first probe, and the difference that its wrong columns made."""
         if self._control is None:
-            raise SessionError(f"This needs the comparison '{self._probes[0].name}', which did not come to its end.")
+            raise SessionError(f"This needs the comparison '{self._probes[0].name}', which did not finish.")
         return self._control
 
     def _without_cache(self) -> Compared:
-        """Whether decoding from a cache says what one forward over prompt and answer says."""
+        """Compare decoding from a cache with one forward over prompt and answer."""
         cached, wrong = self._compared_first()
         plain = self._oracle.plainly()
         self._advance()
         if difference(plain, self._untouched) > self._tolerance:
             self._advance()
-            raise _NotServedError("without a cache this model's prompt sees the answer behind it")
+            raise _NotServedError("without a cache, this model's prompt attends to the answer after it")
         with self._drop(self._probes[0].method):
             logits = self._oracle.plainly()
         self._advance()
         return Compared(difference(logits, cached), wrong)
 
     def _in_batch(self) -> Compared:
-        """Whether each sample of a left-padded batch says what it says alone."""
+        """Compare each sample of a left-padded batch with the sample alone."""
         alone, wrong = self._compared_first()
         if self._no_batch:
             raise _NotServedError(self._no_batch)
@@ -347,12 +354,12 @@ class Checking:
             return Compared(self._batch_noise(alone), wrong)
 
     def _replay(self) -> Compared:
-        """Whether a prompt and steps that are replayed as CUDA graphs say what they say without."""
+        """Compare a prefill and decode steps replayed as CUDA graphs with those run without graphs."""
         if self._model.device.type not in TAPES:
             self._advance(3)
             raise _NotServedError("not run: no CUDA device")
         plain, wrong = self._compared_first()
-        for _ in range(3):  # seen, recorded, replayed
+        for _ in range(3):  # the first run is observed, the second recorded, the third replayed
             with self._drop(self._probes[0].method, cuda_graphs=True) as trace:
                 logits = self._force(self._inputs)[0]
         assert trace.graphs is not None
@@ -362,7 +369,7 @@ class Checking:
         return Compared(difference(logits, plain), wrong)
 
     def _restore(self, state: dict[str, Any], plain: Tensor) -> str:
-        """Whether the model is itself behind contexts that ended, and behind one that an error has ended."""
+        """Check that the model is restored after a context ends, normally or with an exception."""
 
         def fail(*_: object) -> None:
             raise _PlannedError
@@ -373,7 +380,7 @@ class Checking:
             try:
                 with self._drop(self._probes[0].method):
                     self._force(self._inputs)
-                return "an error inside a layer did not come through"
+                return "an error inside a layer was not raised"
             except _PlannedError:
                 self._advance()
         logits.append(self._generate(self._inputs)[0])
@@ -383,9 +390,9 @@ class Checking:
 
 
 def difference(logits: Tensor, reference: Tensor) -> float:
-    """The largest difference of logits, as a share of the reference's largest; infinite where there is a NaN.
+    """Return the largest difference of logits, as a share of the reference's largest; infinite if there is a NaN.
 
-    Ids that a model never says have the lowest number there is, and are left out (Chameleon's of pictures).
+    Ids that a model never generates have the lowest possible logit and are left out (Chameleon's ids of pictures).
     """
     said = ~(reference < NEVER)
     logits, reference = logits[said], reference[said]
@@ -395,13 +402,14 @@ def difference(logits: Tensor, reference: Tensor) -> float:
     return share
 
 
-# -- what is tried ------------------------------------------------------------------------------------------------
+# -- probes -------------------------------------------------------------------------------------------------------
 
 
 def probes(depth: int, recurrent: Collection[int]) -> list[Probe]:
-    """Methods for a decoder of so many layers; the first is compared in a batch and without a cache too.
+    """Return the methods to compare on a decoder of `depth` layers.
 
-    They keep few tokens, and cut early: what late layers no longer read would hide a fault.
+    The first one is also compared in a batch and without a cache. They keep few tokens and cut early: a fault in late
+    layers, which read little from vision tokens, would not show.
     """
     early, wide = cuts(depth, 1 / 8, 1 / 4), cuts(depth, 1 / 8, 1 / 2)
     attending = [layer for layer in range(early[0], depth) if layer - 1 not in recurrent]
@@ -418,7 +426,7 @@ def probes(depth: int, recurrent: Collection[int]) -> list[Probe]:
 
 
 def cuts(depth: int, *shares: float) -> tuple[int, ...]:
-    """Layers at these shares of a decoder, from layer 1 on, each once."""
+    """Return the layers at these shares of a decoder's depth: at least 1, ascending, below `depth`."""
     layers: list[int] = []
     for share in shares:
         layers.append(max(1, int(depth * share), *(layer + 1 for layer in layers)))
@@ -426,18 +434,18 @@ def cuts(depth: int, *shares: float) -> tuple[int, ...]:
 
 
 def places_of(method: Method, depth: int) -> list[tuple[str, int | None]]:
-    """Where a method should drop, as a trace says it."""
+    """Return where a method should drop, as (place, layer) of a trace."""
     stages = follow.in_order(method.stages(Shape(depth)))
     places: list[tuple[str, int | None]] = [("projector", None)] * len(follow.at(stages, Place.BEHIND_PROJECTOR))
     places += [("layer", layer) for layer in follow.cut_layers(stages)]
     return places + [("kv", None)] * len(follow.at(stages, Place.CACHE))
 
 
-# -- how it is decoded --------------------------------------------------------------------------------------------
+# -- decoding -----------------------------------------------------------------------------------------------------
 
 
 class _Answering:
-    """Lets `generate` say these tokens, or greedily any that are not special, as one of its logits processors."""
+    """Logits processor that makes `generate` output the given tokens, or any tokens that are not special."""
 
     def __init__(self, answer: Tensor | None, special: Collection[int]) -> None:
         self._answer = answer
@@ -455,7 +463,7 @@ class _Answering:
 
 
 def _special(model: Any) -> set[int]:
-    """Ids that a model's configs give a meaning: placeholders of pictures, ends, padding."""
+    """Return the ids with a special meaning in a model's configs: placeholders of pictures, end, padding."""
     ids: set[int] = set()
     text = model.config.get_text_config()
     for config in (model.config, text, model.generation_config):

@@ -1,4 +1,4 @@
-"""What every method must hold, on bare tensors and on tiny models. Nothing here needs pytest, and it works with it."""
+"""The contract of every method, tested on bare tensors and on tiny models. Works with and without pytest."""
 
 import itertools
 import json
@@ -30,14 +30,14 @@ CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def check_method(*examples: Method, keep_all: Method | None = None) -> None:
-    """Run the whole contract on settings of a method.
+    """Run all tests of the contract on examples of a method.
 
     Args:
-        examples: Settings that drop on a decoder of six layers and images of some 25 tokens.
-        keep_all: The setting that keeps everything; left out, the method with `retention=1.0`.
+        examples: Instances of the method that drop tokens on a decoder of six layers and images of about 25 tokens.
+        keep_all: The instance that keeps everything; by default the method with `retention=1.0`.
 
     Raises:
-        AssertionError: If something does not hold; the message lists all that does not.
+        AssertionError: If a test fails. The message lists all failures.
     """
     contract = MethodContract()
     contract.examples, contract.keep_all = examples, keep_all  # type: ignore[misc]
@@ -46,32 +46,32 @@ def check_method(*examples: Method, keep_all: Method | None = None) -> None:
         if name.startswith("test_"):
             try:
                 getattr(contract, name)()
-            except Exception as error:  # whatever a method does wrong is listed
+            except Exception as error:  # list every failure
                 wrong.append(f"{name.removeprefix('test_').replace('_', ' ')}: {type(error).__name__}: {error}")
     if wrong:
         raise AssertionError("The method breaks its contract.\n" + "\n".join(wrong))
 
 
 class MethodContract:
-    """The contract as a class of tests: name a subclass `Test…`, give it `examples`, and pytest runs it.
+    """The contract as a test class. Name a subclass `Test…` and give it `examples`; pytest runs it.
 
         class TestNorm(MethodContract):
             examples = (Norm(layer=2, keep=0.5),)
 
     Attributes:
-        examples: Settings that drop on a decoder of six layers and images of some 25 tokens.
-        keep_all: The setting that keeps everything; None: the method with `retention=1.0`.
+        examples: Instances of the method that drop tokens on a decoder of six layers and images of about 25 tokens.
+        keep_all: The instance that keeps everything; None uses the method with `retention=1.0`.
     """
 
     examples: ClassVar[Sequence[Method]] = ()
     keep_all: ClassVar[Method | None] = None
 
     def test_there_are_examples(self) -> None:
-        """Without any, the rest proves nothing."""
-        assert self.examples, "Give examples: settings that drop on six layers and images of some 25 tokens."
+        """Check that there are examples, without which the other tests test nothing."""
+        assert self.examples, "Give examples: settings that drop on six layers and images of about 25 tokens."
 
     def test_settings_survive_json(self) -> None:
-        """A setting is what its JSON says, and nothing changes it."""
+        """Check that the JSON of each example gives back an equal method."""
         for method in self.examples:
             if isinstance(method, Chain):
                 read = registry.from_dict
@@ -82,18 +82,18 @@ class MethodContract:
             assert hash(again) == hash(method)
 
     def test_stages_are_pure(self) -> None:
-        """A stage answers alike when asked twice, and leaves what it is shown as it was."""
+        """Check that each stage gives the same result twice, and does not modify its input."""
         for method in self.examples:
             for stage, view, tensors in walk(method):
                 before = [tensor.clone() for tensor in tensors]
                 first, second = stage.cut(view()), stage.cut(view())
                 where = f"{stage} of {method}"
-                assert alike(first, second), f"{where} answers differently when it is asked again"
+                assert alike(first, second), f"{where} gives another result when it is called again"
                 same = all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
-                assert same, f"{where} writes into what it is shown"
+                assert same, f"{where} writes into its input tensors"
 
     def test_stages_count_right(self) -> None:
-        """As many rows are left as `keep` or `count` says beforehand, and every row stands for a token of its own."""
+        """Check that as many rows stay as `keep` or `count` announces, and that each row stands for its own token."""
         for method in self.examples:
             for stage, view, _ in walk(method):
                 cut, arriving = stage.cut(view()), view().arriving
@@ -105,11 +105,14 @@ class MethodContract:
                 if source is not None:
                     owned = source[source >= 0]
                     assert len(set(owned.tolist())) == len(owned), f"{where} takes a token twice"
-                    assert bool((source < arriving.tokens).all()), f"{where} takes a token that is not there"
-                    assert stage.ownerless or len(owned) == len(source), f"{where} makes ownerless rows unsaid"
+                    assert bool((source < arriving.tokens).all()), f"{where} takes a token that does not exist"
+                    assert stage.ownerless or len(owned) == len(source), f"{where} makes undeclared ownerless rows"
 
     def test_stages_run_on_many_samples_at_once(self) -> None:
-        """Between layers: under `torch.func.vmap` as one by one, unless `host=True` says that it cannot."""
+        """Check that a stage between layers gives the same result under `torch.func.vmap` as on single samples.
+
+        Stages with `host=True` are skipped.
+        """
         for method in self.examples:
             for stage, view, tensors in walk(method):
                 between = stage.place in (Place.LAYER, Place.DECODE)
@@ -126,21 +129,21 @@ class MethodContract:
                 try:
                     together = torch.func.vmap(parent)(*batch)
                 except RuntimeError as error:
-                    raise AssertionError(f"{stage} of {method} asks tensors for their values: {error}") from error
+                    raise AssertionError(f"{stage} of {method} reads values of tensors: {error}") from error
                 for index in range(2):
                     single = parent(*(tensor[index] for tensor in batch))
                     assert torch.equal(together[index], single), f"{stage} of {method} differs in a batch"
 
     def test_flops_are_counted(self) -> None:
-        """A warning where nobody has: nothing is wrong, but no table can say what such a method costs."""
+        """Warn if a stage does not declare its FLOPs. The method works, but its cost cannot be shown."""
         for method in self.examples:
             for stage in follow.in_order(method.stages(Shape(DEPTH))):
                 if not stage.is_counted:
-                    effect = "so that costs say “not counted”. Give it flops=, see docs/guides/new-method.md."
-                    warnings.warn(f"{stage} of {method} does not say what its arithmetic costs, {effect}", stacklevel=2)
+                    effect = "so its cost is “not counted”. Give it flops=, see docs/guides/new-method.md."
+                    warnings.warn(f"{stage} of {method} does not declare its FLOPs, {effect}", stacklevel=2)
 
     def test_something_leaves(self) -> None:
-        """On one of the tiny models at the least, the examples drop."""
+        """Check that each example drops tokens on at least one tiny model."""
         for method in self.examples:
             models = [tiny for _, tiny in models_for([method])]
             assert models, f"{method} is refused on all of {', '.join(FAMILIES)}"
@@ -152,10 +155,10 @@ class MethodContract:
                 stages += trace.stages
                 reads += [trace.reads] if trace.reads else []
             left = [stage for stage in stages if stage.after != stage.before]
-            assert left or reads, f"{method} drops nothing on images of some 25 tokens and six layers"
+            assert left or reads, f"{method} drops nothing on images of about 25 tokens and six layers"
 
     def test_keeping_everything_is_the_untouched_model(self) -> None:
-        """Bit for bit."""
+        """Check that keeping everything gives the model's own logits, bit for bit."""
         for method, tiny in models_for((self.keep_all,) if self.keep_all is not None else self._whole()):
             inputs = tiny.inputs(*words_of(tiny.family))
             plain = tiny.generate(inputs)
@@ -164,7 +167,7 @@ class MethodContract:
             assert same(kept, plain), f"{method} changes {tiny.family}, though it should keep everything"
 
     def test_a_batch_is_its_samples_alone(self) -> None:
-        """Who is left, and what is said, does not depend on what else is in the batch."""
+        """Check that the kept tokens and the logits of a sample do not depend on the other samples of the batch."""
         for method, tiny in models_for(self.examples):
             words = words_of(tiny.family)
             with drop_or_not(tiny.model, method) as together:
@@ -174,12 +177,15 @@ class MethodContract:
                     single = tiny.generate(tiny.inputs(word))
                 where = f"{method} on {tiny.family}, sample {word!r}"
                 others = differing(kept_of(together, index), kept_of(alone, 0))
-                assert not others, f"{where}: others are left in a batch, {others}"
+                assert not others, f"{where}: other tokens are kept in a batch, {others}"
                 for a, b in zip(out.logits, single.logits, strict=True):
                     torch.testing.assert_close(a[index], b[0], msg=f"{where}: other logits in a batch", **CLOSE)
 
     def test_generation_with_a_cache_is_that_without(self) -> None:
-        """Where text decides, or the cache itself is cut or not read whole, there is nothing to compare with."""
+        """Check that generation without a cache gives the same logits.
+
+        Skipped for methods that read text, or that cut or partly read the cache, because these results may differ.
+        """
         for method, tiny in models_for(self.examples):
             stages = follow.in_order(method.stages(Shape(DEPTH)))
             if follow.reads_text(stages) or follow.cached_layers(stages) or follow.reading(stages) is not None:
@@ -191,7 +197,7 @@ class MethodContract:
             torch.testing.assert_close(torch.cat(cached.logits), torch.cat(plain.logits), msg=message, **CLOSE)
 
     def test_leaving_restores_the_model(self) -> None:
-        """Behind the context the model is itself again."""
+        """Check that the model is restored after the context."""
         for method, tiny in models_for(self.examples):
             inputs, before = tiny.inputs("titt"), state_of(tiny.model)
             plain = tiny.generate(inputs)
@@ -210,7 +216,7 @@ class MethodContract:
 
 
 def models_for(methods: Sequence[Method]) -> Iterator[tuple[Method, TinyModel]]:
-    """Each method with each tiny model that does not refuse it."""
+    """Yield each method with each tiny model that does not refuse it."""
     for method, family in itertools.product(methods, FAMILIES):
         tiny = tiny_model(family)
         try:
@@ -221,16 +227,16 @@ def models_for(methods: Sequence[Method]) -> Iterator[tuple[Method, TinyModel]]:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two generations have the same logits, bit for bit."""
+    """Return True if two generations have equal logits, bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(first.logits, second.logits, strict=True))
 
 
 Kept = Mapping[tuple[str, int | None], Sequence[int]]
-"""Tokens by the place behind which they are left."""
+"""The kept tokens after each stage, by (place, layer)."""
 
 
 def kept_of(trace: Trace, sample: int) -> Kept:
-    """Who is left of a sample behind each stage at which any of it left."""
+    """Return the kept tokens of a sample after each stage that dropped some of it."""
     return {
         (stage.where, stage.layer): stage.kept[sample].tolist()
         for stage in trace.stages
@@ -239,9 +245,9 @@ def kept_of(trace: Trace, sample: int) -> Kept:
 
 
 def differing(together: Kept, alone: Kept) -> str:
-    """Where a batch first leaves other tokens than a sample alone, and which; nothing where it leaves the same.
+    """Describe the first stage at which a sample keeps other tokens in a batch than alone; "" if there is none.
 
-    Numbers may differ in their last digits with the size of a batch, so that scores which tie, or nearly, change order.
+    Results may differ in the last digits with the batch size, so tied or nearly tied scores can change order.
     """
     for place in dict.fromkeys((*alone, *together)):
         batched, single = set(together.get(place, ())), set(alone.get(place, ()))
@@ -253,14 +259,14 @@ def differing(together: Kept, alone: Kept) -> str:
             there, here = sorted(batched - single), sorted(single - batched)
             return (
                 f"first at {name}: tokens {there} only there, {here} only alone. "
-                "Where their scores tie, or differ by rounding alone, a batch may turn them round: compute them in "
-                "float32 and round them, or rank in float64; top() lets the lower index stay of those that are equal."
+                "If their scores are equal or differ only by rounding errors, a batch may change their order: compute "
+                "them in float32 and round them, or rank in float64; top() keeps the lower index of equal scores."
             )
     return ""
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """What attaching could leave behind: attributes and hooks of every module."""
+    """Return the attributes and hooks of every module, which a context could leave behind."""
     return {
         name: (
             type(module),
@@ -275,9 +281,10 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 
 
 def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tensor]]]:
-    """Each stage of a method with tokens to look at, as the stages before it have left them.
+    """Run the stages of a method on random tensors, each on the tokens that the stages before it kept.
 
-    With it comes what makes a view for it (of other tensors, if they are given), and its tensors.
+    Yields:
+        The stage, a function that builds its view (from other tensors, if they are given), and its tensors.
     """
     for cls in (True, False):
         grid, tokens = (5, 5), torch.arange(25)
@@ -293,7 +300,7 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
             view, tensors = _words_of(stage, grid, tokens, arriving, dict(notes))
             yield stage, view, tensors
             cut = stage.cut(view())
-            if cut is None or isinstance(stage, ThinStage):  # whose rows come back
+            if cut is None or isinstance(stage, ThinStage):  # the rows of a ThinStage are restored after the tower
                 continue
             if cut.stays_whole:
                 notes |= cut.notes
@@ -310,7 +317,7 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
 def _words_of(
     stage: Stage, grid: Grid, tokens: Tensor, arriving: Arriving, notes: dict[str, Tensor]
 ) -> tuple[Callable[..., View], list[Tensor]]:
-    """What makes a view for a stage, and the tensors it is made of: signals, then notes."""
+    """Return a function that builds the view of a stage, and its tensors: signals, then notes."""
     signals = made_tensors(stage, len(tokens), seed=stage.order[0])
     tensors = [*signals.values(), *notes.values()]
 
@@ -325,7 +332,7 @@ def _words_of(
 
 
 def alike(first: Cut | None, second: Cut | None) -> bool:
-    """Whether two cuts say the same."""
+    """Return True if two cuts are equal."""
     if first is None or second is None:
         return first is second
     if int(first.count) != int(second.count) or set(first.notes) != set(second.notes):

@@ -1,15 +1,15 @@
-"""The hidden-column oracle: the untouched model, where no row sees dropped tokens. Nothing of the engine is in it.
+"""The hidden-column oracle: the unmodified model with dropped tokens masked. It shares no code with the engine.
 
-The model runs on prompt and answer at once, without a cache. Nothing is gathered: positions, routers, deepstack and
-windows are the model's own. Around each decoder layer only the mask changes: of the tokens that have been dropped by
-then, the columns are hidden from every other row. An example: of four columns, column 1 was dropped before the layer.
+The model runs once on prompt and answer, without a cache. No rows are removed, so positions, routers, deepstack and
+windows are the model's own. Only the attention mask of each decoder layer changes: the columns of tokens dropped before
+that layer are hidden from all other rows. Example with four columns, of which column 1 was dropped:
 
     row 0   1 . . .
-    row 1   1 1 . .      a dropped row still sees itself, so that its softmax is finite; nobody reads what it makes
+    row 1   1 1 . .      a dropped row still attends to itself, which keeps its softmax finite; its output is not used
     row 2   1 0 1 .
     row 3   1 0 1 1
 
-A layer that carries a state has no columns to hide, so it runs on the rows that are left.
+A layer with a recurrent state has no columns to hide, so it runs on the remaining rows only.
 """
 
 import inspect
@@ -27,22 +27,22 @@ from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
 DENSE = ("sdpa", "eager")
-"""Kernels whose mask says of every row what it sees."""
+"""Attention kernels that take a dense mask."""
 
 Inputs = Mapping[str, Any]
 
 
 class Oracle:
-    """Runs a model with columns hidden.
+    """Runs a model with hidden columns.
 
     Args:
-        family: Says where the decoder's layers are.
+        family: The family of the model, which gives its decoder layers.
         inputs: One sample.
-        answer: Token ids behind the prompt, (count,).
+        answer: Token ids after the prompt, (count,).
 
     Attributes:
-        vision: Columns of the vision tokens, in order; known after the first run.
-        windows: Whether any layer's last row does not see the whole prompt; known after the first run.
+        vision: Columns of the vision tokens, ascending; set by the first run.
+        windows: True if in some layer the last row does not attend to the whole prompt; set by the first run.
     """
 
     def __init__(self, family: Family, inputs: Inputs, answer: Tensor) -> None:
@@ -55,15 +55,15 @@ class Oracle:
         self.windows = False
 
     def nothing(self) -> Tensor:
-        """No column is hidden; see `logits`."""
+        """Return the argument of `logits` that hides no column."""
         return torch.zeros(len(self._family.layers), 2, self._prompt, dtype=torch.bool)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits of the prompt's last column and of the answer's: (1 + count, vocabulary) float32.
+        """Return the logits of the prompt's last row and of the answer's rows: (1 + count, vocabulary) float32.
 
         Args:
-            hidden: (layers, 2, columns) bool, which columns of the prompt are hidden in a layer: first from every row,
-                then from rows of the answer alone, as those are which were cut from a cache behind the prompt.
+            hidden: (layers, 2, columns) bool, the columns of the prompt that are hidden in each layer. [:, 0] hides
+                from every row, [:, 1] only from rows of the answer, for tokens cut from a cache after the prefill.
         """
         family = self._family
         self._placed: list[Tensor] = []
@@ -79,7 +79,7 @@ class Oracle:
 
     @torch.no_grad()
     def plainly(self) -> Tensor:
-        """Logits of the same rows, of the model as it is now."""
+        """Return the logits of these rows from the model in its current state."""
         output = self._family.model(**self._inputs, use_cache=False, logits_to_keep=self._rows)
         logits: Tensor = output.logits[0, -self._rows :].float().cpu()
         return logits
@@ -91,7 +91,8 @@ class Oracle:
         return answer
 
     def _note_masks(self, masks: Sequence[tuple[str, Tensor]]) -> None:
-        # A merger may be called once for the images and once for the videos.
+        # A merger may be called once for the images and once for the videos, so masks are collected and joined.
+        # (1, columns, …) -> (columns,)
         self._placed += [mask[0].flatten(1)[:, 0] if mask.dim() > 2 else mask[0] for _, mask in masks]
         if self._placed:
             self.vision = torch.stack(self._placed).any(dim=0).nonzero()[:, 0].cpu()
@@ -99,7 +100,7 @@ class Oracle:
     # -- layers -----------------------------------------------------------------------------------------------
 
     def _attention_layer(self, layer: nn.Module, hidden: Tensor, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a layer on all rows, with its own mask and the hidden columns."""
+        """Run a layer on all rows, with the hidden columns added to its own mask."""
         if args[1:]:
             args, kwargs = args[:1], by_name(layer, args, kwargs)
         states = args[0] if args else kwargs["hidden_states"]
@@ -110,8 +111,8 @@ class Oracle:
             mask = mask.tril() if causal else mask
         last = mask.shape[-2] if isinstance(mask, Tensor) else 0
         if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] != rows:
-            raise UnsupportedError(f"foveate check cannot hide columns in the mask that {type(layer).__name__} gets.")
-        unseen = self._unseen(hidden, rows)[-last:].to(mask.device)  # some layers get the last rows alone
+            raise UnsupportedError(f"foveate check cannot hide columns in the mask of {type(layer).__name__}.")
+        unseen = self._unseen(hidden, rows)[-last:].to(mask.device)  # some layers get only the last rows
         if mask.dtype == torch.bool:
             self.windows |= not bool(mask[..., -1, :].all())
             kwargs["attention_mask"] = mask & ~unseen
@@ -121,16 +122,16 @@ class Oracle:
         return original(*args, **kwargs)
 
     def _unseen(self, hidden: Tensor, rows: int) -> Tensor:
-        """What is hidden from each row, (rows, rows) bool."""
-        column, row = torch.arange(rows), torch.arange(rows)[:, None]
-        gone, unread = nn.functional.pad(hidden, (0, rows - self._prompt))
+        """Return the columns hidden from each row, (rows, rows) bool."""
+        column, row = torch.arange(rows), torch.arange(rows)[:, None]  # (rows,) and (rows, 1): broadcast to a matrix
+        gone, unread = nn.functional.pad(hidden, (0, rows - self._prompt))  # (2, prompt) -> two of (rows,)
         unseen = gone | (unread & (row >= self._prompt))
-        # Where all of a prompt sees all of it (PaliGemma), it must not see the answer that comes later.
+        # In a prompt with bidirectional attention (PaliGemma), rows must not attend to the answer after it.
         unseen = unseen | ((column >= self._prompt) & (column > row))
         return torch.logical_and(unseen, column != row)
 
     def _state_layer(self, _: nn.Module, hidden: Tensor, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run a layer with a state on the rows that are left; the others stay as they come."""
+        """Run a layer with a state on the remaining rows; the others pass through unchanged."""
         states = args[0] if args else kwargs.pop("hidden_states")
         gone = nn.functional.pad(hidden[0], (0, states.shape[1] - self._prompt))
         rows = (~gone).nonzero()[:, 0].to(states.device)
@@ -145,7 +146,13 @@ class Oracle:
 
 
 def columns_of(inputs: Inputs, samples: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """A left-padded batch, each sample made of these columns of one sample's; tensors of pictures stay as they are."""
+    """Build a left-padded batch from one sample. Tensors of pictures are not changed.
+
+    Args:
+        inputs: One sample.
+        samples: For each sample of the batch the columns of the input to copy, in order: [[0, 1, 2], [0, 2]] makes a
+            batch of two, whose second sample has one column of padding.
+    """
     ids = inputs["input_ids"]
     longest = max(map(len, samples))
     places = torch.tensor([[0] * (longest - len(columns)) + list(columns) for columns in samples])
@@ -161,7 +168,7 @@ def columns_of(inputs: Inputs, samples: Sequence[Sequence[int]]) -> dict[str, An
 
 @contextmanager
 def dense_kernel(family: Family) -> Iterator[None]:
-    """Let the decoder attend by a kernel that takes a dense mask: its own, or eager in the place of flash and flex."""
+    """Make the decoder use a kernel with a dense mask: its own, or eager instead of flash and flex."""
     config = family.text.config
     kernel = config._attn_implementation
     try:

@@ -1,4 +1,4 @@
-"""Tiny random models of three families, made by transformers alone: no download, a tenth of a second each."""
+"""Tiny random models of three families. They need no download and are built in a tenth of a second."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ CLIP = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14,
     "image_size": 70, "projection_dim": 16, "initializer_range": 0.2,
 }  # fmt: skip
-"""A tower that makes 5 x 5 tokens of a picture."""
+"""A tower that makes 5 x 5 tokens from a picture."""
 FAMILIES = ("llava", "llava_onevision", "qwen2_vl")
-"""Pictures of one size; tiles, newlines and films; pictures of any size with M-RoPE."""
+"""In this order: pictures of one size; tiles, newlines and videos; pictures of any size with M-RoPE."""
 
 Picture = dict[str, Tensor]
 
@@ -36,9 +36,9 @@ class TinyModel:
     """A tiny random model, and prompts for it.
 
     Attributes:
-        family: Its `model_type`.
-        model: Of transformers, in float32 on the CPU.
-        pieces: A random picture ("i") or film ("v"): its tensors, and its ids in the prompt.
+        family: The `model_type`.
+        model: The transformers model, in float32 on the CPU.
+        pieces: Makes a random picture ("i") or video ("v"): its tensors, and its ids in the prompt.
     """
 
     family: str
@@ -46,9 +46,9 @@ class TinyModel:
     pieces: Callable[[str, torch.Generator], tuple[Picture, Tensor]]
 
     def inputs(self, *words: str, seed: int = 0) -> dict[str, Any]:
-        """A left-padded batch, a word a sample: "t" is three tokens of text, "i" an image, "v" a film.
+        """Return a left-padded batch with one sample per word: "t" is three text tokens, "i" an image, "v" a video.
 
-        A sample has the same text and pictures alone and in any batch.
+        A word gives the same sample alone and in any batch, for the same seed.
         """
         rows, pictures = [], []
         for word in words:
@@ -73,7 +73,7 @@ class TinyModel:
         return inputs
 
     def generate(self, inputs: dict[str, Any], new_tokens: int = 4, **settings: Any) -> Any:
-        """Greedy tokens and logits, without placeholders of pictures among the new ones."""
+        """Generate greedily and return tokens and logits. Placeholders of pictures are never generated."""
         banned = [[IMAGE], [VIDEO], [VISION_START], [94]]
         return self.model.generate(
             **inputs, do_sample=False, max_new_tokens=new_tokens, bad_words_ids=banned, return_dict_in_generate=True,
@@ -83,14 +83,14 @@ class TinyModel:
 
 @cache
 def tiny_model(family: str = "llava", attention: str = "sdpa") -> TinyModel:
-    """A tiny random model of "llava", "llava_onevision" or "qwen2_vl": six decoder layers, some 25 tokens an image.
+    """Return a tiny random model with six decoder layers and about 25 tokens per image. Models are cached.
 
     Args:
-        family: Which.
-        attention: Its kernel, "sdpa" or "eager".
+        family: "llava", "llava_onevision" or "qwen2_vl".
+        attention: The attention kernel, "sdpa" or "eager".
 
     Raises:
-        UnknownNameError: If it is none of these.
+        UnknownNameError: If there is no tiny model of the family.
     """
     if family not in BUILT:
         raise UnknownNameError(f"No tiny model of {family!r}. Choose one of: {', '.join(FAMILIES)}.")
@@ -100,7 +100,7 @@ def tiny_model(family: str = "llava", attention: str = "sdpa") -> TinyModel:
     state = torch.get_rng_state()
     torch.manual_seed(0)
     model = getattr(transformers, kind)(made).eval()
-    with torch.no_grad():  # zeros and unit norms would hide rows in wrong places
+    with torch.no_grad():  # zero weights and unit norms would hide misplaced rows
         for weight in model.parameters():
             if weight.dim() == 1 or not weight.any():
                 weight.add_(0.1 * torch.randn_like(weight))
@@ -145,7 +145,7 @@ def _square(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
 def _tile(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
     if letter == "v":  # three frames of 3 x 3 tokens, and a newline
         return {"pixel_values_videos": torch.randn(1, 3, 3, 70, 70, generator=rng)}, torch.full((28,), VIDEO)
-    pixels = torch.randn(1, 2, 3, 70, 70, generator=rng)  # the whole picture and its tile, whose rows end in newlines
+    pixels = torch.randn(1, 2, 3, 70, 70, generator=rng)  # the base view and one tile, whose rows end in newlines
     return {"pixel_values": pixels, "image_sizes": torch.tensor([[70, 70]])}, torch.full((25 + 5 * 6,), IMAGE)
 
 
@@ -167,7 +167,7 @@ BUILT: dict[str, tuple[str, Callable[[], Any], Callable[[str, torch.Generator], 
 
 
 def words_of(family: str) -> Sequence[str]:
-    """Samples for a batch: an image, two, none, and a film where the family knows such."""
+    """Return words for a batch: with one image, two, none, and a video if the family supports videos."""
     if family == "llava":
         return ("tit", "titt", "titit", "ttt")
     return ("tit", "titt", "titit", "ttt", "tvt")

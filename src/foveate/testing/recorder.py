@@ -1,9 +1,9 @@
-"""What a CUDA graph holds, on a CPU: every kernel with its memory. And what would not go into one.
+"""A CUDA graph emulated on a CPU: record kernels with their memory, replay them, and find what a graph cannot hold.
 
-Beside a model on a GPU a tensor that is made without a device, such as `torch.arange(4)`, lies on the host. What is
-made on the model's device, or of tensors that lie there, lies on the device. What crosses between the two, a capture by
-CUDA refuses, or it keeps the numbers of that day. On a CPU nothing crosses, so here the side of each tensor is followed
-from call to call of torch's Python interface, on the thread that makes them.
+With a model on a GPU, a tensor made without a device, such as `torch.arange(4)`, is on the host. Tensors made on the
+model's device, or from tensors there, are on the device. A CUDA capture refuses operations that cross between the two,
+or freezes the values that they had. On a CPU nothing crosses, so this module tracks the side of each tensor through the
+calls of torch's Python interface, on the thread that makes them.
 """
 
 import itertools
@@ -22,35 +22,37 @@ from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 
 HOST = torch.device("cpu", 0)
-"""Where a tensor of the host says it is; on a CPU those of the device say "cpu", without a number."""
+"""The `device` of a tensor on the host. Tensors on the emulated device have "cpu" without an index."""
 OF_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor"}
 UNSEEN_READS = {"cpu", "tolist", "numpy", "__array__"}
-"""Functions that need no kernel to read numbers of a CPU."""
+"""Functions that read values on a CPU without a kernel."""
 SAME = {"to", *UNSEEN_READS}
-"""Functions whose numbers are those of their tensor, on the one side or the other."""
+"""Functions that return their tensor's values, on the same or the other side."""
 MOVED_INTO = {"__setitem__", "copy_", "index_put", "index_put_", "stack"}
-"""Functions that first move a tensor of the host, of whatever shape."""
+"""Functions that first move a tensor from the host, whatever its shape."""
 DECIDING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-"""Tags of kernels whose numbers the host waits for: it hands them out, or makes room for what they say."""
+"""Tags of kernels that make the host wait: it reads their values, or allocates memory by them."""
 PASSED_OVER = (str(Path(torch.__file__).parent), __file__)
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the kernels of a call and runs them again on the same memory, as a CUDA graph does.
+    """Records the kernels of a call and replays them on the same memory, like a CUDA graph.
 
         tape = Recorder()
         (logits,) = tape.record(lambda: [model(**inputs).logits])
         inputs["pixel_values"].copy_(others)
         tape.replay()  # the logits are now those of the others
 
-    What was there before the call lies on the device, unless `Sides` says that it does not.
+    Tensors made before the call count as on the device, unless `Sides` tracked them.
 
     Args:
-        strict: Whether a crossing is an error; else the call is run to its end, to list them, and cannot be replayed.
+        strict: Raise an error at a crossing. If False, the call runs to its end to list all crossings, and cannot be
+            replayed.
 
     Attributes:
-        crossings: What would not go into a graph, in order, and where: "read" (the host looks at a number of the
-            device), "copy" (it sends one there), "mix" (a kernel takes tensors of both) and "draw" (of random numbers).
+        crossings: The operations that a graph cannot hold, in order, with their place in the code: "read" (the host
+            reads a value from the device), "copy" (the host sends one to the device), "mix" (a kernel takes tensors of
+            both) and "draw" (random numbers).
     """
 
     def __init__(self, *, strict: bool = True) -> None:
@@ -59,23 +61,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._strict = strict
         self._kernels: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self._outputs: Sequence[Tensor] = ()
-        self._left_over: list[Tensor] = []  # what nobody may read behind a replay
-        self.on_host = False  # whether the function that runs is the host's alone
+        self._left_over: list[Tensor] = []  # must not be read after a replay
+        self.on_host = False  # True while the running function makes tensors on the host
 
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """Run a call and remember its kernels.
+        """Run a call and record its kernels.
 
         Args:
-            call: Answers its outputs: all that may be read behind a replay.
+            call: Returns its outputs, the only tensors that may be read after a replay.
 
         Returns:
-            These. Every replay writes into the same tensors.
+            The outputs. Every replay writes into these tensors.
 
         Raises:
-            UnsupportedError: If something crosses between host and device, and `strict` is on.
+            UnsupportedError: If an operation crosses between host and device and `strict` is True.
         """
         with Patcher() as patches, self, Sides(self):
-            # transformers asks, and reads no mask then.
+            # During a capture, transformers does not read the values of masks.
             patches.put(torch.cuda, "is_current_stream_capturing", lambda: True)
             self._outputs = call()
         kept = {output.untyped_storage().data_ptr() for output in self._outputs}
@@ -85,14 +87,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @torch.inference_mode()
     def replay(self) -> None:
-        """Run the kernels again, and overwrite all that the call made but its outputs: floats by NaN, whole numbers by
-        −1 (255 without a sign), bools by True.
+        """Replay the kernels, and overwrite all other tensors of the call, so that reading them shows.
+
+        Floats become NaN, integers −1 (255 if unsigned), and bools True.
 
         Raises:
-            UnsupportedError: If something crosses.
+            UnsupportedError: If an operation crosses between host and device.
         """
         if self.crossings:
-            raise UnsupportedError(f"What crosses cannot be replayed: {self.crossings[0]}. Record with strict=True.")
+            raise UnsupportedError(f"A crossing cannot be replayed: {self.crossings[0]}. Record with strict=True.")
         for kernel, args, kwargs, made in self._kernels:
             again = kernel(*args, **kwargs)
             if isinstance(again, Tensor) and made:
@@ -104,33 +107,37 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
     def note(self, kind: str, name: str) -> None:
-        """Write a crossing down with the place that it is at."""
+        """Record a crossing with its place in the code.
+
+        Raises:
+            UnsupportedError: If `strict` is True.
+        """
         frames = [frame for frame in traceback.extract_stack() if not frame.filename.startswith(PASSED_OVER)]
         here, caller = (f"{Path(frame.filename).name}:{frame.lineno}" for frame in (frames[-1], frames[-2]))
         self.crossings.append(f"{kind}: {name} at {here} < {caller}")
         if self._strict:
-            raise UnsupportedError(f"A graph cannot hold what crosses between host and device. {self.crossings[-1]}")
+            raise UnsupportedError(f"A graph cannot hold a crossing between host and device: {self.crossings[-1]}")
 
     def __torch_dispatch__(self, kernel: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # kernels made of others are not taken apart before they come here
+        if torch.is_inference_mode_enabled():  # here composite kernels arrive whole, so decompose them
             with self:
                 made = kernel.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
         made = kernel(*args, **kwargs)
-        if self.on_host:  # a graph knows nothing of it
+        if self.on_host:  # a graph does not record work of the host
             return made
-        # Whether the host must wait for the numbers that a kernel makes.
+        # True if the host must wait for the values of this kernel.
         decides = not DECIDING.isdisjoint(kernel.tags) and kwargs.get("output_size") is None
         if kernel.__name__.startswith(("index.", "index_put")):
             decides = any(place is not None and place.dtype in (torch.bool, torch.uint8) for place in args[1])
         if decides:
             self.note("read", kernel.__name__)
-        # Attention may drop out, so it has this tag too.
+        # Attention has this tag because of dropout, which does not run here.
         if torch.Tag.nondeterministic_seeded in kernel.tags and "attention" not in kernel.__name__:
             self.note("draw", kernel.__name__)
-        # A view needs no replay, and what was written into is no new tensor.
+        # A view needs no replay, and an in-place kernel makes no new tensor.
         is_new = not any(value.alias_info for value in kernel._schema.returns)
         if is_new or kernel._schema.is_mutable:
             self._kernels.append((kernel, args, kwargs, _tensors(made) if is_new else []))
@@ -138,18 +145,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Sides(TorchFunctionMode):
-    """While it is on, it is followed which tensors lie on the host.
+    """Tracks which tensors are on the host while it is active.
 
-    A recorder does so of what is made in its call. Around more than the call it tells the recorder of what was there:
+    A recorder activates it for its call. Activate it earlier to track tensors that are made before the call, too:
 
         with Sides():
-            model(**inputs)  # somewhere within, tape.record(…)
+            model(**inputs)  # calls tape.record(…) somewhere inside
 
     Args:
-        tape: Is told of what crosses; None: one that nobody reads.
+        tape: The recorder that notes crossings; None ignores them.
 
     Attributes:
-        only_follows: Whether calls that a replay leaves out need not come here.
+        only_follows: True tells the replay of CUDA graphs that this mode does not prevent skipping calls.
     """
 
     only_follows = True
@@ -160,7 +167,7 @@ class Sides(TorchFunctionMode):
         self._patches = Patcher()
 
     def __enter__(self) -> Any:
-        # Of this function no mode is told.
+        # No function mode sees this function.
         self._patches.wrap(torch, "from_numpy", lambda make, numbers: _put_on_host(make(numbers)))
         return super().__enter__()  # type: ignore[no-untyped-call]
 
@@ -184,19 +191,19 @@ class Sides(TorchFunctionMode):
         made = function(*args, **kwargs)
         self._tape.on_host = False
         if crossing is not None and made is args[0] and name in SAME:
-            made = made.clone()  # as a move to another device makes a tensor of its own
+            made = made.clone()  # a move to another device makes a new tensor
         for tensor in _tensors(made) if lands else ():
             _put_on_host(tensor)
         return made
 
 
 def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
-    """How a call crosses between host and device, as far as its kernels do not tell; None: not.
+    """Return the kind of crossing of a call, if its kernels do not show it; None if it does not cross.
 
     Args:
-        name: Of torch's function.
-        args, kwargs: Of the call.
-        lands: Whether what it makes lies on the host.
+        name: The name of torch's function.
+        args, kwargs: The arguments of the call.
+        lands: True if the result is on the host.
     """
     if name in SAME:
         if lands == _is_on_host(args[0]):
@@ -212,7 +219,7 @@ def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
         parts = args[1] if isinstance(args[1], tuple) else args[1:2]
         if any(isinstance(part, list) for part in parts):
             return "copy"
-    # Other kernels take a single number of the host as it is.
+    # Other kernels accept a single number from the host.
     near = [tensor for tensor in _tensors((args, kwargs)) if _is_on_host(tensor)]
     return "mix" if any(tensor.dim() or name in MOVED_INTO for tensor in near) else None
 

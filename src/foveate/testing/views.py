@@ -1,4 +1,4 @@
-"""What tests of a method need: a stage's view made of random tensors, with every signal that it declares."""
+"""Views for tests of a stage: random tensors for every signal that it declares."""
 
 import math
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ from foveate.errors import SettingError
 
 WIDTH, HEAD, WORDS, HEADS = 8, 4, 5, 2
 OWN = "own"
-"""Key of the rows that a stage works on, whether it declares them or not."""
+"""Key of the rows that a stage works on. They exist even if it declares no signals."""
 
 Tensors = Mapping[Signal | str, Tensor]
 
@@ -52,20 +52,21 @@ def made_view(
     notes: Mapping[str, Tensor] | None = None,
     tensors: Tensors | None = None,
 ) -> View:
-    """What a stage sees of so many tokens: random tensors of the right shape for every signal that it declares.
+    """Return a view for a stage, with random tensors of the right shape for every signal that it declares.
 
         stage.cut(made_view(stage, 25, grid=(5, 5)))
 
     Args:
-        stage: At any place where a view is seen: in the tower, behind it, or before a decoder layer.
-        tokens: How many tokens (or patches) arrive; or which of those that entered they are, (tokens,) int64.
-        grid: Rows and columns of the tokens, if they stand on one; a tower's patches always do.
-        arriving: What the host knows; None: none has left yet.
-        notes: What earlier stages of the same method have remembered.
-        tensors: Of another seed or dtype, as `made_tensors` makes them; a `Resource` must be given.
+        stage: A stage that gets a view: in the tower, after it, or before a decoder layer.
+        tokens: The number of arriving tokens (or patches), or their indices among the tokens that entered, (tokens,)
+            int64.
+        grid: Rows and columns of the tokens, if they form a grid; a tower's patches always do.
+        arriving: The counts known on the host; None if nothing was dropped before.
+        notes: Notes of earlier stages of the method.
+        tensors: Tensors of `made_tensors` with another seed or dtype. Needed for a `Resource`.
 
     Raises:
-        SettingError: If the stage sees no tokens, or reads what cannot be made.
+        SettingError: If the stage gets no view, or reads a signal that cannot be made.
     """
     count = tokens if isinstance(tokens, int) else len(tokens)
     made = dict(tensors or made_tensors(stage, count))
@@ -95,18 +96,18 @@ def made_view(
 def made_tensors(
     stage: Stage, tokens: int, *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> dict[Signal | str, Tensor]:
-    """The random tensors of `made_view`: of every signal, and of the rows themselves.
+    """Return the random tensors for `made_view`: one per signal, and the rows themselves.
 
     Args:
         stage, tokens: See `made_view`.
-        seed: Of the random numbers.
-        dtype: Of hidden states and features; what is read of attention and keys is always float32.
+        seed: The seed of the random numbers.
+        dtype: The dtype of hidden states and features. Signals of attention and keys are always float32.
 
     Raises:
-        SettingError: If the stage sees no tokens, or reads what cannot be made.
+        SettingError: If the stage gets no view, or reads a signal that cannot be made.
     """
     if stage.place in (Place.PIXELS, Place.CACHE):
-        raise SettingError(f"{stage} sees no tokens, so it has no view.")
+        raise SettingError(f"{stage} reads no tokens, so it has no view.")
     random = torch.Generator().manual_seed(seed)
     made: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
     for signal in stage.reads:
@@ -115,7 +116,7 @@ def made_tensors(
 
 
 def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
-    """A tensor as `foveate.core.signals` says this one is."""
+    """Return a random tensor with the shape and dtype that `foveate.core.signals` documents for a signal."""
     if isinstance(signal, Attention | CachedAttention | TowerAttention):
         return torch.rand(tokens, generator=random).softmax(dim=0)
     if isinstance(signal, Keys | TowerKeys):
@@ -153,6 +154,6 @@ def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
 
 
 def _squarest(tokens: int) -> Grid:
-    """The grid of so many tokens that is nearest to a square."""
+    """Return the grid of this many tokens that is closest to a square: 24 -> (4, 6)."""
     rows = max((side for side in range(1, math.isqrt(tokens) + 1) if tokens % side == 0), default=1)
     return rows, tokens // rows

@@ -1,4 +1,4 @@
-"""Pictures of what was kept or will be, and tables of text. Knows nothing of the engine."""
+"""Drawings of kept and dropped vision tokens, and tables of text. Independent of the engine."""
 
 from foveate.plain.table import SECTION, Column, Number, Table
 from foveate.viz.canvas import stack

@@ -1,4 +1,4 @@
-"""A white page that pictures and words are put on."""
+"""A white page for pictures, text and charts."""
 
 import base64
 import io
@@ -18,16 +18,16 @@ from foveate.viz.dim import Pixels
 DPI = 150
 INK, FAINT = "#1c2330", "#667085"
 HAIRLINE = (152, 162, 179)
-LETTER = {"normal": 0.58, "bold": 0.65}  # the width of a letter as a share of its size, on the safe side
+LETTER = {"normal": 0.58, "bold": 0.65}  # upper estimate of a letter's width, as a share of the font size
 
 PLAIN_LEGEND = "In colour: kept. Dark and hatched: dropped."
 LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark and hatched: dropped."
 
 
 class Page:
-    """A white page that is as tall as what is put on it.
+    """A white page. Its height is chosen at the end, by `to_image`.
 
-    Places and sizes are pixels from its upper left corner; letters are sized in points.
+    Positions and sizes are in pixels from the upper left corner, font sizes in points.
     """
 
     def __init__(self, width: float) -> None:
@@ -37,7 +37,7 @@ class Page:
         self._charts: list[tuple[tuple[float, float, float, float], Callable[[Any], object]]] = []
 
     def put(self, pixels: Pixels, left: float, top: float) -> None:
-        """Draw a picture pixel for pixel, so that patch edges stay sharp, with a hairline around it."""
+        """Place a picture unscaled, so that patch edges stay sharp, with a hairline around it."""
         tall, wide, _ = pixels.shape
         framed = np.empty((tall + 2, wide + 2, 3), dtype=np.uint8)
         framed[:] = HAIRLINE
@@ -56,9 +56,20 @@ class Page:
         align: Literal["left", "center"] = "left",
         kind: Literal["normal", "bold", "faint"] = "normal",
     ) -> float:
-        """Write text in lines that fit into `room`, their left ends or their middles at `x`; where they end.
+        """Write text, wrapped to the width `room`.
 
-        After so many lines it is cut with an ellipsis.
+        Args:
+            text: The text.
+            x: The left end of the lines, or their centre if `align` is "center".
+            top: The upper edge of the first line.
+            size: The font size, in points.
+            room: The maximum width of a line.
+            lines: The maximum number of lines; longer text ends with an ellipsis. None: no limit.
+            align: The alignment of the lines at `x`.
+            kind: The style of the text.
+
+        Returns:
+            The lower edge of the last line.
         """
         weight = "bold" if kind == "bold" else "normal"
         letters = max(12, int(room / (LETTER[weight] * size * DPI / 72)))
@@ -72,7 +83,11 @@ class Page:
     def row(
         self, panels: Sequence[tuple[Pixels, str]], left: float, top: float, *, cell: float, gap: float, size: float
     ) -> float:
-        """Pictures side by side, each in the middle of a cell with words below it; where the tallest ends."""
+        """Place pictures side by side, each centred in a cell of width `cell`, with its caption below.
+
+        Returns:
+            The lower edge of the tallest cell.
+        """
         ends = [top]
         for number, (pixels, words) in enumerate(panels):
             tall, wide, _ = pixels.shape
@@ -83,20 +98,20 @@ class Page:
         return max(ends)
 
     def chart(self, left: float, top: float, width: float, height: float, draw: Callable[[Any], object]) -> None:
-        """Let `draw` fill Matplotlib's axes in this place."""
+        """Add a chart at this position; `draw` is called with its Matplotlib axes."""
         self._charts.append(((left, top, width, height), draw))
 
     def to_image(self, height: float) -> Image.Image:
-        """The finished page."""
+        """Render the page with this height."""
         tall = ceil(height)
-        # Matplotlib cuts off fractions: 1236.9999 would become 1236.
+        # Matplotlib truncates sizes: 1236.9999 would become 1236, so add a hundredth of a pixel.
         figure = Figure(figsize=((self.width + 0.01) / DPI, (tall + 0.01) / DPI), dpi=DPI, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         for framed, left, top in self._pictures:
             figure.figimage(framed, round(left) - 1, tall - round(top) - framed.shape[0] + 1, origin="upper")
         for text, x, top, options in self._texts:
             place = x / self.width, 1 - top / tall
-            figure.text(*place, text, va="top", linespacing=1.25, parse_math=False, **options)  # a dollar is a dollar
+            figure.text(*place, text, va="top", linespacing=1.25, parse_math=False, **options)  # "$" is no formula
         for (left, top, wide, high), draw in self._charts:
             draw(figure.add_axes((left / self.width, 1 - (top + high) / tall, wide / self.width, high / tall)))
         canvas.draw()
@@ -104,18 +119,18 @@ class Page:
 
 
 def line_height(size: float) -> float:
-    """Pixels from one line of text to the next."""
+    """Return the pixels from one line of text to the next."""
     return 1.45 * size * DPI / 72
 
 
 def fit(picture: Image.Image, scale: float) -> Pixels:
-    """The pixels of a picture at the size it will be drawn in, so that patch edges fall on whole pixels."""
+    """Resize a picture to its final size before patches are dimmed, so that patch edges fall on whole pixels."""
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
 
 
 def data_url(picture: Image.Image) -> str:
-    """A picture as a URL that holds it, for HTML: WebP, or PNG where a side is longer than WebP allows."""
+    """Return a picture as a `data:` URL for HTML: WebP, or PNG if a side is longer than WebP allows."""
     kind = "WEBP" if max(picture.size) < 2**14 else "PNG"
     file = io.BytesIO()
     picture.save(file, kind, quality=88, method=4)
@@ -123,13 +138,13 @@ def data_url(picture: Image.Image) -> str:
 
 
 def stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures on one white sheet, from top to bottom, left edges in line.
+    """Place pictures below each other on one white sheet, aligned at the left.
 
     Raises:
-        ShapeError: If there is none.
+        ShapeError: If there are no pictures.
     """
     if not pictures:
-        raise ShapeError("There is no picture to stack.")
+        raise ShapeError("There is no picture to stack. Give one or more.")
     size = max(picture.width for picture in pictures), sum(picture.height for picture in pictures)
     sheet, top = Image.new("RGB", size, "white"), 0
     for picture in pictures:

@@ -1,4 +1,4 @@
-"""Several methods on one prompt: its pictures once, then a row a method, a small panel a stage."""
+"""Comparison of several methods on one prompt: the pictures, then a row per method with a small panel per stage."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from foveate.viz.frames import Frame, choose
 from foveate.viz.mosaic import MOST, SIDE, scale, stage_panels
 from foveate.viz.showing import Media, Prefill, frames_of
 
-LABEL = 230  # pixels for the name of a row
+LABEL = 230  # width of a row's label, in pixels
 MARGIN, GAP = 18, 12
 TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 10, 8, 6.5
 
@@ -20,24 +20,25 @@ TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 10, 8, 6.5
 def draw_comparison(
     prefills: Sequence[tuple[str, Prefill]], media: Media, title: str = "", sample: int = 0
 ) -> Image.Image:
-    """Draw what each of several methods kept of the same pictures: these once, then a row a method.
+    """Draw what several methods kept of the same pictures: first the pictures, then a row per method.
 
-    A row has a small panel for each stage that dropped or merged something, dropped patches dimmed as by `Trace.show`.
-    Several pictures share a panel; of more than six, and of a clip, six evenly chosen ones are drawn.
+    A row has a small panel for each stage that dropped or merged tokens, with dropped patches dimmed as in
+    `Trace.show`. Several pictures share a panel. Of more than six pictures or frames, six evenly spaced ones are drawn.
 
     Args:
-        prefills: For each method what stands beside its row, such as its name and answer, and the record of its
-            prefill, `trace.latest`.
+        prefills: For each method the label of its row, such as its name and answer, and the record of its prefill,
+            `trace.latest`.
         media: The pictures and clips, as for `Trace.show`.
-        title: A line above everything.
-        sample: Which sample of the batch.
+        title: A line at the top.
+        sample: The index of the sample in the batch.
 
     Raises:
-        InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
-        ShapeError: If there is no method.
+        InputError: If the number of pictures or frames does not match the sample, or the positions of its tokens are
+            unknown.
+        ShapeError: If there are no methods.
     """
     if not prefills:
-        raise ShapeError("There is no method to draw.")
+        raise ShapeError("There is no method to draw. Give one or more.")
     frames, moving = frames_of(prefills[0][1], media, sample)
     rows = [_originals(frames, "frame" if moving else "picture")]
     legend = PLAIN_LEGEND
@@ -64,7 +65,7 @@ def draw_comparison(
 
 
 def _originals(frames: Sequence[Frame], word: str) -> tuple[str, list[tuple[Pixels, str]]]:
-    """The pictures as they are, with their label; `word` says what each is."""
+    """Return the label and the undimmed pictures of the first row. `word` is "picture" or "frame"."""
     drawn = choose(len(frames), MOST)
     panels = []
     for index in drawn:

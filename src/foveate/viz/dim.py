@@ -1,4 +1,4 @@
-"""Dimming the patches of a picture that the decoder no longer sees. NumPy only."""
+"""Dim the patches of a picture that the decoder no longer sees. NumPy only."""
 
 from colorsys import hsv_to_rgb
 
@@ -8,22 +8,25 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
-SLATE = np.array([34, 38, 48], dtype=np.float32)  # what dropped patches fade to, in dark pictures as in bright
-TINT = 0.42  # how much of a merged patch is its group's colour
-# Thin diagonal lines tell dropped patches from kept ones also in a black picture, where nothing can be made darker.
-HATCH = np.array([150, 158, 172], dtype=np.float32)  # their colour
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # how bright red, green and blue are
+SLATE = np.array([34, 38, 48], dtype=np.float32)  # colour that dropped patches fade to
+TINT = 0.42  # share of the group's colour in a merged patch
+# Colour of the thin diagonal lines on dropped patches. They mark dropped patches in black pictures too.
+HATCH = np.array([150, 158, 172], dtype=np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601 weights of red, green and blue
 
 
 def coverage(boxes: NDArray[np.float64], height: int, width: int) -> Map:
-    """How many boxes cover each pixel: (boxes, 4) of x0, y0, x1, y1 in [0, 1] -> (height, width) float32.
+    """Count the boxes that cover each pixel.
 
-    A row with NaN stands for a token with no place in the picture, and covers nothing.
+    Shapes: (boxes, 4) of x0, y0, x1, y1 in [0, 1] -> (height, width) float32. A row with NaN is a token without a
+    position in the picture, and covers nothing.
     """
     placed = boxes[~np.isnan(boxes).any(axis=1)]
     edges = np.rint(placed.clip(0, 1) * [width, height, width, height]).astype(np.int64)
     x0, y0, x1, y1 = edges.T
-    steps = np.zeros((height + 1, width + 1), dtype=np.float32)  # a box is four steps; their running sum fills it
+    # A box is +1 and -1 at its four corners, and running sums along both axes fill it. In one row, columns 1 to 3:
+    # steps 0 1 0 -1 -> sums 0 1 1 0.
+    steps = np.zeros((height + 1, width + 1), dtype=np.float32)
     for rows, columns, step in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
         np.add.at(steps, (rows, columns), step)
     return steps.cumsum(axis=0).cumsum(axis=1)[:height, :width]
@@ -36,22 +39,29 @@ def dim(
     merged: NDArray[np.int64] | None = None,
     groups: NDArray[np.int64] | None = None,
 ) -> Pixels:
-    """The picture with dropped patches grey, dark and hatched, kept ones untouched, merged ones tinted by their group.
+    """Make dropped patches dark, grey and hatched, tint merged ones by their group, and leave kept ones unchanged.
 
-    Where several tokens share a place (a thumbnail and its tiles), it is as bright as the share of them
-    that stayed. Parts that no token covers, such as what a processor cropped away, are washed out.
+    Where several tokens cover a pixel (a thumbnail and its tiles), its brightness is the share of them that stayed.
+    Pixels that no token covers, such as those a processor cropped away, are faded to white.
 
-    Shapes: (height, width, 3) uint8, (tokens, 4) boxes, (count,) indices into them, (merged,) indices and the group of
-    each -> as the picture.
+    Args:
+        picture: (height, width, 3) uint8.
+        boxes: (tokens, 4), the box of each token, as for `coverage`.
+        kept: (kept,), indices of kept tokens.
+        merged: (merged,), indices of merged tokens.
+        groups: (merged,), the group of each merged token.
+
+    Returns:
+        (height, width, 3) uint8.
     """
     height, width, _ = picture.shape
     colour = picture.astype(np.float32)
-    grey = (colour @ LUMA)[:, :, None]  # one channel, which broadcasts over three; so have all counts below
+    grey = (colour @ LUMA)[:, :, None]  # (height, width, 1): broadcasts over the three channels, as do all counts below
     dropped = grey + 0.72 * (SLATE - grey)
     rows, columns = np.ogrid[:height, :width]
-    lines = (rows + columns) % 6 == 0  # every 6 pixels, from the lower left to the upper right
+    lines = (rows + columns) % 6 == 0  # lines 6 pixels apart, from the lower left to the upper right
     dropped[lines] += 0.45 * (HATCH - dropped[lines])
-    unseen = grey + 0.75 * (255 - grey)  # no vision token ever covered it
+    unseen = grey + 0.75 * (255 - grey)  # for pixels that no vision token covers
 
     tokens = coverage(boxes, height, width)[:, :, None]
     at_least_one = np.maximum(tokens, 1)
@@ -68,13 +78,13 @@ def dim(
 
 
 def group_colour(group: int) -> NDArray[np.float32]:
-    """A light colour for a group, far from those of its neighbours in number: (3,) float32 in 0 … 255."""
-    hue = group * 0.754878 % 1  # spreads any number of hues, also where numbers go up by ones, by threes, or by rows
+    """Return a light colour for a group, distinct from those of groups with similar numbers: (3,) float32, 0 to 255."""
+    hue = group * 0.754878 % 1  # irrational step: spreads the hues for any spacing of the numbers
     return np.array(hsv_to_rgb(hue, 0.66, 0.98), dtype=np.float32) * 255
 
 
 def outline(picture: Pixels, box: NDArray[np.float64], colour: NDArray[np.float32], thickness: int = 2) -> None:
-    """Draw a frame just inside a box, into the picture; a box with NaN has no place."""
+    """Draw a frame just inside a box, in place. A box with NaN is skipped."""
     if np.isnan(box).any():
         return
     height, width, _ = picture.shape

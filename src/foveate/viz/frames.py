@@ -1,4 +1,4 @@
-"""A clip's kept patches as contact sheets, one a stage, and a histogram of the frames that the kept tokens are of."""
+"""Kept patches of a clip: a contact sheet per stage, and a histogram of kept tokens over the frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from foveate.viz.panel import Boxes, Stages, Tokens
 
 WIDTH = 1400  # pixels inside the margins
 MARGIN, GAP = 18, 10
-MOST = 40  # frames drawn; of more, so many evenly chosen
-BARS, TICKS = 128, 30  # the histogram's height, and the room under it
+MOST = 40  # maximum frames drawn; of more, evenly spaced ones
+BARS, TICKS = 128, 30  # height of the histogram, and of the space below it
 BAR = "#4a6fa5"
 HEADING_SIZE, NOTE_SIZE, LABEL_SIZE, TICK_SIZE = 10, 7.5, 6.5, 6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """A frame of a clip as the model saw it, or a picture.
+    """A picture, or a frame of a clip as the model saw it.
 
     Attributes:
-        picture: Its pixels.
-        boxes: (tokens, 4): x0, y0, x1, y1 in [0, 1] of each of its vision tokens; NaN for one with no place in it.
-        label: What stands under it, such as its time.
+        picture: The pixels.
+        boxes: (tokens, 4), the x0, y0, x1, y1 in [0, 1] of each vision token; NaN for a token without a position.
+        label: The caption, such as the time of the frame.
     """
 
     picture: Image.Image
@@ -37,20 +37,22 @@ class Frame:
 
 
 def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
-    """Draw what was kept at each stage: a sheet of all frames, then one a stage with dropped patches dimmed, then how
-    many of each frame's tokens every stage kept, beside an even share.
+    """Draw what each stage kept of a clip.
+
+    The page has a sheet of all frames, a sheet per stage with dropped patches dimmed, and a histogram per stage of the
+    kept tokens over the frames, with a line at an even share.
 
     Args:
-        frames: The frames, in order; their tokens stand one after the other.
+        frames: The frames, in order. Token ordinals count through all frames.
         stages: As for `draw_stages`.
 
     Raises:
-        ShapeError: If there is no frame, a box array is not (tokens, 4), or an ordinal lies outside the tokens.
+        ShapeError: If there are no frames, a box array is not (tokens, 4), or an ordinal is out of range.
     """
     tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages)
     drawn = choose(len(frames), MOST)
     labels = [frame.label for frame in frames]
-    side = WIDTH // min(8, max(5, len(drawn))) - GAP  # a row of 8 landscape frames fills the sheet
+    side = WIDTH // min(8, max(5, len(drawn))) - GAP  # 8 landscape frames fill the width of the sheet
     pictures = {at: fit(frames[at].picture, side / max(frames[at].picture.size)) for at in drawn}
     heading = f"the frames: {tokens.starts[-1]} tokens"
     if len(drawn) < len(frames):
@@ -62,7 +64,7 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
 
     cell = max(pixels.shape[1] for pixels in pictures.values())
     rows = ceil(len(drawn) / min(len(drawn), max(1, (WIDTH + GAP) // (cell + GAP))))
-    columns = ceil(len(drawn) / rows)  # no row much shorter than the others
+    columns = ceil(len(drawn) / rows)  # spreads the frames evenly over the rows
     page = Page(max(columns * (cell + GAP) - GAP, WIDTH // 2) + 2 * MARGIN)
     inside, top = page.width - 2 * MARGIN, float(MARGIN)
     for heading, cells in sheets:
@@ -79,13 +81,13 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
 
 
 def choose(count: int, most: int) -> list[int]:
-    """Which of `count` frames are drawn: all, or `most` of them evenly spread, the first and the last among them."""
+    """Return the indices of the frames to draw: all, or `most` evenly spaced ones from the first to the last."""
     indices: list[int] = np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
     return indices
 
 
 def _histograms(page: Page, tokens: Tokens, labels: Sequence[str], top: float) -> float:
-    """A small bar chart a stage, side by side: tokens kept of each frame; where they end."""
+    """Draw a bar chart per stage, side by side, of the tokens kept of each frame. Return their lower edge."""
     room = (page.width - 2 * MARGIN) / len(tokens.stages)
     ticks = sorted({0, (len(labels) - 1) // 2, len(labels) - 1})
     sizes = np.array(tokens.counts)
@@ -103,10 +105,13 @@ def _histograms(page: Page, tokens: Tokens, labels: Sequence[str], top: float) -
 
 
 def _bars(axes: Any, counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-    """A bar a frame, and as a line what it would have if every frame kept the same share of its tokens."""
+    """Draw a bar per frame, and a line for the same number of tokens spread evenly over all frames.
+
+    Shapes: (frames,) kept tokens and (frames,) tokens of each frame.
+    """
     axes.bar(range(len(counts)), counts, width=0.9, color=BAR)
     edges = np.arange(len(sizes) + 1) - 0.5
-    even = np.append(sizes, sizes[-1]) * (counts.sum() / max(1, sizes.sum()))  # the last again, to end its step
+    even = np.append(sizes, sizes[-1]) * (counts.sum() / max(1, sizes.sum()))  # repeats the last value, to end its step
     axes.step(edges, even, where="post", color=INK, linewidth=0.8)
     axes.set_xlim(-0.6, len(counts) - 0.4)
     axes.set_ylim(bottom=0)

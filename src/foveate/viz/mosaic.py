@@ -1,4 +1,4 @@
-"""A panel a stage: the pictures of a sample side by side in it, with what left dimmed."""
+"""A panel per stage: the pictures of a sample in a mosaic, with dropped patches dimmed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,24 +13,25 @@ from foveate.viz.frames import choose
 from foveate.viz.panel import Tokens
 from foveate.viz.showing import Media, Prefill, drawn_stages, frames_of, stages_of
 
-MOST = 6  # pictures or frames drawn where nobody says how many; of more, so many evenly chosen
-SIDE = 170  # pixels, of a square panel; one of another shape has its area
-LONGEST = 26 / 17  # the longest side of a panel, as a share of a square one's
+MOST = 6  # default maximum of pictures or frames drawn
+SIDE = 170  # side of a square panel, in pixels; panels of other shapes have the same area
+LONGEST = 26 / 17  # maximum side of a panel, relative to that of a square one
 LINE = 2  # pixels between the pictures of a panel
-DARK_GREY, LIGHT_GREY = 152, 232  # the lines, and what a picture leaves free of its cell
+DARK_GREY, LIGHT_GREY = 152, 232  # grey levels of the lines, and of the unused area of a cell
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StagePanel:
-    """What a stage left, as one picture.
+    """The drawing of what a stage kept.
 
     Attributes:
-        place: Where the stage is, in words.
-        layer: The decoder layer before which it is; None for other places.
-        before, after: Vision tokens that arrived and that went on.
-        merges: Whether rows may stand for several tokens.
+        place: The position of the stage in the model, in words.
+        layer: The decoder layer whose input is cut; None for other stages.
+        before, after: Vision tokens before and after the stage.
+        merges: True if rows may stand for several tokens.
         pixels: (height, width, 3) uint8.
-        rows: Whether it is of the tower's rows, which come back; then `before` and `after` count them.
+        rows: True if `before` and `after` count rows of the tower, which are restored after the tower, instead of
+            vision tokens.
     """
 
     place: str
@@ -43,24 +44,25 @@ class StagePanel:
 
     @property
     def dropped(self) -> bool:
-        """Whether fewer tokens went on than arrived."""
+        """True if the stage dropped or merged tokens."""
         return self.after < self.before
 
 
 def stage_panels(
     prefill: Prefill, media: Media, sample: int = 0, side: int = SIDE, most: int = MOST
 ) -> list[StagePanel]:
-    """A panel for each stage of a prefill, in order.
+    """Draw a panel for each stage of a prefill, in order.
 
     Args:
         prefill: `trace.latest`.
         media: The pictures and clips, as for `Trace.show`.
-        sample: Which sample of the batch.
-        side: Pixels of a square panel; one of another shape has its area.
-        most: How many pictures or frames are drawn; of more, so many evenly chosen.
+        sample: The index of the sample in the batch.
+        side: Side of a square panel, in pixels; panels of other shapes have the same area.
+        most: Maximum number of pictures or frames; of more, evenly spaced ones are drawn.
 
     Raises:
-        InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
+        InputError: If the number of pictures or frames does not match the sample, or the positions of its tokens are
+            unknown.
     """
     frames, _ = frames_of(prefill, media, sample)
     tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
@@ -75,19 +77,19 @@ def stage_panels(
 
 
 def plain_panel(pictures: Sequence[Image.Image], side: int = SIDE, most: int = MOST) -> Pixels:
-    """The pictures, or `most` of them evenly chosen, as they are: (height, width, 3) uint8."""
+    """Draw a panel of the undimmed pictures, at most `most` evenly spaced ones: (height, width, 3) uint8."""
     return _mosaic(scale([pictures[index] for index in choose(len(pictures), most)], side))
 
 
 def scale(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) -> list[Pixels]:
-    """Pictures at the size at which all of them fill a panel, or one of so many panels that share a row.
+    """Resize pictures so that together they fill one panel.
 
     Args:
-        pictures: One or several.
-        side: Pixels of a square panel.
-        sharing: How many panels share a row.
+        pictures: One or more pictures.
+        side: Side of a square panel, in pixels.
+        sharing: Number of panels in the row; with more than 3, panels are smaller.
     """
-    # Each is first scaled to area 1, whatever its own size.
+    # The factor that scales each picture to area 1.
     units = [1 / sqrt(picture.width * picture.height) for picture in pictures]
     sizes = [(picture.width * unit, picture.height * unit) for picture, unit in zip(pictures, units, strict=True)]
     wide, tall = max(width for width, _ in sizes), max(height for _, height in sizes)
@@ -103,15 +105,15 @@ def scale(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) -
 
 
 def _columns(count: int, wide: float, tall: float) -> int:
-    """How many pictures of this size lie side by side, so that they are drawn as large as can be.
+    """Return the number of columns at which pictures of this size are drawn largest.
 
-    A panel may be half as wide again as it is tall.
+    A panel may be 1.5 times as wide as tall.
     """
     return min(range(1, count + 1), key=lambda columns: max(columns * wide / 1.5, ceil(count / columns) * tall))
 
 
 def _mosaic(pictures: Sequence[Pixels]) -> Pixels:
-    """Pictures in rows and columns, each in the middle of its cell, with thin lines between the cells."""
+    """Arrange pictures in rows and columns, each centred in its cell, with thin lines between the cells."""
     tall = max(pixels.shape[0] for pixels in pictures)
     wide = max(pixels.shape[1] for pixels in pictures)
     columns = _columns(len(pictures), wide, tall)

@@ -1,4 +1,4 @@
-"""What one panel shows: a picture with the tokens of a stage; and what such a stage is."""
+"""One panel: a picture with the tokens that a stage kept, dropped or merged."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +20,13 @@ Ordinals = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class StageTokens:
-    """What a stage left of all images' tokens.
+    """The result of a stage, on the tokens of all pictures.
 
     Attributes:
-        caption: What stands above its panels.
-        origin: The token each row that went on stands for, −1 for none.
-        assign: The row each token went into, −1 if it was dropped; None where nothing is merged.
+        caption: The heading of its panels.
+        origin: (rows,), the ordinal of the token that each remaining row stands for; −1 for none.
+        assign: (tokens,), the row that each token was merged into; −1 if it was dropped. None if the stage does not
+            merge.
     """
 
     caption: str
@@ -34,18 +35,18 @@ class StageTokens:
 
     @property
     def merges(self) -> bool:
-        """Whether rows may stand for several tokens."""
+        """True if rows may stand for several tokens."""
         return self.assign is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Where the tokens of some pictures look, and what stages left of them.
+    """The positions of the tokens of some pictures, and the results of stages on them.
 
     Attributes:
-        places: (tokens, 4) boxes of each picture.
-        starts: The ordinal of each picture's first token, and how many there are in all.
-        stages: In order.
+        places: For each picture (tokens, 4) boxes.
+        starts: The ordinal of each picture's first token, then the total: [0, 9, 18] for two pictures of 9 tokens.
+        stages: The results of the stages, in order.
     """
 
     places: list[NDArray[np.float64]]
@@ -54,14 +55,14 @@ class Tokens:
 
     @classmethod
     def of(cls, images: int, boxes: Sequence[Boxes], stages: Stages) -> "Tokens":
-        """From what a caller gave.
+        """Build from the arguments of a drawing function.
 
         Raises:
-            ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
-                or an ordinal lies outside the tokens.
+            ShapeError: If there are no images, images and boxes differ in number, a box array is not (tokens, 4), or an
+                ordinal is out of range.
         """
         if not images or images != len(boxes):
-            raise ShapeError(f"Give one array of boxes an image; got {images} images and {len(boxes)} arrays.")
+            raise ShapeError(f"Give one array of boxes per image; got {images} images and {len(boxes)} arrays.")
         on_host = [box.detach().cpu() if isinstance(box, Tensor) else box for box in boxes]
         places = [np.asarray(box, dtype=np.float64) for box in on_host]
         for place in places:
@@ -72,32 +73,42 @@ class Tokens:
 
     @property
     def counts(self) -> list[int]:
-        """Tokens of each picture."""
+        """The number of tokens of each picture."""
         return [len(place) for place in self.places]
 
     @property
     def legend(self) -> str:
-        """What colours mean."""
+        """The legend of the colours."""
         if any(stage.merges for stage in self.stages):
             return LEGEND
         return PLAIN_LEGEND
 
     def panels(self, stage: StageTokens, pictures: Mapping[int, Pixels]) -> list[tuple[Pixels, int]]:
-        """Pictures, by their number, with what left at a stage dimmed; and how many tokens of each stayed."""
+        """Draw the result of a stage on pictures, given by their index.
+
+        Returns:
+            For each picture its pixels with dropped patches dimmed, and the number of its tokens that stayed.
+        """
         return [_panel(pixels, self.places[at], self.starts[at], stage) for at, pixels in pictures.items()]
 
 
 def _read_stage(total: int, caption: str, kept: Rows, into: Rows | None = None) -> StageTokens:
-    """A stage of `total` tokens as a caller gave it; `into` says which row each token went into.
+    """Build and check a stage from a caller's arguments.
+
+    Args:
+        total: The number of tokens of all pictures.
+        caption: The heading of the panels.
+        kept: (rows,), the ordinal of each remaining row's token.
+        into: (tokens,), the row that each token was merged into, −1 if it was dropped; None if nothing is merged.
 
     Raises:
-        ShapeError: If an ordinal lies outside the tokens, or a token goes into a row that is not there.
+        ShapeError: If an ordinal is out of range, or a token is merged into a row that does not exist.
     """
     origin, assign = _ordinals(kept), None
     lowest = 0
     if into is not None:
         assign = _ordinals(into)
-        lowest = -1  # a merged row may stand for no token
+        lowest = -1  # a merged row may have no token of its own
     if origin.size and not lowest <= origin.min() <= origin.max() < total:
         raise ShapeError(
             f"Stage {caption!r} keeps ordinals {origin.min()} to {origin.max()}, but the images have {total} tokens."
@@ -111,20 +122,24 @@ def _read_stage(total: int, caption: str, kept: Rows, into: Rows | None = None) 
 
 
 def _panel(picture: Pixels, place: NDArray[np.float64], start: int, stage: StageTokens) -> tuple[Pixels, int]:
-    """The picture whose tokens begin at ordinal `start`, with what left dimmed; and how many of them stayed.
+    """Draw a stage on the picture whose tokens start at ordinal `start`.
 
-    Merged patches are tinted and the patch they joined framed; rows of one token are kept ones.
+    Merged patches are tinted, and the patch they were merged into is framed. A row of one token counts as kept.
+
+    Returns:
+        The pixels, and the number of the picture's tokens that stayed.
     """
     origin, assign = stage.origin, stage.assign
     here = origin[(origin >= start) & (origin < start + len(place))] - start
     if assign is None:
         return dim(picture, place, here), len(here)
-    members = np.bincount(assign[assign >= 0], minlength=len(origin))  # tokens that went into each row
-    rows = assign[start : start + len(place)]  # the row that each token of this picture went into, or -1
+    # Example: tokens 0 and 2 in row 0, token 3 in row 1, token 1 dropped: assign 0 -1 0 1 -> members 2 1.
+    members = np.bincount(assign[assign >= 0], minlength=len(origin))  # (rows,) tokens merged into each row
+    rows = assign[start : start + len(place)]  # the row of each token of this picture, -1 if dropped
     several = np.where(rows >= 0, members[rows], 0) > 1
     alone = ((rows >= 0) & ~several).nonzero()[0]
     merged = several.nonzero()[0]
-    targets = origin[rows[merged]]  # what a group's colour goes by, so that it has the same one at every stage
+    targets = origin[rows[merged]]  # the colour depends on the target, so a group has the same colour at every stage
     drawn = dim(picture, place, alone, merged, targets)
     for target in np.unique(targets).tolist():
         if 0 <= target - start < len(place):

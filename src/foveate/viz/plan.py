@@ -1,4 +1,4 @@
-"""How many vision tokens each decoder layer processes and keeps: a picture of what a method will do."""
+"""A chart of the vision tokens that each decoder layer processes and keeps."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from foveate.viz.canvas import FAINT, INK, Page
 
 WIDTH, HEIGHT = 1200, 620
 LEFT, TOP, RIGHT, BELOW = 110, 120, 40, 95
-"""Pixels around the chart, for its title and its labels."""
+"""Margins around the chart, in pixels, for its title and labels."""
 BLUE, ORANGE = "#4f7cac", "#c2571a"
 
 
 def draw_plan(cost: Cost, title: str = "Vision tokens in each decoder layer") -> Image.Image:
-    """Steps over the decoder's layers, beside the number of tokens that enter the model.
+    """Draw the vision tokens of each decoder layer as steps, and the number that the tower makes as a line.
 
         draw_plan(fv.cost(config, text_tokens=40, vision_tokens=576, method=fv.V2Drop()))
 
     Args:
-        cost: What a prompt costs with a method.
-        title: What stands above.
+        cost: The cost of a prompt with a method.
+        title: The title of the chart.
     """
     entering, tokens, cached = sum(cost.vision_tokens), cost.tokens, cost.cached
     page = Page(WIDTH)

@@ -1,4 +1,4 @@
-"""The picture of a prefill: which of the user's pictures and frames its vision tokens are of."""
+"""Draw a prefill: find the picture or frame of each vision token, and draw the kept ones."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ Media = Medium | Sequence[Medium]
 
 
 Prefill = Any
-"""A prefill's `PrefillRecord` of `foveate.engine.trace`, which stands above this room."""
+"""A `PrefillRecord` of `foveate.engine.trace`, which this package must not import."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Medium:
-    """A picture, or the frames of a clip with what is written under each."""
+    """A picture, or the frames of a clip, with their captions."""
 
     pictures: list[Image.Image]
     labels: list[str]
@@ -46,7 +46,7 @@ class _Medium:
 
 
 def show(prefill: Prefill, media: Media, sample: int) -> Image.Image:
-    """The kept patches of a sample drawn on its pictures; see `Trace.show`."""
+    """Draw the kept patches of a sample on its pictures; see `Trace.show`."""
     frames, moving = frames_of(prefill, media, sample)
     stages = stages_of(prefill, sample)
     if moving:
@@ -55,10 +55,14 @@ def show(prefill: Prefill, media: Media, sample: int) -> Image.Image:
 
 
 def frames_of(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame], bool]:
-    """The pictures and frames of a sample as the model saw them, in the order of its tokens; whether any is of a clip.
+    """Return the pictures and frames of a sample as the model saw them, in the order of its tokens.
+
+    Returns:
+        The frames, and True if any of them belongs to a clip.
 
     Raises:
-        InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
+        InputError: If the number of pictures or frames does not match the sample, or the positions of its tokens are
+            unknown.
     """
     videos: list[bool] = []
     if sample < len(prefill.videos):
@@ -70,7 +74,7 @@ def frames_of(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame],
         boxes = prefill.boxes[sample][first : first + count]
         places = [image for image in boxes if image is not None]
         if len(places) < len(boxes):
-            raise InputError("Where this model's vision tokens look is not known, so they cannot be drawn.")
+            raise InputError("The positions of this model's vision tokens are not known, so they cannot be drawn.")
         sizes = [size for image in prefill.frames[sample][first : first + count] for size in image]
         frames += _cut_up(medium, sizes, np.concatenate(places))
         first += count
@@ -80,7 +84,7 @@ def frames_of(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame],
 
 
 def _list(media: Media, videos: Sequence[bool]) -> list[Any]:
-    """What was handed in as a list; the pictures of a lone video are its frames."""
+    """Return the media as a list. Several pictures for a sample with a single video are its frames."""
     media_list: list[Any] = [media]
     if isinstance(media, Sequence) and not isinstance(media, str):
         media_list = list(media)
@@ -90,13 +94,13 @@ def _list(media: Media, videos: Sequence[bool]) -> list[Any]:
 
 
 def drawn_stages(prefill: Prefill, sample: int) -> list[Any]:
-    """The cuts that can be drawn: where the tower's rows are no vision tokens, it is not known where they look."""
+    """Return the stages that can be drawn. Rows of the tower can be drawn only if each is one vision token."""
     arrived = prefill.vision_tokens[sample]
     return [stage for stage in prefill.stages if not stage.rows or stage.before[sample] == arrived]
 
 
 def stages_of(prefill: Prefill, sample: int) -> Stages:
-    """Every cut as drawings take it: a caption, the token of each row, and where merged ones went."""
+    """Return the stages for the drawing functions: a caption, the token of each row, and the row of merged tokens."""
     arrived = prefill.vision_tokens[sample]
     return [
         (f"{stage.place}: {stage.after[sample]} of {arrived}", stage.origin[sample], stage.assign[sample])
@@ -105,8 +109,13 @@ def stages_of(prefill: Prefill, sample: int) -> Stages:
 
 
 def _images(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[int]:
-    """How many of the sample's images each picture or clip stands for: a clip may be shown to a model as one video, or
-    as so many pictures."""
+    """Return the number of the sample's images that each picture or clip stands for.
+
+    A clip is one video for some models, and one image per frame for others.
+
+    Raises:
+        InputError: If the sum is not the number of the sample's images.
+    """
     counts: list[int] = []
     for medium in shown:
         first = sum(counts)
@@ -117,38 +126,41 @@ def _images(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[int]:
         if any(videos):
             kinds += f" and {videos.count(True)} videos"
         raise InputError(
-            f"The sample has {kinds}; got pictures and frames for {sum(counts)} to draw on. Give those of one sample; "
-            "sample=… says which of the batch."
+            f"The sample has {kinds}; got pictures and frames for {sum(counts)} to draw on. Give those of one sample, "
+            "and select the sample of a batch with sample=…."
         )
     return counts
 
 
 def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -> Iterator[Frame]:
-    """Each frame that the model saw, with the boxes of its tokens; a picture is one.
+    """Yield each frame that the model saw with the boxes of its tokens. A picture is one frame.
 
     Args:
-        medium: What was handed in.
-        sizes: Vision tokens of each frame that the model saw.
-        boxes: (tokens, 4): theirs, one frame after the other.
+        medium: The picture or clip.
+        sizes: The number of vision tokens of each frame that the model saw.
+        boxes: (tokens, 4), the boxes of all frames in order.
+
+    Raises:
+        InputError: If the number of frames does not match.
     """
     if not medium.moves:
         yield Frame(medium.pictures[0], boxes, medium.labels[0])
         return
     step = 1
     if len(medium.pictures) != len(sizes):
-        step = 2  # some models make one of two frames
+        step = 2  # some models join two frames into one
     if ceil(len(medium.pictures) / step) != len(sizes):
         raise InputError(
             f"The model saw {len(sizes)} frames or pairs of frames; got {len(medium.pictures)} to draw on."
         )
-    starts = np.cumsum([0, *sizes])  # of frames with 9, 9 and 10 tokens: 0, 9, 18, 28
+    starts = np.cumsum([0, *sizes])  # frames of 9, 9 and 10 tokens -> 0, 9, 18, 28
     for index in range(len(sizes)):
         picture, label = medium.pictures[index * step], medium.labels[index * step]
         yield Frame(picture, boxes[starts[index] : starts[index + 1]], label)
 
 
 def _clock(second: float) -> str:
-    """7.25 s, or 1:07.2 from a minute on."""
+    """Format a time: "7.25 s", or "1:07.2" from a minute on."""
     if second < 60:
         return f"{second:.2f} s"
     minutes, rest = divmod(round(second, 1), 60)
@@ -156,7 +168,7 @@ def _clock(second: float) -> str:
 
 
 def _centre_square(picture: Image.Image) -> Image.Image:
-    """The centre square, which processors that crop let the model see."""
+    """Cut out the centre square, which is all that the model sees after a processor crops."""
     width, height = picture.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

@@ -1,4 +1,4 @@
-"""The kept patches drawn on the picture: a row an image, a panel a stage."""
+"""Kept patches drawn on pictures: a row per image, a panel per stage."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from PIL import Image
 from foveate.viz.canvas import Page, fit
 from foveate.viz.panel import Boxes, Stages, Tokens
 
-PANEL = 405  # pixels, the longer side of a panel
+PANEL = 405  # longer side of a panel, in pixels
 GAP = 18
 TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 11, 9.5, 8
 
@@ -15,20 +15,20 @@ TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 11, 9.5, 8
 def draw_stages(
     images: Sequence[Image.Image], boxes: Sequence[Boxes], stages: Stages, *, title: str | None = None
 ) -> Image.Image:
-    """Draw what was kept at each stage: every image whole, then once a stage with its dropped patches dimmed.
+    """Draw what each stage kept: every image unchanged, then once per stage with dropped patches dimmed.
 
     Args:
-        images: The pictures of one sample, in order.
-        boxes: One (tokens, 4) array an image: x0, y0, x1, y1 of each vision token in [0, 1] of the picture;
-            a row of NaN for a token with no place in it, such as a newline or CLS.
-        stages: (caption, kept) in order; `kept` are ordinals into all images' tokens, one after the other. Where
-            tokens were merged, (caption, origin, assign): the token each row stands for (−1: none), and the row each
-            token went into (−1: dropped).
-        title: A line above everything.
+        images: The images of one sample, in order.
+        boxes: For each image (tokens, 4), the x0, y0, x1, y1 of each vision token in [0, 1]. A row of NaN is a token
+            without a position in the image, such as a newline or CLS.
+        stages: (caption, kept) of each stage, in order. `kept` are ordinals that count through the tokens of all
+            images. A stage that merges is (caption, origin, assign): the token that each row stands for (−1: none),
+            and the row that each token was merged into (−1: dropped).
+        title: A line at the top.
 
     Raises:
-        ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
-            or an ordinal lies outside the tokens.
+        ShapeError: If there are no images, images and boxes differ in number, a box array is not (tokens, 4), or an
+            ordinal is out of range.
     """
     tokens = Tokens.of(len(images), boxes, stages)
     pictures = {number: fit(image, PANEL / max(image.size)) for number, image in enumerate(images)}
@@ -37,7 +37,7 @@ def draw_stages(
         drawn = zip(tokens.panels(stage, pictures), tokens.counts, strict=True)
         columns.append([(pixels, f"{kept} of {count}") for (pixels, kept), count in drawn])
     first = "the pictures"
-    if len(images) == 1:  # its counts are in the captions
+    if len(images) == 1:  # the stage captions contain its counts
         first = "the picture"
         columns = [[(pixels, "") for pixels, _ in column] for column in columns]
 

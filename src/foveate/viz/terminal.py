@@ -1,4 +1,4 @@
-"""A small preview of a picture in a terminal, made of characters in two colours."""
+"""A small preview of a picture in a terminal, made of two-coloured characters."""
 
 import numpy as np
 from PIL import Image
@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-HALF = "▀"  # its upper half has the letter's colour, its lower half the background's: two pixels a character
-COLUMNS, ROWS = 100, 40  # the most that a preview takes
+HALF = "▀"  # upper half in the foreground colour, lower half in the background colour: two pixels per character
+COLUMNS, ROWS = 100, 40  # maximum size of a preview
 COLOURS = ("truecolor", "256")
 
 
 def preview_on(console: Console, image: Image.Image) -> Text | None:
-    """The preview that fits a console; None if it is no terminal, or one without colours or Unicode."""
+    """Return a preview that fits a console; None if it is not a terminal, or lacks colours or Unicode."""
     unable = console.is_dumb_terminal or console.no_color or not console.encoding.startswith("utf")
     if unable or not console.is_terminal:
         return None
@@ -21,14 +21,14 @@ def preview_on(console: Console, image: Image.Image) -> Text | None:
 
 
 def preview(image: Image.Image, console_width: int, color_system: str | None) -> Text | None:
-    """The picture as lines of half blocks, which rich prints; None where there are too few colours.
+    """Return the picture as lines of half blocks for rich to print; None if there are too few colours.
 
-    A character shows two pixels, one above the other, which are about square in most terminals.
+    A character shows two pixels, one above the other. They are about square in most terminals.
 
     Args:
         image: The picture.
-        console_width: Columns of the terminal; a preview takes at most 100 of them, and 40 rows.
-        color_system: As `rich.console.Console.color_system` says: "truecolor", "256", fewer colours, or None.
+        console_width: The width of the terminal, in columns. A preview uses at most 100 columns and 40 rows.
+        color_system: The `color_system` of a `rich.console.Console`: "truecolor", "256", fewer colours, or None.
     """
     if color_system not in COLOURS or console_width < 2:
         return None
