@@ -40,7 +40,7 @@ def ladder_rows(run: PairedRun, methods: Sequence[str]) -> list[ResultRow]:
         step = "+ thinner tower" if name.startswith(THINNER) else "+ fewer tokens"
         names[step] = GRAPH.format(name) if graphs else name
     rows = {str(row["name"]): row for row in rows_of(run)}
-    steps = []
+    steps: list[ResultRow] = []
     before = FULL
     for step, name in names.items():
         row: dict[str, Any] = {"step": step, "name": name}
@@ -54,7 +54,7 @@ def ladder_rows(run: PairedRun, methods: Sequence[str]) -> list[ResultRow]:
 
 def ladder_sheet(rows: Sequence[ResultRow], title: str, notes: Sequence[str] = ()) -> Table:
     """The steps as a table of speed-ups; of the untouched model, milliseconds."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in rows:
         if "ttft" not in row:
             lines.append((row["step"], "not measured"))
