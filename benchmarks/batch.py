@@ -173,9 +173,9 @@ def page(result: dict[str, Any]) -> str:
     """What the guide says of a result."""
     model = result["embedded_model"]
     lines = [
-        "On one core, with a recorded answer in the place of the model (`benchmarks/batch.py`):",
+        "On one core, with a recorded answer instead of the model (`benchmarks/batch.py`):",
         "",
-        "| input | rows | processor time a row | memory after 5 % of the rows, and after all |",
+        "| input | rows | processor time per row | memory after 5 % of the rows, and after all |",
         "|---|---|---|---|",
     ]
     for job in result["jobs"]:
@@ -186,8 +186,8 @@ def page(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "Reading, checking, writing and remembering are all in it, and a stop at half of the rows. "
-        f"The embedded model takes {model['milliseconds_a_row']:.0f} ms a row on the same core.",
+        "This includes reading, checking and writing the rows, and a stop and restart at half of them. "
+        f"The embedded model takes {model['milliseconds_a_row']:.0f} ms per row on the same core.",
     ]
     return "\n".join(lines)
 

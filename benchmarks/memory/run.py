@@ -37,7 +37,7 @@ from foveate.runs.versions import commit, versions
 HERE = Path(__file__).resolve().parent
 RECORD, PAGE, GUIDE = HERE / "methods.json", HERE / "README.md", HERE.parents[1] / "docs/guides/bench.md"
 TOKENS = (576, 4096, 16_384)
-UNTOUCHED, FILM = "untouched", "untouched, film"
+UNTOUCHED, FILM = "untouched", "untouched, video"
 FILMS = ("dtd", "dycoke", "evs", "fastvid", "flashvid", "holitom", "pixelprune", "vidcom2")
 INSIDE = (
     "clse", "dart", "fastv", "mustdrop", "priortr", "pyramiddrop", "random", "sparsevlm", "sparsevlm_plus", "uniform",
@@ -210,10 +210,10 @@ def table(record: dict[str, Any]) -> list[str]:
 
 
 NOTES = f"""\
-MiB of tensors that live at once, weights and inputs apart, and in brackets the share of what the untouched model takes.
-Power: the peak grows with the number of tokens to this power, between the two largest sizes; 1 is linear, 2 all pairs.
-ms: processor time to the first token beyond random dropping with as many tokens in every layer, and in brackets the
-ratio to it; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than 20 s. A
+MiB: the peak of live tensors, without weights and inputs; in brackets, its share of the untouched model's peak.
+Power: the exponent with which the peak grows between the two largest sizes; 1 is linear, 2 is all pairs.
+ms: processor time to the first token, minus that of random dropping with as many tokens in every layer; in brackets,
+the ratio of the two; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than 20 s. A
 figure near 0, or a ratio near that of `random` with itself, is noise. "over {SECONDS} s" and "over {GIB} GiB" are the
 limits of a prompt; "–" is not measured yet."""
 

@@ -4,7 +4,7 @@
 
 Shares are exact: the processor's pixels, no model. Times are seconds of one core, from pixels to the first token, in
 float32, of a Qwen2.5-VL-3B with half its widths and an eighth of its depth, random weights, on a smaller screenshot:
-untouched, untouched again, with PixelPrune, and with as many tokens dropped at random behind the tower. How much the
+untouched, untouched again, with PixelPrune, and with as many tokens dropped at random after the tower. How much the
 tower's rows change that are left is measured on towers of 8 blocks with random weights of two sizes.
 """
 
@@ -173,13 +173,13 @@ def times() -> dict[str, Any]:
     costs = {
         "untouched": fv.cost(model, **known),
         "pixelprune": fv.cost(model, method=fv.PixelPrune(), **known, **counts),
-        "behind the tower": fv.cost(model, method=behind, **known),
+        "after the tower": fv.cost(model, method=behind, **known),
     }
     runs: dict[str, Callable[[], float]] = {
         "untouched": partial(first_token, model, inputs, None),
         "untouched again": partial(first_token, model, inputs, None),
         "pixelprune": partial(first_token, model, inputs, fv.PixelPrune()),
-        "behind the tower": partial(first_token, model, inputs, behind),
+        "after the tower": partial(first_token, model, inputs, behind),
     }
     found = list(rounds(runs, ROUNDS))
     series = {name: [each[name] for each in found] for name in runs}

@@ -273,7 +273,7 @@ PLACES = (
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
     Place("docs/guides/choosing.md", "resized", "embedded.json", resized),
     Place("docs/guides/composing.md", "chains", "embedded.json", chains),
-    Place("docs/guides/video.md", "films", "films.json", partial(table, shown="films", budgets=FILM_BUDGETS)),
+    Place("docs/guides/video.md", "films", "films.json", partial(table, shown="videos", budgets=FILM_BUDGETS)),
 )
 
 

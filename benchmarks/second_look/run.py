@@ -241,13 +241,14 @@ KEYS = ("flops", "agrees", "right")
 def unlike(shifts: Sequence[Mapping[str, float]]) -> str:
     """A sentence on samples that were not like what came."""
     found = [
-        f"for {shift['agreement']:.0%} {percent(1 - shift['agrees'])} % differ and {percent(shift['again'])} % go again"
+        f"at {shift['agreement']:.0%}, {percent(1 - shift['agrees'])} % differ and {percent(shift['again'])} % are "
+        "asked again"
         for shift in shifts
     ]
     first = shifts[0]
     return (
-        f"Samples that are not like what comes: calibrated on {first['samples']:.0f} without lists, relations and "
-        f"counts, and used on {first['questions']:.0f} of these, {'; '.join(found)}."
+        f"Samples unlike the real inputs: calibrated on {first['samples']:.0f} without lists, relations and "
+        f"counts, and used on {first['questions']:.0f} of these: {'; '.join(found)}."
     )
 
 
@@ -260,7 +261,7 @@ def page(record: Mapping[str, Any]) -> str:
         f"{about['pool']} pictures to calibrate, {about['fresh']} fresh ones of other seeds, a question about each; "
         f"commit {str(about['commit'])[:7]}. The full model is right in {percent(record['full_right'])} %.\n\n"
         f"{curves}\n\n"
-        f"Whether the full model's answer is given, told by the confidence (AUROC): {signals}.\n\n{promised}\n\n"
+        f"How well the confidence tells whether the answer equals the full model's (AUROC): {signals}.\n\n{promised}\n\n"
         f"{PROMISED} at 98 %, task by task:\n\n{tasks}\n\n"
         f"{unlike(record['shifted'])}\n\nTime of an answer alone, {PROMISED}, on a CPU:\n\n{timed}"
     )

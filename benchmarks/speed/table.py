@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> int:
         parts = {
             "speed": tables(records(HERE, files), whole_tables),
             "whole": whole(records(HERE, (WHOLE,))),
+            "ends": ends(records(HERE, (WHOLE,))),
             "first": first(HERE),
             "launches": launches(HERE),
             "ladder": ladder(HERE),
@@ -139,6 +140,17 @@ def whole(found: list[dict[str, Any]]) -> str:
                 lines.append(f"| ÷ {other} |  | {' | '.join(ratios)} |  |")
         lines.append("")
     return "\n".join(lines)
+
+
+def ends(found: list[dict[str, Any]]) -> str:
+    """One row for each record: how many times faster its method reaches the first and the last token."""
+    lines = ["| shape | tower's share, untouched | first token | end to end |", "|---|---|---|---|"]
+    for record in found:
+        base = next(row for row in record["rows"] if row["name"] == FULL)
+        row = next(row for row in record["rows"] if row["control"])
+        cells = [f"`{record['model']['name']}`", tower_of(base), speed_up(row, "ttft"), speed_up(row, "whole")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def first(folder: Path) -> str:

@@ -23,6 +23,7 @@ from foveate.plain.table import between
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs/methods/thintower.md"
 MODELS = {"pictures": "embedded", "films": "embedded-films"}
+SHOWN = {"pictures": "pictures", "films": "videos"}
 GRID = (27, 37)
 """Of Qwen2.5-VL-3B's picture: 999 vision tokens."""
 THIRD, NINTH = 1 / 3, 1 / 9
@@ -91,7 +92,7 @@ def table(record: dict[str, Any], kind: str) -> str:
     rows = {row["name"]: row for row in record["rows"] if row["task"] is None}
     full, seeds = rows[FULL], ", ".join(map(str, record["seeds"]))
     lines = [
-        f"{full['questions']:,} questions about {full['pictures']} {kind} (seeds {seeds}); full model "
+        f"{full['questions']:,} questions about {full['pictures']} {SHOWN[kind]} (seeds {seeds}); full model "
         f"{100 * full['accuracy']:.1f} %. FLOPs: how many times fewer from the pixels on, on Qwen2.5-VL-3B's shape.",
         "",
         "|  | method | share of the tokens | FLOPs | % right | to the full model |",
