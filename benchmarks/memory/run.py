@@ -213,9 +213,9 @@ NOTES = f"""\
 MiB: the peak of live tensors, without weights and inputs; in brackets, its share of the untouched model's peak.
 Power: the exponent with which the peak grows between the two largest sizes; 1 is linear, 2 is all pairs.
 ms: processor time to the first token, minus that of random dropping with as many tokens in every layer; in brackets,
-the ratio of the two; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than 20 s. A
-figure near 0, or a ratio near that of `random` with itself, is noise. "over {SECONDS} s" and "over {GIB} GiB" are the
-limits of a prompt; "–" is not measured yet."""
+the ratio of the two; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than
+20 s. A figure near 0, or a ratio near that of `random` with itself, is noise. "over {SECONDS} s" and "over {GIB} GiB"
+are the limits of a prompt; "–" is not measured yet."""
 
 
 def page(record: dict[str, Any]) -> str:

@@ -259,9 +259,10 @@ def page(record: Mapping[str, Any]) -> str:
     signals = ", ".join(f"{name} {value:.2f}" for name, value in record["auroc"].items())
     return (
         f"{about['pool']} pictures to calibrate, {about['fresh']} fresh ones of other seeds, a question about each; "
-        f"commit {str(about['commit'])[:7]}. The full model is right in {percent(record['full_right'])} %.\n\n"
+        f"commit {str(about['commit'])[:7]}. The full model answers {percent(record['full_right'])} % correctly.\n\n"
         f"{curves}\n\n"
-        f"How well the confidence tells whether the answer equals the full model's (AUROC): {signals}.\n\n{promised}\n\n"
+        f"How well the confidence tells whether the answer equals the full model's (AUROC): {signals}.\n\n"
+        f"{promised}\n\n"
         f"{PROMISED} at 98 %, task by task:\n\n{tasks}\n\n"
         f"{unlike(record['shifted'])}\n\nTime of an answer alone, {PROMISED}, on a CPU:\n\n{timed}"
     )
