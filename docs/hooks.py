@@ -23,7 +23,7 @@ WORDS = {
     "CachedAttention": "attention of the question",
     "Keys": "keys",
     "KeyNorms": "norms of keys",
-    "Normed": "normed states",
+    "Normed": "normalised states",
     "OwnSignal": "a function of your own",
     "Pivots": "some text states",
     "TowerAttention": "attention in the tower",
@@ -35,13 +35,13 @@ WORDS = {
     "Features": "features",
     "Products": "queries of the text times keys",
     "ValueLikeness": "values of the text and of the tokens",
-    "Rotary": "what RoPE makes of places in the prompt",
+    "Rotary": "RoPE's angles at places in the prompt",
 }
 ROWS = {
     "last": "of the last token",
-    "after": "of the text behind the image",
-    "but_last": "of the text behind the image, without its last token",
-    "null": "of the first token behind the image",
+    "after": "of the text after the image",
+    "but_last": "of the text after the image, without its last token",
+    "null": "of the first token after the image",
     "raters": "of words that resemble the image",
     "vision": "of vision tokens",
 }
@@ -49,8 +49,8 @@ ROWS = {
 PLACES = (
     "before the tower",
     "in the tower",
-    "behind the tower",
-    "behind the projector",
+    "after the tower",
+    "after the projector",
     "before layers",
     "in the cache",
     "nothing: answers read less",
@@ -132,7 +132,7 @@ def with_picture(markdown: str, name: str) -> str:
     if first is None or not (DOCS / f"images/methods/{name}.webp").exists():
         return markdown
     title = markdown.splitlines()[0].removeprefix("# ")
-    shown = f"![{title}: what is kept of a picture or film](../images/methods/{name}.webp)\n\n"
+    shown = f"![{title}: what it keeps of a picture or video](../images/methods/{name}.webp)\n\n"
     return markdown[: first.start()] + shown + markdown[first.start() :]
 
 
@@ -152,35 +152,39 @@ class Checkpoint(NamedTuple):
     rule: str
 
 
-TILES_NEXT = "576 of the whole, and up to four tiles of 336 pixels"
-TILES_OV = "729 of the whole, and up to nine tiles of 384 pixels"
+TILES_NEXT = "576 for the whole picture, plus up to four tiles of 336 pixels"
+TILES_OV = "729 for the whole picture, plus up to nine tiles of 384 pixels"
 CHECKED = (
     Checkpoint("llava-hf/llava-1.5-7b-hf", "llava", 576, "always"),
     Checkpoint("llava-hf/llava-v1.6-mistral-7b-hf", "llava_next", 2340, TILES_NEXT),
-    Checkpoint("llava-hf/LLaVA-NeXT-Video-7B-hf", "llava_next_video", 2340, f"{TILES_NEXT}; 144 a frame"),
-    Checkpoint("llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava_onevision", 4725, f"{TILES_OV}; 196 a frame"),
+    Checkpoint("llava-hf/LLaVA-NeXT-Video-7B-hf", "llava_next_video", 2340, f"{TILES_NEXT}; 144 per frame"),
+    Checkpoint("llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava_onevision", 4725, f"{TILES_OV}; 196 per frame"),
     Checkpoint("llava-hf/vip-llava-7b-hf", "vipllava", 576, "always"),
-    Checkpoint("LanguageBind/Video-LLaVA-7B-hf", "video_llava", 256, "always; 257 a frame"),
-    Checkpoint("Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", 999, "one for 28 × 28 pixels"),
-    Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", 999, "one for 28 × 28 pixels"),
-    Checkpoint("Qwen/Qwen3-VL-4B-Instruct", "qwen3_vl", 768, "one for 32 × 32 pixels"),
-    Checkpoint("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", 768, "one for 32 × 32 pixels"),
-    Checkpoint("Qwen/Qwen3-VL-30B-A3B-Instruct", "qwen3_vl_moe", 768, "one for 32 × 32 pixels"),
-    Checkpoint("Qwen/Qwen3.5-27B", "qwen3_5", 768, "one for 32 × 32 pixels"),
-    Checkpoint("Qwen/Qwen3.5-35B-A3B", "qwen3_5_moe", 768, "one for 32 × 32 pixels"),
-    Checkpoint("OpenGVLab/InternVL3-1B-hf", "internvl", 3328, "256 a tile of 448 pixels, up to 12, and the whole"),
-    Checkpoint("HuggingFaceM4/Idefics3-8B-Llama3", "idefics3", 2197, "169 a tile of 364 pixels, and the whole"),
+    Checkpoint("LanguageBind/Video-LLaVA-7B-hf", "video_llava", 256, "always; 257 per frame"),
+    Checkpoint("Qwen/Qwen2-VL-7B-Instruct", "qwen2_vl", 999, "one per 28 × 28 pixels"),
+    Checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", "qwen2_5_vl", 999, "one per 28 × 28 pixels"),
+    Checkpoint("Qwen/Qwen3-VL-4B-Instruct", "qwen3_vl", 768, "one per 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3-VL-8B-Instruct", "qwen3_vl", 768, "one per 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3-VL-30B-A3B-Instruct", "qwen3_vl_moe", 768, "one per 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3.5-27B", "qwen3_5", 768, "one per 32 × 32 pixels"),
+    Checkpoint("Qwen/Qwen3.5-35B-A3B", "qwen3_5_moe", 768, "one per 32 × 32 pixels"),
+    Checkpoint(
+        "OpenGVLab/InternVL3-1B-hf", "internvl", 3328, "256 per tile of 448 pixels, up to 12, plus the whole picture"
+    ),
+    Checkpoint(
+        "HuggingFaceM4/Idefics3-8B-Llama3", "idefics3", 2197, "169 per tile of 364 pixels, plus the whole picture"
+    ),
     Checkpoint(
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         "smolvlm",
         1053,
-        "81 a tile of 384 pixels, longest side 1,536, and the whole",
+        "81 per tile of 384 pixels, longest side 1,536, plus the whole picture",
     ),
     Checkpoint("google/gemma-3-4b-it", "gemma3", 256, "always, without pan and scan"),
     Checkpoint("google/paligemma2-3b-mix-224", "paligemma", 256, "always; 1,024 at 448 pixels, 4,096 at 896"),
-    Checkpoint("mistralai/Mistral-Small-3.1-24B-Instruct-2503", "mistral3", 1036, "one for 28 × 28 pixels"),
-    Checkpoint("zai-org/GLM-4.1V-9B-Thinking", "glm4v", 999, "one for 28 × 28 pixels"),
-    Checkpoint("zai-org/GLM-4.5V", "glm4v_moe", 999, "one for 28 × 28 pixels"),
+    Checkpoint("mistralai/Mistral-Small-3.1-24B-Instruct-2503", "mistral3", 1036, "one per 28 × 28 pixels"),
+    Checkpoint("zai-org/GLM-4.1V-9B-Thinking", "glm4v", 999, "one per 28 × 28 pixels"),
+    Checkpoint("zai-org/GLM-4.5V", "glm4v_moe", 999, "one per 28 × 28 pixels"),
 )
 
 
@@ -188,7 +192,14 @@ def checkpoints() -> str:
     """The table of checkpoints: tokens of a picture, tested versions, and the method to begin with."""
     from foveate.registry import families, support
 
-    heads = ["checkpoint", "family", "tokens of 1024 × 768, *computed*", "rule", "transformers", "beside V2Drop"]
+    heads = [
+        "checkpoint",
+        "family",
+        "tokens of a 1024 × 768 picture, *computed*",
+        "rule",
+        "transformers",
+        "besides V2Drop",
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, family, tokens, rule in CHECKED:
         serves = support()[family]
@@ -196,7 +207,7 @@ def checkpoints() -> str:
         if not isinstance(serves["image"]["pixelprune"], str):
             then.append("PixelPrune for documents")
         if "video" in serves:
-            then.append("VidCom2 for films")
+            then.append("VidCom2 for videos")
         oldest = getattr(families()[family], "oldest", "5.16.1")
         cells = (
             f"`{name}`",
@@ -220,49 +231,49 @@ vlm = fv.load("{name}")
 answer = vlm.ask("cat.jpg", "What is it doing?", method="v2drop", retention=1/3)               # a picture
 print(answer, f"{{answer.retention:.0%}} of {{answer.vision_tokens}} vision tokens")
 
-film = vlm.ask("clip.mp4", "What happens?", frames=3, method="vidcom2", retention=1/4)         # {film}
+video = vlm.ask("clip.mp4", "What happens?", frames=3, method="vidcom2", retention=1/4)        # {video}
 
 questions = [("cat.jpg", "What is this?"), ("dog.jpg", "What is this?")]
 for answer in vlm.ask_many(questions, batch_size=2, method="v2drop", retention=1/3):           # a batch
     print(answer.prompt.text, answer)
 ```
 
-With a model that your code has loaded: `with fv.drop(model, "v2drop", retention=1/3): model.generate(**inputs)`
-([before and after](../guides/before-after.md)). Which method, and how many tokens: [choosing](../guides/choosing.md).
+If your code has loaded the model: `with fv.drop(model, "v2drop", retention=1/3): model.generate(**inputs)`
+([before and after](../guides/before-after.md)). To choose a method and a budget, see [choosing](../guides/choosing.md).
 """
 FAMILY_PROOF = """
-## What is proved, and what is refused
+## What is tested
 
-Every method runs on a tiny random model of this type in the tests, with transformers {oldest} to 5.24: keeping all
-tokens changes no bit, what is dropped equals the same model with those columns masked, each sample of a batch gets what
-it gets alone, and the model is restored. **Not proved**: quality on a real checkpoint.
-[`foveate check {name}`](../guides/check.md) proves the mechanics on yours.
+The tests run every method on a tiny random model of this type, with transformers {oldest} to 5.24. Keeping all tokens
+changes no bit, dropping tokens equals masking them, a sample gives the same result in a batch as alone, and the model
+is restored. **Not tested**: quality on a real checkpoint. [`foveate check {name}`](../guides/check.md) runs such tests
+on yours.
 
-Drops tokens of {modalities}. {refused}
-What no model is served with: [troubleshooting](../guides/troubleshooting.md).
+foveate drops tokens of {modalities}. {refused} Setups that no model supports are listed under
+[model setups](../guides/your-model.md).
 """
 
 
 def with_use(markdown: str, name: str) -> str:
-    """A family's page with code that runs, what is proved and what is refused; others have these by hand."""
+    """A family's page with code that runs, what is tested and what raises an error; others have these by hand."""
     from foveate.registry import families, support
 
     if name not in families():
         return markdown
     serves = support()[name]
     refused = {answer for methods in serves.values() for answer in methods.values() if isinstance(answer, str)}
-    film = "a film" if "video" in serves else "a film; the model reads pictures, so each frame is one"
+    video = "a video" if "video" in serves else "a video; this model reads pictures, so each frame is one"
     values = {
         "name": re.search(r"^\| checkpoints \| `([^`]+)`", markdown, re.MULTILINE)[1],
-        "film": film,
+        "video": video,
         "oldest": getattr(families()[name], "oldest", "5.16.1"),
-        "modalities": "pictures and films" if "video" in serves else "pictures",
-        "refused": "Refused: " + " ".join(sorted(refused)) if refused else "Every method is served.",
+        "modalities": "pictures and videos" if "video" in serves else "pictures",
+        "refused": "These raise an error: " + " ".join(sorted(refused)) if refused else "Every method works.",
     }
     table = re.search(r"\A.*?\n\n\|.*?\n\n", markdown + "\n", re.DOTALL).end()
     code, proof = FAMILY_CODE.format_map(values).lstrip(), FAMILY_PROOF.format_map(values)
     rest = markdown[table:].strip()
-    notes = f"\n## What is special\n\n{rest}\n" if rest else ""
+    notes = f"\n## Good to know\n\n{rest}\n" if rest else ""
     return f"{markdown[:table]}{code}{proof}{notes}"
 
 
@@ -298,7 +309,7 @@ def traits() -> str:
     import foveate
     from foveate.contract.stages import ImageStage, LayerStage, PatchStage, Shape
 
-    lines = ["| method | drops | reads | does the question matter? |", "|---|---|---|---|"]
+    lines = ["| method | drops tokens | reads | depends on the question |", "|---|---|---|---|"]
     for name, kind in foveate.methods().items():
         stages = kind().stages(Shape(depth=32, cls=True))
         layers = list(dict.fromkeys(str(stage.layer) for stage in stages if isinstance(stage, LayerStage)))
@@ -343,8 +354,8 @@ def signals() -> str:
 
 
 PROVED_ON = (
-    "foveate tells the parts of these models from their structure. Each was proved as a tiny random model, on this "
-    "version of transformers and on later ones:"
+    "foveate finds the parts of these models by their structure. Each was tested as a tiny random model, with this "
+    "version of transformers and with later ones:"
 )
 
 
