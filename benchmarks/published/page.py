@@ -64,9 +64,9 @@ search:
     These are numbers from papers. foveate has reproduced none of them. Compare a paper's number with one of ours only
     if model, prompt, task and budget are the same.
 
-The same numbers are data in `benchmarks/published/`, one file per paper. They come from notes taken while reading the
-papers. The notes identify a table or figure by what it shows, not by its number. If the notes do not give a detail,
-this page says so.
+`benchmarks/published/` has the same numbers as CSV files, one per paper. They come from notes taken while reading the
+papers. The notes identify a table or figure by what it shows, not by its number. Where the notes lack a detail, this
+page says so.
 
 - **†** marks a number that the method's own authors did not report: other authors ran the method, or tabulated it.
 - Scores are in %, except MME and OCRBench, which are in points. Where a paper says MMB, MMBench is the English one.
