@@ -188,7 +188,7 @@ class Pictures:
                     of_image = tuple(self.prompt.grids[index])
                     cells = sum(rows * columns for rows, columns in of_image)
                     arriving = Arriving(cells, size, cells, closing_rows(size - cells), of_image)
-                    grids.append(follow.coarsened(stages, arriving))
+                    grids.append(follow.coarse_grids(stages, arriving))
                 else:
                     grids.append(self._of_image(index))
             return [[torch.ones(grid, dtype=torch.bool) for grid in of_image] for of_image in grids]
