@@ -173,7 +173,7 @@ class RowsReader(ABC):
         number = asks.sum(dim=1, keepdim=True)
         first = of_text / number.clamp(min=1)
         # The rows most alike to the text ask too, for the second column.
-        seeds = first.sort(dim=1, descending=True, stable=True).indices[:, : signal.seeded(len(unit))]
+        seeds = first.sort(dim=1, descending=True, stable=True).indices[:, : signal.seed_count(len(unit))]
         of_seeds = self._sum_of_likeness(signal, own, own.gather(1, seeds), torch.ones_like(seeds))
         return torch.stack((first, (of_text + of_seeds) / (number + seeds.shape[1])), dim=-1) * (number > 0)[..., None]
 
