@@ -240,7 +240,7 @@ If your code loads the model itself, use `with fv.drop(model, "v2drop", retentio
 and a retention.
 """
 FAMILY_PROOF = """
-## What is tested, and what is not supported
+## Tests and limits
 
 The tests run every method on a tiny random model of this type, with transformers {oldest} to 5.24. They check that
 keeping all tokens changes no bit, that dropping equals masking the dropped tokens in the untouched model, that a batch
@@ -271,7 +271,7 @@ def with_use(markdown: str, name: str) -> str:
     table = re.search(r"\A.*?\n\n\|.*?\n\n", markdown + "\n", re.DOTALL).end()
     code, proof = FAMILY_CODE.format_map(values).lstrip(), FAMILY_PROOF.format_map(values)
     rest = markdown[table:].strip()
-    notes = f"\n## What is special\n\n{rest}\n" if rest else ""
+    notes = f"\n## Special cases\n\n{rest}\n" if rest else ""
     return f"{markdown[:table]}{code}{proof}{notes}"
 
 
