@@ -293,7 +293,7 @@ def cost(
 def _undecided_error(name: str, prompt: PromptLengths) -> SettingError:
     """Return the error for a method whose counts are not known, with what is missing."""
     grids, run = prompt.grids, "run it and pass **trace.latest.ran()."
-    if_decided = f"if it depends on the picture or the question, {run}"
+    if_decided = f"if it also depends on the picture or the question, {run}"
     if grids is None:
         return SettingError(
             f"How many tokens {name} keeps depends on more than their number: pass grids=…, and videos=… for a "

@@ -69,6 +69,7 @@ class TowerFlops:
         """
         if not self.windowed:
             return []
+        # 5 x 5 tokens with windows of 2: bands of 2, 2 and 1 rows, each split into 2, 2 and 1 columns.
         bands = torch.split(picture, self.window)
         windows = [window for band in bands for window in torch.split(band, self.window, dim=1)]
         return [int(window.sum()) * self.unit for window in windows]
