@@ -1,11 +1,12 @@
-"""Peak memory and scoring time of every method at 576, 4,096 and 16,384 vision tokens: writes record and page.
+"""Measure peak memory and scoring time of every method at 576, 4,096 and 16,384 vision tokens.
 
-    python benchmarks/memory/run.py                             # an hour of one core; goes on where it stopped
-    python benchmarks/memory/run.py --method scope --again      # one method once more
+    python benchmarks/memory/run.py                             # an hour on one core; resumes where it stopped
+    python benchmarks/memory/run.py --method scope --again      # measure one method again
 
-A cell, a method at a number of tokens, is a process of its own with limits of processor time and memory: one that
-exceeds them is recorded as that. Peaks are counted tensor by tensor, so that a run anywhere gives the same. Times are
-of the processor, from pixels to the first token, beside random dropping with as many tokens in every layer.
+Writes the record, README.md and the table of docs/guides/bench.md. A cell is a method at a number of tokens. It runs in
+its own process with limits on processor time and memory; a cell that exceeds one is recorded as such. Peaks are counted
+tensor by tensor, so they do not depend on the machine. Times are processor time from pixels to the first token, paired
+with random dropping at as many tokens in every layer.
 """
 
 import argparse
@@ -52,11 +53,11 @@ CONDITIONS = (
 )
 
 
-# -- a cell, in a process of its own ------------------------------------------------------------------------------
+# -- a cell, in its own process -----------------------------------------------------------------------------------
 
 
 def shape_of(name: str, tokens: int) -> NamedShape:
-    """A LLaVA that is shown one picture of so many tokens, or a Qwen2-VL with a film of 64 tokens for two frames."""
+    """A LLaVA with one picture of this many tokens, or a Qwen2-VL with a film of 64 tokens per two frames."""
     width, tower = DECODER["width"], TOWER["width"]
     text = {
         "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": DECODER["layers"],
@@ -82,7 +83,7 @@ def shape_of(name: str, tokens: int) -> NamedShape:
 
 
 def setting(name: str) -> Method | None:
-    """The method as it is measured."""
+    """The method with the settings that are measured. None for the untouched model."""
     if name in (UNTOUCHED, FILM):
         return None
     kind = fv.methods()[name]
@@ -94,13 +95,13 @@ def setting(name: str) -> Method | None:
 
 
 def cell(name: str, tokens: int) -> dict[str, Any]:
-    """What a method takes of a prompt with so many vision tokens."""
+    """Peak bytes and seconds of a method on a prompt with this many vision tokens, or why it failed."""
     shape = shape_of(name, tokens)
     model = shape.build(torch.device("cpu"), torch.float32)
     workload = synthetic(shape, PromptRequest(), torch.device("cpu"))
     if name == "pixelprune":
         blank = workload.inputs["pixel_values_videos"]
-        blank[: len(blank) // 2] = 0  # else no pixels are alike
+        blank[: len(blank) // 2] = 0  # else PixelPrune finds no equal pixels
     method = setting(name)
     signal.signal(signal.SIGPROF, _too_long)
     try:
@@ -140,12 +141,12 @@ def _too_long(*_: Any) -> None:
 
 
 def names() -> list[str]:
-    """The rows of the table."""
+    """The names of the table's rows."""
     return [UNTOUCHED, FILM, *sorted(fv.methods())]
 
 
 def run(record: dict[str, Any], methods: list[str], again: bool) -> None:
-    """Measure what is missing, small prompts first, and write after each cell."""
+    """Measure the missing cells, small prompts first, and write the record after each."""
     cells = [(name, tokens) for tokens in TOKENS for name in methods]
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
         task = progress.add_task("", total=len(cells))
@@ -160,7 +161,7 @@ def run(record: dict[str, Any], methods: list[str], again: bool) -> None:
 
 
 def write(record: dict[str, Any]) -> None:
-    """The record, its page, and the guide's part."""
+    """Write the record, its README and the guide's table."""
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(page(record), encoding="utf-8")
     GUIDE.write_text(filled(GUIDE.read_text(encoding="utf-8"), record), encoding="utf-8")
@@ -170,7 +171,7 @@ def write(record: dict[str, Any]) -> None:
 
 
 def memory_of(record: dict[str, Any], name: str, tokens: int) -> str:
-    """`12.3 (0.85)`: MiB, and the share of what the untouched model takes."""
+    """`12.3 (0.85)`: MiB, and the ratio to the untouched model."""
     found = record["rows"].get(name, {}).get(str(tokens), {"failed": "–"})
     if "failed" in found:
         return str(found["failed"])
@@ -179,7 +180,7 @@ def memory_of(record: dict[str, Any], name: str, tokens: int) -> str:
 
 
 def time_of(record: dict[str, Any], name: str, tokens: int) -> str:
-    """`120 (1.05)`: milliseconds beyond random, and the ratio to it; medians over the pairs."""
+    """`120 (1.05)`: milliseconds more than random dropping, and the ratio to it; medians of the pairs."""
     found = record["rows"].get(name, {}).get(str(tokens), {"failed": "–"})
     if "seconds" not in found:
         return str(found.get("failed", ""))
@@ -188,7 +189,7 @@ def time_of(record: dict[str, Any], name: str, tokens: int) -> str:
 
 
 def growth(record: dict[str, Any], name: str) -> str:
-    """The power of the number of tokens with which the peak grows, between the two largest that are measured."""
+    """The exponent k of peak ~ tokens^k, from the two largest sizes measured."""
     found = record["rows"].get(name, {})
     peaks = [(tokens, found[str(tokens)]["peak"]) for tokens in TOKENS if "peak" in found.get(str(tokens), {})]
     if len(peaks) < 2:
@@ -198,7 +199,7 @@ def growth(record: dict[str, Any], name: str) -> str:
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """Every method: memory and time."""
+    """Memory and time of every method, as lines of Markdown."""
     heads = ["method", *(f"MiB at {tokens:,}" for tokens in TOKENS)]
     heads += ["power", *(f"ms at {tokens:,}" for tokens in TOKENS)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -210,27 +211,27 @@ def table(record: dict[str, Any]) -> list[str]:
 
 
 NOTES = f"""\
-MiB of tensors that live at once, weights and inputs apart, and in brackets the share of what the untouched model takes.
-Power: the peak grows with the number of tokens to this power, between the two largest sizes; 1 is linear, 2 all pairs.
-ms: processor time to the first token beyond random dropping with as many tokens in every layer, and in brackets the
-ratio to it; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than 20 s. A
-figure near 0, or a ratio near that of `random` with itself, is noise. "over {SECONDS} s" and "over {GIB} GiB" are the
-limits of a prompt; "–" is not measured yet."""
+MiB: peak of tensors alive at the same time, without weights and inputs; in brackets, the ratio to the untouched model.
+Power: the exponent with which the peak grows with the number of tokens, from the two largest sizes. 1 is linear; 2
+means that the method compares all pairs of tokens. ms: processor time to the first token, minus that of random dropping
+with as many tokens in every layer; in brackets, the ratio to it. These are medians of 9 interleaved pairs, or of 3 if a
+prompt takes more than 1 s, or one pair if it takes more than 20 s. A time near 0, or a ratio near that of the row
+`random`, is noise. "over {SECONDS} s" and "over {GIB} GiB": the prompt exceeded the limit. "–": not measured yet."""
 
 
 def page(record: dict[str, Any]) -> str:
-    """The README of a record."""
+    """The README of this folder, from a record."""
     found = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
         "# Memory and scoring by method",
         "",
         f"A LLaVA with a tower of {TOWER['layers']} layers and width {TOWER['width']} and a decoder of "
         f"{DECODER['layers']} layers and width {DECODER['width']}; {record['conditions']}. One picture of 576, 4,096 "
-        f"or 16,384 vision tokens; for {', '.join(FILMS)} a film of as many, {A_FRAME} for two frames, and a Qwen2-VL "
-        "of these sizes. Before the decoder "
-        f"{ENTER} tokens stay; of films a third; methods that cut inside the decoder ({', '.join(INSIDE)}) keep "
-        f"{SHARE:.0%} on average; methods without a budget have their own settings, and PixelPrune's film is blank in "
-        "its first half. Made by",
+        f"or 16,384 vision tokens; for {', '.join(FILMS)} a film of as many tokens, {A_FRAME} per two frames, and a "
+        "Qwen2-VL of these sizes. Methods before the decoder keep "
+        f"{ENTER} tokens, and a third of a film; methods that cut inside the decoder ({', '.join(INSIDE)}) keep "
+        f"{SHARE:.0%} on average. Methods without a budget run with their defaults. The first half of PixelPrune's "
+        "film is blank. Made by",
         "",
         "```bash",
         "python benchmarks/memory/run.py",
@@ -246,16 +247,16 @@ def page(record: dict[str, Any]) -> str:
 
 
 def filled(text: str, record: dict[str, Any]) -> str:
-    """The guide with its part of the record."""
+    """The guide's text with the table of a record."""
     return between(text, "memory", "\n".join([*table(record), "", NOTES, ""]))
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure the cells and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", nargs="+", default=names(), choices=names(), metavar="NAME")
-    parser.add_argument("--again", action="store_true", help="measure also what the record has")
-    parser.add_argument("--cell", nargs=2, metavar=("NAME", "TOKENS"), help="print one cell")
+    parser.add_argument("--again", action="store_true", help="also measure cells that the record has")
+    parser.add_argument("--cell", nargs=2, metavar=("NAME", "TOKENS"), help="measure and print one cell")
     options = parser.parse_args()
     if options.cell:
         torch.set_num_threads(1)
