@@ -237,10 +237,10 @@ def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:
     if len(of_cells) > SHOWN:
         return [
             "",
-            f"† On at least one of these tasks, less than a quarter is left: {', '.join(dict.fromkeys(tasks))}.",
+            f"† On one or more of these tasks, less than a quarter is left: {', '.join(dict.fromkeys(tasks))}.",
         ]
     full = shares(quality.full, dict.fromkeys(tasks), quality)
-    return ["", f"† On a task, less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
+    return ["", f"† Tasks on which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
 
 
 def shares(row: dict[str, Any], tasks: Iterable[str], quality: Quality) -> str:
