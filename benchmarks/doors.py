@@ -1,11 +1,11 @@
-"""Rows a second of `ask_many`, `foveate batch` and `foveate eval --samples`, in processor time, on the embedded model.
+"""Time `ask_many`, `foveate batch` and `foveate eval --samples` on the embedded model, in rows per processor second.
 
     python benchmarks/doors.py --questions 66
     python benchmarks/doors.py --beside OLD/src --rounds 5 --out benchmarks/doors.json
 
-It uses nothing but public doors, so it runs on an older checkout too. Beside one, both run in turn, each in a process
-of its own, and each figure is a ratio to the older checkout: the median of rounds and their range. A second run of the
-older one in each round is the control.
+It uses only the public interface, so it also runs on an older checkout. With --beside, both checkouts run in turn, each
+in its own process, and each figure is a ratio to the older checkout: median and range of the rounds. A second run of
+the older checkout in each round is the control.
 """
 
 import argparse
@@ -37,7 +37,7 @@ COMPARED = ("v2drop", "divprune", "fastv", "vidcom2", "random", "resize")
 
 
 def rows_about(pictures: int, questions: int, folder: Path) -> list[dict[str, str]]:
-    """So many questions about each of so many drawn pictures."""
+    """Rows with up to `questions` questions about each of `pictures` drawn pictures."""
     rows = []
     for number in range(pictures):
         drawn = scene(SPLIT, number)
@@ -49,7 +49,7 @@ def rows_about(pictures: int, questions: int, folder: Path) -> list[dict[str, st
 
 
 def rate(rows: int, work: Callable[[], object]) -> float:
-    """Rows a second of processor time."""
+    """Rows per second of processor time."""
     begun = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         work()
@@ -57,7 +57,7 @@ def rate(rows: int, work: Callable[[], object]) -> float:
 
 
 def measured(rows: list[dict[str, str]], folder: Path) -> dict[str, float]:
-    """Rows a second of each door."""
+    """Rows per second by `ask_many`, `foveate batch` and `foveate eval`."""
     vlm = fv.load("embedded", device="cpu")
     pairs = [(row["image"], row["question"]) for row in rows]
     file = folder / "rows.jsonl"
@@ -79,13 +79,13 @@ def measured(rows: list[dict[str, str]], folder: Path) -> dict[str, float]:
 
 
 def commit_of(source: str) -> str:
-    """The commit that a checkout is at."""
+    """The commit of a checkout."""
     command = ["git", "-C", source, "rev-parse", "--short", "HEAD"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def beside(old: str, rounds: int, words: list[str]) -> dict[str, dict[str, list[float]]]:
-    """This checkout's rows a second over an older one's, and the older one's over its own: median, lowest, highest."""
+    """Ratios of rows per second, new to old checkout and old to itself: median, lowest, highest."""
     new, ratios = str(Path(fv.__file__).parents[1]), {"new": {}, "control": {}}
     for number in range(rounds):
         order = [("new", new), ("old", old), ("control", old)]
@@ -109,10 +109,10 @@ def beside(old: str, rounds: int, words: list[str]) -> dict[str, dict[str, list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=6)
-    parser.add_argument("--questions", type=int, default=6, help="about each picture")
-    parser.add_argument("--beside", metavar="SRC", help="the `src` of another checkout")
+    parser.add_argument("--questions", type=int, default=6, help="questions about each picture")
+    parser.add_argument("--beside", metavar="SRC", help="the `src` folder of an older checkout to compare with")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a file for the ratios")
+    parser.add_argument("--out", type=Path, help="write the ratios to this file")
     options = parser.parse_args()
     if options.beside:
         words = ["--pictures", str(options.pictures), "--questions", str(options.questions)]

@@ -1,9 +1,9 @@
-"""Time of a prefill and of a decode step beside an older commit's, interleaved, with this tree twice as the control.
+"""Compare the time of a prefill and of a decode step with an older commit, with this tree twice as the control.
 
     python benchmarks/speed/beside.py a50230a
 
-Three processes of one thread take turns in a random order, on a random LLaVA of 32 layers and width 256. What is
-printed is processor time, ratios of a round: their median and the middle 80 %.
+Three single-threaded processes take turns in random order, on a LLaVA of 32 layers and width 256 with random weights.
+Prints ratios of processor time within a round: their median and the middle 80 %.
 """
 
 import io
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def model_and_inputs() -> tuple[Any, dict[str, Any]]:
-    """The same in each process."""
+    """Build the model and its inputs, equal in each process."""
     import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -44,7 +44,7 @@ def model_and_inputs() -> tuple[Any, dict[str, Any]]:
 
 
 def serve() -> None:
-    """Read a line, a method and what to time; write seconds."""
+    """For each line of stdin (a method and a part), time it and print the seconds."""
     import torch
 
     import foveate as fv
@@ -67,14 +67,14 @@ def serve() -> None:
 
 
 def started(source: Path) -> subprocess.Popen[str]:
-    """A process with this tree's foveate."""
+    """Start a process that imports foveate from `source`."""
     environment = os.environ | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, __file__, "--serve"], env=environment, **pipes)
 
 
 def asked(process: subprocess.Popen[str], name: str, part: str) -> float:
-    """Seconds that it took there."""
+    """Let a process time a part of a method. Returns the seconds."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(f"{name} {part}\n")
@@ -83,7 +83,7 @@ def asked(process: subprocess.Popen[str], name: str, part: str) -> float:
 
 
 def main(commit: str) -> None:
-    """Time, and print a line a method and part."""
+    """Time all methods and print a line for each part and method."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, capture_output=True, check=True)
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:

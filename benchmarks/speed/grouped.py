@@ -1,9 +1,9 @@
-"""One layer's attention in a decode step on a CPU, its query heads in groups: as transformers asks for it, and packed.
+"""Time grouped-query attention of one layer in a decode step on a CPU: as transformers calls it, and packed.
 
     python benchmarks/speed/grouped.py        # prints milliseconds and the ratio, at 6,000 and 30,000 cached rows
 
-28 query heads on 4 key heads of 128, as Qwen2.5-VL-7B has them, float32, one sample. Packed, the seven queries of a
-group are seven rows of one head, so that each key is read once and not seven times.
+28 query heads share 4 key heads of size 128, as in Qwen2.5-VL-7B; float32, one sample. Packed, the seven queries of a
+group become seven rows of one head, so that each key is read once instead of seven times.
 """
 
 from functools import partial
@@ -20,12 +20,13 @@ QUERY_HEADS, KEY_HEADS, SIZE, ROUNDS = 28, 4, 128, 15
 
 
 def grouped(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """(1, query heads, 1, size), as it is called today."""
+    """Attend as transformers does. Returns (1, query heads, 1, size)."""
     return attend(query, keys, values, enable_gqa=True)
 
 
 def packed(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same, each group's queries as rows of its key head."""
+    """Attend with each group's queries as rows of its key head. Returns (1, query heads, 1, size)."""
+    # (1, 28, 1, 128) -> (1, 4 key heads, 7 queries, 128), attended, and back
     rows = query.unflatten(1, (KEY_HEADS, -1)).flatten(2, 3)
     return attend(rows, keys, values).flatten(1, 2)[:, :, None]
 

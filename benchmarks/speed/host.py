@@ -1,13 +1,13 @@
-"""What dropping costs the host: writes benchmarks/speed/host.json.
+"""Measure what dropping costs on the host. Writes benchmarks/speed/host.json.
 
     python benchmarks/speed/host.py                          # minutes
-    python benchmarks/speed/host.py --profile v2drop         # the twenty dearest lines instead
+    python benchmarks/speed/host.py --profile v2drop         # the twenty most expensive lines instead
     python benchmarks/speed/host.py --rounds 5 --only v2drop random --print
 
-Models of real depth and tiny width, one picture of few tokens, so that arithmetic is next to nothing and what is timed
-is Python and launches, by which one question at a time on a fast GPU is bound. Opening and closing a context, the
-prompt inside it and a step of decoding are timed apart, in rounds with the untouched model, which is there twice as
-the control. Operators, transfers and waits are counted on a device that is none.
+Models have real depth but tiny width, and one picture of few tokens. Arithmetic is then negligible, and the time is
+that of Python and kernel launches, the bottleneck for single questions on a fast GPU. Opening and closing a context,
+the prefill and a decode step are timed separately, in rounds with the untouched model, twice as the control. Operators,
+transfers and host syncs are counted on a fake device.
 """
 
 import argparse
@@ -43,7 +43,7 @@ TEXT = {"hidden_size": 16, "intermediate_size": 16, "vocab_size": 128, **HEADS}
 
 
 def llava() -> tuple[Any, dict[str, Any]]:
-    """32 layers behind a tower of 24 blocks, and a prompt with a picture of 64 tokens."""
+    """A LLaVA of 24 blocks and 32 layers, and a prompt with a picture of 64 tokens."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 24, "num_attention_heads": 2}
     vision = CLIPVisionConfig(**sizes, patch_size=14, image_size=112)
     text = LlamaConfig(num_hidden_layers=32, **TEXT)
@@ -52,7 +52,7 @@ def llava() -> tuple[Any, dict[str, Any]]:
 
 
 def qwen2_5_vl() -> tuple[Any, dict[str, Any]]:
-    """28 layers behind a tower of 32 blocks with windows, and a prompt with a picture of 64 tokens."""
+    """A Qwen2.5-VL of 32 blocks with windows and 28 layers, and a prompt with a picture of 64 tokens."""
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     text = {"num_hidden_layers": 28, "rope_parameters": rope, **TEXT}
     vision = {
@@ -75,7 +75,7 @@ MODELS = {"llava": llava, "qwen2_5_vl": qwen2_5_vl}
 
 
 def methods(depth: int) -> dict[str, Any]:
-    """A third of the tokens, or what a method keeps by default."""
+    """The methods to time. Most keep a third of the tokens."""
     return {
         "untouched": None,
         "untouched again": None,
@@ -96,12 +96,12 @@ def _prompt(tokens: int) -> dict[str, Any]:
 
 
 class Run:
-    """One question to a model, in parts.
+    """A question to a model, timed in parts.
 
     Args:
         model: The model.
         inputs: Its prompt.
-        method: What is on while it answers; None: nothing.
+        method: The method that drops. None for the untouched model.
     """
 
     def __init__(self, model: Any, inputs: dict[str, Any], method: Any) -> None:
@@ -109,7 +109,7 @@ class Run:
 
     @torch.inference_mode()
     def __call__(self) -> Times:
-        """Seconds of each part, the whole without decoding beside them."""
+        """Ask once. Returns the thread's processor seconds of each of `PARTS`."""
         began = thread_time()
         context = drop_or_not(self._model, self._method)
         context.__enter__()
@@ -124,7 +124,7 @@ class Run:
         return dict(zip(PARTS, times, strict=True))
 
     def prefill(self) -> dict[str, Any]:
-        """Run the prompt; the arguments of the next step."""
+        """Run the prompt and return the arguments of the next step."""
         output = self._model(**self._inputs, use_cache=True, logits_to_keep=1)
         mask = self._inputs["attention_mask"]
         step = {"input_ids": mask[:, :1], "attention_mask": torch.cat((mask, mask[:, :1]), dim=1)}
@@ -133,12 +133,12 @@ class Run:
         return step | with_cache(cache_in(output))
 
     def decode(self, step: dict[str, Any]) -> None:
-        """Run a step."""
+        """Run a decode step."""
         self._model(**step, use_cache=True, logits_to_keep=1)
 
 
 def measured(name: str, count: int, only: list[str]) -> dict[str, Any]:
-    """Times of a model and their ratios to its untouched self in the same round."""
+    """Times of a model with each method, and their ratios to the untouched model in the same round."""
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
     ways = {way: method for way, method in methods(_depth(model)).items() if not only or way in ("untouched", *only)}
@@ -162,7 +162,7 @@ def _depth(model: Any) -> int:
 
 
 def counted(name: str, only: list[str]) -> dict[str, Any]:
-    """Operators, transfers and waits of each part, in a process of its own: torch learns of the device for good."""
+    """Operators, transfers and host syncs of each part. Runs a new process: the fake device cannot be unregistered."""
     command = [sys.executable, __file__, "--count", name, "--only", *only]
     paths = os.pathsep.join((str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")))
     said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": paths})
@@ -171,7 +171,7 @@ def counted(name: str, only: list[str]) -> dict[str, Any]:
 
 
 def count(name: str, only: list[str]) -> dict[str, Any]:
-    """`counted`, in that process."""
+    """Count for `counted`, in the new process."""
     from tests.bench import counts, far
 
     far.register()
@@ -195,7 +195,7 @@ def count(name: str, only: list[str]) -> dict[str, Any]:
 
 
 def profile(name: str, way: str) -> None:
-    """Print the dearest lines of foveate and torch in a question, by what they cost themselves."""
+    """Print the most expensive functions of foveate in a question, by own and by cumulative time."""
     torch.manual_seed(0)
     model, inputs = MODELS[name]()
     run = Run(model, inputs, methods(_depth(model))[way])
@@ -209,13 +209,13 @@ def profile(name: str, way: str) -> None:
 
 
 def main() -> None:
-    """Measure all models, and write what there is after each."""
+    """Measure all models and write the record after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--models", nargs="+", default=[*MODELS], choices=[*MODELS])
-    parser.add_argument("--only", nargs="*", default=[], help="these methods, beside the untouched model")
-    parser.add_argument("--print", action="store_true", help="write nothing but to stdout")
-    parser.add_argument("--profile", metavar="METHOD", help="print where its time goes instead")
+    parser.add_argument("--only", nargs="*", default=[], help="time only these methods and the untouched model")
+    parser.add_argument("--print", action="store_true", help="write no file, only to stdout")
+    parser.add_argument("--profile", metavar="METHOD", help="print a profile of this method instead")
     parser.add_argument("--count", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     torch.set_num_threads(1)

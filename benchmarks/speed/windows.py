@@ -1,9 +1,9 @@
-"""The tower of Qwen2.5-VL-7B under SDPA, window by window as transformers runs it, and windows of one length at once.
-
+"""Time the tower of Qwen2.5-VL-7B under SDPA: window by window as in transformers, and equal windows in one call.
 
     python benchmarks/speed/windows.py        # prints milliseconds and the ratio, with a picture of 1,296 tokens
 
-Random weights; on a GPU in bfloat16. The sums of a window are the same sums, so the bits may be compared.
+The weights are random; on a GPU they are bfloat16. Both ways compute the same sums, so their results can be compared
+bit for bit.
 """
 
 from functools import partial
