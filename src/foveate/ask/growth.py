@@ -280,8 +280,8 @@ def grow(
     """
     if not family_for(model).grows:
         raise UnsupportedError(
-            f"A look of a {model.config.model_type!r} does not grow: its attention over pictures is bidirectional, or "
-            "not known to be causal. Look at all of them at once with vlm.look."
+            f"A look of a {model.config.model_type!r} cannot grow: its attention over pictures is bidirectional, or "
+            "not known to be causal. Pass all pictures to vlm.look at once."
         )
     new = pictures[-1]
     pixels = {name: value for name, value in new.prompt.inputs.items() if name.startswith("pixel_values")}
@@ -400,8 +400,8 @@ def refuse_unturnable(family: Family, columns: int) -> None:
     if why is not None:
         most = family.text.config.max_position_embeddings
         raise UnsupportedError(
-            f"A {family.model.config.model_type!r} forgets no pictures: it {why}. Its {most:,} positions hold "
-            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and look again after that many."
+            f"A {family.model.config.model_type!r} cannot forget pictures: it {why}. Its {most:,} positions hold "
+            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and start a new look after these."
         )
 
 

@@ -266,7 +266,7 @@ class Family:
         return getattr(self.model.config, f"{modality}_token_id", None)
 
     def masks_by_ids(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
-        """As `vision_masks`, for a core without a merger: from the ids among the arguments of its call."""
+        """The masks of `vision_masks` for a core without a merger, from the ids in the arguments of its call."""
         raise NotImplementedError
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
