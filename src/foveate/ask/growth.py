@@ -227,7 +227,8 @@ def coming(
     between = text[end_of_head(loaded, text_of(loaded.model, loaded.processor, last.with_text(QUESTION))) :]
     if not longer.startswith(wording.head) or longer.removeprefix(wording.head) != between:
         raise UnsupportedError(
-            f"The chat template of {loaded.name} writes another beginning with one more picture. Look at all at once."
+            f"The chat template of {loaded.name} writes a different beginning with one more picture. "
+            "Pass all pictures to vlm.look at once."
         )
     ids = twice["input_ids"][0].to(loaded.model.device)
     places = is_vision(loaded.model.config, ids).nonzero()[:, 0].tolist()

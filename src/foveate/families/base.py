@@ -282,7 +282,7 @@ class Family:
     def later_additions(self, inputs: Inputs) -> list[Tensor] | None:
         """The features that the decoder adds to vision tokens after its first layers, from its forward's arguments.
 
-        A list with one entry a layer, (all vision tokens of the batch in order, width). The engine may write into it:
+        A list with one entry per layer, (all vision tokens of the batch in order, width). The engine may write into it:
         rows that now stand for other tokens get those tokens' additions. None if there are none.
         """
         return None
