@@ -1,4 +1,4 @@
-"""What a method's stages imply: which layers cut, how many tokens each layer processes, what is read, and its cost.
+"""Derive from a method's stages which layers cut, the tokens that each layer processes, what is read, and its cost.
 
 Each function walks through the stages in order, so no method has to.
 """

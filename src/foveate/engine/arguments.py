@@ -207,7 +207,7 @@ class Remap:
         if builder is not sdpa_mask and builder is not eager_mask:
             raise UnsupportedError(
                 f"The samples of this batch keep different numbers of tokens, so they need a mask, and the mask format "
-                f"of the attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, or run "
+                f"of the attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, run "
                 "one sample at a time, or register sdpa_mask for the kernel in transformers' AttentionMaskInterface."
             )
         return _in_order(self.keys, self.past, self.causal, self.queries)

@@ -64,7 +64,7 @@ class Region:
 
 @dataclass(slots=True, eq=False)
 class MadeByDecoder:
-    """What a decoder leaves after a prompt.
+    """The results of a decoder on a prompt.
 
     Attributes:
         hidden: Its last hidden states, (samples, columns, width).

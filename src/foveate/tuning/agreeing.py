@@ -196,8 +196,8 @@ def _plan(
             return settings[:count], places, notes
     least = fewest(agreement, count)
     raise SettingError(
-        f"{share_words(agreement)} agreement needs {least} samples for {count} setting{'s' * (count > 1)}, each of "
-        f"another picture; got {len(pictures)}: {least - len(pictures)} are missing. Give more samples, try fewer "
+        f"{share_words(agreement)} agreement needs {least} samples for {count} setting{'s' * (count > 1)}, each of a "
+        f"different picture; got {len(pictures)}: {least - len(pictures)} are missing. Give more samples, try fewer "
         "settings, or ask for less agreement."
     )
 
