@@ -1,11 +1,11 @@
-"""What a job of a million rows takes besides the model: writes benchmarks/batch.json and prints it.
+"""Measure the overhead of a batch job of a million rows without a model. Writes benchmarks/batch.json and prints it.
 
-    python benchmarks/batch.py                  # two minutes on one quiet core
-    python benchmarks/batch.py --rows 20000     # a try
+    python benchmarks/batch.py                  # two minutes on one idle core
+    python benchmarks/batch.py --rows 20000     # a trial run
 
-The input is generated. Answers are a recorded one, given again for every row at once, so that all time and memory here
-is that of reading, checking, writing and remembering. The job is stopped at half of its rows and gone on with. Beside
-it, the embedded model answers some rows about its own picture, which says what the rest is small against.
+The input is generated. One recorded answer is returned for every row, so all time and memory measured here goes into
+reading, checking and writing rows and recording progress. The job is stopped after half of its rows and resumed. For
+comparison, the embedded model answers a few rows about its own picture.
 """
 
 import argparse
@@ -34,11 +34,11 @@ MODEL_ROWS = 40
 
 
 class Recorded:
-    """Gives one recorded answer for every row, and reads off the memory of this process on the way.
+    """Return one recorded answer for every row, and sample the memory of this process on the way.
 
     Args:
-        answer: What was answered once.
-        every: Rows between two readings.
+        answer: The recorded answer.
+        every: Rows between two samples.
     """
 
     def __init__(self, answer: dict[str, Any], every: int) -> None:
@@ -52,11 +52,11 @@ class Recorded:
         pass
 
     def about(self) -> dict[str, Any]:
-        """No model."""
+        """Return the conditions of the job. There is no model."""
         return {"recorded": self.answer["answer"]}
 
     def work(self, items: Any, stopped: Any) -> Iterator[Done]:
-        """The recorded answer to every row."""
+        """Yield the recorded answer for every row."""
         for chunk in items:
             yield (
                 chunk,
@@ -74,31 +74,31 @@ class Recorded:
 
 
 class StopAfter(Listener):
-    """Stops a run after so many rows."""
+    """Stop a run after a number of rows."""
 
     def __init__(self, rows: int) -> None:
         self.left = rows
 
     def stage(self, doing: str, total: int | None, done: int = 0) -> Any:
-        """Count what is done."""
+        """Count the finished rows."""
         return nullcontext(self._add)
 
     def _add(self, count: int) -> None:
         self.left -= count
 
     def stopped(self) -> bool:
-        """Whether they are done."""
+        """True once the rows are done."""
         return self.left <= 0
 
 
 def resident() -> float:
-    """MiB of memory that this process has."""
+    """Resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def write_input(path: Path, count: int) -> None:
-    """Rows about pictures of which every fifth is there three times, one in a thousand without a question."""
+    """Write rows with three questions about each picture; one row in a thousand has no question."""
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
             question = f"How many squares are in picture {number}?" if number % 1000 else ""
@@ -107,7 +107,7 @@ def write_input(path: Path, count: int) -> None:
 
 
 def write_parquet(path: Path, lines: Path) -> None:
-    """The same rows as Parquet."""
+    """Write the rows of a JSONL file as Parquet."""
     import pyarrow.json
     import pyarrow.parquet
 
@@ -115,7 +115,7 @@ def write_parquet(path: Path, lines: Path) -> None:
 
 
 def timed(job: Job, crew: Any, listener: Listener | None = None) -> tuple[Summary, dict[str, float]]:
-    """Run a job: its summary, and seconds of it, of the processor and of the clock."""
+    """Run a job. Return its summary, wall seconds and processor seconds."""
     clock, processor = time.perf_counter(), time.process_time()
     summary = run(job, crew, listener)
     took = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
@@ -123,7 +123,7 @@ def timed(job: Job, crew: Any, listener: Listener | None = None) -> tuple[Summar
 
 
 def measure(path: Path, out: Path, answer: dict[str, Any], rows: int) -> dict[str, Any]:
-    """A job stopped at half of its rows, the rest of it, and a run with nothing left to do."""
+    """Measure a job stopped after half of its rows, the resumed rest, and a run with nothing left to do."""
     job = Job(input=path, out=out, asking=RowAsking(model="recorded"), part_rows=1000)
     crew = Recorded(answer, max(1, rows // LOOKS))
     start = resident()
@@ -149,7 +149,7 @@ def measure(path: Path, out: Path, answer: dict[str, Any], rows: int) -> dict[st
 
 
 def ask_embedded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An answer of the embedded model, and what a row takes with it."""
+    """Return an answer of the embedded model, and the time per row with it."""
     path = folder / "few.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number in range(MODEL_ROWS):
@@ -170,10 +170,10 @@ def ask_embedded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def page(result: dict[str, Any]) -> str:
-    """What the guide says of a result."""
+    """The guide's section on a result."""
     model = result["embedded_model"]
     lines = [
-        "On one core, with a recorded answer instead of the model (`benchmarks/batch.py`):",
+        "On one core, with a recorded answer instead of a model (`benchmarks/batch.py`):",
         "",
         "| input | rows | processor time per row | memory after 5 % of the rows, and after all |",
         "|---|---|---|---|",
@@ -186,14 +186,14 @@ def page(result: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "This includes reading, checking and writing the rows, and a stop and restart at half of them. "
+        "This includes reading, checking and writing the rows, and a stop and restart after half of them. "
         f"The embedded model takes {model['milliseconds_a_row']:.0f} ms per row on the same core.",
     ]
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, write, print."""
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--out", type=Path, default=OUT)

@@ -1,12 +1,12 @@
-"""What looking once saves: writes benchmarks/prefix.json and prints its tables.
+"""Measure what looking once saves. Writes benchmarks/prefix.json and prints its tables.
 
-    python benchmarks/prefix.py                                            # some minutes on one core
+    python benchmarks/prefix.py                                            # a few minutes on one core
     python benchmarks/prefix.py --model llava-hf/llava-1.5-7b-hf --out gpu.json --clock wall
 
-The time to the first token of a question behind a look, the second and the hundredth, beside the same question asked
-afresh, with and without dropping. Runs are interleaved, "fresh" runs twice as a control, the first token ends a run.
-Reading the picture is left out of fresh questions; a question behind a look counts from its text on. Then the bytes of
-a prefix by method and budget, which are exact.
+Measures the time to the first token of the second and the hundredth question after a look, and of the question asked
+afresh, with and without dropping. Runs are interleaved; "fresh" runs twice as a control. A fresh question is timed
+without the preprocessing of the picture, and a question after a look from its text on. Also measures the bytes of a
+prefix by method and budget, which are exact.
 """
 
 import argparse
@@ -36,7 +36,7 @@ QUESTION = "What is the colour of the square beside the ring?"
 
 
 def shaped(layers: int, width: int) -> fv.VLM:
-    """The embedded model's make with random weights: 576 vision tokens of a small tower, and a decoder of this size."""
+    """The embedded model's architecture with random weights: 576 vision tokens, and a decoder of this size."""
     config = AutoConfig.from_pretrained(embedded.path())
     heads = max(2, width // 64)
     config.text_config.update({"num_hidden_layers": layers, "hidden_size": width, "intermediate_size": 3 * width})
@@ -51,7 +51,7 @@ def shaped(layers: int, width: int) -> fv.VLM:
 
 
 def times(vlm: fv.VLM, picture: Any, count: int, clock: str, many: int) -> dict[str, Any]:
-    """Ratios of the time to the first token."""
+    """Ratios of times to the first token."""
     read, one = clock_of(clock), fv.Generation(max_new_tokens=1)
     prompt = vlm.prepare(picture, QUESTION)
     options: dict[str, dict[str, Any]] = {"no dropping": {}}
@@ -99,7 +99,7 @@ def times(vlm: fv.VLM, picture: Any, count: int, clock: str, many: int) -> dict[
 
 
 def sizes(vlm: fv.VLM, picture: Any) -> list[dict[str, Any]]:
-    """Bytes of a prefix by method and budget, and in a batch of eight behind it."""
+    """Bytes of a prefix by method and budget, alone and with a batch of eight answers after it."""
     rows = [_size(vlm.look(picture), "none", None)]
     for method in METHODS:
         for tokens in TOKENS:
@@ -121,7 +121,7 @@ def _size(prefix: fv.Prefix, method: str, tokens: int | None) -> dict[str, Any]:
 
 
 def interval(pair: dict[str, Any], digits: int = 2) -> str:
-    """A ratio as it is printed, `1.00 [0.88, 1.04]`."""
+    """A ratio and its interval as text, `1.00 [0.88, 1.04]`."""
     return f"{pair['median']:.{digits}f} [{pair['low']:.{digits}f}, {pair['high']:.{digits}f}]"
 
 
@@ -155,14 +155,14 @@ def page(record: dict[str, Any]) -> str:
 
     whole = "fresh, no dropping"
     lines = [
-        f"| looked at with | afresh, no dropping ÷ question 2 | ÷ question {many} | afresh, same method ÷ question 2 "
+        f"| look with | afresh, no dropping ÷ question 2 | ÷ question {many} | afresh, same method ÷ question 2 "
         f"| ÷ question {many} |",
         "|---|---|---|---|---|",
     ]
     names = dict.fromkeys(base.split(", ", 1)[1] for _, base in ratios if base.startswith("question"))
     for name in names:
         cells = [words(run, f"question {n}, {name}") for run in (whole, f"fresh, {name}") for n in (2, many)]
-        if name == "no dropping":  # both ways of asking afresh are the same
+        if name == "no dropping":  # both columns for asking afresh are equal
             cells[2:] = "", ""
         lines.append(f"| {' | '.join((name, *cells))} |")
     control = interval(ratios[f"{whole} again", whole])
@@ -170,7 +170,7 @@ def page(record: dict[str, Any]) -> str:
         "",
         f"The control, asking afresh twice without dropping, is {control}.",
         "",
-        "| method | mean tokens a layer | prefix, MB | with eight answers of 8 tokens behind it, in one batch, MB |",
+        "| method | mean tokens per layer | prefix, MB | with a batch of eight answers of 8 tokens, MB |",
         "|---|---|---|---|",
     ]
     for row in record["sizes"]:
@@ -182,11 +182,11 @@ def page(record: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a hub id or folder in the place of the random shape")
+    parser.add_argument("--model", help="hub id or folder of a model to use instead of random weights")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--many", type=int, default=100, help="the later question's number")
+    parser.add_argument("--many", type=int, default=100, help="number of the later question")
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)

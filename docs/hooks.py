@@ -1,4 +1,7 @@
-"""What MkDocs fills in automatically: navigation, tables, reference. A new method or family needs no line here."""
+"""Fill in parts of the docs when MkDocs builds them: navigation, tables and reference.
+
+A new method or family needs no line here.
+"""
 
 import re
 import runpy
@@ -10,42 +13,43 @@ from typing import Any, NamedTuple
 
 DOCS = Path(__file__).parent
 MODELS, REFERENCE, TRAITS, SIGNALS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->", "<!-- signals -->"
-"""Where the table of models, the reference of the methods, the table of what they read and that of signals go."""
+"""Placeholders: the tables of models, the reference of methods, the table of methods, and the table of signals."""
 RECORDS = "<!-- records -->"
-"""Where the table of what others measured goes."""
+"""Placeholder of the table of community records."""
 WORDS_HERE, CHECKPOINTS = "<!-- words -->", "<!-- checkpoints -->"
-"""Where the words of docs/architecture.md and the table of checkpoints go."""
+"""Placeholders of the glossary, which is in docs/architecture.md, and of the table of checkpoints."""
 SOURCES: dict[str, str] = {}
-"""The Markdown of each page that was built, by its address."""
+"""The Markdown of each built page, by its URL."""
 
 WORDS = {
     "Hidden": "hidden states",
     "CachedAttention": "attention of the question",
     "Keys": "keys",
-    "KeyNorms": "norms of keys",
-    "Normed": "normalised states",
-    "OwnSignal": "a function of your own",
-    "Pivots": "some text states",
-    "TowerAttention": "attention in the tower",
-    "TowerKeys": "keys of the tower",
-    "Cls": "the tower's CLS",
+    "KeyNorms": "key norms",
+    "Normed": "normalised hidden states",
+    "OwnSignal": "your own function",
+    "Pivots": "hidden states of some text tokens",
+    "TowerAttention": "tower attention",
+    "TowerKeys": "tower keys",
+    "Cls": "tower CLS",
     "Deepstack": "deepstack features",
-    "Cells": "places in the picture",
-    "Columns": "places in the prompt",
+    "Cells": "positions in the picture",
+    "Columns": "positions in the prompt",
     "Features": "features",
-    "Products": "queries of the text times keys",
-    "ValueLikeness": "values of the text and of the tokens",
-    "Rotary": "RoPE's angles at places in the prompt",
+    "Products": "products of text queries and keys",
+    "ValueLikeness": "similarity of values",
+    "Rotary": "RoPE angles",
+    "Text": "hidden states of the text",
 }
 ROWS = {
     "last": "of the last token",
     "after": "of the text after the image",
-    "but_last": "of the text after the image, without its last token",
+    "but_last": "of the text after the image, except its last token",
     "null": "of the first token after the image",
     "raters": "of words that resemble the image",
     "vision": "of vision tokens",
 }
-"""What signals are called there, and whose attention it is."""
+"""Names of signals in the table of methods, and of the tokens that pay attention."""
 PLACES = (
     "before the tower",
     "in the tower",
@@ -53,12 +57,12 @@ PLACES = (
     "after the projector",
     "before layers",
     "in the cache",
-    "nothing: answers read less",
+    "nothing (decoding reads fewer tokens)",
 )
 
 
 def on_config(config: Any) -> Any:
-    """Put the pages of methods and families into the navigation, and tell where the site is from where the code is."""
+    """Put the pages of methods and families into the navigation, and derive `site_url` from `repo_url`."""
     lists = {"Methods": method_pages, "Models": family_pages}
     config.nav = [{name: lists[name]()} if (name := next(iter(entry))) in lists else entry for entry in config.nav]
     place = re.fullmatch(r"https://github\.com/([\w-]+)/([\w.-]+?)/?", config.repo_url or "")
@@ -68,7 +72,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in what is derived."""
+    """Fill in the generated parts of a page."""
     path = Path(page.file.src_uri)
     if path.parent.name == "methods":
         markdown = with_picture(markdown, path.stem)
@@ -80,7 +84,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Write each page's Markdown beside it, for the button that copies it, and llms.txt, which lists them."""
+    """Write each page's Markdown next to it, for the copy button, and llms.txt, which lists them."""
     site, home = Path(config.site_dir), config.site_url or ""
     lines = [f"# {config.site_name}", "", f"> {config.site_description}"]
     for url, markdown in SOURCES.items():
@@ -97,7 +101,7 @@ def on_post_build(config: Any) -> None:
 
 
 def filled(markdown: str) -> str:
-    """A page with its placeholders filled."""
+    """Return a page with its placeholders filled in."""
     derived = {
         MODELS: models,
         REFERENCE: reference,
@@ -114,36 +118,36 @@ def filled(markdown: str) -> str:
 
 
 def records() -> str:
-    """What others measured on real checkpoints, or that nobody has yet."""
+    """Return the table of community records, or a sentence that there are none."""
     script = runpy.run_path(str(DOCS.parent / "benchmarks/real/records.py"))
     kept = script["stored"]()
-    return script["table"](kept).to_markdown() if kept else "Nobody has sent a record yet."
+    return script["table"](kept).to_markdown() if kept else "Nobody has contributed a record yet."
 
 
 def glossary() -> str:
-    """The table of words that docs/architecture.md has, with its links as they are one folder up."""
+    """Return the table of words in docs/architecture.md."""
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
     return re.search(r"^\| word \|.*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)[0]
 
 
 def with_picture(markdown: str, name: str) -> str:
-    """A method's page with what it keeps, if docs/pictures.py drew that, in front of its first code or table."""
+    """Add docs/pictures.py's picture of what a method keeps before the first code or table of its page."""
     first = re.search(r"^(```|\||## )", markdown, re.MULTILINE)
     if first is None or not (DOCS / f"images/methods/{name}.webp").exists():
         return markdown
     title = markdown.splitlines()[0].removeprefix("# ")
-    shown = f"![{title}: what it keeps of a picture or video](../images/methods/{name}.webp)\n\n"
+    shown = f"![{title}: tokens that are kept of a picture or video](../images/methods/{name}.webp)\n\n"
     return markdown[: first.start()] + shown + markdown[first.start() :]
 
 
 class Checkpoint(NamedTuple):
-    """What the table of checkpoints says of one.
+    """A row of the table of checkpoints.
 
     Attributes:
-        name: Its name, as the source of transformers has it.
-        family: Its `model_type`.
-        tokens: Vision tokens of a picture of 1024 x 768 pixels, by the rule of its processor.
-        rule: That rule, in words.
+        name: The hub id, as in the source of transformers.
+        family: The `model_type`.
+        tokens: Vision tokens of a picture of 1024 x 768 pixels, by the processor's rule.
+        rule: The rule in words.
     """
 
     name: str
@@ -180,7 +184,7 @@ CHECKED = (
         1053,
         "81 per tile of 384 pixels, longest side 1,536, plus the whole picture",
     ),
-    Checkpoint("google/gemma-3-4b-it", "gemma3", 256, "always, without pan and scan"),
+    Checkpoint("google/gemma-3-4b-it", "gemma3", 256, "always, unless pan and scan is on"),
     Checkpoint("google/paligemma2-3b-mix-224", "paligemma", 256, "always; 1,024 at 448 pixels, 4,096 at 896"),
     Checkpoint("mistralai/Mistral-Small-3.1-24B-Instruct-2503", "mistral3", 1036, "one per 28 × 28 pixels"),
     Checkpoint("zai-org/GLM-4.1V-9B-Thinking", "glm4v", 999, "one per 28 × 28 pixels"),
@@ -189,17 +193,10 @@ CHECKED = (
 
 
 def checkpoints() -> str:
-    """The table of checkpoints: tokens of a picture, tested versions, and the method to begin with."""
+    """Return the table of checkpoints: tokens of a picture, tested versions, and methods to try."""
     from foveate.registry import families, support
 
-    heads = [
-        "checkpoint",
-        "family",
-        "tokens of a 1024 × 768 picture, *computed*",
-        "rule",
-        "transformers",
-        "besides V2Drop",
-    ]
+    heads = ["checkpoint", "family", "tokens at 1024 × 768, *computed*", "rule", "transformers", "try besides V2Drop"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, family, tokens, rule in CHECKED:
         serves = support()[family]
@@ -231,65 +228,66 @@ vlm = fv.load("{name}")
 answer = vlm.ask("cat.jpg", "What is it doing?", method="v2drop", retention=1/3)               # a picture
 print(answer, f"{{answer.retention:.0%}} of {{answer.vision_tokens}} vision tokens")
 
-video = vlm.ask("clip.mp4", "What happens?", frames=3, method="vidcom2", retention=1/4)        # {video}
+film = vlm.ask("clip.mp4", "What happens?", frames=3, method="vidcom2", retention=1/4)         # {film}
 
 questions = [("cat.jpg", "What is this?"), ("dog.jpg", "What is this?")]
 for answer in vlm.ask_many(questions, batch_size=2, method="v2drop", retention=1/3):           # a batch
     print(answer.prompt.text, answer)
 ```
 
-If your code has loaded the model: `with fv.drop(model, "v2drop", retention=1/3): model.generate(**inputs)`
-([before and after](../guides/before-after.md)). To choose a method and a budget, see [choosing](../guides/choosing.md).
+If your code loads the model itself, use `with fv.drop(model, "v2drop", retention=1/3): model.generate(**inputs)`
+([example](../guides/before-after.md)). [Which method should I use?](../guides/choosing.md) helps you choose a method
+and a retention.
 """
 FAMILY_PROOF = """
-## What is tested
+## Tests and limits
 
-The tests run every method on a tiny random model of this type, with transformers {oldest} to 5.24. Keeping all tokens
-changes no bit, dropping tokens equals masking them, a sample gives the same result in a batch as alone, and the model
-is restored. **Not tested**: quality on a real checkpoint. [`foveate check {name}`](../guides/check.md) runs such tests
-on yours.
+The tests run every method on a tiny random model of this type, with transformers {oldest} to 5.24. They check that
+keeping all tokens changes no bit, that dropping equals masking the dropped tokens in the untouched model, that a batch
+gives the same results as its samples alone, and that the model is restored. **Not tested**: quality on a real
+checkpoint. Run [`foveate check {name}`](../guides/check.md) to test the mechanics on yours.
 
-foveate drops tokens of {modalities}. {refused} Setups that no model supports are listed under
-[model setups](../guides/your-model.md).
+foveate drops tokens of {modalities}. {refused}
+[Model setups](../guides/your-model.md) lists setups that no model supports.
 """
 
 
 def with_use(markdown: str, name: str) -> str:
-    """A family's page with code that runs, what is tested and what raises an error; others have these by hand."""
+    """Add example code and sections on tests and limits to a family's page; leave other pages unchanged."""
     from foveate.registry import families, support
 
     if name not in families():
         return markdown
     serves = support()[name]
     refused = {answer for methods in serves.values() for answer in methods.values() if isinstance(answer, str)}
-    video = "a video" if "video" in serves else "a video; this model reads pictures, so each frame is one"
+    film = "a video" if "video" in serves else "a video; each frame is passed as a picture"
     values = {
         "name": re.search(r"^\| checkpoints \| `([^`]+)`", markdown, re.MULTILINE)[1],
-        "video": video,
+        "film": film,
         "oldest": getattr(families()[name], "oldest", "5.16.1"),
         "modalities": "pictures and videos" if "video" in serves else "pictures",
-        "refused": "These raise an error: " + " ".join(sorted(refused)) if refused else "Every method works.",
+        "refused": "These raise an error: " + " ".join(sorted(refused)) if refused else "Every method is supported.",
     }
     table = re.search(r"\A.*?\n\n\|.*?\n\n", markdown + "\n", re.DOTALL).end()
     code, proof = FAMILY_CODE.format_map(values).lstrip(), FAMILY_PROOF.format_map(values)
     rest = markdown[table:].strip()
-    notes = f"\n## Good to know\n\n{rest}\n" if rest else ""
+    notes = f"\n## Special cases\n\n{rest}\n" if rest else ""
     return f"{markdown[:table]}{code}{proof}{notes}"
 
 
 def family_pages() -> list[dict[str, str]]:
-    """The pages about all models, then a title and a file for each page in docs/families."""
+    """Return the pages about all models, then title and file of each page in docs/families."""
     first = [{"All models": "models.md"}, {"By checkpoint name": "checkpoints.md"}]
     return [*first, *pages_of("families")]
 
 
 def method_pages() -> list[dict[str, str]]:
-    """A title and a file for each page in docs/methods."""
+    """Return title and file of each page in docs/methods."""
     return pages_of("methods")
 
 
 def pages_of(folder: str) -> list[dict[str, str]]:
-    """A title and a file for each page in a folder of docs."""
+    """Return title and file of each page in a folder of docs."""
     pages = sorted((DOCS / folder).glob("*.md"))
     return [
         {page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# "): f"{folder}/{page.name}"} for page in pages
@@ -297,7 +295,7 @@ def pages_of(folder: str) -> list[dict[str, str]]:
 
 
 def reference() -> str:
-    """An entry for the class of each method."""
+    """Return a reference entry for the class of each method."""
     from foveate.plain import inventory
 
     kinds = sorted((kind, name) for name, kind in inventory.method_classes().items())
@@ -305,11 +303,11 @@ def reference() -> str:
 
 
 def traits() -> str:
-    """Where each method works with its default settings, what it reads there, and whether the question matters."""
+    """Return the table of methods: where each drops tokens by default, what it reads, and if the question matters."""
     import foveate
     from foveate.contract.stages import ImageStage, LayerStage, PatchStage, Shape
 
-    lines = ["| method | drops tokens | reads | depends on the question |", "|---|---|---|---|"]
+    lines = ["| method | drops tokens | reads | does the question matter? |", "|---|---|---|---|"]
     for name, kind in foveate.methods().items():
         stages = kind().stages(Shape(depth=32, cls=True))
         layers = list(dict.fromkeys(str(stage.layer) for stage in stages if isinstance(stage, LayerStage)))
@@ -328,13 +326,13 @@ def traits() -> str:
 
 
 def words(signal: Any) -> str:
-    """What a signal is called in the table."""
+    """Return the name of a signal in the table of methods."""
     kind = type(signal).__name__
     return f"attention {ROWS[signal.rows]}" if kind == "Attention" else WORDS.get(kind, kind)
 
 
 def signals() -> str:
-    """What a stage may read: each signal with its options, its name in the view, and what it is."""
+    """Return the table of signals: options, stage that reads it, name in the view, and meaning."""
     from foveate.families.support import SERVED, reader_of
 
     lines = ["| signal | read by | in the view | meaning |", "|---|---|---|---|"]
@@ -343,7 +341,7 @@ def signals() -> str:
         meaning += re.sub(
             r"^(\w+(?:, \w+)*):", r"<br>`\1`:", dedent(options.partition("\nRaises:")[0]), flags=re.MULTILINE
         )
-        required = [field.name for field in fields(kind) if field.default is MISSING]  # a function of one's own
+        required = [field.name for field in fields(kind) if field.default is MISSING]  # OwnSignal's function
         given = ", ".join(
             field.name if field.name in required else f"{field.name}={field.default!r}" for field in fields(kind)
         )
@@ -354,13 +352,13 @@ def signals() -> str:
 
 
 PROVED_ON = (
-    "foveate finds the parts of these models by their structure. Each was tested as a tiny random model, with this "
-    "version of transformers and with later ones:"
+    "foveate supports these models from their structure. Each was tested as a tiny random model, with the listed "
+    "version of transformers and later ones:"
 )
 
 
 def models() -> str:
-    """Where tokens can be dropped in each family and in other models, and what raises an error."""
+    """Return the tables of models: where tokens can be dropped in each, and what raises an error."""
     from foveate.cli.lists import PLACES, STAGES, marks
     from foveate.families.proved import PROVED, UNSERVED
     from foveate.registry import support
@@ -379,7 +377,7 @@ def models() -> str:
             ]
     if refused:
         lines += ["", "These raise an error:", "", *refused]
-    heads = ["models", "`model_type`", *PLACES.values(), "transformers", "refused"]
+    heads = ["models", "`model_type`", *PLACES.values(), "transformers", "not supported"]
     lines += ["", PROVED_ON, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, one in PROVED.items():
         places = ["x" if place in one.places else "" for place in PLACES]

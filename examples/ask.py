@@ -1,4 +1,4 @@
-"""Ask about pictures in three ways: one question, the likeliest of several answers, and many questions in batches.
+"""Ask about pictures in three ways: one question, a choice between answers, and many questions in batches.
 
 python examples/ask.py [picture.png]
 """

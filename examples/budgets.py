@@ -1,8 +1,8 @@
-"""How the answer changes as the budget shrinks: V2Drop beside its two controls at the same schedule.
+"""Print how the answer changes as the budget shrinks, for V2Drop and its two controls.
 
     python examples/budgets.py
 
-One question illustrates; it measures nothing.
+One question is an illustration, not a measurement.
 """
 
 from PIL import Image

@@ -1,4 +1,4 @@
-"""What dropping saves on models you have not downloaded: FLOPs and KV cache from a config alone.
+"""Estimate what dropping saves on a model that you have not downloaded: FLOPs and KV cache, from its config.
 
 python examples/cost.py
 """
@@ -7,7 +7,7 @@ from transformers import LlavaConfig
 
 import foveate as fv
 
-config = LlavaConfig()  # its defaults are those of LLaVA-1.5-7B
+config = LlavaConfig()  # the defaults are LLaVA-1.5-7B
 prompt = {"text_tokens": 40, "vision_tokens": 576}
 whole = fv.cost(config, **prompt)
 print(f"LLaVA-1.5-7B, 576 + 40 tokens: {whole.prefill_flops / 1e12:.2f} TFLOP in the decoder's prefill")

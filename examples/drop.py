@@ -1,4 +1,4 @@
-"""Ask the embedded model one question with and without dropping, and draw what was kept.
+"""Ask the embedded model a question with and without dropping, and draw the tokens that were kept.
 
 python examples/drop.py [kept.png]
 """
@@ -17,7 +17,7 @@ prompt = inputs["input_ids"].shape[1]
 
 
 def answer() -> str:
-    """The model's answer, greedily."""
+    """Return the model's answer, decoded greedily."""
     ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
     return processor.decode(ids[0, prompt:], skip_special_tokens=True).strip()
 

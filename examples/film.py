@@ -1,8 +1,8 @@
-"""Film the embedded picture with a moving camera, ask about the film, and draw what stays of each frame.
+"""Make a video from the embedded picture, ask about it, and draw which tokens of each frame are kept.
 
     python examples/film.py [kept.png]
 
-The embedded model reads pictures only, so the frames go in as pictures. Needs PyAV: pip install -e '.[vision]'.
+The embedded model reads only pictures, so each frame is passed as a picture. Needs PyAV: pip install -e '.[vision]'.
 """
 
 import sys
@@ -41,6 +41,6 @@ for scope in ("sample", "frame"):
     answer = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     print(f"scope={scope!r}: {answer}")
     for stage, counts in zip(trace.stages, trace.kept_by_frame(), strict=True):
-        print(f"  before layer {stage.layer}: {' '.join(map(str, counts))} tokens of each frame")
+        print(f"  before layer {stage.layer}: {' '.join(map(str, counts))} tokens per frame")
     if scope == "sample":
         trace.show(clip).save(sys.argv[1] if len(sys.argv) > 1 else "kept.png")

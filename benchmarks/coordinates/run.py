@@ -1,10 +1,10 @@
-"""Whether rows for their places help questions about places: writes benchmarks/coordinates/record.json, and its page.
+"""Test if `coordinates` helps questions about positions. Writes record.json and the page's table.
 
-    python benchmarks/coordinates/run.py            # some ten minutes on one core
-    python benchmarks/coordinates/run.py --page     # the table of docs/methods/coordinates.md alone
+    python benchmarks/coordinates/run.py            # about ten minutes on one core
+    python benchmarks/coordinates/run.py --page     # write only the table of docs/methods/coordinates.md
 
-The embedded model is asked where things are (quadrant, relation, text quadrant), with FastV and with Random, each alone
-and with `coordinates`, at the same true means. `first` is the control: Random, and as many of the picture's first rows.
+The embedded model is asked where things are (quadrant, relation, text quadrant), with FastV and Random, each alone and
+with `coordinates`, at equal mean tokens. The control `first` is Random that keeps as many of the picture's first rows.
 """
 
 import argparse
@@ -29,7 +29,7 @@ PART = 0.4
 
 
 class First(fv.Random):
-    """Random, and for a part of the rows that stay the picture's first: nearly those by cosine, and no RoPE."""
+    """Random that spends `PART` of its rows on the picture's first rows."""
 
     name = "first"
 
@@ -40,7 +40,7 @@ class First(fv.Random):
 
 
 def asked(questions: int, seeds: tuple[int, ...]) -> dict[str, Any]:
-    """The record: a row a method and budget, over all questions and task by task."""
+    """The record: one row per method and budget, over all questions and by task."""
     if First.name not in fv.methods():
         fv.register_method(First)
     methods = (*(name for each in NAMES for name in (each, f"{each}+coordinates")), First.name)
@@ -49,14 +49,14 @@ def asked(questions: int, seeds: tuple[int, ...]) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """What the page shows: accuracy over all questions and task by task, and what `coordinates` changes, paired."""
+    """The page's table: accuracy over all questions and by task, and the paired change through `coordinates`."""
     cells = {(row["name"], row["budget"], row["task"]): row for row in record["rows"]}
     full = cells["full model", None, None]
     seeds = ", ".join(map(str, record["seeds"]))
     lines = [
         f"{full['questions']} questions about {full['pictures']} pictures (seeds {seeds}), % right. Changes are points "
-        "to the method alone on the same questions, with the 95 % interval; `first` is Random with as many of the "
-        "picture's first rows, against Random.",
+        "relative to the method alone on the same questions, with the 95 % interval. `first` is Random that keeps as "
+        "many of the picture's first rows; it is compared with Random.",
         "",
         f"| method | tokens | all | {' | '.join(TASKS)} | changes |",
         "|---|---|---|---|---|---|---|",
@@ -69,7 +69,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def _change(row: dict[str, Any]) -> str:
-    """A row minus the method without places on the same questions; nothing for such a method itself."""
+    """The difference between a row and its method alone on the same questions. Empty for a method alone."""
     if row["name"].startswith("fastv+"):
         (pair,) = (pair for pair in row["paired"] if (pair["name"], pair["budget"]) == ("fastv", row["budget"]))
         values = [pair[f"accuracy{end}"] for end in ("", "_low", "_high")]
@@ -82,11 +82,11 @@ def _change(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Ask, write, and fill the page."""
+    """Ask the questions, write the record, and fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=360)
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--page", action="store_true", help="fill the page from the record that is there")
+    parser.add_argument("--page", action="store_true", help="fill the page from the existing record")
     given = parser.parse_args()
     if not given.page:
         record = asked(given.questions, tuple(given.seed))

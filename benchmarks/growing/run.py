@@ -1,12 +1,12 @@
-"""What a look that forgets still knows: writes benchmarks/growing/record.json, and prints its table.
+"""Measure what a look still knows after it forgot frames. Writes benchmarks/growing/record.json and prints its table.
 
     python benchmarks/growing/run.py            # an hour on one core
-    python benchmarks/growing/run.py --table    # of what is recorded
+    python benchmarks/growing/run.py --table    # print the table of the existing record
 
-Films of eight frames on the embedded film model; in each a text shows for a while in the first, the middle or the last
-third. Frames are seen one by one, and the question comes behind the last: with every frame kept, with memory for the
-newest four or two, and, asked afresh, with as many frames sampled evenly over the film. Every frame has the same
-budget. Beside it a stream of a thousand frames: rows, bytes and seconds a frame.
+The embedded film model sees films of eight frames. In each, a text is visible for a while in the first, middle or last
+third. Frames are seen one by one, and the question follows the last: with all frames kept, and with only the newest
+four or two. For comparison, the question is asked afresh about as many frames, sampled evenly from the film. Every
+frame has the same budget. A stream of a thousand frames is measured too: rows, bytes and seconds per frame.
 """
 
 import argparse
@@ -36,7 +36,7 @@ THIRDS = ("first", "middle", "last")
 
 
 def films_of(seed: int, count: int) -> list[tuple[int, Film, str]]:
-    """So many films of each third, with their numbers: the text shows in that third of the film alone."""
+    """Films whose text is visible in one third only, `count` for each third: (number, film, third)."""
     left = dict.fromkeys(THIRDS, count)
     chosen, number = [], seed * APART
     while any(left.values()):
@@ -55,7 +55,7 @@ def text_of(made: Film) -> str:
 
 
 def streamed(vlm: fv.VLM, frames: Sequence[Image.Image], looking: dict[str, Any], kept: int) -> str:
-    """The answer behind a stream of which so many frames stay."""
+    """The answer after a stream of frames of which the newest `kept` stay."""
     live = vlm.look(frames[0], **looking)
     for at, frame in enumerate(frames[1:], start=1):
         live = live.see(frame, at=at)
@@ -65,13 +65,13 @@ def streamed(vlm: fv.VLM, frames: Sequence[Image.Image], looking: dict[str, Any]
 
 
 def sampled(vlm: fv.VLM, frames: Sequence[Image.Image], looking: dict[str, Any], kept: int) -> str:
-    """The answer to the question asked afresh about so many frames, the middles of equal parts of the film."""
+    """The answer when asked afresh about `kept` frames, the middles of equal parts of the film."""
     places = [(2 * part + 1) * len(frames) // (2 * kept) for part in range(kept)]
     return vlm.ask([frames[place] for place in places], "What does the text say?", **looking).text
 
 
 def answers(vlm: fv.VLM, count: int) -> list[dict[str, Any]]:
-    """A row for each film: whether each way was right."""
+    """A row for each film: for each method, way and number of frames, True if the answer was right."""
     rows = []
     for seed in SEEDS:
         for number, made, third in films_of(seed, count):
@@ -87,7 +87,7 @@ def answers(vlm: fv.VLM, count: int) -> list[dict[str, Any]]:
 
 
 def stream(vlm: fv.VLM, count: int) -> dict[str, list[float]]:
-    """Rows, bytes and seconds of a stream, a number a frame: frames of films one behind the other, three kept."""
+    """Rows, bytes and seconds of a stream, one number per frame: frames of films in succession, three kept."""
     live, told = None, {"rows": [], "bytes": [], "seconds": []}
     for number in range(count):
         made = film(SPLIT, 99 * APART + number // FRAMES, FRAMES)
@@ -107,11 +107,11 @@ def stream(vlm: fv.VLM, count: int) -> dict[str, list[float]]:
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Accuracy by what stays and by when the text shows, with 95 % intervals over films, and what a stream took."""
+    """Accuracy by frames kept and by third, with 95 % intervals over films, and the cost of the stream."""
     rows = record["answers"]
     resampled = Resampled([row["film"] for row in rows])
     lines = [
-        "| dropped | frames that stay | way | text in the first third | middle | last | all |",
+        "| dropped | frames kept | way | text in the first third | middle | last | all |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in METHODS:
@@ -138,10 +138,10 @@ def tables(record: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--films", type=int, default=8, help="of each third and seed")
-    parser.add_argument("--frames", type=int, default=1000, help="of the stream")
+    parser.add_argument("--films", type=int, default=8, help="films of each third and seed")
+    parser.add_argument("--frames", type=int, default=1000, help="frames of the stream")
     parser.add_argument("--out", type=Path, default=HERE / "record.json")
-    parser.add_argument("--table", action="store_true", help="print the table of the record, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the table of the existing record and run nothing")
     wanted = parser.parse_args()
     if wanted.table:
         print(tables(json.loads(wanted.out.read_text(encoding="utf-8"))))

@@ -210,12 +210,15 @@ def table(record: dict[str, Any]) -> list[str]:
 
 
 NOTES = f"""\
-MiB: the peak of live tensors, without weights and inputs; in brackets, its share of the untouched model's peak.
-Power: the exponent with which the peak grows between the two largest sizes; 1 is linear, 2 is all pairs.
-ms: processor time to the first token, minus that of random dropping with as many tokens in every layer; in brackets,
-the ratio of the two; medians of 9 interleaved pairs, 3 where a prompt takes more than 1 s, one where it takes more than
-20 s. A figure near 0, or a ratio near that of `random` with itself, is noise. "over {SECONDS} s" and "over {GIB} GiB"
-are the limits of a prompt; "–" is not measured yet."""
+MiB: peak of live tensors, without weights and inputs. Brackets: share of the untouched model's peak.
+
+power: the peak grows with the number of tokens to this power, between the two largest sizes. 1 is linear, 2 quadratic.
+
+ms: processor time to the first token, minus that of random dropping with as many tokens in every layer. Brackets: the
+ratio of the two. Medians of 9 interleaved pairs; 3 if a prompt takes more than 1 s, 1 if it takes more than 20 s.
+Values near 0, or ratios near that of `random` against itself, are noise.
+
+A prompt is limited to {SECONDS} s and {GIB} GiB. "–": not measured yet."""
 
 
 def page(record: dict[str, Any]) -> str:
@@ -224,19 +227,19 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Memory and scoring by method",
         "",
-        f"A LLaVA with a tower of {TOWER['layers']} layers and width {TOWER['width']} and a decoder of "
-        f"{DECODER['layers']} layers and width {DECODER['width']}; {record['conditions']}. One picture of 576, 4,096 "
-        f"or 16,384 vision tokens; for {', '.join(FILMS)} a film of as many, {A_FRAME} for two frames, and a Qwen2-VL "
-        "of these sizes. Before the decoder "
-        f"{ENTER} tokens stay; of films a third; methods that cut inside the decoder ({', '.join(INSIDE)}) keep "
-        f"{SHARE:.0%} on average; methods without a budget have their own settings, and PixelPrune's film is blank in "
-        "its first half. Made by",
+        "Memory and time of every method on small random models, at 576, 4,096 and 16,384 vision tokens.",
+        "",
+        f"- **Models**: a LLaVA with a tower of {TOWER['layers']} layers and width {TOWER['width']} and a decoder of "
+        f"{DECODER['layers']} layers and width {DECODER['width']}, with one image; for {', '.join(FILMS)} a Qwen2-VL "
+        f"of the same size, with a video of as many tokens ({A_FRAME} per two frames).",
+        f"- **Conditions**: {record['conditions']}; {found}.",
+        f"- **Budgets**: methods before the decoder keep {ENTER} tokens, or a third of a video. Methods that cut "
+        f"inside the decoder ({', '.join(INSIDE)}) keep {SHARE:.0%} on average. Methods without a budget run with "
+        "their own settings. The first half of PixelPrune's video is blank.",
         "",
         "```bash",
         "python benchmarks/memory/run.py",
         "```",
-        "",
-        f"with {found}.",
         "",
         *table(record),
         "",

@@ -1,4 +1,4 @@
-"""Pictures that PixelPrune decides on: a screenshot, a page of text, scans of it, and what looks like a photograph."""
+"""Draw the pictures for PixelPrune: a screenshot, a page of text, scans of it, and an imitation of a photograph."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -58,12 +58,12 @@ Size = tuple[int, int]
 
 
 def lines(rng: np.random.Generator, count: int, words: int) -> list[str]:
-    """Lines of text."""
+    """Random lines of text."""
     return [" ".join(rng.choice(WORDS, rng.integers(words // 2, words + 1))) for _ in range(count)]
 
 
 def screenshot(size: Size) -> Image.Image:
-    """A mail program: a bar, a list of folders, a list of letters and one that is open."""
+    """A mail program: a bar, a list of folders, a list of mails and an open mail."""
     wide, tall = size
     image, rng = Image.new("RGB", size, (250, 250, 252)), np.random.default_rng(0)
     draw, small, large = ImageDraw.Draw(image), ImageFont.load_default(13), ImageFont.load_default(20)
@@ -107,13 +107,13 @@ def page(size: Size) -> Image.Image:
 
 
 def bitmap(size: Size) -> Image.Image:
-    """The page as a fax has it: black and white alone, a little tilted."""
+    """The page as a fax: pure black and white, slightly tilted."""
     tilted = page(size).convert("L").rotate(0.4, Image.Resampling.BICUBIC, fillcolor=255)
     return tilted.point(lambda level: 255 * (level > 128)).convert("RGB")
 
 
 def scan(size: Size) -> Image.Image:
-    """The page as a scanner has it: tilted, on grey, with noise of two levels, kept as a JPEG."""
+    """The page as a scan: tilted, on grey, with noise of standard deviation 2, compressed as JPEG."""
     grey = np.asarray(page(size).convert("L").rotate(0.4, Image.Resampling.BICUBIC, fillcolor=255), np.float32)
     noisy = 20 + 0.88 * grey + np.random.default_rng(2).normal(0, 2, grey.shape)
     kept = BytesIO()
@@ -122,7 +122,7 @@ def scan(size: Size) -> Image.Image:
 
 
 def photograph(size: Size) -> Image.Image:
-    """Light and shade of every size, and the noise of a sensor."""
+    """Smooth light and shade at several scales, with sensor noise."""
     rng, light = np.random.default_rng(3), np.zeros((size[1], size[0], 3), np.float32)
     for octave in range(2, 9):
         coarse = rng.integers(0, 256, (2**octave * 3 // 4, 2**octave, 3), np.uint8)

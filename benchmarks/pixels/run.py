@@ -1,11 +1,11 @@
-"""What PixelPrune drops of five drawn pictures, and what that saves: writes benchmarks/pixels/record.json.
+"""Measure what PixelPrune drops from five drawn pictures, and what that saves. Writes benchmarks/pixels/record.json.
 
     python benchmarks/pixels/run.py
 
-Shares are exact: the processor's pixels, no model. Times are seconds of one core, from pixels to the first token, in
-float32, of a Qwen2.5-VL-3B with half its widths and an eighth of its depth, random weights, on a smaller screenshot:
-untouched, untouched again, with PixelPrune, and with as many tokens dropped at random after the tower. How much the
-tower's rows change that are left is measured on towers of 8 blocks with random weights of two sizes.
+Shares are exact: they come from the processor's pixels and need no model. Times are seconds on one core, from pixels to
+the first token, in float32, for a Qwen2.5-VL-3B with half the width, an eighth of the depth and random weights, on a
+smaller screenshot: untouched, untouched again, with PixelPrune, and with as many tokens dropped at random behind the
+tower. The change of the kept rows in the tower is measured on towers of 8 blocks with random weights of two scales.
 """
 
 import json
@@ -45,7 +45,7 @@ ROUNDS = 7
 
 
 def processed(image: Image.Image, family: str) -> dict[str, torch.Tensor]:
-    """The processor's patches of a picture, 14 pixels a side for Qwen2.5-VL and 16 for Qwen3-VL."""
+    """The processor's patches of a picture: 14 x 14 pixels for Qwen2.5-VL, 16 x 16 for Qwen3-VL."""
     kind = families()[family]
     processor = Qwen2VLImageProcessorPil(
         patch_size=16 if family == "qwen3_vl" else 14, min_pixels=1, max_pixels=2**24,
@@ -55,7 +55,7 @@ def processed(image: Image.Image, family: str) -> dict[str, torch.Tensor]:
 
 
 def decided(model: Any, inputs: dict[str, torch.Tensor], method: fv.PixelPrune) -> torch.Tensor:
-    """Which tokens stay."""
+    """A bool mask of the tokens that PixelPrune keeps."""
     (view,) = fv.registry.family_for(model).pixel_views(inputs["pixel_values"], inputs["image_grid_thw"])
     (stage,) = method.stages(Shape(1))
     cut = stage.cut(view)
@@ -65,7 +65,7 @@ def decided(model: Any, inputs: dict[str, torch.Tensor], method: fv.PixelPrune) 
 
 
 def config_of(family: str, blocks: int = 4, layers: int = 5, std: float = 0.02) -> Any:
-    """A Qwen2.5-VL-3B, or a Qwen3-VL, of half its widths and so many blocks and layers."""
+    """The config of a Qwen2.5-VL-3B or Qwen3-VL with half the width and this many blocks and layers."""
     text = {
         "hidden_size": 1024, "intermediate_size": 5504, "num_hidden_layers": layers, "num_attention_heads": 8,
         "num_key_value_heads": 1, "vocab_size": 128, "max_position_embeddings": 8192, "initializer_range": std,
@@ -84,17 +84,17 @@ def config_of(family: str, blocks: int = 4, layers: int = 5, std: float = 0.02) 
 
 
 def model_of(family: str, **sizes: Any) -> Any:
-    """Random weights, the same in every run."""
+    """A model with random weights, equal in every run."""
     torch.manual_seed(0)
     kind = Qwen3VLForConditionalGeneration if family == "qwen3_vl" else Qwen2_5_VLForConditionalGeneration
     return kind(config_of(family, **sizes)).eval()
 
 
-# -- what leaves ---------------------------------------------------------------------------------------------------
+# -- shares dropped ------------------------------------------------------------------------------------------------
 
 
 def shares() -> list[dict[str, Any]]:
-    """Percent of the tokens that leave, by picture, family and tau."""
+    """Percent of the tokens dropped, by picture, family and tau."""
     rows = []
     small = {family: model_of(family, blocks=1, layers=1) for family in ("qwen2_5_vl", "qwen3_vl")}
     for name, draw in PICTURES.items():
@@ -106,11 +106,11 @@ def shares() -> list[dict[str, Any]]:
     return rows
 
 
-# -- what changes in the tower -------------------------------------------------------------------------------------
+# -- changes in the tower ------------------------------------------------------------------------------------------
 
 
 class Fixed(Method):
-    """The tokens of a mask stay, whatever they show."""
+    """Keep a fixed set of tokens."""
 
     name = "fixed"
     stays: tuple[int, ...] = ()
@@ -121,7 +121,7 @@ class Fixed(Method):
 
 @torch.no_grad()
 def changes() -> list[dict[str, Any]]:
-    """How far the tower's rows of the tokens that stay are from those of the whole run, in percent of their norm."""
+    """Change of the kept tokens' features through dropping the others in the tower, in percent of their norm."""
     rows = []
     for family in ("qwen2_5_vl", "qwen3_vl"):
         inputs = processed(PICTURES["screenshot"](SIZE), family)
@@ -140,11 +140,11 @@ def changes() -> list[dict[str, Any]]:
     return rows
 
 
-# -- what it saves -------------------------------------------------------------------------------------------------
+# -- time ----------------------------------------------------------------------------------------------------------
 
 
 def first_token(model: Any, inputs: dict[str, torch.Tensor], method: Method | None) -> float:
-    """Seconds of a core from pixels to the first token."""
+    """Processor seconds from pixels to the first token."""
     start = process_time()
     if method is None:
         model(**inputs, logits_to_keep=1)
@@ -156,7 +156,7 @@ def first_token(model: Any, inputs: dict[str, torch.Tensor], method: Method | No
 
 @torch.no_grad()
 def times() -> dict[str, Any]:
-    """Interleaved rounds: seconds of a core, and each one's time over that of the untouched model in the same round."""
+    """Processor seconds in interleaved rounds, and ratios to the untouched model in the same round."""
     model = model_of("qwen2_5_vl")
     inputs = prompt(PICTURES["screenshot"](TIMED))
     ids = inputs["input_ids"]
@@ -203,7 +203,7 @@ def times() -> dict[str, Any]:
 
 
 def prompt(image: Image.Image) -> dict[str, torch.Tensor]:
-    """A picture among some words."""
+    """A prompt of random words around a picture."""
     inputs = processed(image, "qwen2_5_vl")
     tokens = int(inputs["image_grid_thw"].prod()) // 4
     text = torch.randint(0, 80, (1, TEXT), generator=torch.Generator().manual_seed(0))
@@ -218,7 +218,7 @@ def prompt_grids(inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
 
 
 def clocked(call: Callable[[], object]) -> float:
-    """Seconds of a core for a call."""
+    """Processor seconds of a call."""
     start = process_time()
     call()
     return process_time() - start
@@ -244,9 +244,9 @@ def tables(record: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def table_of_times(times: dict[str, Any]) -> list[str]:
-    """Seconds, and how many times faster than the untouched model, with the interval over rounds."""
+    """Seconds, and the speed-up over the untouched model with its interval over rounds."""
     what = f"from pixels to the first token, {times['left']} of {times['tokens']} tokens left"
-    lines = [f"| {what} | seconds of a core | times faster | by FLOPs |", "|---|---|---|---|"]
+    lines = [f"| {what} | seconds on one core | times faster | by FLOPs |", "|---|---|---|---|"]
     for name, seconds in times["seconds"].items():
         over = times["÷ untouched"].get(name)
         faster = "1" if over is None else f"{1 / over['median']:.2f} [{1 / over['high']:.2f}, {1 / over['low']:.2f}]"
@@ -264,7 +264,7 @@ def filled(page: str, record: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def draw() -> None:
-    """What stays of the screenshot, for the page."""
+    """Draw the kept tokens of the screenshot for the page."""
     image, model = PICTURES["screenshot"](SIZE), model_of("qwen2_5_vl", blocks=1, layers=1)
     with fv.drop(model, fv.PixelPrune()) as trace:
         model(**prompt(image), logits_to_keep=1)
@@ -272,8 +272,8 @@ def draw() -> None:
 
 
 def main() -> None:
-    """Measure all, and fill in the page."""
-    torch.set_num_threads(1)  # so that a process's time is that of one core, whatever else runs
+    """Measure everything and fill in the page."""
+    torch.set_num_threads(1)  # processor time is then that of one core, even on a busy machine
     made = {"command": "python benchmarks/pixels/run.py", "commit": commit(), "versions": versions()}
     threads = {"threads": torch.get_num_threads(), "picture": list(SIZE)}
     record = {**made, **threads, "shares": shares(), "changes": changes(), "times": times()}

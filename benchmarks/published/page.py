@@ -1,11 +1,11 @@
-"""The papers' own numbers: reads the tables beside this file and writes them out as docs/published.md.
+"""Write docs/published.md, the papers' own numbers, from the tables in this folder.
 
-python benchmarks/published/page.py            writes the page
-python benchmarks/published/page.py --check    says whether the page is what the tables give; exit code 1 if not
+python benchmarks/published/page.py            write the page
+python benchmarks/published/page.py --check    exit with code 1 if the page differs from the tables
 
-A paper has a file, `papers.csv` says which paper that is, and `methods.csv` what a budget means for each method. A row
-is one number: `source` names the table or figure of the paper, `reported_by` whose paper prints the number, `budget`
-is as stated there, and several notes in one field are separated by ` | `.
+Each paper has a file. `papers.csv` lists the papers, and `methods.csv` says what a budget means for each method. A row
+is one number: `source` is the table or figure of the paper, `reported_by` the paper that prints the number, and
+`budget` the budget as stated there. Several notes in one field are separated by ` | `.
 """
 
 import argparse
@@ -48,7 +48,7 @@ CONVENTIONS = {
     "entering": "the tokens that enter the decoder",
     "": "not in our notes",
 }
-NOT_A_METHOD = {"full model", "Random", "Resize"}  # nobody's, so nobody else's either
+NOT_A_METHOD = {"full model", "Random", "Resize"}  # no authors, so no dagger
 
 INTRO = """\
 ---
@@ -82,35 +82,35 @@ page says so.
 
 
 def read(name: str) -> list[Row]:
-    """Rows of one table beside this file."""
+    """The rows of a table in this folder."""
     with (HERE / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, strict=True))
 
 
 def unique(values: list[str]) -> list[str]:
-    """The values that are not empty, each once, in order."""
+    """The distinct non-empty values, in order."""
     return [value for value in dict.fromkeys(values) if value]
 
 
 def notes(row: Row) -> list[str]:
-    """What is to be said about a number, a paper or a method."""
+    """The notes on a number, a paper or a method."""
     return unique(row["note"].split(" | "))
 
 
 def method(row: Row) -> str:
-    """Row label: the method, a dagger where others report it, and its variant."""
+    """Row label: the method, a dagger if others report the number, and the variant."""
     name = row["method"]
     foreign = name not in NOT_A_METHOD and name.rstrip("+") != row["reported_by"]
     return name + " †" * foreign + (f", {row['variant']}" if row["variant"] else "")
 
 
 def budget(row: Row) -> str:
-    """Row or column label of a budget."""
+    """The label of a budget, for a row or a column."""
     return BUDGETS[row["budget_unit"]].format(row["budget"])
 
 
 def column(row: Row) -> str:
-    """Column label: benchmark or quantity, and its unit where it is not the usual one."""
+    """Column label: benchmark or quantity, with its unit unless it is the usual one."""
     unit = row["unit"].replace("x full", "× full")
     if row["benchmark"] == "efficiency":
         return f"{row['metric']}, {unit}"
@@ -124,7 +124,7 @@ def grid(head: list[str], body: list[list[str]]) -> list[str]:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """A paper's table: methods down; benchmarks across, or budgets where there is one benchmark only."""
+    """A paper's table: a row per method; a column per benchmark, or per budget if there is only one benchmark."""
     aside = [row for row in rows if all(r["method"] == "full model" for r in rows if column(r) == column(row))]
     caption = [f"The full model has a {row['metric']} of {row['value']} ({budget(row)})." for row in aside]
     source, suites = rows[0]["source"], unique([row["suite"] for row in rows])
@@ -173,7 +173,7 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def page() -> str:
-    """The whole page, from the data."""
+    """The text of the page."""
     papers = read("papers")
     rows = {paper["paper"]: read(paper["paper"]) for paper in papers}
     body = [[m["method"], m["venue"] or "–", CONVENTIONS[m["budget"]], m["note"]] for m in read("methods")]
@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not parser.parse_args(arguments).check:
         PAGE.write_text(page(), encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-        print(f"docs/{PAGE.name} is not what the data gives: run benchmarks/published/page.py", file=sys.stderr)
+        print(f"docs/{PAGE.name} is out of date: run python benchmarks/published/page.py", file=sys.stderr)
         return 1
     return 0
 

@@ -1,9 +1,9 @@
-"""Ask every method the embedded model's questions at equal true retention, and write the record and its picture.
+"""Evaluate every method on the embedded model's questions at equal true retention. Writes the record and its figure.
 
     python benchmarks/quality/run.py [--questions N] [--seed N …] [--films] [--out FILE] [--cache FOLDER]
 
-Answers are kept as they come: the same command again goes on where it stopped, and a larger N asks only what is new.
-`--films` asks about films instead: eight frames of 144 vision tokens each.
+Answers are cached: the command resumes where it stopped, and a larger N asks only the new questions. `--films` asks
+about films instead, with eight frames of 144 vision tokens each.
 """
 
 import argparse
@@ -28,26 +28,26 @@ BEFORE = (
 )  # fmt: skip
 CHAINS = tuple(name for name in fv.presets() if name.startswith("chain/"))
 AT_ENTRY = "random:layers=0"
-"""Random dropping of methods that work before the decoder: from the first layer on."""
+"""Random dropping before the decoder: the control of methods that work there."""
 BUDGETS = (192, 128, 64, 32)
 DRAWN = ("v2drop", "v2drop:metric=cosine", "visiondrop", "mustdrop", "fastv", "dart", "visionzip", "divprune", "scope")
-"""Rows in the picture: with all of them nothing could be read."""
+"""Rows in the figure. With all rows it would be illegible."""
 FILMS = (
     "v2drop", "visiondrop", "mustdrop", "fastv", "visionzip", "divprune",
     "dycoke", "evs", "vidcom2", "fastvid", "holitom", "flashvid", "dtd", AT_ENTRY,
 )  # fmt: skip
-"""What is asked about films."""
+"""Methods evaluated on films."""
 FILM_SHARES = (0.5, 0.25, 0.125)
-"""Of a film's vision tokens: 144 a frame."""
+"""Budgets for films, as shares of the vision tokens (144 per frame)."""
 
 
 def rows() -> tuple[str, ...]:
-    """What is asked about pictures, controls aside."""
+    """Methods evaluated on pictures, without the controls."""
     return (*OURS, *VARIANTS, *BETWEEN, *BEFORE, *CHAINS, AT_ENTRY)
 
 
 def command(questions: int, seeds: list[int], out: Path, *, films: bool) -> list[str]:
-    """The `foveate eval` that makes a record."""
+    """The `foveate eval` command that makes a record."""
     to = ["--out", str(out), "--force"]
     if not films:
         return [*_asking(rows(), questions, seeds), *_each("--budget", BUDGETS), *to]
@@ -55,25 +55,25 @@ def command(questions: int, seeds: list[int], out: Path, *, films: bool) -> list
 
 
 def picture(questions: int, seeds: list[int], out: Path) -> list[str]:
-    """The `foveate eval` that draws some rows of a record, from the answers that are kept."""
+    """The `foveate eval` command that draws some rows of a record, from cached answers."""
     to = ["--figure", str(out.with_suffix(".png")), "--force"]
     return [*_asking(DRAWN, questions, seeds), *_each("--budget", BUDGETS), *to]
 
 
 def _asking(names: Iterable[str], questions: int, seeds: list[int]) -> list[str]:
-    """What both have in common."""
+    """The part that both commands share."""
     program = str(Path(sys.executable).with_name("foveate"))
     asked = ["--questions", str(questions), "--max-new-tokens", "24", *_each("--seed", seeds)]
     return [program, "eval", *asked, *_each("--method", names)]
 
 
 def _each(flag: str, values: Iterable[object]) -> list[str]:
-    """A flag that may be given several times, with each of these values."""
+    """Repeat a flag with each of these values."""
     return [word for value in values for word in (flag, str(value))]
 
 
 def main() -> int:
-    """Run it; the exit code."""
+    """Run the commands and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])

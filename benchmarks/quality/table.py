@@ -1,7 +1,7 @@
 """Write the quality tables of README.md and docs from the records in this folder.
 
-python benchmarks/quality/table.py            # write it
-python benchmarks/quality/table.py --check    # fail if it is not what the figures give
+python benchmarks/quality/table.py            # write the tables
+python benchmarks/quality/table.py --check    # exit with code 1 if a table is out of date
 """
 
 import json
@@ -26,7 +26,7 @@ SMALL = (
 BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
 FILM_BUDGETS = (1 / 2, 1 / 4, 1 / 8)
 SHOWN = 8
-"""Most cells whose lost tasks are listed one by one."""
+"""Up to this many cells, lost tasks are listed one by one."""
 FEW = ("v2drop", "visiondrop", "divprune", "fastv", "random", "resize")
 """The rows of README.md."""
 RANKED = 1 / 9
@@ -35,13 +35,13 @@ RANKED = 1 / 9
 
 @dataclass(frozen=True)
 class Place:
-    """A page's two marks, and what stands between them.
+    """A place on a page, between two marks, that is filled from a record.
 
     Attributes:
         page: The page.
         mark: The name in its marks, `<!-- mark: begin -->` and `<!-- mark: end -->`.
-        record: The file that the text is made from.
-        make: What makes it.
+        record: The file of the record.
+        make: Makes the text from the record.
     """
 
     page: str
@@ -51,15 +51,15 @@ class Place:
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check; the exit code."""
+    """Write or check the tables and return the exit code."""
     stale = [place for place in PLACES if not write(place, check="--check" in arguments)]
     for place in stale:
-        print(f"{place.page} is not what {place.record} gives: run python benchmarks/quality/table.py", file=sys.stderr)
+        print(f"{place.page} is out of date with {place.record}: run benchmarks/quality/table.py", file=sys.stderr)
     return int(bool(stale))
 
 
 def write(place: Place, *, check: bool) -> bool:
-    """Put the text between a page's marks, or only compare; False where it is another one."""
+    """Write the text between a page's marks. With `check`, only compare, and return False if it differs."""
     record = json.loads((HERE / place.record).read_text(encoding="utf-8"))
     path = HERE.parents[1] / place.page
     old = path.read_text(encoding="utf-8")
@@ -79,9 +79,9 @@ def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[flo
     """The table and the sentences around it, as Markdown.
 
     Args:
-        record: What `run.py` wrote.
-        shown: What was asked about.
-        budgets: Shares of the vision tokens, a column each.
+        record: A record of `run.py`.
+        shown: "pictures" or "films".
+        budgets: Shares of the vision tokens, one per column.
     """
     quality = quality_of(record)
     listed = dict.fromkeys(row["name"] for row in (*quality.settings, *quality.infeasible))
@@ -90,8 +90,8 @@ def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[flo
     rows = [name for name in (*ran, *CONTROLS) if name in in_columns]
     count = quality.full["tokens"]
     lines = [
-        f"{caption(record, shown)} In brackets: the tokens spent, if they differ from the budget. †: less than a "
-        "quarter is left of a task, see below.",
+        f"{caption(record, shown)} In brackets: the tokens spent, if they differ from the budget. †: on one task, less "
+        "than a quarter of the full model's accuracy is left (see below).",
         "",
         by_budget("method", {name: name for name in rows}, quality, lambda budget: f"{count * budget:.0f}", budgets),
         *sentences(quality, rows),
@@ -101,7 +101,7 @@ def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[flo
 
 
 def caption(record: dict[str, Any], shown: str = "pictures") -> str:
-    """What was asked, what the figures are, and the full model's."""
+    """The table's caption: the questions, the meaning of the figures, and the full model's accuracy."""
     full = quality_of(record).full
     return (
         f"Accuracy on {full['questions']:,} questions about {full['pictures']} generated {shown} {drawn(record)}, "
@@ -111,7 +111,7 @@ def caption(record: dict[str, Any], shown: str = "pictures") -> str:
 
 
 def few(record: dict[str, Any]) -> str:
-    """Six rows, for whoever has two minutes."""
+    """The short table of README.md, with six rows."""
     quality = quality_of(record)
     shown = by_budget("", {name: f"`{name}`" for name in FEW}, quality, lambda b: f"{quality.full['tokens'] * b:.0f}")
     return "\n".join([caption(record), SMALL, "", shown.replace("†", "")])
@@ -124,14 +124,14 @@ def by_budget(
     column: Callable[[float], str],
     budgets: Sequence[float] = BUDGETS,
 ) -> str:
-    """A line a method, a column a budget, as Markdown.
+    """A Markdown table with a line per method and a column per budget.
 
     Args:
-        head: Above the methods.
-        names: How each method is shown.
+        head: Heading of the methods' column.
+        names: The text shown for each method.
         quality: The figures.
-        column: The head of a budget's column.
-        budgets: One a column.
+        column: Returns the heading of a budget's column.
+        budgets: The budgets, one per column.
     """
     cells, floors = placed(quality, budgets)
     lines = [
@@ -143,19 +143,19 @@ def by_budget(
 
 
 def placed(quality: Quality, budgets: Sequence[float] = BUDGETS) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """The cells by method and budget, and the floors of those that cannot meet it."""
+    """The cells by method and budget, and the floors of the methods that cannot meet a budget."""
     cells = {(row["name"], nearest(row, quality, budgets)): row for row in quality.settings}
     floors = {(row["name"], near(row["budget"], budgets)): row["floor"] for row in quality.infeasible}
     return cells, floors
 
 
 def near(share: float, budgets: Sequence[float]) -> float:
-    """The budget that a share is, but for its last digits; else the share."""
+    """The budget that equals a share up to rounding, or the share if there is none."""
     return next((budget for budget in budgets if abs(budget - share) < 1e-4), share)
 
 
 def nearest(row: dict[str, Any], quality: Quality, budgets: Sequence[float] = BUDGETS) -> float:
-    """The budget in whose column a cell stands; that of a chain with a setting of its own by what it spends."""
+    """The budget whose column a cell belongs to. For a chain with its own settings, the one nearest to its tokens."""
     if row["budget"] is not None:
         return near(row["budget"], budgets)
     share = row["tokens"] / quality.full["tokens"]
@@ -163,7 +163,7 @@ def nearest(row: dict[str, Any], quality: Quality, budgets: Sequence[float] = BU
 
 
 def ranking(record: dict[str, Any]) -> str:
-    """All rows, the best at 64 tokens first, with what they are ahead of random dropping at as many tokens."""
+    """All rows, best at 64 tokens first, with their lead over random dropping at as many tokens."""
     quality = quality_of(record)
     cells = [row for row in quality.settings if nearest(row, quality) == RANKED]
     cells.sort(key=lambda row: -row["accuracy"])
@@ -178,7 +178,7 @@ def ranking(record: dict[str, Any]) -> str:
 
 
 def resized(record: dict[str, Any]) -> str:
-    """A smaller picture beside dropping at random before the decoder, and three methods."""
+    """A smaller picture compared with random dropping before the decoder and three methods."""
     quality = quality_of(record)
     names = {name: f"`{name}`" for name in ("resize", "random:layers=0", "v2drop", "divprune", "scope")}
     shown = by_budget("", names, quality, lambda budget: f"{quality.full['tokens'] * budget:.0f} tokens")
@@ -186,7 +186,7 @@ def resized(record: dict[str, Any]) -> str:
 
 
 def chains(record: dict[str, Any]) -> str:
-    """Each chain with a name beside its first method alone, and V2Drop alone, at as many tokens."""
+    """Each preset chain compared with its first method alone and V2Drop alone, at as many tokens."""
     quality = quality_of(record)
     cells, floors = placed(quality)
     lines = []
@@ -200,7 +200,7 @@ def chains(record: dict[str, Any]) -> str:
 
 
 def drawn(record: dict[str, Any]) -> str:
-    """Which seeds drew the pictures, and what the intervals are over."""
+    """The seeds of the pictures, and what the intervals cover."""
     seeds = record["seeds"]
     if len(seeds) == 1:
         return f"(one seed, {seeds[0]}; intervals over its pictures)"
@@ -226,7 +226,7 @@ def lost(row: dict[str, Any], quality: Quality) -> list[str]:
 
 
 def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:
-    """The sentence on what accuracies over all tasks hide; nothing where they hide nothing."""
+    """The sentence on tasks whose loss the overall accuracy hides. Empty if there are none."""
     of_cells, tasks = [], []
     for row in cells:
         if here := lost(row, quality):
@@ -235,24 +235,27 @@ def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:
     if not of_cells:
         return []
     if len(of_cells) > SHOWN:
-        return ["", f"† Hides a task of which less than a quarter is left, out of {', '.join(dict.fromkeys(tasks))}."]
+        return [
+            "",
+            f"† On one or more of these tasks, less than a quarter is left: {', '.join(dict.fromkeys(tasks))}.",
+        ]
     full = shares(quality.full, dict.fromkeys(tasks), quality)
-    return ["", f"† Hides a task of which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
+    return ["", f"† Tasks on which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
 
 
 def shares(row: dict[str, Any], tasks: Iterable[str], quality: Quality) -> str:
-    """`read text 4 %, character 9 %`."""
+    """The accuracy of each task: `read text 4 %, character 9 %`."""
     of_tasks = quality.tasks_of(row)
     return ", ".join(f"{task} {100 * of_tasks[task]['accuracy']:.0f} %" for task in tasks)
 
 
 def points(row: dict[str, Any], figure: str) -> str:
-    """`61.4 ± 2.1`, in points."""
+    """A figure in points, with half its interval: `61.4 ± 2.1`."""
     return f"{100 * row[figure]:z.1f} ± {50 * (row[f'{figure}_high'] - row[f'{figure}_low']):.1f}"
 
 
 def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:
-    """What the table shows and what it cannot, and who lost to a control."""
+    """The sentences below a table: its limits, and the methods that a control beats or equals."""
     lines = [SMALL]
     own = [row for row in quality.settings if row["name"] in rows and row["name"] not in CONTROLS]
     worse, alike = [], []
@@ -262,8 +265,8 @@ def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:
             if rivals := [rival for rival, found in verdicts.items() if found == words]:
                 said.append(f"{row['name']} at {row['tokens']:.0f} ({' and '.join(rivals)})")
     lines += hidden(own, quality)
-    lines += ["", f"Worse than a control that costs as much: {', '.join(worse) or 'none'}."]
-    lines += ["", f"Not told apart from such a control: {', '.join(alike) or 'none'}."]
+    lines += ["", f"Significantly worse than a control at equal cost: {', '.join(worse) or 'none'}."]
+    lines += ["", f"Not significantly different from a control at equal cost: {', '.join(alike) or 'none'}."]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The page of a day on a GPU: a table a model and budget, from what the cells of `run.py` have left.
+"""Write the page of a run of `run.py`: a table for each model and budget, from the results of its cells.
 
 python benchmarks/real/page.py real                 # writes real/page.md
 """
@@ -15,16 +15,16 @@ from foveate.plain.table import Column, Table
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "published"
 FULL, FULL_AGAIN = "full model", "v2drop:retention=1"
-"""The full model's row, and the name of the method that keeps all: the full model again."""
+"""The full model, and the method that keeps all tokens: the full model again."""
 CONTROLS = ("random", "resize", "averagepool")
 TIMED = {FULL: "untouched", FULL_AGAIN: "untouched again"}
-"""What `foveate bench` calls these rows."""
+"""The names of these rows in `foveate bench`."""
 STOCK_AGAIN = "stock again"
-"""What serving calls stock vLLM beside itself."""
+"""The name of the second stock server in the serving benchmark."""
 NONE = "–"
 MS, GIB = 1000, 2**30
 BATCH = 8
-"""Questions at once, in the cells that time batches."""
+"""Batch size in the cells that time batches."""
 NEAR = 0.02
 
 Row = Mapping[str, Any]
@@ -32,7 +32,7 @@ Tasks = dict[str, dict[tuple[str, float | None], Row]]
 
 
 def write(folder: Path) -> Path:
-    """Write `page.md` into the folder of a run."""
+    """Write `page.md` into the folder of a run and return its path."""
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     (folder / "page.md").write_text("\n".join(_page(record, folder)) + "\n", encoding="utf-8")
     return folder / "page.md"
@@ -40,7 +40,7 @@ def write(folder: Path) -> Path:
 
 def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    limit = "" if record["limit"] is None else f" The first {record['limit']} documents of each benchmark alone."
+    limit = "" if record["limit"] is None else f" Only the first {record['limit']} documents of each benchmark."
     lines = ["# Real checkpoints", "", f"{record['device']}; {versions}; foveate at {record['commit']}.{limit}", ""]
     for model in record["model"]:
         tasks = _tasks(_results(folder, "quality", model))
@@ -48,7 +48,7 @@ def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
         lines += [f"## {model}", ""]
         lines += [f"{_conditions(speed)}\n" for speed in cells["speed"]]
         for budget in record["retention"]:
-            lines += [f"Budget {budget:.1%} of the vision tokens, mean over the decoder's layers:", ""]
+            lines += [f"Budget: {budget:.1%} of the vision tokens, as a mean over the decoder's layers:", ""]
             lines += [_table(record, budget, tasks, cells).to_markdown(), ""]
         beside = _beside_published(model, record["retention"], tasks)
         lines += [beside.to_markdown(), ""] if beside.rows else []
@@ -57,10 +57,10 @@ def _page(record: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 NOTES = """\
-Scores with the 95 % interval of their difference to the full model's, paired over pictures. Of full: mean of ratios.
-Hard: accuracy where the full model is right and resize wrong. Context: opening and closing it, ms. TTFT, TPOT: p50 of
-one call alone, ms; of a batch, in a context that is open. Clients: requests
-a second through vLLM over stock vLLM's. Peak: without weights. Scoring: the prefill's time beyond random's, ms."""
+Scores: in brackets, the 95 % interval of the difference from the full model, paired over pictures. Of full: mean ratio
+to the full model's scores. Hard: accuracy on questions that the full model answers correctly and Resize does not.
+Context: time to open and close it, ms. TTFT, TPOT: median time inside an open context, ms. Clients: requests per second
+through vLLM, relative to stock vLLM. Peak: without weights. Scoring: the prefill's time minus random's, ms."""
 
 
 def _results(folder: Path, kind: str, model: str) -> list[Any]:
@@ -79,7 +79,7 @@ def _conditions(speed: Mapping[str, Any]) -> str:
 
 
 def _tasks(quality: Sequence[Mapping[str, Any]]) -> Tasks:
-    """Rows over all questions by name and budget, task by task."""
+    """For each task, the rows over all questions, by name and budget."""
     tasks = [(task, found["rows"]) for result in quality for task, found in result["tasks"].items()]
     return {task: {(row["name"], row["budget"]): row for row in rows if row["task"] is None} for task, rows in tasks}
 
@@ -101,7 +101,7 @@ def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mappin
 
 
 def _quality(found: Sequence[Row | None]) -> list[str]:
-    """Tokens, the score of each benchmark, their mean ratio, hard and agreement."""
+    """The cells of quality: tokens, the score on each benchmark, the mean ratio, hard questions and agreement."""
     known = [row for row in found if row is not None]
     compared = [row for row in known if row.get("agreement") is not None]
     hard = [row for row in compared if row["hard"] is not None]
@@ -127,7 +127,7 @@ def _score(row: Row | None) -> str:
 
 
 def _speed(name: str, budget: float, speeds: Sequence[Any]) -> list[str]:
-    """Opening and closing a context, TTFT, TPOT, peak and scoring."""
+    """The cells of speed: context, TTFT, TPOT, peak and scoring."""
     rows = {row["name"]: row for speed in speeds for row in speed["rows"]}
     alike = [row for row in rows.values() if row["name"].rpartition(" ")[0] == name]
     nearest = min(alike, key=lambda row: abs(row["retention"] - budget), default=None)
@@ -143,7 +143,7 @@ def _speed(name: str, budget: float, speeds: Sequence[Any]) -> list[str]:
 
 
 def _served(name: str, budget: float, clients: int, servings: Sequence[Any]) -> str:
-    """Requests a second over stock vLLM's."""
+    """Requests per second relative to stock vLLM."""
     setting = STOCK_AGAIN if name == FULL_AGAIN else name
     for serving in servings:
         for row in serving["summary"]:
@@ -158,7 +158,7 @@ def _served(name: str, budget: float, clients: int, servings: Sequence[Any]) -> 
 
 
 def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> Table:
-    """What papers print of a model at these budgets, as a share of their own full model, beside ours."""
+    """A table of published and our own results at these budgets, each as a share of its own full model."""
     rows = []
     for file in sorted(PUBLISHED.glob("*.csv")):
         with file.open(encoding="utf-8", newline="") as lines:
@@ -175,7 +175,14 @@ def _beside_published(model: str, budgets: Sequence[float], tasks: Tasks) -> Tab
 
 
 def _ours(row: Row, full: Mapping[str, Row], budgets: Sequence[float], tasks: Tasks) -> float | None:
-    """Our share of the full model's score, for a printed row and the full model's by benchmark; None without one."""
+    """Our share of the full model's score for a published row. None if we have no such result.
+
+    Args:
+        row: The published row.
+        full: The published rows of the full model, by benchmark.
+        budgets: Our budgets.
+        tasks: Our rows.
+    """
     if row["budget_unit"] != "tokens" or row["variant"] or row["method"] == FULL or row["benchmark"] not in full:
         return None
     share = float(row["budget"]) / float(full[row["benchmark"]]["budget"])
@@ -186,7 +193,7 @@ def _ours(row: Row, full: Mapping[str, Row], budgets: Sequence[float], tasks: Ta
 
 
 def _is_same(printed: str, model: str) -> bool:
-    """Whether "LLaVA-1.5-7B" is llava-hf/llava-1.5-7b-hf."""
+    """True if a published name means this checkpoint: "LLaVA-1.5-7B" is llava-hf/llava-1.5-7b-hf."""
     plain = ["".join(filter(str.isalnum, name.lower())) for name in (printed, model.rpartition("/")[2])]
     return bool(plain[0]) and plain[1].startswith(plain[0])
 

@@ -1,9 +1,9 @@
-"""Records of others: what a short run (`run.py --quick`) found on one machine, as a file that can be shared.
+"""Collect and check records that users share: the results of a short run (`run.py --quick`) on one machine.
 
-    python benchmarks/real/records.py real              # collects a run's cells into real/share.json, and checks it
-    python benchmarks/real/records.py --check           # checks all files of records/; exit code 1 where one is refused
+    python benchmarks/real/records.py real       # collect a run's cells into real/share.json, and check it
+    python benchmarks/real/records.py --check    # check all files of records/; exit code 1 if one is rejected
 
-A record is taken that has its controls, measured counts of tokens, and a `foveate check` that passed.
+A record is accepted if it has its controls, measured token counts, and a `foveate check` that passed.
 """
 
 import json
@@ -17,20 +17,20 @@ from foveate.plain.table import Column, Table
 FOLDER = Path(__file__).with_name("records")
 FULL, FULL_AGAIN = "full model", "v2drop:retention=1"
 CONTROLS = (FULL_AGAIN, "random", "resize")
-"""Rows of every benchmark, without which a figure says nothing."""
+"""Rows that every benchmark must have; without them its results mean nothing."""
 ABOUT = ("commit", "versions", "device")
 KEPT = ("name", "budget", "tokens", "retention", "flops", "questions", "pictures", "accuracy", "accuracy_low")
 KEPT += ("accuracy_high", "difference", "difference_low", "difference_high", "agreement", "share")
-"""What is kept of a row of an evaluation."""
+"""The columns kept from a row of an evaluation."""
 TIMES = ("name", "retention", "ttft", "tpot", "prefill", "peak_bytes")
 NEAR = 0.1
-"""How far measured tokens may be from what was asked for, as a share."""
+"""Largest allowed deviation of measured tokens from the budget, as a share."""
 
 Values = Mapping[str, Any]
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """The cells of a run with one model as one record."""
+    """Collect the cells of a run with one model into one record."""
     about = _read(folder / "record.json")
     cells = {
         kind: list(map(_read, sorted(folder.glob(f"{kind}-*.json")))) for kind in ("quality", "speed", "check", "sure")
@@ -57,15 +57,15 @@ def _only(values: Values, names: Sequence[str]) -> dict[str, Any]:
 
 
 def faults(record: Values) -> Iterator[str]:
-    """Why a record is refused, a sentence each; none where it is taken."""
+    """Yield the reasons to reject a record, one sentence each."""
     for name in (*ABOUT, "weights"):
         if not record.get(name):
-            yield f"It does not say its {name}."
+            yield f"It has no {name}."
     models = record.get("model")
     if not isinstance(models, list) or len(models) != 1 or str(models[0]).startswith(("/", ".", "~")):
-        yield f"It is of one model, by its hub id; got {models}."
+        yield f"It must name one model, by its hub id; got {models}."
     if not (record.get("check") or {}).get("passed"):
-        yield "foveate check did not pass, or did not run: run.py --quick has it as a cell."
+        yield "foveate check did not pass or did not run; run.py --quick runs it."
     tasks = record.get("tasks") or {}
     if not tasks:
         yield "It has no benchmark."
@@ -90,11 +90,11 @@ def _row_faults(rows: Sequence[Values]) -> Iterator[str]:
         if not row.get("tokens"):
             yield f"{row['name']} has no measured tokens."
         elif abs(row["tokens"] - asked) > NEAR * asked:
-            yield f"{row['name']} was asked for {asked:.1f} tokens, and spent {row['tokens']:.1f}."
+            yield f"{row['name']} has a budget of {asked:.1f} tokens but spent {row['tokens']:.1f}."
 
 
 def table(records: Mapping[str, Values]) -> Table:
-    """All records: a row for each benchmark and method."""
+    """A table of all records, with a row for each benchmark and method."""
     rows = []
     for name, record in sorted(records.items()):
         for task, found in record["tasks"].items():
@@ -109,12 +109,12 @@ def table(records: Mapping[str, Values]) -> Table:
 
 
 def stored() -> dict[str, Values]:
-    """The records that there are, by file."""
+    """The stored records, by file name without its ending."""
     return {path.stem: _read(path) for path in sorted(FOLDER.glob("*.json"))}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Check what is stored, or collect a run; 1 where something is refused."""
+    """Check the stored records, or collect and check a run. Returns 1 if a record is rejected."""
     if arguments and arguments[0] == "--check":
         records = stored()
     else:

@@ -1,18 +1,18 @@
-"""A day on a GPU, one command: what methods cost and save on real checkpoints, as one page.
+"""Measure what methods cost and save on real checkpoints, and write it as one page. Takes about a day on a GPU.
 
-    python benchmarks/real/run.py --plan                # what would run, and about how long; nothing runs
-    python benchmarks/real/run.py --out real            # run it; the same command goes on where it stopped
-    python benchmarks/real/run.py --quick --out real    # half an hour, one model: a record that can be shared
+    python benchmarks/real/run.py --plan                # show what would run and for about how long; run nothing
+    python benchmarks/real/run.py --out real            # run it; the command resumes where it stopped
+    python benchmarks/real/run.py --quick --out real    # half an hour, one model: a record to share
     python benchmarks/real/page.py real                 # write the page again: real/page.md
 
-A cell is a command of its own and leaves one file or folder: the answers of a model under one setting to all
-benchmarks (lmms-eval's own command, `--model foveate`), their table (`foveate eval --logs`), the times of a model
-(`foveate bench`), or a server of it with a method beside stock vLLM (`benchmarks/serving/run.py`, in vLLM's
-environment), which share the GPU. A cell that fails is told with its reason, the others go on, and the page names what
-is missing; the next run tries it again. Beside the methods run the full model twice, random, resize and average pooling
-at the same budget.
+The work is split into cells. A cell is one command and writes one file or folder: a model's answers to all benchmarks
+under one setting (lmms-eval with `--model foveate`), their table (`foveate eval --logs`), the times of a model
+(`foveate bench`), or vLLM servers with a method and without, which share the GPU (`benchmarks/serving/run.py`, in
+vLLM's environment). If a cell fails, its reason is printed and the others continue; the page lists what is missing, and
+the next run tries again. Besides the methods, the full model (twice), random, resize and average pooling run at the
+same budget.
 
-`--model` also takes the name of a shape (`foveate bench --shapes`): random weights of a model's sizes, speed alone.
+`--model` also takes the name of a shape (`foveate bench --shapes`): random weights of a model's sizes, for speed only.
 """
 
 import argparse
@@ -44,31 +44,31 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen3-VL-8B-Instruct", "llava-hf/llava-onevision-qwen2-7b-ov-hf")
 METHODS = ("v2drop", "visiondrop", "mustdrop", "fastv", "divprune", "visionzip", "scope", "vidcom2")
 SERVED = ("divprune", "visionzip", "scope")
-"""Methods that vLLM runs in front of the decoder."""
+"""Methods that vLLM runs before the decoder."""
 DOCUMENTS = {"gqa": 12_578, "pope_full": 9_000, "mme": 2_374, "textvqa_val": 5_000, "scienceqa_img": 2_017}
 DOCUMENTS |= {"docvqa_val": 5_349, "ocrbench": 1_000, "refcoco_bbox_rec": 8_811}
-"""The default benchmarks, as lmms-eval names them, and about how many questions each has."""
+"""The default benchmarks by their names in lmms-eval, and the approximate number of questions of each."""
 UNKNOWN = 5_000
 SECONDS = 0.4
-"""An answer, until a cell of its kind has run."""
+"""Assumed seconds per answer, until a cell of its kind has run."""
 SERVERS = "requests a second through vLLM"
 READS = ("quality", "sure")
-"""Cells that read what other cells answered, and are made anew each time."""
+"""Cells that read the answers of other cells and run again each time."""
 QUICK = {"model": MODELS[:1], "method": ("v2drop", "divprune", "vidcom2"), "limit": 100}
 QUICK |= {"task": ("pope_full", "gqa", "textvqa_val")}
-"""What half an hour is enough for; no server."""
+"""Options of --quick, which takes half an hour and runs no server."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One command of the day.
+    """One command of the run.
 
     Attributes:
         model: A checkpoint or shape.
         kind: "check", "answers", "quality", "sure", "speed", "batch" or "serving".
-        what: The setting, of answers; what is served, of a serving cell.
-        command: What runs; the file for its figures, or the folder for its answers, is added at the end.
-        answers: How many answers it makes about, for the estimate.
+        what: The setting of an answers cell, or the method of a serving cell.
+        command: The command. The path of its file or folder is appended.
+        answers: Approximate number of answers, for the estimate of time.
     """
 
     model: str
@@ -79,7 +79,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its file, without an ending."""
+        """The name of its file without the ending."""
         what = re.sub(r"[^\w.=+]+", "-", self.what)
         return "-".join(filter(None, (self.kind, self.model.replace("/", "--"), what)))
 
@@ -90,7 +90,7 @@ class Cell:
 
 
 def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
-    """All cells, model by model, the quick ones first; those that read answers know which there are by then."""
+    """Yield all cells, model by model, quick ones first. Cells that read answers list those that exist by then."""
     foveate = (str(Path(sys.executable).with_name("foveate")),)
     budgets = [word for share in options.retention for word in ("--retention", str(share))]
     timed = [word for name in (*options.method, *page.CONTROLS) for word in ("--method", name)]
@@ -129,7 +129,7 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
 
 
 def settings_of(options: argparse.Namespace) -> Iterator[str]:
-    """What lmms-eval's `--model_args` say of each setting; nothing of the full model, which is first."""
+    """Yield the part of lmms-eval's `--model_args` for each setting. The first is the full model's, which is empty."""
     yield ""
     yield f"method={page.FULL_AGAIN}"
     for share in options.retention:
@@ -139,7 +139,7 @@ def settings_of(options: argparse.Namespace) -> Iterator[str]:
 
 
 def too_large(model: str) -> str | None:
-    """Why a model does not fit into the memory that is free here; None where it does, or is not known."""
+    """The reason why a model does not fit into the free memory. None if it fits, or if its size is unknown."""
     place = embedded.path() if model in embedded.NAMES else model
     try:
         config = shapes()[model].make_config() if model in shapes() else AutoConfig.from_pretrained(place)
@@ -150,17 +150,17 @@ def too_large(model: str) -> str | None:
     on_gpu = torch.cuda.is_available()
     free = torch.cuda.mem_get_info()[0] if on_gpu else memory.available()
     need = weights * (2 if on_gpu else 4) + min(2 * page.GIB, 2 * weights)  # activations and keys
-    sizes = f"about {need / page.GIB:.1f} GiB, and {free / page.GIB:.1f} GiB are free here"
-    return f"{model} takes {sizes}. Name a smaller --model." if need > free else None
+    sizes = f"about {need / page.GIB:.1f} GiB, but only {free / page.GIB:.1f} GiB are free here"
+    return f"{model} needs {sizes}. Name a smaller --model." if need > free else None
 
 
 # -- a run --------------------------------------------------------------------------------------------------------
 
 
 def run(cell: Cell, out: Path) -> str | None:
-    """Run a cell; why it failed, in a line, or None. Where this is stopped, so is all that the cell started."""
+    """Run a cell. Returns the reason of a failure in one line, or None. On an interrupt, kills the cell's processes."""
     result, part, log = (out / name for name in (cell.file, f"part-{cell.file}", f"{cell.name}.log"))
-    shutil.rmtree(part, ignore_errors=True)  # lmms-eval adds to a folder
+    shutil.rmtree(part, ignore_errors=True)  # lmms-eval appends to an existing folder
     began = time.monotonic()
     with log.open("w", encoding="utf-8") as said:
         process = subprocess.Popen([*cell.command, str(part)], stdout=said, stderr=subprocess.STDOUT, process_group=0)
@@ -170,7 +170,7 @@ def run(cell: Cell, out: Path) -> str | None:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
-    # lmms-eval ends with 0 whatever went wrong.
+    # lmms-eval exits with 0 even after an error.
     if process.returncode or not (part.is_file() or any(part.rglob("*_results.json"))):
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return next((line for line in reversed(lines) if line.strip(" ╰─╯│")), f"exit code {process.returncode}")
@@ -184,7 +184,7 @@ def run(cell: Cell, out: Path) -> str | None:
 
 
 def seconds_each(out: Path, kind: str) -> float:
-    """Seconds an answer takes in cells of this kind: of those that have run here, else as assumed."""
+    """Seconds per answer in cells of this kind: measured if some have run here, else assumed."""
     times = out / "times.jsonl"
     ran = [json.loads(line) for line in times.read_text(encoding="utf-8").splitlines()] if times.exists() else []
     alike = [cell for cell in ran if cell["cell"].startswith(kind)]
@@ -192,7 +192,7 @@ def seconds_each(out: Path, kind: str) -> float:
 
 
 def plan(cells: Sequence[Cell], out: Path) -> Table:
-    """What runs and about how long; a cell that is done takes nothing."""
+    """A table of the cells and their approximate hours. Finished cells take none."""
     rows, left = [], 0.0
     for cell in cells:
         hours = cell.answers * seconds_each(out, cell.kind) / 3600
@@ -200,27 +200,29 @@ def plan(cells: Sequence[Cell], out: Path) -> Table:
         left += 0 if done else hours
         rows.append((cell.model, cell.kind, cell.what, f"{cell.answers:,}", "done" if done else f"{hours:.2f}"))
     heads = ("Model", "Cell", "Benchmark", Column("Answers", right=True), Column("Hours", right=True))
-    note = f"About {left:.1f} hours are left, with {SECONDS} s an answer where no cell of a kind has run yet."
-    unknown = f"A benchmark that is no default is taken to have {UNKNOWN:,} questions, or --limit."
+    note = f"About {left:.1f} hours are left, assuming {SECONDS} s per answer if no cell of a kind has run yet."
+    unknown = f"A benchmark that is not a default is assumed to have {UNKNOWN:,} questions, or --limit."
     return Table("", heads, rows, [note, unknown])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is not done, and write the page; 1 where a cell has failed."""
+    """Run the unfinished cells and write the page. Returns 1 if a cell failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("real"), help="a folder for figures and page (default: real)")
-    parser.add_argument("--plan", action="store_true", help="say what would run and about how long, and end")
+    parser.add_argument("--out", type=Path, default=Path("real"), help="folder for results and page (default: real)")
+    parser.add_argument("--plan", action="store_true", help="show what would run and for about how long, then exit")
     parser.add_argument("--model", nargs="+", default=MODELS, help="checkpoints, folders or shapes")
     parser.add_argument("--method", nargs="+", default=METHODS)
-    parser.add_argument("--task", nargs="*", default=[*DOCUMENTS], help="benchmarks, as lmms-eval names them")
+    parser.add_argument("--task", nargs="*", default=[*DOCUMENTS], help="benchmarks, by their names in lmms-eval")
     parser.add_argument("--retention", nargs="+", default=[2 / 9], type=lambda text: float(fractions(text)))
     parser.add_argument("--draws", type=int, default=3, help="runs of random on benchmarks (default: 3)")
-    parser.add_argument("--limit", type=int, help="of each benchmark the first documents alone")
-    parser.add_argument("--include", type=Path, help="a folder of tasks of one's own, in lmms-eval's format")
-    parser.add_argument("--bench", type=str.split, default=[], metavar="FLAGS", help="more, for foveate bench")
+    parser.add_argument("--limit", type=int, help="run only the first documents of each benchmark")
+    parser.add_argument("--include", type=Path, help="folder with your own tasks, in lmms-eval's format")
+    parser.add_argument("--bench", type=str.split, default=[], metavar="FLAGS", help="more flags for foveate bench")
     parser.add_argument("--serving", type=str.split, default=["--clients", "1", "8", "32"], metavar="FLAGS")
-    parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python", help="Python of its environment")
-    parser.add_argument("--quick", action="store_true", help="half an hour: fewer of all, and a record to be shared")
+    parser.add_argument(
+        "--vllm", type=Path, default=ROOT / ".venv-vllm/bin/python", help="the Python of vLLM's environment"
+    )
+    parser.add_argument("--quick", action="store_true", help="a short run of half an hour, with a record to share")
     options = parser.parse_args(arguments)
     if options.quick:
         given = {name for name in QUICK if getattr(options, name) != parser.get_default(name)}
@@ -231,7 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.lmms = [str(word) for pair in lmms.items() if pair[1] is not None for word in pair]
     options.served = [page.STOCK_AGAIN, *(name for name in options.method if name in SERVED)]
     missing = (
-        {} if options.vllm.exists() or options.quick else {SERVERS: f"no {options.vllm}; make setup-vllm makes one"}
+        {}
+        if options.vllm.exists() or options.quick
+        else {SERVERS: f"there is no {options.vllm}; make setup-vllm installs it"}
     )
     cells = list(cells_of(options))
     print(plan(cells, options.out).to_text(width=120))
@@ -242,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = json.loads(json.dumps(settings))
     begun = options.out / "settings.json"
     if begun.exists() and json.loads(begun.read_text(encoding="utf-8")) != settings:
-        parser.error(f"{options.out} was begun with other settings ({begun}): give the same, or name another --out.")
+        parser.error(f"{options.out} was started with other settings ({begun}): use the same, or another --out.")
     begun.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     refused = {model: why for model in options.model if (why := too_large(model))}
     for number, cell in enumerate(cells_of(options), 1):
@@ -268,5 +272,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on.", file=sys.stderr)
+        print("Stopped. Run the same command to resume.", file=sys.stderr)
         sys.exit(130)

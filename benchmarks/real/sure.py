@@ -1,11 +1,12 @@
-"""Does an answer with few tokens know that it is the full model's? On benchmarks, for a second look.
+"""Test on benchmarks if an answer's confidence predicts that it equals the full model's, as a second look needs.
 
     python -m lmms_eval --model foveate --model_args pretrained=MODEL,log=kept --tasks pope_full
     python -m lmms_eval --model foveate --model_args pretrained=MODEL,log=kept,method=divprune --tasks pope_full
     python benchmarks/real/sure.py kept --out sure.json
 
-A row a benchmark and setting: how often the answer is the full model's, the AUROC of its confidence, the share that is
-asked again for 98 %, by the best threshold in hindsight and by one that is promised, and steps of decoding.
+Writes a row for each benchmark and setting: the agreement with the full model, the AUROC of the confidence, the share
+that must be asked again for 98 % agreement (by the best threshold in hindsight, and by a calibrated one), and the
+number of decode steps.
 """
 
 import argparse
@@ -25,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 def rows_of(records: Iterable[Row]) -> list[dict[str, Any]]:
-    """A row for each benchmark and method of a store's records."""
+    """A row for each benchmark and method in the records of a store."""
     full: dict[str, Row] = {}
     others: dict[tuple[str, str], list[Row]] = {}
     for record in records:
@@ -58,7 +59,7 @@ def _row(task: str, answers: Sequence[Row], full: Mapping[str, Row]) -> dict[str
 
 
 def _least(pairs: Sequence[Pair]) -> float | None:
-    """The least confidence that loses no more than is asked of these very answers."""
+    """The lowest threshold that keeps the agreement on these answers, chosen in hindsight. None if there is none."""
     trusted, wrong = None, 0
     for confidence in sorted({one for one, _ in pairs}, reverse=True):
         wrong += sum(not agrees for one, agrees in pairs if one == confidence)
@@ -73,9 +74,9 @@ def _again(pairs: Sequence[Pair], trusted: float | None) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read the answers, and write the rows."""
+    """Read the answers and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kept", type=Path, help="the folder that was log= of one model's runs")
+    parser.add_argument("kept", type=Path, help="the folder given as log= in the runs of one model")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     records = [

@@ -1,12 +1,12 @@
-"""What a second look costs, and whether its promise holds: writes record.json beside this, and prints its tables.
+"""Measure what a second look costs and if its promise holds. Writes record.json in this folder and prints its tables.
 
-    python benchmarks/second_look/run.py                       # some 15 minutes on one core
+    python benchmarks/second_look/run.py                       # about 15 minutes on one core
     python benchmarks/second_look/run.py --out small.json --pool 30 --fresh 20 --timed 3 --calibrations 20
 
-The embedded model answers one question about each picture, in full and with three methods at several budgets. From a
-pool of pictures thresholds are calibrated, again and again; on fresh pictures, of other seeds, they are tested. Beside
-each curve stand the method at fixed budgets, and asking again at random. Times are of one run, in rounds, the full
-model twice as a control.
+The embedded model answers one question about each picture, in full and with three methods at several budgets.
+Thresholds are calibrated on many samples from a pool of pictures, and tested on fresh pictures from other seeds. Each
+curve is compared with the method at fixed budgets, and with asking again at random. Times come from interleaved rounds,
+with the full model twice as a control.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from foveate.tuning.promise import auroc, threshold
 OUT = Path(__file__).with_name("record.json")
 LOOKS = ("vidcom2 64", "divprune 64", "vispruner 64")
 FIXED = ("vidcom2 128", "vidcom2 192")
-"""Fixed budgets besides."""
+"""Fixed budgets to compare with."""
 PROMISED = "vidcom2 64"
 AGREEMENTS = (0.9, 0.95, 0.98, 0.99)
 SAMPLES = 300
@@ -56,7 +56,7 @@ Row = Mapping[str, Any]
 
 
 def one_a_picture(count: int, seeds: Sequence[int]) -> list[Asked]:
-    """Questions about so many pictures, one about each, drawn by seed."""
+    """One question about each of `count` pictures, drawn by seed."""
     of_picture: dict[Any, list[Asked]] = {}
     for question in questions(TASKS, 9 * count, seeds):
         of_picture.setdefault(question.picture, []).append(question)
@@ -66,13 +66,16 @@ def one_a_picture(count: int, seeds: Sequence[int]) -> list[Asked]:
 
 
 def settings() -> dict[str, Method | None]:
-    """The full model, and methods at budgets, by name."""
+    """The full model and the methods at their budgets, by name."""
     named = {name: method_of(name.split()[0], tokens=float(name.split()[1])) for name in (*LOOKS, *FIXED)}
     return {FULL: None, **named}
 
 
 def answered(vlm: fv.VLM, asked: Sequence[Asked]) -> list[Row]:
-    """A row a question: its task, and of each setting how sure it is, and whether it is the full model's and right."""
+    """A row for each question: its task, and for each setting [confidence, agrees, right, tokens, FLOPs].
+
+    `agrees` is 1 if the answer equals the full model's; `right` is 1 if it is correct.
+    """
     rows = []
     for group in (asked[start : start + 8] for start in range(0, len(asked), 8)):
         prompts, tower = prompts_of(vlm, group), TowerMemo()
@@ -96,7 +99,7 @@ def answered(vlm: fv.VLM, asked: Sequence[Asked]) -> list[Row]:
 
 
 def of_share(rows: Sequence[Row], name: str, sure: float) -> dict[str, float]:
-    """What a threshold makes of rows: shares asked again, that agree, and that are right; tokens and FLOPs of both."""
+    """Results of a threshold: shares asked again, agreeing and right; tokens and FLOPs of both looks together."""
     again = [not row[name][0] >= sure for row in rows]
     chosen = [row[FULL if look else name] for row, look in zip(rows, again, strict=True)]
     tokens = [row[name][3] + look * row[FULL][3] for row, look in zip(rows, again, strict=True)]
@@ -111,7 +114,7 @@ def of_share(rows: Sequence[Row], name: str, sure: float) -> dict[str, float]:
 
 
 def curve(rows: Sequence[Row], name: str) -> list[dict[str, float]]:
-    """What asking the least sure share again brings, beside asking as many at random: that agrees in expectation."""
+    """Results of asking the least confident share again, and the expected agreement of asking as many at random."""
     ordered = sorted(row[name][0] for row in rows)
     alone = fmean(row[name][1] for row in rows)
     points = []
@@ -122,7 +125,7 @@ def curve(rows: Sequence[Row], name: str) -> list[dict[str, float]]:
 
 
 def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float, draws: int) -> dict[str, float]:
-    """Calibrations by samples of the pool, tested on all fresh pictures; and by samples of all, whose risk is known."""
+    """Calibrate on samples of the pool and test on fresh pictures, and on samples of all, whose risk is known."""
     everyone = [*pool, *fresh]
     found: dict[str, list[float]] = {"fresh": [], "known": [], "again": [], "tokens": [], "flops": []}
     drawn = random.Random(0)
@@ -150,7 +153,7 @@ def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: flo
 
 
 def by_task(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float) -> list[dict[str, Any]]:
-    """A calibration on the whole pool, on fresh pictures task by task."""
+    """Calibrate on the whole pool and test on fresh pictures, by task."""
     sure = threshold([(row[name][0], row[name][1]) for row in pool], agreement)
     tasks = []
     for task in (None, *TASKS):
@@ -162,7 +165,7 @@ def by_task(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: flo
 
 
 def shifted(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float) -> dict[str, float]:
-    """A calibration without the tasks of UNSEEN, used on these alone: what no promise covers."""
+    """Calibrate without the tasks of `UNSEEN` and test on these only, which no promise covers."""
     known = [row for row in pool if row["task"] not in UNSEEN]
     sure = threshold([(row[name][0], row[name][1]) for row in known], agreement)
     rows = [row for row in [*pool, *fresh] if row["task"] in UNSEEN]
@@ -171,7 +174,7 @@ def shifted(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: flo
 
 
 def times(vlm: fv.VLM, asked: Sequence[Asked], clock: str) -> list[dict[str, Any]]:
-    """Ratios of the time of an answer alone, from the prompt to its last token, to the full model's."""
+    """Ratios of the time of a single answer, from the prompt to its last token, to the full model's."""
     read = clock_of(clock)
     seconds: dict[str, list[float]] = {}
     look = {name: {"method": PROMISED.split()[0], "tokens": float(PROMISED.split()[1])} for name in ("few", "both")}
@@ -199,7 +202,7 @@ def percent(value: float) -> str:
 
 
 def tables(record: Mapping[str, Any]) -> list[Table]:
-    """What the guide shows of a record."""
+    """The guide's tables from a record."""
     heads = [
         Column(name, right=True) for name in ("Again, %", "Tokens", "FLOPs, %", "Agree, %", "Right, %", "Random, %")
     ]
@@ -239,45 +242,44 @@ KEYS = ("flops", "agrees", "right")
 
 
 def unlike(shifts: Sequence[Mapping[str, float]]) -> str:
-    """A sentence on samples that were not like what came."""
+    """A sentence on calibration samples that differ from the questions asked later."""
     found = [
-        f"at {shift['agreement']:.0%}, {percent(1 - shift['agrees'])} % differ and {percent(shift['again'])} % are "
-        "asked again"
+        f"at {shift['agreement']:.0%}, {percent(1 - shift['agrees'])} % differ and "
+        f"{percent(shift['again'])} % are asked again"
         for shift in shifts
     ]
     first = shifts[0]
     return (
-        f"Samples unlike the real inputs: calibrated on {first['samples']:.0f} without lists, relations and "
-        f"counts, and used on {first['questions']:.0f} of these: {'; '.join(found)}."
+        f"When the samples differ from the questions: calibrated on {first['samples']:.0f} without lists, relations "
+        f"and counts, and tested on {first['questions']:.0f} of these: {'; '.join(found)}."
     )
 
 
 def page(record: Mapping[str, Any]) -> str:
-    """The guide's part."""
+    """The guide's section on a record."""
     curves, promised, tasks, timed = (table.to_markdown() for table in tables(record))
     about = record["about"]
     signals = ", ".join(f"{name} {value:.2f}" for name, value in record["auroc"].items())
     return (
-        f"{about['pool']} pictures to calibrate, {about['fresh']} fresh ones of other seeds, a question about each; "
-        f"commit {str(about['commit'])[:7]}. The full model answers {percent(record['full_right'])} % correctly.\n\n"
+        f"{about['pool']} pictures to calibrate, {about['fresh']} fresh ones from other seeds, one question each; "
+        f"commit {str(about['commit'])[:7]}. The full model is right in {percent(record['full_right'])} %.\n\n"
         f"{curves}\n\n"
-        f"How well the confidence tells whether the answer equals the full model's (AUROC): {signals}.\n\n"
-        f"{promised}\n\n"
-        f"{PROMISED} at 98 %, task by task:\n\n{tasks}\n\n"
-        f"{unlike(record['shifted'])}\n\nTime of an answer alone, {PROMISED}, on a CPU:\n\n{timed}"
+        f"How well the confidence predicts the full model's answer (AUROC): {signals}.\n\n{promised}\n\n"
+        f"{PROMISED} at 98 %, by task:\n\n{tasks}\n\n"
+        f"{unlike(record['shifted'])}\n\nTime of a single answer, {PROMISED}, on a CPU:\n\n{timed}"
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ask, calibrate, test, time, and write the record."""
+    """Ask, calibrate, test and time, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--pool", type=int, default=320, help="pictures to calibrate with")
-    parser.add_argument("--fresh", type=int, default=220, help="pictures to test with")
-    parser.add_argument("--timed", type=int, default=20, help="fresh questions that are timed")
+    parser.add_argument("--pool", type=int, default=320, help="number of pictures to calibrate on")
+    parser.add_argument("--fresh", type=int, default=220, help="number of pictures to test on")
+    parser.add_argument("--timed", type=int, default=20, help="number of fresh questions to time")
     parser.add_argument("--calibrations", type=int, default=500)
     parser.add_argument("--clock", default="cpu", choices=("cpu", "wall"))
-    parser.add_argument("--answers", type=Path, help="a record whose answers and times are taken, so that none runs")
+    parser.add_argument("--answers", type=Path, help="reuse the answers and times of this record and run no model")
     options = parser.parse_args(arguments)
     if options.answers is not None:
         kept = json.loads(options.answers.read_text(encoding="utf-8"))
@@ -295,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(ran: Mapping[str, Any], pool: Sequence[Row], fresh: Sequence[Row], draws: int, out: Path) -> None:
-    """Write the record of a run, with all figures of its answers."""
+    """Compute all results from the answers and write the record."""
     record = {
         "about": {**ran["about"], "pool": len(pool), "fresh": len(fresh)},
         "full_right": fmean(row[FULL][2] for row in fresh),

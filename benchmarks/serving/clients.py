@@ -1,4 +1,4 @@
-"""Clients of a server: so many at once, each with OpenAI's client, each asking one question after the other."""
+"""Concurrent clients of a server. Each uses OpenAI's client and asks one question after the other."""
 
 import asyncio
 import base64
@@ -18,12 +18,12 @@ END = "</s>"
 
 @dataclass(frozen=True)
 class Question:
-    """What a client sends.
+    """A question that a client sends.
 
     Attributes:
         text: The question.
-        picture: As a data URL; None: text alone.
-        answer: The right one; None where there is none.
+        picture: The picture as a data URL. None for text only.
+        answer: The right answer. None if it is not checked.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Question:
 
     @property
     def messages(self) -> list[dict[str, object]]:
-        """As the API takes them."""
+        """The messages of the request, in the API's format."""
         parts: list[dict[str, object]] = [{"type": "text", "text": self.text}]
         if self.picture is not None:
             parts.insert(0, {"type": "image_url", "image_url": {"url": self.picture}})
@@ -41,12 +41,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer and its times, in seconds.
+    """The times of one answer in seconds, and if it is right.
 
     Attributes:
-        first: From sending to the first token.
-        each: Mean time of each later token; 0 where there is only one.
-        right: Whether the answer is the right one; None where there is none.
+        first: Time from the request to the first token.
+        each: Mean time of each later token, or 0 if there is only one token.
+        right: True if the answer is right. None if it is not checked.
     """
 
     first: float
@@ -56,18 +56,18 @@ class Reply:
 
 @dataclass(frozen=True)
 class Load:
-    """What some clients saw together.
+    """The results of concurrent clients.
 
     Attributes:
-        seconds: From the first request to the last answer.
-        replies: Theirs.
+        seconds: Time from the first request to the last answer.
+        replies: The replies to all clients.
     """
 
     seconds: float
     replies: tuple[Reply, ...]
 
     def figures(self) -> dict[str, float]:
-        """Requests a second, and percentiles of the times to the first and to each later token, in seconds."""
+        """Requests per second, and percentiles of the times to the first and to each later token, in seconds."""
         first = [reply.first for reply in self.replies]
         each = [reply.each for reply in self.replies]
         return {
@@ -80,23 +80,23 @@ class Load:
 
 
 def as_url(image: Image.Image) -> str:
-    """A picture inside a request."""
+    """A picture as a data URL with a PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def load(address: str, questions: Sequence[Question], clients: int, new_tokens: int) -> Load:
-    """Ask all questions, so many at a time.
+    """Ask all questions with concurrent clients.
 
-    Every answer has exactly `new_tokens` tokens, so that no setting wins by short answers; what follows the end of an
-    answer does not count as part of it.
+    Every answer has exactly `new_tokens` tokens, so that no setting gains by short answers. Text after the
+    end-of-sequence token is ignored when the answer is checked.
 
     Args:
-        address: Of the server's API.
-        questions: Taken by the clients in this order.
-        clients: How many ask at once.
-        new_tokens: Of each answer.
+        address: The address of the server's API.
+        questions: The questions, in the order in which clients take them.
+        clients: Number of concurrent clients.
+        new_tokens: Length of each answer, in tokens.
     """
     return asyncio.run(_load(address, questions, clients, new_tokens))
 

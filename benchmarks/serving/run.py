@@ -1,19 +1,19 @@
-"""What dropping is worth in a vLLM server, from one client to many: writes serving.json and prints its tables.
+"""Measure dropping in a vLLM server, from one client to many. Writes serving.json and prints its tables.
 
     make setup-vllm && .venv-vllm/bin/python benchmarks/serving/run.py              # half an hour on two cores
-    .venv-vllm/bin/python benchmarks/serving/run.py --rounds 1 --clients 1 8        # a look
+    .venv-vllm/bin/python benchmarks/serving/run.py --rounds 1 --clients 1 8        # a short trial
     .venv-vllm/bin/python benchmarks/serving/run.py --budgets --clients 1 8 32 --rounds 3 \\
         --prompts "a picture and a question" --out benchmarks/serving/budgets.json
     python benchmarks/serving/run.py --model llava-hf/llava-1.5-7b-hf --out gpu.json --methods divprune --pictures 64
 
-Stock vLLM, stock again as the control, dropping before the decoder and between its layers, and tokens drawn at random
-at the same counts: a server each, all started at once, and asked in turn, in an order drawn for each round. A round is
-every server with every number of clients. Ratios are of a server's figure to stock's in the same round and cell.
+There is one server each for stock vLLM, stock again as the control, dropping before the decoder and between its layers,
+and random dropping of as many tokens. All servers are started first, then measured in turn, in random order in each
+round. A round is every server with every number of clients. Ratios compare a server with stock in the same round and
+cell.
 
-Every request brings a picture that the server has no memory of: prefix cache and cache of processed pictures are off,
-since with them the second request for a picture would cost nothing in any server. A GPU's memory is shared among the
-servers: name few of a large model. With `--model` the answers are not checked, and `--weights dummy` takes random
-weights of a checkpoint's shape.
+The prefix cache and the cache of processed pictures are off, because with them a second request for a picture would
+cost nothing in any server. The servers share the GPU's memory: with a large model, choose only a few. With `--model`
+the answers are not checked. `--weights dummy` uses random weights of a checkpoint's shape.
 """
 
 import argparse
@@ -43,7 +43,7 @@ HERE = Path(__file__).resolve().parent
 OUT = HERE / "serving.json"
 GPU = torch.cuda.is_available()
 CUTS = "layers=2,8,16;keep=0.25,0.5,0"
-"""Cuts between layers that are early, so that they save much: 82 of 576 tokens a layer on average."""
+"""Early cuts between layers, which save much: 82 of 576 tokens per layer on average."""
 SETTINGS = (
     Setting(name=STOCK),
     Setting(name=AGAIN),
@@ -62,14 +62,14 @@ BUDGETS = (
         for tokens in (64, 192)
     ),
 )
-"""At several budgets. All of 576 tokens are kept by the plug-in itself: what it costs where nothing leaves."""
+"""Settings at several budgets. The one with 576 tokens drops nothing: it shows the cost of the plug-in itself."""
 
 
-# -- what is asked ------------------------------------------------------------------------------------------------
+# -- questions ----------------------------------------------------------------------------------------------------
 
 
 def asked(prompt: str, pictures: int, checked: bool) -> Iterator[Question]:
-    """Questions about pictures of the embedded tasks, without end: a picture comes back after all others."""
+    """Yield questions about pictures of the embedded tasks in an endless cycle."""
     pool = questions(TASKS, pictures, seeds=(7,))
     sent = [_question(each, prompt, checked) for each in pool]
     while True:
@@ -86,7 +86,7 @@ def _question(question: Asked, prompt: str, checked: bool) -> Question:
 
 
 def cells(clients: Sequence[int], prompts: Sequence[str] = PROMPTS) -> list[tuple[str, int]]:
-    """Prompt and number of clients of every cell; prompts other than the usual with few and with several alone."""
+    """The (prompt, number of clients) of every cell. Unusual prompts run only with the lowest and a medium number."""
     ordered = sorted(clients)
     others = sorted({ordered[0], ordered[len(ordered) // 2]})
     every = [(USUAL, count) for count in clients] + [(prompt, count) for prompt in (LONG, TEXT) for count in others]
@@ -94,7 +94,7 @@ def cells(clients: Sequence[int], prompts: Sequence[str] = PROMPTS) -> list[tupl
 
 
 def requests(clients: int, least: int) -> int:
-    """How many requests a cell has: two of each client, and some at least."""
+    """Number of requests in a cell: two for each client, and at least `least`."""
     return max(least, 2 * clients)
 
 
@@ -102,14 +102,14 @@ def requests(clients: int, least: int) -> int:
 
 
 def measure(servers: Sequence[Server], options: argparse.Namespace, checked: bool) -> list[dict[str, Any]]:
-    """Every cell of every round, in the order in which they ran."""
+    """Measure every cell in every round. Returns one record for each."""
     runs, streams = {}, {}
     for server in servers:
         for prompt, clients in cells(options.clients, options.prompts):
             cell = (server.setting.name, prompt, clients)
             streams[cell] = asked(prompt, options.pictures, checked)
             runs[cell] = partial(_load, server, streams[cell], clients, options)
-    beside = {cell: cell[1:] for cell in runs}  # the servers of a cell one right after the other
+    beside = {cell: cell[1:] for cell in runs}  # the servers of a cell run directly one after the other
     records = []
     for number, loads in enumerate(rounds(runs, options.rounds, after=_tell, beside=beside)):
         for (setting, prompt, clients), found in loads.items():
@@ -133,7 +133,7 @@ def _tell() -> None:
 
 
 def flags(options: argparse.Namespace, servers: int) -> list[str]:
-    """The arguments of every server: the same, so that nothing but foveate is between them."""
+    """The arguments that all servers share, so that they differ only in foveate."""
     words = ["--dtype", options.dtype, "--block-size", options.block_size, "--max-model-len", options.max_model_len]
     words += ["--max-num-seqs", "32", "--enforce-eager", "--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
     words += [f"--gpu-memory-utilization={0.9 / servers:.2f}"] if GPU else []
@@ -143,26 +143,30 @@ def flags(options: argparse.Namespace, servers: int) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a hub id or folder in the place of the embedded model")
+    parser.add_argument("--model", help="hub id or folder of a model to use instead of the embedded one")
     parser.add_argument("--weights", default="auto", help="dummy: random weights of the model's shape")
     parser.add_argument("--dtype", default="bfloat16" if GPU else "float32")
     parser.add_argument("--block-size", default="16" if GPU else "32")
     parser.add_argument("--max-model-len", default="8192" if GPU else "2048")
-    parser.add_argument("--flag", action="append", default=[], help="another argument of vLLM, such as --flag=--seed=1")
+    parser.add_argument(
+        "--flag", action="append", default=[], help="a further argument of vLLM, such as --flag=--seed=1"
+    )
     parser.add_argument("--settings", nargs="+", default=[one.name for one in SETTINGS], metavar="NAME")
-    parser.add_argument("--budgets", action="store_true", help="64, 192 and 576 tokens, in the place of --settings")
+    parser.add_argument("--budgets", action="store_true", help="64, 192 and 576 tokens, instead of --settings")
     parser.add_argument("--prompts", nargs="+", default=PROMPTS, choices=PROMPTS)
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="beside stock, in the place of --settings")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help="methods to compare with stock, instead of --settings"
+    )
     parser.add_argument("--retention", type=float, default=1 / 9)
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 8, 32])
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--requests", type=int, default=6, help="the fewest in a cell")
-    parser.add_argument("--pictures", type=int, default=96, help="how many questions there are")
+    parser.add_argument("--requests", type=int, default=6, help="least number of requests in a cell")
+    parser.add_argument("--pictures", type=int, default=96, help="number of different questions")
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.settings) - {one.name for one in SETTINGS}):
-        parser.error(f"no setting {unknown[0]!r}; there are: {', '.join(one.name for one in SETTINGS)}")
+        parser.error(f"there is no setting {unknown[0]!r}; settings: {', '.join(one.name for one in SETTINGS)}")
     settings = [one for one in SETTINGS if one.name in options.settings or one.name == STOCK]
     if options.budgets:
         settings = list(BUDGETS)
@@ -212,5 +216,5 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers end, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the servers are stopped too
     main()

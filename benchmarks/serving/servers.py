@@ -1,4 +1,4 @@
-"""vLLM's OpenAI servers, each a process of its own, and what foveate does in each."""
+"""Start and stop vLLM's OpenAI servers, each in its own process and with its own setting of foveate."""
 
 import json
 import os
@@ -22,11 +22,11 @@ PATIENCE = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One server: what foveate does in it.
+    """The setting of foveate in one server.
 
     Attributes:
-        name: In tables.
-        foveate: The setting "foveate" of `hf_overrides`; None: stock vLLM.
+        name: The name in tables.
+        foveate: The entry "foveate" of `hf_overrides`. None for stock vLLM.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that listens.
+    """A running server.
 
     Attributes:
-        setting: What runs in it.
-        address: Its API, "http://localhost:8123/v1".
-        log: What it printed.
+        setting: Its setting.
+        address: The address of its API, such as "http://localhost:8123/v1".
+        log: The file with its output.
     """
 
     setting: Setting
@@ -52,17 +52,17 @@ class Server:
 def running(
     settings: Sequence[Setting], model: str, architecture: str, flags: Sequence[str], logs: Path
 ) -> Iterator[list[Server]]:
-    """All servers, started one after the other and idle; stopped when the context ends.
+    """Start a server for each setting, one after the other, and stop them when the context ends.
 
     Args:
-        settings: One server each.
+        settings: The settings, one per server.
         model: A hub id or a folder.
         architecture: The class with foveate in it, such as "FoveateLlavaForConditionalGeneration".
-        flags: Further arguments, the same for each server.
-        logs: Where each server's output goes.
+        flags: Further arguments of every server.
+        logs: Folder for the servers' output.
 
     Raises:
-        RuntimeError: If a server does not start; its message ends with what it printed last.
+        RuntimeError: If a server does not start. The message ends with the last lines of its output.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -100,7 +100,7 @@ def _own_flags(setting: Setting, architecture: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Passive threads: servers that spin for work would slow the one that is measured."""
+    """The servers' environment. Threads wait passively, because spinning servers would slow down the measured one."""
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     on_a_cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     return on_a_cpu | os.environ | quiet
@@ -114,7 +114,7 @@ def _free_port() -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Until the server answers."""
+    """Wait until the server answers."""
     until = time.monotonic() + PATIENCE
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The tables of serving.json: every server beside stock vLLM, cell by cell.
+"""Make the tables of serving.json: every server compared with stock vLLM, by cell.
 
 python benchmarks/serving/tables.py            # write them into the guide
 """
@@ -33,7 +33,7 @@ FIGURES = {
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a setting and cell: ratios to stock in the same round, with intervals, and the share of right answers."""
+    """A row for each setting and cell: ratios to stock in the same round, and the share of right answers."""
     rows = []
     for setting, prompt, clients in dict.fromkeys((one["setting"], one["prompt"], one["clients"]) for one in records):
         if setting == STOCK:
@@ -57,14 +57,14 @@ def _right(runs: Sequence[dict[str, Any]]) -> float | None:
 
 
 def verdict(throughput: dict[str, Any]) -> str:
-    """Whether requests a second are more than stock's, by the interval."""
+    """Tell by the interval if a server handles more requests per second than stock."""
     if throughput["low"] > 1:
         return "yes"
     return "NO, slower" if throughput["high"] < 1 else "not told apart"
 
 
 def lines(record: dict[str, Any], prompt: str) -> list[tuple[str, ...]]:
-    """The cells of a table, a setting and number of clients a line."""
+    """The lines of a table, one per setting and number of clients."""
     found = []
     for row in record["summary"]:
         if row["prompt"] != prompt:
@@ -77,7 +77,7 @@ def lines(record: dict[str, Any], prompt: str) -> list[tuple[str, ...]]:
 
 
 def _prompts(record: dict[str, Any]) -> list[str]:
-    """The prompts that were asked."""
+    """The prompts that were measured."""
     asked = {row["prompt"] for row in record["summary"]}
     return [prompt for prompt in PROMPTS if prompt in asked]
 
@@ -86,19 +86,19 @@ HEADS = ("server", "clients", *FIGURES.values(), "right (stock)", "pays")
 
 
 def sheets(record: dict[str, Any]) -> list[Table]:
-    """A table a prompt."""
+    """A table for each prompt."""
     columns = [Column(head, right=place > 0) for place, head in enumerate(HEADS)]
     return [Table(one, columns, lines(record, one), [caption(record)]) for one in _prompts(record)]
 
 
 def caption(record: dict[str, Any]) -> str:
-    """What was run, in a sentence or two, with stock's own figures."""
+    """The tables' caption, with the times of stock vLLM."""
     own = _of(record["cells"], STOCK, USUAL, min(one["clients"] for one in record["cells"]))
     first, each = (1000 * median(one[name] for one in own) for name in ("ttft_p50", "tpot_p50"))
     return (
         f"{record['model']} ({record['device']}; vLLM {record['versions']['vllm']}), answers of {record['new_tokens']} "
         f"tokens. Ratios to stock vLLM in the same round: medians of {record['rounds']} rounds, in brackets the "
-        f"{interval_words(record['rounds'])}; requests/s above 1 and times below 1 are better. Stock alone with one "
+        f"{interval_words(record['rounds'])}; requests/s above 1 and times below 1 are better. Stock vLLM with one "
         f"client: TTFT {first:.0f} ms, TPOT {each:.1f} ms."
     )
 
@@ -114,7 +114,7 @@ def page(record: dict[str, Any]) -> str:
 
 
 def filled(guide: str) -> str:
-    """The guide with its tables."""
+    """The guide's text with its tables filled in."""
     for name in ("serving", "budgets"):
         record = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
         guide = between(guide, name, f"{page(record)}\n")

@@ -1,11 +1,11 @@
 """Time whole answers on a GPU, with CUDA graphs and without: writes benchmarks/speed/answers-NAME.json.
 
-    python benchmarks/speed/answers.py                        # nobody has run it yet
+    python benchmarks/speed/answers.py                        # not run yet
     python benchmarks/speed/answers.py --rounds 3 --only llava-1.5-7b:1:32 --print
 
-Random weights, greedy, no token that ends an answer. In each round run the untouched model, twice as the control, with
-the static cache and the compiled steps of transformers, and as graphs; and V2Drop at a third, as it is and as graphs.
-A case, SHAPE:SAMPLES:TOKENS, is written as it ends.
+Models have random weights; decoding is greedy and does not stop early. Each round runs the untouched model (twice, as
+the control; with the static cache and compiled steps of transformers; and with CUDA graphs), and V2Drop at a third,
+with and without CUDA graphs. The record is written after each case, SHAPE:SAMPLES:TOKENS.
 """
 
 import argparse
@@ -39,7 +39,7 @@ ROUNDS = 10
 
 
 def answer(model: Any, inputs: dict[str, Any], tokens: int, name: str) -> tuple[float, str]:
-    """Milliseconds of an answer, and how its steps ran as graphs."""
+    """Milliseconds of an answer, and how its graphs ran."""
     row, more = ROWS[name], {"cache_implementation": "static"} if name == STATIC else {}
     torch.cuda.synchronize()
     began = perf_counter()
@@ -50,14 +50,14 @@ def answer(model: Any, inputs: dict[str, Any], tokens: int, name: str) -> tuple[
 
 
 def measured(case: str, count: int) -> dict[str, Any]:
-    """Figures of a shape, a number of samples and a number of tokens."""
+    """Measure a case: a shape, a number of samples and a number of tokens."""
     name, batch, tokens = case.split(":")
     benched = from_shape(shape(name), torch.device(DEVICE), torch.bfloat16, "sdpa", PromptRequest(batch=int(batch)))
     model, inputs = benched.model, dict(benched.workload.inputs)
     model.generation_config.eos_token_id = None
     ran = {}
     for row in ROWS:
-        for _ in range(3):  # compiled, or seen, recorded and replayed
+        for _ in range(3):  # warm-up: compile, or count, record and replay graphs
             _, ran[row] = answer(model, inputs, int(tokens), row)
     calls = {row: partial(answer, model, inputs, int(tokens), row) for row in ROWS}
     times: dict[str, list[float]] = {row: [] for row in ROWS}
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only", nargs="+", metavar="SHAPE:SAMPLES:TOKENS", default=CASES)
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: answers-NAME.json, by the GPU's name")
-    parser.add_argument("--print", action="store_true", help="write nothing but to stdout")
+    parser.add_argument("--print", action="store_true", help="write no file, only to stdout")
     options = parser.parse_args()
     write_cases("answers", options.only, lambda case: measured(case, options.rounds), options)
 

@@ -1,11 +1,11 @@
-"""What a method's own work costs in a large batch: writes benchmarks/speed/batch.json.
+"""Measure the cost of a method's scores in a large batch. Writes benchmarks/speed/batch.json.
 
     python benchmarks/speed/batch.py --rounds 10                              # cpu-small at batch 32, minutes
     python benchmarks/speed/batch.py --layers 32 --out benchmarks/speed/batch-deep.json  # as deep as real models
 
-A prefill with the method over one with random dropping at the same tokens in every layer, run one right after the
-other in an order drawn anew for each round. The control is random dropping run twice. The median ratio of the rounds is
-printed with a 95 % bootstrap interval, beside the share of FLOPs to the first token that the method's scoring is.
+Compares a prefill with the method with one with random dropping at the same tokens in every layer. Both run in random
+order in each round. The control is random dropping run twice. Prints the median ratio of the rounds with a 95 %
+bootstrap interval, and the scores' share of the FLOPs to the first token.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def deeper(named: NamedShape, layers: int | None) -> NamedShape:
 
 
 def prefill(model: Any, workload: Workload, method: fv.Method) -> tuple[float, list[float]]:
-    """Seconds of one prefill, and vision tokens of the first sample in each layer."""
+    """Seconds of one prefill, and the vision tokens of the first sample in each layer."""
     with fv.drop(model, method) as trace, torch.no_grad():
         begun = perf_counter()
         model(**workload.inputs, logits_to_keep=1)
@@ -48,7 +48,7 @@ def prefill(model: Any, workload: Workload, method: fv.Method) -> tuple[float, l
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Ratios of all rounds."""
+    """Run all rounds and return the record."""
     named = deeper(shape(options.shape), options.layers)
     model = named.build(torch.device("cpu"), torch.float32)
     workload = synthetic(named, PromptRequest(batch=options.batch), torch.device("cpu"))
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=128, metavar="TOKENS", help="default: 128")
     parser.add_argument("--method", default="visiondrop", metavar="NAME", help="default: visiondrop")
     parser.add_argument("--rounds", type=int, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the order (default: 0)")
     parser.add_argument("--out", type=Path, default=HERE / "batch.json", metavar="FILE")
     options = parser.parse_args()
     record = measure(options)

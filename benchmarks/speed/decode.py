@@ -1,12 +1,12 @@
-"""What a decode step costs with many rows in the cache: writes benchmarks/speed/decode.json.
+"""Measure a decode step with many rows in the KV cache. Writes benchmarks/speed/decode.json.
 
     python benchmarks/speed/decode.py
 
-A LLaVA with a decoder of 8 layers, 512 wide, 8 query heads, random weights, one sample; caches of random rows, all of
-them vision tokens. Beside the untouched model, whose layers copy all keys and values for each token: that model again;
-foveate's layers, which write the new row into free places; Read, which copies a fifth of the rows together once;
-and a stage of each step, from layer 1 on, that picks the same fifth again ("step, reused") or another ("step, anew").
-Where nothing is left unread, logits are compared bit for bit.
+The model is a LLaVA with a decoder of 8 layers, width 512 and 8 query heads, random weights and one sample. Caches hold
+random rows, all of them vision tokens. The untouched model, whose layers copy all keys and values for each token, is
+compared with itself; with foveate's layers, which write the new row into free space ("room"); with Read, which gathers
+a fifth of the rows once; and with a stage in each step, from layer 1 on, that picks the same fifth again ("step,
+reused") or a new one ("step, anew"). If all rows are read, logits are compared bit for bit.
 """
 
 import json
@@ -32,7 +32,7 @@ LAYERS, WIDTH, HEADS, STEPS, KEEP, ROUNDS = 8, 512, 8, 2, 0.2, 9
 
 
 class Steps(Method):
-    """Picks in each step: what has most attention, or what was read before."""
+    """Pick rows in each step: those with the most attention, or those read in the step before."""
 
     name = "steps"
 
@@ -44,7 +44,7 @@ class Steps(Method):
 
 
 def before(view: ReadView) -> torch.Tensor:
-    """What was read in the step before."""
+    """Score 1 for the rows that the step before read, else 0."""
     return view.read_before.float()
 
 
@@ -59,7 +59,7 @@ WAYS: dict[str, Method | None] = {
 
 
 def model_of(kv_heads: int) -> LlavaForConditionalGeneration:
-    """The model; nobody shows it a picture."""
+    """Build the model. It gets no picture."""
     torch.manual_seed(0)
     text = LlamaConfig(
         hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
@@ -72,7 +72,7 @@ def model_of(kv_heads: int) -> LlavaForConditionalGeneration:
 
 
 def cache_of(rows: int, kv_heads: int, way: str) -> DynamicCache:
-    """Rows that nobody computed, the same in all kinds of layer."""
+    """A cache of random rows, equal for all kinds of layers."""
     made = torch.Generator().manual_seed(rows)
     cache = DynamicCache()
     for layer in range(LAYERS):
@@ -94,7 +94,7 @@ def cache_of(rows: int, kv_heads: int, way: str) -> DynamicCache:
 
 
 def steps(model: LlavaForConditionalGeneration, cache: DynamicCache, method: Method | None) -> float:
-    """Seconds of each of some steps."""
+    """Mean seconds of a decode step."""
     with drop_or_not(model, method):
         start = perf_counter()
         for _ in range(STEPS):
@@ -104,7 +104,7 @@ def steps(model: LlavaForConditionalGeneration, cache: DynamicCache, method: Met
 
 @torch.no_grad()
 def measured(rows: int, kv_heads: int, count: int) -> dict[str, object]:
-    """One size: milliseconds and ratios."""
+    """Measure one size: milliseconds and ratios."""
     model = model_of(kv_heads)
     token = torch.ones(1, 1, dtype=torch.long)
     first, second = (
@@ -123,7 +123,7 @@ def measured(rows: int, kv_heads: int, count: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure all sizes, and write what there is after each."""
+    """Measure all sizes and write the record after each."""
     made = {"command": "python benchmarks/speed/decode.py", "commit": commit(), "versions": versions()}
     found: list[dict[str, object]] = []
     for rows, kv_heads in ((6_000, 8), (6_000, 2), (30_000, 8), (30_000, 2)):

@@ -1,11 +1,11 @@
-"""Time Qwen2.5-VL-3B's, InternVL3-8B's and SmolVLM2's shapes from pixels to the first token, the tower thinned.
+"""Time the shapes of Qwen2.5-VL-3B, InternVL3-8B and SmolVLM2 from pixels to the first token, with a thinned tower.
 
     OMP_NUM_THREADS=1 python benchmarks/speed/first.py                           # an hour of one core
     OMP_NUM_THREADS=1 python benchmarks/speed/first.py --shape internvl3-8b --rounds 3
 
-As `whole.py`: float32, processor time, interleaved rounds, decoder layers that share weights. A third of the tokens
-stay, and Resize takes as many FLOPs as ThinTower with VidCom2. LLaVA-1.5-7B keeps 5 %, as others publish it. Writes
-first-*.json after every round; rounds that are there already count, and more are added.
+Like `whole.py`, it uses float32, processor time, interleaved rounds and decoder layers that share weights. A third of
+the tokens is kept, and Resize has the FLOPs of ThinTower with VidCom2. LLaVA-1.5-7B keeps 5 %, as in a published study.
+Writes first-*.json after every round. Rounds already in the file count, and further ones are added.
 """
 
 import argparse
@@ -37,19 +37,19 @@ PARTS = ("tower", "prefill", "ttft")
 IMAGES = {"smolvlm2-2.2b": 2, "qwen2.5-vl-3b": 1, "internvl3-8b": 7, "llava-1.5-7b": 1}
 PICTURES = {"qwen2.5-vl-3b": {"tokens": 999, "grid": [1, 54, 74]}}
 DEPTHS = {"qwen2.5-vl-3b": (16, 18), "internvl3-8b": (8, 9), "llava-1.5-7b": (3, 4)}
-"""Blocks and layers where a shape of all its own takes too long: a half, a third, an eighth. Picks weigh more here."""
+"""Reduced (blocks, layers) of shapes that take too long: a half, a third, an eighth. Picking then weighs more."""
 OWN = {"qwen2.5-vl-3b": 4, "smolvlm2-2.2b": 4, "internvl3-8b": 4, "llava-1.5-7b": 1}
-"""Decoder layers with weights of their own."""
+"""Number of decoder layers with separate weights."""
 THIN = "thintower:pick=unlike+vidcom2"
 METHODS = (
     "divprune", "vidcom2", THIN, "thintower:pick=maxmin+vidcom2", "thintower:pick=unlike;at=0+vidcom2",
 )  # fmt: skip
 PUBLISHED = {"llava-1.5-7b": (("vispruner:important_ratio=1", "divprune"), 0.05)}
-"""Where other methods and another share are published: FasterVLM at 5 %."""
+"""Methods and share of shapes that follow a published study: FasterVLM at 5 %."""
 
 
 def methods_of(benched: Benched) -> dict[str, Method]:
-    """What is timed: methods at one share of the tokens, and Resize at the FLOPs of `THIN`."""
+    """The methods to time, at one share of the tokens, and Resize at the FLOPs of `THIN`."""
     names, share = PUBLISHED.get(benched.name, (METHODS, 1 / 3))
     methods = {name: parse(name).with_budget(retention=share) for name in names}
     if THIN in methods:
@@ -58,7 +58,7 @@ def methods_of(benched: Benched) -> dict[str, Method]:
 
 
 def resize_like(benched: Benched, method: Method) -> Method:
-    """Resize at the share of the tokens at which its FLOPs are nearest to those of a method."""
+    """Resize at the share of tokens whose FLOPs are nearest to those of a method."""
     total = benched.workload.cost(benched.model, method).total_flops or 0
     shares = [percent / 100 for percent in range(20, 80)]
     resized = [parse("resize").with_budget(retention=share) for share in shares]
@@ -86,7 +86,7 @@ def measure(name: str, rounds: int) -> None:
 
 
 def shallower(config: Mapping[str, Any], depths: tuple[int, int] | None) -> dict[str, Any]:
-    """A config with so many blocks and layers; None: its own."""
+    """A config with this many (blocks, layers). None leaves it as it is."""
     if depths is None:
         return dict(config)
     vision, text = dict(config["vision_config"]), dict(config["text_config"])
@@ -97,7 +97,7 @@ def shallower(config: Mapping[str, Any], depths: tuple[int, int] | None) -> dict
 
 
 def time_once(benched: Benched, method: Method | None) -> dict[str, float]:
-    """Processor seconds of each part, one call."""
+    """Processor seconds of each part of one call."""
     with nullcontext() if method is None else fv.drop(benched.model, method):
         return time_parts(benched.model, benched.workload.inputs, 1, clock_of("cpu"))
 
@@ -105,7 +105,7 @@ def time_once(benched: Benched, method: Method | None) -> dict[str, float]:
 def rows_of(
     benched: Benched, methods: Mapping[str, Method | None], seconds: list[dict[str, dict[str, float]]]
 ) -> list[dict[str, Any]]:
-    """A row a method: the median seconds of each part, and ratios to the untouched model of the same round."""
+    """A row for each method: median seconds of each part, and ratios to the untouched model in the same round."""
     whole, rows = benched.workload.cost(benched.model), []
     for name, method in methods.items():
         cost = benched.workload.cost(benched.model, method)
@@ -130,7 +130,7 @@ def main() -> None:
     """Measure one shape after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", default=list(IMAGES), choices=list(IMAGES), metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=3, help="of each shape, those of its record included")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each shape, including those in its record")
     given = parser.parse_args()
     for name in given.shape:
         measure(name, given.rounds)

@@ -2,15 +2,16 @@
 
     python benchmarks/speed/gpu.py                            # four minutes of a large GPU
     python benchmarks/speed/gpu.py --rounds 6 --only llava-1.5-7b:1 --print
-    python benchmarks/speed/gpu.py --graphs                   # writes graphs-NAME.json; nobody has run it yet
+    python benchmarks/speed/gpu.py --graphs                   # writes graphs-NAME.json; not run yet
 
-Random weights, which change no speed at a fixed schedule. In each round every method runs beside the untouched model,
-which is there twice as the control: with the context opened and closed around the call, and inside an open one. Beside
-the time until the device is done stands the host's, until everything is launched: where the two are near each other,
-launches are what takes the time, and fewer tokens save none of it.
+Models have random weights, which do not change speed at a fixed schedule. Each round runs every method and the
+untouched model, twice as the control. A call is timed with and without opening and closing its context. The time until
+the device is done is recorded, and the host's time until all kernels are launched. If both are nearly equal, kernel
+launches are the bottleneck, and fewer tokens save no time.
 
-With `--graphs` the untouched model and V2Drop run as CUDA graphs too, in the same rounds; each such row says how its
-calls ran, and what share of the timed ones was replayed. A case is written as it ends, the one of most worth first.
+With `--graphs`, the untouched model and V2Drop also run with CUDA graphs in the same rounds. Their rows say how the
+calls ran, and which share of the timed calls was replayed. The record is written after each case, the most important
+first.
 """
 
 import argparse
@@ -39,7 +40,7 @@ DEVICE = "cuda"
 CASES = ("llava-1.5-7b:1", "llava-1.5-7b:8", "qwen2.5-vl-7b:1", "qwen2.5-vl-7b:8")
 GRAPHED_CASES = ("llava-1.5-7b:1", "llava-1.5-7b:8", "qwen2.5-vl-7b:1", "qwen3-vl-8b:1")
 GRAPHED = ("v2drop:1/3",)
-"""Methods that run as graphs too."""
+"""Methods that also run with CUDA graphs."""
 METHODS = (
     "v2drop:1/3", "random:1/3", "v2drop:1/6", "fastv:1/3",
     "divprune:1/3", "divprune:1/9", "scope:1/3", "visiondrop:1/3",
@@ -50,15 +51,17 @@ Times = dict[str, float]
 
 @dataclass(frozen=True)
 class Row:
-    """What drops, None for the untouched model, and whether it runs as CUDA graphs."""
+    """A method, or None for the untouched model; and True to run with CUDA graphs."""
 
     method: fv.Method | None = None
     graphs: bool = False
 
 
 def call(model: Any, inputs: dict[str, Any], row: Row) -> Times:
-    """Milliseconds of one prefill: all, what lies inside the open context, and the host's share of that; and whether
-    all of it was replayed, 1 or 0."""
+    """Milliseconds of one prefill: in total, inside the open context, and the host's share of the latter.
+
+    "replayed" is 1 if tower and decoder were replayed, else 0.
+    """
     torch.cuda.synchronize()
     began = perf_counter()
     with drop_or_not(model, row.method, row.graphs) as trace, torch.no_grad():
@@ -74,7 +77,7 @@ def call(model: Any, inputs: dict[str, Any], row: Row) -> Times:
 
 
 def recorded(model: Any, inputs: dict[str, Any], method: fv.Method | None) -> str:
-    """Let a row be seen, recorded and replayed; how the third call ran."""
+    """Call three times, to count, record and replay the graphs. Returns how the third call ran."""
     for _ in range(3):
         with drop_or_not(model, method, cuda_graphs=True) as trace, torch.no_grad():
             model(**inputs, logits_to_keep=1)
@@ -82,7 +85,7 @@ def recorded(model: Any, inputs: dict[str, Any], method: fv.Method | None) -> st
 
 
 def rows_of(graphs: bool) -> dict[str, Row]:
-    """What runs in each round, by name."""
+    """The rows of each round, by name."""
     chosen = {"full": Row(), "full again": Row()}
     if graphs:
         chosen["full as a graph"] = Row(graphs=True)
@@ -96,7 +99,7 @@ def rows_of(graphs: bool) -> dict[str, Row]:
 
 
 def measured(case: str, count: int, graphs: bool = False) -> dict[str, Any]:
-    """Figures of a shape and a number of samples."""
+    """Measure a case: a shape and a number of samples."""
     name, batch = case.split(":")
     benched = from_shape(shape(name), torch.device(DEVICE), torch.bfloat16, "sdpa", PromptRequest(batch=int(batch)))
     model, inputs = benched.model, dict(benched.workload.inputs)
@@ -129,7 +132,7 @@ def measured(case: str, count: int, graphs: bool = False) -> dict[str, Any]:
 
 
 def _tower(model: Any, inputs: dict[str, Any]) -> float:
-    """Milliseconds of the pictures alone."""
+    """Milliseconds of the vision tower and projector."""
     core = model.model
     given = {name: inputs[name] for name in ("pixel_values", "image_grid_thw", "image_sizes") if name in inputs}
     torch.cuda.synchronize()
@@ -145,7 +148,7 @@ def _figures(one: Ratio) -> list[float]:
 
 
 def write_cases(kind: str, cases: Sequence[str], measure: Callable[[str], Any], options: argparse.Namespace) -> None:
-    """Measure cases, and write a record of this GPU as each ends."""
+    """Measure the cases and write the record of this GPU after each."""
     chip = torch.cuda.get_device_name()
     record: dict[str, Any] = {"gpu": chip, "dtype": "bfloat16", "kernel": "sdpa", "versions": versions()}
     record |= {"commit": commit(), "cases": {}}
@@ -163,11 +166,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--only", nargs="+", metavar="SHAPE:SAMPLES")
-    parser.add_argument("--graphs", action="store_true", help="the untouched model and V2Drop, as graphs too")
+    parser.add_argument(
+        "--graphs", action="store_true", help="time the untouched model and V2Drop, with and without CUDA graphs"
+    )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="default: gpu-NAME.json or graphs-NAME.json, by the GPU's name"
     )
-    parser.add_argument("--print", action="store_true", help="write nothing but to stdout")
+    parser.add_argument("--print", action="store_true", help="write no file, only to stdout")
     options = parser.parse_args()
     kind = "graphs" if options.graphs else "gpu"
     cases = options.only or (GRAPHED_CASES if options.graphs else CASES)

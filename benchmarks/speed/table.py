@@ -1,7 +1,7 @@
 """Write the speed tables of README.md, docs/results.md and benchmarks/speed/README.md from the records here.
 
-python benchmarks/speed/table.py            # write them
-python benchmarks/speed/table.py --check    # fail if they are not what the records give
+python benchmarks/speed/table.py            # write the tables
+python benchmarks/speed/table.py --check    # exit with code 1 if a table is out of date
 """
 
 import json
@@ -20,21 +20,21 @@ PAGES = {
     HERE.parents[1] / "docs/results.md": (LARGE, False),
     HERE.parents[1] / "README.md": ((), False),
 }
-"""Where tables go, of which records, and whether with all rows and columns: else methods' alone, without memory."""
+"""For each page, the records to show, and True for all rows and columns (else only methods, without memory)."""
 WHOLE = "whole-*.json"
-"""Records of real sizes, from pixels to the last word."""
+"""Records of `whole.py`: models of real sizes, from pixels to the last token."""
 FIRST = "first-*.json"
-"""Records of `first.py`: to the first token, the tower thinned."""
+"""Records of `first.py`: the time to the first token, with a thinned tower."""
 PARTS = {"tower": "tower", "prefill": "prefill", "ttft": "first token", "tpot": "each token", "whole": "end to end"}
 LADDERS = {"a CPU": "ladder-cpu.json", "a GPU": "ladder-gpu.json"}
 """Records of `foveate bench --ladder`."""
 LAUNCHES = "gpu-*.json"
-"""Records of `gpu.py`: of a GPU, in open contexts and in such as are opened for the call."""
+"""Records of `gpu.py`: a GPU, with the context opened for the call and with a context that is already open."""
 AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check; the exit code."""
+    """Write or check the tables and return the exit code."""
     stale = False
     for page, (files, whole_tables) in PAGES.items():
         text = new = page.read_text(encoding="utf-8")
@@ -53,13 +53,13 @@ def main(arguments: list[str]) -> int:
         if "--check" not in arguments:
             page.write_text(new, encoding="utf-8")
     if stale and "--check" in arguments:
-        print("The speed tables are not what the records give: run python benchmarks/speed/table.py", file=sys.stderr)
+        print("The speed tables are out of date: run python benchmarks/speed/table.py", file=sys.stderr)
         return 1
     return 0
 
 
 def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, Any]]:
-    """The records of `foveate bench` in a folder, those of CPUs first."""
+    """The records of `foveate bench` in a folder, CPUs first."""
     paths = sorted({path for one in files for path in folder.glob(one)})
     if WHOLE not in files:
         paths = [path for path in paths if not path.match(WHOLE) and path.name not in LADDERS.values()]
@@ -68,7 +68,7 @@ def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, 
 
 
 def tables(found: list[dict[str, Any]], whole: bool = True) -> str:
-    """A table a record, CPU and accelerator apart; all rows come with memory."""
+    """A table for each record, first those of CPUs and then those of GPUs."""
     lines: list[str] = []
     for title, cpu in (("On a CPU", True), ("On a GPU", False)):
         mine = [one for one in found if (one["model"]["device"] == "cpu") == cpu]
@@ -79,7 +79,7 @@ def tables(found: list[dict[str, Any]], whole: bool = True) -> str:
 
 
 def caption(record: dict[str, Any], part: str = "prefill") -> str:
-    """What was run, in a sentence, and what noise alone did to a part."""
+    """A table's caption: model, machine and prompt, and the noise of one part."""
     model, again = record["model"], next(row for row in record["rows"] if row["name"] == AGAIN)
     threads = record["machine"]["threads"]
     cores = f", {threads} thread{'s' * (threads > 1)}" if model["device"] == "cpu" else ""
@@ -94,7 +94,7 @@ def caption(record: dict[str, Any], part: str = "prefill") -> str:
 
 
 def table(record: dict[str, Any], whole: bool = True) -> list[str]:
-    """Speed-ups and shares against the untouched model."""
+    """A table of speed-ups and sizes relative to the untouched model."""
     base = next(row for row in record["rows"] if row["name"] == FULL)
     bare = any("prefill_over_bare" in row for row in record["rows"])
     heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", *(["÷ bare"] if bare else [])]
@@ -121,13 +121,13 @@ def table(record: dict[str, Any], whole: bool = True) -> list[str]:
 
 
 def whole(found: list[dict[str, Any]]) -> str:
-    """A table a record: seconds of the untouched model, and of each method its speed-up, beside random and bare."""
+    """A table for each record: the untouched model's seconds, and each method's speed-up and ratios to its controls."""
     lines: list[str] = []
     for record in found:
         base = next(row for row in record["rows"] if row["name"] == FULL)
         heads = ["", "tokens", *PARTS.values(), "tower's share"]
         seconds = [f"{base[part]:.3g} s" for part in PARTS]
-        shared = f" Processor time; the layers share the weights of {record['layers_with_own_weights']}."
+        shared = f" Processor time; all layers share the weights of {record['layers_with_own_weights']}."
         noise = ", ".join(PARTS[part] for part in record["noisy"])
         shared += f" Untouched and untouched again differ in: {noise}." if noise else ""
         lines += [caption(record) + shared, "", f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
@@ -154,12 +154,12 @@ def ends(found: list[dict[str, Any]]) -> str:
 
 
 def first(folder: Path) -> str:
-    """A table a shape of `first.py`: seconds to the first token, and how many times faster, tower and decoder apart."""
+    """A table for each shape of `first.py`: seconds to the first token and speed-ups of tower and decoder."""
     lines: list[str] = []
     for path in sorted(folder.glob(FIRST)):
         record = json.loads(path.read_text(encoding="utf-8"))
         base, again = record["first"][0], next(row for row in record["first"] if row["name"] == AGAIN)
-        depth = "all layers there"
+        depth = "all layers"
         if record["depths"]:
             depth = f"{record['depths'][0]} blocks and {record['depths'][1]} layers"
         lines += [
@@ -185,7 +185,7 @@ def first(folder: Path) -> str:
 
 
 def launches(folder: Path) -> str:
-    """A table a GPU: the full model's milliseconds, and speed-ups with the context opened for the call and open."""
+    """A table for each GPU: milliseconds of the full model, and speed-ups with and without opening the context."""
     lines: list[str] = []
     for path in sorted(folder.glob(LAUNCHES)):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -215,7 +215,7 @@ def launches(folder: Path) -> str:
 
 
 def ladder(folder: Path) -> str:
-    """How many times faster the first token is after each step, a column a device; "not measured" without a record."""
+    """Speed-ups of the time to the first token after each step, one column per device."""
     columns: dict[str, dict[str, str]] = {}
     captions = []
     for device, name in LADDERS.items():
@@ -244,19 +244,19 @@ OPENED = ("opened for the call", "in an open context")
 
 
 def tower_of(row: dict[str, Any]) -> str:
-    """The tower's share of the time from pixels to the last word."""
+    """The tower's share of the time from pixels to the last token."""
     return f"{row['tower'] / row['whole']:.0%}"
 
 
 def interval(row: dict[str, Any], column: str) -> str:
-    """A ratio with its interval; nothing where the row has none."""
+    """A ratio with its interval. Empty if the row lacks it."""
     if column not in row:
         return ""
     return f"{row[column]:.3f} [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]"
 
 
 def speed_up(row: dict[str, Any], part: str) -> str:
-    """How many times faster, with its interval; nothing where that was not timed."""
+    """The speed-up of a part with its interval. Empty if the part was not timed."""
     if f"{part}_ratio" not in row:
         return ""
     middle, low, high = (1 / row[f"{part}_ratio{end}"] for end in ("", "_high", "_low"))

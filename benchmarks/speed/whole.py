@@ -1,11 +1,12 @@
-"""Time LLaVA-1.5-7B's, Qwen2.5-VL-3B's and SmolVLM2's shapes from pixels to the last word, a third of tokens kept.
+"""Time the shapes of LLaVA-1.5-7B, Qwen2.5-VL-3B and SmolVLM2 from pixels to the last token, a third kept.
 
-    OMP_NUM_THREADS=1 python benchmarks/speed/whole.py                           # hours of one core
+    OMP_NUM_THREADS=1 python benchmarks/speed/whole.py                           # hours on one core
     OMP_NUM_THREADS=1 python benchmarks/speed/whole.py --shape smolvlm2-2.2b
 
-What `foveate bench` times, in float32 and processor time, so that other work may run beside. Eight decoder layers have
-weights of their own, and the others share these in turn: 7B fit into 12 GiB. A layer's weights are many times a core's
-caches, so that one that shares them takes as long. Writes whole-*.json after every round from the second on.
+Times the parts of `foveate bench` in float32 and in processor time, so that the machine may be busy. Eight decoder
+layers have separate weights and the others share these in turn, so that 7B fit into 12 GiB. This does not change the
+time, because the weights of a layer are many times larger than a core's caches. Writes whole-*.json after every round
+from the second on.
 """
 
 import argparse
@@ -31,9 +32,9 @@ from foveate.registry import family_for
 HERE = Path(__file__).resolve().parent
 IMAGES = {"smolvlm2-2.2b": 2, "llava-1.5-7b": 1, "qwen2.5-vl-3b": 1}
 PICTURES = {"qwen2.5-vl-3b": {"tokens": 576, "grid": [1, 48, 48]}}
-"""Where it is not the shape's own, of which a core takes half an hour a round."""
+"""Smaller pictures for shapes whose usual picture takes half an hour per round."""
 OWN = 8
-"""Decoder layers with weights of their own."""
+"""Number of decoder layers with separate weights."""
 NEW_TOKENS = 8
 
 
@@ -42,13 +43,13 @@ class Shared(NamedShape):
     """A shape whose layers share the weights of the first few.
 
     Attributes:
-        own: How many of them.
+        own: Number of layers with separate weights.
     """
 
     own: int = OWN
 
     def build(self, device: torch.device, dtype: torch.dtype, attention: str = "auto", seed: int = 0) -> Any:
-        """The model, all its layers there."""
+        """Build the model with all its layers."""
         text = {**self.config["text_config"], "num_hidden_layers": self.own}
         small = NamedShape(self.name, self.of, {**self.config, "text_config": text})
         model = small.build(device, dtype, attention, seed)

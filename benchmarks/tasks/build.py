@@ -1,9 +1,10 @@
-"""Draw benchmarks: held-out pictures and their questions as Parquet files, in the form of real tasks of lmms-eval.
+"""Draw benchmarks: held-out pictures and questions as Parquet files, in the format of lmms-eval's real tasks.
 
     python benchmarks/tasks/build.py tasks/ --questions 200
     python -m lmms_eval --model foveate --include_path tasks/ --tasks foveate_pope,foveate_mme --batch_size 8
 
-A function of the number of questions and the seed. No picture was ever trained on. Nothing is fetched.
+The result depends only on the number of questions and the seed. The embedded model was not trained on these pictures.
+Nothing is downloaded.
 """
 
 import argparse
@@ -28,9 +29,9 @@ PERSONS = 10
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write all tasks into a folder."""
     asked = argparse.ArgumentParser(description="Draw benchmarks in the form of POPE, TextVQA, MME and GQA.")
-    asked.add_argument("folder", type=Path, help="where the tasks go; give it to lmms-eval as --include_path")
-    asked.add_argument("--questions", type=int, default=200, help="of each task (default: 200)")
-    asked.add_argument("--seed", type=int, default=0, help="which pictures (default: 0)")
+    asked.add_argument("folder", type=Path, help="output folder; pass it to lmms-eval as --include_path")
+    asked.add_argument("--questions", type=int, default=200, help="questions of each task (default: 200)")
+    asked.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: 0)")
     given = asked.parse_args(arguments)
     disable_progress_bars()
     for name, (rows, features) in {
@@ -51,7 +52,7 @@ POPE |= {"image": Image(), "category": TEXT}
 
 
 def pope(count: int, seed: int) -> list[dict[str, Any]]:
-    """Is there such a thing? Yes as often as the pictures say."""
+    """Rows of POPE's format: is an object in the picture? The shares of yes and no are those of the pictures."""
     return [
         {
             "id": str(at),
@@ -72,7 +73,7 @@ TEXTVQA |= {"ocr_tokens": List(TEXT), "set_name": TEXT}
 
 
 def textvqa(count: int, seed: int) -> list[dict[str, Any]]:
-    """What is written there? All ten people agree, and OCR read it rightly."""
+    """Rows of TextVQA's format: what does the text say? All ten annotators agree, and the OCR tokens are right."""
     return [
         {
             "image_id": f"scene_{one.picture}",
@@ -93,7 +94,7 @@ MME: dict[str, Any] = {"question_id": TEXT, "image": Image(), "question": TEXT, 
 
 
 def mme(count: int, seed: int) -> list[dict[str, Any]]:
-    """Two questions about each picture: what is there, and what is not. An odd count is rounded up."""
+    """Rows of MME's format: two questions about each picture, one answered yes, one no. Odd counts are rounded up."""
     rows: list[dict[str, Any]] = []
     at = seed * APART
     while len(rows) < count:
@@ -119,7 +120,7 @@ GQA: dict[str, Any] = {"id": TEXT, "imageId": TEXT, "question": TEXT, "answer": 
 
 
 def gqa(count: int, seed: int) -> list[dict[str, Any]]:
-    """Colours, shapes, places and neighbours, a quarter each. Rounded up to a multiple of four."""
+    """Rows of GQA's format: colours, shapes, positions and relations, a quarter each. Rounded up to a multiple of 4."""
     return [
         {
             "id": str(at),
@@ -133,7 +134,7 @@ def gqa(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def picture(number: int) -> dict[str, Any]:
-    """A picture's PNG file as bytes."""
+    """A picture as the bytes of a PNG file, in the format of `datasets`."""
     file = io.BytesIO()
     Pictures.fromarray(scene(SPLIT, number).image).save(file, format="png")
     return {"bytes": file.getvalue(), "path": None}

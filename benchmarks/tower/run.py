@@ -1,11 +1,11 @@
-"""What ThinTower costs in quality: at equal tokens, and at equal FLOPs from the pixels on.
+"""Measure what ThinTower costs in quality: at equal tokens, and at equal FLOPs from the pixels on.
 
-    python benchmarks/tower/run.py            # an hour of one core; answers are kept, so it goes on where it stopped
-    python benchmarks/tower/run.py --page     # the tables of docs/methods/thintower.md alone
+    python benchmarks/tower/run.py            # an hour on one core; answers are cached, so it resumes
+    python benchmarks/tower/run.py --page     # write only the tables of docs/methods/thintower.md
 
-The embedded models are asked about pictures and about films. FLOPs are those of Qwen2.5-VL-3B's shape at 999 vision
-tokens, where the tower is half of them: which share of the tokens each method may keep to cost as much as another is
-computed there, and these shares are what the embedded models run with.
+The embedded models are asked about pictures and about films. FLOPs are those of Qwen2.5-VL-3B's shape with 999 vision
+tokens, where the tower takes half of them. The share of tokens at which each method costs as much as another is
+computed for this shape, and the embedded models then run with these shares.
 """
 
 import argparse
@@ -25,7 +25,7 @@ PAGE = HERE.parents[1] / "docs/methods/thintower.md"
 MODELS = {"pictures": "embedded", "films": "embedded-films"}
 SHOWN = {"pictures": "pictures", "films": "videos"}
 GRID = (27, 37)
-"""Of Qwen2.5-VL-3B's picture: 999 vision tokens."""
+"""Rows and columns of tokens in the picture for Qwen2.5-VL-3B: 999 vision tokens."""
 THIRD, NINTH = 1 / 3, 1 / 9
 FULL = "full model"
 MAXMIN, UNLIKE = "thintower:pick=maxmin", "thintower:pick=unlike"
@@ -33,13 +33,13 @@ ALONE = (MAXMIN, UNLIKE, f"{MAXMIN};keep=1/9", f"{UNLIKE};keep=1/9")
 CHAINS = (f"{UNLIKE}+vidcom2", f"{UNLIKE}+divprune")
 BEHIND = ("vidcom2", "divprune", "resize")
 TARGETS = (("vidcom2", THIRD), ("vidcom2", NINTH), (CHAINS[0], THIRD))
-"""Whose FLOPs the others are given, and at which share of the tokens."""
+"""Methods and shares of tokens whose FLOPs set the budgets of the others."""
 ALIKE = 1.001
-"""How many times the FLOPs of another still count as equal: what picks cost is less."""
+"""FLOPs up to this factor count as equal. The picks themselves cost less than that."""
 
 
 def flops(name: str, retention: float = 1.0) -> float:
-    """FLOPs of Qwen2.5-VL-3B's shape from the pixels to the first token: a share of the untouched model's."""
+    """FLOPs of Qwen2.5-VL-3B's shape from pixels to the first token, as a share of the untouched model's."""
     config = shape("qwen2.5-vl-3b").make_config()
     sizes = {"text_tokens": 40, "vision_tokens": GRID[0] * GRID[1], "grids": [[GRID]]}
     method = parse(name)
@@ -48,14 +48,14 @@ def flops(name: str, retention: float = 1.0) -> float:
 
 
 def equal(name: str, target: float) -> float | None:
-    """The largest share of the tokens at which a method costs no more than a target; None: it costs more at any."""
+    """The largest share of the tokens at which a method costs no more than a target. None if it always costs more."""
     count = GRID[0] * GRID[1]
     tokens = bisect_right(range(1, count + 1), ALIKE * target, key=lambda kept: flops(name, kept / count))
     return round(tokens / count, 4) if tokens else None
 
 
 def cells() -> list[dict[str, Any]]:
-    """What is asked: at equal tokens, then a group a target of FLOPs; the share is None where none costs so little."""
+    """The runs: at equal tokens, then a group for each target of FLOPs. A share is None if a method cannot meet it."""
     found: list[dict[str, Any]] = [{"group": "all tokens", "name": name, "share": 1.0} for name in ALONE]
     found += [{"group": "a third", "name": name, "share": THIRD} for name in (f"{MAXMIN}+vidcom2", *CHAINS, *BEHIND)]
     for target, retention in TARGETS:
@@ -71,7 +71,7 @@ def cells() -> list[dict[str, Any]]:
 
 
 def setting(name: str, share: float) -> str:
-    """A method and its share as `foveate eval` writes them."""
+    """A method with its share, in the spelling of `foveate eval`."""
     if name in ALONE:
         return name
     last = name.rpartition("+")[2]
@@ -88,14 +88,14 @@ def asked(kind: str, questions: int, seeds: tuple[int, ...], workers: int) -> di
 
 
 def table(record: dict[str, Any], kind: str) -> str:
-    """What the page shows of a record."""
+    """The page's table from a record."""
     rows = {row["name"]: row for row in record["rows"] if row["task"] is None}
     full, seeds = rows[FULL], ", ".join(map(str, record["seeds"]))
     lines = [
         f"{full['questions']:,} questions about {full['pictures']} {SHOWN[kind]} (seeds {seeds}); full model "
-        f"{100 * full['accuracy']:.1f} %. FLOPs: how many times fewer from the pixels on, on Qwen2.5-VL-3B's shape.",
+        f"{100 * full['accuracy']:.1f} %. FLOPs: how many times fewer, from pixels on, for Qwen2.5-VL-3B's shape.",
         "",
-        "|  | method | share of the tokens | FLOPs | % right | to the full model |",
+        "|  | method | share of the tokens | FLOPs | % right | minus full model |",
         "|---|---|---|---|---|---|",
     ]
     group = None
@@ -123,12 +123,12 @@ def write_page() -> None:
 
 
 def main() -> None:
-    """Ask, write, and fill the page."""
+    """Ask the questions, write the records, and fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, nargs=2, default=[1500, 500], metavar=("PICTURES", "FILMS"))
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--page", action="store_true", help="fill the page from the records that are there")
+    parser.add_argument("--page", action="store_true", help="fill the page from the existing records")
     given = parser.parse_args()
     if not given.page:
         for kind, questions in zip(MODELS, given.questions, strict=True):

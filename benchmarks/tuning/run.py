@@ -1,8 +1,8 @@
-"""Tune methods on the embedded model; each record is the preset file that comes out, with its held-out comparison.
+"""Tune methods on the embedded model. Each record is the resulting preset file with its held-out comparison.
 
-    python benchmarks/tuning/run.py v2drop-64       # three minutes of one core; goes on where it was stopped
+    python benchmarks/tuning/run.py v2drop-64       # three minutes on one core; resumes where it stopped
 
-Without arguments it tunes all that stand in `CELLS`, half an hour of one core.
+Without arguments it tunes all of `CELLS`, which takes half an hour on one core.
 """
 
 import sys
@@ -19,18 +19,18 @@ from foveate.eval.held_out import questions
 HERE = Path(__file__).parent
 METHODS = ("v2drop", "visiondrop", "fastv", "divprune:tokens={entering}+v2drop")
 ENTERING = {32: 55, 64: 110, 128: 220}
-"""What DivPrune leaves to V2Drop at each budget, in tokens: as in the preset chain/llava-1.5-7b/64-divprune-v2drop."""
+"""Tokens that DivPrune passes to V2Drop at each budget, as in the preset chain/llava-1.5-7b/64-divprune-v2drop."""
 CELLS = {
     f"{text.partition(':')[0]}-{budget}": (text.format(entering=left), budget)
     for budget, left in ENTERING.items()
     for text in METHODS
 }
 SEED, PICTURES, MOST = 1301, 40, 3
-"""Of the pictures, how many, and most questions about each."""
+"""Seed and number of the pictures, and the largest number of questions about each."""
 
 
 def drawn() -> list[Asked]:
-    """The questions, those that read text first."""
+    """The questions for tuning. About each picture, those on text come first."""
     of_pictures = groupby(questions(TASKS, 12 * PICTURES, (SEED,)), key=lambda question: question.picture)
     chosen: list[Asked] = []
     for _, about in islice(of_pictures, PICTURES):
@@ -41,7 +41,7 @@ def drawn() -> list[Asked]:
 
 
 def main() -> None:
-    """Tune what is named."""
+    """Tune the cells named on the command line, or all."""
     torch.set_num_threads(1)
     vlm = fv.load()
     prompts = prompts_of(vlm, drawn())

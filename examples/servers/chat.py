@@ -1,6 +1,6 @@
-"""Chat completions as OpenAI's clients know them: requests from untrusted JSON, answers and errors as JSON.
+"""Parse OpenAI chat completion requests from untrusted JSON, and write answers and errors as JSON.
 
-Needs no web framework; `own.py` beside it is a server around it.
+Needs no web framework; `own.py` in this folder is a server that uses it.
 """
 
 import json
@@ -25,11 +25,11 @@ from foveate.plain.upstream import brief, first_line
 from foveate.video import shape_of
 
 FILM = {"fps": "fps", "max_frames": "frames", "video_start": "start", "video_end": "end"}
-"""What a part may ask of a film, and what `foveate.video.read` calls it."""
+"""Options of a `video_url` part, and their names in `foveate.video.read`."""
 KEYS: dict[str, tuple[str, ...]] = {"image_url": ("url", "detail"), "video_url": ("url", *FILM)}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SMALL = 2**18
-"""Pixels that a picture or frame counts at the least: processors make small ones larger."""
+"""Minimum number of pixels that a picture or frame counts as: processors enlarge small ones."""
 TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 504: "timeout_error"}
 STOPS = 4
 NOTHING: dict[str, tuple[Any, ...]] = {
@@ -37,20 +37,20 @@ NOTHING: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},), "modalities": (["text"],), "service_tier": ("auto", "default"),
     "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False),
 }  # fmt: skip
-"""Fields that are not read, with what they ask for nothing with: clients send these too."""
+"""Unsupported fields that clients send all the same, and the values with which they have no effect."""
 
 Length = Annotated[int, Field(ge=1)] | None
 
 
 class Refusal(InputError):
-    """A request that is not answered.
+    """A request that is rejected.
 
     Args:
         message: What was wrong, in one line.
-        param: Which field of the request it is about.
-        status: Of HTTP.
-        code: A word for programs.
-        wait: Seconds after which it may be sent again.
+        param: The field of the request that is wrong.
+        status: The HTTP status.
+        code: A machine-readable error code.
+        wait: Seconds after which the client may retry.
     """
 
     def __init__(
@@ -67,12 +67,12 @@ class Refusal(InputError):
 
 
 class Said(BaseModel, extra="forbid"):
-    """What says something of a JSON object, as `VLM.ask` reads messages."""
+    """A JSON object without its empty fields, as `VLM.ask` reads messages."""
 
     @model_validator(mode="before")
     @classmethod
     def leave_out(cls, values: Any) -> Any:
-        """Without what says nothing; a method of null is the untouched model."""
+        """Remove fields without effect. Keep `method: null`, which means the untouched model."""
         if not isinstance(values, dict):
             return values
         kept = {"method": None} if "method" in values else {}
@@ -88,13 +88,13 @@ class Message(Said):
 
 
 class StreamOptions(Said):
-    """What a streamed answer ends with."""
+    """Options of a streamed answer."""
 
     include_usage: bool = False
 
 
 class Chat(Said):
-    """A request: fields of OpenAI's, and `method`, `retention` and `tokens`. Without a temperature it is greedy."""
+    """A request: OpenAI's fields, plus `method`, `retention` and `tokens`. Greedy unless it sets a temperature."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -114,37 +114,37 @@ class Chat(Said):
     tokens: float | None = Field(None, gt=0)
 
     def check(self) -> None:
-        """Refuse what fields say together, a question without words, and a method that is a file.
+        """Reject fields that contradict each other, a missing question, and a method that is a file.
 
         Raises:
-            FoveateError: If there is any of it.
+            FoveateError: In any of these cases.
         """
         if self.method is not None:
             refuse_files(self.method)
         if None not in (self.max_tokens, self.max_completion_tokens):
             raise Refusal("max_tokens and max_completion_tokens mean the same: send one.", "max_tokens")
         if self.stream_options is not None and not self.stream:
-            raise Refusal("stream_options belongs to stream: true.", "stream_options")
+            raise Refusal("stream_options needs stream: true.", "stream_options")
         last = self.messages[-1]
         if isinstance(last.content, str):
             parts = [{"text": last.content}]
         else:
             parts = last.content
         if last.role != "user" or not any(str(part.get("text") or "").strip() for part in parts):
-            raise Refusal("The last message is the user's and holds a question; this one has none.", "messages")
+            raise Refusal("The last message must be the user's and contain a question; this one does not.", "messages")
 
     def generation(self, length: int) -> Generation:
-        """How the answer is decoded; it has at most `length` tokens where nothing is said.
+        """Return how to decode the answer: at most `length` tokens if the request sets no limit.
 
         Raises:
-            SettingError: If a number leaves its range, or settings of sampling come without a temperature.
+            SettingError: If a number is out of range, or sampling settings come without a temperature.
         """
         sampling: dict[str, Any] = {"top_p": self.top_p, "seed": self.seed}
-        if self.temperature == 0:  # said, not left out: the likeliest token is the same for all of them
+        if self.temperature == 0:  # an explicit 0 means greedy: drop the sampling settings
             sampling = {}
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stop) > STOPS:
-            raise Refusal(f"At most {STOPS} texts end an answer; got {len(stop)}.", "stop")
+            raise Refusal(f"stop takes at most {STOPS} texts; got {len(stop)}.", "stop")
         length = self.max_completion_tokens or self.max_tokens or length
         return Generation(max_new_tokens=length, temperature=self.temperature or 0.0, stop=stop, **sampling)
 
@@ -153,17 +153,17 @@ class Chat(Said):
 
 
 def opened(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
-    """Messages for `VLM.ask`, in which no text is a path or URL: pictures stand opened, films as bytes.
+    """Return messages for `VLM.ask` with pictures opened and films as bytes, so that no text is read as a path or URL.
 
-    Only headers are read.
+    Only the headers of pictures and films are read.
 
     Args:
-        messages: What a client sent.
-        most: Pixels of all pictures and of all frames together; a small one counts as `SMALL`.
+        messages: The messages that a client sent.
+        most: Maximum pixels of all pictures and frames together; a small one counts as `SMALL`.
 
     Raises:
-        FoveateError: If a part is anything but a text, or a picture or film in a `data:` URL that can be read; a
-            `Refusal` of status 413 where there are more pixels.
+        FoveateError: If a part is neither a text nor a readable picture or film in a `data:` URL; a `Refusal` of
+            status 413 if there are too many pixels.
     """
     left = most
     read: list[dict[str, Any]] = []
@@ -187,11 +187,11 @@ def opened(messages: Sequence[Message], most: int) -> list[dict[str, Any]]:
 
 
 def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
-    """The `data:` URL of a part, and what else it asks."""
+    """Return the `data:` URL of a part and its other options."""
     part = what_is_said(part)
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in KEYS:
-        raise Refusal(f"A part is of type text, image_url or video_url; got {brief(kind)}.", where)
+        raise Refusal(f"The type of a part must be text, image_url or video_url; got {brief(kind)}.", where)
     asked = {name: value for name, value in part.items() if name not in ("type", kind)}
     source = part.get(kind)
     if isinstance(source, dict):
@@ -211,20 +211,20 @@ def _url(part: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
 
 
 def _shown(kind: str, url: str, asked: dict[str, Any], where: str) -> tuple[dict[str, Any], int]:
-    """A part with its picture opened, or its film's bytes; and how many pixels it counts."""
+    """Return a part with its picture opened or its film's bytes, and the number of pixels that it counts as."""
     data = decode_url(url)[1]
     if kind == "video_url":
         wanted = {FILM[name]: value for name, value in asked.items()}
         frames, height, width = shape_of(data, **wanted)
         if not height * width:
-            raise Refusal("The film does not say how large it is. Convert it to MP4.", where)
+            raise Refusal("The film's header has no frame size. Convert it to MP4.", where)
         return {"type": "video", "video": data, **asked}, frames * max(SMALL, height * width)
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refusal(f"The picture unpacks to too many pixels: {first_line(error)}", where, 413) from error
     except Exception as error:  # decoders raise anything
-        raise Refusal("The picture is damaged, or neither PNG, JPEG, WebP nor GIF. Export it again.", where) from error
+        raise Refusal("The picture is damaged, or not a PNG, JPEG, WebP or GIF. Export it again.", where) from error
     return {"type": "image", "image": image, **asked}, max(SMALL, image.width * image.height)
 
 
@@ -232,18 +232,18 @@ def _shown(kind: str, url: str, asked: dict[str, Any], where: str) -> tuple[dict
 
 
 def completion(asked: Chat, answer: Answer, reason: str) -> dict[str, Any]:
-    """A whole answer as JSON; `reason` is "stop" or "length"."""
+    """Return a whole answer as JSON. `reason` is "stop" or "length"."""
     message = {"role": "assistant", "content": answer.text}
     choice = {"index": 0, "message": message, "finish_reason": reason}
     return {**_head(asked, "chat.completion"), "choices": [choice], **_spent(answer)}
 
 
 def events(asked: Chat, pieces: Iterator[str | tuple[Answer, str]]) -> Iterator[str]:
-    """An answer as server-sent events.
+    """Yield an answer as server-sent events.
 
     Args:
         asked: The request.
-        pieces: The answer's; then the whole answer, and why it ended.
+        pieces: The pieces of the answer; then the whole answer and why it ended.
     """
     usage = asked.stream_options is not None and asked.stream_options.include_usage
     head = _head(asked, "chat.completion.chunk") | ({"usage": None} if usage else {})
@@ -276,7 +276,7 @@ def _head(asked: Chat, kind: str) -> dict[str, Any]:
 
 
 def _spent(answer: Answer) -> dict[str, Any]:
-    """What an answer took: tokens that went in and came out, and what was dropped."""
+    """Return the usage of an answer: prompt and answer tokens, and what was dropped."""
     prompt, said = answer.prompt.tokens, len(answer.tokens)
     usage: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
     if answer.looked:
@@ -296,20 +296,20 @@ def _spent(answer: Answer) -> dict[str, Any]:
 
 
 def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """An error as OpenAI tells it: the status of HTTP, the body, and headers."""
+    """Return an error in OpenAI's format: the HTTP status, the body and headers."""
     if isinstance(error, ValidationError):
         error = _of_field(error)
     elif isinstance(error, FoveateError) and not isinstance(error, Refusal):
         error = Refusal(str(error))
-    elif not isinstance(error, Refusal):  # what a client cannot mend is the log's business
-        error = Refusal("The server has failed; its log says why.", status=500)
+    elif not isinstance(error, Refusal):  # not the client's fault: details go to the log only
+        error = Refusal("The server failed; its log has the reason.", status=500)
     kind = TYPES.get(error.status, "invalid_request_error")
     body = {"message": str(error), "type": kind, "param": error.param, "code": error.code}
     return error.status, {"error": body}, error.headers
 
 
 def _of_field(error: ValidationError) -> Refusal:
-    """The first thing that is wrong with a request; of a field that is not read, with the nearest that is."""
+    """Return a request's first validation error. For an unknown field, suggest the closest known one."""
     fault = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(step) for step in fault["loc"])
     message = f"{place or 'The body'}: {fault['msg']}."

@@ -1,4 +1,4 @@
-"""Looks of conversations that go on: pictures that a client sends again, turn after turn, run once."""
+"""Cache the looks of ongoing conversations, so that pictures which a client sends again each turn run only once."""
 
 import itertools
 import time
@@ -12,7 +12,7 @@ from foveate.ask.conversation import MEDIA, Conversation, Part
 
 @dataclass
 class Kept:
-    """A look, the method that was asked for, and when it was used last."""
+    """A cached look: its prefix, the requested method and budget, and the time of its last use."""
 
     prefix: fv.Prefix
     asked: tuple[Any, ...]
@@ -20,12 +20,12 @@ class Kept:
 
 
 class Looks:
-    """At most so many looks, each for so many seconds behind its last question.
+    """A cache of looks with a maximum size and a time to live.
 
     Args:
-        vlm: Who looks.
-        most: How many; the one that was used longest ago goes first.
-        seconds: How long one is kept.
+        vlm: The model.
+        most: How many looks are kept; the least recently used one is removed first.
+        seconds: How long a look is kept after its last question.
     """
 
     def __init__(self, vlm: fv.VLM, most: int, seconds: float) -> None:
@@ -35,7 +35,7 @@ class Looks:
     def at(
         self, conversation: Conversation, messages: list[dict[str, Any]], method: Any, budget: dict[str, Any]
     ) -> fv.Prefix | None:
-        """A look at the pictures of a conversation, which `messages` say too; None: it has to be asked afresh."""
+        """Return a look at the pictures of a conversation, whose JSON is `messages`; None if it cannot be cached."""
         now, asked = time.monotonic(), (method, *budget.items())
         self.kept = [kept for kept in self.kept if now - kept.used < self.seconds]
         if not conversation.media or conversation.more:
@@ -50,19 +50,19 @@ class Looks:
                 self.kept.remove(earlier)
             for texts, part in pictures_behind(prefix, conversation):
                 prefix = prefix.see(part[1], after=texts)
-        except fv.UnsupportedError:  # a method that reads the question, or a model whose looks do not grow
+        except fv.UnsupportedError:  # the method reads the question, or the model cannot add pictures to a look
             return None
         self.kept = [*self.kept, Kept(prefix, asked, now)][-self.most :]
         return prefix
 
 
 def names(parts: Sequence[Part]) -> list[tuple[str, str]]:
-    """What is said and shown, in order: texts, and names for pictures and films."""
+    """Return the parts of a conversation in order: texts, and names for pictures and films."""
     return [(kind, Conversation.about([value], "").media_name() if kind in MEDIA else value) for kind, value in parts]
 
 
 def goes_on(prefix: fv.Prefix, conversation: Conversation) -> bool:
-    """Whether a conversation begins with what was looked at, and goes on as a look can: in turns."""
+    """Return whether a conversation begins with the look's parts and continues in turns, as a look can."""
     earlier = prefix.conversation.parts
     if names(conversation.parts[: len(earlier)]) != names(earlier):
         return False
@@ -76,7 +76,7 @@ def goes_on(prefix: fv.Prefix, conversation: Conversation) -> bool:
 
 
 def pictures_behind(prefix: fv.Prefix, conversation: Conversation) -> list[tuple[list[str], Part]]:
-    """The pictures behind a look, each with the texts in front of it."""
+    """Return the pictures after a look, each with the texts before it."""
     steps, texts = [], []
     for kind, value in conversation.parts[len(prefix.conversation.parts) :]:
         if kind in MEDIA:
@@ -88,13 +88,13 @@ def pictures_behind(prefix: fv.Prefix, conversation: Conversation) -> list[tuple
 
 
 def texts_behind(conversation: Conversation) -> list[str]:
-    """The texts behind the last picture."""
+    """Return the texts after the last picture."""
     behind = itertools.takewhile(lambda part: part[0] not in MEDIA, reversed(conversation.parts))
     return [text for _, text in behind][::-1]
 
 
 def up_to_last_picture(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation up to and with its last picture."""
+    """Return a conversation up to and including its last picture."""
     for turn in reversed(range(len(messages))):
         content = messages[turn]["content"]
         shown = [place for place, part in enumerate(content) if not isinstance(content, str) and part["type"] != "text"]

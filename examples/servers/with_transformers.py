@@ -1,9 +1,9 @@
-"""The server of transformers, `transformers serve`, with a method on every model that it loads.
+"""Run `transformers serve` with a method applied to every model that it loads.
 
     pip install 'transformers[serving]'
     python examples/servers/with_transformers.py MODEL v2drop 0.3 [--port 8000 …]
 
-What stands behind method and retention goes to `transformers serve` as it is. Clients of OpenAI's API need no change.
+Arguments after the retention go to `transformers serve`. Clients of OpenAI's API need no change.
 """
 
 import sys
@@ -20,7 +20,7 @@ dropping: WeakSet[Any] = WeakSet()
 
 
 def serve(method: str, retention: float) -> None:
-    """Let the server put this method on its models, each when it is first asked for."""
+    """Make the server apply this method to each model when it first loads it."""
 
     def load_and_apply(manager: ModelManager, *arguments: Any, **options: Any) -> Any:
         model, processor = load(manager, *arguments, **options)

@@ -1,6 +1,6 @@
-"""The host: everything that foveate uses of transformers' internals, which its documentation does not guarantee.
+"""Everything that foveate uses of transformers' internals, which its documentation does not guarantee.
 
-It has the supported versions, the names used, their spelling in each version, and a probe that reports missing names.
+Lists the supported versions, the names used and their spelling in each version; a probe reports missing names.
 Importing this module, and with it the engine or a family, fails on a version that is too old or lacks a name. It warns
 on a version newer than those tested.
 """
@@ -75,13 +75,13 @@ NAMES: Mapping[str, str] = {
 """Names of transformers that its documentation does not guarantee, and the use of each.
 
 The form is module:expression. Parameters in brackets after a function are those that it must take, in this order.
-Brackets after a class make an instance, whose attribute is meant. A test checks that this contains everything imported
-from below the top of transformers, and every attribute with an underscore. Names of modules inside a model are in the
-families, and tested with them.
+Brackets after a class make an instance, and the attribute is looked up on it. A test checks that this lists everything
+imported from a submodule of transformers, and every attribute that begins with an underscore. The families list the
+names of modules inside a model, and their tests check those.
 """
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""Names of the cache among a call's arguments, and in its output: from 5.24 on, and before."""
+"""Names of the cache among a call's arguments and in its output: the first from 5.24 on, the second before."""
 
 
 def require(oldest: str, who: str, version: str = transformers.__version__) -> None:
@@ -118,7 +118,7 @@ def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
 
 @functools.cache
 def older(version: str, than: str) -> bool:
-    """True if one version comes before another, by their numbers alone."""
+    """True if one version is lower than another. Compares the first three numbers; ignores suffixes such as rc1."""
     one, other = ([int(digits) for digits in re.findall(r"\d+", text)[:3]] for text in (version, than))
     return one < other
 
@@ -131,19 +131,19 @@ try:
 except (ImportError, RuntimeError) as error:
     raise UnsupportedError(
         "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "
-        "or none: pip uninstall torchvision timm."
+        "or remove it: pip uninstall torchvision timm."
     ) from error
 
 
 def unknown(what: str) -> UnsupportedError:
-    """The error for a transformers that differs from the versions that foveate knows.
+    """Return the error for an installed transformers whose internals foveate does not know.
 
     Args:
-        what: The difference, as the end of a sentence: "has no DynamicLayer.crop".
+        what: The difference, as the predicate of a sentence: "has no DynamicLayer.crop".
     """
     return UnsupportedError(
         f"transformers {transformers.__version__} {what}. foveate {__version__} knows transformers {OLDEST} to "
-        f"{NEWEST}: install one of these, as by pip install 'transformers=={NEWEST}.*', or a newer version of foveate."
+        f"{NEWEST}: install one of these (pip install 'transformers=={NEWEST}.*') or a newer version of foveate."
     )
 
 
@@ -178,7 +178,7 @@ IndexedLayer: type = getattr(cache_utils, "DynamicIndexedLayer", LinearAttention
 
 
 def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tuple[int, int]:
-    """(height, width) of the tiles for an image of this size. Imported late, because image code is slow to import."""
+    """(height, width) of the tile grid for an image of this size. Imports late: image code is slow to import."""
     try:
         from transformers.image_processing_utils import select_best_resolution as select
     except ImportError as error:
@@ -197,7 +197,7 @@ NAME = re.compile(r"(?P<module>[\w.]+):(?P<owner>\w+)(?P<made>\(\d*\))?(\.(?P<at
 def probe() -> Iterator[str]:
     """Yield each difference of this transformers from `NAMES`, in the form that `unknown` takes.
 
-    It runs whenever a context opens, and checks only modules that are already imported. It takes some microseconds.
+    Runs whenever a context opens. Checks only modules that are already imported, in a few microseconds.
     """
     for (module, owner, made, attribute, takes), name in zip(_PARTS, NAMES, strict=True):
         if module not in sys.modules:
@@ -214,7 +214,7 @@ def probe() -> Iterator[str]:
             yield f"has no {name.partition(':')[2]} ({NAMES[name]})"
             continue
         if takes and _parameters(value)[: len(takes)] != takes:
-            yield f"has another {owner}.{attribute}: it takes ({', '.join(_parameters(value))}), and not {takes}"
+            yield f"has another {owner}.{attribute}: it takes ({', '.join(_parameters(value))}), not {takes}"
 
 
 def _parts(name: str) -> tuple[str, str, tuple[int, ...] | None, str | None, tuple[str, ...]]:
@@ -244,19 +244,19 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 
 DECODER = ("inputs_embeds", "attention_mask", CACHE_NAMES)
 LAYER = ("hidden_states", "attention_mask", "position_embeddings", CACHE_NAMES)
-"""Arguments with which a decoder, and a layer of it, is called. Of several names in a tuple, one is used."""
+"""Arguments that a decoder and its layers take. A tuple lists alternative names, of which each version has one."""
 
 
 def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 1) -> dict[str, Any]:
-    """The arguments of a module, except the first `skip`, all by name, as its class names them."""
+    """A module's arguments by the names in its class, without the first `skip` positional ones."""
     names = _parameters(type(module).forward)
     return {**dict(zip(names[skip:], args[skip:], strict=False)), **kwargs}
 
 
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
-    """Report a name that a module's forward does not take, in the form that `unknown` takes. None: it takes all.
+    """Report a name that a module's forward does not take, in the form that `unknown` takes. None if it takes all.
 
-    A replaced forward that takes any arguments counts as taking all.
+    A replaced forward with `*args` counts as taking all.
     """
     takes = _parameters(type(module).forward)
     if "args" in takes:
@@ -288,7 +288,7 @@ def cache_in(output: Any) -> Any:
 
 
 def with_cache(cache: Any) -> dict[str, Any]:
-    """A cache as an argument of a forward or of `generate`, by its name in this version."""
+    """The keyword argument that passes a cache to a forward or to `generate`, by its name in this version."""
     takes = _parameters(create_causal_mask)
     return {next(name for name in CACHE_NAMES if name in takes): cache}
 
@@ -297,7 +297,7 @@ def with_cache(cache: Any) -> dict[str, Any]:
 
 
 def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    """RoPE as an attention module applies it: (queries, keys, cos, sin) -> both, rotated. None if it is not known."""
+    """RoPE as an attention module applies it: (queries, keys, cos, sin) -> both, rotated. None if unknown."""
     home = vars(sys.modules[type(attention).__module__])
     sections = home.get("apply_multimodal_rotary_pos_emb")  # 5.16: every layer combines M-RoPE's axes
     if sections is not None:
@@ -314,10 +314,10 @@ def scales_by_position(attention: type[nn.Module]) -> bool:
 
 
 def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain"]:
-    """Tell from a module's source code, without its submodules, how it treats its rows.
+    """Tell from a module's source code, without its submodules, how it mixes its rows.
 
-    "attention": passes queries and keys to a kernel of transformers. "state": carries a state. "hybrid": both. "plain":
-    neither.
+    "attention": passes queries and keys to a kernel of transformers. "state": carries a state from row to row.
+    "hybrid": both. "plain": neither.
 
     Raises:
         UnsupportedError: If its source code is not available.
@@ -335,7 +335,7 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
 
 
 def numbers_rows(attention: nn.Module) -> bool:
-    """True if an attention scales queries by the numbers of its input rows (Llama 4's layers without RoPE)."""
+    """True if an attention scales queries by the row numbers of its input (Llama 4's layers without RoPE)."""
     counts = "arange(hidden_states.shape" in _code(type(attention))  # type: ignore[arg-type]
     return (
         counts
@@ -345,7 +345,7 @@ def numbers_rows(attention: nn.Module) -> bool:
 
 
 def turns(attention: nn.Module | None) -> bool:
-    """True if an attention has RoPE. Some layers of Llama 4, Cohere 2 or Exaone 4 have none."""
+    """True if an attention applies RoPE. Some layers of Llama 4, Cohere 2 and Exaone 4 do not."""
     code = "" if attention is None else _code(type(attention))  # type: ignore[arg-type]
     if not any(word in code for word in ("rotary", "rope", "freqs")) or not getattr(attention, "use_rope", True):
         return False
@@ -358,12 +358,12 @@ def turns(attention: nn.Module | None) -> bool:
 
 
 def keeps_index(module: nn.Module) -> bool:
-    """True if a module caches, in addition to keys, an index by which rows pick the keys to attend to (DSA)."""
+    """True if a module caches an index besides its keys, from which rows pick the keys to attend to (DSA)."""
     return "update_indexer" in _code(type(module))  # type: ignore[arg-type]
 
 
 def indexes(module: nn.Module) -> int | None:
-    """Number of keys that a row picks by an index of single keys. None for another index, such as one over pools."""
+    """Number of keys that a row picks, if the index has one entry per key. None for other indexes, as over pools."""
     code = _code(type(module))  # type: ignore[arg-type]
     picks = "topk = min(self.index_topk, index_scores.shape[-1])" in code and "pool" not in code
     return int(module.index_topk) if keeps_index(module) and picks else None  # type: ignore[arg-type]
@@ -371,24 +371,24 @@ def indexes(module: nn.Module) -> int | None:
 
 @functools.cache
 def _code(kind: Any) -> str:
-    """The source of a class."""
+    """The source code of a class."""
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):
         raise UnsupportedError(
             f"The code of {kind.__name__} cannot be read, so it is not known whether it attends or carries a "
-            "state from token to token. Load the model from files with its source."
+            "state from token to token. Import the class from a module with its source file."
         ) from None
 
 
 def recomputes_from_outside(layer: Any) -> bool:
-    """True if gradient checkpointing, in the backward pass, also repeats what wraps this layer's forward (5.16)."""
+    """True if gradient checkpointing also reruns the wrappers of this layer's forward in the backward pass (5.16)."""
     outside = type(layer).__call__ is not nn.Module.__call__
     return outside and bool(layer.training and getattr(layer, "gradient_checkpointing", False))
 
 
 def arguments_of(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by name, including those of `**kwargs`."""
+    """The arguments of a call by name, including those passed through `**kwargs`."""
     plain = getattr(function, "__func__", None)  # cache by the function; a bound method is new for every model
     if plain is None:
         signature = inspect.signature(function)
@@ -405,10 +405,10 @@ _signature = functools.lru_cache(256)(inspect.signature)
 
 
 class FeatureCall:
-    """One call of `get_image_features` or `get_video_features`, in the form of the newest version.
+    """One call of `get_image_features` or `get_video_features`, converted to the form of the newest version.
 
-    5.16 names a LLaVA's video `pixel_values`, adds LLaVA-OneVision's newline to it later, and has the deepstack
-    features of all images in one tensor.
+    5.16 differs in three ways: LLaVA models take a video as `pixel_values`, LLaVA-OneVision adds the newline to it
+    after this call, and the deepstack features of all images are in one tensor.
 
     Attributes:
         modality: "image" or "video".
@@ -428,7 +428,7 @@ class FeatureCall:
             self.arguments["pixel_values_videos"] = self.arguments.pop("pixel_values")
 
     def run(self, **other: Any) -> Any:
-        """Call the original; these arguments replace those of the call."""
+        """Call the original. The arguments given here replace those of the call."""
         arguments = {**self.arguments, **other}
         if self._renamed:
             arguments["pixel_values"] = arguments.pop("pixel_values_videos")
@@ -446,7 +446,7 @@ class FeatureCall:
         return output
 
     def answer(self, output: Any) -> Any:
-        """Convert the result of `run` to the form that the model expects. The result itself does not change."""
+        """Return the result of `run` in the form that the model expects. The result itself does not change."""
         if self._newline is not None or self._deepstack_whole:
             output = copy.copy(output)
         if self._newline is not None and hasattr(output, "pooler_output"):

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, 
 from foveate import registry
 from foveate.contract.method import BUDGET, Chain, Method
 from foveate.errors import SettingError
-from foveate.plain.spelling import Written, fractions, no_setting, pair_of, written
+from foveate.plain.spelling import Written, fractions, no_setting, pair_of, parse_text
 from foveate.plain.upstream import brief
 
 RETENTION = 1 / 3
@@ -54,7 +54,7 @@ def settings_given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) 
 
 
 def _members(text: str, settings: Sequence[str] | Mapping[str, Any]) -> list["_Member"]:
-    members = [_Member.of(part) for part in written(text)]
+    members = [_Member.of(part) for part in parse_text(text)]
     named = isinstance(settings, Mapping)
     for name, value in settings.items() if isinstance(settings, Mapping) else map(pair_of, settings):
         owners = [member for member in members if name in settings_of(member.kind)]
@@ -70,7 +70,7 @@ def _members(text: str, settings: Sequence[str] | Mapping[str, Any]) -> list["_M
 
 def kinds_of(text: str) -> list[type[Method]]:
     """The classes of the methods that a text names."""
-    return [_Member.of(part).kind for part in written(text)]
+    return [_Member.of(part).kind for part in parse_text(text)]
 
 
 def refuse_files(text: str) -> None:
@@ -79,7 +79,7 @@ def refuse_files(text: str) -> None:
     Raises:
         SettingError: If a member is a file.
     """
-    if any(part.is_file or part.is_code for part in written(text)):
+    if any(part.is_file or part.is_code for part in parse_text(text)):
         raise SettingError(f"{brief(text)} names a file, which is not read here. Write a name, settings or a chain.")
 
 
@@ -136,7 +136,7 @@ def is_bare(text: str, settings: Iterable[str] = ()) -> bool:
         settings: The names of settings given in addition. A seed is allowed: it changes which tokens are kept, not how
             many.
     """
-    plain = (not (one.is_file or one.is_preset or one.pairs or one.values is not None) for one in written(text))
+    plain = (not (one.is_file or one.is_preset or one.pairs or one.values is not None) for one in parse_text(text))
     return all(plain) and set(settings) <= {"seed"}
 
 

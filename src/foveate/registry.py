@@ -227,7 +227,7 @@ def family_kind(model_type: Any, name: str = "") -> "type[Family]":
         name: The class with that config, for the message.
 
     Raises:
-        UnsupportedError: If it is known that no family can serve it.
+        UnsupportedError: If no family can serve it.
     """
     from foveate.families.proved import UNSERVED
 

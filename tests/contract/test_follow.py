@@ -104,8 +104,8 @@ def test_a_smaller_picture_has_the_cells_of_its_grids_and_a_closing_newline():
     assert plan(pixels, sizes=(7,), grids=[((2, 3),)]) == (4,) * 6
     assert seen[-1] == 1
     arriving = Arriving(6, 6, 6, grids=((2, 3), (2, 3)))
-    assert follow.coarsened((pixels, share(1, 0.5)), arriving) == ((1, 3), (1, 3))
-    assert follow.coarsened((share(1, 0.5),), arriving) == ((2, 3), (2, 3))
+    assert follow.coarse_grids((pixels, share(1, 0.5)), arriving) == ((1, 3), (1, 3))
+    assert follow.coarse_grids((share(1, 0.5),), arriving) == ((2, 3), (2, 3))
 
 
 @given(

@@ -41,7 +41,7 @@ NOT_FINITE = [
 ]
 OUT_OF_RANGE = [
     (AveragePool, {"keep": 0}, "keep should be"),
-    (fv.CLSE, {"layers": (2, 11, 21)}, "before layer 1"),
+    (fv.CLSE, {"layers": (2, 11, 21)}, "must begin with 1"),
     (fv.DART, {"layer": 0}, "layer should be greater than or equal to 1"),
     (fv.DART, {"pivots": 0}, "pivots should be greater than or equal to 1"),
     (fv.FastV, {"layers": (0,)}, "layers must be 1 or later for this method; got 0"),

@@ -13,6 +13,7 @@ from foveate.core.merge import (
     dominant_and_contextual,
     merge_windows,
     target_plus_mean,
+    towards,
     window_similarity,
 )
 from foveate.errors import ShapeError
@@ -246,3 +247,14 @@ def test_a_batch_is_each_sample_alone_and_half_precision_works():
         assert torch.equal(centres[index], alone[0])
         assert torch.equal(member[index], alone[1])
         assert (alone[0].tolist(), alone[1].tolist()) == slowly(points[index].tolist(), 4)
+
+
+def test_centres_move_towards_the_mean_of_what_joined_them_by_hand():
+    centres = torch.tensor([[0.0], [10.0], [20.0]])
+    rows = torch.tensor([[4.0], [12.0], [16.0], [99.0]])
+    cluster = torch.tensor([0, 1, 1, -1])
+    # One row joined: half and half. Two joined: a third of 10 and two thirds of 14. None joined: it stays.
+    moved = towards(centres, rows, cluster, least=0.0)
+    torch.testing.assert_close(moved, torch.tensor([[2.0], [38 / 3], [20.0]]))
+    heavy = towards(centres, rows, cluster, least=0.75)
+    torch.testing.assert_close(heavy, torch.tensor([[1.0], [11.0], [20.0]]))

@@ -69,10 +69,10 @@ def test_a_config_is_measured_once(monkeypatch):
 
 
 REFUSED = {
-    "nemotron_h_omni": "products of its NemotronHBlock do not grow",  # its state runs over whole chunks of rows
+    "nemotron_h_omni": "NemotronHBlock are not a fixed number",  # its state runs over whole chunks of rows
     "gemma4_unified_shared": "layers attend to keys of earlier layers",
     "ernie4_5_vl_moe": "whether its .* runs depends on the row",  # experts for vision tokens
-    "dots3_note": "layers keep an index beside keys",
+    "dots3_note": "its layers cache an index in addition to keys",
     "step3p7": "it does not run without weights",
 }
 

@@ -161,8 +161,8 @@ def test_so_many_rows_feed_each_token(name, modality, rows):
     [
         ("aria", "a row of it feeds several tokens"),
         ("step3p7", "a row of it feeds several tokens"),
-        ("idefics2", "made of what comes behind its blocks"),
-        ("granite4_vision", "made of what comes behind its blocks"),
+        ("idefics2", "computed from what follows its blocks"),
+        ("granite4_vision", "computed from what follows its blocks"),
         ("nemotron_h_omni", "2 rows beside a picture's patches feed no token"),
         ("got_ocr2", "no block of its vision tower attends by transformers' attention functions"),
     ],
@@ -200,7 +200,7 @@ def test_a_resampler_behind_the_tower_is_no_tower():
 def test_blocks_with_windows_are_no_source_of_signals():
     call = Call("qwen2_5_omni_thinker")
     assert call.feeding().seeing == (1,)
-    with pytest.raises(UnsupportedError, match="looks at windows"):
+    with pytest.raises(UnsupportedError, match="attends only within windows"):
         call.read(TowerAttention("patches", block=0))
 
 

@@ -44,7 +44,7 @@ def turned(case: Case) -> torch.Tensor:
 def test_the_picks_are_the_codes(case):
     method = IVCPrune(**FORMS[case.facts["settings"]["form"]])
     (signal, place), count = method.reads, case.facts["settings"]["image_length"]
-    scores, seeds = likeness(case, signal.seeded(count))
+    scores, seeds = likeness(case, signal.seed_count(count))
     assert seeds.tolist() == case.tensors["seeds_by_falling_score"].tolist()
     stage, _ = method.stages(Shape(28))
     signals = {signal: scores, place: turned(case)}

@@ -104,5 +104,5 @@ def test_counts_budgets_and_caches():
 
 
 def test_how_many_seeds_there_are():
-    assert [ValueLikeness().seeded(count) for count in (1, 49, 151, 250)] == [1, 1, 2, 2]
+    assert [ValueLikeness().seed_count(count) for count in (1, 49, 151, 250)] == [1, 1, 2, 2]
     assert Rotary() in IVCPrune().reads

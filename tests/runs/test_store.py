@@ -208,7 +208,7 @@ def test_a_run_that_is_stopped_gives_up_no_row(job):
 
 def test_processes_that_die_whatever_they_are_asked_make_no_row_bad(job):
     for _ in range(2):
-        with pytest.raises(fv.InputError, match="Processes die whatever they are asked"):
+        with pytest.raises(fv.InputError, match="Processes die on every question"):
             run(job, Dying(*range(40)))
     assert bad_in(job.out) == {}
     run(job, Echo())

@@ -32,7 +32,7 @@ def by_hand(values, own, behind, signal):
 
     asking = behind[signal.skip :] or behind
     first = mean(asking)
-    seeds = sorted(range(len(own)), key=lambda token: -float(first[token]))[: signal.seeded(len(own))]
+    seeds = sorted(range(len(own)), key=lambda token: -float(first[token]))[: signal.seed_count(len(own))]
     return torch.stack((first, mean([*asking, *(own[token] for token in seeds)])), dim=1)
 
 

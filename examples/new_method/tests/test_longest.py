@@ -1,4 +1,4 @@
-"""The contract of foveate's methods, and a case that was worked out on paper."""
+"""Run the contract tests of foveate's methods, and a case worked out by hand."""
 
 import torch
 from foveate_longest import Longest

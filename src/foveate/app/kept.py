@@ -18,7 +18,7 @@ from foveate.viz.showing import frames_of
 SIDE = 360
 """Pixels of a square panel."""
 BEFORE = {"vision tower": -2, "projector": -1}
-"""Places before the decoder, in front of layer 0."""
+"""Numbers of the places before decoder layer 0."""
 
 
 Part = tuple[str, str, int, int]
@@ -27,7 +27,7 @@ Part = tuple[str, str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A picture on its way through the model, with one position of the slider for each place where tokens are dropped.
+    """The panels for a picture, with one position of the slider for each place where tokens are dropped.
 
     Attributes:
         words: The name of each place.
@@ -67,7 +67,7 @@ SHOW_STOP = """() => {
 def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
     """The whole picture, then each place where one of the methods dropped tokens, in order."""
     whole, depth = plain_panel(subject.pictures, SIDE, MOST_FRAMES), 0
-    # For each method the panel that holds from a place on. Places are numbered like the decoder's layers.
+    # By method and place, the panel to show from this place on. Places are numbered like the decoder's layers.
     shown: dict[str, dict[int, str]] = {}
     for reply in replies:
         if (answer := reply.dropping) is None:

@@ -28,7 +28,7 @@ from foveate.viz import draw_comparison
 
 STYLE = Path(__file__).parent / "page.css"
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
-"""The reader's own: Gradio's bold fonts lack most letters, and others would come from the network."""
+"""System fonts: Gradio's bold fonts lack most letters, and web fonts would be fetched from the network."""
 HEAD = """<div class='fv-head'><h1>foveate</h1>
 <p>A model turns a picture into hundreds of vision tokens; foveate drops most of them while the model answers.
 Pick a picture and press <b>Ask</b>: the full model answers first, then each method with fewer tokens.{}</p></div>"""
@@ -84,7 +84,7 @@ def application(
 
 
 def _at_least(percent: int) -> str:
-    """Explain the budget, and the smallest that the chosen methods can keep to."""
+    """Explain the budget, and the smallest one that the chosen methods can meet."""
     if percent == 1:
         return "On average over the model's layers."
     return f"On average over the model's layers. The methods above need at least {percent} %."
@@ -202,7 +202,7 @@ class AskPanel:
         )
 
     def limit(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
-        """Refuse methods that cannot run, and raise the budget to what all of them need."""
+        """Reject methods that cannot run, and raise the budget to the smallest that all methods can meet."""
         try:
             plain = [name for name in check_names("?", names, self.looks) if name not in self.looks]
             least = least_percent(self.vlm, plain, subject or examples()[0])
@@ -248,7 +248,7 @@ class AskPanel:
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
         for taking in (self.file.upload, self.gallery.select, self.frames.input):
-            # First of all, in the browser: the listeners of an event run one after the other, each to its end.
+            # Must come first: the listeners of an event run one after the other. This one runs in the browser.
             taking(None, outputs=self.ask, js=DISABLED, cancels=running, api_visibility="private")
         shown += [self.file, self.frames]
         filed = [self.file, names, percent, self.frames]
@@ -377,7 +377,7 @@ class AskPanel:
             return None
         try:
             picture = draw_comparison(rows, media, f"{question}  Full model: {replies[0].text}")
-        except FoveateError:  # the family does not say where its tokens look
+        except FoveateError:  # the family does not know the positions of its tokens
             return None
         path = Path(tempfile.mkdtemp(dir=self.share.GRADIO_CACHE)) / "foveate.png"
         picture.save(path)

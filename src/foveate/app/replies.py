@@ -24,7 +24,7 @@ from foveate.video import Clip
 
 FULL = "full model"
 MOST = 5
-"""How many methods are compared at a time."""
+"""Most methods that can be compared at a time."""
 UNDER_WAY: WeakSet[Stream] = WeakSet()
 """Streams that are still open. Gradio does not close them when the server ends; see `foveate.app.server.serve`."""
 
@@ -84,7 +84,7 @@ def check_names(question: str, names: Sequence[str], offered: Collection[str] = 
 
 
 def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
-    """The smallest percentage of vision tokens, rounded up and at least 1, that every method can keep to.
+    """The smallest percentage of vision tokens, rounded up and at least 1, that every method can meet.
 
     Raises:
         FoveateError: If a method cannot run, or the model does not take such input.
@@ -229,7 +229,7 @@ def program(subject: Subject, question: str, names: Sequence[str], model: str, a
 def command(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, float]) -> str:
     """A shell command that asks the question again; arguments as for `program`.
 
-    Empty if the question was not about a file as it was uploaded: for an example, or a picture that was scaled down.
+    Empty for an example or a picture that was scaled down, because no uploaded file has exactly these pixels.
     """
     medium = subject.medium
     as_it_lies = isinstance(medium, Clip) or (medium.path and subject.source == repr(medium.path.name))

@@ -78,7 +78,7 @@ def serve(
     Args:
         vlm: The model that answers.
         listening: A socket from `listen`.
-        host: What it is bound to.
+        host: The host name or address that the socket is bound to.
         max_new_tokens: The longest answer.
         looks: Second looks to offer among the methods, by name.
         ready: Called with the page's address as soon as it can be opened.

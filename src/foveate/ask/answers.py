@@ -84,7 +84,7 @@ class Entry(Generic[T]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Origin:
-    """What a batch of prompts continues from.
+    """The prefilled beginning from which a batch of prompts continues.
 
     Attributes:
         look: The prefilled beginning, or None if each prompt runs from its start.

@@ -118,7 +118,7 @@ def generation_of(options: Mapping[str, Any]) -> Generation:
     """Return the decoding settings of a caller's keyword arguments.
 
     Raises:
-        SettingError: If a keyword is unknown, and as in `Generation`.
+        SettingError: If a keyword is unknown, or a value is invalid (see `Generation`).
     """
     names = [field.name for field in fields(Generation)]
     if unknown := sorted(set(options) - set(names)):

@@ -227,7 +227,8 @@ def coming(
     between = text[end_of_head(loaded, text_of(loaded.model, loaded.processor, last.with_text(QUESTION))) :]
     if not longer.startswith(wording.head) or longer.removeprefix(wording.head) != between:
         raise UnsupportedError(
-            f"The chat template of {loaded.name} writes another beginning with one more picture. Look at all at once."
+            f"The chat template of {loaded.name} writes a different beginning with one more picture. "
+            "Pass all pictures to vlm.look at once."
         )
     ids = twice["input_ids"][0].to(loaded.model.device)
     places = is_vision(loaded.model.config, ids).nonzero()[:, 0].tolist()
@@ -280,8 +281,8 @@ def grow(
     """
     if not family_for(model).grows:
         raise UnsupportedError(
-            f"A look of a {model.config.model_type!r} does not grow: its attention over pictures is bidirectional, or "
-            "not known to be causal. Look at all of them at once with vlm.look."
+            f"A look of a {model.config.model_type!r} cannot grow: its attention over pictures is bidirectional, or "
+            "not known to be causal. Pass all pictures to vlm.look at once."
         )
     new = pictures[-1]
     pixels = {name: value for name, value in new.prompt.inputs.items() if name.startswith("pixel_values")}
@@ -400,8 +401,8 @@ def refuse_unturnable(family: Family, columns: int) -> None:
     if why is not None:
         most = family.text.config.max_position_embeddings
         raise UnsupportedError(
-            f"A {family.model.config.model_type!r} forgets no pictures: it {why}. Its {most:,} positions hold "
-            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and look again after that many."
+            f"A {family.model.config.model_type!r} cannot forget pictures: it {why}. Its {most:,} positions hold "
+            f"{most // columns:,} pictures of {columns:,} columns: leave memory out, and start a new look after these."
         )
 
 

@@ -229,7 +229,7 @@ def device_of(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except RuntimeError as error:
         raise UnsupportedError(
-            f"The device {name} is not available here. Use auto, cpu, or one that torch sees."
+            f"The device {name} is not available here. Use auto, cpu, or an accelerator that torch supports here."
         ) from error
     return device
 

@@ -29,7 +29,7 @@ from foveate.registry import family_for, methods
 Inputs = Mapping[str, Tensor]
 
 MARKS = 64
-"""How many values of a tensor are compared first, before whole tensors are."""
+"""Number of values of a tensor that are compared first, before whole tensors."""
 ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
 """Attributes of a PEFT layer that determine which adapters it computes with."""
 

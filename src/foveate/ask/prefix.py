@@ -257,7 +257,7 @@ class Prefix:
             InputError: If the question is not valid Unicode, or contains a special token.
             SessionError: If `foveate.drop` is active on the model, or its weights have changed since the look.
             SettingError: If the question is empty, or settings contradict each other.
-            UnsupportedError: If the chat template now writes another text before the images.
+            UnsupportedError: If the chat template now writes a different text before the images.
         """
         settings = generation_of(decoding)
         settings.refuse_with(choices, stream)

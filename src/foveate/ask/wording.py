@@ -80,13 +80,13 @@ class Wording:
         """Return the ids of a conversation after the look, (1, tokens) int64 on the model's device.
 
         Raises:
-            UnsupportedError: If the template now writes another text before the image.
+            UnsupportedError: If the template now writes a different text before the image.
         """
         with loaded.lock, quiet():
             text = text_of(loaded.model, loaded.processor, conversation)
             if not text.startswith(self.head):
                 raise UnsupportedError(
-                    f"The chat template of {loaded.name} now writes another text before the picture than when the "
+                    f"The chat template of {loaded.name} now writes a different text before the picture than when the "
                     "model looked. It may contain a date or the question. Ask with vlm.ask."
                 )
             ids = self.ids(loaded, text.removeprefix(self.head))

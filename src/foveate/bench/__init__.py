@@ -1,1 +1,1 @@
-"""Speed, memory and cost of dropping, measured as ratios beside their controls."""
+"""Measure speed, memory and cost of dropping, as ratios and with controls."""

@@ -1,8 +1,8 @@
-"""The least time a schedule can take: a model's own decoder layers on as many rows, and nothing else.
+"""A lower bound on the time of a schedule: the model's own decoder layers on as many rows, and nothing else.
 
-Where rows leave, hidden states are sliced to the last so many, and RoPE tables, masks and, where a layer asks for them,
-position ids with them. Nothing is scored, gathered by index or put back, and no engine stands around the layers; the
-last norm has few rows too. The model's answer then means nothing.
+Where a schedule drops rows, hidden states, RoPE tables, masks and (if a layer reads them) position ids are sliced to
+the last rows. Nothing is scored, gathered by index or put back; the engine does not run, and the final norm sees few
+rows too. The model's output is meaningless.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +16,15 @@ from foveate.core.patching import Patcher
 from foveate.families.base import Family
 
 Memo = dict[tuple[str, int, int], tuple[Any, Any]]
-"""By argument, identity and rows: the argument, so that its identity stays its own, and its last rows."""
+"""Sliced arguments by (name, id, rows): the argument, kept alive so that its id is not reused, and its last rows."""
 
 
 def obstacle(family: Family, inputs: Mapping[str, Any]) -> str:
-    """Why a prompt's rows cannot be sliced in this model, in a few words; empty where they can."""
+    """The reason why a prompt's rows cannot be sliced in this model, in a few words. Empty if they can."""
     kind = family.text.config.model_type
     mask = inputs.get("attention_mask")
     if kind not in family.decoders:
-        return f"foveate does not know what layers of {kind} take"
+        return f"foveate does not know what layers of {kind} take as arguments"
     if family.recurrent:
         return "layers that carry a state take masks of another form"
     if family.defines("later_additions"):
@@ -40,12 +40,12 @@ def obstacle(family: Family, inputs: Mapping[str, Any]) -> str:
 def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
     """Run each decoder layer on the last `rows[layer]` rows of every sample.
 
-    For one forward over a prompt without an `obstacle`: it leaves a cache whose layers differ in length, from which no
-    model can go on.
+    Run one forward inside, over a prompt without an `obstacle`. It leaves a cache whose layers differ in length, from
+    which generation cannot continue.
 
     Args:
-        family: Of the model.
-        rows: Of each layer, text included; never more than in the layer before.
+        family: The model's family.
+        rows: Rows of each layer, text included; never more than in the layer before.
     """
     memo: Memo = {}
     with Patcher() as patches:
@@ -56,18 +56,18 @@ def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
 
 
 def _slicer(count: int, needs_ids: bool, memo: Memo) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    """A layer's forward pre-hook: gives it the last rows of its arguments.
+    """Return a layer's forward pre-hook that slices its arguments to the last rows.
 
     Args:
-        count: How many.
+        count: Number of rows to keep.
         needs_ids: Whether the layer reads position ids.
-        memo: What many layers take is sliced once.
+        memo: Arguments already sliced, so that those that several layers share are sliced once.
     """
 
     def slice_rows(
         layer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if not needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids, and wait for them
+        if not needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids: a host sync
             kwargs["position_ids"] = None
         if args:
             args = (args[0][:, -count:], *args[1:])
@@ -87,14 +87,14 @@ def _slicer(count: int, needs_ids: bool, memo: Memo) -> Callable[..., tuple[tupl
 
 
 def _mask(mask: Tensor, count: int) -> Tensor:
-    """What each row sees, (samples, heads, rows, columns), or which columns are real, (samples, columns)."""
+    """Slice an attention mask (samples, heads, rows, columns), or a padding mask (samples, columns)."""
     if mask.ndim == 4:
         return mask[..., -count:, -count:].contiguous()
     return mask[..., -count:]
 
 
 LAST_ROWS: dict[str, Callable[[Any, int], object]] = {
-    # (cos, sin), (…, rows, head size) each
+    # (cos, sin), each (…, rows, head size) -> (…, count, head size)
     "position_embeddings": lambda pair, count: tuple(table[..., -count:, :] for table in pair),
     "attention_mask": _mask,
     "position_ids": lambda ids, count: ids[..., -count:],

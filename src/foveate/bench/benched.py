@@ -1,4 +1,4 @@
-"""What is benched: a model and its prompt, of a named shape or of a checkpoint, and methods at budgets."""
+"""The subject of a benchmark: a model and its prompt, from a named shape or a checkpoint, and methods at budgets."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ from foveate.naming import RETENTION, parse
 from foveate.plain.flags import PromptRequest
 from foveate.runs.versions import commit, versions
 
-SIDE = 672  # pixels of the noise picture that a checkpoint is shown
-MOST = 64  # pictures that a checkpoint is shown: its processor makes pixels of all of them
+SIDE = 672  # side of the noise pictures that a checkpoint gets, in pixels
+MOST = 64  # most pictures that a checkpoint gets: its processor prepares all of them on the CPU
 
 ALL = "all"
-"""Every registered method that takes a budget."""
+"""Name that stands for every registered method that takes a budget."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,8 +34,8 @@ class Benched:
     """A model and its prompt.
 
     Attributes:
-        name: Of the shape, or what the user called the checkpoint.
-        shape: Whose sizes it has, with random weights; None of a checkpoint.
+        name: The name of the shape, or the checkpoint as the user wrote it.
+        shape: The shape of a model with random weights; None for a checkpoint.
         model: The model.
         workload: The prompt.
     """
@@ -47,7 +47,7 @@ class Benched:
 
 
 def dtype_for(name: str, device: torch.device) -> torch.dtype:
-    """The number format of a shape's weights; "auto" is float32 on a CPU and bfloat16 elsewhere."""
+    """The dtype of a shape's weights. "auto" is float32 on a CPU and bfloat16 elsewhere."""
     if name == "auto":
         name = "float32" if device.type == "cpu" else "bfloat16"
     dtype: torch.dtype = getattr(torch, name)
@@ -57,29 +57,29 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
 def from_shape(
     shape: NamedShape, device: torch.device, dtype: torch.dtype, attention: str, size: PromptRequest
 ) -> Benched:
-    """A shape with random weights, and noise for its pictures.
+    """Build a shape with random weights, and a prompt with noise for its pictures.
 
     Raises:
-        SettingError: If the shape takes no such prompt.
+        SettingError: If the shape does not take such a prompt.
     """
-    synthetic(shape, size)  # refuse what cannot be before weights are made
+    synthetic(shape, size)  # reject a bad prompt before making weights
     model = shape.build(device, dtype, attention, size.seed)
     return Benched(shape.name, shape, model, synthetic(shape, size, device, dtype))
 
 
 def from_checkpoint(vlm: VLM, size: PromptRequest) -> Benched:
-    """A checkpoint, and a prompt as its own processor makes it: pictures of noise, and words.
+    """Prepare a checkpoint and a prompt of noise pictures and words, made by the checkpoint's own processor.
 
-    The prompt has as many tokens of text as asked for, or a few less where words take several. From here on
-    the model's answers end where they are told to, not at its end of sequence.
+    The prompt has the number of text tokens asked for, or slightly fewer if a word takes several tokens. Removes the
+    model's end-of-sequence token, so that its answers have a fixed length.
 
     Raises:
         SettingError: If frames are asked for, more than 64 pictures, or less text than the chat template alone takes.
     """
     if size.images is not None and size.images > MOST:
-        raise SettingError(f"A checkpoint is shown at most {MOST} pictures of noise; got {size.images}. Take fewer.")
+        raise SettingError(f"A checkpoint takes at most {MOST} pictures of noise; got {size.images}. Ask for fewer.")
     if size.frames is not None:
-        raise SettingError("A video's frames go with a named shape; a checkpoint is shown pictures of noise: images.")
+        raise SettingError("Frames go with a named shape; a checkpoint takes pictures of noise. Give images instead.")
     vlm.model.generation_config.eos_token_id = None
     rng = np.random.default_rng(size.seed)
     pictures = [rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8) for _ in range(size.images or 1)]
@@ -87,9 +87,9 @@ def from_checkpoint(vlm: VLM, size: PromptRequest) -> Benched:
     least = prompt.text_tokens
     asked = size.text_tokens or max(least, TEXT)
     if asked < least:
-        raise SettingError(f"A prompt of {asked} tokens of text: this model's template alone takes {least}.")
+        raise SettingError(f"{asked} text tokens are too few: this model's template alone takes {least}. Ask for more.")
     if asked > least:
-        a_word = vlm.prepare(pictures, "word word").text_tokens - least  # a small vocabulary spells it
+        a_word = vlm.prepare(pictures, "word word").text_tokens - least  # several tokens if the vocabulary is small
         prompt = vlm.prepare(pictures, " ".join(["word"] * (1 + (asked - least) // a_word)))
     workload = Workload(
         inputs={name: torch.cat([tensor] * size.batch) for name, tensor in prompt.inputs.items()},
@@ -107,10 +107,12 @@ def from_checkpoint(vlm: VLM, size: PromptRequest) -> Benched:
 
 
 def named_methods(names: Sequence[str]) -> dict[str, Method]:
-    """The methods of these names, before any model is made; none stand for `USUAL`, and `ALL` alone for all others.
+    """The methods with these names. No names mean `USUAL`; `ALL` alone means every method that takes a budget.
+
+    Needs no model, so it can reject a wrong name before one is loaded.
 
     Raises:
-        FoveateError: If there is no such method, preset or file, or a setting does not fit.
+        FoveateError: If there is no such method, preset or file, or a setting is invalid.
     """
     if tuple(names) != (ALL,):
         return {name: parse(name) for name in names or USUAL}
@@ -128,22 +130,28 @@ def budgeted_methods(
     seed: int = 0,
     passes_over: type[SettingError] = BudgetError,
 ) -> tuple[dict[str, Method], dict[str, str]]:
-    """Every method at every budget, by the name of its row; and why some cannot meet theirs, by name.
+    """Set every method to every budget.
 
     Args:
-        methods: By name; one with a schedule of its own stays as it is.
+        methods: Methods by name. A method with its own schedule does not change.
         model: A model or its config.
-        vision_tokens: Of the prompt.
-        tokens: Budgets, in mean vision tokens a decoder layer.
-        retention: The same as shares. Without either, a name alone keeps a third, and others what they say.
-        seed: Of methods that drop at random.
-        passes_over: Errors of a method that only keep it out; others are raised.
+        vision_tokens: Vision tokens of the prompt.
+        tokens: Budgets, in mean vision tokens per decoder layer.
+        retention: Budgets as shares of the vision tokens. Without `tokens` and `retention`, a method given by its bare
+            name keeps a third, and any other what its settings say.
+        seed: Seed of methods that drop at random.
+        passes_over: Errors that only exclude a method; all others are raised.
+
+    Returns:
+        The methods by the names of their rows, and the reasons why others cannot meet their budgets, by name.
 
     Raises:
-        SettingError: If a budget exceeds the prompt, or no method can meet any.
+        SettingError: If a budget exceeds the prompt, or no method can meet any budget.
     """
     if tokens and max(tokens) > vision_tokens:
-        raise SettingError(f"A budget of {max(tokens):g} tokens: the prompt has {vision_tokens} vision tokens.")
+        raise SettingError(
+            f"A budget of {max(tokens):g} tokens is too large: the prompt has {vision_tokens} vision tokens."
+        )
     shares = tuple(retention) or tuple(count / vision_tokens for count in tokens) or (RETENTION,)
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
@@ -164,21 +172,21 @@ def budgeted_methods(
     return feasible, infeasible
 
 
-# -- what a record says of how it was made --------------------------------------------------------------------
+# -- the conditions of a measurement --------------------------------------------------------------------------
 
 
 def conditions(
     benched: Benched, device: torch.device, *, new_tokens: int, clock: str, seed: int, command: str = ""
 ) -> dict[str, object]:
-    """What figures depend on, as plain values: model, machine, versions, prompt.
+    """The conditions on which the results depend, as plain values: model, machine, versions, prompt.
 
     Args:
         benched: The model and its prompt.
-        device: Where it runs, or would.
-        new_tokens: Length of every answer.
+        device: The device that runs the model.
+        new_tokens: Length of every answer, in tokens.
         clock: "wall" or "cpu".
-        seed: Of weights, noise, order and random dropping.
-        command: What was typed.
+        seed: Seed of weights, noise, order and random dropping.
+        command: The command line that the user typed.
     """
     config = getattr(benched.model, "config", benched.model)
     workload, shape = benched.workload, benched.shape
@@ -207,7 +215,7 @@ def conditions(
 
 
 def title_of(conditions: Mapping[str, Any]) -> str:
-    """What a table shows, in one line."""
+    """The title of a table: model, device and prompt, in one line."""
     model = conditions["model"]
     weights = "its own weights"
     if model["weights"] == "random":
@@ -220,10 +228,10 @@ def title_of(conditions: Mapping[str, Any]) -> str:
 
 
 def _chip(device: torch.device) -> str:
-    """What computes."""
+    """The name of the GPU or CPU."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    cpuinfo = Path("/proc/cpuinfo")  # Python itself knows no more than the architecture on Linux
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux, platform.processor() gives only the architecture
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""A ladder: what each step adds to the one before, from the untouched model to fewer tokens and a thinner tower."""
+"""Rows and table of a ladder: the speed-up that each step adds, from the untouched model to a thinner tower."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from foveate.naming import parse
 from foveate.plain.table import Table, number
 
 METHOD = "vidcom2"
-"""The default of the step that drops: it runs behind any tower, and the question does not change its choice."""
+"""Default method of the step that drops: it works with any tower and does not depend on the question."""
 THINNER = "thintower+"
 
 
 def ladder_methods(name: str = METHOD) -> dict[str, Method]:
-    """The methods of the two steps that drop: the named one, and the same behind a thinner tower.
+    """The methods of the two steps that drop: the named one, and this one behind a thinner tower.
 
     Raises:
         FoveateError: If there is no such method, or it cannot follow ThinTower.
@@ -25,12 +25,13 @@ def ladder_methods(name: str = METHOD) -> dict[str, Method]:
 
 
 def ladder_rows(run: PairedRun, methods: Sequence[str]) -> list[ResultRow]:
-    """A row for each step: that of its candidate, and the time to the first token over that of the step before.
+    """A row for each step: that of its candidate, and its time to the first token relative to the step before.
+
+    The row of a candidate that did not run has only the step and the name.
 
     Args:
-        run: With finished rounds, and with graphs where the device has them.
-        methods: Names of candidates with fewer tokens, and with a thinner tower too. Of one that did not run, the row
-            has the step and the name alone.
+        run: A run with finished rounds; its graphs are used if it has them.
+        methods: Names of the candidates of the two steps that drop.
     """
     names = {"untouched": FULL, "untouched again": AGAIN}
     graphs = GRAPH.format(FULL) in run.candidates
@@ -53,7 +54,7 @@ def ladder_rows(run: PairedRun, methods: Sequence[str]) -> list[ResultRow]:
 
 
 def ladder_sheet(rows: Sequence[ResultRow], title: str, notes: Sequence[str] = ()) -> Table:
-    """The steps as a table of speed-ups; of the untouched model, milliseconds."""
+    """The steps as a table of speed-ups; the untouched model's row has milliseconds."""
     lines: list[tuple[str, ...]] = []
     for row in rows:
         if "ttft" not in row:

@@ -1,4 +1,4 @@
-"""What a prompt processes and holds: tokens, the cache, and the most bytes that live at once."""
+"""Measure what a prompt costs in memory: vision tokens, the KV cache, and the peak of allocated bytes."""
 
 import gc
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from foveate.registry import family_for
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a candidate processes and holds.
+    """Vision tokens and memory of a candidate's prefill.
 
     Attributes:
-        tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
-        retention: Mean over samples of what the trace says.
-        kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
-        peak: Bytes at the most, without weights and inputs: what CUDA's allocator says, elsewhere the tensors that
-            live at once.
-        ran: What `foveate.cost` has to know of the run: `tokens`, and of the tower's run that of the sample with most.
+        tokens: Vision tokens that each decoder layer processes, of the sample with most, to which a batch is padded.
+        retention: The trace's retention, averaged over samples.
+        kv_bytes: Bytes of the whole batch's KV cache after the prompt, summed over its tensors.
+        peak: Peak of allocated bytes, without weights and inputs: on CUDA by its allocator, elsewhere by the tensors
+            alive at the same time.
+        ran: Measured counts for `foveate.cost`: `tokens`, and those of the tower for the sample with most.
     """
 
     tokens: tuple[int, ...]
@@ -40,10 +40,10 @@ class Held:
 
 
 def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
-    """Run the prompt once and see what it holds; inside the dropping context whose trace is given, if any."""
+    """Run the prompt once and measure what it holds. Call it inside the `drop` context that yielded `trace`, if any."""
     if model.device.type == "cuda":
         cache, peak = _prefill_on_cuda(model, workload)
-    else:  # another accelerator's allocator cannot be asked for its peak, but its tensors can be counted as well
+    else:  # other accelerators report no peak, but their tensors can be counted
         with Memory() as memory:
             cache = cache_in(generate(model, workload.inputs, 1))
         peak = memory.peak
@@ -58,8 +58,8 @@ def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Hel
 
 
 def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:
-    """The cache after the prompt, and the most bytes that lived at once."""
-    generate(model, workload.inputs, 1)  # libraries take their workspaces once, and keep them
+    """The cache after the prompt, and the peak of allocated bytes."""
+    generate(model, workload.inputs, 1)  # warm-up: libraries allocate their workspaces once and keep them
     torch.cuda.synchronize()
     gc.collect()
     before = torch.cuda.memory_allocated()
@@ -69,13 +69,13 @@ def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, i
 
 
 class Memory(TorchDispatchMode):
-    """Notes the most bytes that live at once, of tensors made inside: neither weights nor inputs.
+    """Record the peak memory of tensors created inside this context; weights and inputs do not count.
 
-    Counted operator by operator, since a CPU's allocator does not tell. What a kernel takes and gives back inside
-    itself is not seen.
+    Counts storages operator by operator, because a CPU's allocator reports no peak. Memory that a kernel allocates and
+    frees internally is not seen.
 
     Attributes:
-        peak: The most bytes that lived at once.
+        peak: The largest sum of bytes alive at the same time.
     """
 
     def __init__(self) -> None:
@@ -88,13 +88,13 @@ class Memory(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
         for tensor in tensors_of(result):
-            if _key(tensor) not in before:  # else a view, or written in place
+            if _key(tensor) not in before:  # skip views and in-place results
                 self.add(tensor, function)
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return result
 
     def add(self, tensor: Tensor, function: object) -> None:
-        """A tensor with a storage of its own has come to be by an operator."""
+        """Record a tensor that an operator created with a new storage."""
         storage = tensor.untyped_storage()
         self._live[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
 
@@ -105,6 +105,6 @@ def tensors_of(tree: object) -> list[Tensor]:
 
 
 def _key(tensor: Tensor) -> int:
-    """What tensors of one storage share."""
+    """A key for a tensor's storage: equal for tensors that share it."""
     key: int = tensor.untyped_storage()._cdata
     return key

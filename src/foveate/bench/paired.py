@@ -1,4 +1,4 @@
-"""A paired run: what every candidate holds and processes, then interleaved rounds of all of them."""
+"""A paired run: measure the tokens and memory of every candidate, then time all of them in interleaved rounds."""
 
 import gc
 import time
@@ -27,24 +27,24 @@ from foveate.registry import family_for
 
 FULL, AGAIN, KEEP_ALL = "untouched", "untouched again", "keep-all"
 GRAPH = "{} as a graph"
-"""The name of the candidate that runs another's tower, prompt and steps as CUDA graphs."""
+"""Name of the candidate that runs another one with CUDA graphs for the tower, the prompt and decode steps."""
 
 
 @dataclass(slots=True)
 class Candidate:
-    """What is timed.
+    """One variant of the model that is timed: untouched, with a method, or with its bare layers.
 
     Attributes:
-        name: Of its row.
-        method: What drops; None for the untouched model.
-        control: The name of the candidate with random dropping at the same schedule.
-        bare: The name of the candidate that runs the layers alone on as many rows, if there is one.
-        rows: Of each layer, for such a candidate; see `foveate.bench.bare`. What it holds is that of the first method
-            with this schedule.
-        held: What it holds, once that is measured; of a graph, what it holds where it runs plainly.
-        graphs: Whether its tower, prompt and steps run as CUDA graphs.
-        tower: How its tower then ran: "replayed", or why not.
-        failed: Why it cannot run here, such as for want of memory.
+        name: Name of its row.
+        method: The method that drops; None for the untouched model.
+        control: Name of the candidate that drops at random with the same schedule.
+        bare: Name of the candidate that runs only the layers, on as many rows, if there is one.
+        rows: Rows of each layer, for a candidate of bare layers; see `foveate.bench.bare`. Its `held` is that of the
+            first method with this schedule.
+        held: Its tokens and memory, once measured; for a candidate with graphs, those of a run without.
+        graphs: True if its tower, prompt and decode steps run as CUDA graphs.
+        tower: With graphs, how its tower ran: "replayed", or the reason why not.
+        failed: Why it cannot run here, such as "out of memory". Empty if it can.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class PairedRun:
-    """A model, a prompt, and the candidates.
+    """A model, a prompt, and the candidates to compare.
 
         run = PairedRun(model, workload, new_tokens=16)
         run.prepare(methods)
@@ -69,12 +69,12 @@ class PairedRun:
 
     Attributes:
         model: In evaluation mode.
-        workload: What it is given.
-        new_tokens: Length of every answer.
-        clock: What tells seconds.
-        candidates: By name, the untouched model first and again last.
-        rounds: Of each finished round, seconds by candidate and part.
-        obstacle: Why there are no bare layers beside the methods, if they were asked for and cannot be run.
+        workload: The batch of prompts.
+        new_tokens: Length of every answer, in tokens.
+        clock: Returns the time in seconds.
+        candidates: Candidates by name; the untouched model is the first and again the last.
+        rounds: For each finished round, seconds by candidate and part.
+        obstacle: Why bare layers cannot run for this model, if they were asked for. Empty otherwise.
     """
 
     model: PreTrainedModel
@@ -85,7 +85,7 @@ class PairedRun:
     rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
     obstacle: str = ""
 
-    # -- who runs ---------------------------------------------------------------------------------------------
+    # -- candidates -------------------------------------------------------------------------------------------
 
     def prepare(
         self,
@@ -96,13 +96,13 @@ class PairedRun:
         cuda_graphs: bool = False,
         starting: Callable[[str], object] = lambda name: None,
     ) -> None:
-        """Measure what every candidate holds, and put the controls beside them.
+        """Add the candidates and their controls, and measure the tokens and memory of each.
 
         Args:
-            methods: By the names of their rows.
-            controls: Whether keep-all runs too, and random dropping beside every method.
-            bare: Whether the layers alone are run on as many rows too, wherever they can be.
-            cuda_graphs: Whether the untouched model and every method run as CUDA graphs too.
+            methods: Methods by the names of their rows.
+            controls: Add keep-all, and random dropping with the schedule of each method.
+            bare: Add the bare layers with the schedule of each method, if the model's layers can be run alone.
+            cuda_graphs: Add the untouched model and every method with CUDA graphs.
             starting: Called with the name of each candidate before it runs.
         """
         if bare:
@@ -123,7 +123,7 @@ class PairedRun:
         self.candidates[AGAIN] = Candidate(AGAIN, held=full.held)
 
     def _control(self, name: str, method: Method, held: Held, starting: Callable[[str], object]) -> str:
-        """The candidate that drops at random at a method's schedule: made unless there is one."""
+        """Name of the candidate that drops at random with a method's schedule. Adds it if there is none yet."""
         control = same_schedule(method, held.tokens, self.workload.vision_tokens)
         for candidate in self.candidates.values():
             if candidate.method == control:
@@ -131,7 +131,7 @@ class PairedRun:
         return self._add(Candidate(f"{name}: random", control), starting).name
 
     def _add_bare(self, candidate: Candidate, held: Held) -> None:
-        """Let the layers alone run beside a candidate and its control, if it drops at all."""
+        """Add bare layers for a candidate and its control, unless it drops nothing."""
         if min(held.tokens) == self.workload.vision_tokens:
             return
         rows = tuple(self.workload.text_tokens + tokens for tokens in held.tokens)
@@ -144,14 +144,14 @@ class PairedRun:
             self.candidates[candidate.control].bare = names[0]
 
     def _add_graphs(self, names: Sequence[str], starting: Callable[[str], object]) -> None:
-        """Let candidates run as graphs too, which are recorded here: timed rounds only replay them."""
+        """Add candidates with CUDA graphs. Records the graphs here, so that timed rounds only replay them."""
         graphs = []
         for name in names:
             plain = self.candidates[name]
             graph = Candidate(GRAPH.format(name), plain.method, held=plain.held, graphs=True)
             self.candidates[graph.name] = graph
             graphs.append(graph)
-        for graph in 3 * graphs:  # seen, recorded, replayed
+        for graph in 3 * graphs:  # the first call counts the shapes, the second records, the third replays
             starting(graph.name)
             with drop_or_not(self.model, graph.method, cuda_graphs=True) as trace:
                 generate(self.model, self.workload.inputs, 4)
@@ -175,30 +175,30 @@ class PairedRun:
             candidate.failed = str(error)
         return candidate
 
-    # -- how they run -----------------------------------------------------------------------------------------
+    # -- rounds -----------------------------------------------------------------------------------------------
 
     def run(self, pairs: int, seed: int = 0, after: Callable[[], object] = lambda: None) -> Iterator[int]:
-        """Time every candidate once a round; yields how many rounds are finished, after each.
+        """Time every candidate once per round. Yields the number of finished rounds after each.
 
         Args:
-            pairs: Rounds, after one of warm-up.
-            seed: Of the order.
-            after: Called after every round, that of warm-up included.
+            pairs: Number of rounds, after one warm-up round.
+            seed: Seed of the order of candidates.
+            after: Called after every round, including the warm-up.
 
         Raises:
-            InputError: If memory runs out; finished rounds stay.
+            InputError: If memory runs out. Finished rounds are kept.
         """
         calls: dict[str, Callable[[], dict[str, float]]] = {}
         for candidate in self.candidates.values():
             if not candidate.failed:
                 calls[candidate.name] = partial(self._time, candidate)
-        neighbours = {KEEP_ALL: FULL}  # a method's controls are timed right beside it
+        neighbours = {KEEP_ALL: FULL}  # controls are timed next to their method
         for candidate in self.candidates.values():
             for control in filter(None, (candidate.control, candidate.bare)):
                 neighbours.setdefault(control, neighbours.get(candidate.name, candidate.name))
         self.rounds = []
         gc.collect()
-        gc.disable()  # collected between rounds
+        gc.disable()  # collect between rounds instead
         try:
             for seconds in rounds(calls, pairs, seed, after, neighbours):
                 self.rounds.append(seconds)
@@ -206,13 +206,13 @@ class PairedRun:
                 yield len(self.rounds)
         except torch.OutOfMemoryError as error:
             raise InputError(
-                "Out of memory while timing. Take a smaller batch, fewer images or fewer new tokens."
+                "Out of memory while timing. Use a smaller batch, fewer images or fewer new tokens."
             ) from error
         finally:
             gc.enable()
 
     def _time(self, candidate: Candidate) -> dict[str, float]:
-        tokens = self.new_tokens if candidate.rows is None else 1  # no token can follow the first of bare layers
+        tokens = self.new_tokens if candidate.rows is None else 1  # bare layers leave no usable KV cache
         began = self.clock()
         with self._context(candidate):
             opened = self.clock()
@@ -225,23 +225,23 @@ class PairedRun:
         return {**parts, "context": opened - began + self.clock() - answered}
 
     def _context(self, candidate: Candidate) -> AbstractContextManager[Trace | None]:
-        """The model as the candidate runs it, and the trace of what it drops."""
+        """A context in which the model runs as the candidate does. Yields the trace, or None if nothing is dropped."""
         if candidate.method is not None or candidate.graphs:
             return drop_or_not(self.model, candidate.method, candidate.graphs)
         if candidate.rows is not None:
             return bare(family_for(self.model), candidate.rows)
         return nullcontext()
 
-    # -- what they took ---------------------------------------------------------------------------------------
+    # -- times ------------------------------------------------------------------------------------------------
 
     def times(self, name: str | None) -> dict[str, list[float]]:
-        """Seconds of each part in every finished round; nothing for one that did not run, or before any round."""
+        """Seconds of each part in every finished round. Empty for a candidate that did not run."""
         if not self.rounds or name not in self.rounds[0]:
             return {}
         return {part: [seconds[name][part] for seconds in self.rounds] for part in self.rounds[0][name]}
 
     def ratios(self, name: str, base: str | None) -> dict[str, Ratio]:
-        """A candidate's times over those of another, of the parts that both have."""
+        """Ratios of a candidate's times to another's, for each part that both have."""
         times, others = self.times(name), self.times(base)
         return {part: ratio(times[part], others[part]) for part in PARTS if part in times and part in others}
 
@@ -254,18 +254,18 @@ def race(
     pairs: int,
     after: Callable[[], object] = lambda: None,
 ) -> dict[str, Ratio]:
-    """Whole `generate` calls of methods over the untouched model's: a paired run of one part, without controls.
+    """Compare the time of whole `generate` calls with that of the untouched model, in paired rounds without controls.
 
     Args:
-        model: Of transformers.
-        inputs: What it is given.
-        methods: By name.
-        new_tokens: The length of every answer; fixed, so that no method wins by a short one.
-        pairs: Rounds, 2 or more, after one of warm-up.
-        after: Called after every round, that of warm-up included.
+        model: A model of transformers.
+        inputs: The model's inputs, as for `generate`.
+        methods: Methods by name.
+        new_tokens: Length of every answer, in tokens. It is fixed, so that no method gains by a short answer.
+        pairs: Number of rounds, 2 or more, after one warm-up round.
+        after: Called after every round, including the warm-up.
 
     Returns:
-        By name; under `AGAIN` the untouched model over itself: how far from 1 noise alone goes.
+        Time ratios by name. `AGAIN` is the untouched model over itself, and shows the noise.
     """
     run = PairedRun(model, Workload(inputs, batch=1, text_tokens=0, sizes=()), new_tokens)
     for name, method in {FULL: None, **methods, AGAIN: None}.items():

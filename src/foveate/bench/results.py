@@ -1,4 +1,4 @@
-"""What a paired run has shown: a flat row a candidate, and tables of rows."""
+"""The results of a paired run: a flat row for each candidate, and tables of the rows."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -16,38 +16,37 @@ from foveate.plain.table import Number, Table, number
 ResultRow = Mapping[str, Any]
 MIB = 2**20
 BOUND = 0.9
-"""The host's share of a prefill from which on kernel launches are the bottleneck."""
+"""If the host needs this share of the prefill to launch it, kernel launches are the bottleneck."""
 
 
 # -- rows -----------------------------------------------------------------------------------------------------
 
 
 def rows_of(run: PairedRun) -> list[dict[str, object]]:
-    """A row for each candidate that ran, the untouched model's first, of the rounds that are finished.
+    """Summarise the finished rounds: one row per candidate that ran, the untouched model's first.
 
-    A row has these columns, and lacks those that it has no value for. PART is each of `PARTS`, and of a method
-    "context", opening and closing it, which is in no other part; times are in seconds. A
-    ratio is the median of the rounds' ratios, with its interval in …_low and …_high.
+    A row has only the columns for which it has a value. PART is each of `PARTS`; a method also has "context", the time
+    to open and close its context, which no other part includes. Times are in seconds. A ratio is the median of the
+    rounds' ratios; its interval is in …_low and …_high.
 
     | column | meaning |
     |---|---|
-    | name | of the row |
-    | control, bare | the name of random dropping at the same schedule, and of the bare layers on as many rows |
+    | name | name of the candidate |
+    | control, bare | names of the candidates with random dropping and with bare layers, at the same schedule |
     | setting | the method, as plain values |
-    | rounds, batch | finished rounds; samples a run |
-    | tokens, layer_tokens, retention | mean vision tokens that a layer processes, those of each, and their share |
-    | kv_bytes, kv_bytes_counted | of the batch's cache after the prompt, and what arithmetic says of it |
-    | peak_bytes | the most at once without weights and inputs |
-    | scoring_flops, scoring_share | the method's own arithmetic for one sample; its share up to the first token |
-    | PART, PART_times | the median over rounds, and each round |
-    | PART_ratio | time over the untouched model's of the same round |
-    | PART_flops | FLOPs over the untouched model's without scoring: what time would be were it all matrix products;
-      none where the vision tower is not counted |
+    | rounds, batch | number of finished rounds; samples per batch |
+    | tokens, layer_tokens, retention | vision tokens per layer: the mean, those of each layer, and the share kept |
+    | kv_bytes, kv_bytes_counted | bytes of the batch's KV cache after the prompt: measured, and predicted |
+    | peak_bytes | peak of allocated bytes, without weights and inputs |
+    | scoring_flops, scoring_share | FLOPs of the method's scores for one sample, and their share to the first token |
+    | PART, PART_times | time: the median over rounds, and that of each round |
+    | PART_ratio | time over the untouched model's in the same round |
+    | PART_flops | FLOPs, without scoring, over the untouched model's. Missing if the vision tower is not counted |
     | PART_over_random, PART_over_bare | time over that of `control` and of `bare` |
-    | PART_over_graph | of a graph: time over that of the untouched model as a graph |
-    | tower_graph | of a graph: how the vision tower ran, "replayed" or why not |
+    | PART_over_graph | with CUDA graphs: time over that of the untouched model with CUDA graphs |
+    | tower_graph | with CUDA graphs: "replayed", or the reason why the vision tower was not |
     | efficiency | the prefill's measured speed-up over that of its FLOPs; 1 is the limit |
-    | items_per_second | samples a second, the whole call |
+    | items_per_second | samples per second, over the whole call |
     """
     untouched = _cost(run, run.candidates[FULL])
     return [_row(run, candidate, untouched) for candidate in run.candidates.values() if candidate.held is not None]
@@ -68,7 +67,7 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         "retention": held.retention,
     }
     parts = ["prefill", "ttft"]
-    if candidate.rows is None:  # no call can go on from bare layers, and their cache is not a model's
+    if candidate.rows is None:  # bare layers have no whole call, and no KV cache to compare
         parts.append("whole")
         row |= {"kv_bytes": held.kv_bytes, "kv_bytes_counted": cost.kv_bytes * run.workload.batch}
         row["peak_bytes"] = held.peak
@@ -103,26 +102,28 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
 
 
 def ratio_columns(name: str, ratio: Ratio) -> dict[str, float]:
-    """A ratio and its interval under the names of a row."""
+    """The three columns of a ratio: its median and the ends of its interval."""
     return {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
 
 
 def _cost(run: PairedRun, candidate: Candidate) -> Cost:
     ran = RunCounts() if candidate.held is None else candidate.held.ran
     attention: Literal["full", "causal"] = "causal"
-    if run.model.config.get_text_config()._attn_implementation == "eager":  # it alone computes what causality hides
+    if (
+        run.model.config.get_text_config()._attn_implementation == "eager"
+    ):  # only eager computes the masked half of the attention matrix
         attention = "full"
     return run.workload.cost(run.model, candidate.method, attention, **ran)
 
 
 def _rows_known(method: Method, cost: Cost) -> bool:
-    """Whether arithmetic knows what a method scores; not where the picture decides how many rows a layer has."""
+    """True if arithmetic can count a method's scores. It cannot if the image decides how many rows a layer has."""
     depth = len(cost.tokens)
     return not follow.layer_stages(method.stages(Shape(depth))) or method.plan(depth, cost.vision_tokens) is not None
 
 
 def _flops(cost: Cost, part: str, new_tokens: int) -> int | None:
-    """FLOPs of a part, the method's own arithmetic left out; None where they are not counted."""
+    """FLOPs of a part, without the method's scores. None if they are not counted."""
     if part == "prefill":
         return cost.prefill_flops
     if part == "ttft" or cost.model_flops is None:
@@ -131,7 +132,7 @@ def _flops(cost: Cost, part: str, new_tokens: int) -> int | None:
 
 
 def noisy_parts(rows: Sequence[ResultRow]) -> list[str]:
-    """Parts in which the untouched model differs from itself: the interval of their ratio does not hold 1."""
+    """Parts in which the untouched model differs from itself: the interval of the ratio does not contain 1."""
     again = next(row for row in rows if row["name"] == AGAIN)
     return [
         part
@@ -144,12 +145,12 @@ def noisy_parts(rows: Sequence[ResultRow]) -> list[str]:
 
 
 def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[str] = ()) -> list[Table]:
-    """Speed-ups over the untouched model, whose own row has milliseconds, of the prefill and of the call; and sizes.
+    """Tables of the prefill, of the whole call and of sizes. Speed-ups are over the untouched model, which has ms.
 
     Args:
-        rows: Of a paired run.
-        title: Above the first table.
-        notes: Below the last, behind what a reader must know.
+        rows: Rows of a paired run.
+        title: Title of the first table.
+        notes: Notes below the last table, after those that explain the columns.
     """
     complete = [row for row in rows if "kv_bytes" in row]
     return [
@@ -162,7 +163,7 @@ def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[st
 def _table(
     rows: Sequence[ResultRow], cells: Sequence[Mapping[str, str]], title: str = "", notes: Sequence[str] = ()
 ) -> Table:
-    """Cells by the heads of their columns; a column without any is left out."""
+    """A table of cells by column heading. Empty columns are left out."""
     lines = [(row["name"], *by_head.values()) for row, by_head in zip(rows, cells, strict=True)]
     return Table(title, ("", *cells[0]), lines, notes).filled()
 
@@ -182,7 +183,7 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
 
 
 def _scoring(row: ResultRow) -> str:
-    """The share of a method's own arithmetic; nothing for the full model, and where rows depend on the picture."""
+    """The FLOPs share of a method's scores. Empty for the full model, and if the image decides the number of rows."""
     share = row.get("scoring_share", 0)
     return "not counted" if share is None else number(share, ".2%") if share else ""
 
@@ -210,7 +211,7 @@ def _size_cells(row: ResultRow) -> dict[str, str]:
 
 
 def speed(row: ResultRow, part: str) -> str:
-    """The speed-up of a part; of the untouched model, its milliseconds."""
+    """The speed-up of a part, or milliseconds for the untouched model. Empty if the row lacks the part."""
     if part not in row:
         return ""
     if row["name"] == FULL:
@@ -219,12 +220,12 @@ def speed(row: ResultRow, part: str) -> str:
 
 
 def speed_up(row: ResultRow, column: str) -> str:
-    """A ratio of times as a speed-up, and its interval below."""
+    """A ratio of times as a speed-up, with its interval on a second line."""
     return _with_interval(*(1 / row[f"{column}{end}"] for end in ("", "_high", "_low")))
 
 
 def _interval(row: ResultRow, column: str) -> str:
-    """A median, and its interval below; nothing where the row has no such column."""
+    """A median with its interval on a second line. Empty if the row lacks the column."""
     if column not in row:
         return ""
     return _with_interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high")))
@@ -235,29 +236,29 @@ def _with_interval(middle: float, low: float, high: float) -> Number:
 
 
 def _footnotes(rows: Sequence[ResultRow]) -> list[str]:
-    """What a reader of the tables must know."""
+    """The notes below the tables, which explain their columns."""
     rounds = rows[0]["rounds"]
     lines = [
-        f"{rounds} paired rounds. Speed-up over the untouched model of the same round: the median of the rounds and "
-        f"their {interval_words(rounds)}.",
+        f"{rounds} paired rounds. Speed-ups are over the untouched model in the same round: median and "
+        f"{interval_words(rounds)}.",
         "of limit: the prefill's speed-up over that of its FLOPs. ÷ random: time over that of random dropping with the "
-        "same tokens in every layer. ÷ bare: over that of the model's own layers alone, on as many rows.",
-        "Scoring: the method's own share of the FLOPs to the first token. Peak: without weights and inputs. vs "
-        "predicted: how much more that is than fv.cost predicts.",
+        "same tokens in every layer. ÷ bare: time over that of the model's own layers alone, on as many rows.",
+        "Scoring: share of the FLOPs to the first token that the method's scores take. Peak: without weights and "
+        "inputs.",
     ]
     host, device = (1000 * rows[0].get(part, 0.0) for part in ("launches", "prefill"))
     if host > BOUND * device:
         lines.append(
             f"Bound by launches: of the untouched prefill's {device:.1f} ms the host takes {host:.1f} to launch it, "
-            "which fewer tokens do not change. Batches, films and longer prompts are where dropping shows."
+            "which dropping tokens does not shorten. Measure with a larger batch, a video or a longer prompt."
         )
     if any("tower_graph" in row for row in rows):
         lines.append(
-            "÷ graph: time over that of the untouched model as a graph. Graphs are recorded before the rounds. Their "
-            "sizes are those of a plain run: what a graph holds is not among them."
+            "÷ graph: time over that of the untouched model with CUDA graphs. Graphs are recorded before the rounds. "
+            "Sizes are those of a run without graphs: the memory that a graph holds is not included."
         )
     for row in rows:
         if row.get("kv_bytes") != row.get("kv_bytes_counted"):
             counted = f"{row['kv_bytes_counted']:,}"
-            lines.append(f"{row['name']}: the cache holds {row['kv_bytes']:,} bytes; predicted were {counted}.")
+            lines.append(f"{row['name']}: the cache holds {row['kv_bytes']:,} bytes; fv.cost predicts {counted}.")
     return lines

@@ -1,4 +1,4 @@
-"""Named shapes: models of real sizes with random weights, since weights do not change speed at a fixed schedule."""
+"""Named shapes: models of real sizes with random weights. Weights do not change speed at a fixed schedule."""
 
 import json
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ SHAPES = Path(__file__).with_name("shapes.json")
 
 @dataclass(frozen=True, slots=True)
 class NamedShape:
-    """A model's sizes, and what its usual picture and frame are.
+    """The sizes of a model, and of its usual picture and video frame.
 
     Attributes:
-        name: What the user calls it.
-        of: Which checkpoint has these sizes.
-        config: Of transformers, as plain values.
-        image: Of one picture, `tokens`, and either `pixels` (crops in front, if it is cut into them, with the `size` in
-            pixels) or the `grid` of its patches; None if the shape is for video.
-        frame: The same of one frame of a video, how many `frames` there usually are, the `cells` (rows and columns of
-            tokens) of a frame that is given in pixels, and tokens `more` a video.
+        name: The name that the user types.
+        of: The checkpoint that has these sizes.
+        config: The config of transformers, as plain values.
+        image: One picture: its number of `tokens`, and either its shape in `pixels` (crops first, if the model cuts it
+            into crops, with its `size` in pixels) or the `grid` of its patches. None if the shape is for videos.
+        frame: One frame of a video, in the keys of `image`. Also: `frames`, the usual number of frames; `cells`, rows
+            and columns of tokens of a frame given in pixels; and `more`, extra tokens per video.
     """
 
     name: str
@@ -45,7 +45,7 @@ class NamedShape:
     def build(
         self, device: torch.device, dtype: torch.dtype, attention: str = "auto", seed: int = 0
     ) -> PreTrainedModel:
-        """The model with random weights, made on the device in the dtype, in evaluation mode."""
+        """Build the model with random weights on a device, in evaluation mode."""
         model = random_model(self.make_config(), device, dtype, attention=attention, seed=seed)
         model.generation_config.eos_token_id = None  # answers have a fixed length
         model.generation_config.pad_token_id = 0
@@ -54,24 +54,24 @@ class NamedShape:
 
 @cache
 def shapes() -> dict[str, NamedShape]:
-    """Every shape by its name."""
+    """All shapes by name."""
     entries = json.loads(SHAPES.read_text(encoding="utf-8"))
     return {name: NamedShape(name, **values) for name, values in entries.items()}
 
 
 def shape(name: str) -> NamedShape:
-    """The shape of this name.
+    """The shape with this name.
 
     Raises:
-        UnknownNameError: If there is none; the message lists those there are.
+        UnknownNameError: If there is none. The message lists the shapes.
     """
     if name not in shapes():
-        raise UnknownNameError(f"No shape {name!r}. There are: {', '.join(shapes())}.")
+        raise UnknownNameError(f"There is no shape {name!r}. Shapes: {', '.join(shapes())}.")
     return shapes()[name]
 
 
 def shape_sheet(shapes: Sequence[NamedShape]) -> Table:
-    """Every shape, what it has the sizes of, and its vision tokens."""
+    """A table of the shapes: the checkpoint with these sizes, and the vision tokens of a picture or frame."""
     rows = []
     for shape in shapes:
         tokens = [f"{shape.image['tokens']} a picture"] if shape.image else []

@@ -1,4 +1,4 @@
-"""The times of one `generate` call, part by part, without a wait that it does not have by itself."""
+"""Time the parts of a `generate` call without adding host syncs to it."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,30 +16,30 @@ from foveate.registry import family_for
 PARTS = {
     "tower": "vision tower and projector",
     "prefill": "decoder's forward over the prompt",
-    "launches": "host's share of the prefill, until all of it is launched",
+    "launches": "host's share of the prefill, until all its kernels are launched",
     "ttft": "call to first token",
     "tpot": "each token after the first",
     "whole": "whole call",
 }
-"""What is timed, in seconds; "tpot" where an answer has two tokens or more, "launches" on CUDA alone."""
+"""The timed parts, in seconds. "tpot" needs answers of two tokens or more; "launches" is for CUDA only."""
 ENCODERS = ("get_image_features", "get_video_features")
-"""The methods of a model's core that encode pictures and videos, as far as it has them."""
+"""Methods of a model's core that encode images and videos; a model may lack one."""
 
 Clock = Callable[[], float]
 
 
 def clock_of(name: str) -> Clock:
-    """Wall time, or the processor time of all threads, for a busy machine without an accelerator."""
+    """The clock "wall", or "cpu": processor time of all threads, for a busy machine without an accelerator."""
     return {"wall": time.perf_counter, "cpu": time.process_time}[name]
 
 
 def time_parts(
     model: PreTrainedModel, inputs: Mapping[str, object], new_tokens: int, clock: Clock = time.perf_counter
 ) -> dict[str, float]:
-    """Generate a fixed number of tokens greedily: seconds of each of `PARTS`.
+    """Generate a fixed number of tokens greedily, and return the seconds of each of `PARTS`.
 
-    To be called inside the dropping context. Where tokens arrive, `generate` itself waits for the device; between, an
-    accelerator's own events are read afterwards, which wait for nothing.
+    Call it inside the `drop` context. `generate` itself syncs with the device at each token; the parts before are timed
+    with CUDA events, which are read at the end and need no sync.
     """
     family = family_for(model)
     watch = Stopwatch(family.text.device, clock)
@@ -57,10 +57,10 @@ def time_parts(
 
 
 class Stopwatch:
-    """Marks when parts begin and end, and when tokens arrive. It is the streamer of `generate`.
+    """Record when parts begin and end, and when tokens arrive. Pass it to `generate` as the streamer.
 
     Attributes:
-        tokens: When each new token was on the host.
+        tokens: The time at which each new token arrived on the host.
     """
 
     def __init__(self, device: torch.device, clock: Clock) -> None:
@@ -75,22 +75,22 @@ class Stopwatch:
         self._prompt_seen = False
 
     def wait(self) -> None:
-        """Until the device has done all it was asked for."""
+        """Wait until the device has finished all its work."""
         if not self._on_cpu:
             torch.accelerator.synchronize()
 
     def put(self, value: Tensor) -> None:
-        """What a streamer receives: the prompt, then token after token."""
+        """Receive the prompt, then each token (the streamer's interface)."""
         if self._prompt_seen:
             self.tokens.append(self._clock())
         self._prompt_seen = True
 
     def end(self) -> None:
-        """A streamer may hold text back until the end; nothing is held back here."""
+        """Do nothing: a streamer may hold text back until the end, but this one does not."""
 
     @contextmanager
     def watching(self, core: object, text: Any) -> Iterator[None]:
-        """Mark the functions that encode pictures, and the decoder's first forward."""
+        """Record the functions that encode images and videos, and the decoder's first forward, inside this context."""
         with Patcher() as patches:
             for name in ENCODERS:
                 if hasattr(core, name):
@@ -100,7 +100,7 @@ class Stopwatch:
             yield
 
     def _encode(self, original: Callable[..., object], *args: object, **kwargs: object) -> object:
-        """A call inside a call does not count: a model may make a video's features with its images' function."""
+        """Record an encoding call. Ignores nested calls: a model may encode a video with its function for images."""
         if self._encoding:
             return original(*args, **kwargs)
         self._encoding = True
@@ -124,7 +124,7 @@ class Stopwatch:
         self._spans.append(("prefill", self._decoder_begins[0], self._mark()))
 
     def _mark(self) -> object:
-        """Now: an accelerator's event, or seconds once it has done all it was asked for."""
+        """The present time: a CUDA event, or elsewhere the clock's seconds after a sync."""
         if not self._has_events:
             self.wait()
             return self._clock()
@@ -133,7 +133,7 @@ class Stopwatch:
         return event
 
     def parts(self) -> dict[str, float]:
-        """Seconds of each part, after `wait`."""
+        """Seconds of each part. Call `wait` first."""
         parts = {}
         if self._launched is not None:
             parts = {"launches": self._launched}

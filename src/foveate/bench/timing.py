@@ -1,4 +1,4 @@
-"""Time ratios one can trust: interleaved runs in one process, the median ratio of a round, an interval."""
+"""Time ratios: runs interleaved in one process, the median of the rounds' ratios, and its interval."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,19 +8,19 @@ from typing import Any, TypeVar
 from foveate.plain.stats import median_of
 
 LEAST_FOR_95 = 6
-"""Rounds from which on a median has a 95 % interval at all: the range of n values misses it in 2 of 2**n cases."""
+"""Fewest rounds for a 95 % interval of the median: the range of n values misses it with probability 2 / 2**n."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How one run's time compares with another's.
+    """The time of a run relative to that of a base.
 
     Attributes:
-        median: Median over rounds of run time over base time; below 1 is faster than the base.
-        low, high: 95 % bootstrap interval of that median; with fewer than `LEAST_FOR_95` rounds their range.
-        rounds: How many rounds there were.
+        median: Median over rounds of run time / base time. Below 1 is faster than the base.
+        low, high: 95 % bootstrap interval of the median; with fewer than `LEAST_FOR_95` rounds, the range.
+        rounds: Number of rounds.
     """
 
     median: float
@@ -30,7 +30,7 @@ class Ratio:
 
     @property
     def holds_one(self) -> bool:
-        """Whether 1 lies in the interval; if it does not where a run is compared with itself, the machine is noisy."""
+        """True if the interval contains 1. If it does not when a run is compared with itself, the machine is noisy."""
         return self.low <= 1 <= self.high
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,11 +45,17 @@ def rounds(
     after: Callable[[], object] = lambda: None,
     beside: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, T]]:
-    """Call every run once a round, in an order drawn for each round, and yield what they answered, by name.
+    """Call every run once per round, in random order, and yield the results of each round by name.
 
-    A round of warm-up comes before, whose answers are not yielded; `after` is called after every round, after that too.
-    A machine's speed drifts within a round: runs that `beside` gives the same name to come one right after the other,
-    in an order drawn too, so that their ratio has little of it.
+    The first round is a warm-up, whose results are not yielded.
+
+    Args:
+        runs: Functions to call, by name.
+        count: Number of rounds after the warm-up.
+        seed: Seed of the order.
+        after: Called after every round, including the warm-up.
+        beside: For a run, the name of the one beside which it is called. These runs follow one another directly, in
+            random order, so that the machine's drift within a round hardly affects their ratio.
     """
     draw = Random(seed)
     groups: dict[str, list[str]] = {}
@@ -67,13 +73,13 @@ def rounds(
 
 
 def interval_words(rounds: int) -> str:
-    """What the interval of a ratio of so many rounds is."""
+    """The name of a ratio's interval for this number of rounds."""
     if rounds < LEAST_FOR_95:
         return f"range (a 95 % interval takes {LEAST_FOR_95} rounds or more)"
     return "95 % bootstrap interval"
 
 
 def ratio(run: Sequence[float], base: Sequence[float]) -> Ratio:
-    """The ratio of two interleaved series of times, round by round."""
+    """The median ratio of two interleaved series of times, paired by round."""
     middle = median_of([time / other for time, other in zip(run, base, strict=True)])
     return Ratio(middle.value, middle.low, middle.high, len(run))

@@ -1,4 +1,4 @@
-"""What a run is timed on: a batch of prompts, each with pictures or videos."""
+"""The workload of a benchmark: a batch of prompts, each with images or a video."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +15,19 @@ from foveate.cost import Cost, RunCounts, cost
 from foveate.errors import SettingError
 from foveate.plain.flags import PromptRequest
 
-LEAD = 4  # tokens of text before the first picture
+LEAD = 4  # tokens of text before the first image
 TEXT = 40
-"""Tokens of text, where nobody says how many."""
+"""Default number of text tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workload:
-    """A batch of equally long prompts.
+    """A batch of prompts of equal length.
 
     Attributes:
-        inputs: What the model gets; empty where only arithmetic is wanted.
-        batch: Samples.
-        text_tokens: Of one sample, all that are not vision tokens.
+        inputs: The model's inputs. Empty if only arithmetic is needed.
+        batch: Number of samples.
+        text_tokens: Tokens of one sample that are not vision tokens.
         sizes: Vision tokens of each image or video of one sample.
         tower_images, grids, videos: See `foveate.cost`.
     """
@@ -42,7 +42,7 @@ class Workload:
 
     @property
     def vision_tokens(self) -> int:
-        """Of one sample."""
+        """Vision tokens of one sample."""
         return sum(self.sizes)
 
     def cost(
@@ -52,7 +52,7 @@ class Workload:
         attention: Literal["full", "causal"] = "full",
         **ran: Unpack[RunCounts],
     ) -> Cost:
-        """What one sample costs; `model` or its config, and what a trace tells of a run."""
+        """The cost of one sample. Takes the model or its config, and the counts of a trace."""
         return cost(
             model,
             text_tokens=self.text_tokens,
@@ -73,18 +73,18 @@ def synthetic(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Workload:
-    """Prompts of random text and noise for a shape: pictures, or one video.
+    """Make prompts of random text and noise for a shape, with images or one video.
 
-    Some text stands before the first picture, and one token between two.
+    Four tokens of text come before the first image, and one between two.
 
     Args:
-        shape: Which.
-        size: How large they are.
-        device: Where tensors go; None makes none, for arithmetic alone.
-        dtype: Of the pixels.
+        shape: The shape.
+        size: Batch size, number of images or frames, and text tokens.
+        device: Device of the tensors. None makes no tensors, for arithmetic only.
+        dtype: Dtype of the pixels.
 
     Raises:
-        SettingError: If the shape has no such input, or too little text is asked for.
+        SettingError: If the shape does not take such an input, or there are too few text tokens.
     """
     media = _Media.of(shape, size.images, size.frames)
     text_tokens = TEXT
@@ -93,7 +93,7 @@ def synthetic(
     least = LEAD + 2 * media.count
     if text_tokens < least:
         raise SettingError(
-            f"A prompt with {media.count} pictures has {least} tokens of text or more; got {text_tokens}."
+            f"A prompt with {media.count} images needs {least} tokens of text or more; got {text_tokens}."
         )
     workload = media.workload(size.batch, text_tokens)
     if device is None:
@@ -105,13 +105,13 @@ def synthetic(
 
 @dataclass(frozen=True, slots=True)
 class _Media:
-    """The pictures or the video of one sample.
+    """The images or the video of one sample.
 
     Attributes:
-        spec: Of the shape; see `NamedShape.image`.
+        spec: The shape's sizes of one; see `NamedShape.image`.
         modality: "image" or "video".
-        count: How many pictures; of a video, one.
-        frames: Of a video; 1 of a picture.
+        count: Number of images, or 1 for a video.
+        frames: Number of frames of a video, or 1 for images.
     """
 
     spec: Mapping[str, Any]
@@ -121,33 +121,37 @@ class _Media:
 
     @classmethod
     def of(cls, shape: NamedShape, images: int | None, frames: int | None) -> "_Media":
-        """The pictures or frames that are asked for, or the shape's usual ones."""
+        """The images or frames asked for, or the shape's usual ones.
+
+        Raises:
+            SettingError: If both are given, the shape does not take them, or their number is wrong.
+        """
         if images is not None and frames is not None:
-            raise SettingError("Give pictures or the frames of a video: images and frames exclude each other.")
+            raise SettingError("images and frames exclude each other: give only one of them.")
         if frames is None and (images is not None or shape.image is not None):
             if shape.image is None:
                 raise SettingError(f"The shape {shape.name} takes a video: give frames, not images.")
             if images is not None and images < 1:
-                raise SettingError(f"A prompt has one picture or more; got {images}.")
+                raise SettingError(f"images must be 1 or more; got {images}.")
             return cls(shape.image, "image", images or 1, 1)
         if shape.frame is None:
             raise SettingError(f"The shape {shape.name} takes pictures: give images, not frames.")
         if frames is None:
             frames = int(shape.frame["frames"])
         if frames < 2 or frames % 2:
-            raise SettingError(f"A video of {shape.name} has two frames or more, an even number; got {frames}.")
+            raise SettingError(f"A video of {shape.name} needs an even number of frames, 2 or more; got {frames}.")
         return cls(shape.frame, "video", 1, frames)
 
     @property
     def grid(self) -> tuple[int, int, int] | None:
-        """Patches of one picture or video, (time, rows, columns); two frames are one step of time."""
+        """Patches of one image or video: (time, rows, columns), with two frames per time step. None if it has none."""
         if "grid" not in self.spec:
             return None
         time, rows, columns = self.spec["grid"]
         return max(time, self.frames // 2), rows, columns
 
     def workload(self, batch: int, text_tokens: int) -> Workload:
-        """What arithmetic needs of these prompts, without tensors."""
+        """The workload without tensors, for arithmetic."""
         frames = self.frames
         crops, grids = frames, None
         if self.grid is not None:
@@ -168,7 +172,7 @@ class _Media:
 def _pixels(
     config: PreTrainedConfig, workload: Workload, media: _Media, generator: torch.Generator, dtype: torch.dtype
 ) -> dict[str, Tensor]:
-    """Pixels of all pictures or videos of the batch, and their sizes."""
+    """Random pixels of all images or videos of the batch, and their sizes, as keywords of the model."""
     total, device = workload.batch * media.count, generator.device
     inputs: dict[str, Tensor] = {}
     if media.grid is not None:
@@ -192,7 +196,8 @@ def _pixels(
 def _ids(config: PreTrainedConfig, workload: Workload, modality: str, generator: torch.Generator) -> dict[str, Tensor]:
     """Ids of random text around runs of placeholders, one run for each of `workload.sizes`.
 
-    With two pictures of three tokens: w w w w s I I I s I I I w w …, where s is the token that starts a picture.
+    For two images of three tokens: w w w w s I I I s I I I w w …, where s is the token that starts an image (a word
+    if the model has no such token).
     """
     placeholder = getattr(config, f"{modality}_token_id", None)
     if placeholder is None:

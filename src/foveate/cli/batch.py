@@ -170,7 +170,7 @@ class Batch:
                 )
         samples_in(self.input, question=self.prompt)
         if options.root is not None and not options.root.is_dir():
-            raise UsageError(f"--root {options.root}: there is no such folder.")
+            raise UsageError(f"--root {options.root}: there is no such folder. Name one that exists.")
         if self.untouched and (self.budgets != BudgetOptions() or self.method != Batch.method):
             raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
         check_methods([self.method])
@@ -194,7 +194,7 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
     if summary.retention is not None:
         rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:,.0f} vision tokens, on average"))
     if summary.again is not None:
-        rows.append(("Asked again", f"{summary.again:.1%} of the answers, in full"))
+        rows.append(("Asked again", f"{summary.again:.1%} of the answers, from the full model"))
     if summary.graphs:
         plain = [f"{count:,}: {how}" for how, count in summary.graphs.items() if how != "replayed"]
         share = summary.graphs.get("replayed", 0) / sum(summary.graphs.values())

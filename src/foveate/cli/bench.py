@@ -43,11 +43,11 @@ class Bench(PromptRequest, MethodsOptions):
     """Time a model with and without dropping, in alternating runs, and measure its memory.
 
     Each round runs these in a new random order: the full model, the full model again (A/A), keep-all inside the
-    context, and every method at every budget. Each method runs next to random dropping and to the bare layers, both
-    with as many tokens. The vision tower, the prefill, the first token, each further token and the whole call are
-    timed. The table shows the median ratio over the rounds with its 95 % bootstrap interval, and the ratio of FLOPs.
-    Answers have a fixed length. A named shape has the sizes of a real model but random weights, and is labelled so;
-    weights do not change the speed of a fixed schedule.
+    context, and every method at every budget. Two controls run with as many tokens as each method: random dropping, and
+    the bare layers, which are the model's own layers without foveate. The vision tower, the prefill, the first token,
+    each further token and the whole call are timed. The table shows the median ratio over the rounds with its 95 %
+    bootstrap interval, and the ratio of FLOPs. Answers have a fixed length. A named shape has the sizes of a real model
+    but random weights, and is labelled so; weights do not change the speed of a fixed schedule.
 
     Examples:
       foveate bench --model cpu-medium --budget 192 --budget 64

@@ -15,7 +15,7 @@ from foveate.plain import inventory
 from foveate.plain.files import check_readable, is_video
 from foveate.plain.flags import EMBEDDED, MediaOptions
 from foveate.plain.folders import folder_of
-from foveate.plain.spelling import unknown, written
+from foveate.plain.spelling import parse_text, unknown
 from foveate.plain.upstream import trim
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -71,7 +71,7 @@ def files_in(place: Path, films: bool = False) -> list[Path]:
 
 def own_files(names: Sequence[str]) -> list[str]:
     """Return the Python files among the methods named."""
-    return [part.name for name in names for part in written(name) if part.is_code]
+    return [part.name for name in names for part in parse_text(name) if part.is_code]
 
 
 def check_methods(names: Sequence[str]) -> None:
@@ -82,7 +82,7 @@ def check_methods(names: Sequence[str]) -> None:
         SettingError: If a text does not name a method.
         UnknownNameError: If there is no method with that name.
     """
-    for part in (part for name in names for part in written(name)):
+    for part in (part for name in names for part in parse_text(name)):
         if part.is_file or part.is_code:
             check_readable(Path(part.name).expanduser())
         elif part.is_preset or part.name in inventory.method_classes():

@@ -124,8 +124,8 @@ def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":
     if "max_pixels" in values:
         most = values["max_pixels"]
         notes.append(
-            f"With max_pixels={most} there are no more than that: AutoProcessor.from_pretrained(…, "
-            f"max_pixels={most}), in vLLM --mm-processor-kwargs '{{\"max_pixels\": {most}}}'."
+            f"max_pixels={most} keeps the images within --tokens: AutoProcessor.from_pretrained(…, "
+            f"max_pixels={most}), or in vLLM --mm-processor-kwargs '{{\"max_pixels\": {most}}}'."
         )
     columns = [Column("File", wrap=True), Column("Pixels"), Column("Vision tokens", right=True)]
     return Table(f"{values['model']['name']}", columns, rows, notes)

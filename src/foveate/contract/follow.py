@@ -1,4 +1,4 @@
-"""What a method's stages imply: which layers cut, how many tokens each layer processes, what is read, and its cost.
+"""Derive from a method's stages which layers cut, the tokens that each layer processes, what is read, and its cost.
 
 Each function walks through the stages in order, so no method has to.
 """
@@ -141,7 +141,7 @@ class Units:
             return None
         images = []
         for image in self.images:
-            left = _left_early(stage, image) if early else stage.left(image)
+            left = _count_before_decoder(stage, image) if early else stage.left(image)
             if left is None:
                 return None
             images.append(replace(image, tokens=left, grids=() if early else image.grids))
@@ -218,7 +218,7 @@ def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, vide
     return Units(images, Arriving.all_of(sum(sizes)))
 
 
-def _left_early(stage: Stage, image: Arriving) -> int | None:
+def _count_before_decoder(stage: Stage, image: Arriving) -> int | None:
     """Return how many tokens of an image a stage before the decoder leaves, newlines included; None if unknown.
 
     Stages do not see newlines, so they are counted apart. A LLaVA-NeXT image of one tile has 576 patches and one
@@ -238,7 +238,7 @@ def _left_early(stage: Stage, image: Arriving) -> int | None:
     return None if left is None else left + closing
 
 
-def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
+def coarse_grids(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
     """Return the token grids of an image's frames or views after the pixel stages."""
     for stage in stages:
         if isinstance(stage, PixelStage):
@@ -283,7 +283,7 @@ def scoring_flops(
         if stage.place < Place.LAYER and stage.flops is not None and not isinstance(stage, ThinStage):
             images = arriving_units.images or []
             if stage.drops:
-                images = [image for image in images if _left_early(stage, image) != image.tokens]
+                images = [image for image in images if _count_before_decoder(stage, image) != image.tokens]
             flops += stage.flops(Arriving.all_of(sum(image.tokens for image in images)), width)
     if units is None or min(layer.all.tokens for layer in units) == total:  # unknown, or nothing dropped: no stage runs
         return flops

@@ -35,7 +35,7 @@ Number = Callable[[Arriving], int | None]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a method may know of a model before it sees an image.
+    """The properties of a model that a method knows before it sees an image.
 
     Attributes:
         depth: Decoder layers.

@@ -112,7 +112,7 @@ def mean_of_busiest(paid: Tensor, count: int | None = None) -> Tensor:
 
 
 def nearness(rows: Tensor, tokens: Tensor) -> Tensor:
-    """The attention that RoPE alone leaves at the distance of tokens from rows: 1 at one position, less farther off.
+    """The factor by which RoPE weakens attention with distance: 1 at the same position, smaller farther away.
 
     It is the product of two vectors of ones, rotated to both positions, divided by that product at equal positions. It
     is at least `LEAST_NEARNESS`.

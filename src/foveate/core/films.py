@@ -91,7 +91,7 @@ def trees(
     Args:
         features: Features of a scene, (frames, tokens of each, width) float32.
         alone: (frames, tokens of each) bool: tokens that are never linked, in either direction.
-        left: Smallest number of tokens a frame that remain, those of `alone` included. The least similar are not
+        left: Smallest number of tokens per frame that remain, those of `alone` included. The least similar are not
             linked.
         above: A token is linked if its cosine is above this.
         released: Use the values of FlashVID's code. A tree is its sum divided by one more than the tokens linked

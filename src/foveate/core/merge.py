@@ -139,7 +139,8 @@ def join_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
     Args:
         metric: (tokens, size) float.
         kept: (rows,) int64, ascending, at least one.
-        joins: (tokens,) bool: tokens that join others, and may be joined. Others that are not kept are dropped.
+        joins: (tokens,) bool: tokens that are merged if not kept, and that may receive others if kept. All other
+            tokens stay alone if kept, and are dropped if not.
     """
     unit = of_length_one(metric, least=1e-6)
     rows = torch.arange(len(kept), device=kept.device)

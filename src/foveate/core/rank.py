@@ -53,7 +53,7 @@ def put_marked_first(marked: Tensor) -> Tensor:
 def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
     """The rank of each score within its group by falling score, ties by index.
 
-    Scores 3 1 2 5 of groups 0 0 1 0 have 1 2 0 0.
+    Example: scores 3 1 2 5 in groups 0 0 1 0 have ranks 1 2 0 0.
 
     Shapes: (tokens,) of any real dtype and (tokens,) int64 -> (tokens,) int64.
     """

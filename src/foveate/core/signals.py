@@ -275,7 +275,7 @@ class ValueLikeness(Signal):
         if not isinstance(self.seeds, float) or not 0 < self.seeds <= 1:
             raise SettingError(f"ValueLikeness: seeds must be a share above 0 and at most 1; got {self.seeds!r}.")
 
-    def seeded(self, tokens: int) -> int:
+    def seed_count(self, tokens: int) -> int:
         """The number of seeds among `tokens` tokens."""
         return max(1, round(self.seeds * tokens))
 

@@ -240,7 +240,7 @@ def cost(
     if tokens is None:
         plan = follow.layer_plan(stages, depth, ranked, grids, prompt.videos)
         if plan is None:
-            raise _undecided(type(method).__name__, prompt)
+            raise _undecided_error(type(method).__name__, prompt)
         tokens = [count + always for count in plan]
     cached = follow.cached_plan(stages, tokens)
     # A layer with a window or a state reads everything that it holds.
@@ -290,10 +290,10 @@ def cost(
     )
 
 
-def _undecided(name: str, prompt: PromptLengths) -> SettingError:
+def _undecided_error(name: str, prompt: PromptLengths) -> SettingError:
     """Return the error for a method whose counts are not known, with what is missing."""
     grids, run = prompt.grids, "run it and pass **trace.latest.ran()."
-    if_decided = f"if it depends on the picture or the question, {run}"
+    if_decided = f"if it also depends on the picture or the question, {run}"
     if grids is None:
         return SettingError(
             f"How many tokens {name} keeps depends on more than their number: pass grids=…, and videos=… for a "

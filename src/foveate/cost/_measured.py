@@ -134,9 +134,9 @@ def _measure_anew(config: Any) -> Measured:
             prompts.append(_flops(family, cache, firsts, rows))
         steps = [_flops(family, cache, firsts, 1) for _ in range(2)]
     if family.lenders:
-        raise ValueError("layers attend to keys of earlier layers")
+        raise ValueError("its layers attend to keys of earlier layers")
     if family.indexed:
-        raise ValueError("layers keep an index beside keys")
+        raise ValueError("its layers cache an index in addition to keys")
     fits, held = {}, _layers(cache, family)
     for index in sorted(set(firsts)):
         counts, after = [prompt[index] for prompt in prompts], [step[index] for step in steps]
@@ -147,7 +147,7 @@ def _measure_anew(config: Any) -> Measured:
             products = _fit(counts, after, [min(ROWS[-1] + step, window or math.inf) for step in (1, 2)])
         if products is None:
             raise ValueError(
-                f"products of its {type(family.layers[index]).__name__} do not grow with rows and their pairs"
+                f"the FLOPs of its {type(family.layers[index]).__name__} are not a fixed number per row and per pair"
             )
         states = [getattr(held[index], name, None) for name in ("keys", "values")]
         stored = sum(one[:, :, 0].numel() for one in states if isinstance(one, Tensor) and one.dim() == 4)
@@ -211,7 +211,7 @@ def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict
     tables = [kinds for path, kinds in counter.get_flop_counts().items() if path.endswith(".rotary_emb")]
     of_tables = sum(sum(kinds.values()) for kinds in tables)
     if of_tables + sum(run.by_rows + run.by_pairs for run in runs.values()) != sum(_products(counter)):
-        raise ValueError("it multiplies outside its layers")
+        raise ValueError("it has matrix products outside its layers")
     counts, names = counter.get_flop_counts(), {module: name for name, module in text.named_modules()}
     for layer in runs:
         for part in layer.modules():

@@ -69,6 +69,7 @@ class TowerFlops:
         """
         if not self.windowed:
             return []
+        # 5 x 5 tokens with windows of 2: bands of 2, 2 and 1 rows, each split into 2, 2 and 1 columns.
         bands = torch.split(picture, self.window)
         windows = [window for band in bands for window in torch.split(band, self.window, dim=1)]
         return [int(window.sum()) * self.unit for window in windows]
@@ -188,7 +189,7 @@ class Pictures:
                     of_image = tuple(self.prompt.grids[index])
                     cells = sum(rows * columns for rows, columns in of_image)
                     arriving = Arriving(cells, size, cells, closing_rows(size - cells), of_image)
-                    grids.append(follow.coarsened(stages, arriving))
+                    grids.append(follow.coarse_grids(stages, arriving))
                 else:
                     grids.append(self._of_image(index))
             return [[torch.ones(grid, dtype=torch.bool) for grid in of_image] for of_image in grids]

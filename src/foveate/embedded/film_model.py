@@ -50,6 +50,7 @@ class FilmProcessor(LlavaProcessor):  # type: ignore[misc]
             text = text.replace("<video>", "\n".join(["<image>"] * len(films[0])))
         encoded = super().__call__([frame for frames in films for frame in frames] or None, text, **options)
         if films:
+            # (films * frames, 3, height, width) -> (films, frames, 3, height, width)
             encoded["pixel_values_videos"] = encoded.pop("pixel_values").unflatten(0, (len(films), -1))
         return encoded
 

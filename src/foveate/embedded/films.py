@@ -1,4 +1,4 @@
-"""Short synthetic films for the embedded model: things appear, stay, disappear or show only briefly, and a text.
+"""Short synthetic films for the embedded model: things and a text appear, stay, disappear or show only briefly.
 
 A film is a few frames, each a `Scene`. It is a pure function of (split, index, frames, side).
 """

@@ -68,11 +68,11 @@ class Positions:
         kind = self._kinds[call.index]
 
         def tables() -> Tables:
-            return self._family.rotary(call.index, call.hidden, moved_up(forward, shift))
+            return self._family.rotary(call.index, call.hidden, move_up(forward, shift))
 
         call.kwargs["position_embeddings"] = forward.memo.once(tables, "moved up", shift, kind)
         if call.index in self.scaling:
-            call.kwargs["position_ids"] = moved_up(forward, shift).to(call.hidden.device)
+            call.kwargs["position_ids"] = move_up(forward, shift).to(call.hidden.device)
 
     # -- a layer that runs on rows -----------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class Positions:
         return ids.gather(1, rows.source.clamp(min=0))
 
 
-def moved_up(forward: Forward, shift: Tensor) -> Tensor:
+def move_up(forward: Forward, shift: Tensor) -> Tensor:
     """Return position ids of all columns, minus the number of tokens dropped before them."""
     ids = ids_of(forward)
     return ids - shift.to(ids.device)[:, None]
@@ -207,7 +207,7 @@ class Remap:
         if builder is not sdpa_mask and builder is not eager_mask:
             raise UnsupportedError(
                 f"The samples of this batch keep different numbers of tokens, so they need a mask, and the mask format "
-                f"of the attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, or run "
+                f"of the attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, run "
                 "one sample at a time, or register sdpa_mask for the kernel in transformers' AttentionMaskInterface."
             )
         return _in_order(self.keys, self.past, self.causal, self.queries)

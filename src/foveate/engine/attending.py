@@ -50,7 +50,7 @@ class RowsReader(ABC):
         """Return queries of the rows `asking`, (samples, rows) int64, keys of all rows, and the scaling factor."""
 
     @abstractmethod
-    def _turned_ones(self, size: int) -> Tensor:
+    def _rotated_ones(self, size: int) -> Tensor:
         """Return a vector of ones rotated to the position of each row: (samples, rows, head size) float32."""
 
     def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class RowsReader(ABC):
         """Return values of all rows, (samples, key heads, rows, size). A host without them refuses `ValueLikeness`."""
         raise NotImplementedError
 
-    def _entered(self) -> Tensor:
+    def _layer_input(self) -> Tensor:
         """Return the layer's input at the rows, (samples, rows, width). A host without it refuses `OwnSignal`."""
         raise NotImplementedError
 
@@ -151,7 +151,7 @@ class RowsReader(ABC):
     def _of_layer(self, name: str) -> Tensor:
         """Return an input of an `OwnSignal` for the bucket: (samples, heads, rows, size), or (samples, rows, width)."""
         if name == "hidden":
-            return self._entered()
+            return self._layer_input()
         if name == "queries":
             return self._queries_and_keys(self._vision)[0]
         heads = self._all_keys() if name == "keys" else self._values()
@@ -173,7 +173,7 @@ class RowsReader(ABC):
         number = asks.sum(dim=1, keepdim=True)
         first = of_text / number.clamp(min=1)
         # The rows most alike to the text ask too, for the second column.
-        seeds = first.sort(dim=1, descending=True, stable=True).indices[:, : signal.seeded(len(unit))]
+        seeds = first.sort(dim=1, descending=True, stable=True).indices[:, : signal.seed_count(len(unit))]
         of_seeds = self._sum_of_likeness(signal, own, own.gather(1, seeds), torch.ones_like(seeds))
         return torch.stack((first, (of_text + of_seeds) / (number + seeds.shape[1])), dim=-1) * (number > 0)[..., None]
 
@@ -281,7 +281,7 @@ class RowsReader(ABC):
         done, places = 0, (columns + before)[:, None, None]
         turned = None
         if signal.without_distance:
-            turned = self._turned_ones(query.shape[-1])
+            turned = self._rotated_ones(query.shape[-1])
         for probabilities in blocks:
             heads = probabilities.view(samples, -1, *probabilities.shape[1:])  # (samples, heads, some, slots)
             if signal.heads == "mean":

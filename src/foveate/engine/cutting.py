@@ -40,7 +40,7 @@ ALL_CELLS = Cells()
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the stages before a layer leave of a sample.
+    """The rows of a sample that the stages before a layer leave.
 
     Attributes:
         cut: The cut of the sample's rows.

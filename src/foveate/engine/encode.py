@@ -261,7 +261,7 @@ class TowerReducer:
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """Return the token grids of an image's frames or views after the pixel stages."""
         tokens = sum(rows * columns for rows, columns in grids)
-        return follow.coarsened(self._program.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
+        return follow.coarse_grids(self._program.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
         """Choose from the pixels which tokens of each image or video the tower shall make."""

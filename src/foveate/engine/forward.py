@@ -550,9 +550,9 @@ class Forward:
             return
         if not isinstance(self.additions, list):
             raise UnsupportedError(
-                "This model adds features of its pictures before several layers. foveate cannot move these along with "
-                "rows that are merged or that have text between them. Use a method that drops between layers and "
-                "merges none."
+                "This model adds features of its pictures before several layers. foveate cannot add these to rows "
+                "that are merged or that have text between them. Use a method that drops between layers and does not "
+                "merge."
             )
         # Additions are (vision tokens of all samples, width): each sample's ordinals are offset by its start.
         starts = self.starts.to(bucket.index.device)[bucket.owners]  # (samples, 1)

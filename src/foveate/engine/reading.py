@@ -228,7 +228,7 @@ class AttentionReader(RowsReader):
         earlier = live[self._of, : -self._hidden.shape[1]].to(columns.device) != 0
         return super().in_prompt(columns) + earlier.sum(dim=1, keepdim=True)
 
-    def _turned_ones(self, size: int) -> Tensor:
+    def _rotated_ones(self, size: int) -> Tensor:
         assert self._tables is not None
         cos, sin = (table.float() for table in self._tables)
         ones = cos.new_ones(*self._columns.shape, size)
@@ -267,7 +267,7 @@ class AttentionReader(RowsReader):
             return take_along(heads, self._columns[:, None, :, None], dim=2)
         return heads
 
-    def _entered(self) -> Tensor:
+    def _layer_input(self) -> Tensor:
         return self._hidden[self._bucket.owners, self._bucket.columns]
 
     def _values(self) -> Tensor:

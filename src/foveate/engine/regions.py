@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only, tree_unflatten
 from foveate._transformers import CACHE_NAMES, cache_in, with_cache
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Change, Memo
-from foveate.engine.arguments import moved_up
+from foveate.engine.arguments import move_up
 from foveate.engine.cache import MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
@@ -64,7 +64,7 @@ class Region:
 
 @dataclass(slots=True, eq=False)
 class MadeByDecoder:
-    """What a decoder leaves after a prompt.
+    """The results of a decoder on a prompt.
 
     Attributes:
         hidden: Its last hidden states, (samples, columns, width).
@@ -301,7 +301,7 @@ def _run_step(
     if shift is not None:
         family = forward.family
         kwargs["position_embeddings"] = forward.memo.once(
-            lambda: family.rotary(index, hidden, moved_up(forward, shift)), shift, family.rotary_type(index)
+            lambda: family.rotary(index, hidden, move_up(forward, shift)), shift, family.rotary_type(index)
         )
     return original(hidden, **kwargs)
 

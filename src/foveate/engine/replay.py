@@ -38,7 +38,7 @@ from foveate.families.base import Family
 from foveate.families.tap import is_tapped
 
 MOST_TAPES = 8
-"""How many recordings of each kind a model keeps, the latest. Each holds its results, such as a prompt's KV cache."""
+"""Most recordings of each kind per model; the oldest are discarded. Each holds results such as a prompt's KV cache."""
 MOST_SEEN = 256
 """How many layouts without a recording are tracked."""
 PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)

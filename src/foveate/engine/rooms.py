@@ -146,7 +146,7 @@ class Rooms:
         return self._rooms
 
     def lend(self, cache: Any, places: Sequence[int]) -> None:
-        """Move the rows of a cache of pruned layers here, with these numbers of places."""
+        """Move the rows of a pruned cache into these rooms. `places` has the number of places of each layer's room."""
         is_let = len(self._tenants) == len(cache.layers)
         if is_let and [room.places for room in self._rooms] == list(places):
             rooms = zip(cache.layers, self._tenants, self._rooms, strict=True)

@@ -218,8 +218,8 @@ class LayerRunner:
         picked = self._indexed[call.index]
         if slots > picked:  # an index over the rows left would pick other keys than one over all rows
             raise UnsupportedError(
-                f"Layer {call.index} picks {picked} keys by an index, but {slots} are left for it: foveate can "
-                "drop there only while all keys are picked. Keep fewer tokens, or use shorter prompts and answers."
+                f"Layer {call.index} picks {picked} keys by an index, but {slots} keys are left: foveate can drop "
+                "tokens there only if all keys are picked. Keep fewer tokens, or use shorter prompts and answers."
             )
         if PICKED in call.kwargs:
             call.kwargs[PICKED] = every_slot(rows, slots, call.hidden)

@@ -16,9 +16,9 @@ from foveate.engine.program import Program
 from foveate.registry import family_for
 
 KEPT = 4
-"""How many calls are cached: the batches of some questions, each reused by every method."""
+"""Most calls that are cached: the batches of a few questions, reused by every method."""
 MARKS = 64
-"""How many numbers of an image are compared before the whole image is."""
+"""Number of values of an image that are compared first, before the whole image."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -434,12 +434,12 @@ class Graphs:
 
 
 class Trace:
-    """What a context dropped. Its attributes are those of the latest prefill.
+    """The record of what a context dropped. Its attributes are those of the latest prefill.
 
     Attributes:
         history: Every prefill of the context, oldest first. For `foveate.apply`, which may run for weeks, only the
             latest 100.
-        most: How many prefills `history` keeps; None: all.
+        most: Maximum number of prefills in `history`. None keeps all.
         graphs: How calls ran with CUDA graphs, if these were requested; else None.
     """
 

@@ -266,7 +266,7 @@ class Family:
         return getattr(self.model.config, f"{modality}_token_id", None)
 
     def masks_by_ids(self, inputs: Inputs) -> list[tuple[str, Tensor]]:
-        """As `vision_masks`, for a core without a merger: from the ids among the arguments of its call."""
+        """The masks of `vision_masks` for a core without a merger, from the ids in the arguments of its call."""
         raise NotImplementedError
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None, pieces: Sequence[int] = ()) -> list[list[int]]:
@@ -282,7 +282,7 @@ class Family:
     def later_additions(self, inputs: Inputs) -> list[Tensor] | None:
         """The features that the decoder adds to vision tokens after its first layers, from its forward's arguments.
 
-        A list with one entry a layer, (all vision tokens of the batch in order, width). The engine may write into it:
+        A list with one entry per layer, (all vision tokens of the batch in order, width). The engine may write into it:
         rows that now stand for other tokens get those tokens' additions. None if there are none.
         """
         return None

@@ -303,7 +303,9 @@ def _measure(family: Any, run: Run, inputs: Inputs) -> Feeding:
         except (UnsupportedError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, NotImplementedError) as error:
-            raise _unread(family, f"no gradient goes through what makes them ({str(error).splitlines()[0]})") from error
+            raise _unread(
+                family, f"no gradient flows through the modules that make them ({str(error).splitlines()[0]})"
+            ) from error
         return _group_rows(family, trace, blocks, last, owners, len(tokens))
 
 
@@ -322,8 +324,8 @@ def _owners(family: Any, trace: _Trace, blocks: Blocks, tokens: Tensor) -> tuple
             break
     else:
         if not sums.requires_grad:
-            raise _unread(family, "no gradient goes through what makes them, as with quantised layers")
-        raise _unread(family, "they are made of what comes behind its blocks, such as a resampler's queries")
+            raise _unread(family, "no gradient flows through the modules that make them, as with quantised layers")
+        raise _unread(family, "they are computed from what follows its blocks, such as a resampler's queries")
     largest = grads.abs().amax(dim=-1, keepdim=True)
     fed = largest[:, 0] > 0
     largest = largest.clamp(min=torch.finfo(grads.dtype).tiny)
@@ -413,8 +415,8 @@ def _groups(family: Any, looks: Sequence[_Look], owners: Tensor) -> Iterator[Gro
 def _unread(family: Any, why: str) -> UnsupportedError:
     """The error for a tower that cannot be read."""
     return UnsupportedError(
-        f"foveate cannot tell which rows of the vision tower of {type(family.model).__name__} its vision tokens are "
-        f"made of: {why}. Use a method that does not read the tower, or one that drops between layers."
+        f"foveate cannot tell from which rows of the vision tower {type(family.model).__name__} makes its vision "
+        f"tokens: {why}. Use a method that does not read the tower, or one that drops between layers."
     )
 
 
@@ -462,8 +464,8 @@ def tower_by_feeding(family: Any, run: Run, inputs: Inputs) -> Tower:
     is_complete &= all(isinstance(group.rows, slice) or bool((group.rows.diff() == 1).all()) for group in fed.groups)
     if not blocks or len(fed.seeing) < len(blocks) or len(cls) > 1 or not is_complete:
         raise UnsupportedError(
-            f"Rows cannot leave inside the vision tower of {type(family.model).__name__}: of some blocks or rows it is "
-            "not known which attend to which. Use a method without thintower."
+            f"foveate cannot drop rows inside the vision tower of {type(family.model).__name__}: for some blocks it "
+            "does not know which rows attend to which. Use a method without thintower."
         )
     layout = TowerLayout(fed.lengths, [None] * len(fed.groups), cls=cls.pop())
     modules = [block for block, _ in blocks]
@@ -489,8 +491,8 @@ def _ranked_tokens(
         is_known[[*family.always_kept(config, len(is_fed))]] = True
         if not is_known.all():
             raise UnsupportedError(
-                f"{int((~is_fed).sum())} of {len(is_fed)} vision tokens of a picture are made of no row of the tower "
-                "(newlines, or separators), and it is not known which. Use a method that drops between layers."
+                f"{int((~is_fed).sum())} of {len(is_fed)} vision tokens of a picture come from no row of the tower "
+                "(newlines or separators), and foveate cannot tell which. Use a method that drops between layers."
             )
         ranked.append(~is_newline)
     return ranked

@@ -117,7 +117,7 @@ Patches are (images, patches, numbers), x and y (images, patches, 2), −1 for p
 
 
 class Gemma4(Family):
-    """The structure of `Gemma4ForConditionalGeneration`: images of any shape, 3 x 3 patches a token.
+    """The structure of `Gemma4ForConditionalGeneration`: images of any shape, 3 x 3 patches per token.
 
     In local layers image tokens attend in both directions, in global ones they do not. The small models (E2B, E4B)
     share keys between layers and give each layer additional inputs. Their positions are not renumbered.

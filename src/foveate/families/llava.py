@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and ViP-LLaVA: one square an image, CLIP patches in raster order, 1-D RoPE."""
+"""LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Mistral 3: a Pixtral tower for images of any size, s x s patches a token, a break after each row, 1-D RoPE."""
+"""Mistral 3: a Pixtral tower for images of any size, s x s patches per token, a break after each row, 1-D RoPE."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar

@@ -50,11 +50,11 @@ class Tapped(NamedTuple):
     scaling: float
 
     def sample(self, index: int) -> "Tapped":
-        """Those of one sample: (heads, tokens, head size)."""
+        """The queries and keys of one sample, each (heads, tokens, head size)."""
         return Tapped(self.queries[index], self.keys[index], self.scaling)
 
     def at(self, tokens: Tensor | slice) -> "Tapped":
-        """Those of some tokens of one sample."""
+        """The queries and keys of some tokens of one sample."""
         keys = self.keys[:, tokens]
         queries = self.queries[:, tokens] if self.queries is not self.keys else keys
         return Tapped(queries, keys, self.scaling)

@@ -295,7 +295,7 @@ def _rectangular(pictures: Sequence[_Plan]) -> _Plan:
 def _valid_keys(arguments: Sequence[Any], rows: int) -> Tensor | None:
     """Mark the rows that are not padding, (images, rows) bool, by the mask among a block's arguments. None: all.
 
-    A mask that says more, such as which image a row belongs to, occurs only with packed rows.
+    Masks with more information, such as the image of each row, occur only with packed rows.
     """
     for value in arguments:
         if not isinstance(value, Tensor) or value.shape[-1:] != (rows,):

@@ -1,4 +1,4 @@
-"""InternVL3, SmolVLM and Idefics3: square tiles and one tile of the whole image, s x s patches a token, 1-D RoPE."""
+"""InternVL3, SmolVLM and Idefics3: square tiles and one tile of the whole image, s x s patches per token, 1-D RoPE."""
 
 import inspect
 import itertools

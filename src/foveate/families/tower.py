@@ -145,8 +145,9 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
         )
     if signal.block not in seeing:
         raise UnsupportedError(
-            f"{signal!r} is of block {signal.block}, which looks at windows of the picture in this vision tower, so "
-            f"its values cannot be compared. Blocks {', '.join(map(str, seeing))} look at all of it. Use one of these."
+            f"{signal!r} is of block {signal.block}, which attends only within windows in this vision tower, so its "
+            f"values cannot be compared. Blocks {', '.join(map(str, seeing))} attend to the whole picture: use one of "
+            "these."
         )
     return signal.block
 

@@ -62,7 +62,7 @@ class CLSE(Cuts):
             )
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        """The released code's layers: 1, 11, 21 of 32, 1, 10, 19 of 28 and 1, 13, 24 of 36."""
+        """The released code's layers: (1, 11, 21) of 32, (1, 10, 19) of 28 and (1, 13, 24) of 36."""
         check_depth(depth)
         second = 1 + round((depth - 1) / 3)
         return 1, second, second + (depth - second) // 2

@@ -23,7 +23,7 @@ from foveate.errors import SettingError
 
 
 class Coordinates(Method):
-    """Gives a share of what other methods keep to the rows that RoPE rotates least, or by about a quarter turn.
+    """Spends a share of the kept rows of other methods on those that RoPE rotates least, or by about a quarter turn.
 
         FastV() + Coordinates()
 

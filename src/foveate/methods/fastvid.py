@@ -1,7 +1,7 @@
 """FastVID: split a video into scenes, keep salient tokens, and merge the others into density centres of a few frames.
 
 Paper: Shen et al., "FastVID: Dynamic Density Pruning for Fast Video Large Language Models", NeurIPS 2025,
-arXiv:2503.11187. With n tokens a frame, of which m = ⌊r n⌋ are kept on average:
+arXiv:2503.11187. With n tokens per frame, of which m = ⌊r n⌋ are kept on average:
 
     scenes    cut where the cosine of neighbouring frames is below tau, and at the 7 lowest cosines
     salient   the m − ⌊0.4 m⌋ tokens of each frame with the most attention in the tower

@@ -1,12 +1,12 @@
 """FlashVID: keep tokens that are attended and diverse; link the others over time into trees, and merge each tree.
 
 Paper: Fan et al., "FlashVID: Efficient Video Large Language Models via Training-free Tree-based Spatiotemporal Token
-Merging", ICLR 2026. With n tokens a frame, of which b = ⌈1.25 r n⌉ are kept on average:
+Merging", ICLR 2026. With n tokens per frame, of which b = ⌈1.25 r n⌉ are kept on average:
 
     scenes    cut where the cosine of neighbouring frames' means is below 0.9, and into at least 8
     diverse   the a = ⌈0.7 b⌉ tokens of each frame picked so that the smallest (1 − cos) · attention is large
     trees     each other token links to the most similar token of the frame before, if their cosine is above 0.8; but
-              at least b tokens a frame remain. A tree becomes its mean, at the place of its first token
+              at least b tokens per frame remain. A tree becomes its mean, at the place of its first token
     clusters  the trees of each frame are clustered by density peaks (at most 7 neighbours) into b − a; each becomes
               its mean
 """

@@ -92,7 +92,7 @@ class IVCPrune(OneCut):
         if not view.text_behind:
             left = count - coordinates.sum() if others is None else others
             last = ranks(spread_over(~coordinates, left).int())
-        seeds = first < (signal.seeded(tokens) if view.text_behind else 0)
+        seeds = first < (signal.seed_count(tokens) if view.text_behind else 0)
         return torch.where(seeds, first, torch.where(coordinates, tokens + places(rotary), 4 * tokens + last))
 
 

@@ -58,7 +58,9 @@ class PixelPrune(Method):
 
 
 def unequal(units: Tensor) -> Tensor:
-    """Mark the units that stay if alike means equal: (frames, rows, columns, numbers) to (frames, rows, columns) bool.
+    """Mark the units that stay if only equal units are alike.
+
+    (frames, rows, columns, numbers) -> (frames, rows, columns) bool.
 
     A dropped unit equals its prediction, so the original image can be compared: two grids of comparisons are enough.
     """
@@ -73,10 +75,11 @@ def unequal(units: Tensor) -> Tensor:
 
 
 def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Mark the units that stay if alike does not mean equal: shapes as for `unequal`.
+    """Mark the units that stay if similar units are alike. Shapes as for `unequal`.
 
-    `stands` has, by index, the unit that stands at each place. A unit depends on those of A, B and C. So all units of a
-    diagonal (row + column is constant) are computed at once, from the two diagonals before it.
+    `stands` holds, for each place, the index of the unit shown there: its own, or that of its prediction. A unit
+    depends on A, B and C, so all units of a diagonal (row + column is constant) are computed at once, from the two
+    diagonals before it.
     """
     frames, rows, columns, _ = units.shape
     numbers = units.flatten(0, 2)

@@ -56,11 +56,11 @@ class PruMerge(Once):
         ascending = scores.sort().values
         low, high = _quantile(ascending, 0.25), _quantile(ascending, 0.75)
         outliers = (scores > high + 1.5 * (high - low)).sum().clamp(min=1)
-        order, kept = self.kept_first(scores, outliers.view(1))
+        order, kept = self.put_kept_first(scores, outliers.view(1))
         left = (kept + 1).clamp(max=tokens)
         return Cut.fewer(tokens, left, self._merge(raster, tokens), view.features, scores, view.keys, order, kept)
 
-    def kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+    def put_kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the tokens in order, and how many stay.
 
         Args:

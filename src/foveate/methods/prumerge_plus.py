@@ -27,7 +27,7 @@ class PruMergePlus(PruMerge):
 
     name = "prumerge_plus"
 
-    def kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+    def put_kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
         tokens = len(scores)
         steps = [_step(tokens, max(1, count)) for count in range(tokens + 1)]
         step = torch.tensor(steps, device=scores.device)[outliers]

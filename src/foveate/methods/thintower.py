@@ -49,7 +49,7 @@ class ThinTower(Method):
         return (ThinStage(at=self.at, count=self.rows, pick=self._pick, flops=self._flops),)
 
     def rows(self, arriving: Arriving) -> int:
-        """k of a segment."""
+        """Number of a segment's rows that run (k)."""
         return max(1, half_up(self.keep * arriving.tokens))
 
     def _by_neighbours(self, grid: object) -> bool:

@@ -44,7 +44,7 @@ class VidCom2(Frames):
     def flops(self, arriving: Arriving, width: int) -> int:
         """FLOPs a number: 4 for the variances; on half of the channels 3 for lengths, 2 for means, 6 for distances.
 
-        The kernels, with one number a token, are left out.
+        The kernels, with one number per token, are left out.
         """
         return arriving.tokens * (4 * width + 11 * (width // 2))
 

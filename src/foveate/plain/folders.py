@@ -131,7 +131,7 @@ class ModelFolder:
             yield
         except InputError as error:
             raise self._refusal(
-                f"its base model, '{trim(base)}' by {ADAPTER} (a relative path begins at {Path.cwd()}), fails. {error}"
+                f"its base model, '{trim(base)}' in {ADAPTER} (relative paths start at {Path.cwd()}), fails. {error}"
             ) from error
 
     def check_weight_names(self, source: str, weights: Sequence[Any], endings: str | tuple[str, ...] = SUFFIX) -> None:

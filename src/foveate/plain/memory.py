@@ -32,7 +32,8 @@ def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = I
 def available() -> float:
     """Return the bytes of memory that this process can still use.
 
-    The total memory of the machine on systems that do not report what is available; infinite if neither is known.
+    The smaller of the available memory of the machine and what its container leaves. A system that does not report
+    available memory counts with its total; infinite if nothing is known.
     """
     kilobytes = _fields(Path("/proc/meminfo")).get("MemAvailable:")  # available without swapping
     if kilobytes is not None:

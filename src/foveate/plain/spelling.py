@@ -56,7 +56,7 @@ class Written:
         return self.values is None and not (self.is_file or self.is_code) and "/" in self.name
 
 
-def written(text: str) -> tuple[Written, ...]:
+def parse_text(text: str) -> tuple[Written, ...]:
     """Split a text into its methods; several form a chain.
 
     Raises:
@@ -174,7 +174,7 @@ def is_second_look(text: str) -> bool:
         InputError: If it names a file that cannot be read.
         SettingError: If it is not a string.
     """
-    parts = written(text)
+    parts = parse_text(text)
     return len(parts) == 1 and parts[0].is_file and _is_second_look(read_json(parts[0].name))
 
 

@@ -151,7 +151,7 @@ Crew = Here | Together
 
 def _all_die() -> InputError:
     return InputError(
-        "Processes die whatever they are asked, perhaps because memory is short. Run again with fewer --workers: the "
+        "Processes die on every question, perhaps because memory is short. Run again with fewer --workers: the "
         "answers so far are kept."
     )
 
@@ -355,6 +355,6 @@ def work_through(
         return
     lost = [row for part in work(part for item in died for part in alone(item)) for row in given_up(part)]
     if not answered and len(lost) > DEATHS:
-        raise InputError("Processes die whatever they are asked. Check what they lack, such as memory, and run again.")
+        raise InputError("Processes die on every question. Check what they lack, such as memory, and run again.")
     if lost:
         take(lost)

@@ -99,8 +99,8 @@ class MethodContract:
                 cut, arriving = stage.cut(view()), view().arriving
                 counted, where = stage.left(arriving), f"{stage} of {method}"
                 left = arriving.tokens if cut is None else int(cut.count)
-                assert counted is None or counted == left, f"{where} counted {counted} and left {left}"
-                assert 0 <= left <= arriving.tokens + int(stage.ownerless), f"{where} left {left} of {arriving.tokens}"
+                assert counted is None or counted == left, f"{where} announced {counted} rows but kept {left}"
+                assert 0 <= left <= arriving.tokens + int(stage.ownerless), f"{where} kept {left} of {arriving.tokens}"
                 source = None if cut is None else cut.source[:left]
                 if source is not None:
                     owned = source[source >= 0]

@@ -155,6 +155,7 @@ def columns_of(inputs: Inputs, samples: Sequence[Sequence[int]]) -> dict[str, An
     """
     ids = inputs["input_ids"]
     longest = max(map(len, samples))
+    # For [[0, 1, 2], [0, 2]]: places [[0, 1, 2], [0, 0, 2]], live [[1, 1, 1], [0, 1, 1]].
     places = torch.tensor([[0] * (longest - len(columns)) + list(columns) for columns in samples])
     live = torch.tensor([[0] * (longest - len(columns)) + [1] * len(columns) for columns in samples])
     places, live = places.to(ids.device), live.to(ids.device)

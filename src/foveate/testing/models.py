@@ -63,6 +63,7 @@ class TinyModel:
                 row.append(ids)
             rows.append(torch.cat(row))
         longest = max(map(len, rows))
+        # Pad on the left: rows of 3 and 2 tokens -> ids [[5, 6, 7], [PAD, 8, 9]], mask [[1, 1, 1], [0, 1, 1]].
         ids = torch.stack([torch.cat((row.new_full((longest - len(row),), PAD), row)) for row in rows])
         mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}

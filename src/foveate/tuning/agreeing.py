@@ -17,7 +17,7 @@ from foveate.eval.pairing import Row
 from foveate.eval.plan import Plan
 from foveate.eval.records import record_of_both
 from foveate.naming import method_of, parse
-from foveate.plain.spelling import read_json, written
+from foveate.plain.spelling import parse_text, read_json
 from foveate.runs.listener import Listener
 from foveate.tuning.parts import by_picture, digest, digest_of, notes_on, prompt_of, question_of
 from foveate.tuning.promise import fewest, one_each, threshold
@@ -109,7 +109,7 @@ def agree(
     once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
     prompts, questions = _at(once, every), [question_of(every[place], kinds[place]) for place in once]
     about, inputs = by_picture(prompts), digest_of(by_picture(every))
-    for part in (part for text in texts for part in written(text)):
+    for part in (part for text in texts for part in parse_text(text)):
         if part.is_file and read_json(part.name).get("inputs") == inputs:  # a bound on these samples would be void
             raise SettingError(
                 f"{part.name} was tuned on these same samples, so they cannot test it. Calibrate on other pictures."
@@ -196,8 +196,8 @@ def _plan(
             return settings[:count], places, notes
     least = fewest(agreement, count)
     raise SettingError(
-        f"{share_words(agreement)} agreement needs {least} samples for {count} setting{'s' * (count > 1)}, each of "
-        f"another picture; got {len(pictures)}: {least - len(pictures)} are missing. Give more samples, try fewer "
+        f"{share_words(agreement)} agreement needs {least} samples for {count} setting{'s' * (count > 1)}, each of a "
+        f"different picture; got {len(pictures)}: {least - len(pictures)} are missing. Give more samples, try fewer "
         "settings, or ask for less agreement."
     )
 

@@ -1,4 +1,4 @@
-"""Longest: keep the vision tokens whose hidden states are longest. Paper: who, title, where, arXiv number."""
+"""Longest: keep the vision tokens with the longest hidden states. Paper: authors, title, venue, arXiv number."""
 
 from torch import Tensor
 
@@ -8,10 +8,10 @@ __all__ = ["Longest"]
 
 
 class Longest(Once):
-    """The tokens of which the rows that enter the decoder have the largest L2 norm; each image by itself.
+    """Keep the tokens whose rows have the largest L2 norm as they enter the decoder, image by image.
 
     Attributes:
-        keep, tokens, retention, positions: See `Once`. The default keeps a third.
+        keep, tokens, retention, positions: See `Once`. By default, a third of the tokens is kept.
     """
 
     name = "longest"
@@ -22,9 +22,9 @@ class Longest(Once):
     positions: Positions = "reindex"
 
     def score(self, view: LayerView, layer: int) -> Tensor:
-        """A number for each token, (tokens,) float32; those with the highest are kept, of equals the first."""
+        """Return a score per token, (tokens,) float32. The highest scores are kept; on a tie, the earlier token."""
         return view.hidden.float().norm(dim=-1)
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """A square and a sum for each number of each token."""
+        """Count one multiplication and one addition per element of the hidden states."""
         return 2 * width * arriving.tokens

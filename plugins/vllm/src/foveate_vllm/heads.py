@@ -95,7 +95,7 @@ class HeadsReader(RowsReader):
         asked = take_along(query, asking[:, None, :, None], dim=2)
         return _of_all_processes(asked), _of_all_processes(key), heads.scaling
 
-    def _turned_ones(self, size: int) -> Tensor:
+    def _rotated_ones(self, size: int) -> Tensor:
         raise NotImplementedError  # refused by guards.refuse_stages
 
 

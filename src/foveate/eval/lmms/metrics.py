@@ -152,7 +152,7 @@ def score_logs(metrics: Sequence[Metric], logs: Sequence[Log]) -> tuple[list[lis
         if abs(again - of_run.value) > TOLERANCE * max(1.0, abs(of_run.value)):
             raise InputError(
                 f"{metric.name} was {of_run.value:g}, and is {again:g} for the answers in the log: the log is damaged, "
-                "or lmms-eval's function gives another figure each time."
+                "or lmms-eval's function returns a different figure each time."
             )
     shares = all(0 <= row["score"] <= 1 for log in rows for row in log if factor is not None)
     if factor is None or not shares or all(abs(factor - unit) >= TOLERANCE * unit for unit in (1, 100)):
