@@ -121,4 +121,4 @@ def test_a_method_whose_tokens_have_no_place_says_so(replies, monkeypatch):
     subject, made = replies
     record = made[1].answer.trace.history[0]
     monkeypatch.setitem(record.__dict__, "boxes", [[None]])
-    assert "is not known" in way_of(subject, made[:2]).to_html()
+    assert "not known" in way_of(subject, made[:2]).to_html()

@@ -143,9 +143,9 @@ def test_a_relative_base_begins_at_the_working_directory(base, tuned, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert load(tuned).model.config.model_type == "llava"
     monkeypatch.chdir(tuned)
-    refused(tuned, "its base model, 'models/tiny' by adapter_config.json", f"begins at {tuned}", "hub id")
+    refused(tuned, "its base model, 'models/tiny' in adapter_config.json", f"start at {tuned}", "hub id")
     change(tuned, base_model_name_or_path="./nosuch")
-    refused(tuned, "There is no folder ./nosuch", f"begins at {tuned}")
+    refused(tuned, "There is no folder ./nosuch", f"start at {tuned}")
 
 
 def test_a_base_that_cannot_be_loaded_is_named_with_its_adapter(base, tuned, tmp_path):

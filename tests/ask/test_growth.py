@@ -135,7 +135,7 @@ def test_keys_are_turned_back_as_far_as_they_came(positions):
         torch.testing.assert_close(turn_back(family, 0, there, positions), keys, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "word"), [("gemma3", "bidirectional"), ("gemma4", "both ways")])
+@pytest.mark.parametrize(("name", "word"), [("gemma3", "bidirectional"), ("gemma4", "bidirectional")])
 def test_families_whose_looks_do_not_grow_say_so(name, word, monkeypatch):
     vlm = random_vlm(name, monkeypatch)
     with pytest.raises(fv.UnsupportedError, match=word):

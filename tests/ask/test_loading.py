@@ -91,7 +91,7 @@ def test_a_picture_is_a_film_of_one_frame_and_films_are_of_one_length():
     frame = Image.effect_noise((168, 168), 60).convert("RGB")
     assert films.prepare([frame] * 3, "Which object appears first?").sizes == (144, 144, 144)
     assert films.prepare([], "Which object appears first?").sizes == ()
-    with pytest.raises(fv.InputError, match="unlike"):
+    with pytest.raises(fv.InputError, match="differ in their number"):
         films.prepare([frame, picture_or_clip(3, is_film=True)], "Which object appears first?")
 
 

@@ -168,7 +168,7 @@ def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypat
 
 
 def test_an_array_without_pixels_is_no_picture():
-    with pytest.raises(InputError, match="pixels"):
+    with pytest.raises(InputError, match="not empty"):
         read_media(np.zeros((0, 5, 3), np.uint8))
 
 

@@ -214,7 +214,7 @@ def test_a_threshold_is_a_probability(sure, vlm, pairs):
 
 
 def test_a_second_look_begins_with_a_method():
-    with pytest.raises(SettingError, match="begins"):
+    with pytest.raises(SettingError, match="needs a method"):
         fv.SecondLook(method="vidcom2", sure=0.5)
 
 

@@ -65,7 +65,7 @@ tune PICTURE --prompt x --budget 9 --budget 5 --out a.json | such as --out a:
 tune --samples a.jsonl --prompt x --retention 0.5 | leave --prompt out
 tune PICTURE --prompt x --retention 0.5 --method mustdrop --set global_thr=low | global_thr should be a valid number
 eval --tasks smell | smell
-eval --tasks pope | Benchmarks are run by lmms-eval
+eval --tasks pope | benchmarks with lmms-eval
 eval --tasks colr | Did you mean colour?
 eval --tasks , | No embedded task ''
 eval --logs nowhere | name the full model's
@@ -74,8 +74,8 @@ eval --include somewhere | --include applies only to --logs
 eval --budget 64 --retention 0.1 | each set the budget
 eval --budget 64 --budget 64 | given twice
 eval --budget 900 | 576 vision tokens
-eval --seed 7 --seed 7 | each once
-eval --questions 1 --seed 7 --seed 8 | one question or more of each seed
+eval --seed 7 --seed 7 | different numbers
+eval --questions 1 --seed 7 --seed 8 | one question per seed
 """
 
 

@@ -63,7 +63,7 @@ def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
     ("arguments", "code", "says"),
     [
         (("{many}", "--fps", 10), 2, "768"),
-        (("{picture}", "--frames", 3), 2, "ending"),
+        (("{picture}", "--frames", 3), 2, "need a video"),
         (("{nameless}",), 1, "Pillow"),
         (("none.mp4",), 1, "none.mp4"),
         (("{song}",), 1, "sound"),

@@ -153,5 +153,5 @@ def test_no_answer_about_a_picture_is_kept_under_the_name_of_the_one_before(tmp_
             return super().stage(doing, total, done)
 
     plan = Plan(methods=("v2drop",), retention=(0.5,), baselines=False, cache=tmp_path / "kept", max_new_tokens=2)
-    with pytest.raises(InputError, match="meanwhile"):
+    with pytest.raises(InputError, match="during the run"):
         evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, listener=Writing())

@@ -181,7 +181,7 @@ def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
         with pytest.raises(SystemExit) as ended:
             ask([])
         assert ended.value.code == 1
-    assert capsys.readouterr().err.count("foveate: foveate answers") == 2
+    assert capsys.readouterr().err.count("cannot run a task") == 2
     model.answerer = None
     with pytest.raises(AttributeError):
         model.generate_until([None])

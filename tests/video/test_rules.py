@@ -137,5 +137,5 @@ def test_a_rule_of_pictures_holds_for_films_or_a_note_says_that_it_does_not(rule
 
 
 def test_the_guide_has_every_rule():
-    table = GUIDE.read_text(encoding="utf-8").partition("| of a picture |")[2].partition("\n\n")[0]
+    table = GUIDE.read_text(encoding="utf-8").partition("| in a picture |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| ([^|]+?) \|", table, re.MULTILINE) == [*RULES]
