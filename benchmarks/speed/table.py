@@ -89,7 +89,7 @@ def caption(record: dict[str, Any], part: str = "prefill") -> str:
         f"{record['batch']}, {sum(record['vision_tokens'])} vision and {record['text_tokens']} text tokens, answers of "
         f"{record['new_tokens']}; {record['rounds']} paired rounds, in brackets their "
         f"{interval_words(record['rounds'])}. Untouched against itself: "
-        f"{interval(again, f'{part}_ratio')} of the {PARTS[part]}'s time."
+        f"{interval(again, f'{part}_ratio')} of the time of the {PARTS[part]}."
     )
 
 
