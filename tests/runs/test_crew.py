@@ -54,7 +54,7 @@ def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch
 
     monkeypatch.setattr(Pool, "_ask", dead)
     monkeypatch.setattr(crew, "DEATHS", 2)
-    match = r"Processes die whatever .*fewer --workers: the answers so far are kept"
+    match = r"Processes die on every .*fewer --workers: the answers so far are kept"
     with Pool(asking.begin, 2) as pool:
         with pytest.raises(fv.InputError, match=match):
             pool.about()
