@@ -218,7 +218,7 @@ def test_a_host_that_runs_the_tower_itself_refuses():
 
 
 def test_a_stage_that_makes_rows_or_reads_is_refused():
-    with pytest.raises(fv.SettingError, match="make"):
+    with pytest.raises(fv.SettingError, match="without new rows"):
         ThinStage(
             keep=0.5,
             pick=lambda view, count: Cut.merge(
