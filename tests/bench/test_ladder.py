@@ -3,6 +3,7 @@
 import foveate as fv
 from foveate.bench.ladder import ladder_methods, ladder_rows, ladder_sheet
 from foveate.bench.paired import AGAIN, FULL, GRAPH, PairedRun
+from foveate.bench.results import rows_of
 from foveate.bench.workload import Workload
 from tests.memory import AFTER, BEFORE, llava
 
@@ -13,7 +14,7 @@ def climbed(methods, cuda_graphs=False):
     run = PairedRun(model, Workload(inputs, 1, BEFORE + AFTER, (144,)), new_tokens=1)
     run.prepare(methods, controls=False, bare=False, cuda_graphs=cuda_graphs)
     list(run.run(2))
-    return run, ladder_rows(run, list(methods))
+    return run, ladder_rows(run, rows_of(run), list(methods))
 
 
 def met(method):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate.bench.paired import AGAIN, FULL, GRAPH, PairedRun
-from foveate.bench.results import ResultRow, ratio_columns, rows_of, speed, speed_up
+from foveate.bench.results import ResultRow, ratio_columns, speed, speed_up
 from foveate.bench.timing import interval_words
 from foveate.contract.method import Method
 from foveate.naming import parse
@@ -24,13 +24,14 @@ def ladder_methods(name: str = METHOD) -> dict[str, Method]:
     return {spelled: parse(spelled) for spelled in (name, THINNER + name)}
 
 
-def ladder_rows(run: PairedRun, methods: Sequence[str]) -> list[ResultRow]:
+def ladder_rows(run: PairedRun, rows: Sequence[ResultRow], methods: Sequence[str]) -> list[ResultRow]:
     """A row for each step: that of its candidate, and its time to the first token relative to the step before.
 
     The row of a candidate that did not run has only the step and the name.
 
     Args:
         run: A run with finished rounds; its graphs are used if it has them.
+        rows: The run's rows; see `rows_of`.
         methods: Names of the candidates of the two steps that drop.
     """
     names = {"untouched": FULL, "untouched again": AGAIN}
@@ -40,14 +41,14 @@ def ladder_rows(run: PairedRun, methods: Sequence[str]) -> list[ResultRow]:
     for name in sorted(methods, key=lambda name: name.startswith(THINNER)):
         step = "+ thinner tower" if name.startswith(THINNER) else "+ fewer tokens"
         names[step] = GRAPH.format(name) if graphs else name
-    rows = {str(row["name"]): row for row in rows_of(run)}
+    by_name = {row["name"]: row for row in rows}
     steps: list[ResultRow] = []
     before = FULL
     for step, name in names.items():
         row: dict[str, Any] = {"step": step, "name": name}
         over = run.ratios(name, before).get("ttft")
         if over is not None:
-            row |= rows[name] | ratio_columns("ttft_over_before", over)
+            row |= {**by_name[name], **ratio_columns("ttft_over_before", over)}
             before = before if name == AGAIN else name
         steps.append(row)
     return steps

@@ -178,7 +178,7 @@ class Bench(PromptRequest, MethodsOptions):
         record |= {"infeasible": infeasible, "rounds": finished, "rounds_asked": pairs, "noisy": noisy}
         record |= {"failed": failed, "no_bare": run.obstacle, "rows": rows}
         if self.ladder:
-            steps = ladder_rows(run, [*methods, *infeasible])
+            steps = ladder_rows(run, rows, [*methods, *infeasible])
             return record | {"rows": steps}, [ladder_sheet(steps, title, notes)], stopped
         return record, result_sheets(rows, title, notes), stopped
 
