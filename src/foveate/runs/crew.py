@@ -102,8 +102,8 @@ class Together(ABC):
     def _ask(self, place: int, item: object) -> Future[object]:
         """Send an item to a process. The future has its rows, or `about()` if the item is None."""
 
-    def _result(self, future: Future[object]) -> Any:
-        """Return a future's result, or raise its exception."""
+    def _result(self, place: int, future: Future[object]) -> Any:
+        """Return the result of a place's future, or raise its exception."""
         return future.result()
 
     def _stop(self) -> None:  # noqa: B027
@@ -112,7 +112,7 @@ class Together(ABC):
     def about(self) -> dict[str, object]:
         futures = [self._ask(place, None) for place in range(self._count)]
         try:
-            abouts: list[dict[str, object]] = [self._result(future) for future in futures]
+            abouts: list[dict[str, object]] = [self._result(place, future) for place, future in enumerate(futures)]
         except self.died as error:
             raise _all_die() from error
         return abouts[0]
@@ -133,7 +133,7 @@ class Together(ABC):
                 place, item = pending.pop(future)
                 free.append(place)
                 try:
-                    rows = self._result(future)
+                    rows = self._result(place, future)
                 except self.died as error:
                     deaths += 1
                     if deaths > DEATHS:
@@ -202,11 +202,12 @@ class Pool(Together):
             broken.set_exception(error)
             return broken
 
-    def _result(self, future: Future[object]) -> Any:
+    def _result(self, place: int, future: Future[object]) -> Any:
         try:
             return future.result()
         except BrokenProcessPool:
-            processes = [process for pool in self._pools.values() for process in (pool._processes or {}).values()]
+            processes = list((self._pools[place]._processes or {}).values())
+            self._pools[place].shutdown()  # waits for the process: before that, its exit code may not be known
             if all(process.exitcode != UNGUARDED for process in processes):
                 raise
         raise SettingError(

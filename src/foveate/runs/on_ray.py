@@ -70,7 +70,7 @@ class Actors(Together):
         asked: Future[object] = self._actors[place].ask.remote(item).future()
         return asked
 
-    def _result(self, future: Future[object]) -> object:
+    def _result(self, place: int, future: Future[object]) -> object:
         try:
             return future.result()
         except self.died:
