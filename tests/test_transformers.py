@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import OPTConfig
+from transformers.models.opt.modeling_opt import OPTAttention
 
 import foveate as fv
-from foveate._transformers import NAMES, NEWEST, OLDEST, FeatureCall, check_version, probe, rotation
+from foveate._transformers import NAMES, NEWEST, OLDEST, FeatureCall, check_version, probe, rotation, turns
 from foveate.families.llava import Llava
 from tests.forked import ANEW, said_by
 from tests.models import FAMILIES, tiny
@@ -71,6 +73,11 @@ def test_a_decoders_rope_is_found(family):
     layer = next(layer for layer in decoder.layers if hasattr(layer, "self_attn"))
     assert rotation(layer.self_attn) is not None
     assert hasattr(decoder.text, "rotary_emb")
+
+
+def test_an_attention_without_rope_turns_nothing():
+    assert not turns(OPTAttention(OPTConfig(hidden_size=8, num_attention_heads=2), layer_idx=0))
+    assert turns(tiny("llava").model.language_model.layers[0].self_attn)
 
 
 @pytest.mark.parametrize("version", ["4.57.3", "5.9.0", "5.16.0"])

@@ -334,6 +334,17 @@ def kind_of(module: nn.Module) -> Literal["attention", "state", "hybrid", "plain
     return "plain"
 
 
+def attention_of(layer: nn.Module) -> Any:
+    """The module of a decoder layer that attends. None if there is none, or more than one."""
+    usual = getattr(layer, "self_attn", None)
+    if usual is not None:
+        return usual
+    attending = [module for module in layer.modules() if kind_of(module) in ("attention", "hybrid")]
+    if len(attending) != 1:
+        return None
+    return attending[0]
+
+
 def numbers_rows(attention: nn.Module) -> bool:
     """True if an attention scales queries by the row numbers of its input (Llama 4's layers without RoPE)."""
     counts = "arange(hidden_states.shape" in _code(type(attention))  # type: ignore[arg-type]

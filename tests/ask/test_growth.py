@@ -12,7 +12,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask.generation import FirstToken
-from foveate.ask.growth import Seen, forget, grow, turn_back
+from foveate.ask.growth import Seen, forget, grow, refuse_unturnable, turn_back
 from foveate.ask.look import end_of_pictures, look_at
 from foveate.ask.running import answers_to
 from foveate.contract.method import LastFrame
@@ -150,6 +150,15 @@ def test_layers_with_a_state_forget_nothing(monkeypatch):
     assert_close(grown, vlm.answer(prompt, generation=FEW, first=True))
     with pytest.raises(fv.UnsupportedError, match=r"state.* hold 2,048 pictures of 2 columns"):
         forget(vlm.model, looks[1], 0, 2, seen[:1])
+
+
+@pytest.mark.parametrize("kind", ["dynamic", {"full_attention": "longrope"}], ids=str)
+def test_keys_whose_rope_follows_the_length_are_not_moved(kind, monkeypatch):
+    family = family_for(models.tiny("llava"))
+    refuse_unturnable(family, 25)
+    monkeypatch.setattr(family.text.rotary_emb, "rope_type", kind)
+    with pytest.raises(fv.UnsupportedError, match="no RoPE that can be rotated back"):
+        refuse_unturnable(family, 25)
 
 
 # -- prefixes -----------------------------------------------------------------------------------------------------

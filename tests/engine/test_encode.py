@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import TowerAttention
+from foveate.contract import ImageStage, Method, TowerAttention
 from foveate.core.views import TowerView
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
@@ -81,3 +81,17 @@ def test_images_alike_go_through_stages_together_and_come_to_what_each_does_alon
     for one, other in zip(reducer(method).reduce(views()), alone, strict=True):
         same(one, other)
     assert (3 if tokens == 36 else 1) in sizes
+
+
+def test_a_second_stage_reads_of_the_tower_what_the_first_has_left():
+    class Twice(Method):
+        name = "twice"
+
+        def stages(self, shape):
+            first = ImageStage(keep=0.5, score=lambda view: torch.arange(len(view)) % 2)
+            return first, ImageStage(reads=(TowerAttention(layer=1),), keep=0.5, score=lambda view: view.attention)
+
+    image = shown(5)
+    odd = image.read(TowerAttention(layer=1))[1::2, 0]
+    (cut,) = reducer(Twice()).reduce([image])
+    assert cut.source.tolist() == (1 + 2 * odd.topk(9).indices.sort().values).tolist()

@@ -83,6 +83,17 @@ def test_what_holds_without_a_config_holds_with_one(family):
         assert set(with_one.places) <= set(without.places)
 
 
+def test_a_signal_that_towers_of_a_family_lack_is_refused_without_a_config():
+    class OfTheCls(Method):
+        name = "of_the_cls"
+
+        def stages(self, shape):
+            return (ImageStage(reads=(TowerAttention("cls"),), keep=0.5, score=len),)
+
+    assert reach(OfTheCls(), fv.families()["llava"]).refused is None
+    assert "has no CLS" in reach(OfTheCls(), fv.families()["qwen2_vl"]).refused
+
+
 def test_the_table_is_of_every_family_and_method():
     table = support()
     assert set(FAMILIES) <= set(table)

@@ -158,6 +158,13 @@ def test_where_a_method_cuts_follows_the_depth(method, layers):
         assert follow.cut_layers(method.stages(Shape(depth))) == cuts
 
 
+def test_a_decoder_that_is_too_shallow_for_three_cuts_is_refused():
+    for method, least in ((fv.SparseVLM(), 6), (fv.PyramidDrop(), 4)):
+        method.stages(Shape(least))
+        with pytest.raises(fv.SettingError, match=f"{least} layers or more; got {least - 1}"):
+            method.stages(Shape(least - 1))
+
+
 LAYERED = [fv.V2Drop, fv.Random, fv.Uniform, fv.CLSE, fv.DART, fv.FastV, fv.PriorTR, fv.PyramidDrop, fv.SparseVLM]
 
 

@@ -1,8 +1,10 @@
 """The folder: who may use it, what it refuses, and that no moment in which a run is killed costs or doubles a row."""
 
+import errno
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -365,6 +367,16 @@ def test_a_parquet_run_that_is_killed_anywhere_ends_with_every_row_once(job):
     assert times > 2
     numbers = [n for part in job.out.glob("part-*") for n in pyarrow.parquet.read_table(part)["row"].to_pylist()]
     assert sorted([*numbers, *bad_in(job.out)]) == list(range(40))
+
+
+def test_a_folder_that_may_not_be_read_is_one_error(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with open_store(tmp_path, "row") as kept:
+        monkeypatch.setattr(Path, "iterdir", refuse)
+        with pytest.raises(fv.InputError, match="cannot be read: Permission denied"):
+            list(kept.read(set()))
 
 
 def test_names_that_are_no_text_are_written_as_they_are(tmp_path):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate._transformers import DummyLayer, PreTrainedModel, rotation, turns, with_cache
+from foveate._transformers import DummyLayer, PreTrainedModel, attention_of, rotation, turns, with_cache
 from foveate.ask.conversation import MEDIA, Conversation, Part
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Inputs, Look, end_of_pictures, prefill, without_pixels
@@ -30,7 +30,6 @@ from foveate.engine.session import drop_or_not
 from foveate.engine.trace import PrefillRecord
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.families.tap import attention_of
 from foveate.plain.upstream import brief
 from foveate.registry import family_for
 from foveate.video import Clip

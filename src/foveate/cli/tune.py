@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from foveate.cli.usage import UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import state_of
 from foveate.plain.flags import Count, ModelOptions
-from foveate.plain.writing import preset_files
 from foveate.runs.samples import Bad, plain, samples_in
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Tune:
             raise InputError(f"--out {folder} is a file, but several presets are tuned. Name a folder for them.")
         targets = [folder]
         if os.path.isdir(folder):
-            targets = [folder / name for name in preset_files(self._cells)]
+            targets = [folder / name for name in _preset_files(self._cells)]
         for target in targets:
             check_targets(OutputOptions(out=target, force=self.outputs.force))
 
@@ -206,7 +206,7 @@ class Tune:
         from foveate.tuning import tune
 
         tunings: dict[str, Tuned] = {}
-        for (name, budget), file in zip(self._cells, preset_files(self._cells), strict=True):
+        for (name, budget), file in zip(self._cells, _preset_files(self._cells), strict=True):
             method, stays = parse(name, self.settings), settings_given(name, self.settings)
             try:
                 tunings[file] = tune(vlm, prompts, method=method, given=stays, task=self.task, **how | budget)
@@ -292,3 +292,21 @@ class Tune:
         if not samples:
             raise InputError(f"{file} has no rows.")
         return samples
+
+
+def _preset_files(asked: Sequence[tuple[str, Mapping[str, float]]]) -> list[str]:
+    """Return the names of preset files, METHOD-BUDGET.json. Other characters than letters, digits and `._+=,` become
+    hyphens."""
+    names: list[str] = []
+    for method, budget in asked:
+        ((kind, value),) = budget.items()
+        if kind in ("tokens", "retention"):
+            size = f"{value:.6g}"
+        else:
+            size = f"{kind}-{value:.6g}"
+        stem = re.sub(r"[^\w.+=,]+", "-", method.removesuffix(".json"))[:80].strip("-.")
+        name, number = f"{stem}-{size}.json", 2
+        while name.lower() in map(str.lower, names):
+            name, number = f"{stem}-{size}-{number}.json", number + 1
+        names.append(name)
+    return names

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._transformers import attention_of
 from foveate.core.picks import snap
 from foveate.core.signals import Signal
 from foveate.core.tensors import on_tensors, take_along
@@ -19,7 +20,7 @@ from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.program import rotary_note
 from foveate.engine.samples import Unit, image_units
 from foveate.errors import UnsupportedError
-from foveate.families.tap import attention_of, unturning
+from foveate.families.tap import unturning
 
 # -- raters -------------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import CACHE_NAMES, LinearAttentionLayer, by_name, cache_of, unknown
+from foveate._transformers import CACHE_NAMES, LinearAttentionLayer, attention_of, by_name, cache_of, unknown
 from foveate.core.signals import Signal
 from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
@@ -23,7 +23,7 @@ from foveate.engine.reading import AttentionReader, is_causal, note_turns
 from foveate.engine.reads import decode_hook
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.tap import PICKED, AttentionHook, attention_of, every_slot, tapped_layer, unreadable
+from foveate.families.tap import PICKED, AttentionHook, every_slot, tapped_layer, unreadable
 
 BY_NAME = {"attention_mask", "position_embeddings"}
 """Arguments that an ordinary layer gets by name."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import OLDEST, numbers_rows, require, rotation, turns
+from foveate._transformers import OLDEST, attention_of, numbers_rows, require, rotation, turns
 from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.core.signals import Cells, Signal, TowerAttention, TowerSignal
@@ -18,7 +18,7 @@ from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, lengths_of, move_additions, place_rows, put_images, stays_whole
-from foveate.families.tap import attention_of, queries_and_keys_of
+from foveate.families.tap import queries_and_keys_of
 from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import indexes, keeps_index, kind_of
+from foveate._transformers import attention_of, indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
@@ -27,7 +27,7 @@ from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, 
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.proved import PROVED
-from foveate.families.tap import attention_of, takes_index
+from foveate.families.tap import takes_index
 from foveate.families.tiles import run_lengths, runs
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower
 from foveate.families.vision import grid_boxes

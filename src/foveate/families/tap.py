@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, keeps_index, kind_of
+from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, attention_of, keeps_index
 from foveate.core.patching import Patcher
 from foveate.core.tensors import send, take_along
 from foveate.errors import UnsupportedError
@@ -288,17 +288,6 @@ def _turning_nothing(argument: Any) -> Any:
 
 
 # -- decoder layers ------------------------------------------------------------------------------------------------
-
-
-def attention_of(layer: nn.Module) -> Any:
-    """The module of a decoder layer that attends. None if there is none, or more than one."""
-    usual = getattr(layer, "self_attn", None)
-    if usual is not None:
-        return usual
-    attending = [module for module in layer.modules() if kind_of(module) in ("attention", "hybrid")]
-    if len(attending) != 1:
-        return None
-    return attending[0]
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 import errno
 import math
 import os
-import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -115,21 +114,3 @@ def _claim(part: Path, target: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-def preset_files(asked: Iterable[tuple[str, Mapping[str, float]]]) -> list[str]:
-    """Return the names of preset files, METHOD-BUDGET.json. Other characters than letters, digits and `._+=,` become
-    hyphens."""
-    names: list[str] = []
-    for method, budget in asked:
-        ((kind, value),) = budget.items()
-        if kind in ("tokens", "retention"):
-            size = f"{value:.6g}"
-        else:
-            size = f"{kind}-{value:.6g}"
-        stem = re.sub(r"[^\w.+=,]+", "-", method.removesuffix(".json"))[:80].strip("-.")
-        name, number = f"{stem}-{size}.json", 2
-        while name.lower() in map(str.lower, names):
-            name, number = f"{stem}-{size}-{number}.json", number + 1
-        names.append(name)
-    return names
