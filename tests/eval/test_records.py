@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -195,3 +196,9 @@ def test_divergence_is_the_exact_one_on_a_small_vocabulary_and_a_lower_bound_on_
         assert divergence(first, other) == pytest.approx(exact, rel=1e-3)
     else:
         assert 0.5 * exact < divergence(first, other) < exact
+
+
+def test_divergence_counts_all_that_is_not_listed_as_one_token():
+    first = {"ids": [2], "logs": [math.log(0.5)]}
+    other = torch.tensor([0.25, 0.5, 0.25]).log()
+    assert divergence(first, other) == pytest.approx(0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75), abs=1e-5)

@@ -30,6 +30,13 @@ def kept(method, rows, frames, **known):
 # -- the paper's rule ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("keep", [0.1, 0.4, 0.9])
+def test_of_one_frame_the_count_is_known_beforehand(keep):
+    method, rows = VidCom2(keep=keep), torch.randn(14, 8, generator=torch.Generator().manual_seed(1))
+    assert method.own_count((14,)) == len(kept(method, rows, 1))
+    assert method.own_count((7, 7)) is None
+
+
 def test_one_frame_can_get_twice_the_rate_and_never_more_than_it_has():
     still = torch.tensor([1.0, 0.0, 9.0, -9.0]).repeat(12, 1)
     still[8:] = torch.tensor([0.0, 1.0, -9.0, 9.0])  # the last two channels vary most and do not count

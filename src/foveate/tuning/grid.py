@@ -34,7 +34,7 @@ def grid(method: Method, depth: int, given: Collection[str] = ()) -> list[Method
     if isinstance(method, Chain):
         place = method.spender
         before, behind = method.members[:place], method.members[place + 1 :]
-        own = [name.removeprefix(f"{place}.") for name in given if name.startswith(f"{place}.")]
+        own = [name.removeprefix(f"{place}.") for name in given]  # other members' names match no setting
         return [Chain.of(*before, member, *behind) for member in grid(method.members[place], depth, own)]
     usual = {field.name for field in fields(method) if getattr(method, field.name) == field.default}  # type: ignore[arg-type]
     free = usual - set(given)
