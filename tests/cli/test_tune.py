@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from foveate.cli.tune import Tune
+from foveate.cli.tune import Tune, _preset_files
 from foveate.errors import InputError
 
 WHOLE = ("--set", "merge_windows=False")  # a random tower finds everything alike
@@ -116,3 +116,8 @@ def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, shallow_
 def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
     code, _, err = run("tune", "--samples", tmp_path, "--budget", 20)
     assert (code, f"foveate tune {tmp_path} --prompt" in err) == (1, True)
+
+
+def test_no_two_presets_get_one_file_however_letters_are_written():
+    cells = [("Mine.json", {"tokens": 64}), ("mine.json", {"tokens": 64}), ("a/b+c", {"flops": 0.5})]
+    assert _preset_files(cells) == ["Mine-64.json", "mine-64-2.json", "a-b+c-flops-0.5.json"]

@@ -38,7 +38,7 @@ def family_rows() -> list[dict[str, Any]]:
 
 def proved_rows() -> list[dict[str, Any]]:
     """Return one row per model that is recognised by its structure: its name, and the stages verified on it."""
-    return _plain({"model_type": name, **one._asdict()} for name, one in PROVED.items())
+    return [{"model_type": name, **one._asdict()} for name, one in PROVED.items()]
 
 
 def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -631,7 +631,7 @@ class Family:
         Raises:
             SettingError: If the size does not determine it, or no number of images makes so many tokens.
         """
-        return 1
+        raise NotImplementedError
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
