@@ -119,5 +119,5 @@ def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
 
 
 def test_no_two_presets_get_one_file_however_letters_are_written():
-    cells = [("Mine.json", {"tokens": 64}), ("mine.json", {"tokens": 64}), ("a/b+c", {"flops": 0.5})]
-    assert _preset_files(cells) == ["Mine-64.json", "mine-64-2.json", "a-b+c-flops-0.5.json"]
+    cells = [("mine.json", {"tokens": 64}), ("Mine.json", {"tokens": 64}), ("a/b+c", {"flops": 0.5})]
+    assert _preset_files(cells) == ["mine-64.json", "Mine-64-2.json", "a-b+c-flops-0.5.json"]
