@@ -7,7 +7,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.app.replies import FULL
-from foveate.app.subjects import opened
+from foveate.app.subjects import read_upload
 from tests.app.serving import Served
 from tests.cli.conftest import save_tiny_llava
 
@@ -39,7 +39,7 @@ def asking(name, retention, max_new_tokens):
 
 @pytest.fixture
 def subject(picture):
-    return opened(picture)
+    return read_upload(picture)
 
 
 @pytest.fixture(scope="module")  # an idle page takes 2 % of a core: it does not wait for other files

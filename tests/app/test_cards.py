@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, Said, ask, cards
-from foveate.app.subjects import MOST_FRAMES, Subject, examples, opened
+from foveate.app.subjects import MOST_FRAMES, Subject, examples, read_upload
 from foveate.viz.canvas import data_url
 from foveate.viz.mosaic import plain_panel
 from tests.app.conftest import asking
@@ -24,7 +24,7 @@ EVIL = "<script>alert(1)</script>"
 def replies(vlm, tmp_path_factory):
     path = tmp_path_factory.mktemp("cards") / "p.png"
     Image.effect_mandelbrot((84, 84), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(path)
-    subject = opened(path)
+    subject = read_upload(path)
     names = (FULL, "v2drop", "averagepool")
     return subject, [list(ask(vlm, subject, QUESTION, name, asking(name, 0.4, 3)))[-1] for name in names]
 

@@ -8,7 +8,7 @@ import pytest
 from foveate import cli
 from foveate.app import subjects
 from foveate.app.replies import FULL, ask, command, program
-from foveate.app.subjects import examples, opened
+from foveate.app.subjects import examples, read_upload
 from tests.app.conftest import asking
 from tests.films import film
 
@@ -34,7 +34,7 @@ def test_the_program_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
         picture = tmp_path / "it's a film.mp4"
         film(picture, 9, size=(64, 64))
     by_kind = {"example": 1, "generated film": -1}
-    subject = examples()[by_kind[kind]] if kind in by_kind else opened(picture)
+    subject = examples()[by_kind[kind]] if kind in by_kind else read_upload(picture)
     text = program(subject, QUESTION, METHODS, str(folder), FEW)
     assert ("foveate.app" in text) == (kind not in ("picture", "film"))
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,7 @@ def test_the_command_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
     if kind == "film":
         picture = tmp_path / "it's a film.mp4"
         film(picture, 9, size=(64, 64))
-    subject = opened(picture)
+    subject = read_upload(picture)
     line = command(subject, QUESTION, METHODS, str(folder), FEW)
     monkeypatch.chdir(picture.parent)
     assert cli.main([*shlex.split(line)[1:], "--pairs", "2", "--json"]) == 0
@@ -71,6 +71,6 @@ def test_the_command_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
 def test_there_is_no_command_where_no_file_is_what_was_asked_about(picture, monkeypatch):
     assert command(examples()[0], QUESTION, METHODS, "embedded", FEW) == ""
     assert command(examples()[-1], QUESTION, METHODS, "embedded", FEW) == ""
-    assert command(opened(picture), QUESTION, [], "embedded", FEW) == ""
+    assert command(read_upload(picture), QUESTION, [], "embedded", FEW) == ""
     monkeypatch.setattr(subjects, "SIDE", 60)
-    assert command(opened(picture), QUESTION, METHODS, "embedded", FEW) == ""
+    assert command(read_upload(picture), QUESTION, METHODS, "embedded", FEW) == ""

@@ -6,7 +6,7 @@ from PIL import Image
 
 from foveate import embedded
 from foveate.app import subjects
-from foveate.app.subjects import CONTROL, examples, opened
+from foveate.app.subjects import CONTROL, examples, read_upload
 from foveate.ask.media import read_picture
 from foveate.errors import InputError
 from foveate.video import Clip
@@ -14,7 +14,7 @@ from tests.films import film
 
 
 def test_a_picture_is_read_and_knows_its_name(picture):
-    subject = opened(picture)
+    subject = read_upload(picture)
     assert subject.notes == ()
     assert np.array_equal(np.asarray(subject.medium.image), np.asarray(Image.open(picture)))
     assert str(subject.medium.path) == "a picture.png"
@@ -24,9 +24,9 @@ def test_a_large_picture_is_scaled_down_and_that_is_said(tmp_path, monkeypatch):
     path = tmp_path / "wide.png"
     Image.new("RGB", (400, 100), "red").save(path)
     monkeypatch.setattr(subjects, "SIDE", 400)
-    assert opened(path).medium.image.size == (400, 100)
+    assert read_upload(path).medium.image.size == (400, 100)
     monkeypatch.setattr(subjects, "SIDE", 200)
-    subject = opened(path)
+    subject = read_upload(path)
     assert subject.medium.image.size == (200, 50)
     assert subject.notes == ("wide.png has 400 x 100 pixels; the model sees 200 x 50.",)
 
@@ -45,7 +45,7 @@ def test_a_bad_file_is_refused_in_one_line_without_the_servers_folder(tmp_path, 
     path = tmp_path / name
     path.write_bytes(picture.read_bytes()[:300] if contents is None else contents)
     with pytest.raises(InputError, match=words) as caught:
-        opened(path)
+        read_upload(path)
     assert str(tmp_path) not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -53,7 +53,7 @@ def test_a_bad_file_is_refused_in_one_line_without_the_servers_folder(tmp_path, 
 def test_of_a_film_as_many_frames_are_read_as_the_visitor_wants(tmp_path):
     path = tmp_path / "clip.mp4"
     film(path, 12, size=(64, 48))
-    subject = opened(path, 4)
+    subject = read_upload(path, 4)
     assert isinstance(subject.medium, Clip)
     assert subject.medium.frames.shape == (4, 48, 64, 3)
     assert len(subject.pictures) == 4

@@ -57,7 +57,7 @@ def looks_of(vlm, method, places=(0, 1, 2)):
         brought = whole[looks[-1].tokens : end_of_pictures(vlm.model, whole)]
         new = Seen(prompt, None, brought[None], int(models.is_vision(brought).nonzero()[0]))
         looks.append(grow(vlm.model, looks[-1], [*seen, new], method))
-        seen.append(new.looked_at(looks[-1]))
+        seen.append(new.with_record(looks[-1]))
     return looks, seen, inputs_of(vlm, whole[None], [pictures[place] for place in places])
 
 

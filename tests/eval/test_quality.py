@@ -284,7 +284,7 @@ def test_an_accuracy_that_the_commonest_label_would_reach_says_nothing():
     assert "the full model's 60.0 % (95 % interval: 51.0 to 69.0 %)" in first
     assert "55.0 % that the commonest label, 'yes', scores alone" in first
     assert "Look at Agrees" in first
-    assert quality.table().noted(quality.findings()).notes[0] == first
+    assert quality.table().with_notes(quality.findings()).notes[0] == first
     assert quality.to_dict()["notes"] == quality.findings()
 
 

@@ -42,7 +42,7 @@ def test_plain_text_is_aligned():
 
 def test_markdown_has_no_column_without_text():
     sheet = Table("", ["", "none", Column("ms", right=True)], [("full", "", "1"), SECTION, ("v2drop",)])
-    assert sheet.filled().to_markdown() == "|  | ms |\n| --- | ---: |\n| full | 1 |\n| v2drop |  |\n"
+    assert sheet.without_empty().to_markdown() == "|  | ms |\n| --- | ---: |\n| full | 1 |\n| v2drop |  |\n"
 
 
 def test_a_cell_of_several_lines_makes_a_taller_row():

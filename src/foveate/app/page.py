@@ -15,7 +15,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
 from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, least_percent, program, words_of
-from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, opened
+from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, read_upload
 from foveate.ask.media import FEW
 from foveate.ask.prompt import reads_videos
 from foveate.ask.running import Asking
@@ -297,7 +297,7 @@ class AskPanel:
         try:
             if path is None:  # the slider was moved after the box was emptied
                 raise InputError(f"The video is no longer here. Upload it again, then set “{CONTROL}”.")
-            subject = opened(path, frames)
+            subject = read_upload(path, frames)
             yield self.show(subject, names, percent) | {self.frames: gr.Slider(visible=subject.noun == "video")}
         except SettingError as error:  # too many frames
             words = alert(f"{error} “{CONTROL}” sets how many.")

@@ -33,7 +33,7 @@ ORDER = (
     *FILM_TASKS,
 )
 """Tasks in the order in which their questions are suggested."""
-MODULES = {"read": "foveate.video", "opened": "foveate.app.subjects", "examples": "foveate.app.subjects"}
+MODULES = {"read": "foveate.video", "read_upload": "foveate.app.subjects", "examples": "foveate.app.subjects"}
 """The modules from which a program imports these functions."""
 
 
@@ -66,7 +66,7 @@ class Subject:
         return "video" if isinstance(self.medium, Clip) else "picture"
 
 
-def opened(path: str | Path, frames: int = FRAMES) -> Subject:
+def read_upload(path: str | Path, frames: int = FRAMES) -> Subject:
     """Read an upload: at most `frames` frames of a video; a picture is scaled down to `SIDE` pixels.
 
     Raises:
@@ -93,7 +93,7 @@ def opened(path: str | Path, frames: int = FRAMES) -> Subject:
     smaller = medium.image.copy()
     smaller.thumbnail((SIDE, SIDE))
     notes.append(f"{path.name} has {width} x {height} pixels; the model sees {smaller.width} x {smaller.height}.")
-    return Subject(dataclasses.replace(medium, image=smaller), f"opened({path.name!r}).medium", tuple(notes))
+    return Subject(dataclasses.replace(medium, image=smaller), f"read_upload({path.name!r}).medium", tuple(notes))
 
 
 @cache

@@ -136,7 +136,7 @@ class Answer:
         """The requested retention, or None if there was no budget."""
         if self.method is None:
             return None
-        return self.prompt.asked(self.method)
+        return self.prompt.budget_share(self.method)
 
     @property
     def met(self) -> bool | None:

@@ -67,9 +67,9 @@ class Seen:
     @classmethod
     def at_first(cls, prompt: Prompt, wording: Wording, look: Look, method: Method | None, last: LastFrame) -> "Seen":
         """Make the first entry of a look."""
-        return cls(prompt, wording, look.ids, first_of(prompt), method=method, last=last).looked_at(look)
+        return cls(prompt, wording, look.ids, first_of(prompt), method=method, last=last).with_record(look)
 
-    def looked_at(self, look: Look) -> "Seen":
+    def with_record(self, look: Look) -> "Seen":
         """Return this entry with the look's record, and with its pixels reduced to their shape."""
         prompt = replace(self.prompt, inputs={**self.prompt.inputs, **without_pixels(self.prompt.inputs)})
         return replace(self, prompt=prompt, record=look.trace.history[-1] if look.trace.history else None)
@@ -154,10 +154,10 @@ class GrownPrompt(Prompt):
     def looks(self) -> int:
         return len(self.pictures)
 
-    def asked(self, method: Method) -> float | None:
+    def budget_share(self, method: Method) -> float | None:
         total = 0.0
         for prompt, of_picture in zip(self.pictures, self.methods, strict=True):
-            share = None if of_picture is None else prompt.asked(of_picture)
+            share = None if of_picture is None else prompt.budget_share(of_picture)
             if share is None:
                 return None
             total += share * prompt.vision_tokens

@@ -156,7 +156,7 @@ class Prefix:
             method = method_in(loaded, drops, seen.prompt.vision_tokens)
             seen = replace(seen, method=method, last=LastFrame(self.pictures[-1].last.features))
             look = grow(loaded.model, self.look, (*self.pictures, seen), method, loaded.cuda_graphs)
-        pictures = (*self.pictures, seen.looked_at(look))
+        pictures = (*self.pictures, seen.with_record(look))
         grown = self._with(pictures, look, conversation.with_media_behind(seen.parts))
         while memory is not None and grown.rows > memory:
             if len(grown.pictures) == 1:

@@ -98,7 +98,7 @@ class Prompt:
         """How many times the model processes the images, each time with its own budget."""
         return 1
 
-    def asked(self, method: Method) -> float | None:
+    def budget_share(self, method: Method) -> float | None:
         """Return the share of the vision tokens that a method's budget requests, or None without a budget."""
         return asked_share(method, self.vision_tokens)
 

@@ -165,7 +165,7 @@ def _table(
 ) -> Table:
     """A table of cells by column heading. Empty columns are left out."""
     lines = [(row["name"], *by_head.values()) for row, by_head in zip(rows, cells, strict=True)]
-    return Table(title, ("", *cells[0]), lines, notes).filled()
+    return Table(title, ("", *cells[0]), lines, notes).without_empty()
 
 
 def _prefill_cells(row: ResultRow) -> dict[str, str]:

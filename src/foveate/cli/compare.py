@@ -101,7 +101,7 @@ class Compare:
         if self.figure is not None:
             values["figure"] = str(self.figure)
             lines.append(f"Figure: {self.figure}")
-        table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).noted(lines)
+        table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).with_notes(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
         finish(

@@ -147,7 +147,7 @@ class Units:
             images.append(replace(image, tokens=left, grids=() if early else image.grids))
         return Units(images, replace(self.all, tokens=sum(image.tokens for image in images)))
 
-    def counted_from(self, start: "Units") -> "Units":
+    def with_start(self, start: "Units") -> "Units":
         """Return these counts with `started` taken from `start`, the counts where a method's budget begins."""
         images = self.images
         if images is not None and start.images is not None:
@@ -189,7 +189,7 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
             units = units.after(stage)
     if units is None:
         return None
-    entering = begun = units = units.counted_from(units)
+    entering = begun = units = units.with_start(units)
     first = opening(stages)
     # A cut before layer 3 shows in the counts from layer 3 on: 576, 576, 576, 288, …
     cuts = [stage for stage in layer_stages(stages) if stage.drops]
@@ -198,7 +198,7 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
         for stage in cuts:
             if stage.layer == layer and units.all.tokens:
                 start = entering if stage.owner in first else begun
-                units = units.counted_from(start).after(stage)
+                units = units.with_start(start).after(stage)
                 if units is None:
                     return None
         if layer == 0:

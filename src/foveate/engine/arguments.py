@@ -89,11 +89,11 @@ class Positions:
             return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
         shift, kind = call.shift, self._kinds[call.index]
 
-        def renumbered() -> Tables:
+        def make_tables() -> Tables:
             cos, sin = self._family.rotary(call.index, hidden, _numbers(forward, rows, hidden, shift))
             return cos.to(hidden.device), sin.to(hidden.device)
 
-        return rows.memo.once(renumbered, "tables", shift, kind)
+        return rows.memo.once(make_tables, "tables", shift, kind)
 
     def ids(self, forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
         """Return position ids of the rows, (…, samples, rows), if the layer's attention may read them, else None. RoPE
@@ -215,11 +215,11 @@ class Remap:
     def _block(self, mask: BlockMask, keys: Tensor) -> BlockMask:
         queries, inner = self.queries, mask.mask_mod
 
-        def seen(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
+        def sees(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
             column = keys[sample, slot]
             return (column >= 0) & inner(sample, head, queries[sample, row], column.clamp(min=0))
 
-        return create_block_mask(seen, keys.shape[0], None, queries.shape[1], keys.shape[1], device=keys.device)
+        return create_block_mask(sees, keys.shape[0], None, queries.shape[1], keys.shape[1], device=keys.device)
 
 
 def visibility(

@@ -452,9 +452,9 @@ class Forward:
         outcome, ids = self.outcome.with_tensors(change), None if ids is None else change(ids)
         return replace(self, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
 
-    def padded(self, pads: int) -> "Forward":
+    def with_pads(self, pads: int) -> "Forward":
         """Return this forward with `pads` more text columns behind each sample. No sample may have padding."""
-        samples = [sample.padded(self.span, pads) for sample in self.samples]
+        samples = [sample.with_pads(self.span, pads) for sample in self.samples]
         padded = replace(self, span=self.span + pads, samples=samples, live=None)
         padded.outcome = replace(self.outcome, buckets=[one.of_samples(samples) for one in self.outcome.buckets])
         if self.drops:

@@ -253,7 +253,7 @@ class Replayer:
             shown_tensors = {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)}
             pads = -forward.span % COLUMNS if shown_tensors <= MAY_BE_PADDED else 0
         if pads:
-            handed, shown = _pad_columns(handed, pads), forward.padded(pads)
+            handed, shown = _pad_columns(handed, pads), forward.with_pads(pads)
         leaves, spec = tree_flatten(handed)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         tensors += _tensors_of(shown.outcome, self._device)

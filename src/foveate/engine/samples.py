@@ -106,7 +106,7 @@ class Sample:
                 values.append(value)
         return tuple(values)
 
-    def padded(self, span: int, pads: int) -> "Sample":
+    def with_pads(self, span: int, pads: int) -> "Sample":
         """Return this sample of `span` columns with `pads` more text columns behind it."""
         more = torch.arange(span, span + pads)
         return replace(

@@ -114,7 +114,7 @@ class Quality:
         heads = [self.figure if place == 3 else head for place, head in enumerate(HEADS)]
         columns = [Column(head, right=place > 0) for place, head in enumerate(heads)]
         unsaid = ("Of full", "Agrees") if self.figure == AGREEMENT else ()
-        return Table(self.title, columns, shown).filled(without=unsaid)
+        return Table(self.title, columns, shown).without_empty(without=unsaid)
 
     def _cells(self, row: Row) -> list[str]:
         """Return a setting's row of the table."""
@@ -304,14 +304,14 @@ def tables_of(qualities: Iterable[Quality]) -> list[Table]:
     tables: list[Table] = []
     legend: list[str] = []
     for quality in qualities:
-        tables.append(quality.table().noted(quality.findings()))
+        tables.append(quality.table().with_notes(quality.findings()))
         if len(quality.tasks_of(quality.full)) > 1:
             tables.append(quality.task_table())
         if quality.paired.rows:
             tables.append(quality.paired)
         legend += quality.legend()
     last = tables.pop()
-    return [*tables, last.noted([*last.notes, *dict.fromkeys(legend)])]
+    return [*tables, last.with_notes([*last.notes, *dict.fromkeys(legend)])]
 
 
 def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:

@@ -264,10 +264,10 @@ class Taps:
 
     def read(self, sample: int, signal: TowerSignal) -> Tensor:
         """A signal of one sample's patches: (patches, numbers), without a CLS."""
-        return shown(signal, self.samples(signal)[sample], self._cls)
+        return patch_signal(signal, self.samples(signal)[sample], self._cls)
 
 
-def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
+def patch_signal(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
     """A signal of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
 
     Args:

@@ -123,7 +123,7 @@ class Table:
             return SECTION
         return (*map(encodable, row), *[""] * missing)
 
-    def filled(self, without: Sequence[str] = ()) -> "Table":
+    def without_empty(self, without: Sequence[str] = ()) -> "Table":
         """Return the table without its empty columns, and without the columns with the headings in `without`."""
         kept = [
             place
@@ -133,7 +133,7 @@ class Table:
         rows = [[row[place] for place in kept] if row else SECTION for row in self.rows]
         return Table(self.title, [self.columns[place] for place in kept], rows, self.notes)
 
-    def noted(self, notes: Sequence[str]) -> "Table":
+    def with_notes(self, notes: Sequence[str]) -> "Table":
         """Return the table with these notes instead of its own."""
         return Table(self.title, self.columns, self.rows, notes)
 

@@ -112,7 +112,7 @@ class Oracle:
         last = mask.shape[-2] if isinstance(mask, Tensor) else 0
         if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-1] != rows:
             raise UnsupportedError(f"foveate check cannot hide columns in the mask of {type(layer).__name__}.")
-        unseen = self._unseen(hidden, rows)[-last:].to(mask.device)  # some layers get only the last rows
+        unseen = self._hidden_columns(hidden, rows)[-last:].to(mask.device)  # some layers get only the last rows
         if mask.dtype == torch.bool:
             self.windows |= not bool(mask[..., -1, :].all())
             kwargs["attention_mask"] = mask & ~unseen
@@ -121,7 +121,7 @@ class Oracle:
             kwargs["attention_mask"] = mask.masked_fill(unseen, torch.finfo(mask.dtype).min)
         return original(*args, **kwargs)
 
-    def _unseen(self, hidden: Tensor, rows: int) -> Tensor:
+    def _hidden_columns(self, hidden: Tensor, rows: int) -> Tensor:
         """Return the columns hidden from each row, (rows, rows) bool."""
         column, row = torch.arange(rows), torch.arange(rows)[:, None]  # (rows,) and (rows, 1): broadcast to a matrix
         gone, unread = nn.functional.pad(hidden, (0, rows - self._prompt))  # (2, prompt) -> two of (rows,)
