@@ -20,7 +20,7 @@ from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.llava import Llava, pictures_in, side_of
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, coarser_grids, patch_signal
+from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, coarser_grids
 from foveate.families.vision import smaller
 
 
@@ -166,7 +166,7 @@ class Gemma4(Family):
             real = (positions >= 0).all(dim=-1).nonzero()[:, 0]  # no padding
             x, y = (positions[real] // kernel).unbind(dim=-1)  # column and row of each patch's token
             token = send(x + columns * y, heads.keys.device)  # (patches,): its index in raster order
-            patches = patch_signal(signal, heads.at(send(real, heads.keys.device)))
+            patches = taps.of_image(signal, heads.at(send(real, heads.keys.device)))
             totals = patches.new_zeros(rows * columns, patches.shape[1])
             yield totals.index_add(0, token, patches) / kernel**2
 

@@ -13,18 +13,7 @@ from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.tiles import block_means
-from foveate.families.tower import (
-    Encoded,
-    Grids,
-    Inputs,
-    KeysOf,
-    Reducer,
-    Run,
-    Taps,
-    TowerLayout,
-    coarser_grids,
-    patch_signal,
-)
+from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
 from foveate.families.vision import CLIP, picture_sizes, smaller
 
 
@@ -80,7 +69,7 @@ class Mistral3(Family):
         block = config.spatial_merge_size
         for rows, columns in _grids(inputs, config.vision_config.patch_size):
             image = slice(start, start + rows * columns)
-            patches = patch_signal(signal, together.at(image)).view(1, rows, columns, -1)
+            patches = taps.of_image(signal, together.at(image)).view(1, rows, columns, -1)
             yield block_means(patches[:, : rows // block * block, : columns // block * block], block)
             start = image.stop
 

@@ -27,18 +27,7 @@ from foveate.families.base import Family, pixels_name
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tap import attend_at_once, segments_of
 from foveate.families.thinning import is_compiled, units_left
-from foveate.families.tower import (
-    Encoded,
-    Grids,
-    Inputs,
-    KeysOf,
-    Reducer,
-    Run,
-    Taps,
-    TowerLayout,
-    coarser_grids,
-    patch_signal,
-)
+from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
 from foveate.families.vision import CLIP, smaller
 
 PRECOMPUTED = {
@@ -99,7 +88,7 @@ class Qwen2VL(Family):
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Tensor:
         """As in the base class. A token's patches are adjacent. The attention runs once for each sequence."""
-        patches = torch.cat([patch_signal(signal, heads) for heads in taps.samples(signal)])
+        patches = torch.cat([taps.of_image(signal, heads) for heads in taps.samples(signal)])
         group: int = self.core.visual.spatial_merge_size**2
         means = patches.view(len(patches) // group, group, -1).mean(dim=1)
         ordered: Tensor = means[self.token_order(inputs[f"{modality}_grid_thw"])]

@@ -264,7 +264,11 @@ class Taps:
 
     def read(self, sample: int, signal: TowerSignal) -> Tensor:
         """A signal of one sample's patches: (patches, numbers), without a CLS."""
-        return patch_signal(signal, self.samples(signal)[sample], self._cls)
+        return self.of_image(signal, self.samples(signal)[sample])
+
+    def of_image(self, signal: TowerSignal, heads: Tapped) -> Tensor:
+        """As `read`, of an image's queries and keys."""
+        return patch_signal(signal, heads, self._cls)
 
 
 def patch_signal(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
