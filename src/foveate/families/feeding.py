@@ -29,7 +29,7 @@ from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.placing import images_of, pieces_of
 from foveate.families.tap import Tapped, tap
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps, Tower, TowerLayout, block_of, patch_signal
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps, Tower, TowerLayout, block_of
 
 CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
 """Names of the parameter from which a tower's CLS starts."""
@@ -102,7 +102,7 @@ class Feeding:
             signal: The signal to read.
             samples: The attention module's queries and keys in each of the kernel's samples.
         """
-        of_rows = [patch_signal(signal, samples[group.sample].at(group.rows), group.cls) for group in self.groups]
+        of_rows = [samples[group.sample].at(group.rows).read(signal, group.cls) for group in self.groups]
         owners, values = torch.cat([group.tokens for group in self.groups]), torch.cat(of_rows)
         # owners (rows,), values (rows, numbers) -> totals (tokens, numbers)
         totals = values.new_zeros(self.tokens, values.shape[1]).index_add(0, owners, values)

@@ -166,7 +166,7 @@ class Gemma4(Family):
             real = (positions >= 0).all(dim=-1).nonzero()[:, 0]  # no padding
             x, y = (positions[real] // kernel).unbind(dim=-1)  # column and row of each patch's token
             token = send(x + columns * y, heads.keys.device)  # (patches,): its index in raster order
-            patches = taps.of_image(signal, heads.at(send(real, heads.keys.device)))
+            patches = heads.at(send(real, heads.keys.device)).read(signal)
             totals = patches.new_zeros(rows * columns, patches.shape[1])
             yield totals.index_add(0, token, patches) / kernel**2
 

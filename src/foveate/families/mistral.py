@@ -69,7 +69,7 @@ class Mistral3(Family):
         block = config.spatial_merge_size
         for rows, columns in _grids(inputs, config.vision_config.patch_size):
             image = slice(start, start + rows * columns)
-            patches = taps.of_image(signal, together.at(image)).view(1, rows, columns, -1)
+            patches = together.at(image).read(signal).view(1, rows, columns, -1)
             yield block_means(patches[:, : rows // block * block, : columns // block * block], block)
             start = image.stop
 

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, attention_of, keeps_index
+from foveate.core.attention import attention_rows, received_attention
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.tensors import send, take_along
 from foveate.errors import UnsupportedError
 
@@ -58,6 +60,37 @@ class Tapped(NamedTuple):
         keys = self.keys[:, tokens]
         queries = self.queries[:, tokens] if self.queries is not self.keys else keys
         return Tapped(queries, keys, self.scaling)
+
+    def read(self, signal: TowerSignal, cls: bool = False) -> Tensor:
+        """A signal of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
+
+        Args:
+            signal: The signal.
+            cls: True if the first token is a CLS; it is left out.
+        """
+        if isinstance(signal, TowerAttention):
+            return self._attention(signal, cls)[:, None]
+        keys = self.keys[:, 1:] if cls else self.keys
+        if signal.heads == "joined":
+            return _side_by_side(keys).float()
+        return keys.float().mean(dim=0)
+
+    def _attention(self, signal: TowerAttention, cls: bool) -> Tensor:
+        """The attention that the patches receive: (patches,) float32."""
+        queries, keys, scaling = self
+        if signal.heads == "joined":
+            keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)  # one key head for each query head
+            queries, keys = _side_by_side(queries)[None], _side_by_side(keys)[None]
+            scaling = queries.shape[-1] ** -0.5
+        if signal.by == "patches":
+            return received_attention(queries, keys, scaling)[int(cls) :]
+        (row,) = attention_rows(queries[:, :1], keys, scaling)  # (heads, 1, 1 + patches)
+        return row[:, 0, 1:].sum(dim=0)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """(heads, tokens, head size) -> (tokens, heads · head size)."""
+    return heads.transpose(0, 1).flatten(1)
 
 
 @dataclass(slots=True, eq=False)

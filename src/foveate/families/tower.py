@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from foveate.core.attention import attention_rows, received_attention
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.merge import average
@@ -203,46 +202,6 @@ class Tower:
 # -- what layers show ----------------------------------------------------------------------------------------------
 
 
-def patch_signal(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
-    """A signal of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
-
-    Args:
-        signal: The signal.
-        heads: (heads, tokens, head size) each, a CLS first.
-        cls: True if there is a CLS; it is left out.
-    """
-    if isinstance(signal, TowerAttention):
-        return tower_attention(signal, heads, cls)[:, None]
-    keys = heads.keys[:, 1:] if cls else heads.keys
-    if signal.heads == "joined":
-        return _side_by_side(keys).float()
-    return keys.float().mean(dim=0)
-
-
-def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) -> Tensor:
-    """The attention that an image's patches receive: (patches,) float32.
-
-    Args:
-        signal: The signal, which says whose attention.
-        heads: (heads, tokens, head size) each, a CLS first.
-        cls: True if there is a CLS.
-    """
-    queries, keys, scaling = heads
-    if signal.heads == "joined":
-        keys = keys.repeat_interleave(len(queries) // len(keys), dim=0)  # one key head for each query head
-        queries, keys = _side_by_side(queries)[None], _side_by_side(keys)[None]
-        scaling = queries.shape[-1] ** -0.5
-    if signal.by == "patches":
-        return received_attention(queries, keys, scaling)[int(cls) :]
-    (row,) = attention_rows(queries[:, :1], keys, scaling)  # (heads, 1, 1 + patches)
-    return row[:, 0, 1:].sum(dim=0)
-
-
-def _side_by_side(heads: Tensor) -> Tensor:
-    """(heads, tokens, head size) -> (tokens, heads · head size)."""
-    return heads.transpose(0, 1).flatten(1)
-
-
 KeysOf = tuple[str, Callable[[Any, Tensor], Iterable[Tensor]]] | Literal["unknown"]
 """How keys are made: the name of a part of the attention module, and a function of the module and that part's output.
 
@@ -259,8 +218,6 @@ class Taps:
         cls: True if the first token is a CLS.
         keys_of: In a tower with RoPE, how keys are made, because signals of keys are before RoPE.
     """
-
-    of_image = staticmethod(patch_signal)
 
     def __init__(self, modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: KeysOf | None = None) -> None:
         self._cls = cls
@@ -306,7 +263,7 @@ class Taps:
 
     def read(self, sample: int, signal: TowerSignal) -> Tensor:
         """A signal of one sample's patches: (patches, numbers), without a CLS."""
-        return patch_signal(signal, self.samples(signal)[sample], self._cls)
+        return self.samples(signal)[sample].read(signal, self._cls)
 
 
 # -- smaller pictures ----------------------------------------------------------------------------------------------

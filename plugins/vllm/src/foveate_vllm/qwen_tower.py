@@ -14,7 +14,7 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.views import TowerView
 from foveate.families.tap import Tapped
-from foveate.families.tower import block_of, patch_signal
+from foveate.families.tower import block_of
 
 __all__ = ["TowerSignals"]
 
@@ -127,4 +127,4 @@ class _Reader:
         images = zip(*(torch.split(heads, list(lengths), dim=1) for heads in whole), strict=True)
         scale = self._attention.attn.scale
         # For keys before RoPE there are no queries: heads[0] is heads[-1].
-        return [patch_signal(self._signal, Tapped(heads[0], heads[-1], scale)) for heads in images]
+        return [Tapped(heads[0], heads[-1], scale).read(self._signal) for heads in images]

@@ -13,7 +13,7 @@ from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
 
 from foveate.core.signals import TowerSignal
 from foveate.families.tap import Tapped
-from foveate.families.tower import block_of, feature_layers, patch_signal
+from foveate.families.tower import block_of, feature_layers
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers
 from foveate_vllm.setting import Setting
@@ -61,7 +61,7 @@ class TowerReader:
 
     def read(self, signal: TowerSignal) -> Tensor:
         """Return a signal: (patches, 1) attention, or (patches, size) keys, float32, without a CLS."""
-        return patch_signal(signal, self._heads[signal], self._cls)
+        return self._heads[signal].read(signal, self._cls)
 
 
 class TowerTaps:
