@@ -9,6 +9,7 @@ import pytest
 
 import foveate
 from foveate import registry
+from tests.forked import ANEW, said_by
 
 METHODS = [kind.__name__ for kind in registry.methods().values() if kind.__module__.startswith("foveate.")] + [
     "Chain",
@@ -63,6 +64,15 @@ def test_every_public_name_is_there_and_documented(name):
     assert value is getattr(foveate, name)
     if name != "__version__":
         assert value.__doc__
+
+
+def test_every_name_and_room_is_found_before_any_other_was():
+    """Each is the first that a fresh import of foveate is asked for; one name stands for all of its file."""
+    rooms = [path.stem for path in Path(foveate.__file__).parent.glob("[!_.]*") if path.suffix != ".typed"]
+    assert {"embedded", "viz", "testing"} <= {*rooms} <= {*dir(foveate)}
+    names = {home: name for name, home in foveate._HOMES.items() if not home.startswith("foveate.methods.")}.values()
+    for words in ("embedded.picture()", "methods()", "families()", "cost.Known", "V2Drop", *names, *rooms):
+        said_by(f"{ANEW}\nimport foveate as fv\nfv.{words}")
 
 
 def test_a_type_checker_sees_what_python_sees():

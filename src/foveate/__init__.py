@@ -6,7 +6,7 @@
         ids = model.generate(**inputs)
     trace.retention
 
-Names are loaded on first use, so importing the package is fast.
+Names and rooms (`fv.embedded`, `fv.viz`) are loaded on first use, so importing the package is fast.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,32 +18,42 @@ _NAMES = {
     "ask": "load Answer Generation Prefix Question SecondLook VLM",
     "contract.method": "Chain Method Preset",
     "core.cut": "Cut",
-    "cost": "Cost cost",
+    "cost": "Cost",
     "engine.session": "apply drop remove",
     "engine.trace": "StageRecord Trace",
     "errors": "BudgetError FoveateError InputError SessionError SettingError ShapeError UnknownNameError "
     "UnsupportedError",
     "families.base": "Family",
-    "registry": "families methods preset presets register_family register_method",
+    "registry": "preset presets register_family register_method",
     "tuning": "Tuned tune",
 }
 _HOMES = {name: f"foveate.{home}" for home, names in _NAMES.items() for name in names.split()}
 _HOMES |= {kind: f"foveate.methods.{name}" for name, kind in inventory.method_classes().items()}
-__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
+_CALLED = ("cost", "families", "methods")
+"""Rooms that are functions too: `plain/room.py`."""
+__all__ = sorted([*_HOMES, *_CALLED, "__version__"])  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
     import importlib
 
+    if name in _rooms():
+        return importlib.import_module(f"foveate.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_rooms()})
+
+
+def _rooms() -> list[str]:
+    import pkgutil
+
+    return [room.name for room in pkgutil.iter_modules(__path__) if not room.name.startswith("_")]
 
 
 if TYPE_CHECKING:
