@@ -165,13 +165,13 @@ def at_cuts(shares: Sequence[float], cuts: int) -> tuple[float, ...]:
     return tuple(made)
 
 
-def proportional(started: float, shares: Sequence[float]) -> Curve:
-    """Return the curve of token counts in the ratio of `shares`, at least one and at most `started`.
+def proportional(started: float, shares: Sequence[float], least: float = 1) -> Curve:
+    """Return the curve of token counts in the ratio of `shares`, at least `least` and at most `started`.
 
     576 tokens, a mean of 192 and cuts before layers 1, 11 and 21 of 32 in the ratio 330 : 210 : 62 give 302, 192, 57.
     """
     most = started / min(share for share in shares if share > 0)
-    return lambda scale: [min(started, max(1.0, scale * most * share)) for share in shares]
+    return lambda scale: [min(started, max(float(least), scale * most * share)) for share in shares]
 
 
 # -- arithmetic shared by the schedules -----------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import mul
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from foveate.core.signals import Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
+USUAL_DEPTH = 32  # decoder layers for which `usual_layers` are written
 LATER_KEEP = 0.3  # keep ratio of cuts between the first and the last: the middle ratio of V2Drop's 192-token setting
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's layers, by decoder depth
 
@@ -47,12 +48,11 @@ class Cuts(Method):
     """
 
     usual_layers: ClassVar[tuple[int, ...]] = (3, 17, 22)
-    """Layers cut in a decoder of 32 layers: V2Drop's 192-token setting for LLaVA-1.5-7B. A single layer is used at
-    every depth."""
+    """Layers cut in a decoder of 32 layers, scaled to other depths; see `usual_at`. By default V2Drop's."""
     usual_keep: ClassVar[Any] = (0.5, 0.3, 0.0)
     """Default values of the first setting in `schedule`, one per layer: usually keep ratios."""
     first_layer: ClassVar[int] = 0
-    """Earliest layer that may be cut."""
+    """Earliest layer that may be cut. A method that reads the previous layer cannot cut before layer 1 anyway."""
     unit: ClassVar[Unit] = "sample"
     """Which tokens are ranked together if the method has no setting `scope`."""
     layers_setting: ClassVar[str] = "layers"
@@ -87,10 +87,33 @@ class Cuts(Method):
         return 0
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        """Return the usual layers for a decoder of `depth` layers."""
-        if len(self.usual_layers) == 1:
-            return self.usual_layers
-        return at_depth(depth)
+        """Return the usual layers for a decoder of `depth` layers, in proportion, strictly ascending.
+
+        (8, 20) of 32 layers are (4, 10) of 16. None cuts before `first_layer`. V2Drop's own have a rule: `at_depth`.
+
+        Raises:
+            SettingError: If the decoder has too few layers.
+        """
+        bounds = (-1, *self.usual_layers, USUAL_DEPTH)
+        if any(after <= before for before, after in pairwise(bounds)):
+            raise SettingError(
+                f"{type(self).__name__}: usual_layers must ascend strictly from 0 to {USUAL_DEPTH - 1}, as in a decoder "
+                f"of {USUAL_DEPTH} layers; got {self.usual_layers}."
+            )
+        cuts, first, end = len(self.usual_layers), max(0, self.earliest - self.behind), depth - self.behind
+        if end - first < cuts:
+            raise SettingError(
+                f"{type(self).__name__} has {cuts} cuts, none before layer {self.earliest}, so it needs a decoder of "
+                f"{self.earliest + cuts} layers or more; got {depth}."
+            )
+        usual: Sequence[int] = [round(layer * depth / USUAL_DEPTH) for layer in self.usual_layers]
+        if self.usual_layers == Cuts.usual_layers:
+            usual = at_depth(depth)
+        layers: list[int] = []
+        for place, layer in enumerate(usual):
+            layers.append(min(max(layer, first), end - cuts + place))
+            first = layers[-1] + 1
+        return tuple(layers)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Any, ...]:
         """Compute what stays at each cut.
@@ -112,9 +135,10 @@ class Cuts(Method):
         # An earlier stage may already have dropped tokens. The budget is relative to those that entered.
         cuts, least = len(self.cuts(depth)), min(getattr(self, "min_keep", 1), started)
         if self.falls == "geometric":
-            return self.counts(geometric(started, cuts), depth, entered, started)
+            return self.counts(geometric(started, cuts, least), depth, entered, started, least)
         if self.falls == "proportional":
-            return self.counts(proportional(started, at_cuts(self.usual_keep, cuts)), depth, entered, started)
+            shares = at_cuts(self.usual_keep, cuts)
+            return self.counts(proportional(started, shares, least), depth, entered, started, least)
 
         def curve(filled: float) -> list[float]:
             *early, last = accumulate(ratios(filled, cuts), mul, initial=float(started))
@@ -146,16 +170,27 @@ class Cuts(Method):
         setting, value = self.whole_at
         return self.retention == 1 or getattr(self, setting, None) == value
 
-    def check_settings(self) -> None:
-        if self.layers_setting == "layer":
-            return
+    @property
+    def earliest(self) -> int:
+        """Earliest layer that can be cut: `first_layer`, or the one that can read what `reads` has of earlier layers."""
+        return max([self.first_layer, *(signal.layers_back for signal in self.reads if isinstance(signal, Signal))])
+
+    @property
+    def _layers(self) -> tuple[int, ...] | None:
+        """The layers set; None for the usual ones."""
         layers = getattr(self, self.layers_setting, None)
-        if layers and layers[0] < self.first_layer:
+        if isinstance(layers, int):
+            layers = (layers,)
+        if layers and layers[0] + self.behind < self.earliest:
             raise SettingError(
-                f"{self.layers_setting} must be {self.first_layer} or later for this method; got {layers[0]}."
+                f"{type(self).__name__}: {self.layers_setting} must be {self.earliest - self.behind} or later for this "
+                f"method; got {layers[0]}."
             )
-        values = getattr(self, self.schedule[0], None)
-        if values is not None:
+        return layers
+
+    def check_settings(self) -> None:
+        layers, values = self._layers, getattr(self, self.schedule[0], None)
+        if isinstance(values, tuple) and self.layers_setting != "layer":
             self._check_lengths(self.usual_layers if layers is None else layers, values)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
@@ -183,11 +218,9 @@ class Cuts(Method):
 
     def cuts(self, depth: int) -> tuple[int, ...]:
         """Return the decoder layers whose input is cut, in a decoder of `depth` layers."""
-        layers = getattr(self, self.layers_setting, None)
+        layers = self._layers
         if layers is None:
             layers = self.usual_at(depth)
-        if isinstance(layers, int):
-            layers = (layers,)
         return tuple(layer + self.behind for layer in layers)
 
     def solution(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
@@ -207,8 +240,8 @@ class Cuts(Method):
         values: Sequence[Any] | float | None = getattr(self, self.schedule[0], None)
         if values is None:
             values = self.usual_keep
-        if isinstance(values, float):
-            return (values,)
+        if isinstance(values, int | float):
+            values = (values,)
         self._check_lengths(self.cuts(depth), values)
         return values
 
@@ -218,12 +251,12 @@ class Cuts(Method):
         mean = self.budget.mean(entered)
         return solve(curve, self.cuts(depth), depth, mean, entered, started, type(self).__name__, least)
 
-    def counts(self, curve: Curve, depth: int, entered: int, started: int) -> tuple[int, ...]:
+    def counts(self, curve: Curve, depth: int, entered: int, started: int, least: float = 1) -> tuple[int, ...]:
         """Return the number of tokens after each cut at which the curve meets the budget.
 
         A mean of 192 with one cut, before layer 2 of 32, leaves 166 of 576 tokens.
         """
-        return tuple(map(half_up, curve(self.parameter(curve, depth, entered, started))))
+        return tuple(map(half_up, curve(self.parameter(curve, depth, entered, started, least))))
 
     def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
         """FLOPs of ranking at a cut; 0 if the cut ranks the whole sample and keeps all of it."""
@@ -235,7 +268,8 @@ class Cuts(Method):
         first, second = self.layers_setting, self.schedule[0]
         if len(layers) != len(values):
             raise SettingError(
-                f"{first} and {second} must have the same length; got {first}={layers}, {second}={values}."
+                f"{type(self).__name__}: {first} and {second} must have the same length; got {first}={layers}, "
+                f"{second}={values}."
             )
 
 

@@ -1,12 +1,14 @@
 """`Frames`: base class of methods that compare the frames of a video and reduce them once, before the decoder."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from foveate.contract.budget import half_up
 from foveate.contract.method import LastFrame
 from foveate.contract.once import Once
 from foveate.contract.settings import Positions
@@ -74,8 +76,13 @@ class Frames(Once):
         raise NotImplementedError
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        """Return how many tokens the method's own setting keeps of frames of these sizes; None: features decide."""
-        return None
+        """Return how many tokens the method's own setting keeps of frames of these sizes; None: features decide.
+
+        By default the share `keep`, or None if the setting has another name.
+        """
+        if self.schedule[0] != "keep":
+            return None
+        return max(self.floor(frames), half_up(self.own * sum(frames)))
 
     def floor(self, frames: tuple[int, ...]) -> int:
         """Return the fewest tokens that the method can leave: the first frame if it always stays whole."""
@@ -110,14 +117,15 @@ class Frames(Once):
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         # The tower's attention is available before the projector, and also behind it if the projector pools or merges.
         paid = (TowerAttention(by=shape.payer),) if self._merges else ()
+        way = self.merge if self._merges else self.select
         stage = ImageStage(
             side="before" if self._merges else "behind",
             reads=(*self.reads, *paid),
             count=self._count,
-            choose=partial(self._choose, not shape.numbers_anew(self.positions)),
+            choose=partial(self._choose, way, not shape.numbers_anew(self.positions)),
             positions=self.positions,
             host=self._merges or self._last is not None,
-            flops=self.flops,
+            flops=None if type(self).flops is Once.flops else self.flops,
         )
         return (stage,)
 
@@ -143,16 +151,16 @@ class Frames(Once):
             floor=least / arriving.entered,
         )
 
-    def _choose(self, ascending: bool, view: ImageView, count: int | None) -> Cut | None:
+    def _choose(self, way: Callable[..., Any], ascending: bool, view: ImageView, count: int | None) -> Cut | None:
         if count == len(view) and self._last is None:
             return None
         features = self.frames_of(view)
         if not self._merges:
-            chosen = self.select(features, count)
+            chosen = way(features, count)
             if self._last is not None:
                 self._last.features = features[-1]
             return chosen if isinstance(chosen, Cut) else Cut.take(chosen, len(view))
-        cut = self.merge(features, view.attention.reshape(features.shape[:2]), count)
+        cut = way(features, view.attention.reshape(features.shape[:2]), count)
         cut = by_source(cut) if ascending else cut
         assert cut.rows is not None
         return cut.with_rows(cut.rows.to(view.features.dtype))

@@ -8,7 +8,8 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, dataclass_transform
+from inspect import get_annotations
+from typing import Any, ClassVar, Self, dataclass_transform, get_type_hints
 
 from torch import Tensor
 
@@ -78,6 +79,13 @@ class Method(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__dataclass_params__" not in cls.__dict__:
+            # dataclasses would ignore a new default without a type, such as `keep = 0.3`: repeat the type of its base.
+            fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+            typed = get_annotations(cls)
+            untyped = {field.name for field in fields if not hasattr(vars(cls).get(field.name), "__get__")}
+            for name in untyped & vars(cls).keys() - typed.keys():
+                typed[name] = get_type_hints(cls.__base__, include_extras=True)[name]
+            cls.__annotations__ = typed
             dataclass(frozen=True, kw_only=True)(cls)
             # Drop the dataclass's versions of both, so that an author may also write @dataclass(frozen=True).
             del cls.__setattr__, cls.__delattr__

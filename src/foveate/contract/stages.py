@@ -125,6 +125,8 @@ class Stage:
                 raise SettingError(
                     f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract."
                 )
+        if self.place < Place.LAYER and self.unit != "image":
+            raise SettingError(f"{kind} works on one image or video at a time: leave unit out; got {self.unit!r}.")
         ways = [way for way in WAYS if getattr(self, way) is not None]
         if len(ways) > 1:
             raise SettingError(f"{kind} takes only one of score, pick, choose and look; got several.")
@@ -141,10 +143,13 @@ class Stage:
     @property
     def is_counted(self) -> bool:
         """Whether the cost of its arithmetic is known."""
-        own: Any = next((getattr(self, way) for way in WAYS if getattr(self, way) is not None), None)
-        while hasattr(own, "func"):  # unwrap a partial, or a function that wraps another
-            own = own.func
-        return self.flops is not None or own is None or str(own.__module__).startswith("foveate.")
+        if self.flops is not None:
+            return True
+        functions: list[Any] = [getattr(self, way) for way in WAYS if getattr(self, way) is not None]
+        for function in functions:  # grows: a partial has a function, and may have others among its arguments
+            functions += filter(callable, (getattr(function, "func", None), *getattr(function, "args", ())))
+        plain = [function for function in functions if not hasattr(function, "func")]
+        return all(str(function.__module__).startswith("foveate.") for function in plain)
 
     @property
     def reads_text(self) -> bool:

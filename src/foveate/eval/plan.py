@@ -200,7 +200,7 @@ def _meet(
         meet(asked, model, vision_tokens)
     except BudgetError:
         layers = getattr(method, "layers", ())
-        if not method.open or not isinstance(method, Cuts) or method.first_layer > 0 or layers is not None:
+        if not method.open or not isinstance(method, Cuts) or method.earliest > 0 or layers is not None:
             raise
         early, _ = _meet(replace(method, layers=(0,)), share, model, vision_tokens, costs)  # type: ignore[call-arg]
         return early, "cut before the decoder"  # any budget can be met there

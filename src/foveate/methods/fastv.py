@@ -50,6 +50,9 @@ class FastV(Cuts):
     rounding: Literal["nearest", "up"] = "nearest"
     join: bool = False
 
+    def usual_at(self, depth: int) -> tuple[int, ...]:
+        return self.usual_layers  # the paper's K is 2 for decoders of 32 and of 40 layers
+
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         stages = super().steps(shape)
         if self.join:

@@ -26,6 +26,7 @@ from foveate.registry import family_for
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
 from foveate.testing.views import made_tensors, made_view
 
+DEPTHS = (6, 8, 12, 24, 28, 40)
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -141,6 +142,18 @@ class MethodContract:
                 if not stage.is_counted:
                     effect = "so its cost is “not counted”. Give it flops=, see docs/guides/new-method.md."
                     warnings.warn(f"{stage} of {method} does not declare its FLOPs, {effect}", stacklevel=2)
+
+    def test_the_defaults_fit_decoders_of_every_depth(self) -> None:
+        """Check that the method's own layers and counts, with and without a budget, fit decoders of several depths."""
+        for kind in dict.fromkeys(type(method) for method in self.examples):
+            budget = {"retention": 0.9} if registry.takes_budget(kind) else {}
+            for settings, depth in itertools.product(({}, budget), DEPTHS):
+                try:
+                    kind(**settings).plan(depth, (25,))
+                except TypeError:  # it has no defaults
+                    break
+                except Exception as error:
+                    raise AssertionError(f"{kind.__name__} on a decoder of {depth} layers: {error}") from error
 
     def test_something_leaves(self) -> None:
         """Check that each example drops tokens on at least one tiny model."""

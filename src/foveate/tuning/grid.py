@@ -60,7 +60,7 @@ def _first_cuts(method: Method, depth: int, free: Collection[str]) -> list[Mappi
     if method.layers_setting not in free:
         return [{}]
     own, *later = method.with_budget(retention=ANY_BUDGET).cuts(depth)
-    earliest = max(1, getattr(method, "first_layer", 1))
+    earliest = max(1, method.earliest)
     places: list[Mapping[str, Any]] = [{}]
     for first in range(earliest, min([earliest + FIRST_CUTS, *later])):
         if first != own:

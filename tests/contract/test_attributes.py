@@ -1,0 +1,205 @@
+"""Class attributes that the guides name: each is read, so two values of it behave differently."""
+
+import itertools
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.contract import (
+    Arriving,
+    CacheStage,
+    Count,
+    Cut,
+    Cuts,
+    Frames,
+    Hidden,
+    ImageStage,
+    LayerView,
+    Layers,
+    Once,
+    Part,
+    Positions,
+    Shape,
+    Share,
+    Shares,
+    ThinStage,
+    TowerStage,
+    Unit,
+    follow,
+)
+from foveate.registry import family_for
+from foveate.tuning.grid import grid
+from tests.models import tiny
+
+
+class Own(Cuts):
+    name = "own"
+    reads = (Hidden(),)
+
+    layers: Layers | None = None
+    keep: Shares | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
+    positions: Positions = "keep"
+
+    def score(self, view, layer):
+        return view.hidden[:, 0]
+
+
+class OneUnit(Cuts):
+    name = "one_unit"
+
+
+class Single(Own):
+    layers_setting = "layer"
+    layer: int = 3
+
+
+class Entering(Once):
+    name = "entering"
+    keep: Part | None = None
+    scope: Unit = "image"
+    positions: Positions = "keep"
+
+
+class Film(Frames):
+    name = "film"
+    keep: Part | None = None
+
+    def select(self, features, count):
+        return torch.arange(count)
+
+
+def own(base=Own, **attributes):
+    """The class with these class attributes."""
+    return type(base.__name__, (base,), attributes)
+
+
+def cuts(kind, depth=32, **settings):
+    return follow.cut_layers(kind(**settings).stages(Shape(depth)))
+
+
+def left(kind, tokens=100, depth=32, grids=None, videos=None, **settings):
+    """The tokens of the last layer."""
+    return kind(**settings).plan(depth, (tokens,), grids, videos)[-1]
+
+
+def unit_and_positions(kind, **settings):
+    (stage, *_) = kind(**settings).stages(Shape(32))
+    return stage.unit, stage.positions
+
+
+FILM = {"tokens": 96, "grids": [[(4, 4)] * 6], "videos": [True]}
+READ = {
+    "usual_layers": (lambda at: cuts(own(usual_layers=at, usual_keep=(0.5, 0.2))), [(8, 20), (2, 4)], [(8, 20), (2, 4)]),
+    "usual_layers of one": (lambda at: cuts(own(usual_layers=at, usual_keep=(0.5,))), [(8,), (20,)], [(8,), (20,)]),
+    "usual_keep": (lambda keep: left(own(usual_keep=keep)), [(0.5, 0.5, 0.4), (0.9, 0.5, 1.0)], [10, 45]),
+    "first_layer": (lambda at: cuts(own(first_layer=at), 12), [0, 2], [(1, 7, 9), (2, 7, 9)]),
+    "behind": (lambda by: cuts(own(behind=by)), [0, 1], [(3, 17, 22), (4, 18, 23)]),
+    "layers_setting": (lambda name: cuts(own(Single, layers_setting=name), keep=None), ["layer", "layers"], [(3,), (3, 17, 22)]),
+    "unit": (lambda unit: unit_and_positions(own(OneUnit, unit=unit))[0], ["image", "frame"], ["image", "frame"]),
+    "layers": (lambda at: cuts(Own, layers=at, keep=(0.5,)), [(4,), (9,)], [(4,), (9,)]),
+    "keep": (lambda keep: left(Own, layers=(4,), keep=keep), [(0.5,), (0.25,)], [50, 25]),
+    "min_keep": (lambda least: left(Own, layers=(4,), keep=(0.0,), min_keep=least), [1, 7], [1, 7]),
+    "min_keep of a geometric budget": (
+        lambda least: left(own(falls="geometric"), layers=(1, 2), retention=0.1, min_keep=least),
+        [1, 7],
+        [6, 7],
+    ),
+    "min_keep of a proportional budget": (
+        lambda least: left(own(falls="proportional", usual_keep=(0.5, 0.1)), layers=(1, 2), retention=0.1, min_keep=least),
+        [1, 7],
+        [6, 7],
+    ),
+    "scope": (lambda unit: unit_and_positions(Own, scope=unit)[0], ["sample", "image"], ["sample", "image"]),
+    "positions": (lambda word: unit_and_positions(Own, positions=word)[1], ["keep", "reindex"], ["keep", "reindex"]),
+    "Once.usual": (lambda share: left(own(Entering, usual=share)), [0.5, 0.25], [50, 25]),
+    "Once.keep": (lambda share: left(Entering, keep=share), [0.5, 0.25], [50, 25]),
+    "Once.halves_up": (lambda up: left(own(Entering, halves_up=up), keep=0.025), [False, True], [2, 3]),
+    "Once.scope": (lambda unit: unit_and_positions(Entering, scope=unit)[0], ["image", "sample"], ["image", "sample"]),
+    "Once.positions": (lambda word: unit_and_positions(Entering, positions=word)[1], ["keep", "reindex"], ["keep", "reindex"]),
+    "Frames.usual": (lambda share: left(own(Film, usual=share), **FILM), [0.5, 0.25], [48, 24]),
+    "Frames.keep": (lambda share: left(Film, **FILM, keep=share), [0.5, 0.25], [48, 24]),
+    "Frames.positions": (lambda word: unit_and_positions(Film, positions=word)[1], ["keep", "reindex"], ["keep", "reindex"]),
+    "Frames.only_videos": (
+        lambda only: left(own(Film, only_videos=only), 16, grids=[[(4, 4)]], videos=[False], retention=0.5),
+        [False, True],
+        [8, 16],
+    ),
+    "a default without a type": (lambda keep: left(own(layers=(4,), keep=keep)), [(0.5,), (0.25,)], [50, 25]),
+    "searched": (
+        lambda values: len(grid(own(searched={"min_keep": values})(), 32)),
+        [(1,), (1, 2)],
+        [3, 6],
+    ),
+    "flops": (lambda flops: own(**flops)().stages(Shape(32))[0].is_counted, [{}, {"flops": lambda *_: 3}], [False, True]),
+    "Once.flops": (
+        lambda flops: own(Entering, pick=lambda *_: None, **flops)().stages(Shape(32))[0].is_counted,
+        [{}, {"flops": lambda *_: 3}],
+        [False, True],
+    ),
+    "Frames.flops": (lambda flops: own(Film, **flops)().stages(Shape(32))[0].is_counted, [{}, {"flops": lambda *_: 3}], [False, True]),
+}  # fmt: skip
+"""What shows the attribute, two values of it, and what each must show."""
+
+
+@pytest.mark.parametrize("name", READ)
+def test_two_values_of_a_class_attribute_behave_differently(name):
+    show, values, shown = READ[name]
+    assert [show(value) for value in values] == shown
+
+
+@pytest.mark.parametrize("usual", [(0,), (2,), (20,), (8, 20), (1, 2), (3, 17, 22), (30, 31), (2, 9, 14, 20, 31)])
+def test_usual_layers_keep_their_place_at_every_depth(usual):
+    kinds = [own(usual_layers=usual, usual_keep=(0.5,) * len(usual), first_layer=first) for first in range(4)]
+    for (first, kind), depth in itertools.product(enumerate(kinds), (*range(4, 41), 64)):
+        if depth < first + len(usual):
+            with pytest.raises(fv.SettingError, match=rf"Own .*{first + len(usual)} layers or more; got {depth}"):
+                cuts(kind, depth)
+            continue
+        at = cuts(kind, depth)
+        assert len(at) == len(usual)  # each layer once
+        assert first <= at[0] < at[-1] + 1 <= depth
+        off = [abs(layer - written * depth / 32) for layer, written in zip(at, usual, strict=True)]
+        assert usual == Cuts.usual_layers or max(off) <= len(usual) + first
+        assert kind().plan(depth, (100,)) != kind(retention=0.99).plan(depth, (100,))
+
+
+@pytest.mark.parametrize("usual", [(20, 8), (8, 8), (3, 40), (-1, 4)])
+def test_usual_layers_that_no_32_layers_have_are_refused(usual):
+    with pytest.raises(fv.SettingError, match="Own: usual_layers"):
+        cuts(own(usual_layers=usual, usual_keep=(0.5, 0.2)))
+
+
+def test_a_layer_that_reads_too_far_back_is_not_a_usual_one():
+    assert cuts(own(reads=(Hidden(back=3),)), 8)[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (own(first_layer=2), {"layers": (1, 4), "keep": (0.5, 0.5)}),
+        (own(reads=(Hidden(back=2),)), {"layers": (1, 4), "keep": (0.5, 0.5)}),
+        (own(Single, first_layer=4), {}),
+        (own(first_layer=2, check_settings=lambda self: None), {"layers": (1,), "keep": (0.5,)}),
+        (own(Single, layers_setting="layer", layer=3, usual_keep=(0.5, 0.2)), {}),
+        (own(usual_keep=0.5), {}),
+    ],
+)
+def test_what_an_attribute_forbids_is_refused_by_the_methods_name(kind, settings):
+    with pytest.raises(fv.SettingError, match=f"{kind.__name__}: layer"):
+        kind(**settings).plan(32, (100,))
+
+
+def test_the_cut_after_the_first_layer_is_allowed_where_the_setting_names_the_layer_before():
+    assert cuts(own(first_layer=2, behind=1), layers=(1,), keep=(0.5,)) == (2,)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [lambda: ImageStage(unit="sample", keep=0.5), lambda: TowerStage(1, unit="frame"), lambda: ThinStage(unit="sample")],
+)
+def test_a_unit_that_no_stage_before_the_decoder_ranks_is_refused(stage):
+    with pytest.raises(fv.SettingError, match="leave unit out"):
+        stage()
