@@ -7,30 +7,23 @@ import torch
 
 import foveate as fv
 from foveate.contract import (
-    Arriving,
-    CacheStage,
     Count,
-    Cut,
     Cuts,
     Frames,
     Hidden,
     ImageStage,
-    LayerView,
     Layers,
     Once,
     Part,
     Positions,
     Shape,
-    Share,
     Shares,
     ThinStage,
     TowerStage,
     Unit,
     follow,
 )
-from foveate.registry import family_for
 from foveate.tuning.grid import grid
-from tests.models import tiny
 
 
 class Own(Cuts):
@@ -92,12 +85,20 @@ def unit_and_positions(kind, **settings):
 
 FILM = {"tokens": 96, "grids": [[(4, 4)] * 6], "videos": [True]}
 READ = {
-    "usual_layers": (lambda at: cuts(own(usual_layers=at, usual_keep=(0.5, 0.2))), [(8, 20), (2, 4)], [(8, 20), (2, 4)]),
+    "usual_layers": (
+        lambda at: cuts(own(usual_layers=at, usual_keep=(0.5, 0.2))),
+        [(8, 20), (2, 4)],
+        [(8, 20), (2, 4)],
+    ),
     "usual_layers of one": (lambda at: cuts(own(usual_layers=at, usual_keep=(0.5,))), [(8,), (20,)], [(8,), (20,)]),
     "usual_keep": (lambda keep: left(own(usual_keep=keep)), [(0.5, 0.5, 0.4), (0.9, 0.5, 1.0)], [10, 45]),
     "first_layer": (lambda at: cuts(own(first_layer=at), 12), [0, 2], [(1, 7, 9), (2, 7, 9)]),
     "behind": (lambda by: cuts(own(behind=by)), [0, 1], [(3, 17, 22), (4, 18, 23)]),
-    "layers_setting": (lambda name: cuts(own(Single, layers_setting=name), keep=None), ["layer", "layers"], [(3,), (3, 17, 22)]),
+    "layers_setting": (
+        lambda name: cuts(own(Single, layers_setting=name), keep=None),
+        ["layer", "layers"],
+        [(3,), (3, 17, 22)],
+    ),
     "unit": (lambda unit: unit_and_positions(own(OneUnit, unit=unit))[0], ["image", "frame"], ["image", "frame"]),
     "layers": (lambda at: cuts(Own, layers=at, keep=(0.5,)), [(4,), (9,)], [(4,), (9,)]),
     "keep": (lambda keep: left(Own, layers=(4,), keep=keep), [(0.5,), (0.25,)], [50, 25]),
@@ -108,7 +109,9 @@ READ = {
         [6, 7],
     ),
     "min_keep of a proportional budget": (
-        lambda least: left(own(falls="proportional", usual_keep=(0.5, 0.1)), layers=(1, 2), retention=0.1, min_keep=least),
+        lambda least: left(
+            own(falls="proportional", usual_keep=(0.5, 0.1)), layers=(1, 2), retention=0.1, min_keep=least
+        ),
         [1, 7],
         [6, 7],
     ),
@@ -118,10 +121,18 @@ READ = {
     "Once.keep": (lambda share: left(Entering, keep=share), [0.5, 0.25], [50, 25]),
     "Once.halves_up": (lambda up: left(own(Entering, halves_up=up), keep=0.025), [False, True], [2, 3]),
     "Once.scope": (lambda unit: unit_and_positions(Entering, scope=unit)[0], ["image", "sample"], ["image", "sample"]),
-    "Once.positions": (lambda word: unit_and_positions(Entering, positions=word)[1], ["keep", "reindex"], ["keep", "reindex"]),
+    "Once.positions": (
+        lambda word: unit_and_positions(Entering, positions=word)[1],
+        ["keep", "reindex"],
+        ["keep", "reindex"],
+    ),
     "Frames.usual": (lambda share: left(own(Film, usual=share), **FILM), [0.5, 0.25], [48, 24]),
     "Frames.keep": (lambda share: left(Film, **FILM, keep=share), [0.5, 0.25], [48, 24]),
-    "Frames.positions": (lambda word: unit_and_positions(Film, positions=word)[1], ["keep", "reindex"], ["keep", "reindex"]),
+    "Frames.positions": (
+        lambda word: unit_and_positions(Film, positions=word)[1],
+        ["keep", "reindex"],
+        ["keep", "reindex"],
+    ),
     "Frames.only_videos": (
         lambda only: left(own(Film, only_videos=only), 16, grids=[[(4, 4)]], videos=[False], retention=0.5),
         [False, True],
@@ -133,14 +144,22 @@ READ = {
         [(1,), (1, 2)],
         [3, 6],
     ),
-    "flops": (lambda flops: own(**flops)().stages(Shape(32))[0].is_counted, [{}, {"flops": lambda *_: 3}], [False, True]),
+    "flops": (
+        lambda flops: own(**flops)().stages(Shape(32))[0].is_counted,
+        [{}, {"flops": lambda *_: 3}],
+        [False, True],
+    ),
     "Once.flops": (
         lambda flops: own(Entering, pick=lambda *_: None, **flops)().stages(Shape(32))[0].is_counted,
         [{}, {"flops": lambda *_: 3}],
         [False, True],
     ),
-    "Frames.flops": (lambda flops: own(Film, **flops)().stages(Shape(32))[0].is_counted, [{}, {"flops": lambda *_: 3}], [False, True]),
-}  # fmt: skip
+    "Frames.flops": (
+        lambda flops: own(Film, **flops)().stages(Shape(32))[0].is_counted,
+        [{}, {"flops": lambda *_: 3}],
+        [False, True],
+    ),
+}
 """What shows the attribute, two values of it, and what each must show."""
 
 
@@ -198,7 +217,11 @@ def test_the_cut_after_the_first_layer_is_allowed_where_the_setting_names_the_la
 
 @pytest.mark.parametrize(
     "stage",
-    [lambda: ImageStage(unit="sample", keep=0.5), lambda: TowerStage(1, unit="frame"), lambda: ThinStage(unit="sample")],
+    [
+        lambda: ImageStage(unit="sample", keep=0.5),
+        lambda: TowerStage(1, unit="frame"),
+        lambda: ThinStage(unit="sample"),
+    ],
 )
 def test_a_unit_that_no_stage_before_the_decoder_ranks_is_refused(stage):
     with pytest.raises(fv.SettingError, match="leave unit out"):

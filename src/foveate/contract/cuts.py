@@ -97,8 +97,8 @@ class Cuts(Method):
         bounds = (-1, *self.usual_layers, USUAL_DEPTH)
         if any(after <= before for before, after in pairwise(bounds)):
             raise SettingError(
-                f"{type(self).__name__}: usual_layers must ascend strictly from 0 to {USUAL_DEPTH - 1}, as in a decoder "
-                f"of {USUAL_DEPTH} layers; got {self.usual_layers}."
+                f"{type(self).__name__}: usual_layers must ascend strictly from 0 to {USUAL_DEPTH - 1}, as in a "
+                f"decoder of {USUAL_DEPTH} layers; got {self.usual_layers}."
             )
         cuts, first, end = len(self.usual_layers), max(0, self.earliest - self.behind), depth - self.behind
         if end - first < cuts:
@@ -172,7 +172,7 @@ class Cuts(Method):
 
     @property
     def earliest(self) -> int:
-        """Earliest layer that can be cut: `first_layer`, or the one that can read what `reads` has of earlier layers."""
+        """Earliest layer that can be cut: `first_layer`, or later if `reads` looks further back."""
         return max([self.first_layer, *(signal.layers_back for signal in self.reads if isinstance(signal, Signal))])
 
     @property

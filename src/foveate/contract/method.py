@@ -80,11 +80,10 @@ class Method(ABC):
         super().__init_subclass__(**options)
         if "__dataclass_params__" not in cls.__dict__:
             # dataclasses would ignore a new default without a type, such as `keep = 0.3`: repeat the type of its base.
-            fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
             typed = get_annotations(cls)
-            untyped = {field.name for field in fields if not hasattr(vars(cls).get(field.name), "__get__")}
-            for name in untyped & vars(cls).keys() - typed.keys():
-                typed[name] = get_type_hints(cls.__base__, include_extras=True)[name]
+            for name in getattr(cls, "__dataclass_fields__", {}).keys() & vars(cls).keys() - typed.keys():
+                if not hasattr(vars(cls)[name], "__get__"):  # not a property
+                    typed[name] = get_type_hints(cls.__mro__[1], include_extras=True)[name]
             cls.__annotations__ = typed
             dataclass(frozen=True, kw_only=True)(cls)
             # Drop the dataclass's versions of both, so that an author may also write @dataclass(frozen=True).
