@@ -343,7 +343,9 @@ def signals() -> str:
         )
         required = [field.name for field in fields(kind) if field.default is MISSING]  # OwnSignal's function
         given = ", ".join(
-            field.name if field.name in required else f"{field.name}={field.default!r}" for field in fields(kind)
+            field.name if field.name in required else f"{field.name}={field.default!r}"
+            for field in fields(kind)
+            if field.repr  # not what foveate sets itself
         )
         reader = f"`{reader_of(kind(*[reader_of] * len(required)))[0]}`"
         cells = (f"`{kind.__name__}({given})`", reader, f"`view.{kind.kind}`", " ".join(meaning.split()))

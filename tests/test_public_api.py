@@ -23,6 +23,7 @@ PUBLIC = [
     "FoveateError",
     "InputError",
     "Method",
+    "MethodError",
     "Preset",
     "Tuned",
     "SessionError",

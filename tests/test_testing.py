@@ -165,10 +165,10 @@ BROKEN = {
     Forgetful: "settings survive json: AssertionError: .* came back as",
     Counting: "stages are pure: AssertionError: .* gives another result when it is called again",
     Writing: "stages are pure: AssertionError: .* writes into its input tensors",
-    Miscounting: "stages count right: SettingError: .* but its count is",
+    Miscounting: "stages count right: MethodError: .* but its count is",
     Twice: "stages count right: AssertionError: .* takes a token twice",
     Asking: "stages run on many samples at once: AssertionError: .* reads values of tensors",
-    Undeclared: "stages are pure: Undeclared: .* without declaring it",
+    Undeclared: "stages are pure: MethodError: own: .* without declaring it",
     Lossy: "keeping everything is the untouched model: AssertionError: .* changes llava",
     Idle: "something leaves: AssertionError: .* drops nothing",
     Crowded: r"a batch is its samples alone: AssertionError: .* other tokens are kept in a batch, "

@@ -21,7 +21,7 @@ _NAMES = {
     "cost": "Cost",
     "engine.session": "apply drop remove",
     "engine.trace": "StageRecord Trace",
-    "errors": "BudgetError FoveateError InputError SessionError SettingError ShapeError UnknownNameError "
+    "errors": "BudgetError FoveateError InputError MethodError SessionError SettingError ShapeError UnknownNameError "
     "UnsupportedError",
     "families.base": "Family",
     "registry": "preset presets register_family register_method",
@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         BudgetError as BudgetError,
         FoveateError as FoveateError,
         InputError as InputError,
+        MethodError as MethodError,
         SessionError as SessionError,
         SettingError as SettingError,
         ShapeError as ShapeError,

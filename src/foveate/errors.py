@@ -2,7 +2,8 @@
 
     FoveateError
     ├── SettingError        a method's settings contradict each other or are out of range
-    │   └── BudgetError     the method cannot meet the budget; the message names the floor
+    │   ├── BudgetError     the method cannot meet the budget; the message names the floor
+    │   └── MethodError     a method of your own failed, or returned what cannot be used
     ├── UnknownNameError    there is no method, preset or family of that name
     ├── UnsupportedError    foveate cannot serve this model, cache or call correctly
     ├── SessionError        contexts are nested or have ended, or a pruned cache is used outside its context
@@ -31,6 +32,10 @@ class BudgetError(SettingError):
     def __init__(self, message: str, floor: float | None = None) -> None:
         super().__init__(message)
         self.floor = floor
+
+
+class MethodError(SettingError):
+    """The code of a method that is not foveate's own failed, or returned what cannot be used. The message names it."""
 
 
 class UnknownNameError(FoveateError, LookupError):

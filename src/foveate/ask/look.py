@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
 from foveate.ask.generation import pad_id
 from foveate.ask.prompt import collate, is_vision
-from foveate.contract.follow import cached_layers, in_order, reads_text
+from foveate.contract.follow import cached_layers, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.engine.copies import copy_of, nbytes, settle
@@ -104,7 +104,7 @@ def _why_not(family: Family, method: Method | None) -> str | None:
 
 def _waits(method: Method, depth: int) -> str | None:
     """Return why a method needs the question, or None if it does not."""
-    stages = in_order(method.stages(Shape(depth)))
+    stages = method.placed(Shape(depth))
     if reads_text(stages):
         return "reads the question"
     if cached_layers(stages):

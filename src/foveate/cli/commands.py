@@ -21,7 +21,7 @@ from foveate.cli.lists import Methods, Models, Presets
 from foveate.cli.screen import discard, guard_stdout, note, show
 from foveate.cli.tune import Tune
 from foveate.cli.usage import BUG, DONE, FAILED, WRONG_USAGE, UsageError
-from foveate.errors import FoveateError, SettingError, UnknownNameError
+from foveate.errors import FoveateError, MethodError, SettingError, UnknownNameError
 from foveate.plain.own_files import fault, files_run
 from foveate.plain.spelling import unknown
 from foveate.plain.upstream import first_line, is_out_of_memory
@@ -59,7 +59,8 @@ def run(words: list[str]) -> int:
         return ended or DONE
     except FoveateError as error:
         note(str(error))
-        if isinstance(error, UsageError | UnknownNameError | SettingError):  # the command line is wrong
+        usage = isinstance(error, UsageError | UnknownNameError | SettingError) and not isinstance(error, MethodError)
+        if usage:  # the command line is wrong
             return WRONG_USAGE
         return FAILED
     except SystemExit as end:  # from tyro: 0 after --help, 2 after unknown flags

@@ -218,9 +218,10 @@ class Cuts(Method):
 
     def cuts(self, depth: int) -> tuple[int, ...]:
         """Return the decoder layers whose input is cut, in a decoder of `depth` layers."""
-        layers = self._layers
-        if layers is None:
+        if getattr(self, self.layers_setting, None) is None:
             layers = self.usual_at(depth)
+        else:
+            layers = self._layers or ()
         return tuple(layer + self.behind for layer in layers)
 
     def solution(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:

@@ -48,7 +48,7 @@ class Frames(Once):
     @property
     def own(self) -> float:
         """The method's own setting, or `usual` if it is not set."""
-        value = getattr(self, self.schedule[0])
+        value = getattr(self, self.schedule[0], None)
         if value is None:
             return self.usual
         return float(value)
@@ -159,7 +159,7 @@ class Frames(Once):
             chosen = way(features, count)
             if self._last is not None:
                 self._last.features = features[-1]
-            return chosen if isinstance(chosen, Cut) else Cut.take(chosen, len(view))
+            return Cut.take(chosen, len(view)) if isinstance(chosen, Tensor) else chosen
         cut = way(features, view.attention.reshape(features.shape[:2]), count)
         cut = by_source(cut) if ascending else cut
         assert cut.rows is not None

@@ -17,7 +17,9 @@ from foveate.contract import follow
 from foveate.contract.budget import MOST_TOKENS, Budget, decoder_depth
 from foveate.contract.settings import check
 from foveate.contract.stages import Shape, Stage
+from foveate.core.author import Author
 from foveate.core.grid import Grid
+from foveate.core.signals import OwnSignal
 from foveate.errors import SettingError
 from foveate.plain.spelling import CHAIN, no_setting
 from foveate.plain.upstream import brief
@@ -142,6 +144,31 @@ class Method(ABC):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         """Return the stages of the method on a model of this shape."""
 
+    def placed(self, shape: Shape) -> tuple[Stage, ...]:
+        """Return the stages in the order in which tokens meet them. Those of your own method name it if they fail.
+
+        Raises:
+            MethodError: If `stages` fails, or returns something else, in a method that is not foveate's own.
+        """
+        if type(self).__module__.startswith("foveate."):
+            return follow.in_order(self.stages(shape))
+        author = Author(getattr(self, "name", type(self).__name__))
+        try:
+            stages = self.stages(shape)
+        except Exception as error:
+            if isinstance(error, SettingError) and str(error).startswith(type(self).__name__):  # it names the method
+                raise
+            raise author.fault("stages", error) from error
+        if not isinstance(stages, tuple | list) or not all(isinstance(stage, Stage) for stage in stages):
+            raise author.wrong("stages", "a tuple of stages", stages)
+        named = []
+        for stage in stages:
+            reads = [
+                dataclasses.replace(one, author=author) if isinstance(one, OwnSignal) else one for one in stage.reads
+            ]
+            named.append(dataclasses.replace(stage, author=author, reads=tuple(reads)))
+        return follow.in_order(named)
+
     def around(self, stages: tuple[Stage, ...], shape: Shape) -> tuple[Stage, ...]:
         """Change the stages of a chain that this method is a member of. Most methods return them unchanged.
 
@@ -179,7 +206,7 @@ class Method(ABC):
             BudgetError: If the budget cannot be met; the message names the floor.
             SettingError: If a cut lies outside the decoder.
         """
-        stages = follow.in_order(self.stages(Shape(depth)))
+        stages = self.placed(Shape(depth))
         follow.refuse_shallow(type(self).__name__, stages, depth)
         return follow.layer_plan(stages, depth, sizes, grids, videos)
 
@@ -351,7 +378,7 @@ class Chain(Method):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         stages: list[Stage] = []
         for index, member in enumerate(self.members):
-            for stage in member.stages(shape):
+            for stage in member.placed(shape):
                 stages.append(dataclasses.replace(stage, owner=(index, *stage.owner)))
         changed = tuple(stages)
         for member in self.members:

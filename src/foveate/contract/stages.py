@@ -19,6 +19,7 @@ from torch import Tensor
 
 from foveate.contract.budget import half_up, keep_count
 from foveate.contract.settings import Positions, Unit
+from foveate.core.author import Author
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.rank import top
@@ -99,6 +100,7 @@ class Stage:
         flops: FLOPs of its own arithmetic, from (arriving, width of the residual stream), without those of its signals.
             None: unknown, and cost reports say so; for foveate's own functions: too few to count.
         owner: Which member of a chain the stage belongs to. It only sees that member's notes. Set by chains.
+        author: The method that it belongs to, if that is not foveate's own. Set by the method.
     """
 
     place: ClassVar[Place]
@@ -116,6 +118,7 @@ class Stage:
     host: bool = False
     flops: Callable[[Arriving, int], int] | None = None
     owner: tuple[int, ...] = ()
+    author: Author | None = None
 
     def __post_init__(self) -> None:
         refuse_other_options(self)
@@ -169,35 +172,56 @@ class Stage:
             return keep_count(arriving.tokens, self.keep)
         if self.count is None:
             return None
-        count = self.count(arriving)
+        try:
+            count = self.count(arriving)
+        except Exception as error:
+            if self.author is None:
+                raise
+            raise self.author.fault(f"the count of {self}", error) from error
+        if self.author is not None and count is not None and (type(count) is not int or count < 0):
+            raise self.author.wrong(f"the count of {self}", "a whole number, 0 or more, or None", count)
         return None if count is None else min(count, arriving.tokens)
 
     def cut(self, view: View) -> Cut | None:
         """Run the stage on these tokens. Returns None if all stay unchanged.
 
         Raises:
+            MethodError: If its functions fail, or return what cannot be used, in a method that is not foveate's own.
             SettingError: If the stage leaves another number of rows than it counted, or reads an undeclared signal.
         """
-        count = self.left(view.arriving)
-        if self.look is not None:
-            return Cut.stay(len(view), self.look(view))
-        if self.choose is not None:
-            cut = self.choose(view, count)
+        try:
+            count = self.left(view.arriving)
+            if self.look is not None:
+                notes = self.look(view)
+                if self.author is not None and not _are_notes(notes, len(view)):
+                    raise self.author.wrong(f"the look of {self}", f"tensors of {len(view)} rows by name", notes)
+                return Cut.stay(len(view), notes)
+            if self.choose is not None:
+                cut = self.choose(view, count)
+            elif count is None or count >= len(view):  # a stage with score or pick has keep or count
+                return None
+            elif self.score is not None:
+                scores = self.score(view)
+                if self.author is not None:
+                    self._check_scores(scores, view, self.author)
+                return Cut.take(top(scores, count), len(view))
+            else:
+                assert self.pick is not None
+                picked = self.pick(view, count)
+                cut = Cut.take(picked, len(view)) if isinstance(picked, Tensor) else picked
             self._check(cut, len(view), count)
+            if self.author is not None and cut is not None and not cut.put_off and cut.rows is not None:
+                self.author.check_finite(f"merging in {self}", cut.rows, view.known())
             return cut
-        assert count is not None  # a stage with score or pick has keep or count
-        if count >= len(view):
-            return None
-        if self.score is not None:
-            return Cut.take(top(self.score(view), count), len(view))
-        assert self.pick is not None
-        picked = self.pick(view, count)
-        cut = picked if isinstance(picked, Cut) else Cut.take(picked, len(view))
-        self._check(cut, len(view), count)
-        return cut
+        except Exception as error:
+            if self.author is None:
+                raise
+            raise self.author.fault(str(self), error) from error
 
     def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
         """Refuse a cut of a wrong number of arriving tokens, or with another number of rows than counted."""
+        if self.author is not None and not isinstance(cut, Cut | None):
+            raise self.author.wrong(str(self), f"a Cut, or ({count},) int64 indices from a pick", cut)
         if cut is not None and cut.arriving != arriving:
             raise SettingError(f"{self} got {arriving} tokens but returned a cut of {cut.arriving} tokens.")
         if count is None:
@@ -211,9 +235,23 @@ class Stage:
         if left != count:
             raise SettingError(f"{self} keeps {left} of {arriving} tokens, but its count is {count}.")
 
+    def _check_scores(self, scores: Any, view: View, author: Author) -> None:
+        """Refuse scores that are not one real number for each token, or that cannot be ranked."""
+        tokens, what = len(view), f"the score of {self}"
+        if not isinstance(scores, Tensor) or scores.shape != (tokens,) or scores.is_complex():
+            wanted = f"a real number for each of the {tokens} tokens, a tensor of shape ({tokens},)"
+            raise author.wrong(what, wanted, scores)
+        author.check_finite(what, scores, view.known())
+
     def __str__(self) -> str:
         layer = f"({self.layer})" if hasattr(self, "layer") else ""
         return type(self).__name__ + layer
+
+
+def _are_notes(notes: Any, tokens: int) -> bool:
+    if not isinstance(notes, Mapping):
+        return False
+    return all(isinstance(note, Tensor) and note.shape[:1] == (tokens,) for note in notes.values())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

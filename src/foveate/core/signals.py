@@ -4,6 +4,7 @@ A signal is a value: two equal signals are read once. It says which tensor the s
 that costs. New signals are declared here, and the tables in the docs are generated from this file.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -11,7 +12,9 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+from foveate.core.author import Author
 from foveate.errors import SettingError
+from foveate.plain.upstream import brief
 
 OF_LAYER = ("queries", "keys", "values", "hidden")
 """The tensors that an `OwnSignal` may be computed from."""
@@ -289,6 +292,7 @@ class OwnSignal(Signal):
             model's dtype. It returns one row for each token. Its arithmetic counts among the stage's `flops`.
         of: "queries" and "keys" after RoPE, and "values": each (heads, tokens, head size), keys and values with their
             own number of heads; "hidden", the input of that layer: (tokens, width).
+        author: The method that it belongs to. Set by the method.
 
     Raises:
         SettingError: If `make` is not a function, or `of` is not a tuple of these names.
@@ -299,6 +303,7 @@ class OwnSignal(Signal):
 
     make: Callable[..., Tensor]
     of: tuple[Literal["queries", "keys", "values", "hidden"], ...] = ("values",)
+    author: Author = dataclasses.field(default=Author("OwnSignal"), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.make) or type(self.of) is not tuple or not self.of or not {*self.of} <= {*OF_LAYER}:
@@ -311,12 +316,17 @@ class OwnSignal(Signal):
         """Call the function on the tensors of an image's tokens.
 
         Raises:
-            SettingError: If the result does not have one row for each token.
+            MethodError: If it fails, or the result is not one finite row for each token.
         """
-        made, tokens = self.make(*tensors), tensors[0].shape[-2]
-        if not isinstance(made, Tensor) or made.dim() not in (1, 2) or len(made) != tokens:
-            shape = getattr(made, "shape", made)
-            raise SettingError(f"{self!r} got {tokens} tokens and must return a row for each; got {shape}.")
+        tokens, what = tensors[0].shape[-2], brief(getattr(self.make, "__qualname__", self.make))
+        try:
+            made = self.make(*tensors)
+        except Exception as error:
+            raise self.author.fault(f"the signal {what}", error) from error
+        if not isinstance(made, Tensor) or made.dim() not in (1, 2) or len(made) != tokens or made.is_complex():
+            wanted = f"real numbers, a row for each of the {tokens} tokens: ({tokens},) or ({tokens}, any)"
+            raise self.author.wrong(f"the signal {what}", wanted, made)
+        self.author.check_finite(f"the signal {what}", made, tensors)
         return made
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.signals import CachedAttention, Signal, TowerSignal
+from foveate.core.signals import CachedAttention, OwnSignal, Signal, TowerSignal
 from foveate.errors import SettingError
 
 Given = Tensor | Callable[[], Tensor]
@@ -148,6 +148,11 @@ class View:
                 f"This stage reads several signals of kind {kind!r}. Name one of them, such as view[{alike[0]!r}]."
             )
         raise self._refusal(kind)
+
+    def known(self) -> list[Tensor]:
+        """The model's own values that were read so far."""
+        values = (*self._signals.items(), *self._named.items())
+        return [value for key, value in values if isinstance(value, Tensor) and not isinstance(key, OwnSignal)]
 
     @staticmethod
     def _make(values: dict[Any, Given], key: Any) -> Tensor:

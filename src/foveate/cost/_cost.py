@@ -215,7 +215,7 @@ def cost(
         raise SettingError(f"tokens must have one count for each of the {depth} layers; got {len(tokens)} counts.")
     stages: tuple[Stage, ...] = ()
     if method is not None:
-        stages = follow.in_order(method.stages(Shape(depth)))
+        stages = method.placed(Shape(depth))
         follow.refuse_shallow(type(method).__name__, stages, depth)
     ran = RunCounts()
     if any(isinstance(stage, PatchStage) for stage in stages):

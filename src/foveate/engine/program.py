@@ -57,6 +57,7 @@ class Program:
         plan: Returns how many vision tokens each layer processes for images of given sizes, if that is known
             beforehand (`follow.layer_plan`); cached.
         cautious: Whether the method may warn that a budget is too small for it.
+        authors: Methods that are not foveate's own, whose numbers are checked.
         busy: Decoder layers before which a stage runs, or from which a stage reads.
     """
 
@@ -112,6 +113,7 @@ class Program:
         self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
         self.cautious = method.caution(0) is not None
         self._remembered, self._signals_while = _looking_back(layers)
+        self.authors = {stage.author for stage in stages if stage.author is not None}
         self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
         self.encodes = self._encodes()
         self.renumbers = self._renumbering(self.stages)
@@ -127,7 +129,7 @@ class Program:
             UnsupportedError: If a stage reads what this model or this engine lacks, or runs at an unsupported place.
         """
         shape = Shape(len(family.layers), family.tower_cls, family.renumbers, frozenset(resources or ()))
-        stages = follow.in_order(method.stages(shape))
+        stages = method.placed(shape)
         follow.refuse_shallow(type(method).__name__, stages, shape.depth)
         guards.refuse_stages(method, stages, family, resources or {})
         reading = follow.reading(stages)

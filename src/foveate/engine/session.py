@@ -128,6 +128,8 @@ def _open(session: "Session", warns: bool) -> Iterator[Trace]:
             session.detach()
     finally:
         session.detach()  # an interrupt may have stopped the first detach halfway
+    for author in session._program.authors:
+        author.refuse_doubts()
     if warns and session._program.cautious and session.trace.history:
         caution = session.method.caution(min(session.trace.history[0].retention))
         if caution is not None:
@@ -172,6 +174,8 @@ def remove(model: nn.Module) -> None:
         session.detach()
     finally:
         session.detach()
+    for author in session._program.authors:
+        author.refuse_doubts()
 
 
 @contextmanager
@@ -385,7 +389,10 @@ class Session:
                 self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
             self._runner.arrival = self._runner.forward = None
             try:
-                return original(*args, **kwargs)
+                output = original(*args, **kwargs)
+                for author in self._program.authors:
+                    author.refuse_doubts()
+                return output
             finally:
                 self._generating = Generating()
                 if self._replayer is not None:
@@ -488,6 +495,8 @@ class Session:
             lost = self._patches.lost()
             if lost is not None:
                 guards.refuse_lost_hooks(lost)
+            for author in self._program.authors:
+                author.refuse_doubts()  # of an earlier forward
             self.trace.add(forward.outcome.record)
         forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:

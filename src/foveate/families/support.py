@@ -193,7 +193,7 @@ def reach(
 
 
 def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> Reach:
-    stages = follow.in_order(method.stages(Shape(depth, cls=cls, renumbers=kind.renumbers)))
+    stages = method.placed(Shape(depth, cls=cls, renumbers=kind.renumbers))
     reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind)
     early = {stage.place for stage in stages if stage.place < Place.LAYER and not isinstance(stage, ThinStage)}
     serves = kind.defines("encode") or kind.defines("token_means")

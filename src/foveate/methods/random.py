@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from foveate.contract import Chain, Count, Cuts, Layers, LayerView, Method, Shape, Shares, Unit
-from foveate.contract.follow import cached_layers, in_order
+from foveate.contract.follow import cached_layers
 from foveate.core.rank import top
 from foveate.methods.finalkv import FinalKV
 from foveate.methods.uniform import Uniform
@@ -80,7 +80,7 @@ def same_schedule(
         entered: How many enter the model. If layer 0 has fewer, the control cuts before the decoder.
         control: Which of the two controls, with its seed. None: random with seed 0.
     """
-    kv_layers = cached_layers(in_order(method.stages(Shape(len(tokens)))))
+    kv_layers = cached_layers(method.placed(Shape(len(tokens))))
     layers: list[int] = []
     keep: list[float] = []
     before = entered

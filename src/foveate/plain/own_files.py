@@ -40,12 +40,15 @@ def files_run() -> list[str]:
     return [str(module.__file__) for name, module in sys.modules.items() if name.startswith(MODULE)]
 
 
-def fault(error: BaseException) -> str | None:
-    """Describe where and why one of these files failed; None if the error comes from elsewhere."""
+def fault(error: BaseException, outside: tuple[str, ...] | None = None) -> str | None:
+    """Describe where and why one of these files failed; None if the error comes from elsewhere.
+
+    With `outside`: the last line that is of none of these packages, whichever file it is in.
+    """
     lines = [
         (frame.f_code.co_filename, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).startswith(MODULE)
+        if _is_of(str(frame.f_globals.get("__name__")), outside)
     ]
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         lines.append((error.filename, error.lineno))
@@ -53,3 +56,9 @@ def fault(error: BaseException) -> str | None:
         return None
     file, number = lines[-1]
     return f"{file}, line {number}, {linecache.getline(file, number).strip()!r}: {type(error).__name__}: {error}"
+
+
+def _is_of(module: str, outside: tuple[str, ...] | None) -> bool:
+    if outside is None:
+        return module.startswith(MODULE)
+    return module.partition(".")[0] not in outside

@@ -320,7 +320,7 @@ class Checking:
                 dropped = ~stays & ((~stays).cumsum(0) <= stays.sum())
                 stays = dropped if self._model.dtype in HALF else stays.roll(1)
             if stage.where == "kv":
-                first = follow.cached_layers(follow.in_order(method.stages(Shape(self._depth))))[0]
+                first = follow.cached_layers(method.placed(Shape(self._depth)))[0]
                 hidden[first:, 1, vision[~stays]] = True
             else:
                 hidden[stage.layer or 0 :, 0, vision[~stays]] = True
@@ -435,7 +435,7 @@ def cuts(depth: int, *shares: float) -> tuple[int, ...]:
 
 def places_of(method: Method, depth: int) -> list[tuple[str, int | None]]:
     """Return where a method should drop, as (place, layer) of a trace."""
-    stages = follow.in_order(method.stages(Shape(depth)))
+    stages = method.placed(Shape(depth))
     places: list[tuple[str, int | None]] = [("projector", None)] * len(follow.at(stages, Place.BEHIND_PROJECTOR))
     places += [("layer", layer) for layer in follow.cut_layers(stages)]
     return places + [("kv", None)] * len(follow.at(stages, Place.CACHE))

@@ -21,7 +21,7 @@ from foveate.core.views import Arriving, View
 from foveate.engine.program import Program
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import StageRecord, Trace
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import MethodError, SettingError, UnsupportedError
 from foveate.registry import family_for
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
 from foveate.testing.views import made_tensors, made_view
@@ -129,7 +129,7 @@ class MethodContract:
                 batch = [torch.stack(pair) for pair in zip(tensors, others, strict=True)]
                 try:
                     together = torch.func.vmap(parent)(*batch)
-                except RuntimeError as error:
+                except (RuntimeError, MethodError) as error:
                     raise AssertionError(f"{stage} of {method} reads values of tensors: {error}") from error
                 for index in range(2):
                     single = parent(*(tensor[index] for tensor in batch))
@@ -138,7 +138,7 @@ class MethodContract:
     def test_flops_are_counted(self) -> None:
         """Warn if a stage does not declare its FLOPs. The method works, but its cost cannot be shown."""
         for method in self.examples:
-            for stage in follow.in_order(method.stages(Shape(DEPTH))):
+            for stage in method.placed(Shape(DEPTH)):
                 if not stage.is_counted:
                     effect = "so its cost is “not counted”. Give it flops=, see docs/guides/new-method.md."
                     warnings.warn(f"{stage} of {method} does not declare its FLOPs, {effect}", stacklevel=2)
@@ -200,7 +200,7 @@ class MethodContract:
         Skipped for methods that read text, or that cut or partly read the cache, because these results may differ.
         """
         for method, tiny in models_for(self.examples):
-            stages = follow.in_order(method.stages(Shape(DEPTH)))
+            stages = method.placed(Shape(DEPTH))
             if follow.reads_text(stages) or follow.cached_layers(stages) or follow.reading(stages) is not None:
                 continue
             inputs = tiny.inputs("titt", "tit")
@@ -303,7 +303,7 @@ def walk(method: Method) -> Iterator[tuple[Stage, Callable[..., View], list[Tens
         grid, tokens = (5, 5), torch.arange(25)
         arriving = Arriving(25, 25, 25, grids=(grid,))
         notes: dict[str, Tensor] = {}
-        for stage in follow.in_order(method.stages(Shape(DEPTH, cls=cls))):
+        for stage in method.placed(Shape(DEPTH, cls=cls)):
             if stage.place in (Place.PIXELS, Place.CACHE):
                 continue
             if stage.place is Place.LAYER and arriving.grids:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from foveate import naming, registry
-from foveate.contract import follow
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
@@ -205,7 +204,7 @@ class Setting:
         if rate.retention == 1:  # keep everything, even with a method that takes no budget
             return Program(self._method, ())
         method = self.method(rate)
-        return Program(method, follow.in_order(method.stages(self.shape)))
+        return Program(method, method.placed(self.shape))
 
     def _check(self, stages: Program) -> None:
         reason = refusal(stages.stages, partial(self._family.lacking, tower_cls=self._cls))
