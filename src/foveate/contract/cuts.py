@@ -175,21 +175,9 @@ class Cuts(Method):
         """Earliest layer that can be cut: `first_layer`, or later if `reads` looks further back."""
         return max([self.first_layer, *(signal.layers_back for signal in self.reads if isinstance(signal, Signal))])
 
-    @property
-    def _layers(self) -> tuple[int, ...] | None:
-        """The layers set; None for the usual ones."""
-        layers = getattr(self, self.layers_setting, None)
-        if isinstance(layers, int):
-            layers = (layers,)
-        if layers and layers[0] + self.behind < self.earliest:
-            raise SettingError(
-                f"{type(self).__name__}: {self.layers_setting} must be {self.earliest - self.behind} or later for this "
-                f"method; got {layers[0]}."
-            )
-        return layers
-
     def check_settings(self) -> None:
-        layers, values = self._layers, getattr(self, self.schedule[0], None)
+        self._check_earliest()
+        layers, values = getattr(self, self.layers_setting, None), getattr(self, self.schedule[0], None)
         if isinstance(values, tuple) and self.layers_setting != "layer":
             self._check_lengths(self.usual_layers if layers is None else layers, values)
 
@@ -200,6 +188,7 @@ class Cuts(Method):
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         """Return the stages that may drop tokens."""
+        self._check_earliest()  # `check_settings` may be overridden
         stages = []
         for index, layer in enumerate(self.cuts(shape.depth)):
             by_score = type(self).pick is Cuts.pick
@@ -218,10 +207,11 @@ class Cuts(Method):
 
     def cuts(self, depth: int) -> tuple[int, ...]:
         """Return the decoder layers whose input is cut, in a decoder of `depth` layers."""
-        if getattr(self, self.layers_setting, None) is None:
+        layers = getattr(self, self.layers_setting, None)
+        if layers is None:
             layers = self.usual_at(depth)
-        else:
-            layers = self._layers or ()
+        elif isinstance(layers, int):
+            layers = (layers,)
         return tuple(layer + self.behind for layer in layers)
 
     def solution(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
@@ -264,6 +254,15 @@ class Cuts(Method):
         if self._unit == "sample" and self.count(depth, index, arriving) >= arriving.tokens:
             return 0
         return self.flops(arriving, width)
+
+    def _check_earliest(self) -> None:
+        layers = getattr(self, self.layers_setting, None)
+        first = layers[0] if isinstance(layers, tuple) and layers else layers
+        if isinstance(first, int) and first + self.behind < self.earliest:
+            raise SettingError(
+                f"{type(self).__name__}: {self.layers_setting} must be {self.earliest - self.behind} or later for this "
+                f"method; got {first}."
+            )
 
     def _check_lengths(self, layers: Sequence[int], values: Sequence[Any]) -> None:
         first, second = self.layers_setting, self.schedule[0]
