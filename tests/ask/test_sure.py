@@ -16,6 +16,7 @@ from foveate.ask.generation import Generation, LeastSure
 from foveate.ask.loading import load
 from foveate.ask.running import answers_to, log_probabilities
 from foveate.ask.second_look import conditions_of
+from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import InputError, SettingError
 
 METHOD = "vidcom2"
@@ -143,6 +144,17 @@ def test_a_picture_is_seen_once_also_where_batches_are_others_at_the_second_look
         many = list(vlm.ask_many(different, sure=middle, batch_size=2, **FEW))
     assert any(answer.again for answer in many)
     assert sum(seen) == 4
+
+
+def test_a_second_look_uses_the_memo_that_others_share_with_it(vlm, pairs):
+    """And leaves in it what it found there."""
+    memo, seen = TowerMemo(), []
+    layer = vlm.model.model.vision_tower.encoder.layers[0]
+    with layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
+        for method in (fv.FastV(), fv.SecondLook(method=method_of(), sure=1.0), fv.FastV()):
+            answerer = Answerer(vlm, method, Generation(max_new_tokens=1), tower=memo)
+            assert len([*answerer.replies(pairs[:1], lambda pair, _: vlm.prepare(*pair))]) == 1
+    assert seen == [1]
 
 
 def test_where_the_full_model_fails_nobody_gets_the_unsure_answer(vlm, pairs, middle, monkeypatch):

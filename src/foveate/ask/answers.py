@@ -8,7 +8,6 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeGuard, TypeVar
 
@@ -129,11 +128,13 @@ class Answerer:
         self._calm = 0
         self._second: SecondLook | None = None
         self._drops: Method | None = None
+        self._own_memo: TowerMemo | None = None
         if isinstance(self.method, SecondLook):
             self.method.refuse_with(self.settings)
             self.method.refuse_others(self.loaded, self.settings)
             self._second, self._drops, self.confidence = self.method, self.method.method, True
-            self.tower = TowerMemo(deque(maxlen=WINDOW))  # the second look reuses the tower outputs of the first
+            if self.tower is None:  # the second look reuses the tower outputs of the first
+                self.tower = self._own_memo = TowerMemo(deque(maxlen=WINDOW))
             self._full = Answerer(self.loaded, None, self.settings, self.batch_size, share=self.share, tower=self.tower)
         else:
             self._drops = self.method
@@ -176,8 +177,8 @@ class Answerer:
             again = [entry for entry in window if entry.place in unsure]
             for replies in self._full._answer(again, None, stopped):
                 yield [_after(*unsure[reply.place], reply) for reply in replies]
-            if self.tower is not None:
-                self.tower.calls.clear()
+            if self._own_memo is not None:
+                self._own_memo.calls.clear()
 
     def _is_unsure(self, result: Answer | Exception) -> TypeGuard[Answer]:
         """Return whether to ask the full model. Without a method the answer is already the full model's."""
@@ -283,8 +284,8 @@ class Answerer:
         begun = time.perf_counter()
         inputs = entries[0].prompt.inputs
         try:
-            with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
-                look = look_at(self.loaded.model, inputs, self._drops, self.loaded.cuda_graphs)
+            with self.loaded.lock, fitting(self.loaded, inputs):
+                look = look_at(self.loaded.model, inputs, self._drops, self.loaded.cuda_graphs, self._memo)
                 if len(entries) > self._most:  # several batches: the caller may change weights between them
                     look = watch(look, self.loaded.model)
         except Exception as error:
@@ -299,8 +300,9 @@ class Answerer:
         recorders = [*[FirstToken()] * self.first, *[LeastSure()] * self.confidence]
         extra = {"logits_processor": recorders} if recorders else {}
         try:
-            with self._remembering():
-                answers = answers_to(self.loaded, prompts, self._drops, self.settings, look=origin.look, extra=extra)
+            answers = answers_to(
+                self.loaded, prompts, self._drops, self.settings, look=origin.look, extra=extra, memo=self._memo
+            )
         except Exception as error:
             _refuse_broken_device(error)
             failure = error
@@ -322,12 +324,6 @@ class Answerer:
             yield from self._answer_batch(batch, _Origin())
         else:
             yield [batch[0].reply(_reason(failure))]
-
-    def _remembering(self) -> AbstractContextManager[object]:
-        """Return a context in which the vision tower reuses its remembered outputs."""
-        if self._memo is None:
-            return nullcontext()
-        return self._memo.around(self.loaded.model, self._drops)
 
     def _shrink(self, size: int) -> None:
         """Halve the batch size after running out of memory, and free caches."""

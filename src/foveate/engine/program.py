@@ -53,6 +53,7 @@ class Program:
         encodes: How a run through the tower differs from the model's own: on smaller images ("pixels"), on some patches
             ("subset"), with cuts in the "tower" or behind the "projector", or with all tokens but blocks on fewer rows
             ("thin"). None: it does not differ. Any of the first four may run blocks on fewer rows too.
+        in_tower: Whether stages act inside the tower, so that it must run and its output may not be the model's own.
         renumbers: Whether rows are renumbered anywhere.
         plan: Returns how many vision tokens each layer processes for images of given sizes, if that is known
             beforehand (`follow.layer_plan`); cached.
@@ -116,6 +117,7 @@ class Program:
         self.authors = {stage.author for stage in stages if stage.author is not None}
         self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
         self.encodes = self._encodes()
+        self.in_tower = self.thin is not None or self.encodes in ("tower", "subset")
         self.renumbers = self._renumbering(self.stages)
         self.plan = lru_cache(MOST_PLANS)(partial(follow.layer_plan, self.stages, depth))
 

@@ -203,28 +203,35 @@ class Replayer:
         return self._run(region, counts)
 
     def run_tower(
-        self, original: Original, *args: Any, on_host: Mapping[str, Any] = NOTHING, held: Any = None, **kwargs: Any
+        self,
+        tower: nn.Module,
+        original: Original,
+        *args: Any,
+        on_host: Mapping[str, Any] = NOTHING,
+        held: Any = None,
+        **kwargs: Any,
     ) -> Any:
         """Run a vision tower: replay it, or run it without a graph and note why.
 
         Args:
-            original: The tower's function.
+            tower: The tower.
+            original: Its function.
             args: Positional arguments of the call.
             on_host: More arguments by name: tensors and numbers that the host reads.
             held: Tensors computed from these that kernels will read.
             kwargs: The other arguments.
         """
         why: Key | str = "a stage acts inside the tower"
-        if self._program.encodes not in ("tower", "subset") and self._program.thin is None:
+        if not self._program.in_tower:
             leaves, spec = tree_flatten((args, kwargs))
             tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
-            sort = "tower", type(self._family), tuple(on_host), tuple(numbers)
-            why = self._key(self._family.tower, sort, leaves, spec, tensors)
+            sort = "tower", type(self._family), self._family.towers.index(tower), tuple(on_host), tuple(numbers)
+            why = self._key(tower, sort, leaves, spec, tensors)
         if isinstance(why, str):
             self._graphs.tower.note_plain(why)
             return original(*args, **kwargs, **on_host)
-        region = TowerCall(why, tensors, original, leaves, spec, held, True, on_host)
+        region = TowerCall(why, tensors, original, leaves, spec, held, True, tower, on_host)
         return self._run(region, self._graphs.tower)
 
     # -- keys of calls ----------------------------------------------------------------------------------------
@@ -368,7 +375,7 @@ class Replayer:
             return "arguments that graphs do not know"
         if any(tensor.device != device for tensor in tensors):
             return "the model is spread over devices"
-        kernel = str(getattr(module.config, "_attn_implementation", ""))
+        kernel = str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
         key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, _stream(device))
         try:
             hash(key)
@@ -392,7 +399,7 @@ class Replayer:
             if why is None and looks:
                 in_tower = isinstance(region, TowerCall)
                 if recording is None:
-                    modules = Modules(family.tower if in_tower else family.text)
+                    modules = Modules(region.tower if isinstance(region, TowerCall) else family.text)
                 else:
                     modules = recording.modules
                 wrappers = () if in_tower else self._runner.wrappers

@@ -34,6 +34,7 @@ from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.replay import Replayer
 from foveate.engine.runner import LayerRunner
+from foveate.engine.tower_memo import TowerMemo, surround_tower
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -179,17 +180,26 @@ def remove(model: nn.Module) -> None:
 
 
 @contextmanager
-def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = False) -> Iterator[Trace]:
+def drop_or_not(
+    model: nn.Module, method: Method | None, cuda_graphs: bool = False, memo: TowerMemo | None = None
+) -> Iterator[Trace]:
     """Open `drop` without warnings. With None, leave the model untouched and yield an empty trace.
+
+    Args:
+        model, method, cuda_graphs: See `drop`.
+        memo: Outputs of the vision tower, reused and extended.
 
     Raises:
         SessionError: If the model is inside a context already, even one that another thread holds.
     """
     if method is not None or cuda_graphs:
-        yield from _open(_session(model, method, None, None, {}, cuda_graphs), warns=False)
+        yield from _open(_session(model, method, None, None, {}, cuda_graphs, memo), warns=False)
     else:
-        refuse_open(model)
-        yield Trace()
+        family = family_for(model)
+        refuse_open(model, family)
+        with Patcher() as patches:
+            surround_tower(patches, family, memo=memo)
+            yield Trace()
 
 
 def refuse_open(model: nn.Module, family: Family | None = None) -> None:
@@ -223,6 +233,7 @@ def _session(
     tokens: float | None,
     resources: Mapping[str, Any],
     cuda_graphs: bool = False,
+    memo: TowerMemo | None = None,
 ) -> "Session":
     """Build the session to attach. The model is not changed yet."""
     if method is None:
@@ -232,7 +243,7 @@ def _session(
     chosen = naming.method_of(method, tokens, retention)
     family = family_for(model)
     refuse_open(model, family)
-    return Session(family, chosen, resources, cuda_graphs)
+    return Session(family, chosen, resources, cuda_graphs, memo)
 
 
 def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
@@ -285,7 +296,14 @@ class Session:
         trace: The trace, extended by every prefill.
     """
 
-    def __init__(self, family: Family, method: Method, resources: Mapping[str, Any], cuda_graphs: bool = False) -> None:
+    def __init__(
+        self,
+        family: Family,
+        method: Method,
+        resources: Mapping[str, Any],
+        cuda_graphs: bool = False,
+        memo: TowerMemo | None = None,
+    ) -> None:
         self.method = method
         self.trace = Trace()
         self._core = family.core
@@ -302,6 +320,7 @@ class Session:
         self._replayer: Replayer | None = None
         if cuda_graphs:
             self._replayer = Replayer(family, self._program, self._runner, self.trace)
+        self._memo = memo
         self._patches = Patcher()
         self._generating = Generating()
         # Set if the previous forward ended in an image or right behind it: its cache, the cache's length then, and
@@ -333,9 +352,7 @@ class Session:
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
-        if self._replayer is not None:
-            self._family.replay_tower(patches, self._replayer.run_tower)
-        self._family.patch_tower(patches)
+        surround_tower(patches, self._family, self._program, self._replayer, self._memo)
         merger = self._family.merger
         if merger is not None:
             patches.wrap(core, merger, self.around_merger)

@@ -35,6 +35,12 @@ from foveate.families.tower import (
 )
 from foveate.families.vision import boxes_on
 
+TOWERS = (
+    *("visual", "vision_tower", "image_tower", "vision_model"),  # under one of these names for images
+    *("video_tower", "high_res_vision_model"),
+)
+"""Names under which a core has its vision towers."""
+
 
 class Family:
     """The structure of a vision-language model of transformers.
@@ -500,19 +506,24 @@ class Family:
         """Patch the tower while a context is open: fewer host syncs, and the same results, bit for bit."""
 
     @property
+    def towers(self) -> list[Any]:
+        """The modules that get pixels: one, or several if videos or larger images have their own. Empty if unknown."""
+        parts = [getattr(self.core, name, None) for name in TOWERS]
+        return list(dict.fromkeys(part for part in parts if isinstance(part, nn.Module)))
+
+    @property
     def tower(self) -> Any:
-        """The vision tower. None if the core has it under none of the usual names."""
-        names = ("visual", "vision_tower", "vision_model")
-        return next((getattr(self.core, name) for name in names if hasattr(self.core, name)), None)
+        """The first of `towers`, which is for images. None if there is none."""
+        return next(iter(self.towers), None)
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
-        """Route the tower's forward through `run(original, *args, **kwargs)`.
+        """Route each tower's forward through `run(tower, original, *args, **kwargs)`.
 
         A tower that reads arguments on the host passes these as `on_host=`, and the tensors it makes from them as
         `held=`.
         """
-        if self.tower is not None:
-            patches.wrap(self.tower, "forward", run)
+        for tower in self.towers:
+            patches.wrap(tower, "forward", partial(run, tower))
 
     @property
     def seeing_blocks(self) -> Sequence[int] | None:

@@ -127,6 +127,13 @@ class Derived(Family):
         except (RuntimeError, TypeError, KeyError, AttributeError):
             return False
 
+    @functools.cached_property
+    def towers(self) -> list[Any]:
+        """As in the base class; under other names, the outermost modules that take pixels and no text."""
+        parts = [part for part in outside_lists(self.core) if _takes_pixels(part)]
+        inside = {id(module) for part in parts for module in [*part.modules()][1:]}
+        return super().towers or [part for part in parts if id(part) not in inside]
+
     # -- layers ------------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -247,6 +254,12 @@ def _sees(module: nn.Module) -> bool:
     """True if a module encodes images: by a function for it, or in its forward."""
     takes = inspect.signature(type(module).forward).parameters
     return hasattr(module, "get_image_features") or any("pixel_values" in name for name in takes)
+
+
+def _takes_pixels(module: nn.Module) -> bool:
+    """True if a module's forward takes pixels and no text."""
+    names = inspect.signature(type(module).forward).parameters
+    return any("pixel_values" in name for name in names) and not {"input_ids", "inputs_embeds"} & names.keys()
 
 
 def _decoder_in(core: nn.Module) -> nn.Module | None:

@@ -243,7 +243,7 @@ class Qwen2VL(Family):
         return ()
 
     def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
-        patches.put(self, "_replay", run)
+        patches.put(self, "_replay", partial(run, self.tower))
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
         """The arguments that the tower makes from the grids, (images, 3), by name, all on the host."""

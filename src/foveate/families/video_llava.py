@@ -30,10 +30,6 @@ class VideoLlava(Llava):
     videos: ClassVar[bool] = True
     projects_frames: ClassVar[bool] = True
 
-    @property
-    def tower(self) -> Any:
-        return self.core.image_tower
-
     def pieces(self, modality: str, inputs: Inputs) -> int:
         if modality != "video":
             return 1
