@@ -34,7 +34,7 @@ from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.replay import Replayer
 from foveate.engine.runner import LayerRunner
-from foveate.engine.tower_memo import TowerMemo, surround_tower
+from foveate.engine.tower_memo import TowerMemo, state_of
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -198,7 +198,7 @@ def drop_or_not(
         family = family_for(model)
         refuse_open(model, family)
         with Patcher() as patches:
-            surround_tower(patches, family, memo=memo)
+            surround_towers(patches, family, memo=memo)
             yield Trace()
 
 
@@ -258,6 +258,42 @@ def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Pr
             made.clear()
         made[key] = Program.on(method, family)
     return made[key]
+
+
+def surround_towers(
+    patches: Patcher,
+    family: Family,
+    program: Program | None = None,
+    replayer: Replayer | None = None,
+    memo: TowerMemo | None = None,
+) -> None:
+    """Put all that stands around a vision tower's call around it, until the patcher restores the tower. From outside:
+
+        memo      answers a call that the tower was shown before
+        family    reads grids once for all blocks (`Family.patch_tower`)
+        graph     replays a call of a recorded layout
+        stages    read, merge or leave out rows between blocks, while `get_*_features` runs
+        tower     the model's own forward
+
+    So a graph only gets calls that must run. Memo and graph stand aside for stages inside the tower
+    (`Program.in_tower`), which then returns other rows. Stages that make images smaller change the call instead.
+
+    Args:
+        patches: The patcher.
+        family: The model's family.
+        program: The method's stages. None: the model is untouched.
+        replayer: Has the recordings. None: no graphs.
+        memo: Has the outputs. None: every call runs.
+    """
+    wrappers = [vars(tower).get("forward") for tower in family.towers]
+    if replayer is not None:
+        family.replay_tower(patches, replayer.run_tower)
+    if program is not None:
+        family.patch_tower(patches)
+    if memo is None or (program is not None and program.in_tower):
+        return
+    for tower, wrapper in zip(family.towers, wrappers, strict=True):
+        patches.wrap(tower, "forward", functools.partial(memo, state=functools.partial(state_of, tower, wrapper)))
 
 
 class Untouched(Method):
@@ -352,7 +388,7 @@ class Session:
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
-        surround_tower(patches, self._family, self._program, self._replayer, self._memo)
+        surround_towers(patches, self._family, self._program, self._replayer, self._memo)
         merger = self._family.merger
         if merger is not None:
             patches.wrap(core, merger, self.around_merger)

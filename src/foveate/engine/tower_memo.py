@@ -1,30 +1,15 @@
-"""Encode: what stands around a call of a vision tower, and its cache for the next method or batch.
-
-    memo      answers a call that the tower was asked before
-    family    reads grids once for all blocks (`Family.patch_tower`)
-    graph     replays a call of a recorded layout
-    stages    that read, merge or leave out rows inside the tower, while `get_*_features` runs
-    tower     the model's own forward
-
-The memo is outermost, so a graph only sees calls that run. Memo and graph both stand aside for stages inside the tower
-(`Program.in_tower`), because what such a tower returns is not the model's own. A stage that makes pictures smaller
-changes the call itself, so the other calls' outputs are never taken for it.
-"""
+"""Encode: caches a vision tower's outputs for the next method or batch that shows it the same images."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from foveate.core.patching import Patcher
-from foveate.engine.program import Program
-from foveate.engine.replay import PLAIN_VALUES, Replayer
-from foveate.families.base import Family
+from foveate.engine.replay import PLAIN_VALUES
 
 KEPT = 4
 """Most calls that are cached: the batches of a few questions, reused by every method."""
@@ -32,33 +17,6 @@ MARKS = 64
 """Number of values of an image that are compared first, before the whole image."""
 OUTSIDE = {"forward", "_forward_pre_hooks", "_forward_hooks"}
 """Attributes of the tower itself that act around the memo: hooks, and the wrappers of the session."""
-
-
-def surround_tower(
-    patches: Patcher,
-    family: Family,
-    program: Program | None = None,
-    replayer: Replayer | None = None,
-    memo: "TowerMemo | None" = None,
-) -> None:
-    """Put graph and memo around the vision towers of a model, in the order that this file begins with.
-
-    Args:
-        patches: Takes them away again.
-        family: The model's family.
-        program: The method's stages. None: the model is untouched.
-        replayer: Replays calls. None: no graphs.
-        memo: Answers calls. None: every call runs.
-    """
-    wrappers = [vars(tower).get("forward") for tower in family.towers]
-    if replayer is not None:
-        family.replay_tower(patches, replayer.run_tower)
-    if program is not None:
-        family.patch_tower(patches)
-    if memo is None or (program is not None and program.in_tower):
-        return
-    for tower, wrapper in zip(family.towers, wrappers, strict=True):
-        patches.wrap(tower, "forward", partial(memo, state=partial(state_of, tower, wrapper)))
 
 
 def state_of(tower: nn.Module, wrapper: Any = None) -> list[Any] | None:
