@@ -231,7 +231,8 @@ def counting(towers):
 
 def logits(model, inputs, method, memo=None, cuda_graphs=False):
     sides = Sides() if cuda_graphs else nullcontext()
-    with sides, torch.no_grad(), drop_or_not(model, method, cuda_graphs, memo) as trace:
+    remembering = nullcontext() if memo is None else memo.around(model)
+    with sides, torch.no_grad(), remembering, drop_or_not(model, method, cuda_graphs) as trace:
         return model(**inputs).logits, trace
 
 

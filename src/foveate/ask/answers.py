@@ -8,6 +8,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeGuard, TypeVar
 
@@ -284,8 +285,8 @@ class Answerer:
         begun = time.perf_counter()
         inputs = entries[0].prompt.inputs
         try:
-            with self.loaded.lock, fitting(self.loaded, inputs):
-                look = look_at(self.loaded.model, inputs, self._drops, self.loaded.cuda_graphs, self._memo)
+            with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
+                look = look_at(self.loaded.model, inputs, self._drops, self.loaded.cuda_graphs)
                 if len(entries) > self._most:  # several batches: the caller may change weights between them
                     look = watch(look, self.loaded.model)
         except Exception as error:
@@ -300,9 +301,8 @@ class Answerer:
         recorders = [*[FirstToken()] * self.first, *[LeastSure()] * self.confidence]
         extra = {"logits_processor": recorders} if recorders else {}
         try:
-            answers = answers_to(
-                self.loaded, prompts, self._drops, self.settings, look=origin.look, extra=extra, memo=self._memo
-            )
+            with self._remembering():
+                answers = answers_to(self.loaded, prompts, self._drops, self.settings, look=origin.look, extra=extra)
         except Exception as error:
             _refuse_broken_device(error)
             failure = error
@@ -324,6 +324,12 @@ class Answerer:
             yield from self._answer_batch(batch, _Origin())
         else:
             yield [batch[0].reply(_reason(failure))]
+
+    def _remembering(self) -> AbstractContextManager[object]:
+        """Return a context in which the vision tower reuses its remembered outputs."""
+        if self._memo is None:
+            return nullcontext()
+        return self._memo.around(self.loaded.model)
 
     def _shrink(self, size: int) -> None:
         """Halve the batch size after running out of memory, and free caches."""

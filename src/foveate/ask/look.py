@@ -20,7 +20,6 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.engine.copies import copy_of, nbytes, settle
 from foveate.engine.session import drop_or_not
-from foveate.engine.tower_memo import TowerMemo
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -124,13 +123,7 @@ def _serves(kind: type[Method], depth: int) -> bool:
 # -- looking ------------------------------------------------------------------------------------------------------
 
 
-def look_at(
-    model: PreTrainedModel,
-    inputs: Inputs,
-    method: Method | None = None,
-    cuda_graphs: bool = False,
-    memo: TowerMemo | None = None,
-) -> Look:
+def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None, cuda_graphs: bool = False) -> Look:
     """Prefill a prompt up to and including its last image.
 
     Args:
@@ -138,14 +131,13 @@ def look_at(
         inputs: The processor's output for the prompt, batch 1, on the model's device.
         method: The method with its budget; None for the untouched model.
         cuda_graphs: Run the prefill as CUDA graphs; see `foveate.drop`.
-        memo: See `foveate.engine.session.drop_or_not`.
 
     Raises:
         UnsupportedError: If the rows would depend on the question.
     """
     refuse_unshareable(model, method)
     begun = collate([beginning(model, inputs)], pad_id(model))
-    with drop_or_not(model, method, cuda_graphs, memo) as trace:
+    with drop_or_not(model, method, cuda_graphs) as trace:
         cache = prefill(model, begun)
     return Look(begun["input_ids"], without_pixels(begun), settle(cache), trace)
 

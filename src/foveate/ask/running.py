@@ -32,7 +32,6 @@ from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
 from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not, refuse_open
-from foveate.engine.tower_memo import TowerMemo
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
 from foveate.naming import method_of
@@ -183,7 +182,6 @@ def answers_to(
     settings: Generation,
     look: Look | None = None,
     extra: Mapping[str, Any] | None = None,
-    memo: TowerMemo | None = None,
 ) -> list[Answer]:
     """Answer a batch of prompts, in order.
 
@@ -195,14 +193,12 @@ def answers_to(
         look: The beginning that all prompts continue from, or None.
         extra: Further arguments of transformers' `generate`, such as a streamer. If `logits_processor` has a
             `FirstToken` or a `LeastSure`, the answers get `first` or `confidence` from it.
-        memo: See `foveate.engine.session.drop_or_not`.
     """
     model, extra = loaded.model, extra or {}
     if not prompts[0].vision_tokens:
         method = None
     arguments = {**settings.arguments(loaded.tokenizer), **extra}
-    begun = _begin(loaded, prompts, method, look, settings.num_beams, memo)
-    with begun as (inputs, trace), _seed(model, settings.seed):
+    with _begin(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), _seed(model, settings.seed):
         out = run(model, inputs, arguments)
         held, undropped = kv_bytes(cache_in(out))
     columns = inputs["input_ids"].shape[1]
@@ -235,19 +231,14 @@ def answers_to(
 
 @contextmanager
 def _begin(
-    loaded: Loaded,
-    prompts: Sequence[Prompt],
-    method: Method | None,
-    look: Look | None,
-    beams: int = 1,
-    memo: TowerMemo | None = None,
+    loaded: Loaded, prompts: Sequence[Prompt], method: Method | None, look: Look | None, beams: int = 1
 ) -> Iterator[tuple[dict[str, Any], Trace]]:
     """Hold the model's lock while the method drops. Yields the arguments for `generate` and the trace."""
     samples = [prompt.inputs for prompt in prompts]
     if look is not None:
         refuse_stale(loaded, look)
     fits = fitting(loaded, samples[0]) if look is None else nullcontext()
-    with loaded.lock, fits, drop_or_not(loaded.model, method, loaded.cuda_graphs, memo) as trace:
+    with loaded.lock, fits, drop_or_not(loaded.model, method, loaded.cuda_graphs) as trace:
         if look is None:
             yield collate(samples, pad_id(loaded.model)), trace
         else:

@@ -34,7 +34,7 @@ from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.replay import Replayer
 from foveate.engine.runner import LayerRunner
-from foveate.engine.tower_memo import TowerMemo, state_of
+from foveate.engine.tower_memo import memos, state_of
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -180,25 +180,19 @@ def remove(model: nn.Module) -> None:
 
 
 @contextmanager
-def drop_or_not(
-    model: nn.Module, method: Method | None, cuda_graphs: bool = False, memo: TowerMemo | None = None
-) -> Iterator[Trace]:
+def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = False) -> Iterator[Trace]:
     """Open `drop` without warnings. With None, leave the model untouched and yield an empty trace.
-
-    Args:
-        model, method, cuda_graphs: See `drop`.
-        memo: Outputs of the vision tower, reused and extended.
 
     Raises:
         SessionError: If the model is inside a context already, even one that another thread holds.
     """
     if method is not None or cuda_graphs:
-        yield from _open(_session(model, method, None, None, {}, cuda_graphs, memo), warns=False)
+        yield from _open(_session(model, method, None, None, {}, cuda_graphs), warns=False)
     else:
         family = family_for(model)
         refuse_open(model, family)
         with Patcher() as patches:
-            surround_towers(patches, family, memo=memo)
+            surround_towers(patches, family)
             yield Trace()
 
 
@@ -233,7 +227,6 @@ def _session(
     tokens: float | None,
     resources: Mapping[str, Any],
     cuda_graphs: bool = False,
-    memo: TowerMemo | None = None,
 ) -> "Session":
     """Build the session to attach. The model is not changed yet."""
     if method is None:
@@ -243,7 +236,7 @@ def _session(
     chosen = naming.method_of(method, tokens, retention)
     family = family_for(model)
     refuse_open(model, family)
-    return Session(family, chosen, resources, cuda_graphs, memo)
+    return Session(family, chosen, resources, cuda_graphs)
 
 
 def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
@@ -261,16 +254,12 @@ def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Pr
 
 
 def surround_towers(
-    patches: Patcher,
-    family: Family,
-    program: Program | None = None,
-    replayer: Replayer | None = None,
-    memo: TowerMemo | None = None,
+    patches: Patcher, family: Family, program: Program | None = None, replayer: Replayer | None = None
 ) -> None:
     """Put all that stands around a vision tower's call around it, until the patcher restores the tower. From outside:
 
         memo      answers a call that the tower was shown before
-        family    reads grids once for all blocks (`Family.patch_tower`)
+        family    reads grids once for all blocks
         graph     replays a call of a recorded layout
         stages    read, merge or leave out rows between blocks, while `get_*_features` runs
         tower     the model's own forward
@@ -283,17 +272,14 @@ def surround_towers(
         family: The model's family.
         program: The method's stages. None: the model is untouched.
         replayer: Has the recordings. None: no graphs.
-        memo: Has the outputs. None: every call runs.
     """
-    wrappers = [vars(tower).get("forward") for tower in family.towers]
-    if replayer is not None:
-        family.replay_tower(patches, replayer.run_tower)
+    memo, states = memos.get(family.core), list[tuple[Any, Any]]()
+    if memo is not None and (program is None or not program.in_tower):
+        states = [(tower, functools.partial(state_of, tower, vars(tower).get("forward"))) for tower in family.towers]
     if program is not None:
-        family.patch_tower(patches)
-    if memo is None or (program is not None and program.in_tower):
-        return
-    for tower, wrapper in zip(family.towers, wrappers, strict=True):
-        patches.wrap(tower, "forward", functools.partial(memo, state=functools.partial(state_of, tower, wrapper)))
+        family.patch_tower(patches, replayer and replayer.run_tower)
+    for tower, state in states:
+        patches.wrap(tower, "forward", functools.partial(memo, state=state))
 
 
 class Untouched(Method):
@@ -332,14 +318,7 @@ class Session:
         trace: The trace, extended by every prefill.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        method: Method,
-        resources: Mapping[str, Any],
-        cuda_graphs: bool = False,
-        memo: TowerMemo | None = None,
-    ) -> None:
+    def __init__(self, family: Family, method: Method, resources: Mapping[str, Any], cuda_graphs: bool = False) -> None:
         self.method = method
         self.trace = Trace()
         self._core = family.core
@@ -356,7 +335,6 @@ class Session:
         self._replayer: Replayer | None = None
         if cuda_graphs:
             self._replayer = Replayer(family, self._program, self._runner, self.trace)
-        self._memo = memo
         self._patches = Patcher()
         self._generating = Generating()
         # Set if the previous forward ended in an image or right behind it: its cache, the cache's length then, and
@@ -388,7 +366,7 @@ class Session:
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
-        surround_towers(patches, self._family, self._program, self._replayer, self._memo)
+        surround_towers(patches, self._family, self._program, self._replayer)
         merger = self._family.merger
         if merger is not None:
             patches.wrap(core, merger, self.around_merger)

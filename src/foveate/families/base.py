@@ -502,9 +502,6 @@ class Family:
         """
         return torch.cat([of_image.flatten() for of_image in stays])
 
-    def patch_tower(self, patches: Patcher) -> None:
-        """Patch the tower while a context is open: fewer host syncs, and the same results, bit for bit."""
-
     @property
     def towers(self) -> list[Any]:
         """The modules that get pixels: one, or several if videos or larger images have their own. Empty if unknown."""
@@ -516,14 +513,17 @@ class Family:
         """The first of `towers`, which is for images. None if there is none."""
         return next(iter(self.towers), None)
 
-    def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
-        """Route each tower's forward through `run(tower, original, *args, **kwargs)`.
+    def patch_tower(self, patches: Patcher, replay: Callable[..., Any] | None) -> None:
+        """Patch the tower while a context is open: fewer host syncs, and the same results, bit for bit.
 
-        A tower that reads arguments on the host passes these as `on_host=`, and the tensors it makes from them as
-        `held=`.
+        Args:
+            patches: The patcher.
+            replay: If given, each tower's forward is routed through `replay(tower, original, *args, **kwargs)`. A tower
+                that reads arguments on the host passes these as `on_host=`, and the tensors it makes from them as
+                `held=`.
         """
-        for tower in self.towers:
-            patches.wrap(tower, "forward", partial(run, tower))
+        for tower in self.towers if replay else ():
+            patches.wrap(tower, "forward", partial(replay, tower))
 
     @property
     def seeing_blocks(self) -> Sequence[int] | None:

@@ -199,7 +199,9 @@ class Qwen2VL(Family):
 
     # -- the tower without waits -------------------------------------------------------------------------------
 
-    def patch_tower(self, patches: Patcher) -> None:
+    def patch_tower(self, patches: Patcher, replay: Callable[..., Any] | None) -> None:
+        if replay is not None:
+            patches.put(self, "_replay", partial(replay, self.tower))
         if not is_compiled(self.core.visual):
             patches.wrap(self.core.visual, "forward", self._run_tower)
 
@@ -241,9 +243,6 @@ class Qwen2VL(Family):
     def embedding_arguments(self, placed: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
         """Lengths and grids of images on the device, for the tower's embeddings. Most towers take none."""
         return ()
-
-    def replay_tower(self, patches: Patcher, run: Callable[..., Any]) -> None:
-        patches.put(self, "_replay", partial(run, self.tower))
 
     def tower_arguments(self, grids: Tensor) -> dict[str, Tensor]:
         """The arguments that the tower makes from the grids, (images, 3), by name, all on the host."""
