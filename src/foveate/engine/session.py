@@ -273,13 +273,15 @@ def surround_towers(
         program: The method's stages. None: the model is untouched.
         replayer: Has the recordings. None: no graphs.
     """
-    memo, states = memos.get(family.core), list[tuple[Any, Any]]()
+    memo, outermost = memos.get(family.core), list[tuple[Any, Any]]()
     if memo is not None and (program is None or not program.in_tower):
-        states = [(tower, functools.partial(state_of, tower, vars(tower).get("forward"))) for tower in family.towers]
+        for tower in family.towers:
+            state = functools.partial(state_of, tower, vars(tower).get("forward"))
+            outermost.append((tower, functools.partial(memo, state=state)))
     if program is not None:
-        family.patch_tower(patches, replayer and replayer.run_tower)
-    for tower, state in states:
-        patches.wrap(tower, "forward", functools.partial(memo, state=state))
+        family.patch_tower(patches, None if replayer is None else replayer.run_tower)
+    for tower, answer in outermost:
+        patches.wrap(tower, "forward", answer)
 
 
 class Untouched(Method):

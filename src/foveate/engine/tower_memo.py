@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -164,7 +165,7 @@ def _rows_of(output: Any, count: int) -> list[Any]:
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     if any(tensor.shape[:1] != (count,) for tensor in tensors):
         return []
-    return [tree_map_only(Tensor, lambda rows, at=at: rows[at : at + 1], output) for at in range(count)]
+    return [tree_map_only(Tensor, itemgetter(slice(at, at + 1)), output) for at in range(count)]
 
 
 def _join(outputs: Sequence[Any]) -> Any:

@@ -505,8 +505,12 @@ class Family:
     @property
     def towers(self) -> list[Any]:
         """The modules that get pixels: one, or several if videos or larger images have their own. Empty if unknown."""
-        parts = [getattr(self.core, name, None) for name in TOWERS]
-        return list(dict.fromkeys(part for part in parts if isinstance(part, nn.Module)))
+        towers: list[Any] = []
+        for name in TOWERS:
+            tower = getattr(self.core, name, None)
+            if isinstance(tower, nn.Module) and tower not in towers:  # some have two names
+                towers.append(tower)
+        return towers
 
     @property
     def tower(self) -> Any:
@@ -522,8 +526,9 @@ class Family:
                 that reads arguments on the host passes these as `on_host=`, and the tensors it makes from them as
                 `held=`.
         """
-        for tower in self.towers if replay else ():
-            patches.wrap(tower, "forward", partial(replay, tower))
+        if replay is not None:
+            for tower in self.towers:
+                patches.wrap(tower, "forward", partial(replay, tower))
 
     @property
     def seeing_blocks(self) -> Sequence[int] | None:
