@@ -27,7 +27,7 @@ memos: "WeakKeyDictionary[nn.Module, TowerMemo]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
+class TowerOutput:
     """An image that a tower was shown, or a whole call, with its part of the output.
 
     Attributes:
@@ -52,7 +52,7 @@ class TowerMemo:
     a copy, because models and families write into it.
     """
 
-    calls: deque[list[Shown]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    calls: deque[list[TowerOutput]] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     @contextmanager
     def around(self, model: Any) -> Iterator[None]:
@@ -108,7 +108,7 @@ class TowerMemo:
         if now is None or not _are_known(tree_leaves(shown)):
             return _join([shown[place] for place in places])
         pairs = zip(distinct, shown, strict=True)
-        self.calls.append([Shown(now, spec, _copy(part), output) for part, output in pairs])
+        self.calls.append([TowerOutput(now, spec, _copy(part), output) for part, output in pairs])
         return _join([shown[place] for place in places])
 
 
