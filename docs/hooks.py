@@ -12,8 +12,8 @@ from textwrap import dedent
 from typing import Any, NamedTuple
 
 DOCS = Path(__file__).parent
-MODELS, REFERENCE, TRAITS, SIGNALS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->", "<!-- signals -->"
-"""Placeholders: the tables of models, the reference of methods, the table of methods, and the table of signals."""
+MODELS, REFERENCE, TRAITS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->"
+"""Placeholders: the tables of models, the reference of methods, and the table of methods."""
 RECORDS = "<!-- records -->"
 """Placeholder of the table of community records."""
 WORDS_HERE, CHECKPOINTS = "<!-- words -->", "<!-- checkpoints -->"
@@ -106,7 +106,6 @@ def filled(markdown: str) -> str:
         MODELS: models,
         REFERENCE: reference,
         TRAITS: traits,
-        SIGNALS: signals,
         RECORDS: records,
         WORDS_HERE: glossary,
         CHECKPOINTS: checkpoints,
@@ -332,15 +331,19 @@ def words(signal: Any) -> str:
 
 
 def signals() -> str:
-    """Return the table of signals: options, stage that reads it, name in the view, and meaning."""
+    """Return the table of docs/guides/new-method.md: signals, stages that read them, names in views, and meanings."""
+    from foveate.core.signals import TowerSignal
     from foveate.families.support import SERVED, reader_of
 
+    options = dedent(cleandoc(TowerSignal.__doc__).partition("Attributes:")[2])
+    of_tower = re.sub(r"^(\w+):", r"<br>`\1`:", options.strip(), flags=re.MULTILINE)
     lines = ["| signal | read by | in the view | meaning |", "|---|---|---|---|"]
     for kind in sorted(SERVED, key=lambda kind: kind.__name__):
         meaning, _, options = cleandoc(kind.__doc__ or "").partition("Attributes:")
         meaning += re.sub(
             r"^(\w+(?:, \w+)*):", r"<br>`\1`:", dedent(options.partition("\nRaises:")[0]), flags=re.MULTILINE
         )
+        meaning = re.sub(r"<br>`layer, block, of, heads`: See `TowerSignal`.", of_tower, meaning)
         required = [field.name for field in fields(kind) if field.default is MISSING]  # OwnSignal's function
         given = ", ".join(
             field.name if field.name in required else f"{field.name}={field.default!r}"

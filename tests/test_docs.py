@@ -123,6 +123,11 @@ def test_the_method_of_one_file_runs_at_a_command(stand_in, capsys):
     assert cli.main(words) == 0, capsys.readouterr().err
 
 
+def test_the_guide_has_the_table_of_signals():
+    page = (ROOT / "docs/guides/new-method.md").read_text()
+    assert hooks.signals() in page, "Replace the table in docs/guides/new-method.md by docs/hooks.py:signals()."
+
+
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
     for package in NEEDED.get(page, ()):
@@ -229,7 +234,7 @@ def test_every_page_of_a_method_and_of_a_family_is_in_the_navigation():
     assert listed == ["models.md", "checkpoints.md", *families]
 
 
-@pytest.mark.parametrize("name", ["glossary", "checkpoints", "models", "guides/new-method", "guides/choosing"])
+@pytest.mark.parametrize("name", ["glossary", "checkpoints", "models", "guides/choosing"])
 def test_what_pages_list_of_the_code_is_filled_in(name):
     page = (ROOT / f"docs/{name}.md").read_text()
     assert len(hooks.filled(page)) > len(page)

@@ -81,6 +81,27 @@ def test_a_path_may_have_a_colon(mine):
     assert parse("c:d/mine.py:keep=0.3").keep == 0.3
 
 
+@pytest.mark.parametrize("text", ["./a+b/my+own.py:keep=0.3", "{folder}/a+b/my+own.py:keep=0.3"])
+def test_a_path_may_have_a_plus(mine, text):
+    Path("a+b").mkdir()
+    Path("a+b/my+own.py").write_text(BODY)
+    text = text.format(folder=Path.cwd())
+    assert parse(text).keep == 0.3
+    chain = parse(f"visionzip+{text}+./mine.py+finalkv")
+    assert [member.name for member in chain.members] == ["visionzip", "mine", "mine", "finalkv"]
+
+
+def test_it_may_import_a_file_beside_it_from_any_folder(mine, monkeypatch):
+    Path("ranking_beside.py").write_text("def largest(view):\n    return view.tokens\n")
+    mine.write_text(
+        BODY.split("def largest")[0].replace("\nclass", "\nfrom ranking_beside import largest\n\n\nclass", 1)
+    )
+    path = mine.absolute()
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert parse(str(path)).name == "mine"
+
+
 def test_it_takes_budgets_as_a_name_does(mine):
     mine.write_text(OPEN)
     assert is_bare("./mine.py")

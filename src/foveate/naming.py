@@ -4,7 +4,7 @@ v2drop                                  a method; without a budget it keeps a th
 v2drop/llava-1.5-7b/192                 a preset
 v2drop:metric=cosine;layers=3,17,22     a method with settings
 visionzip+v2drop:scope=image+finalkv    a chain
-./mine.py:keep=0.3                      a Python file with your own method, and settings
+./mine.py:keep=0.3                      a Python file with your own method, and settings; with a + in its path: ./a+b.py
 tuned.json                              a preset file: from `foveate tune`, or a method's own JSON
 {"method": "v2drop", "keep": [0.5]}     JSON, from `Method.to_dict`
 """

@@ -31,6 +31,13 @@ def test_eval_asks_with_it_in_other_processes_and_again_once_it_is_changed(mine,
     assert "4 of 8 answers are known already" in err
 
 
+def test_methods_shows_its_settings(mine, run):
+    code, said, err = run("methods", "./mine.py")
+    assert code == 0, err
+    assert "layers" in said
+    assert "--method ./mine.py" in said
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_line_that_fails_is_shown(mine, run, tmp_path, workers):
     mine.write_text(

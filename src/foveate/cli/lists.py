@@ -40,24 +40,26 @@ class Methods:
     Examples:
       foveate methods
       foveate methods v2drop
+      foveate methods ./mine.py
       foveate methods --json
     """
 
     name: Name = ""
-    """show this method and its settings"""
+    """show this method and its settings; also the path of a Python file with a method"""
     json: Flag = False
     """print only JSON to stdout"""
 
     def run(self) -> None:
         """Print the list, or one method."""
         names = inventory.methods()
-        if self.name and self.name not in names:
+        own_file = self.name if Written(self.name).is_code else ""
+        if self.name and not own_file and self.name not in names:
             raise unknown("method", self.name, names, "foveate methods")
         if self.name or self.json:
             with busy(LOOKING):
                 from foveate.cli.rows import method_rows
 
-                rows = _rows_of(self.name, method_rows(), "name")
+                rows = _rows_of(self.name, method_rows(own_file), "name")
                 if self.json:
                     return show_json({"methods": rows})
                 return show(*_method(rows[0]))

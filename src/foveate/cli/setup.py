@@ -172,7 +172,8 @@ def parse_methods(names: Sequence[str], options: BudgetOptions) -> dict[str, Met
     if options.has_budget and not takers:
         raise UsageError(
             f"{', '.join(methods)} has its own budget, as presets and schedules do, or takes none. "
-            "Leave --budget and --retention out, or name another method."
+            "Leave --budget and --retention out, or name another method. A method of your own takes a budget if "
+            "you derive it from Cuts, Once or Frames."
         )
     methods |= {name: method_of(name, options.budget, options.retention, own[name]) for name in takers}
     return methods

@@ -271,7 +271,10 @@ class Method(ABC):
         Budget(tokens, retention)
         fields = self._fields()
         if "retention" not in fields:
-            raise SettingError(f"{type(self).__name__} takes no budget. Give its settings instead.")
+            raise SettingError(
+                f"{type(self).__name__} takes no budget. Give its settings instead; in a method of your own, derive "
+                "it from Cuts, Once or Frames, which take one."
+            )
         if tokens is not None and "tokens" not in fields:
             raise SettingError(
                 f"{type(self).__name__} takes its budget as retention=, not as tokens={tokens}. Divide it by the "

@@ -292,7 +292,6 @@ class OwnSignal(Signal):
             model's dtype. It returns one row for each token. Its arithmetic counts among the stage's `flops`.
         of: "queries" and "keys" after RoPE, and "values": each (heads, tokens, head size), keys and values with their
             own number of heads; "hidden", the input of that layer: (tokens, width).
-        author: The method that it belongs to. Set by the method.
 
     Raises:
         SettingError: If `make` is not a function, or `of` is not a tuple of these names.
@@ -303,6 +302,7 @@ class OwnSignal(Signal):
 
     make: Callable[..., Tensor]
     of: tuple[Literal["queries", "keys", "values", "hidden"], ...] = ("values",)
+    # The method that it belongs to; set by the method, and no part of the signal's value.
     author: Author = dataclasses.field(default=Author("OwnSignal"), compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -26,11 +26,14 @@ def run_file(path: str) -> types.ModuleType:
     name = MODULE + hashlib.sha256(source).hexdigest()
     if name not in sys.modules:
         sys.modules[name] = types.ModuleType(name)
+        sys.path.append(str(file.parent))  # it may import files beside it, as a script does
         try:
             exec(compile(source, str(file), "exec"), vars(sys.modules[name]))
         except (Exception, SystemExit) as error:
             del sys.modules[name]
             raise InputError(fault(error) or f"{file}: {type(error).__name__}: {error}") from error
+        finally:
+            sys.path.remove(str(file.parent))
     sys.modules[name].__file__ = str(file)  # of several files with equal content, the last one named
     return sys.modules[name]
 

@@ -21,6 +21,8 @@ SECOND_LOOK = "foveate second look"
 FOR_ALL = " For all, run: "
 """Text in an error before the command that lists all names."""
 NEXT = re.compile(r"\+(?!\d)")  # the + between members of a chain, but not the one in 1e+3
+PATH = re.compile(r"\s*(\.{0,2}[/\\]|~|[A-Za-z]:[/\\])")  # the beginning of a path, which may contain a +
+ENDING = re.compile(r"\.(py|json)\b")
 PAIRS = re.compile(r"[;:]|,(?=\s*\w+\s*=)")  # separators of settings, but not the comma in layers=3,17
 CODE = re.compile(r"(.+?\.py)\s*(?::(.*))?", re.DOTALL)  # a Python file; its path may contain a colon
 FRACTION = re.compile(r"(\d+)/([1-9]\d*)|(\d+\.?\d*) ?%")
@@ -69,7 +71,13 @@ def parse_text(text: str) -> tuple[Written, ...]:
         return members_in(parse_value(text))
     if Written(text).is_file:  # its name may contain a + or a colon
         return (Written(text),)
-    return tuple(_split(part) for part in NEXT.split(text))
+    parts: list[str] = []
+    for part in NEXT.split(text):
+        if parts and PATH.match(parts[-1]) and not ENDING.search(parts[-1]):  # a path goes on to its ending
+            parts[-1] += f"+{part}"
+        else:
+            parts.append(part)
+    return tuple(_split(part) for part in parts)
 
 
 def members_in(values: Any) -> tuple[Written, ...]:
