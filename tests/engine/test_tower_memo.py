@@ -134,6 +134,10 @@ def half(tower):
     tower.half()
 
 
+def offloaded(tower):
+    tower.to("meta")
+
+
 def other_kernel(tower):
     tower.config._attn_implementation = "eager"
 
@@ -178,7 +182,7 @@ class Module(nn.Module):
     "change",
     [
         weight_written, weight_replaced, half, other_kernel, adapter, merged, module_replaced, hooked, wrapped,
-        autocast,
+        autocast, offloaded,
     ],
 )  # fmt: skip
 def test_a_tower_that_is_changed_looks_again(change):

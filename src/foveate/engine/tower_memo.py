@@ -27,20 +27,20 @@ memos: "WeakKeyDictionary[nn.Module, TowerMemo]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TowerOutput:
-    """An image that a tower was shown, or a whole call, with its part of the output.
+class TowerOutputs:
+    """A call of a tower with its output, image by image or as a whole.
 
     Attributes:
         state: What the output depends on besides the arguments; see `state_of`.
         spec: The structure of the arguments.
-        leaves: The arguments, flattened. Of an image: about `MARKS` of its values, and the arguments with this image.
-        output: The output, of which nobody else has the tensors.
+        parts: For each image what `_images_of` returns, or for the whole call its arguments, flattened.
+        outputs: The output of each part. Nobody else has its tensors.
     """
 
     state: list[Any]
     spec: Any
-    leaves: list[Any]
-    output: Any
+    parts: list[list[Any]]
+    outputs: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class TowerMemo:
     a copy, because models and families write into it.
     """
 
-    calls: deque[list[TowerOutput]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    calls: deque[TowerOutputs] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     @contextmanager
     def around(self, model: Any) -> Iterator[None]:
@@ -80,36 +80,34 @@ class TowerMemo:
         now = state()
         if now is None or not _are_known(leaves):
             return look(*args, **options)
-        known = [shown for call in [*self.calls] for shown in call if shown.spec == spec and _same(shown.state, now)]
+        calls = [call for call in [*self.calls] if call.spec == spec and _same(call.state, now)]
+        pairs = [pair for call in calls for pair in zip(call.parts, call.outputs, strict=True)]
         images = _images_of(leaves)
         for parts in ([leaves], images):
-            outputs = [next((shown.output for shown in known if _same(shown.leaves, part)), None) for part in parts]
+            outputs = [next((output for other, output in pairs if _same(other, part)), None) for part in parts]
             if parts and all(output is not None for output in outputs):
                 return _join(outputs)
 
-        distinct, places = list[list[Any]](), list[int]()  # of images a b a: 0 1 0
+        parts, places = [], list[int]()  # of images a b a: a b, and 0 1 0
         for image in images:
-            places.append(next((at for at, other in enumerate(distinct) if _same(other, image)), len(distinct)))
-            if places[-1] == len(distinct):
-                distinct.append(image)
-        shown = None
-        if len(distinct) < len(images):
-            columns = [list(column) for column in zip(*distinct, strict=True)][1:]  # each argument, without the marks
-            fewer = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
-            args, options = tree_unflatten(fewer, spec)
-            shown = _rows_of(look(*args, **options), len(distinct))
-        if not shown:
+            places.append(next((at for at, other in enumerate(parts) if _same(other, image)), len(parts)))
+            if places[-1] == len(parts):
+                parts.append(image)
+        outputs = []
+        if len(parts) < len(images):
+            columns = [list(column) for column in zip(*parts, strict=True)][1:]  # each argument, without the marks
+            args, options = tree_unflatten(map(_cat, columns), spec)
+            outputs = _rows_of(look(*args, **options), len(parts))
+        if not outputs:  # all images differ, or they do not come back as rows
             args, options = tree_unflatten(leaves, spec)
             output = look(*args, **options)
-            shown = _rows_of(output, len(distinct)) if len(distinct) == len(images) else []
-            if not shown:
-                distinct, places, shown = [leaves], [0], [output]
+            outputs = _rows_of(output, len(images))
+            if len(parts) < len(images) or not outputs:
+                parts, places, outputs = [leaves], [0], [output]
         now = state()  # a first run may install hooks, such as those that collect hidden states
-        if now is None or not _are_known(tree_leaves(shown)):
-            return _join([shown[place] for place in places])
-        pairs = zip(distinct, shown, strict=True)
-        self.calls.append([TowerOutput(now, spec, _copy(part), output) for part, output in pairs])
-        return _join([shown[place] for place in places])
+        if now is not None and _are_known(tree_leaves(outputs)):
+            self.calls.append(TowerOutputs(now, spec, _copy(parts), outputs))
+        return _join([outputs[place] for place in places])
 
 
 def state_of(tower: nn.Module, wrapper: Any = None) -> list[Any] | None:
@@ -123,16 +121,17 @@ def state_of(tower: nn.Module, wrapper: Any = None) -> list[Any] | None:
         wrapper: Its own `forward`, if somebody wrapped that before the session did.
     """
     weights = [*tower.parameters()]
-    if tower.training or (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
-        return None
-    kind = weights[0].device.type if weights else "cpu"
-    state = [tower, wrapper, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)]
     tables = [vars(module) for module in tower.modules()]
-    if any(table["training"] for table in tables):
+    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+    if learns or any(table["training"] for table in tables):
         return None
+    state = [tower, wrapper]
+    for kind in {weight.device.type for weight in weights}:
+        if torch.amp.is_autocast_available(kind):  # not for meta, where offloaded weights are
+            state += (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
     tables[0] = {name: value for name, value in tables[0].items() if name not in OUTSIDE}
-    configs = {id(table["config"]): table["config"] for table in tables if "config" in table}
-    for value in [value for table in [*tables, *map(vars, configs.values())] for value in table.values()]:
+    configs = {id(config): getattr(config, "__dict__", {}) for table in tables if (config := table.get("config"))}
+    for value in [value for table in [*tables, *configs.values()] for value in table.values()]:
         if isinstance(value, dict):
             state += value.values()
         elif isinstance(value, list | tuple | set):
@@ -172,9 +171,13 @@ def _join(outputs: Sequence[Any]) -> Any:
     """Return copies of outputs, joined by rows."""
     if len(outputs) == 1:
         return _copy(outputs[0])
-    columns = zip(*[tree_leaves(output) for output in outputs], strict=True)
-    leaves = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
-    return tree_unflatten(leaves, tree_flatten(outputs[0])[1])
+    columns = zip(*map(tree_leaves, outputs), strict=True)
+    return tree_unflatten(map(_cat, columns), tree_flatten(outputs[0])[1])
+
+
+def _cat(values: Sequence[Any]) -> Any:
+    """Join tensors by rows. Of other values, which are all equal, return one."""
+    return torch.cat(tuple(values)) if isinstance(values[0], Tensor) else values[0]
 
 
 def _are_known(leaves: Sequence[Any]) -> bool:
