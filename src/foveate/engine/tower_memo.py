@@ -34,7 +34,7 @@ class TowerOutputs:
         state: What the output depends on besides the arguments; see `state_of`.
         spec: The structure of the arguments.
         parts: For each image what `_images_of` returns, or for the whole call its arguments, flattened.
-        outputs: The output of each part. Nobody else has its tensors.
+        outputs: A copy of the output of each part.
     """
 
     state: list[Any]
@@ -48,8 +48,8 @@ class TowerMemo:
     """The last calls of a model's vision towers, with their outputs.
 
     A tower whose input has one row per image runs once per distinct row, whatever else is in the call. A tower that
-    also takes tensors of sizes, such as Qwen's, reuses the output of an identical call only. What is returned is always
-    a copy, because models and families write into it.
+    also takes tensors of sizes, such as Qwen's, reuses the output of an identical call only. The cache keeps copies and
+    returns copies, because models and families write into outputs.
     """
 
     calls: deque[TowerOutputs] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -93,7 +93,7 @@ class TowerMemo:
             places.append(next((at for at, other in enumerate(parts) if _same(other, image)), len(parts)))
             if places[-1] == len(parts):
                 parts.append(image)
-        outputs = []
+        output, outputs = None, []
         if len(parts) < len(images):
             columns = [list(column) for column in zip(*parts, strict=True)][1:]  # each argument, without the marks
             args, options = tree_unflatten(map(_cat, columns), spec)
@@ -103,10 +103,12 @@ class TowerMemo:
             output = look(*args, **options)
             outputs = _rows_of(output, len(images))
             if len(parts) < len(images) or not outputs:
-                parts, places, outputs = [leaves], [0], [output]
+                parts, outputs = [leaves], [output]
         now = state()  # a first run may install hooks, such as those that collect hidden states
         if now is not None and _are_known(tree_leaves(outputs)):
-            self.calls.append(TowerOutputs(now, spec, _copy(parts), outputs))
+            self.calls.append(TowerOutputs(now, spec, _copy(parts), _copy(outputs)))
+        if output is not None:
+            return output
         return _join([outputs[place] for place in places])
 
 
