@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,9 @@ OLDEST, NEWEST = "5.16.1", "5.24"
 """The oldest and newest versions on which all tests pass, `make test-oldest` and `make test`."""
 NEWEST_TORCH = "2.13"
 """The newest torch on which all tests pass."""
+
+ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
+"""Attributes of a PEFT layer that determine which adapters it computes with."""
 
 NAMES: Mapping[str, str] = {
     "transformers:PreTrainedConfig._attn_implementation": "which kernel a model runs; public only to set",
@@ -465,3 +468,9 @@ class FeatureCall:
         if self._deepstack_whole:
             output.deepstack_features = [torch.cat(tuple(parts)) for parts in output.deepstack_features]
         return output
+
+
+def adapters_of(modules: Iterable[nn.Module]) -> list[str]:
+    """Return which adapters each PEFT layer among modules computes with: active, disabled, merged and scaled."""
+    layers = (module for module in modules if hasattr(module, "_disable_adapters"))
+    return [repr([getattr(layer, name, None) for name in ADAPTERS]) for layer in layers]

@@ -3,15 +3,18 @@
 import sys
 import threading
 from contextlib import nullcontext
+from functools import partial
 
+import peft
 import pytest
 import torch
 import transformers
 from torch import nn
 from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import foveate as fv
-from foveate._transformers import older, with_cache
+from foveate._transformers import adapters_of, older, with_cache
 from foveate.engine.replay import Modules, Replayer
 from foveate.errors import SettingError
 from foveate.registry import family_for
@@ -206,16 +209,67 @@ def test_a_weight_that_has_changed_is_read_where_it_is(model, change, recorded, 
     assert counted(counts) == (recorded, 3 - recorded)
 
 
+SWITCHES = {
+    "off": lambda model: model.base_model.disable_adapter_layers(),
+    "another": lambda model: model.set_adapter("other"),
+    "merged": lambda model: model.merge_adapter(),
+    "scaled": lambda model: layer_of(model).self_attn.q_proj.scaling.update(default=7.0),
+    "an attribute": lambda model: setattr(layer_of(model).self_attn, "scaling", 2.0),
+    "a new attribute": lambda model: setattr(layer_of(model).mlp, "fast", True),
+    "in training": lambda model: layer_of(model).train(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+@pytest.mark.parametrize("switch", SWITCHES.values(), ids=SWITCHES)
+def test_a_switched_adapter_or_attribute_is_another_recording(model, switch, graphs_on_cpu):
+    settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["norm"], init_lora_weights=False)
+    tuned = peft.get_peft_model(model, settings).eval()
+    tuned.add_adapter("other", settings)
+    tuned.requires_grad_(False)
+    before = adapters_of(tuned.modules()), plain_answer(tuned, V2DROP, prompts("llava", count=4)[3])[1]
+    counts = changed(tuned, lambda: switch(tuned))
+    assert (counts.recorded, counts.replayed) != (1, 2)
+    after = adapters_of(tuned.modules()), plain_answer(tuned, V2DROP, prompts("llava", count=4)[3])[1]
+    assert switch in list(SWITCHES.values())[-3:] or before[0] != after[0]
+    assert switch in list(SWITCHES.values())[-2:] or not torch.allclose(before[1], after[1])
+
+
+class OwnMLP(LlamaMLP):
+    """A subclass may branch on anything."""
+
+
+def wrap_decoder(model, monkeypatch):
+    decoder = family_for(model).text
+    monkeypatch.setattr(decoder, "forward", partial(type(decoder).forward, decoder))
+
+
+FOREIGN = {
+    "a subclass": ("OwnMLP", lambda model, patch: patch.setattr(layer_of(model).mlp, "__class__", OwnMLP)),
+    "a forward": ("LlamaMLP", lambda model, patch: patch.setattr(LlamaMLP, "forward", lambda mlp, rows: rows)),
+    "a wrapper": ("another wrapper", wrap_decoder),
+}
+
+
+@pytest.mark.parametrize(("says", "change"), FOREIGN.values(), ids=FOREIGN)
+def test_what_another_package_runs_is_not_recorded(model, says, change, graphs_on_cpu, monkeypatch):
+    change(model, monkeypatch)
+    _, trace = run(model, V2DROP, prompts("llava"))
+    for counts in (trace.graphs.decoder, trace.graphs.steps):
+        assert counted(counts) == (0, 0)
+        assert all(says in why for why in counts.plain)
+
+
 def test_modules_are_looked_at_once_in_a_call_of_generate(model, graphs_on_cpu, monkeypatch):
-    looks, same = [], Modules.same.fget
-    monkeypatch.setattr(Modules, "same", property(lambda modules: looks.append(modules) or same(modules)))
+    looks, look = [], Modules.look
+    monkeypatch.setattr(Modules, "look", lambda modules: looks.append(modules) or look(modules))
     asked = prompts("llava")
     with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
         for inputs in asked:
             looks.clear()
             answer(model, inputs, 8)
     assert trace.graphs.steps.replayed > 10
-    assert len(looks) == len(set(looks)) == 3  # the tower, the prompt, the steps
+    assert len(looks) == len(set(looks)) == 2  # the tower, the decoder
 
 
 @pytest.mark.parametrize("place", ["mlp", "layer"])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
+from foveate._transformers import Cache, PreTrainedModel, adapters_of, cache_in, with_cache
 from foveate.ask.generation import pad_id
 from foveate.ask.prompt import collate, is_vision
 from foveate.contract.follow import cached_layers, reads_text
@@ -30,8 +30,6 @@ Inputs = Mapping[str, Tensor]
 
 MARKS = 64
 """Number of values of a tensor that are compared first, before whole tensors."""
-ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
-"""Attributes of a PEFT layer that determine which adapters it computes with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,13 +185,7 @@ def weights_of(model: PreTrainedModel) -> list[object]:
     for weight in model.parameters():
         version = 0 if weight.is_inference() else weight._version
         marks.append((id(weight), weight.data_ptr(), version, weight.dtype))
-    return marks + adapters_of(model)
-
-
-def adapters_of(model: PreTrainedModel) -> list[str]:
-    """Return the active PEFT adapters of each layer."""
-    layers = (module for module in model.modules() if hasattr(module, "merged_adapters"))
-    return [repr([getattr(layer, name, None) for name in ADAPTERS]) for layer in layers]
+    return marks + adapters_of(model.modules())
 
 
 def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[list[int]]:

@@ -16,10 +16,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from foveate._transformers import PreTrainedModel
+from foveate._transformers import PreTrainedModel, adapters_of
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import adapters_of
 from foveate.contract.method import BUDGET, Method
 from foveate.errors import InputError, SettingError
 from foveate.naming import members_of, name_of
@@ -280,7 +279,7 @@ def conditions_of(loaded: Loaded, settings: Generation) -> dict[str, str]:
     quantised = str(getattr(config, "quantization_config", None))
     return {
         "model": config.model_type,
-        "weights": _digest([_numbers(loaded.model), adapters_of(loaded.model), quantised]),
+        "weights": _digest([_numbers(loaded.model), adapters_of(loaded.model.modules()), quantised]),
         "dtype": str(loaded.card.dtype).removeprefix("torch."),
         "kernel": str(config.get_text_config()._attn_implementation),
         "processor": _digest(_settings(processor)),

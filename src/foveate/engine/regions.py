@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only, tree_unflatten
 
 from foveate._transformers import CACHE_NAMES, cache_in, with_cache
@@ -311,11 +311,9 @@ class TowerCall(Region):
     """A vision tower's call on pixels.
 
     Attributes:
-        tower: The tower.
         on_host: More arguments by name that the host reads, so their values are part of the key.
     """
 
-    tower: nn.Module
     on_host: Mapping[str, Any]
 
     def plain(self) -> Any:

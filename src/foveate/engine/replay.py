@@ -22,7 +22,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._pytree import tree_flatten, tree_leaves
 from transformers import DynamicCache
 
-from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
+from foveate._transformers import CACHE_NAMES, DynamicLayer, adapters_of, cache_of, with_cache
 from foveate.core import graphs
 from foveate.core.graphs import GraphTape, copies_of, kind_of_value, remember
 from foveate.core.tensors import send
@@ -41,7 +41,6 @@ MOST_TAPES = 8
 """Most recordings of each kind per model; the oldest are discarded. Each holds results such as a prompt's KV cache."""
 MOST_SEEN = 256
 """How many layouts without a recording are tracked."""
-PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
 COLUMNS = 32
 """Prompts are padded to multiples of this many columns, if that changes nothing for the others."""
 MAY_BE_PADDED = {
@@ -53,10 +52,103 @@ MORE = 64
 """Fewest places of a room, and the extra rows it has if the length of the answer has no known limit."""
 SPANS = (1, 32, 64, 128)
 """Numbers of new rows for which steps are recorded; other numbers are padded to the next of these."""
+KNOWN = ("torch", "transformers", "peft")
+"""Packages whose modules compute from their weights, plain attributes and arguments alone."""
+PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
+OF_TORCH = {*vars(nn.Module()), "forward", "config"} - {"training"}
+"""Attributes that are looked at elsewhere."""
 NOTHING: Mapping[str, Any] = {}
 Call = DecoderCall | StepCall | TowerCall
 FIRST = "the first of its layout"
 TRAINS = "gradients are enabled, or the model is training"
+
+
+# -- modules -------------------------------------------------------------------------------------------------------
+
+
+class Modules:
+    """A module and those inside it.
+
+    Args:
+        outer: The module.
+
+    Attributes:
+        state: A number for what forwards branch on: plain attributes, also of configs, and PEFT's adapters. Equal for
+            equal values.
+    """
+
+    def __init__(self, outer: nn.Module) -> None:
+        modules = list(outer.modules())
+        self._tables = [table for one in modules for table in (one._parameters, one._buffers, one._modules)]
+        self._vars = [vars(one) for one in modules]
+        self._hooks = [table for one in modules[1:] for table in (one._forward_pre_hooks, one._forward_hooks)]
+        self._kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
+        self._layers = [one for one in modules if adapters_of([one])]
+        self._configured = [one for one in self._vars if "config" in one]
+        configs = {id(config): vars(config) for config in map(_config, self._configured)}
+        attributes = [(one, name) for one in self._vars for name in one.keys() - OF_TORCH]
+        attributes += [(config, name) for config in configs.values() for name in config]
+        self._plain = [(one, name) for one, name in attributes if isinstance(one[name], PLAIN_VALUES)]
+        self._others = [(one, name) for one, name in attributes if not isinstance(one[name], PLAIN_VALUES)]
+        self._values = self._now()
+        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
+        self._devices = {tensor.device for tensor in self._tensors}
+        self._count = self._attributes()
+        self._states: dict[Hashable, int] = {}
+        self.state = 0
+        self.look()
+
+    def look(self) -> bool:
+        """Set `state`. Returns False if modules or weights are others, or the weights are at other addresses."""
+        if self._attributes() != self._count or list(map(id, self._now())) != list(map(id, self._values)):
+            return False
+        values = tuple([one.get(name) for one, name in self._plain]), tuple(adapters_of(self._layers))
+        try:
+            self.state = self._states.setdefault(values, len(self._states))
+        except TypeError:  # an attribute is no longer plain
+            return False
+        return [tensor.data_ptr() for tensor in self._tensors] == self._pointers
+
+    def obstacle(self, wrappers: Sequence[Original], hooks: int) -> str | None:
+        """Return why their forward cannot be replayed now; None if it can.
+
+        Args:
+            wrappers: The forwards that the session has installed inside.
+            hooks: How many hooks it has installed inside.
+        """
+        for kind in self._kinds:
+            for origin in (kind, kind.forward):
+                if str(getattr(origin, "__module__", "")).partition(".")[0] not in KNOWN:
+                    return f"{kind.__name__} is not a module of {', '.join(KNOWN)}, so it may do more than run kernels"
+        around = [attributes["forward"] for attributes in self._vars[1:] if "forward" in attributes]
+        hooked = [hook for table in self._hooks if table for hook in table.values()]
+        # Ignore transformers' own hooks, which collect hidden states on request.
+        others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
+        if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
+            return "other hooks or wrappers are on modules inside"
+        if any([is_tapped(attributes["config"]) for attributes in self._configured]):
+            return "a stage reads attention in it"
+        if len(self._devices) > 1:
+            return "its weights are on several devices"
+        return None
+
+    def _now(self) -> list[Any]:
+        values = [value for table in self._tables for value in table.values()]
+        values += [one.get(name) for one, name in self._others] + list(map(_config, self._configured))
+        return values + [kind.forward for kind in self._kinds]
+
+    def _attributes(self) -> int:
+        """Count the attributes, since a forward may ask whether there is one."""
+        return sum([len(one) - ("forward" in one) for one in self._vars])
+
+
+def _config(attributes: Mapping[str, Any]) -> Any:
+    """Return a module's own config, from its attributes."""
+    config: Any = attributes.get("config")
+    while is_tapped(config):
+        config = config._real
+    return config
 
 
 # -- recordings ----------------------------------------------------------------------------------------------------
@@ -71,7 +163,6 @@ class Recording:
         given: Input tensors; a new call's values are copied into them.
         tensors: Output tensors.
         made: The results that contain `tensors`.
-        modules: The modules that ran, as they were then.
         held: See `regions.Region`.
     """
 
@@ -79,17 +170,17 @@ class Recording:
     given: tuple[Tensor, ...]
     tensors: list[Tensor]
     made: Any
-    modules: "Modules"
     held: Any
 
 
 class Tapes:
-    """A model's recordings, by key; and the keys seen so far, each with the reason if it cannot be recorded."""
+    """A model's recordings, by key; its modules; and the keys seen, each with the reason if it cannot be recorded."""
 
     def __init__(self) -> None:
         # recordings by kind, then by key
         self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
         self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
+        self.modules: dict[nn.Module, Modules] = {}
         self.lock = threading.RLock()
         self._pools: dict[Any, Any] = {}
         self._rooms: dict[Any, Rooms] = {}
@@ -110,53 +201,6 @@ class Tapes:
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
 
 
-class Modules:
-    """The modules inside another, their weights, and the hooks and wrappers on their forwards.
-
-    Args:
-        outer: The other module.
-    """
-
-    def __init__(self, outer: nn.Module) -> None:
-        inside = list(outer.modules())[1:]
-        self._tables = [table for one in (outer, *inside) for table in (one._parameters, one._buffers, one._modules)]
-        self._vars = [vars(one) for one in inside]
-        self._hooks = [table for one in inside for table in (one._forward_pre_hooks, one._forward_hooks)]
-        self._values = self._now()
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
-        self._devices = {tensor.device for tensor in self._tensors}
-
-    @property
-    def same(self) -> bool:
-        """Whether modules and weights are unchanged, with the weights at the same addresses."""
-        if list(map(id, self._now())) != list(map(id, self._values)):
-            return False
-        return [tensor.data_ptr() for tensor in self._tensors] == self._pointers
-
-    def obstacle(self, wrappers: Sequence[Original], hooks: int) -> str | None:
-        """Return why their forward cannot be replayed now; None if it can.
-
-        Args:
-            wrappers: The forwards that the session has installed.
-            hooks: How many hooks it has installed.
-        """
-        around = [attributes["forward"] for attributes in self._vars if "forward" in attributes]
-        hooked = [hook for table in self._hooks if table for hook in table.values()]
-        # Ignore transformers' own hooks, which collect hidden states on request.
-        others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
-        if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
-            return "other hooks or wrappers are on modules inside"
-        if any([is_tapped(attributes["config"]) for attributes in self._vars if "config" in attributes]):
-            return "a stage reads attention in it"
-        if len(self._devices) > 1:
-            return "its weights are on several devices"
-        return None
-
-    def _now(self) -> list[Any]:
-        return [value for table in self._tables for value in table.values()]
-
-
 class Replayer:
     """Wraps a tower's call and a decoder's forward, and replays them if there is a recording.
 
@@ -166,8 +210,8 @@ class Replayer:
     Attributes:
         end: The most columns that a prompt and its answer can have in the running `generate`; 0: no limit is set.
         beams: Number of beams of a beam search.
-        looked_at: Recordings of steps whose modules were already checked in the running `generate`, during which they
-            do not change. None outside: every step checks.
+        looked_at: What `_state` said of towers and decoder in the running `generate`, during which they do not change.
+            None outside: every call looks.
 
     Raises:
         SettingError: If the model's device has no graphs.
@@ -182,7 +226,8 @@ class Replayer:
         graphs.refuse_without_graphs(self._device)
         self._tapes = _tapes.setdefault(family.core, Tapes())
         self.end, self.beams = 0, 1
-        self.looked_at: set[Recording] | None = None
+        self.looked_at: dict[nn.Module, int | str] | None = None
+        self._wrapped = [module for module in (family.text, *family.towers) if "forward" in vars(module)]
         others = family.recurrent or family.lenders or family.indexed
         self._pads_texts = family.shares_prefix and not program.reads_text and not others
 
@@ -231,7 +276,7 @@ class Replayer:
         if isinstance(why, str):
             self._graphs.tower.note_plain(why)
             return original(*args, **kwargs, **on_host)
-        region = TowerCall(why, tensors, original, leaves, spec, held, True, tower, on_host)
+        region = TowerCall(why, tensors, original, leaves, spec, held, True, on_host)
         return self._run(region, self._graphs.tower)
 
     # -- keys of calls ----------------------------------------------------------------------------------------
@@ -375,43 +420,57 @@ class Replayer:
             return "arguments that graphs do not know"
         if any(tensor.device != device for tensor in tensors):
             return "the model is spread over devices"
+        state = self._state(module)
+        if isinstance(state, str):
+            return state
         kernel = str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
-        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, _stream(device))
+        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, state, _stream(device))
         try:
             hash(key)
         except TypeError:
             return "settings that cannot be compared"
         return key
 
+    def _state(self, module: nn.Module) -> int | str:
+        """Return a number for all that the decoder's or a tower's forward branches on, or why it runs without a graph.
+
+        Recordings of other modules or weights are dropped.
+        """
+        if self.looked_at is not None and module in self.looked_at:
+            return self.looked_at[module]
+        tapes, hooks = self._tapes, 0
+        wrappers: list[Original] = []
+        kinds = ["tower"]
+        if module is self._family.text:
+            wrappers, hooks = self._runner.wrappers, int(self._program.renumbers or bool(self._program.turned))
+            kinds = ["decoder", "step"]
+        with tapes.lock:
+            modules = tapes.modules.get(module)
+            if modules is None or not modules.look():
+                modules = tapes.modules[module] = Modules(module)
+                for kind in kinds:
+                    tapes.recordings.pop(kind, None)
+            state = modules.obstacle(wrappers, hooks) or modules.state
+        if module in self._wrapped:
+            state = "another wrapper is on it"
+        if self.looked_at is not None:
+            self.looked_at[module] = state
+        return state
+
     # -- record, and replay -----------------------------------------------------------------------------------
 
     def _run(self, region: Call, counts: GraphCounts) -> Any:
         """Run a region: without a graph at first sight, recorded at the second, then replayed."""
-        tapes, key, family = self._tapes, region.key, self._family
+        tapes, key = self._tapes, region.key
         with tapes.lock:  # keep other threads' inputs out
             kept = tapes.recordings[key[0]]
             recording, why = kept.get(key), tapes.seen.get(key, FIRST)
-            looks = self.looked_at is None or recording not in self.looked_at
-            if recording is not None and looks and not recording.modules.same:
-                del kept[key]
-                recording = None
             remember(tapes.seen, key, tapes.seen.get(key), MOST_SEEN)
-            if why is None and looks:
-                in_tower = isinstance(region, TowerCall)
-                if recording is None:
-                    modules = Modules(region.tower if isinstance(region, TowerCall) else family.text)
-                else:
-                    modules = recording.modules
-                wrappers = () if in_tower else self._runner.wrappers
-                hooks = 0 if in_tower else int(self._program.renumbers or bool(self._program.turned))
-                why = modules.obstacle(wrappers, hooks)
             if why is not None:
                 counts.note_plain(why)
                 return region.plain()
             if recording is None:
-                return self._record(region, counts, modules)
-            if self.looked_at is not None and isinstance(region, StepCall):
-                self.looked_at.add(recording)
+                return self._record(region, counts)
             try:
                 made = self._replay(region, recording)
             except Exception as error:
@@ -431,7 +490,7 @@ class Replayer:
         remember(self._tapes.recordings[region.key[0]], region.key, recording, MOST_TAPES)
         return region.real(recording.made, swap(recording.tensors, fresh))
 
-    def _record(self, region: Call, counts: GraphCounts, modules: Modules) -> Any:
+    def _record(self, region: Call, counts: GraphCounts) -> Any:
         """Run without a graph, and record. The tape is kept if its replay leaves the same numbers."""
         copies = copies_of(region.tensors)
         made: list[Any] = []
@@ -461,7 +520,7 @@ class Replayer:
         if why is not None:
             self._give_up(region.key, counts, why)
             return output
-        recording = Recording(tape, copies, tensors, made[0], modules, region.held)
+        recording = Recording(tape, copies, tensors, made[0], region.held)
         remember(self._tapes.recordings[region.key[0]], region.key, recording, MOST_TAPES)
         counts.recorded, counts.latest = counts.recorded + 1, "recorded"
         return output
