@@ -472,5 +472,6 @@ class FeatureCall:
 
 def adapters_of(modules: Iterable[nn.Module]) -> list[str]:
     """Return which adapters each PEFT layer among modules computes with: active, disabled, merged and scaled."""
-    layers = (module for module in modules if hasattr(module, "_disable_adapters"))
+    # transformers' models have a method of this name.
+    layers = (one for one in modules if isinstance(getattr(type(one), "disable_adapters", None), property))
     return [repr([getattr(layer, name, None) for name in ADAPTERS]) for layer in layers]
