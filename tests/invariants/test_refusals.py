@@ -104,7 +104,7 @@ def test_a_method_that_answers_nonsense_is_told():
             return torch.ones(len(view))
 
     model, inputs = tiny("llava"), batch("llava", ["tit"])
-    with fv.drop(model, Wrong(layers=(1,), keep=(0.5,))), pytest.raises(fv.ShapeError, match="int64"):
+    with fv.drop(model, Wrong(layers=(1,), keep=(0.5,))), pytest.raises(fv.MethodError, match="int64"):
         generate(model, inputs)
 
 
