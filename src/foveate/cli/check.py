@@ -1,4 +1,4 @@
-"""`foveate check`: verify that dropping is correct on a model, as it runs on this machine."""
+"""`foveate check`: test on this machine whether dropping gives correct results with a model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ class CheckedModel(LoadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Verify that dropping works correctly on a model, as it runs on this machine.
+    """Test on this machine whether dropping gives correct results with a model.
 
     The result holds for this checkpoint, number format, device, attention kernel and these library versions. Several
     methods drop tokens of one image. Their logits are compared with those of the unmodified model in which the dropped

@@ -291,7 +291,7 @@ class Quality:
             beside = "minus its figures, in points, on the same questions; its tokens in brackets, if they differ."
             notes += [f"Beside …: {beside}", VERDICTS]
         if any(row.get("again") is not None for row in self.settings):
-            again = "the share of the questions that the full model was asked again; tokens and FLOPs count both looks."
+            again = "share of questions that the full model answered too; tokens and FLOPs are those of both answers."
             notes.append(f"Again: {again}")
         if any(row["hard"] is not None for row in self.settings):
             hard = "accuracy on questions that the full model gets right and resize, at the same spent tokens, wrong."

@@ -80,7 +80,7 @@ class _NotServedError(Exception):
 
 
 def check(model: Any, inputs: Mapping[str, Any]) -> Checked:
-    """Verify that dropping is correct on this model, bit for bit or against the model with hidden columns.
+    """Test whether dropping gives correct results with this model, with its number format and on its device.
 
         checked = foveate.testing.check(model, processor(...))
         assert checked.passed, checked
