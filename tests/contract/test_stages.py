@@ -1,6 +1,7 @@
 """A stage by itself: what it refuses, which of four ways says who stays, and where it stands."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,12 +17,17 @@ from foveate.contract import (
     ImageView,
     LayerStage,
     LayerView,
+    PatchStage,
     PixelStage,
+    PixelView,
+    ThinStage,
     TowerStage,
     follow,
 )
+from foveate.contract.stages import Place
 from foveate.core.cut import Cut
 from foveate.errors import SettingError
+from foveate.testing.views import made_view
 
 
 def attention(view):
@@ -161,3 +167,11 @@ def test_however_they_are_written_they_run_in_that_order(stages):
 def test_an_image_stage_sees_features():
     stage = ImageStage(keep=0.5, score=lambda view: view.features[:, 0])
     assert stage.cut(ImageView(torch.tensor([[1.0], [3.0], [2.0], [0.0]]))).source.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("stage", [PatchStage, partial(TowerStage, 1), ThinStage], ids=str)
+def test_a_cut_in_or_before_the_tower_has_no_notes(stage):
+    noting = stage(keep=0.5, pick=lambda view, count: Cut.take(torch.arange(count), 4, {"norm": torch.ones(count)}))
+    view = made_view(noting, 4) if noting.place is Place.TOWER else PixelView(torch.ones(1, 2, 2, 3), *torch.ones(2, 3))
+    with pytest.raises(SettingError, match="notes"):
+        noting.cut(view)

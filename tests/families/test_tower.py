@@ -1,6 +1,7 @@
 """LLaVA-1.5's class with other towers than CLIP, or with a CLS among its vision tokens."""
 
 import functools
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 import transformers
 
 import foveate as fv
-from foveate.contract import ImageStage, TowerAttention, TowerKeys
+from foveate.contract import ImageStage, Method, Once, Part, PatchView, TowerAttention, TowerKeys, TowerStage
+from foveate.families.support import reach
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
 from foveate.registry import family_for
-from tests.models import FAMILIES, batch, generate, made_of, tiny
+from tests.models import FAMILIES, TINY, batch, generate, made_of, tiny
 from tests.tiny import CLIP, IMAGE, TEXT
 
 SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
@@ -218,3 +220,59 @@ def test_with_gradients_on_pictures_come_out_the_same(method):
     first = model.model.vision_tower.encoder.layers[0]
     assert first.mlp.fc1.weight.grad.any()
     model.zero_grad()
+
+
+def longest(view):
+    return (view.patches if isinstance(view, PatchView) else view.features).float().norm(dim=-1)
+
+
+class Strong(Once):
+    """Keeps the patches with the largest states in the tower, or behind it."""
+
+    name = "strong"
+    keep: Part | None = None
+    inside: bool = True
+
+    def steps(self, shape):
+        place = {"count": self.rows, "score": longest}
+        return (TowerStage(1, **place) if self.inside else ImageStage(side="behind", **place),)
+
+
+class Frames(Method):
+    """Keeps a share of each picture, and of a video as many tokens as it has frames."""
+
+    name = "frames"
+    inside: bool = True
+
+    def stages(self, shape):
+        place = {"count": lambda arriving: len(arriving.frames or (0, 0)), "score": longest}
+        return (TowerStage(1, **place) if self.inside else ImageStage(side="behind", **place),)
+
+
+class Halves(Frames):
+    """Keeps half."""
+
+    name = "halves"
+
+    def stages(self, shape):
+        place = {"keep": 0.5, "score": longest}
+        return (TowerStage(1, **place) if self.inside else ImageStage(side="behind", **place),)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", [Strong(keep=0.4), Strong(keep=0.3), Strong(tokens=5), Frames(), Halves()], ids=str)
+def test_a_stage_in_the_tower_that_only_selects_keeps_as_many_as_one_behind_it(family, method):
+    model, behind = tiny(family), replace(method, inside=False)
+    if refused := reach(method, fv.families()[family], model.config).refused:
+        with pytest.raises(fv.UnsupportedError, match=method.name), fv.drop(model, method):
+            pass
+        assert "foveate cannot do" in refused
+        return
+    for words in ["tit"], ["titit"], ["tit", "titit"], ["tvt"] if TINY[family].videos else ["ti"]:
+        left = []
+        for at in method, behind:
+            with fv.drop(model, at) as trace, torch.no_grad():
+                model(**batch(family, words))
+            left.append([(stage.before, stage.after) for stage in trace.stages])
+        assert left[0] == left[1]
+        assert left[0]

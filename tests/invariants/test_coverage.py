@@ -132,6 +132,7 @@ UNRUN = {
     "has a PixelStage with a choose": (PixelStage(coarsen=halved, choose=stays),),
     "has a PixelStage with a score": (PixelStage(coarsen=halved, keep=0.5, score=stays),),
     "has a PixelStage with a look": (PixelStage(coarsen=halved, look=notes),),
+    "has a TowerStage with a look": (TowerStage(1, look=notes),),
 }
 
 

@@ -224,6 +224,8 @@ class Stage:
             raise self.author.wrong(str(self), f"a Cut, or ({count},) int64 indices from a pick", cut)
         if cut is not None and cut.arriving != arriving:
             raise SettingError(f"{self} got {arriving} tokens but returned a cut of {cut.arriving} tokens.")
+        if cut is not None and cut.notes and self.place < Place.BEFORE_PROJECTOR:
+            raise SettingError(f"{self} returned notes, which would be lost here. Return a cut without notes.")
         if count is None:
             return
         left = arriving if cut is None else cut.count
@@ -287,10 +289,8 @@ class PatchStage(Stage):
 
     def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
         super()._check(cut, arriving, count)
-        if cut is not None and (cut.notes or cut.rows is not None):
-            raise SettingError(
-                f"{self} may only choose which tokens stay, with Cut.keep or Cut.take: no rows or notes."
-            )
+        if cut is not None and cut.rows is not None:
+            raise SettingError(f"{self} may only choose which tokens stay, with Cut.keep or Cut.take: no rows.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

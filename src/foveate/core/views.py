@@ -220,11 +220,14 @@ class PatchView(View):
 
     Args:
         patches: (patches, width), in raster order.
-        grid: Their rows and columns. None if they form no grid, because some of them left earlier.
+        grid: Their rows and columns. None if they form no single grid: some left earlier, or there are several frames
+            or views.
         rest: See `View`.
     """
 
     def __init__(self, patches: Tensor, grid: Grid | None, **rest: Any) -> None:
+        count = len(patches)
+        rest.setdefault("arriving", Arriving(count, count, count, grids=() if grid is None else (grid,)))
         super().__init__(len(patches), device=patches.device, **rest)
         self.patches = patches
         self.grid = grid

@@ -281,7 +281,7 @@ class TowerReducer:
             images: (patches, width) each, in raster order.
             grid: Rows and columns of the patches.
         """
-        return _dropping(self._of_patches(self._program.tower, images, [grid] * len(images)))
+        return _dropping(self._of_patches(self._program.tower, [PatchView(rows, grid) for rows in images]))
 
     def first(self, blocks: int) -> int:
         """Return the block before which rows are removed, of `blocks` that are read."""
@@ -290,7 +290,7 @@ class TowerReducer:
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
         """Choose which rows of each segment run, and which of these stands in for each other row."""
-        return self._of_patches(self._program.thin, segments, grids)
+        return self._of_patches(self._program.thin, list(map(PatchView, segments, grids)))
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         """Run the image stages on each image's tokens, without newlines."""
@@ -298,9 +298,13 @@ class TowerReducer:
         # If the tower itself cannot drop tokens, the stage inside it works behind the projector.
         late: list[ImageTokens] = []
         if self.early:
-            late = [one for one in images if one.view.merge is None and not one.view.early and one.view.grid]
-        rows, grids = [image.rows for image in late], [image.view.grid for image in late]
-        for image, cut in zip(late, self._of_patches(self._program.tower, rows, grids), strict=True):
+            late = [one for one in images if one.view.merge is None and not one.view.early]
+        patches = []
+        for image in late:
+            view = image.view
+            arriving = Arriving(len(view), image.entered, len(view), view.reserved, view.grids, video=self._video)
+            patches.append(PatchView(view.features, view.grid, arriving=arriving))
+        for image, cut in zip(late, self._of_patches(self._program.tower, patches), strict=True):
             if cut is not None and cut.count != cut.arriving:
                 image.patches = image.pooled = cut
                 image.done = Cut.stay(len(cut.source))
@@ -310,17 +314,16 @@ class TowerReducer:
                     image.done = image.done.then(cut.with_owner(stage.owner))
         return [image.cut for image in images]
 
-    def _of_patches(
-        self, stage: TowerStage | None, images: Sequence[Tensor], grids: Sequence[Grid | None]
-    ) -> list[Cut | None]:
-        """Run a stage inside the tower on patches, (rows, width) of each image or segment, on these grids."""
+    def _of_patches(self, stage: TowerStage | None, images: Sequence[PatchView]) -> list[Cut | None]:
+        """Run a stage inside the tower on the patches of each image or segment."""
 
         def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
             assert stage is not None
-            return stage.cut(PatchView(tensors["rows"], grids[places[0]]))
+            image = images[places[0]]
+            return stage.cut(PatchView(tensors["rows"], image.grid, arriving=image.arriving))
 
-        kinds = [(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)]
-        return cuts_of(look, [{"rows": rows} for rows in images], kinds, self._program.together)
+        kinds = [(image.grid, image.arriving, *kind_of(image.patches)) for image in images]
+        return cuts_of(look, [{"rows": image.patches} for image in images], kinds, self._program.together)
 
     def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
         """Run an image stage on each image."""

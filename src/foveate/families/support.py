@@ -153,8 +153,8 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     ways = [way for way in WAYS if getattr(stage, way) is not None]
     if isinstance(stage, PixelStage) and ways:
         return f"has a PixelStage with a {ways[0]}, but there are no tokens yet. Use only coarsen."
-    if isinstance(stage, PatchStage) and stage.look is not None:
-        return "has a PatchStage with a look, whose notes would be lost. Use score, pick or choose."
+    if isinstance(stage, PatchStage | TowerStage) and stage.look is not None:
+        return f"has a {type(stage).__name__} with a look, whose notes would be lost. Use score, pick or choose."
     if isinstance(stage, ThinStage):
         return None
     if isinstance(stage, TowerStage) and stage.block != BLOCK:

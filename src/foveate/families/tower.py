@@ -361,8 +361,7 @@ class ReducedRun:
         images = []
         for rows, cut in zip(output, self._merges, strict=True):
             if cut is not None:
-                assert cut.rows is not None
-                rows = torch.cat((rows[: self._cls], cut.rows))
+                rows = torch.cat((rows[: self._cls], cut.rows_left(rows[self._cls :])))
             images.append(rows)
         return _pad_rows(images, max(self._lengths))
 

@@ -129,8 +129,7 @@ class MustDrop(Cuts):
 
     def _merge(self, view: PatchView, _: int | None) -> Cut | None:
         """Merge each window of similar patches into one patch."""
-        assert view.grid is not None
-        if min(view.grid) < self.merge_window:
+        if view.grid is None or min(view.grid) < self.merge_window:
             return None
         # (windows,): mean cosine over the pairs of a 3 x 3 window, Σ_{p≠q} cos(F_p, F_q) / 72.
         similarity = window_similarity(view.patches, *view.grid, self.merge_window)
