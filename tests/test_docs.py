@@ -1,6 +1,7 @@
 """Every code block of README and docs runs, and every example, with a tiny random model in place of a large one."""
 
 import copy
+import json
 import os
 import re
 import runpy
@@ -121,6 +122,21 @@ def test_the_method_of_one_file_runs_at_a_command(stand_in, capsys):
     Path("mine.py").write_text(source)
     words = ["generate", "cat.jpg", "--prompt", "What is it?", "--method", "./mine.py", "--retention", "0.4"]
     assert cli.main(words) == 0, capsys.readouterr().err
+
+
+def test_the_guide_to_batch_loads_ids_and_answers_as_they_are_written(tmp_path, monkeypatch, capsys):
+    source = next(body for body in blocks(ROOT / "docs/guides/batch.md", "python") if "import pandas" in body)
+    ids = ["001", "1_7", "12345678901234567890", "2026-05-01", "true"]
+    (tmp_path / "answers-4").mkdir()
+    for place, key in enumerate(ids):
+        row = {"row": place, "id": key, "image": "a.png", "answer": ids[-place], "taken_at": "2026-05-01", "notes": []}
+        (tmp_path / f"answers-4/part-{place:05}.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.chdir(tmp_path)
+    names = {"Path": Path}
+    exec(source, names)
+    for table in (names["table"].to_dict("list"), names["answers"].to_dict()):
+        read = sorted(zip(table["row"], table["id"], table["answer"], table["taken_at"], strict=True))
+        assert [row[1:] for row in read] == [(key, ids[-place], "2026-05-01") for place, key in enumerate(ids)]
 
 
 def test_the_guide_has_the_table_of_signals():
