@@ -195,6 +195,23 @@ def test_of_a_reason_numbers_and_what_is_a_rows_own_are_left_out_and_nothing_els
     assert job._reasons(path) == {shown: 1}
 
 
+def test_counting_the_reason_of_a_long_row_takes_hardly_longer_than_reading_it(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    row = {"image": base64.b64encode(os.urandom(2**20)).decode(), "reason": "It is damaged."}
+    path.write_text(json.dumps(row) + "\n")
+    read, counted = (
+        min(timed(call) for _ in range(3))
+        for call in (lambda: json.loads(path.read_text()), lambda: job._reasons(path))
+    )
+    assert counted < 30 * read
+
+
+def timed(call):
+    begun = time.process_time()
+    call()
+    return time.process_time() - begun
+
+
 def test_rows_without_a_picture_are_bad_or_meant_and_change_no_mean(questions, answer, tmp_path):
     path = questions(6)
     rows = [json.loads(line) for line in path.read_text().splitlines()]

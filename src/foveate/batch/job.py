@@ -206,7 +206,7 @@ def _reasons(path: Path) -> dict[str, int]:
             reason = str(row.pop(REASON, ""))
             for value in row.values():
                 for text in value if isinstance(value, list) else [value]:
-                    if isinstance(text, str) and len(text) > 1:
+                    if isinstance(text, str) and len(text) > 1 and text in reason:
                         reason = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "…", reason)
             reasons[re.sub(r"(?<![\w.])\d+([,.]\d+)*(?!\w)", "N", reason)] += 1
     return dict(reasons.most_common())

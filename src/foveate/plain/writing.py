@@ -3,7 +3,7 @@
 import errno
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping
 from itertools import chain, count
 from pathlib import Path
@@ -31,7 +31,7 @@ def encodable(value: Any) -> Any:
         return None
     if type(value) is int and abs(value) >= 2**63:
         return str(value)
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     return value
 
@@ -62,13 +62,9 @@ def publish(
     part = None
     try:
         target = path.resolve()  # write to the target of a link, and keep the link
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=PART)
-        os.close(handle)
-        part = Path(name)
+        part = target.parent / f"{PART}{secrets.token_hex(8)}"
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # tempfile's only their owner can read
         write(part)
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
         if durable:
             _sync(part)
         if not force:  # `result.json`, then `result-2.json`, `result-3.json` and so on
