@@ -10,7 +10,6 @@ tuned.json                              a preset file: from `foveate tune`, or a
 """
 
 import types
-import warnings
 from ast import literal_eval
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +19,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, 
 from foveate import registry
 from foveate.contract.method import BUDGET, Chain, Method
 from foveate.errors import SettingError
+from foveate.plain.shared import ignored
 from foveate.plain.spelling import Written, fractions, no_setting, pair_of, parse_text
 from foveate.plain.upstream import brief
 
@@ -225,6 +225,8 @@ def with_seed(method: Method, seed: int) -> Method:
 
 # -- values ---------------------------------------------------------------------------------------------------
 
+OF_PYTHON = ignored(Warning)
+"""Python warns about texts such as 0or1."""
 SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -238,8 +240,7 @@ def value_of(kind: type[Method], name: str, text: str) -> Any:
     if bool in _types(kind).get(name, ()):
         return SWITCHES.get(text.lower(), text)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python warns about texts such as 0or1
+        with OF_PYTHON:
             value = literal_eval(fractions(text))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text

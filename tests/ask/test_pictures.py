@@ -5,12 +5,15 @@ import os
 import struct
 import subprocess
 import sys
+import threading
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
+from foveate.ask import media
 from foveate.ask.media import BYTES, read_picture
 from foveate.errors import InputError
 from foveate.plain import memory
@@ -233,6 +236,34 @@ def test_a_truncated_file_is_refused_whatever_else_in_the_process_wants(tmp_path
     with pytest.raises(InputError, match=r"short\.png is damaged"):
         read_picture(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_threads_that_read_at_the_same_time_leave_pillow_and_the_filters_of_warnings_as_they_were(
+    tmp_path, monkeypatch
+):
+    noise().save(path := tmp_path / "noise.png")
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    before, shown, refused = list(warnings.filters), media._as_shown, []
+
+    def interleaved(*given):
+        name = threading.current_thread().name
+        (refused if ImageFile.LOAD_TRUNCATED_IMAGES else []).append(name)
+        entered.set()
+        inside.wait()
+        if name == "last":
+            first.join(10)
+        return shown(*given)
+
+    monkeypatch.setattr(media, "_as_shown", interleaved)
+    entered, inside = threading.Event(), threading.Barrier(2, timeout=10)
+    first, last = (threading.Thread(target=read_picture, args=(path,), name=name) for name in ("first", "last"))
+    first.start()
+    assert entered.wait(10)
+    last.start()
+    last.join(20)
+    assert refused == []
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+    assert warnings.filters == before
 
 
 PEAK = """

@@ -1,9 +1,11 @@
 """Tensors are picked along a dimension, and made once for a key."""
 
+import threading
+
 import pytest
 import torch
 
-from foveate.core.tensors import Memo, take_along
+from foveate.core.tensors import Memo, seeded, take_along
 
 SHAPES = [
     ((2, 5, 3), (2, 4, 1), 1),
@@ -48,3 +50,21 @@ def test_other_objects_are_the_same_by_object_though_they_are_equal():
     memo = Memo()
     assert memo.once(lambda: 1, "mask", [1]) == 1
     assert memo.once(lambda: 2, "mask", [1]) == 2
+
+
+def test_seeds_of_two_threads_do_not_mix_and_the_generator_is_restored():
+    before, drawn = torch.get_rng_state(), {}
+
+    def draw(seed):
+        with seeded(torch.device("cpu"), seed):
+            drawn[seed] = [torch.rand(1).item() for _ in range(500)]
+
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(drawn) == 4
+    for seed, numbers in drawn.items():
+        assert numbers == torch.rand(500, generator=torch.Generator().manual_seed(seed)).tolist()

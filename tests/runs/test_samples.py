@@ -349,3 +349,11 @@ def test_a_film_that_a_table_holds_is_a_film(tmp_path):
     write_lines(path := tmp_path / "in.jsonl", [{"video": TEXT, "question": "?"}])
     (sample,) = samples_of(path)
     assert sample.media[0].startswith("data:video/")
+
+
+def test_reading_a_table_leaves_the_limit_of_cells_of_the_process(tmp_path):
+    (path := tmp_path / "in.csv").write_text(f"image,question\na.png,{'x' * 200_000}\n")
+    before = csv.field_size_limit()
+    (sample,) = samples_in(path).read()
+    assert len(sample.question) == 200_000
+    assert csv.field_size_limit() == before

@@ -3,7 +3,6 @@
 import math
 import shlex
 import time
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,7 +10,7 @@ from weakref import WeakSet
 
 from foveate import embedded
 from foveate.app.subjects import MODULES, Subject
-from foveate.ask.answer import Answer
+from foveate.ask.answer import AS_NOTES, Answer
 from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
@@ -112,8 +111,7 @@ def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) ->
     text, first = "", 0.0
     begun = time.perf_counter()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the answer's notes repeat them
+        with AS_NOTES:
             stream = None
             if "sure" in asking or isinstance(asking.get("method"), SecondLook):
                 answer = vlm.ask(subject.medium, question, **asking)

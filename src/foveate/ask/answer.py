@@ -20,7 +20,11 @@ from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, UnsupportedError
 from foveate.naming import name_of
+from foveate.plain.shared import ignored
 from foveate.plain.table import Column, Table
+
+AS_NOTES = ignored(Warning)
+"""For doors that show an answer's notes, which warnings repeat."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from logging import ERROR
 from typing import Any, NoReturn
 
 import huggingface_hub.utils.logging
@@ -15,6 +16,7 @@ from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.core.graphs import refuse_without_graphs
 from foveate.errors import SessionError
 from foveate.families.base import Family
+from foveate.plain.shared import Shared
 from foveate.registry import family_kind
 
 
@@ -126,6 +128,19 @@ class Loaded:
         )
 
 
+def _show_bars(shown: bool) -> None:
+    if shown:
+        transformers.logging.enable_progress_bar()
+    else:
+        transformers.logging.disable_progress_bar()
+
+
+TRANSFORMERS, HUB = (
+    Shared(log.get_verbosity, log.set_verbosity, ERROR) for log in (transformers.logging, huggingface_hub.utils.logging)
+)
+BARS = Shared(transformers.logging.is_progress_bar_enabled, _show_bars, False)
+
+
 @contextmanager
 def quiet(*, bars: bool = False) -> Iterator[None]:
     """Mute warnings and notices of transformers and huggingface_hub.
@@ -133,16 +148,5 @@ def quiet(*, bars: bool = False) -> Iterator[None]:
     Args:
         bars: Keep transformers' progress bars, as for a download.
     """
-    levels = [(log, log.get_verbosity()) for log in (transformers.logging, huggingface_hub.utils.logging)]
-    had_bars = transformers.logging.is_progress_bar_enabled()
-    for log, _ in levels:
-        log.set_verbosity_error()
-    if not bars:
-        transformers.logging.disable_progress_bar()
-    try:
+    with TRANSFORMERS, HUB, nullcontext() if bars else BARS:
         yield
-    finally:
-        for log, level in levels:
-            log.set_verbosity(level)
-        if had_bars:
-            transformers.logging.enable_progress_bar()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import socket
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,12 +26,16 @@ from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
 from foveate.core.graphs import refuse_without_graphs
+from foveate.core.tensors import seeded
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.folders import CONFIG, INDEX, WEIGHTS_OR_INDEX, ModelFolder, folder_of
+from foveate.plain.shared import ignored
 from foveate.plain.upstream import brief, explain, install_line, trim
 from foveate.registry import family_kind
 
 EMBEDDED = embedded.NAME
+FUTURE = ignored(FutureWarning)
+"""transformers' warnings for peft."""
 """The name of the model that ships with foveate."""
 
 
@@ -155,8 +158,7 @@ def _with_adapter(name: str, folder: Path, base: VLM) -> VLM:
     Unlike `PeftModel.from_pretrained`, which only warns, this refuses missing and unexpected weights.
     """
     processor = base.processor
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers' warnings for peft
+    with quiet(), FUTURE:
         with explain(name, "adapter"):
             import peft
 
@@ -175,8 +177,7 @@ def random_model(
     config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, *, attention: str = "auto", seed: int = 0
 ) -> PreTrainedModel:
     """Make a model with random weights on the device, in evaluation mode."""
-    torch.manual_seed(seed)
-    with torch.device(device):
+    with seeded(device, seed), device:
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=_kernel(attention))
     return model.eval()
 

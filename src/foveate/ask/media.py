@@ -4,10 +4,10 @@ import base64
 import dataclasses
 import io
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes
@@ -19,6 +19,7 @@ from transformers import ProcessorMixin
 from foveate.errors import InputError
 from foveate.plain.files import HEAD, is_animated, is_video, local_path, open_readable, scheme_of, spell, state_of
 from foveate.plain.memory import check_room
+from foveate.plain.shared import Shared, ignored
 from foveate.video import Clip
 from foveate.video.clip import blank_frames
 from foveate.video.decoding import UNNAMED, clip_of
@@ -45,6 +46,12 @@ WIDTHS = (8, 10, 12, 14)
 """Possible bit depths of grey values that are stored in 16 bits."""
 NIGHT = 64
 """Upper bound of 8-bit colours that come from 14-bit values stored in 16 bits: 2**14 / 2**8 = 64."""
+WHOLE_FILES = Shared(
+    lambda: ImageFile.LOAD_TRUNCATED_IMAGES, partial(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES"), False
+)
+"""If any code in the process (such as lmms-eval's tasks) sets this, Pillow fills truncated files with grey."""
+OF_PILLOW = ignored(Warning, "PIL")
+"""Of broken metadata, and of pictures between Pillow's limit and twice the limit: large photographs are fine."""
 UNKNOWN = re.compile("unsupported|unimplemented|unknown|not supported|not available", re.IGNORECASE)
 """Words in Pillow's errors for formats that it does not support. Its errors for damaged files have none of them."""
 
@@ -128,13 +135,8 @@ def _check(image: Image.Image, name: str) -> None:
 @contextmanager
 def _explain(name: str) -> Iterator[None]:
     """Turn any error of Pillow into an `InputError` of one line with the file's name."""
-    # If any code in the process (such as lmms-eval's tasks) sets this, Pillow fills truncated files with grey.
-    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        with warnings.catch_warnings():
-            # Between its limit and twice the limit Pillow only warns. Large photographs are fine.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.filterwarnings("ignore", module="PIL")
+        with WHOLE_FILES, OF_PILLOW:
             yield
     except InputError:
         raise
@@ -161,8 +163,6 @@ def _explain(name: str) -> Iterator[None]:
                 f"{name} has a format that Pillow does not read: {why:.200}. Convert it to PNG."
             ) from error
         raise InputError(f"{name} is damaged: {why:.200}. Fetch or export it again.") from error
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _why(error: Exception) -> str:

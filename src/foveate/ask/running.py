@@ -30,6 +30,7 @@ from foveate.ask.prompt import Fit, Prompt, check_text, collate
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
+from foveate.core.tensors import seeded
 from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
@@ -198,7 +199,8 @@ def answers_to(
     if not prompts[0].vision_tokens:
         method = None
     arguments = {**settings.arguments(loaded.tokenizer), **extra}
-    with _begin(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), _seed(model, settings.seed):
+    seed = nullcontext() if settings.seed is None else seeded(model.device, settings.seed)
+    with _begin(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), seed:
         out = run(model, inputs, arguments)
         held, undropped = kv_bytes(cache_in(out))
     columns = inputs["input_ids"].shape[1]
@@ -267,22 +269,6 @@ def _text_of(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple
     while text != decoded and ids[-1] in padding:
         ids = ids[:-1]
     return text.strip(), ids
-
-
-@contextmanager
-def _seed(model: PreTrainedModel, seed: int | None) -> Iterator[None]:
-    """Seed torch's generators, and restore them on exit: the CPU's, and the accelerators' if the model is on one."""
-    kind = model.device.type
-    if seed is None:
-        yield
-    elif kind == "cpu":
-        with torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(seed)
-            yield
-    else:
-        with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
-            torch.manual_seed(seed)
-            yield
 
 
 @contextmanager

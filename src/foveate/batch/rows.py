@@ -1,12 +1,12 @@
 """`RowAnswerer`: one model that answers rows in batches. Files are read once, and failed rows get a reason."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from foveate.ask.answer import AS_NOTES
 from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
@@ -148,7 +148,7 @@ class RowAnswerer:
         samples = [sample for sample in item if isinstance(sample, MediaSample)]
         replies = self._answerer.replies(samples, self._prepare, stopped=stopped)
         while True:
-            with warnings.catch_warnings(action="ignore"):  # the answer's notes have the same texts
+            with AS_NOTES:
                 batch = next(replies, None)
             if batch is None:
                 break

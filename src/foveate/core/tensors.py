@@ -1,11 +1,16 @@
 """Helpers for tensors: send to a device, gather along a dimension, map over or stack nests, split into blocks."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+SEEDING = RLock()
+"""Held while torch's generators are seeded."""
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
@@ -14,6 +19,20 @@ def send(numbers: Tensor, device: torch.device) -> Tensor:
     CUDA stages the data before the call returns. Metal may not, so there the copy blocks.
     """
     return numbers.to(device, non_blocking=device.type != "mps")
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators, and restore them: the CPU's, and the accelerators' for a device that is one.
+
+    They are shared by all threads, so one thread is inside at a time.
+    """
+    devices, kind, sow = range(torch.accelerator.device_count()), device.type, torch.manual_seed
+    if kind in ("cpu", "meta"):
+        devices, kind, sow = range(0), "cuda", torch.default_generator.manual_seed
+    with SEEDING, torch.random.fork_rng(devices, device_type=kind):
+        sow(seed)
+        yield
 
 
 def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any
 
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
+from foveate.plain.shared import Shared
 from foveate.plain.upstream import brief, first_line, install_line, printable
 
 LABELS = ("label", "labels", "answer", "answers")
@@ -36,6 +37,7 @@ SHOWN = 10_000
 """Maximum letters that are kept of a line that cannot be parsed."""
 READ = 128
 """Rows of a Parquet file that are read at a time."""
+LONG_CELLS = Shared(csv.field_size_limit, csv.field_size_limit, LINE)
 LOOK = 1024
 """Number of samples between checks that the file has not changed."""
 
@@ -167,8 +169,7 @@ class _Csv(_Records):
     """
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
-        csv.field_size_limit(LINE)
-        with open_readable(self.path) as binary:
+        with open_readable(self.path) as binary, LONG_CELLS:
             text = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
             head = text.readline()
             separator = "\t"

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from foveate.core.tensors import seeded
 from foveate.errors import UnknownNameError
 
 IMAGE, VIDEO, VISION_START, PAD = 91, 92, 93, 0
@@ -98,14 +99,11 @@ def tiny_model(family: str = "llava", attention: str = "sdpa") -> TinyModel:
     kind, config, pieces = BUILT[family]
     made = config()
     made._attn_implementation = attention
-    state = torch.get_rng_state()
-    torch.manual_seed(0)
-    model = getattr(transformers, kind)(made).eval()
-    with torch.no_grad():  # zero weights and unit norms would hide misplaced rows
-        for weight in model.parameters():
+    with seeded(torch.device("cpu"), 0), torch.no_grad():
+        model = getattr(transformers, kind)(made).eval()
+        for weight in model.parameters():  # zero weights and unit norms would hide misplaced rows
             if weight.dim() == 1 or not weight.any():
                 weight.add_(0.1 * torch.randn_like(weight))
-    torch.set_rng_state(state)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return TinyModel(family, model, pieces)
