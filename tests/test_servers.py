@@ -259,7 +259,7 @@ def test_a_conversation_that_goes_on_runs_its_pictures_once(picture):
         towers.clear()
         time.sleep(5.5)
         asked(client, messages=turns, max_tokens=8, **ours)
-        assert len(towers) == 1  # both pictures at once, anew
+        assert len(towers) == 2  # both pictures anew, one by one
     hook.remove()
 
 

@@ -1,21 +1,32 @@
 """Cache the looks of ongoing conversations, so that pictures which a client sends again each turn run only once."""
 
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 import foveate as fv
-from foveate.ask.conversation import MEDIA, Conversation, Part
+from foveate.ask.conversation import MEDIA, Conversation
+from foveate.ask.prompt import Prompt
+from foveate.registry import family_for
 
 
 @dataclass
 class Kept:
-    """A cached look: its prefix, the requested method and budget, and the time of its last use."""
+    """A cached look.
+
+    Attributes:
+        prefix: The look.
+        asked: The requested method and budget.
+        shown: The turns up to its last picture, with names for pictures and films.
+        used: The time of its last use.
+    """
 
     prefix: fv.Prefix
     asked: tuple[Any, ...]
+    shown: Any
     used: float
 
 
@@ -35,69 +46,61 @@ class Looks:
     def at(
         self, conversation: Conversation, messages: list[dict[str, Any]], method: Any, budget: dict[str, Any]
     ) -> fv.Prefix | None:
-        """Return a look at the pictures of a conversation, whose JSON is `messages`; None if it cannot be cached."""
-        now, asked = time.monotonic(), (method, *budget.items())
+        """Return a look at the pictures of a conversation, one by one, or None if they cannot be seen so.
+
+        Where the model can add no picture to a look, all are looked at together.
+
+        Args:
+            conversation: The conversation.
+            messages: The same as messages.
+            method, budget: What drops, as for `VLM.look`.
+        """
+        now, asked, count = time.monotonic(), (method, *budget.items()), len(conversation.media)
         self.kept = [kept for kept in self.kept if now - kept.used < self.seconds]
-        if not conversation.media or conversation.more:
+        showing = {role for role, parts in conversation.turns for kind, _ in parts if kind in MEDIA}
+        if showing != {"user"} or conversation.more:
             return None
+        names = [Conversation.about([medium], "").media_name() for medium in conversation.media]
+        named = conversation.with_media(names)
+        first = 1 if family_for(self.vlm.model).grows else count
+        beginnings = [named.split(number)[0].turns for number in range(first, count + 1)]
+        alike = [kept for kept in self.kept if kept.asked == asked and kept.shown in beginnings]
+        earlier = max(alike, key=lambda kept: beginnings.index(kept.shown), default=None)
         try:
-            alike = (kept for kept in self.kept if kept.asked == asked)
-            earlier = next((kept for kept in alike if goes_on(kept.prefix, conversation)), None)
             if earlier is None:
-                prefix = self.vlm.look(messages=up_to_last_picture(messages), method=method, **budget)
+                prefix, seen = self.vlm.look(messages=up_to(messages, first), method=method, **budget), first
             else:
-                prefix = earlier.prefix
-                self.kept.remove(earlier)
-            for texts, part in pictures_behind(prefix, conversation):
-                prefix = prefix.see(part[1], after=texts)
-        except fv.UnsupportedError:  # the method reads the question, or the model cannot add pictures to a look
+                prefix, seen = earlier.prefix, first + beginnings.index(earlier.shown)
+            for number in range(seen, count):
+                behind = conversation.split(number)[1].split(1)[0]
+                prefix = prefix.see(behind.media[0], after=behind.without_media([0]))
+        except fv.FoveateError:  # such as a method that reads the question, or a budget that one picture cannot meet
             return None
-        self.kept = [*self.kept, Kept(prefix, asked, now)][-self.most :]
+        self.kept = [kept for kept in self.kept if kept is not earlier]
+        self.kept = [*self.kept, Kept(prefix, asked, beginnings[-1], now)][-self.most :]
         return prefix
 
 
-def names(parts: Sequence[Part]) -> list[tuple[str, str]]:
-    """Return the parts of a conversation in order: texts, and names for pictures and films."""
-    return [(kind, Conversation.about([value], "").media_name() if kind in MEDIA else value) for kind, value in parts]
+def going_on(prefix: fv.Prefix, conversation: Conversation, prompt: Prompt) -> Prompt | None:
+    """Return the prompt of a conversation after a look at its pictures. None if it has other ids than `prompt`."""
+    try:
+        asked = prefix.prompt(*texts_behind(conversation))
+    except fv.FoveateError:  # such as a template that writes another text before the pictures
+        return None
+    return asked if torch.equal(asked.inputs["input_ids"], prompt.inputs["input_ids"]) else None
 
 
-def goes_on(prefix: fv.Prefix, conversation: Conversation) -> bool:
-    """Return whether a conversation begins with the look's parts and continues in turns, as a look can."""
-    earlier = prefix.conversation.parts
-    if names(conversation.parts[: len(earlier)]) != names(earlier):
-        return False
-    grown = prefix.conversation
-    for texts, part in pictures_behind(prefix, conversation):
-        grown = grown.with_text(*texts).with_media_behind([part])
-    grown = grown.with_text(*texts_behind(conversation))
-    return [(role, len(parts)) for role, parts in grown.turns] == [
-        (role, len(parts)) for role, parts in conversation.turns
-    ]
+def texts_behind(conversation: Conversation) -> list[Conversation]:
+    """Return what follows the last picture, as `Prefix.prompt` reads it."""
+    return [conversation.split(len(conversation.media))[1]]
 
 
-def pictures_behind(prefix: fv.Prefix, conversation: Conversation) -> list[tuple[list[str], Part]]:
-    """Return the pictures after a look, each with the texts before it."""
-    steps, texts = [], []
-    for kind, value in conversation.parts[len(prefix.conversation.parts) :]:
-        if kind in MEDIA:
-            steps.append((texts, (kind, value)))
-            texts = []
-        else:
-            texts.append(value)
-    return steps
-
-
-def texts_behind(conversation: Conversation) -> list[str]:
-    """Return the texts after the last picture."""
-    behind = itertools.takewhile(lambda part: part[0] not in MEDIA, reversed(conversation.parts))
-    return [text for _, text in behind][::-1]
-
-
-def up_to_last_picture(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a conversation up to and including its last picture."""
-    for turn in reversed(range(len(messages))):
-        content = messages[turn]["content"]
-        shown = [place for place, part in enumerate(content) if not isinstance(content, str) and part["type"] != "text"]
-        if shown:
-            return [*messages[:turn], {**messages[turn], "content": content[: shown[-1] + 1]}]
+def up_to(messages: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return messages up to and including the picture or film of this number, from 1."""
+    for turn, message in enumerate(messages):
+        parts = [] if isinstance(message["content"], str) else message["content"]
+        shown = [place for place, part in enumerate(parts) if part["type"] != "text"]
+        if len(shown) >= count:
+            return [*messages[:turn], {**message, "content": parts[: shown[count - 1] + 1]}]
+        count -= len(shown)
     return []

@@ -22,11 +22,13 @@ from anyio import from_thread
 from chat import Chat, Refusal, completion, error_of, events, opened
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from looks import Looks, texts_behind
+from looks import Looks, going_on
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 import foveate as fv
+from foveate.ask.conversation import Conversation
+from foveate.ask.prompt import prepare
 from foveate.ask.running import reply_to
 
 
@@ -99,7 +101,8 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
         full = Refusal(f"{options.waiting} requests are waiting; try again later.", None, 429, "rate_limit_exceeded", 5)
         settings = asked.generation(options.length)
         with held(place, 0, full), held(turn, options.seconds, late):
-            prompt = vlm.prepare(messages=messages)
+            conversation = Conversation.of(messages)
+            prompt = prepare(vlm, conversation, as_pictures=True, few=True)
             if prompt.tokens + settings.max_new_tokens > options.tokens:
                 what = f"A prompt of {prompt.tokens:,} tokens and an answer of {settings.max_new_tokens:,}"
                 raise Refusal(f"{what} exceed {options.tokens:,}.", "messages", 413, "context_length_exceeded")
@@ -107,9 +110,9 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
             if "method" not in asked.model_fields_set:  # method: null means the untouched model
                 method, budget = options.method, budget if any(budget.values()) else {"retention": options.retention}
             drops, look = vlm.method_for(method, prompt.vision_tokens, **budget), None
-            prefix = looks.at(prompt.conversation, messages, method, budget) if options.looks else None
-            if prefix is not None:
-                prompt, drops, look = prefix.prompt(*texts_behind(prompt.conversation)), prefix.method, prefix.look
+            prefix = looks.at(conversation, messages, method, budget) if options.looks else None
+            if prefix is not None and (asked_on := going_on(prefix, conversation, prompt)) is not None:
+                prompt, drops, look = asked_on, prefix.method, prefix.look
             with reply_to(vlm, prompt, drops, settings, stream=True, look=look) as stream:
                 for piece in stream:
                     if gone():

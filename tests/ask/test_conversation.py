@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 from PIL import Image
 
 from foveate.ask import media as module
 from foveate.ask.conversation import Conversation
 from foveate.ask.media import Picture
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.video import Clip
 from tests.ask.conftest import image, text, user
 
@@ -120,3 +121,27 @@ def test_films_of_the_same_frames_at_other_times_have_other_names():
     films = [Clip(Path("a.mp4"), frames, (0.0, end), 0.0, end, 1.0) for end in (1.0, 2.0)]
     names = {Conversation.about([film], "What?").media_name() for film in films}
     assert len(names) == 2
+
+
+PARTS = st.sampled_from([("text", "a"), ("image", "I"), ("video", "V")])
+TURNS = st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), st.lists(PARTS).map(tuple)))
+
+
+@given(turns=TURNS)
+def test_what_is_cut_in_two_is_joined_again(turns):
+    whole = Conversation(tuple(turns))
+    for count in range(1, len(whole.media) + 1):
+        begun, behind = whole.split(count)
+        assert len(begun.media) == count
+        assert begun.parts[-1][0] != "text"
+        assert begun.parts + behind.parts == whole.parts
+        assert begun.joined(behind).turns == whole.turns
+    with pytest.raises(SettingError, match="pictures"):
+        whole.split(len(whole.media) + 1)
+
+
+def test_what_follows_goes_on_with_the_same_turn():
+    begun, behind = Conversation((("user", (("image", "I"), ("text", "a"))), ("assistant", ()))).split(1)
+    with pytest.raises(SettingError, match="assistant"):
+        Conversation((("assistant", ()),)).joined(behind)
+    assert begun.joined(Conversation((("user", ()),))).turns == begun.turns

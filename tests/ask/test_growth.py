@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
+from foveate.ask.conversation import Conversation
 from foveate.ask.generation import FirstToken
 from foveate.ask.growth import Seen, forget, grow, refuse_unturnable, turn_back
 from foveate.ask.look import end_of_pictures, look_at
@@ -250,6 +251,30 @@ def test_a_screenshot_comes_behind_what_was_said(small, pictures):
     assert_same_prompt(answer.prompt, fresh.prompt)
     assert answer.tokens == fresh.tokens
     assert_same_prompt(live.forget().prompt("And now?"), small.prepare(messages=[user(text(said[0])), *messages[1:]]))
+
+
+def test_turns_of_any_roles_stand_between_pictures(small, pictures):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user(text("One."), image(pictures[0])),
+        user(text("Two."), text("Three.")),
+        {"role": "system", "content": "Look well."},
+        user(image(pictures[1]), text("Four."), image(pictures[2]), text("Five.")),
+        {"role": "assistant", "content": [text("Six."), text("Seven.")]},
+        user(text("What?"), text("And now?")),
+    ]
+    conversation = Conversation.of(messages)
+    live = small.look(messages=[messages[0], user(text("One."), image(pictures[0]))], method="vidcom2")
+    for number in (1, 2):
+        behind, _ = conversation.split(number)[1].split(1)
+        live = live.see(behind.media[0], after=behind.without_media([0]))
+    prompt, fresh = live.prompt(conversation.split(3)[1]), small.prepare(messages=messages)
+    assert_same_prompt(prompt, fresh)
+    assert prompt.conversation.turns == conversation.turns
+    with pytest.raises(fv.InputError, match="special"):
+        live.prompt(Conversation((("user", (("text", "<image>"),)),)))
+    with pytest.raises(fv.InputError, match="special"):
+        live.ask("What?", after=["<image>", "A cat."])
 
 
 def test_memory_is_bounded_however_many_frames_come(small, pictures):

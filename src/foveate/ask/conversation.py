@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from foveate.ask.media import Picture, read_medium
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import scheme_of
 from foveate.plain.spelling import nearest, refuse_keys
 from foveate.plain.upstream import brief
@@ -119,6 +119,33 @@ class Conversation:
         for role, parts in self.turns:
             turns.append((role, tuple(part for part in parts if part[0] not in MEDIA or next(numbers) not in places)))
         return replace(self, turns=tuple(turns))
+
+    def split(self, count: int) -> tuple["Conversation", "Conversation"]:
+        """Cut the conversation behind its first `count` images and videos; `joined` puts it together again.
+
+        Returns:
+            The beginning, and what follows: its first turn is the rest of the turn that was cut, even if nothing is.
+        """
+        left = count
+        for place, (role, parts) in enumerate(self.turns):
+            for number, (kind, _) in enumerate(parts, start=1):
+                left -= kind in MEDIA
+                if not left:
+                    begun, rest = (role, parts[:number]), (role, parts[number:])
+                    behind = Conversation((rest, *self.turns[place + 1 :]))
+                    return replace(self, turns=(*self.turns[:place], begun)), behind
+        raise SettingError(f"The conversation has {count - left} pictures and films; got count={count}.")
+
+    def joined(self, behind: "Conversation") -> "Conversation":
+        """Append what follows. Its first turn continues the last one, which has the same role.
+
+        Raises:
+            SettingError: If the roles differ.
+        """
+        (role, parts), (other, more) = self.turns[-1], behind.turns[0]
+        if role != other:
+            raise SettingError(f"What follows must go on with the turn of the {role}; got one of the {other}.")
+        return replace(self, turns=(*self.turns[:-1], (role, (*parts, *more)), *behind.turns[1:]))
 
     @property
     def parts(self) -> list[Part]:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, Unpack, overload
+from typing import Literal, Unpack, cast, overload
 
 import torch
 
@@ -109,7 +109,7 @@ class Prefix:
         self,
         medium: Medium,
         *,
-        after: Sequence[str] = (),
+        after: Sequence[str] | Conversation = (),
         tokens: float | None = None,
         retention: float | None = None,
         at: float | None = None,
@@ -125,7 +125,7 @@ class Prefix:
         Args:
             medium: A path, PIL image, array or clip, as for `VLM.ask`.
             after: The texts since the last image: a question, its answer, and so on. They run now and stay in the
-                prefix.
+                prefix. For other turns: what `Conversation.split` returns as following the last image.
             tokens, retention: A budget for this image that replaces the method's.
             at: The frame's time in seconds. A model that reads videos gets the frame as a video of one frame.
             memory: Maximum rows per decoder layer. The oldest images are forgotten until no layer has more.
@@ -151,7 +151,7 @@ class Prefix:
             refuse_unturnable(family_for(loaded.model), self.pictures[-1].columns)
         with loaded.lock:
             refuse_stale(loaded, self.look)
-            conversation = self.conversation.with_text(*_in_turn(after))
+            conversation = _followed_by(self.conversation, after)
             seen = coming(loaded, conversation, self._wording, part, at, showing)
             method = method_in(loaded, drops, seen.prompt.vision_tokens)
             seen = replace(seen, method=method, last=LastFrame(self.pictures[-1].last.features))
@@ -292,14 +292,28 @@ class Prefix:
         answerer = Answerer(self.loaded, self.method, generation_of(decoding), batch_size)
         return in_order(answerer.replies(questions, lambda question, _: self.prompt(question), look=self.look))
 
-    def prompt(self, *texts: str) -> Prompt:
-        """Prepare a question for the model, optionally after earlier questions and answers in turn."""
-        for text in texts:
+    def prompt(self, *texts: str | Conversation) -> Prompt:
+        """Prepare a question for the model.
+
+        Args:
+            *texts: The question, optionally after earlier questions and answers in turn. For other turns: what
+                `Conversation.split` returns as following the last image, in their place.
+
+        Raises:
+            FoveateError: As for `ask`.
+        """
+        if len(texts) == 1 and isinstance(texts[0], Conversation):
+            conversation = self.conversation.joined(texts[0])
+            asked = conversation.texts
+        else:
+            said = cast(tuple[str, ...], texts)
+            conversation = self.conversation.with_text(*said)
+            asked = list(said[-1:])
+        for text in conversation.texts[len(self.conversation.texts) :]:
             check_text(text)
-        if not texts or not texts[-1].strip():
+            refuse_special(self.loaded, text)
+        if not any(text.strip() for text in asked):
             raise SettingError('The question is empty. Ask one, such as "What is it?".')
-        refuse_special(self.loaded, texts[-1])
-        conversation = self.conversation.with_text(*texts)
         rest = self._wording.rest(self.loaded, conversation)
         ids = torch.cat((self.look.ids, rest), dim=1)
         others = {name: value for name, value in self.look.inputs.items() if value.shape != self.look.ids.shape}
@@ -312,6 +326,12 @@ class Prefix:
             return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
         alone, methods = zip(*((seen.prompt, seen.method) for seen in self.pictures), strict=True)
         return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, alone, methods)
+
+
+def _followed_by(conversation: Conversation, after: Sequence[str] | Conversation) -> Conversation:
+    if isinstance(after, Conversation):
+        return conversation.joined(after)
+    return conversation.with_text(*_in_turn(after))
 
 
 def _in_turn(after: Sequence[str]) -> Sequence[str]:
