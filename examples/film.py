@@ -2,7 +2,7 @@
 
     python examples/film.py [kept.png]
 
-The embedded model reads only pictures, so each frame is passed as a picture. Needs PyAV: pip install -e '.[vision]'.
+The embedded model reads only pictures, so each frame is passed as a picture. Needs PyAV: pip install av.
 """
 
 import sys

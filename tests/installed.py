@@ -2,8 +2,9 @@
 
     python -m tests.installed
 
-The wheel stands in the place of the checkout, and a torch for the CPU is there beforehand. README's Python runs with
-the embedded model, its commands and `foveate check` by name, and a choice of the invariants, all in out/installed.
+The wheel stands in the place of the checkout, and a torch for the CPU is there beforehand, which README's first line
+must not replace. README's Python runs with the embedded model, its commands and `foveate check` by name, and a choice
+of the invariants, all in out/installed. README's second line, for films, comes last.
 """
 
 import os
@@ -36,8 +37,23 @@ def main() -> None:
     version = tomllib.loads((ROOT / "plugins/vllm/pyproject.toml").read_text())["project"]["version"]
     assert f"-{version}-" in wheel.name, (wheel, version)
     assert f"-{version}-" in plugin.name, (plugin, version)
-    install(wheel)
+    first, *others = installing(wheel)
+    pip("install", "--quiet", *shlex.split(TORCH))
+    torch = release("torch")
+    pip(first[0], "--quiet", *first[1:])
+    assert release("torch") == torch, f"README's first line replaces torch {torch}"
+    pip("install", "--quiet", "pytest", "hypothesis", "accelerate")
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", "list")
     use(FOLDER / "use")
+    for line in others:
+        # TORCH names an index where its torch came from one.
+        pip(line[0], "--quiet", *line[1:], *shlex.split(TORCH)[1:])
+        if f"torch=={torch.partition('+')[0]}" in line:
+            assert release("torch") == torch, f"{line} replaces torch {torch} by another build"
+    if subprocess.run([PYTHON, "-c", "import torchvision"], capture_output=True, check=False).returncode:
+        print("==> NOT RUN: README's lines beside torchvision: pip has it for another build of torch alone", flush=True)
+    else:
+        run(PYTHON, "readme.py", cwd=FOLDER / "use")
     print(f"==> installed as README says, and used, in {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -49,21 +65,20 @@ def wheel_of(project: Path) -> Path:
     return wheel
 
 
-def install(wheel: Path) -> None:
-    """README's lines that install, with the wheel in the place of the checkout."""
-    pip("install", "--quiet", *shlex.split(TORCH))
+def installing(wheel: Path) -> list[list[str]]:
+    """The words of README's lines that install, with the wheel in the place of the checkout."""
     lines = [line for line in "\n".join(blocks("bash")).splitlines() if line.startswith("pip install")]
     assert lines, "README says nowhere how to install"
-    for line in lines:
-        words = [re.sub(r"^\.(?=\[|$)", str(wheel), word) for word in shlex.split(line, comments=True)[1:]]
-        assert str(wheel) in " ".join(words), line
-        # A torch for CUDA, which the newest torchvision may ask for, is gigabytes: the one that is here stays.
-        pip(words[0], "--quiet", *shlex.split(TORCH), *words[1:])
-    if subprocess.run([PYTHON, "-c", "import torchvision"], capture_output=True, check=False).returncode:
-        print("==> the torchvision that pip finds is for another torch: as README says, without it", flush=True)
-        pip("uninstall", "--quiet", "--yes", "torchvision")
-    pip("install", "--quiet", "pytest", "hypothesis", "accelerate")
-    run(PYTHON, "-m", "pip", "--disable-pip-version-check", "list")
+    words = [shlex.split(line, comments=True)[1:] for line in lines]
+    words = [[re.sub(r"^\.(?=\[|$)", str(wheel), word) for word in line] for line in words]
+    assert all(str(wheel) in " ".join(line) for line in words), lines
+    return words
+
+
+def release(package: str) -> str:
+    """The version of a package that is installed there."""
+    source = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([PYTHON, "-c", source], capture_output=True, check=True, text=True).stdout.strip()
 
 
 def use(folder: Path) -> None:

@@ -199,6 +199,20 @@ def test_lines_that_install_foveate_can_work():
     assert {"app", "batch", "eval", "ray", "vision"} <= set(named) <= set(extras)
 
 
+def test_lines_that_install_torchvision_name_it_and_torch_in_the_releases_of_the_tests():
+    """Of the two, pip takes the newest torchvision alone, which brings another torch."""
+    releases = re.findall(r"^torch(?:vision)?==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    text = "\n".join(path.read_text() for path in [*PAGES, *ROOT.glob("examples/**/*.*"), *ROOT.glob("src/**/*.py")])
+    lines = re.findall(r"pip install [^`\n]*(?:\bvision\b|torchvision)[^`\n]*", text)
+    assert len(releases) == 2
+    assert lines
+    assert [line for line in lines if not all(release in line for release in releases)] == []
+
+
+def test_the_readme_begins_with_a_line_that_needs_no_torchvision():
+    assert re.findall(r"^pip install .*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0] == "pip install ."
+
+
 def test_the_readme_promises_no_more_than_there_is():
     page = (ROOT / "README.md").read_text()
     methods, controls, families = map(

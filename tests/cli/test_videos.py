@@ -8,7 +8,6 @@ import sys
 import pytest
 from PIL import Image
 
-from foveate.plain.upstream import install_line
 from tests.cli.conftest import QUESTION
 from tests.films import film, sound
 
@@ -99,7 +98,7 @@ def test_of_a_damaged_video_both_are_said_how_many_frames_were_read_and_how_many
     assert told["note"] == f"{first.removeprefix('foveate: ')} 3 of those read are used."
 
 
-def test_without_pyav_the_extra_is_named(ask, clip, monkeypatch):
+def test_without_pyav_its_package_is_named(ask, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     code, _, err = ask("generate", clip)
-    assert (code, err) == (1, f"foveate: Reading videos needs PyAV: {install_line('vision')}.\n")
+    assert (code, err) == (1, "foveate: Reading videos needs PyAV: pip install av.\n")

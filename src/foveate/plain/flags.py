@@ -88,7 +88,7 @@ class GraphOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MediaOptions:
-    """How images and videos are prepared for the model. Reading videos needs PyAV: pip install -e '.[vision]'."""
+    """How images and videos are prepared for the model. Reading videos needs PyAV: pip install av."""
 
     frames: MaybeCount = None
     """maximum frames per video, evenly spaced (default: 32; 8 for embedded-films; 3 for an image-only model)"""

@@ -39,7 +39,7 @@ def explain(name: str, part: str) -> Iterator[None]:
         line = first_line(error)
         hint = ""
         if "torchvision" in line.lower():
-            hint = f" Its version must match your torch: {install_line('vision')}."
+            hint = " Install the one that belongs to your torch: torch 2.13 needs torchvision==0.28.0."
         elif "FlashAttention" in line:
             hint = " Install it, or use another attention kernel, such as sdpa."
         raise InputError(f"Model '{trim(name)}' needs a package that is missing: {line}{hint}") from error

@@ -20,7 +20,7 @@ from PIL import Image, ImageSequence
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.plain.files import HEAD, is_animated, local_path, open_readable, spell
 from foveate.plain.memory import check_room
-from foveate.plain.upstream import first_line, install_line
+from foveate.plain.upstream import first_line
 from foveate.video.clip import Clip, blank_frames
 from foveate.video.pixels import pixels
 from foveate.video.survey import Clock, Survey, survey, video_stream
@@ -141,7 +141,7 @@ def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[Binar
     try:
         import av
     except ImportError as error:
-        raise UnsupportedError(f"Reading videos needs PyAV: {install_line('vision')}.") from error
+        raise UnsupportedError("Reading videos needs PyAV: pip install av.") from error
     if isinstance(path, bytes):
         opened: Callable[[], BinaryIO] = partial(BytesIO, path)
         path = UNNAMED
