@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate._transformers import DummyLayer, PreTrainedModel, attention_of, rotation, turns, with_cache
 from foveate.ask.conversation import MEDIA, Conversation, Part
-from foveate.ask.loaded import Loaded
+from foveate.ask.loaded import Loaded, quiet
 from foveate.ask.look import Inputs, Look, end_of_pictures, prefill, without_pixels
 from foveate.ask.media import Medium, Picture, read_medium
 from foveate.ask.prompt import Prompt, encode, is_vision, prepare, reads_videos, text_of
@@ -47,7 +47,6 @@ class Seen:
         wording: The text around a question after them.
         ids: Their columns: the text before them and their own tokens, (1, columns) int64.
         first: Index in `ids` of their first vision token.
-        opening: How many tokens before `first` belong to them, such as "<|vision_start|>".
         method: The method with its budget; None for the untouched model.
         record: The record of this prefill.
         at: The frame's time in seconds.
@@ -58,7 +57,6 @@ class Seen:
     wording: Wording
     ids: Tensor
     first: int
-    opening: int = 0
     method: Method | None = None
     record: PrefillRecord | None = None
     at: float | None = None
@@ -98,14 +96,6 @@ class Seen:
                 theirs = value[:, start : start + self.columns - self.first]
                 own[name] = torch.nn.functional.pad(theirs, (self.first, 0))
         return without_pixels(own)
-
-    def behind(self, other: "Seen", kept: int, gone: int) -> "Seen":
-        """Replace this entry's first `gone` columns by the first `kept` columns of another entry.
-
-        For ids [a, b, C] and other ids [x, y, Z], kept=2 and gone=1: [x, y, b, C].
-        """
-        ids = torch.cat((other.ids[:, :kept], self.ids[:, gone:]), dim=1)
-        return replace(self, ids=ids, first=self.first - gone + kept)
 
 
 def first_of(prompt: Prompt) -> int:
@@ -194,7 +184,7 @@ def coming(
     """Prepare one more image or video to follow those seen before.
 
     It is encoded twice: alone, and after a copy of itself (after the last one seen, if one is an image and the other a
-    video). The second encoding shows which tokens the processor writes between the two.
+    video). The second encoding shows which tokens the processor writes between the two; see `lead_of`.
 
     Args:
         loaded: The model and its processor.
@@ -214,11 +204,7 @@ def coming(
     said = conversation.without_media(range(shown))
     alone = prepare(loaded, said.with_media_behind([part]).with_text(QUESTION), **options)
     parts = [part for part in alone.conversation.parts if part[0] in MEDIA]  # a video may be split into its frames
-    last = conversation.without_media(range(shown - 1))
-    mixes = parts[-1][0] not in dict(last.parts)  # a video after an image, or an image after a video
-    if not mixes:
-        last = last.with_media([parts[-1][1]])
-    twice = encode(loaded.model, loaded.processor, last.with_media_behind(parts).with_text(QUESTION))
+    last = _with_copy(conversation, parts)
     text, longer = (
         text_of(loaded.model, loaded.processor, whole.with_media_behind(parts).with_text(QUESTION))
         for whole in (last, conversation)
@@ -229,19 +215,39 @@ def coming(
             f"The chat template of {loaded.name} writes a different beginning with one more picture. "
             "Pass all pictures to vlm.look at once."
         )
-    ids = twice["input_ids"][0].to(loaded.model.device)
-    places = is_vision(loaded.model.config, ids).nonzero()[:, 0].tolist()
-    before = len(places) // (len(parts) + 1)  # vision tokens of the copy that stands in for the earlier images
-    if mixes:
-        before = len(places) - alone.vision_tokens
-    # Ids [<start>, I, I, <end>, \n, <start>, I, I, …] with before=2 and 1 closing token: gap [\n, <start>].
-    # `opening` is how much of the gap's end is also the text before the image alone: 1, <start>.
-    gap = ids[places[before - 1] + 1 + family_for(loaded.model).closing_tokens : places[before]]
+    lead = lead_of(loaded, conversation, parts, alone.vision_tokens)
     own = alone.inputs["input_ids"][0]
     start, end = first_of(alone), end_of_pictures(loaded.model, own)
-    opening = alike(gap.flip(0), own[:start].flip(0))
     behind = Wording.of(loaded, alone.conversation.without_last_text(), QUESTION, own)
-    return Seen(alone, behind, torch.cat((gap, own[start:end]))[None], len(gap), opening, at=at)
+    return Seen(alone, behind, torch.cat((lead, own[start:end]))[None], len(lead), at=at)
+
+
+def lead_of(loaded: Loaded, conversation: Conversation, parts: Sequence[Part], tokens: int) -> Tensor:
+    """Return the ids before images or videos that follow a conversation: its text since the last image, (ids,) int64.
+
+    Args:
+        loaded: The model and its processor.
+        conversation: What comes before. Without images, its whole text is returned.
+        parts: The images or videos.
+        tokens: Their vision tokens.
+    """
+    behind = _with_copy(conversation, parts).with_media_behind(parts).with_text(QUESTION)
+    ids = encode(loaded.model, loaded.processor, behind)["input_ids"][0].to(loaded.model.device)
+    places = is_vision(loaded.model.config, ids).nonzero()[:, 0].tolist()
+    if not conversation.media:
+        return ids[: places[0]]
+    # Ids [<start>, I, I, <end>, \n, <start>, I, I, …] with 2 before and 1 closing token: [\n, <start>].
+    before = len(places) // (len(parts) + 1)  # vision tokens of the copy that stands in for the earlier images
+    if len({kind for kind, _ in behind.parts if kind in MEDIA}) > 1:
+        before = len(places) - tokens
+    return ids[places[before - 1] + 1 + family_for(loaded.model).closing_tokens : places[before]]
+
+
+def _with_copy(conversation: Conversation, parts: Sequence[Part]) -> Conversation:
+    """Replace the images by a copy of the last new one, or by the last if one is an image and the other a video."""
+    last = conversation.without_media(range(len(conversation.media) - 1))
+    kind, medium = parts[-1]
+    return last.with_media([medium]) if kind in dict(last.parts) else last
 
 
 def part_of(loaded: Loaded, medium: Medium, at: float | None, frames: int | None, fps: float | None) -> Part:
@@ -348,29 +354,41 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
     return replace(look, ids=ids, inputs=inputs, cache=settle(cache))
 
 
-def without(pictures: tuple[Seen, ...], place: int) -> tuple[int, int, tuple[Seen, ...]]:
+def without(
+    loaded: Loaded, pictures: tuple[Seen, ...], place: int, conversation: Conversation
+) -> tuple[int, int, tuple[Seen, ...]]:
     """Return the columns [start, end) that leave with one entry, and the entries that are left.
 
-    The text before the first image stays, and so do the texts of the conversation before other images. If the entry is
-    not the last, the columns from its opening up to the next entry's opening leave:
-    [text, <start>, I, I, <end>, \\n, <start>, J, J] without I: [text, <start>, J, J].
+    Ids [text, I, I, more, J, J] without I, where the conversation that is left begins "text more": 1, 3.
+
+    Args:
+        loaded: The model and its processor.
+        pictures: All entries.
+        place: Index of the entry that leaves.
+        conversation: The conversation that is left.
+
+    Raises:
+        UnsupportedError: If the ids of that conversation are not the look's without some consecutive columns.
     """
     offset = sum(seen.columns for seen in pictures[:place])
     gone = pictures[place]
     if place + 1 == len(pictures):
         return offset, offset + gone.columns, pictures[:place]
     later = pictures[place + 1]
-    start, end = gone.first - gone.opening, later.first - later.opening
-    if place == 0:  # the next entry becomes the first, so it needs the text before a first image
-        lead = later.prompt.inputs["input_ids"][0, : first_of(later.prompt)]
-        start = alike(lead, gone.ids[0, : gone.first])
-        end = later.first - (len(lead) - start)
-        if end < 0 or not torch.equal(later.ids[0, end : later.first], lead[start:]):
-            raise UnsupportedError(
-                "The first picture cannot be forgotten: the text before it belongs to it. Look again with vlm.look."
-            )
-    rest = (*pictures[:place], later.behind(gone, start, end), *pictures[place + 2 :])
-    return offset + start, offset + gone.columns + end, rest
+    shown = sum(len(seen.parts) for seen in pictures[:place])
+    theirs = range(shown, shown + len(later.parts))
+    before = conversation.split(theirs.stop)[0].without_media(theirs)
+    with loaded.lock, quiet():
+        lead = lead_of(loaded, before, later.parts, later.prompt.vision_tokens)
+    ids = torch.cat((gone.ids[0], later.ids[0, : later.first]))
+    start, count = alike(lead, ids), len(ids) - len(lead)
+    if count < 0 or not torch.equal(ids[start + count :], lead[start:]):
+        raise UnsupportedError(
+            f"Picture {place} cannot be forgotten: the tokens of the text around it change without it. Look again at "
+            "the others with vlm.look."
+        )
+    left = replace(later, ids=torch.cat((lead, later.ids[0, later.first :]))[None], first=len(lead))
+    return offset + start, offset + start + count, (*pictures[:place], left, *pictures[place + 2 :])
 
 
 def alike(ids: Tensor, others: Tensor) -> int:

@@ -167,7 +167,7 @@ class Prefix:
     def forget(self, picture: int = 0) -> "Prefix":
         """Remove the images of one look: its rows leave every layer, and later rows move to earlier positions.
 
-        Later images have attended to it, and that stays in their rows.
+        The texts around it stay. Later rows have attended to it, and that stays in them.
 
         Args:
             picture: Index in `pictures`; the oldest is 0.
@@ -177,7 +177,8 @@ class Prefix:
 
         Raises:
             SettingError: If the index is out of range, or there is only one look.
-            UnsupportedError: If the positions of the model's cached rows cannot be changed.
+            UnsupportedError: If the positions of the model's cached rows cannot be changed, or the text around the
+                images has other tokens without them.
         """
         loaded, count = self.loaded, len(self.pictures)
         if not -count <= picture < count or count == 1:
@@ -185,13 +186,13 @@ class Prefix:
                 f"There are {count} looks, and one must stay; got picture={picture}. See another picture first."
             )
         place = picture % count
-        start, end, pictures = without(self.pictures, place)
         first = sum(len(seen.parts) for seen in self.pictures[:place])
-        gone = range(first, first + len(self.pictures[place].parts))
+        conversation = self.conversation.without_media(range(first, first + len(self.pictures[place].parts)))
         with loaded.lock:
             refuse_stale(loaded, self.look)
+            start, end, pictures = without(loaded, self.pictures, place, conversation)
             look = forget(loaded.model, self.look, start, end, pictures)
-        return self._with(pictures, look, self.conversation.without_media(gone))
+        return self._with(pictures, look, conversation)
 
     def _with(self, pictures: tuple[Seen, ...], look: Look, conversation: Conversation) -> "Prefix":
         """Make a prefix of the same model with other looks."""
