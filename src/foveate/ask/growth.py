@@ -232,7 +232,7 @@ def lead_of(loaded: Loaded, conversation: Conversation, parts: Sequence[Part], t
         tokens: Their vision tokens.
     """
     behind = _with_copy(conversation, parts).with_media_behind(parts).with_text(QUESTION)
-    ids = encode(loaded.model, loaded.processor, behind)["input_ids"][0].to(loaded.model.device)
+    ids: Tensor = encode(loaded.model, loaded.processor, behind)["input_ids"][0].to(loaded.model.device)
     places = is_vision(loaded.model.config, ids).nonzero()[:, 0].tolist()
     if not conversation.media:
         return ids[: places[0]]
