@@ -1,5 +1,6 @@
 """A Python file with a method, named where a method's name goes."""
 
+import importlib
 import json
 import pickle
 import subprocess
@@ -10,8 +11,10 @@ import pytest
 
 import foveate as fv
 from foveate.contract.method import Chain
+from foveate.eval import provenance
 from foveate.eval.records import key_of
 from foveate.naming import is_bare, method_of, parse, settings_given
+from foveate.plain.own_files import digests_of
 
 BODY = """
 from foveate.contract import Cuts, LayerStage, Method, Once, Share
@@ -173,3 +176,72 @@ def test_a_changed_file_is_another_method(mine):
     assert key_of(first) == key
     with pytest.raises(fv.InputError, match="meanwhile"):
         pickle.loads(pickled)
+
+
+BESIDE = BODY.split("def largest")[0].replace("\nclass", "\nfrom {module} import largest\n\n\nclass", 1)
+LARGEST = "def largest(view):\n    return view.tokens\n"
+
+
+@pytest.mark.parametrize(
+    ("imported", "files", "edited"),
+    [
+        ("beside_a", {"beside_a.py": LARGEST}, "beside_a.py"),
+        ("beside_b", {"beside_b.py": "from further_b import largest\n", "further_b.py": LARGEST}, "further_b.py"),
+        ("beside_c", {"beside_c.py": f"{LARGEST}    import late_c\n", "late_c.py": ""}, "late_c.py"),
+        (
+            "parts_d.inner.rank",
+            {
+                "parts_d/__init__.py": "",
+                "parts_d/shared.py": "",
+                "parts_d/inner/__init__.py": "from .. import shared\n",
+                "parts_d/inner/rank.py": LARGEST,
+            },
+            "parts_d/shared.py",
+        ),
+        ("bare_e.rank", {"bare_e/rank.py": f"from .low import *\n{LARGEST}", "bare_e/low.py": ""}, "bare_e/low.py"),
+    ],
+)  # fmt: skip
+def test_a_change_of_what_it_imports_is_another_method_that_runs_the_new_code(mine, imported, files, edited):
+    for name, source in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(source)
+    mine.write_text(BESIDE.format(module=imported))
+    first = parse("./mine.py")
+    pickled, key = pickle.dumps(first), key_of(first)
+    assert key_of(parse("./mine.py")) == key
+    with Path(edited).open("a") as file:
+        file.write("\nCHANGED = True\n")
+    second = parse("./mine.py")
+    assert key_of(second) != key
+    assert key_of(first) == key
+    changed = edited.removesuffix(".py").replace("/", ".")
+    if changed in sys.modules:
+        assert sys.modules[changed].CHANGED
+    with pytest.raises(fv.InputError, match="meanwhile"):
+        pickle.loads(pickled)
+
+
+def test_what_it_does_not_import_and_installed_packages_are_no_part_of_its_code(mine):
+    mine.write_text(f"import json\nimport numpy\nimport torch.nn as nn\nfrom PIL import Image\n{BODY}")
+    Path("other.py").write_text("x = 1\n")
+    assert list(digests_of(mine)) == [""]
+
+
+def test_a_registered_method_is_known_by_its_package_and_a_notebooks_by_itself_alone(tmp_path, monkeypatch):
+    (package := tmp_path / "site-packages/dropper").mkdir(parents=True)
+    for name in ("__init__", "rank"):
+        (package / f"{name}.py").write_text("")
+    (package / "mine.py").write_text(f"from dropper import rank\n{BODY}")
+    monkeypatch.syspath_prepend(package.parent)
+    kind = importlib.import_module("dropper.mine").Mine
+    keys = set()
+    for name in ("mine", "rank", "__init__"):
+        provenance.code_of.cache_clear()
+        keys.add(key_of(kind()))
+        (package / f"{name}.py").write_text(f"x = 1\n{(package / f'{name}.py').read_text()}")
+    provenance.code_of.cache_clear()
+    assert len(keys | {key_of(kind())}) == 4
+    one, other = ({"__name__": "a_notebook"} for _ in range(2))
+    for names in (one, other):
+        exec(BODY, names)
+    assert key_of(one["Mine"]()) == key_of(one["Mine"]()) != key_of(other["Mine"]())

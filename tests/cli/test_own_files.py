@@ -31,6 +31,26 @@ def test_eval_asks_with_it_in_other_processes_and_again_once_it_is_changed(mine,
     assert "4 of 8 answers are known already" in err
 
 
+@pytest.fixture
+def beside(mine):
+    """A file that the method imports."""
+    mine.write_text("from sign_beside import SIGN\n" + OPEN.replace("return view", "return SIGN * view"))
+    path = mine.parent / "sign_beside.py"
+    path.write_text("SIGN = 1\n")
+    return path
+
+
+def test_eval_asks_again_once_a_file_that_it_imports_is_changed(beside, run, tmp_path):
+    asked = ("eval", *ASKED, "--method", "./mine.py", "--retention", 0.5, "--cache", tmp_path / "cache", "--json")
+    known = []
+    for sign, workers in ((1, 1), (1, 2), (-1, 1), (-1, 2)):
+        beside.write_text(f"SIGN = {sign}\n")
+        code, _, err = run(*asked, "--workers", workers)
+        assert code == 0, err
+        known.append(err.partition(" answers are known")[0][-6:])
+    assert known[1:] == ["8 of 8", "4 of 8", "8 of 8"]
+
+
 def test_methods_shows_its_settings(mine, run):
     code, said, err = run("methods", "./mine.py")
     assert code == 0, err
@@ -64,6 +84,17 @@ def test_batch_goes_on_with_the_same_file_alone(mine, run, tmp_path):
     assert code == 0, err
     assert run(*asked)[0] == 0
     mine.write_text(OPEN.replace("return view", "return -view"))
+    code, _, err = run(*asked)
+    assert code == 1
+    assert "method code" in err
+
+
+def test_batch_is_refused_once_a_file_that_it_imports_is_changed(beside, run, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(picture(), tmp_path / "pictures")
+    asked = ("batch", "pictures", "answers", "--prompt", "What is it?", "--method", "./mine.py", "--max-new-tokens", 2)
+    assert run(*asked)[0] == run(*asked)[0] == 0
+    beside.write_text("SIGN = -1\n")
     code, _, err = run(*asked)
     assert code == 1
     assert "method code" in err

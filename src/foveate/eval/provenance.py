@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import inspect
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -17,9 +18,9 @@ from foveate.ask.second_look import conditions_of
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
+from foveate.plain import own_files
 from foveate.plain.files import sha256_of
 from foveate.plain.folders import ModelFolder
-from foveate.plain.own_files import MODULE
 from foveate.runs.versions import versions
 
 READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt"})
@@ -95,10 +96,13 @@ def join_digests(digests: Sequence[str]) -> str:
 
 @cache
 def code_of(kind: type[Method]) -> str:
-    """Return the SHA-256 of a method's source file, because its code may change under the same name.
+    """Return the SHA-256 of a method's source file and of the files that it imports: its code may change under a name.
 
-    Empty for a method defined in a notebook.
+    Of a method defined in a notebook, whose code is in no file, it is a random text that no other class has.
     """
+    module = kind.__module__
+    if module.startswith(own_files.MODULE):
+        return module.removeprefix(own_files.MODULE)
     with suppress(OSError, TypeError, InputError):
-        return kind.__module__.partition(MODULE)[2] or sha256_of(inspect.getfile(kind))
-    return ""
+        return own_files.fingerprint(own_files.digests_of(Path(inspect.getfile(kind)), module))
+    return secrets.token_hex(32)
