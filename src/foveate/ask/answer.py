@@ -25,6 +25,10 @@ from foveate.plain.table import Column, Table
 
 AS_NOTES = ignored(Warning)
 """For doors that show an answer's notes, which warnings repeat."""
+OVERFLOW = (
+    "The vision tower gave NaN for a picture of this prompt, so the answer says nothing about it. In float16, numbers "
+    'above 65,504 overflow: load the model with dtype="bfloat16" or "float32".'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +230,9 @@ class Answer:
         return self.trace.show(self.prompt.shown, self._row)
 
     def warn(self, stacklevel: int) -> None:
-        """Warn if the budget is too small for the method, or is missed by more than rounding to whole tokens."""
+        """Warn if the tower gave NaN, or the budget is too small for the method or missed by more than rounding."""
+        if OVERFLOW in self.prompt.notes:
+            warnings.warn(OVERFLOW, stacklevel=stacklevel + 1)
         if self.caution is not None:
             warnings.warn(self.caution, stacklevel=stacklevel + 1)
         if self.missed is None or self.method is None or self.asked is None:

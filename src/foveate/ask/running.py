@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, TypedDict, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
-from foveate.ask.answer import Answer, kv_bytes
+from foveate.ask.answer import OVERFLOW, Answer, kv_bytes
 from foveate.ask.generation import (
     Decoding,
     FirstToken,
@@ -203,6 +204,7 @@ def answers_to(
     with _begin(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), seed:
         out = run(model, inputs, arguments)
         held, undropped = kv_bytes(cache_in(out))
+        prompts = _with_overflow(prompts, cache_in(out))
     columns = inputs["input_ids"].shape[1]
     answers = []
     for sample, prompt in enumerate(prompts):
@@ -229,6 +231,24 @@ def answers_to(
             )
         )
     return answers
+
+
+def _with_overflow(prompts: Sequence[Prompt], cache: Any) -> Sequence[Prompt]:
+    """Add a note to each prompt with pictures whose rows entered the decoder as NaN.
+
+    The keys of the first layer that caches any show it: nothing before them mixes rows.
+    """
+    cached = [layer for layer in getattr(cache, "layers", ()) if isinstance(getattr(layer, "keys", None), Tensor)]
+    if not cached or not prompts[0].vision_tokens:
+        return prompts
+    keys, head = cached[0].keys, getattr(cached[0], "head", None)
+    is_nan = keys.isnan().reshape(len(prompts), -1).any(dim=1)  # beams of a sample are adjacent
+    if head is not None:  # the look that all samples continue
+        is_nan = is_nan | head[0].isnan().any()
+    return [
+        replace(prompt, notes=(*prompt.notes, OVERFLOW)) if wrong else prompt
+        for prompt, wrong in zip(prompts, is_nan.tolist(), strict=True)
+    ]
 
 
 @contextmanager
@@ -325,6 +345,7 @@ def choice_of(
     with _begin(loaded, [prompt], method, look) as (inputs, trace):
         values, cache = log_probabilities(loaded.model, inputs, ids, settings, ends)
         held, undropped = kv_bytes(cache)
+        (prompt,) = _with_overflow([prompt], cache)
     best = max(range(len(choices)), key=lambda place: values[place])
     return Answer(
         prompt=prompt,
