@@ -142,6 +142,11 @@ class Program:
             method.check_floor(shape.depth, one_image)
         return cls(method, stages, shape.depth, shape.renumbers, resources)
 
+    def refuse_doubts(self) -> None:
+        """Raise if numbers of methods that are not foveate's own could not be ranked; see `Author.refuse_doubts`."""
+        for author in self.authors:
+            author.refuse_doubts()
+
     # -- encode ------------------------------------------------------------------------------------------------
 
     @property

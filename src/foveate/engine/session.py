@@ -129,8 +129,7 @@ def _open(session: "Session", warns: bool) -> Iterator[Trace]:
             session.detach()
     finally:
         session.detach()  # an interrupt may have stopped the first detach halfway
-    for author in session._program.authors:
-        author.refuse_doubts()
+    session._program.refuse_doubts()
     if warns and session._program.cautious and session.trace.history:
         caution = session.method.caution(min(session.trace.history[0].retention))
         if caution is not None:
@@ -175,8 +174,7 @@ def remove(model: nn.Module) -> None:
         session.detach()
     finally:
         session.detach()
-    for author in session._program.authors:
-        author.refuse_doubts()
+    session._program.refuse_doubts()
 
 
 @contextmanager
@@ -423,8 +421,7 @@ class Session:
             self._runner.arrival = self._runner.forward = None
             try:
                 output = original(*args, **kwargs)
-                for author in self._program.authors:
-                    author.refuse_doubts()
+                self._program.refuse_doubts()
                 return output
             finally:
                 self._generating = Generating()
@@ -528,8 +525,7 @@ class Session:
             lost = self._patches.lost()
             if lost is not None:
                 guards.refuse_lost_hooks(lost)
-            for author in self._program.authors:
-                author.refuse_doubts()  # of an earlier forward
+            self._program.refuse_doubts()  # of an earlier forward
             self.trace.add(forward.outcome.record)
         forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:

@@ -102,6 +102,7 @@ class Dropping:
                 for index, layer in enumerate(self._decoder.layers):
                     patches.wrap(layer, "forward", partial(self._run, index, layer))
                 yield
+            self._stages.refuse_doubts()
             self.lost.keep(self._passing.dropped)
         finally:
             self._passing = None

@@ -85,13 +85,18 @@ def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], proje
 
 
 def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Rows]:
-    """Return the rows of each image, computed rate by rate. Refuse a number of rows other than the one counted."""
+    """Return the rows of each image, computed rate by rate.
+
+    Refuse a number of rows other than the one counted, and numbers of a method of one's own that cannot be ranked.
+    """
     by_rate: dict[Rate, list[int]] = {}
     for index, rate in enumerate(asked.rates):
         by_rate.setdefault(rate, []).append(index)
     entering: dict[int, Rows] = {}
     for rate, images in by_rate.items():
-        rows = of_rate(setting.stages(rate), images)
+        stages = setting.stages(rate)
+        rows = of_rate(stages, images)
+        stages.refuse_doubts()
         for index, own in zip(images, rows, strict=True):
             guards.refuse_wrong_count(len(own), asked.counts[index])
             entering[index] = own
