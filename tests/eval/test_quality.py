@@ -408,6 +408,17 @@ def test_methods_are_compared_with_each_other_on_the_same_questions():
     assert table.rows[2][2] == points(difference, "accuracy", 100, signed=True)
 
 
+def test_presets_and_second_looks_are_compared_at_the_same_cost_alone():
+    """They have their own budgets, and none is asked of them."""
+    ran = [
+        (contender(name, None, seed), [log(right(0.5), spent)])
+        for seed, (name, spent) in enumerate((("v2drop/192", 192), ("v2drop/64", 64), ("visiondrop/192", 190)))
+    ]
+    quality = Quality(figures_of(FULL, ran))
+    assert [[pair["name"] for pair in row["paired"]] for row in quality.settings] == [[], [], ["v2drop/192"]]
+    assert [row[0] for row in quality.paired.rows] == ["visiondrop/192"]
+
+
 def test_methods_that_cost_differently_are_compared_at_a_budget_in_common(quality):
     """What was asked of both is the same; the table shows what each spends."""
     spender = quality.settings[3]

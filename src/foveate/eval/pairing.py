@@ -205,12 +205,13 @@ class _Pairing:
         """Compare a setting with others of the same budget or spent cost: "paired" of `figures_of`."""
         pairs = []
         for other in others:
-            if other.contender.budget != setting.contender.budget and not _cost_alike(setting, other):
+            budget = other.contender.budget
+            if (budget is None or budget != setting.contender.budget) and not _cost_alike(setting, other):
                 continue
             agreement = self._resampled.mean(setting.numbers["agrees"] - other.numbers["agrees"])
             pair: dict[str, object] = {
                 "name": other.contender.name,
-                "budget": other.contender.budget,
+                "budget": budget,
                 "tokens": round(other.tokens, 3),
             }
             pair |= spread_out("accuracy", self._difference(setting, other))

@@ -92,13 +92,13 @@ def comparison(asking: Questioning, published: Method | None, grid: Method, tune
     """
     named = {"published": (published,)} if published is not None else {}
     named |= {"grid": (grid,), "tuned": (tuned,)}
-    settings = [Contender(name, None, draws) for name, draws in named.items()]
-    asking.ask([draw for setting in settings for draw in setting.draws], "Comparing on other pictures")
+    asking.ask([draw for draws in named.values() for draw in draws], "Comparing on other pictures")
     tokens = mean_spent(asking, tuned, "tokens")
+    settings = [Contender(name, tokens, draws) for name, draws in named.items()]  # all have tuning's budget
     random = tuple(_control(tuned, Random(seed=seed), asking, size, tokens) for seed in range(DRAWS))
-    settings.append(Contender("random, tuned schedule", None, random))
+    settings.append(Contender("random, tuned schedule", tokens, random))
     uniform = _control(tuned, Uniform(), asking, size, tokens)
-    settings.append(Contender("uniform, tuned schedule", None, (uniform,)))
+    settings.append(Contender("uniform, tuned schedule", tokens, (uniform,)))
     asking.ask((*random, uniform), "Comparing with random and uniform dropping")
     ran = []
     for setting in settings:
