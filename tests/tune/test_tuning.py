@@ -91,6 +91,8 @@ def test_thresholds_meet_a_budget_as_pictures_spend_it_and_controls_cost_as_much
     assert tuned.tried == 2
     assert 0.5 < tuned.cost <= 0.6
     assert tuned.method.budget is None
+    ahead = next(row.ahead for row in tuned.rows if row.name == "grid")
+    assert (ahead.low > 0) != any("untuned at" in note for note in tuned.notes)
     by_name = {row.name: row for row in tuned.rows}
     for control in ("random, tuned schedule", "uniform, tuned schedule"):
         assert by_name[control].tokens == pytest.approx(by_name["tuned"].tokens, rel=0.05)

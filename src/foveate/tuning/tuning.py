@@ -179,7 +179,7 @@ def _tune(
             )
         if 1 - cost / limit > UNSPENT:
             notes.append(f"The setting leaves {1 - cost / limit:.1%} of the budget.")
-        if published is not None and method.open and not hasattr(method, "at_scale"):
+        if published is not None:
             name = f"{asked} untuned at {_words(kind, limit)}"
             notes += compare_untuned(name, rows, len(to_report), stays=tuned == published)
         return Tuned(
