@@ -1,6 +1,10 @@
 """Class attributes that the guides name: each is read, so two values of it behave differently."""
 
 import itertools
+import re
+from inspect import get_annotations
+from pathlib import Path
+from typing import ClassVar, get_origin
 
 import pytest
 import torch
@@ -13,6 +17,7 @@ from foveate.contract import (
     Hidden,
     ImageStage,
     Layers,
+    LayerView,
     Once,
     Part,
     Positions,
@@ -24,6 +29,8 @@ from foveate.contract import (
     follow,
 )
 from foveate.tuning.grid import grid
+
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "new-method.md"
 
 
 class Own(Cuts):
@@ -81,6 +88,40 @@ def left(kind, tokens=100, depth=32, grids=None, videos=None, **settings):
 def unit_and_positions(kind, **settings):
     (stage, *_) = kind(**settings).stages(Shape(32))
     return stage.unit, stage.positions
+
+
+def picked(kind):
+    """Which of four tokens the first cut keeps of a half."""
+    (stage, *_) = kind(layers=(4,), keep=(0.5,)).stages(Shape(32))
+    return stage.cut(LayerView(torch.arange(8.0).view(4, 2))).source.tolist()
+
+
+def score_up(self, view, layer):
+    return view.hidden[:, 0]
+
+
+def score_down(self, view, layer):
+    return -view.hidden[:, 0]
+
+
+def pick_first(self, view, count):
+    return torch.arange(count)
+
+
+def pick_last(self, view, count):
+    return torch.arange(count) + len(view) - count
+
+
+def refuse(self):
+    raise fv.SettingError("These settings contradict each other.")
+
+
+def taken(kind, **settings):
+    """Whether the settings are taken."""
+    try:
+        return bool(kind(**settings))
+    except fv.SettingError:
+        return False
 
 
 FILM = {"tokens": 96, "grids": [[(4, 4)] * 6], "videos": [True]}
@@ -144,6 +185,37 @@ READ = {
         [(1,), (1, 2)],
         [3, 6],
     ),
+    "name": (lambda name: str(own(name=name)()), ["mine", "yours"], ["mine", "yours"]),
+    "reads": (
+        lambda reads: own(reads=reads)().stages(Shape(32))[0].reads,
+        [(Hidden(),), (Hidden(back=1),)],
+        [(Hidden(),), (Hidden(back=1),)],
+    ),
+    "score": (lambda score: picked(own(score=score)), [score_up, score_down], [[2, 3], [0, 1]]),
+    "pick": (lambda pick: picked(own(pick=pick)), [pick_first, pick_last], [[0, 1], [2, 3]]),
+    "steps": (lambda steps: len(own(steps=steps)().stages(Shape(32))), [lambda *_: (), Own.steps], [0, 3]),
+    "stages": (lambda stages: len(own(stages=stages)().placed(Shape(32))), [lambda *_: (), Own.stages], [0, 3]),
+    "check_settings": (lambda check: taken(own(check_settings=check)), [lambda self: None, refuse], [True, False]),
+    "schedule": (
+        lambda names: own(schedule=names)(keep=(0.5, 0.3, 0.1)).open,
+        [("keep",), ("other",)],
+        [False, True],
+    ),
+    "only_one": (
+        lambda only: taken(own(schedule=("keep", "layers"), only_one=only), layers=(4,), keep=(0.5,)),
+        [False, True],
+        [True, False],
+    ),
+    "falls": (
+        lambda how: own(falls=how)(layers=(1, 2), retention=0.3).plan(4, (100,)),
+        ["geometric", "v2drop"],
+        [(100, 15, 2, 2), (100, 18, 1, 1)],
+    ),
+    "whole_at": (
+        lambda at: len(own(whole_at=at)(min_keep=5).stages(Shape(32))),
+        [("min_keep", 4), ("min_keep", 5)],
+        [3, 0],
+    ),
     "flops": (
         lambda flops: own(**flops)().stages(Shape(32))[0].is_counted,
         [{}, {"flops": lambda *_: 3}],
@@ -167,6 +239,22 @@ READ = {
 def test_two_values_of_a_class_attribute_behave_differently(name):
     show, values, shown = READ[name]
     assert [show(value) for value in values] == shown
+
+
+def test_every_class_attribute_is_driven_here():
+    """All that the guide names, and all class variables of the bases that it tells authors to derive from."""
+    named = set(re.findall(r"`(\w+)(?: = [^`]*)?`", GUIDE.read_text())) & set(dir(Cuts)) - {"count", "rows", "tokens"}
+    seen = set()
+    for prefix, base in {"": Cuts, "Once.": Once, "Frames.": Frames}.items():
+        own = {
+            name
+            for kind in base.__mro__
+            for name, hint in get_annotations(kind).items()
+            if get_origin(hint) is ClassVar
+        }
+        named |= {f"{prefix}{name}" for name in own - seen if name[0] != "_"}
+        seen |= own
+    assert named - {"usual"} <= {name.partition(" ")[0] for name in READ}
 
 
 @pytest.mark.parametrize("usual", [(0,), (2,), (20,), (8, 20), (1, 2), (3, 17, 22), (30, 31), (2, 9, 14, 20, 31)])
