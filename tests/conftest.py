@@ -1,7 +1,10 @@
 import functools
 import gc
 import os
+import re
 import weakref
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,9 @@ TIERS = {
 """Folders and files of each tier, in the order in which they run: the longest files first, so that no process works
 alone at the end. What stands in no list needs a tiny model."""
 
+SHARE = 8
+"""Of a test's cases that show nothing new, `make test` runs one in this many."""
+
 # Tests run side by side on few cores; one thread each is faster than several that wait for one another.
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,15 +44,60 @@ def tier_of(path):
     return next((tier for tier, listed in TIERS.items() if names & {*listed}), "model")
 
 
+def hashed(item):
+    """A number that is drawn once for a test and is the same in every process."""
+    return zlib.crc32(item.nodeid.encode())
+
+
+def further_cases(items):
+    """The cases of one file's tests that `make test` leaves out.
+
+    In a drawn order, it keeps a test's first case, each case that shows a value of a parameter (a method, a family) for
+    the first time in its file, and of the others one in `SHARE`.
+    """
+    shown, further = set(), []
+    for item in sorted(items, key=hashed):
+        test, _, case = item.name.partition("[")
+        values = {test, *case.rstrip("]").split("-")}  # such as 1-llava-sdpa: an example, a family and a kernel
+        if values <= shown and hashed(item) % SHARE:
+            further.append(item)
+        shown |= values
+    return further
+
+
 def pytest_collection_modifyitems(items):
-    """Mark each test with its tier, and the first test of each door."""
-    opened = set()
+    """Mark each test with its tier, the first test of each door, and the cases that `make test` leaves out."""
+    files, opened = {}, set()
     for item in items:
         item.add_marker(tier := tier_of(item.path))
-        if tier == "doors" and item.path not in opened:
+        files.setdefault(item.path, []).append(item)
+        if tier == "doors" and item.path not in opened and item.get_closest_marker("further") is None:
             opened.add(item.path)
             item.add_marker("first")
+    for of_file in files.values():
+        for item in further_cases(of_file):
+            item.add_marker("further")
     items.sort(key=lambda item: list(TIERS).index(tier_of(item.path)))
+
+
+MISSING = re.compile("see make setup|could not import")
+
+
+def told(report):
+    """The same report; in the gate, what is skipped because a part of the set-up is missing has failed."""
+    if "FOVEATE_GATE" in os.environ and report.skipped and MISSING.search(reason := report.longrepr[2]):
+        report.outcome, report.longrepr = "failed", reason
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return told((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return told((yield))
 
 
 def pytest_collection_finish():
@@ -62,6 +113,11 @@ def pytest_terminal_summary(terminalreporter):
         ran = [report for report in reports if tier in report.keywords]
         count, seconds = len({report.nodeid for report in ran}), sum(report.duration for report in ran)
         terminalreporter.line(f"==> {tier}: {count:,} tests, {seconds:.0f} s of work")
+    work = Counter()
+    for report in reports:
+        work[report.nodeid.partition("::")[0]] += report.duration
+    for file, seconds in work.most_common(10):
+        terminalreporter.line(f"==> {seconds:4.0f} s  {file}")
 
 
 @pytest.fixture

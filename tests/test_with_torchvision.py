@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.further
 def test_what_needs_torchvision_works_with_it():
     plugin, folder = "tests.with_torchvision.plugin", "tests/with_torchvision"
     done = subprocess.run(

@@ -42,7 +42,7 @@ def test_it_is_whole_without_what_is_made(made):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason="THE SPACE IS NOT BUILT: no Gradio, see make setup-page"
+    importlib.util.find_spec("gradio") is None, reason="THE SPACE IS NOT BUILT: no Gradio; see make setup-page"
 )
 def test_its_app_imports_and_its_page_builds(made, folder):
     program = (

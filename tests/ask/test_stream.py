@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -174,13 +175,16 @@ stream = asker.ask(*{question}, stream=True, max_new_tokens=400)
 """
 
 
+further = partial(pytest.param, marks=pytest.mark.further)
+
+
 @pytest.mark.parametrize(
     ("asker", "question", "then", "code"),
     [
         ("vlm", (PICTURE, LISTING), "", 0),
-        ("vlm", (PICTURE, LISTING), "next(stream); raise SystemExit(7)", 7),
-        ("vlm", (PICTURE, LISTING), "held = [stream]; held.append(held); del stream", 0),
-        ("vlm.look(embedded.picture(), method='v2drop')", (LISTING,), "next(stream)", 0),
+        further("vlm", (PICTURE, LISTING), "next(stream); raise SystemExit(7)", 7),
+        further("vlm", (PICTURE, LISTING), "held = [stream]; held.append(held); del stream", 0),
+        further("vlm.look(embedded.picture(), method='v2drop')", (LISTING,), "next(stream)", 0),
     ],
 )
 def test_a_program_that_leaves_a_stream_ends_as_it_would_without_it(asker, question, then, code):
