@@ -310,3 +310,32 @@ def test_where_nothing_can_be_noted_chunks_come_all_the_same(tmp_path, handler, 
     os.symlink("/dev/full", tmp_path / ".in-hand")
     assert list(crashes.following(CHUNKS, name_of)) == CHUNKS
     assert handler[1:] == ["disabled"]
+
+
+class Broken(fv.contract.Cuts):
+    """Fails from its third batch on."""
+
+    name = "my_method"
+    usual_layers = (1,)
+    reads = (fv.contract.Hidden(),)
+    layers: fv.contract.Layers | None = None
+    keep: fv.contract.Shares | None = None
+    batches = 0
+
+    def score(self, view, layer):
+        Broken.batches += 1
+        if Broken.batches > 2:
+            return view.hiden
+        return view.hidden.float().norm(dim=-1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_method_of_ones_own_that_fails_ends_the_job_with_its_name_and_makes_no_bad_rows(
+    pictures, answer, tmp_path, monkeypatch, batch_size
+):
+    monkeypatch.setattr(Broken, "batches", 0)
+    with pytest.raises(fv.MethodError, match="my_method"):
+        answer(pictures, question="What is this", method=Broken(layers=(1,), keep=(0.5,)), batch_size=batch_size)
+    assert bad_in(tmp_path / "out") == {}
+    assert len(rows_in(tmp_path / "out")) == 2 * batch_size
+    assert Broken.batches < 10

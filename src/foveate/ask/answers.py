@@ -25,7 +25,7 @@ from foveate.ask.running import answers_to, fitting
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
-from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.errors import InputError, MethodError, SettingError, UnsupportedError
 from foveate.plain.memory import available
 from foveate.plain.upstream import first_line, is_out_of_memory
 
@@ -163,7 +163,8 @@ class Answerer:
             stopped: Called before each question and batch. Once it returns True, no further replies come.
 
         Raises:
-            UnsupportedError: If the device fails, because every later question would fail too.
+            MethodError: If the code of a method of one's own fails, because every later question would fail too.
+            UnsupportedError: If the device fails, likewise.
         """
         for window, failed in self._windows(questions, prepare, stopped):
             if failed:
@@ -240,7 +241,7 @@ class Answerer:
                     "This second look was calibrated on single questions, so it promises nothing for conversations."
                 )
         except Exception as error:
-            _refuse_broken_device(error)
+            _refuse_broken(error)
             return Reply(place, question, _reason(error), time.perf_counter() - begun)
         return Entry(place, question, prompt, time.perf_counter() - begun)
 
@@ -290,7 +291,7 @@ class Answerer:
                 if len(entries) > self._most:  # several batches: the caller may change weights between them
                     look = watch(look, self.loaded.model)
         except Exception as error:
-            _refuse_broken_device(error)
+            _refuse_broken(error)
             return None
         return _Origin(look, (time.perf_counter() - begun) / len(entries), own=True)
 
@@ -304,7 +305,7 @@ class Answerer:
             with self._remembering():
                 answers = answers_to(self.loaded, prompts, self._drops, self.settings, look=origin.look, extra=extra)
         except Exception as error:
-            _refuse_broken_device(error)
+            _refuse_broken(error)
             failure = error
         else:
             self._calm += 1
@@ -395,12 +396,15 @@ def _reason(error: Exception) -> Exception:
     return lacking
 
 
-def _refuse_broken_device(error: Exception) -> None:
-    """Raise if an error means that the device itself failed, because every later question would fail too.
+def _refuse_broken(error: Exception) -> None:
+    """Raise if an error means that the device or a method of one's own failed: every later question would fail too.
 
     Raises:
+        MethodError: If the method failed.
         UnsupportedError: If the device failed.
     """
+    if isinstance(error, MethodError):
+        raise error
     text = first_line(error)
     if not is_out_of_memory(error) and (type(error).__name__ == "AcceleratorError" or "CUDA error" in text):
         raise UnsupportedError(f"The device failed: {text} Run again: the answers so far are kept.") from error

@@ -143,6 +143,7 @@ class RowAnswerer:
             stopped: See `Answerer.replies`. Samples left after a stop have no row.
 
         Raises:
+            MethodError: If the code of a method of one's own fails.
             UnsupportedError: If the device fails.
         """
         samples = [sample for sample in item if isinstance(sample, MediaSample)]
