@@ -63,8 +63,6 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, shallow_llava, p
     [
         ('{"image": "0.png", "prompt": null}', "row 1 (from 0): The row has nothing under question or prompt"),
         ('{"image": ["0.png", "0.png"], "prompt": "x"}', "row 1 (from 0) has 2 images; tune takes one"),
-        ('{"image": "\\ud800.png", "prompt": "x"}', "cannot be read"),
-        ('{"image": "a\\u0000b", "prompt": "x"}', "cannot be read"),
         ("[" * 5000, "row 1 (from 0): The line is not valid JSON"),
     ],
 )

@@ -55,12 +55,14 @@ class Check:
         with busy("Starting torch"):
             from foveate import embedded
             from foveate.ask.loaded import quiet
+            from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
             from foveate.cli.setup import load
             from foveate.testing.checking import STEPS, Checking
 
+        image = read_medium(self.image or embedded.picture())
         vlm = load(self.models)
-        prompt = vlm.prepare(self.image or embedded.picture(), "What is in the picture?")
+        prompt = vlm.prepare(image, "What is in the picture?")
         checking = Checking(vlm.model, prompt.inputs)
         note(
             f"up to {checking.runs} runs of the model, each with {checking.tokens} prompt tokens "

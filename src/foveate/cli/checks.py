@@ -22,8 +22,17 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Endings of the files that count as images of a folder."""
 
 
-def check_input(files: Sequence[Path], prompt: str | Sequence[str], model: str, media: MediaOptions) -> None:
+def check_input(
+    files: Sequence[Path], prompt: str | Sequence[str], model: str, media: MediaOptions, *, together: bool = True
+) -> None:
     """Refuse files, a prompt, a model or flags with which no question can be asked.
+
+    Args:
+        files: The files.
+        prompt: The question or questions.
+        model: The model's name.
+        media: The options for media.
+        together: Whether a file that cannot be read is refused. If not, the others do without it.
 
     Raises:
         UsageError: If a file or the prompt is missing, or frames are requested and no file is a video.
@@ -36,7 +45,7 @@ def check_input(files: Sequence[Path], prompt: str | Sequence[str], model: str, 
     frames_asked = media.frames is not None or media.fps is not None
     if frames_asked and not any(is_video(path, frames_asked=True) for path in files):
         raise UsageError("--frames and --fps need a video, and no file name ends like one (.mp4, .mkv, .webm …).")
-    for path in files:
+    for path in files if together else ():
         check_readable(path)
     check_model(model)
 

@@ -43,8 +43,8 @@ Examples:
   foveate compare --help                              show the flags of one command
   foveate --version
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some rows have no answer, 70 a bug in foveate, 130 interrupted,
-143 terminated."""
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some rows or files were left out, 70 a bug in foveate,
+130 interrupted, 143 terminated."""
 
 
 def run(words: list[str]) -> int:

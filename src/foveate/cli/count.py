@@ -11,7 +11,7 @@ from foveate.cli.checks import check_input, check_methods, files_in
 from foveate.cli.options import BudgetOptions, Files, MaybeFile, MaybeTokens, TableOptions
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, note
-from foveate.cli.usage import UsageError
+from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import FoveateError
 from foveate.plain.flags import EMBEDDED, MediaOptions
 
@@ -52,27 +52,30 @@ class Count:
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
-    def run(self) -> None:
-        """Count, print the tables, and write the requested files."""
+    def run(self) -> int:
+        """Count, print the tables, write the requested files, and return the exit code."""
         if self.method is None and (self.figure is not None or self.budgets.has_budget):
             raise UsageError("--figure, --budget and --retention need a method: name it with --method.")
         check_targets(self.outputs, self.figure)
         if self.method is not None:
             check_methods([self.method])
         files = [path for place in self.files for path in files_in(place, films=True)]
-        check_input(files, QUESTION, self.model, self.media)
+        check_input(files, QUESTION, self.model, self.media, together=False)
         with busy("Starting torch"):
             from foveate import embedded
             from foveate.ask.counting import most_pixels, prepare_blank
             from foveate.ask.loading import load
-            from foveate.ask.media import read_media
-            from foveate.cli.setup import parse_methods
+            from foveate.cli.setup import parse_methods, read_each
             from foveate.plain.version import __version__
+            from foveate.video.wanted import FramesWanted
             from foveate.viz import draw_plan
+        sources = files or [embedded.picture()]
+        with busy("Reading the files"):
+            wanted = FramesWanted(self.media.frames, self.media.fps)
+            media = list(read_each(sources, wanted=wanted, blank=True).values())
         with busy(f"Loading the config of {self.model}"):
             vlm = load(self.model, weights=False)
         with busy("Preparing the pictures"):
-            media = read_media(files or [embedded.picture()], self.media.frames, self.media.fps, blank=True)
             prompt = prepare_blank(vlm, media, QUESTION, **self.media.showing)
             if len(media) == 1:
                 alone = [prompt]
@@ -99,6 +102,9 @@ class Count:
             tables.append(cost.table(f"With {self.method}"))
             draw = partial(draw_plan, cost, f"{self.method}: vision tokens in each layer of {self.model}")
         finish(values, Group(*tables), self.outputs, tables, self.figure, draw)
+        if len(media) < len(sources):
+            return BAD_ROWS
+        return DONE
 
 
 def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":

@@ -1,6 +1,7 @@
 """`foveate eval`: measure the quality that dropping costs, against the full model on the same questions."""
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,8 +159,8 @@ class Eval(MethodsOptions):
         )
         names = () if self.tasks is None else tuple(name.strip() for name in self.tasks.split(","))
         with reservation(asdict(self.models), self.cache, note):
-            vlm = load(self.models)
             if self.samples is not None:
                 samples = samples_in(self.samples, question=self.prompt)
-                return evaluate_samples(vlm, samples, plan, listener=OnScreen())
-            return evaluate(vlm, names, plan, count=self.questions, seeds=self.seed or (0,), listener=OnScreen())
+                return evaluate_samples(partial(load, self.models), samples, plan, listener=OnScreen())
+            seeds = self.seed or (0,)
+            return evaluate(load(self.models), names, plan, count=self.questions, seeds=seeds, listener=OnScreen())

@@ -4,11 +4,12 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate import embedded
 from foveate.ask.loading import device_of, is_folder, load as load_model
-from foveate.ask.media import read_media
+from foveate.ask.media import read_media, read_medium
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import method_in
 from foveate.ask.second_look import AnyLook, SecondLook
@@ -18,10 +19,11 @@ from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method
 from foveate.cost.fitting import costs_of, within_flops
-from foveate.errors import BudgetError, SettingError, UnsupportedError
+from foveate.errors import BudgetError, InputError, SettingError, UnsupportedError
 from foveate.naming import asked_share, is_bare, kinds_of, method_of, parse, settings_of
 from foveate.plain.flags import LoadOptions
 from foveate.plain.spelling import is_second_look, no_setting, pair_of
+from foveate.video.wanted import FramesWanted
 
 if TYPE_CHECKING:
     from foveate.bench.timing import Ratio
@@ -112,6 +114,29 @@ def set_up(
             if caution is not None:
                 note(caution)
     return Setup(vlm, prompts, feasible, infeasible)
+
+
+def read_each(sources: Sequence[Path | str], *, wanted: FramesWanted | None = None, **how: Any) -> dict[int, Any]:
+    """Read images and videos one by one: those that can be read, by their places. A note names each of the others.
+
+    Args:
+        sources: The files.
+        wanted, how: As for `foveate.ask.media.read_medium`.
+
+    Raises:
+        InputError: If none can be read.
+    """
+    media, failures = {}, []
+    for place, source in enumerate(sources):
+        try:
+            media[place] = read_medium(source, wanted, **how)
+        except InputError as error:
+            failures.append(error)
+    if failures and not media:
+        raise failures[0]
+    for failure in failures:
+        note(f"left out: {failure}")
+    return media
 
 
 def load(options: LoadOptions) -> VLM:

@@ -25,9 +25,8 @@ from foveate.cli.options import (
 )
 from foveate.cli.outputs import JSON, check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
-from foveate.cli.usage import UsageError
+from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.plain.files import state_of
 from foveate.plain.flags import Count, ModelOptions
 from foveate.runs.samples import Bad, plain, samples_in
 
@@ -98,8 +97,8 @@ class Tune:
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
-    def run(self) -> None:
-        """Tune, print the tables, and write the requested files."""
+    def run(self) -> int:
+        """Tune, print the tables, write the requested files, and return the exit code."""
         samples = self._samples()
         check_each_once(self)
         if self.agreement is None:
@@ -107,16 +106,14 @@ class Tune:
         else:
             self._check_second_look()
         check_methods(self.method)
-        for source, _, _ in samples:
-            state_of(source)
         check_model(self.models.model)
         with busy("Starting torch"):
-            from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
-            from foveate.cli.setup import load
+            from foveate.cli.setup import load, read_each
             from foveate.eval.records import reservation
 
-        pictures = [(read_medium(source, kind="image"), prompt) for source, prompt, _ in samples]
+        with busy("Reading the images"):
+            pictures = read_each([source for source, _, _ in samples], kind="image")
         how: dict[str, Any] = {
             "seed": self.seed,
             "workers": self.workers,
@@ -126,13 +123,16 @@ class Tune:
         }
         with reservation(asdict(self.models), self.cache, note):
             vlm = load(self.models)
-            prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
+            prompts = [vlm.prepare(picture, samples[place][1]) for place, picture in pictures.items()]
             with fitting(vlm, prompts[0].inputs):
                 if self.agreement is None:
                     self._hand_out(self._tune_cells(vlm, prompts, how))
                 else:
-                    tasks = [task or "samples" for _, _, task in samples]
+                    tasks = [samples[place][2] or "samples" for place in pictures]
                     self._agree(vlm, prompts, {**how, "tasks": tasks})
+        if len(pictures) < len(samples):
+            return BAD_ROWS
+        return DONE
 
     @property
     def _budgets(self) -> list[dict[str, float]]:

@@ -1,7 +1,7 @@
 """`evaluate` and `evaluate_samples`: answer questions with several methods, paired with the full model's answers."""
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def evaluate_samples(
-    vlm: VLM,
+    vlm: VLM | Callable[[], VLM],
     samples: Samples,
     plan: Plan | None = None,
     *,
@@ -90,7 +90,7 @@ def evaluate_samples(
     `origin["bad"]` has their reasons.
 
     Args:
-        vlm: The model.
+        vlm: The model, or a function that loads it once all samples have been read.
         samples: From `foveate.runs.samples.samples_in`.
         plan: The methods and budgets. The default is three methods and four baselines at three budgets.
         listener: Receives the progress.
@@ -121,6 +121,8 @@ def evaluate_samples(
     labelled = [question for question in asked if question.labels]
     if labelled and len(labelled) < len(asked):
         raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
+    if not isinstance(vlm, VLM):
+        vlm = vlm()
     vision_tokens = vlm.card.family.fixed_count(vlm.model.config) if alike else None
     quality = _compare(vlm, asked, plan or Plan(), listener, vision_tokens)
     left_out = [{"row": row.number, "reason": row.reason} for row in bad]
