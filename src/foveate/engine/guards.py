@@ -134,6 +134,16 @@ def refuse_lost_hooks(lost: str) -> NoReturn:
     )
 
 
+def refuse_unseen(seen: str, family: Family) -> NoReturn:
+    """Refuse a prompt that may have vision tokens that foveate was not shown, so that none would be dropped."""
+    core = type(family.core).__name__
+    raise UnsupportedError(
+        f"{seen}, and {core} shows no vision token in this prompt: its pictures were merged into embeddings elsewhere, "
+        f"so nothing would be dropped. Pass input_ids and pixel_values to {core} or the model around it, or exit the "
+        "context for this prompt."
+    )
+
+
 def refuse_call(
     kwargs: dict[str, Any], live: Tensor | None, family: Family, columns: int, served: Sequence[type]
 ) -> None:

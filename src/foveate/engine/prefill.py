@@ -3,7 +3,7 @@
 At the end, caches of earlier layers are cut for decoding, and the record is completed."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
+
+PART = 4096
+"""Tokens whose embeddings are looked up at once."""
 
 # -- begin --------------------------------------------------------------------------------------------------------
 
@@ -77,6 +80,8 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             "tokens. Write a family for this model: docs/guides/new-family.md."
         )
     if embeds is None or not masks:
+        if is_prompt and program.stages:
+            _refuse_unseen(forward, arrival, arrival.arguments or kwargs, live, cache)
         # A fresh prompt without images is a prefill too, though nothing can be dropped. A decode step is not.
         if prompt is not None and prompt.shape[1] > 1 and (cache is None or length_of(cache) == 0):
             rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
@@ -126,6 +131,49 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     if reads:
         begin_turn(forward, cache, embeds, live)
     return _take_tower_cuts(forward, embeds)
+
+
+def _refuse_unseen(
+    forward: Forward, arrival: Arrival, handed: Mapping[str, Any], live: Tensor | None, cache: Any
+) -> None:
+    """Refuse a prompt in which no vision token is known, if there may be some.
+
+    Args:
+        forward: The forward.
+        arrival: Knows what ran before the decoder.
+        handed: The arguments of the core's forward, or of the decoder's if the core did not run.
+        live: Which columns are not padding, those of earlier turns in front; None: unknown.
+        cache: The cache that it begins with; None if there is none.
+
+    Raises:
+        UnsupportedError: If pictures were encoded past `get_*_features`, or rows are the embedding of no token.
+    """
+    family, ids, embeds = forward.family, arrival.asked, handed.get("inputs_embeds")
+    seen, is_fresh = arrival.unseen, cache is None or length_of(cache) == 0
+    if embeds is None and not is_fresh:
+        seen = ""  # ids behind a cache are text, even if the model gets the pictures of an earlier turn again
+    elif embeds is not None and not seen:
+        # Rows that are no tokens may also be learned prompts, which PEFT puts before known ids, even at every step.
+        places = [place for place in map(family.placeholder, ("image", "video")) if place is not None]
+        may_show = ids is None or (is_fresh and bool(torch.isin(ids, ids.new_tensor(places)).any()))
+        rows = embeds if live is None else embeds[live[:, -embeds.shape[1] :].to(embeds.device) != 0]
+        if may_show and not _are_tokens(rows, family.model.get_input_embeddings()):
+            seen = "Some rows of inputs_embeds are the embedding of no token"
+    if seen:
+        guards.refuse_unseen(seen, family)
+
+
+def _are_tokens(rows: Tensor, embedding: Any) -> bool:
+    """Return whether each row, (…, width), is the embedding of a token."""
+    # Compare the first 8 bytes of each row: two numbers in float32, four in bfloat16.
+    numbers = 8 // rows.element_size()
+    weight = embedding.weight
+    device = rows.device if weight.is_meta else weight.device  # accelerate's hooks load weights when they are needed
+    ids = torch.arange(embedding.num_embeddings, device=device)
+    # Call the module, since some scale what they look up; in parts, since the whole table may not fit twice.
+    table = torch.cat([embedding(part)[:, :numbers] for part in torch.split(ids, PART)])
+    marks = [part.detach().to(rows).contiguous().view(torch.int64) for part in (rows[..., :numbers], table)]
+    return bool(torch.isin(*marks).all())
 
 
 def _note_text(forward: Forward, ids: Tensor | None) -> None:

@@ -129,7 +129,8 @@ def _open(session: "Session", warns: bool) -> Iterator[Trace]:
             session.detach()
     finally:
         session.detach()  # an interrupt may have stopped the first detach halfway
-    session._program.refuse_doubts()
+    if session._program.authors:  # opening and closing are called for every answer: no call for nothing
+        session._program.refuse_doubts()
     if warns and session._program.cautious and session.trace.history:
         caution = session.method.caution(min(session.trace.history[0].retention))
         if caution is not None:
@@ -342,6 +343,8 @@ class Session:
         self._image_end: tuple[weakref.ref[Any], int, bool] | None = None
         self._last_only = False
         self._encoding = False
+        # What may show the next forward pictures past `get_*_features`, in words: the model's pixels, or a tower's run.
+        self._pixels = self._tower_run = ""
         self._turn = threading.RLock()
 
     def __reduce__(self) -> NoReturn:
@@ -367,6 +370,8 @@ class Session:
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
         surround_towers(patches, self._family, self._program, self._replayer)
+        for tower in self._family.towers:
+            patches.hook(tower, "after", self.after_tower)
         merger = self._family.merger
         if merger is not None:
             patches.wrap(core, merger, self.around_merger)
@@ -429,7 +434,11 @@ class Session:
                     self._replayer.end, self._replayer.beams, self._replayer.looked_at = 0, 1, None
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note whether only the last column's logits are requested, as `generate` does."""
+        """Note if there are pixels, and if only the last column's logits are requested, as `generate` does."""
+        if args:
+            kwargs = by_name(model, args, kwargs, skip=0)
+        pixels = [name for name in kwargs if "pixel_values" in name and kwargs[name] is not None]
+        self._pixels = f"{type(model).__name__} got {pixels[0]}" if pixels else ""
         asked = kwargs.get("logits_to_keep")
         self._last_only = isinstance(asked, int) and asked == 1
 
@@ -475,6 +484,11 @@ class Session:
             self._note_splits(arrival, modality, output)
         return call.answer(output)
 
+    def after_tower(self, tower: nn.Module, args: Any, output: Any) -> None:
+        """Note a run of the tower that `get_*_features` did not start."""
+        if not self._encoding:
+            self._tower_run = f"{type(tower).__name__} ran outside get_image_features"
+
     def _note_splits(self, arrival: Arrival, modality: str, output: Any) -> None:
         """Note whether chunked prefill will cut an image in two."""
         chunk = self._generating.chunk
@@ -511,7 +525,8 @@ class Session:
         forward = Forward(self._program, self._family)
         self._runner.arrival, self._runner.forward = None, forward
         cache, generating = cache_of(kwargs), self._generating
-        arrival.splits = generating.splits
+        arrival.splits, arrival.asked = generating.splits, generating.ids
+        arrival.unseen, self._tower_run, self._pixels = self._tower_run or self._pixels, "", ""
         if generating.inside and cache is not None and length_of(cache) in generating.inside:
             arrival.goes_on, forward.asked = True, generating.asked
         if self._image_end is not None and cache is not None:
