@@ -34,6 +34,7 @@ PUBLIC = [
     "UnknownNameError",
     "UnsupportedError",
     "__version__",
+    "free_graphs",
     "Answer",
     "Generation",
     "Prefix",

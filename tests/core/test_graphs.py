@@ -1,6 +1,7 @@
 """Loops as CUDA graphs: the same bits, whoever calls. `benchmarks/speed/gpu.py` says what that takes."""
 
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -65,6 +66,46 @@ def test_samples_together_run_as_they_are():
     for _ in range(3):
         together = torch.func.vmap(lambda one: max_min(one, 9))(distance)
         assert torch.equal(together, torch.stack([max_min.__wrapped__(one, 9) for one in distance]))
+
+
+@pytest.fixture
+def sim(monkeypatch):
+    from tests.simcuda import simulated
+
+    monkeypatch.setattr(graphs, "_graphs", OrderedDict())
+    monkeypatch.setattr(graphs, "_lanes", {})
+    with simulated() as sim, torch.no_grad():
+        yield sim
+
+
+def test_loops_share_a_stream_and_memory(sim):
+    from tests.simcuda import to_cuda, to_host
+
+    for seed in range(4):
+        rows = torch.randn(30, 8, generator=torch.Generator().manual_seed(seed))
+        for loop, args in ((max_min, (1 - cosines(rows), 9)), (suppress, (rows[:, 0], cosines(rows), 0.2, 9))):
+            on_device = [to_cuda(one) if isinstance(one, torch.Tensor) else one for one in args]
+            assert torch.equal(to_host(loop(*on_device)), loop.__wrapped__(*args))
+    captured = [one() for one in sim.graphs]
+    assert [graph.replays for graph in captured] == [3, 3]
+    assert len({(graph.stream.number, graph.pool_id) for graph in captured}) == 1
+    assert not sim.faults
+
+
+def test_a_loop_that_cannot_be_captured_runs_as_it_is_and_says_so_once(sim, recwarn):
+    from tests.simcuda import to_cuda, to_host
+
+    @as_graph
+    def reads(rows):
+        return rows[: int(rows.sum().item())]
+
+    for length in (4, 5):
+        for _ in range(3):
+            assert len(to_host(reads(to_cuda(torch.eye(length)[0].repeat(3))))) == 3
+    (warning,) = recwarn
+    assert "capturing" in str(warning.message)
+    assert max_min(to_cuda(torch.rand(6, 6)), 2).shape == (2,)
+    assert [kind for kind, *_ in sim.faults] == ["read in capture"] * 2
 
 
 def test_elsewhere_a_loop_runs_as_it_is():

@@ -24,6 +24,7 @@ COPIES = {
     "values beside a tensor": lambda: THERE.new_tensor([1.0]),
     "a constant that is pinned": lambda: torch.arange(3).to(DEVICE, non_blocking=True),
     "a list as index": lambda: THERE[[0, 1]],
+    "a number at places": lambda: THERE.clone().__setitem__(THERE.long(), 0.0),
 }
 MIXES = {
     "sum": lambda: THERE + torch.arange(6),

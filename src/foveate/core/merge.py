@@ -35,8 +35,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
         A cut whose rows are the dominant tokens ascending, then the targets ascending.
     """
     kept = top(scores, dominant)
-    is_rest = torch.ones_like(scores, dtype=torch.bool)
-    is_rest[kept] = False
+    is_rest = torch.ones_like(scores, dtype=torch.bool).index_fill(0, kept, False)
     rest = put_marked_first(is_rest)[: len(scores) - dominant]
     contextual = min(contextual, len(rest))
     parent = torch.full_like(scores, -1, dtype=torch.int64)

@@ -22,8 +22,6 @@ from foveate.engine.runner import LayerRunner
 from foveate.engine.samples import Sample
 
 Key = tuple[Any, ...]
-ROUNDING, HALF_ROUNDING = 1e-3, 1e-1
-"""Largest allowed difference from a plain run if another kernel rounded, relative to the largest number."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +38,6 @@ class Region:
         original: The function that is called.
         leaves, spec: Its arguments, flattened.
         held: Tensors that a recording must keep alive: made before the call, and equal for every call with this key.
-        exact: Whether a replay gives the same bits as a plain run. If not, another kernel may have rounded.
     """
 
     key: Key
@@ -49,7 +46,6 @@ class Region:
     leaves: list[Any]
     spec: Any
     held: Any
-    exact: bool
 
     def arguments(self, tensors: Sequence[Tensor]) -> Any:
         """Return the arguments with their tensors replaced by these, in order."""
@@ -60,6 +56,10 @@ class Region:
     def real(self, made: Any, change: Change) -> Any:
         """Return a recording's results with `change` applied to tensors, without anything a plain run does not make."""
         return tree_map_only(Tensor, change, made)
+
+    def merges(self, made: Any) -> bool:
+        """Return whether rows were merged: CUDA sums them in any order, so two runs may differ."""
+        return False
 
 
 @dataclass(slots=True, eq=False)
@@ -116,6 +116,11 @@ class InDecoder(Region):
     kwargs: dict[str, Any]
     cache: Any
 
+    def hidden(self, made: Any) -> Tensor:
+        """Return the last hidden states of a run, (samples, columns, width)."""
+        hidden: Tensor = made[0]
+        return hidden
+
     def plain(self) -> Any:
         """Run it as it was called."""
         return self.original(**self.kwargs)
@@ -165,6 +170,14 @@ class DecoderCall(InDecoder):
         if self.pads:
             other.take_off(self.pads, self.forward.samples)
         return other
+
+    def hidden(self, made: "MadeByDecoder") -> Tensor:
+        """See `InDecoder`."""
+        return made.hidden
+
+    def merges(self, made: "MadeByDecoder") -> bool:
+        """See `Region`."""
+        return any([bucket.parent is not None for bucket in made.outcome.buckets])
 
     def answer(self, made: "MadeByDecoder") -> Any:
         """See `Region`."""
@@ -350,19 +363,11 @@ def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
         other = object.__new__(type(layer))
         other.__dict__ = attributes = dict(vars(layer))
         for name, value in vars(layer).items():
-            if type(value) is Tensor:
+            if isinstance(value, Tensor):
                 attributes[name] = change(value)
             elif type(value) is dict:  # states of a recurrent layer
-                attributes[name] = {key: change(one) if type(one) is Tensor else one for key, one in value.items()}
+                attributes[name] = {key: change(one) if isinstance(one, Tensor) else one for key, one in value.items()}
         if type(other) is PrunedLayer:
             other._memo, other._grown = memo, id(other.keys)
         others.append(other)
     return others
-
-
-def is_near(one: Tensor, plain: Tensor) -> bool:
-    """Return whether numbers equal those of a plain run, up to the rounding of another kernel."""
-    if not one.is_floating_point() or one.shape != plain.shape or not one.numel():
-        return torch.equal(one, plain)
-    limit = ROUNDING if one.dtype == torch.float32 else HALF_ROUNDING
-    return bool((one - plain).abs().max() <= limit * plain.abs().max())

@@ -6,6 +6,7 @@ cache, and leaves the same outcome as a plain run. A tower's kernels depend on t
 on the number of places in its layers' rooms.
 """
 
+import math
 import threading
 import warnings
 import weakref
@@ -19,23 +20,25 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_leaves
 from transformers import DynamicCache
 
 from foveate._transformers import CACHE_NAMES, DynamicLayer, adapters_of, cache_of, with_cache
 from foveate.core import graphs
-from foveate.core.graphs import GraphTape, copies_of, kind_of_value, remember
+from foveate.core.graphs import GraphTape, Lane, copies_of, kind_of_value, line_of, remember, stream_of, tape_on
 from foveate.core.tensors import send
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
 from foveate.engine.forward import Forward
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.regions import DecoderCall, Key, SameRows, StepCall, TowerCall, is_near, swap
+from foveate.engine.regions import DecoderCall, Key, SameRows, StepCall, TowerCall, swap
 from foveate.engine.rooms import Rooms
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.families.base import Family
 from foveate.families.tap import is_tapped
+from foveate.registry import family_for
 
 MOST_TAPES = 8
 """Most recordings of each kind per model; the oldest are discarded. Each holds results such as a prompt's KV cache."""
@@ -58,9 +61,26 @@ PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
 OF_TORCH = {*vars(nn.Module()), "forward", "config"} - {"training"}
 """Attributes that are looked at elsewhere."""
 NOTHING: Mapping[str, Any] = {}
+KERNELS = ("sdpa", "eager")
+"""Implementations of attention that read nothing on the host."""
+CHOICES = [
+    getattr(torch._C, f"_get_{name}")
+    for name in (
+        *("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled"),
+        *("overrideable_sdp_enabled", "sdp_priority_order", "math_sdp_allow_fp16_bf16_reduction"),
+        *("cublas_allow_fp16_reduced_precision_reduction", "cublas_allow_bf16_reduced_precision_reduction"),
+        *("cublas_allow_fp16_accumulation", "cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic"),
+        *("cudnn_allow_tf32", "deterministic_algorithms", "blas_preferred_backend"),
+    )
+    if hasattr(torch._C, f"_get_{name}")
+]
+"""Functions that return global settings by which torch chooses kernels."""
 Call = DecoderCall | StepCall | TowerCall
 FIRST = "the first of its layout"
+WAITS = "its last recording was dropped before it was replayed"
 TRAINS = "gradients are enabled, or the model is training"
+SURPRISE = 0.05
+"""Largest KL divergence of the next token, in nats, that the other kernels of a recording may cause."""
 
 
 # -- modules -------------------------------------------------------------------------------------------------------
@@ -84,6 +104,7 @@ class Modules:
         self._hooks = [table for one in modules[1:] for table in (one._forward_pre_hooks, one._forward_hooks)]
         self._kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
         self._layers = [one for one in modules if adapters_of([one])]
+        self._experts: list[Any] = [vars(one)["config"] for one in modules if hasattr(one, "_apply_gate")]
         self._configured = [one for one in self._vars if "config" in one]
         configs = {id(config): vars(config) for config in map(_config, self._configured)}
         attributes = [(one, name) for one in self._vars for name in one.keys() - OF_TORCH]
@@ -129,6 +150,8 @@ class Modules:
             return "other hooks or wrappers are on modules inside"
         if any([is_tapped(attributes["config"]) for attributes in self._configured]):
             return "a stage reads attention in it"
+        if any([config._experts_implementation == "eager" for config in self._experts]):
+            return "eager experts read on the host which of them run; set_experts_implementation has others"
         if len(self._devices) > 1:
             return "its weights are on several devices"
         return None
@@ -164,6 +187,7 @@ class Recording:
         tensors: Output tensors.
         made: The results that contain `tensors`.
         held: See `regions.Region`.
+        replayed: Whether it was ever used.
     """
 
     tape: GraphTape
@@ -171,34 +195,63 @@ class Recording:
     tensors: list[Tensor]
     made: Any
     held: Any
+    replayed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Layout:
+    """Calls with one key.
+
+    Attributes:
+        why: Why they cannot be recorded; None if they can.
+        wait: After how many calls without a graph the next one is recorded. Doubled when a recording was in vain.
+        left: How many of these are left.
+    """
+
+    why: str | None = None
+    wait: int = 1
+    left: int = 1
+
+    def lose(self, replayed: bool) -> None:
+        """Begin to wait, because the recording is dropped."""
+        self.wait = self.left = 1 if replayed else 2 * self.wait
 
 
 class Tapes:
-    """A model's recordings, by key; its modules; and the keys seen, each with the reason if it cannot be recorded."""
+    """A model's recordings, by kind, then by key; its modules; and the layouts seen."""
 
     def __init__(self) -> None:
-        # recordings by kind, then by key
-        self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
-        self.seen: OrderedDict[Hashable, str | None] = OrderedDict()
-        self.modules: dict[nn.Module, Modules] = {}
         self.lock = threading.RLock()
-        self._pools: dict[Any, Any] = {}
-        self._rooms: dict[Any, Rooms] = {}
+        self.clear()
 
-    def tape(self, device: torch.device) -> GraphTape:
-        """Return a new tape. Graphs of one stream share their memory, because no two of them run at once."""
-        pool, stream = None, _stream(device)
-        if stream is not None:
-            pool = self._pools.get(stream) or self._pools.setdefault(stream, torch.cuda.graph_pool_handle())
-        return graphs.TAPES[device.type](device, pool)
+    def clear(self) -> None:
+        """Drop everything."""
+        self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
+        self.seen: OrderedDict[Hashable, Layout] = OrderedDict()
+        self.modules: dict[nn.Module, Modules] = {}
+        self.lanes: dict[Any, Lane] = {}
+        self._rooms: dict[Any, Rooms] = {}
 
     def rooms(self, device: torch.device) -> Rooms:
         """Return the memory for rows of this stream's steps."""
-        stream = _stream(device)
+        stream = stream_of(device)
         return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
 
 
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
+
+
+def free_graphs(model: nn.Module) -> None:
+    """Free the CUDA graphs of a model and their memory. Inside a context with `cuda_graphs`, recording begins anew.
+
+    Args:
+        model: The model, as for `foveate.drop`.
+    """
+    tapes = _tapes.get(family_for(model).core)
+    if tapes is not None:
+        with tapes.lock:
+            tapes.clear()
+    torch.cuda.empty_cache()
 
 
 class Replayer:
@@ -276,7 +329,7 @@ class Replayer:
         if isinstance(why, str):
             self._graphs.tower.note_plain(why)
             return original(*args, **kwargs, **on_host)
-        region = TowerCall(why, tensors, original, leaves, spec, held, True, on_host)
+        region = TowerCall(why, tensors, original, leaves, spec, held, on_host)
         return self._run(region, self._graphs.tower)
 
     # -- keys of calls ----------------------------------------------------------------------------------------
@@ -321,9 +374,8 @@ class Replayer:
         sent = shown.text, shown.first, shown.entering_rows, shown.starts, shown.image_ends
         held = sent, forward.live, columns
         return DecoderCall(
-            key, tensors, original, leaves, spec, held, not pads, forward, self._runner, kwargs, cache, columns, shown,
-            pads,
-        )  # fmt: skip
+            key, tensors, original, leaves, spec, held, forward, self._runner, kwargs, cache, columns, shown, pads
+        )
 
     def _step_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> StepCall | str:
         """Return the decoder's call on rows that continue from a cache, or why it runs without a graph."""
@@ -346,7 +398,7 @@ class Replayer:
         except torch.OutOfMemoryError:
             return "there is no memory for rooms"
         if rooms.generation != before:
-            self._tapes.recordings.pop("step", None)  # they write to memory that is no longer read
+            self._drop("step")  # they write to memory that is no longer read
         for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
             kind = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
             if kind not in rows:
@@ -372,9 +424,8 @@ class Replayer:
         key = self._key(family.text, layout, leaves, spec, tensors)
         if isinstance(key, str):
             return key
-        held, exact = rooms.memory, False  # a plain step has no mask, so it uses another attention kernel
         return StepCall(
-            key, tensors, original, leaves, spec, held, exact, forward, self._runner, kwargs, cache, rooms, by_layer,
+            key, tensors, original, leaves, spec, rooms.memory, forward, self._runner, kwargs, cache, rooms, by_layer,
             live,
         )  # fmt: skip
 
@@ -397,8 +448,6 @@ class Replayer:
         for layer in cache.layers:
             if type(layer) not in (DynamicLayer, PrunedLayer) or not layer.is_initialized or layer.is_sliding:
                 return "a layer of the cache has a window, or holds nothing"
-        if forward.backend not in ("sdpa", "eager"):
-            return "this kernel reads no mask over free places"
         if not isinstance(kwargs.get("position_ids"), Tensor):
             return "no position ids are passed"
         columns = cache.get_seq_length() + forward.span
@@ -420,11 +469,13 @@ class Replayer:
             return "arguments that graphs do not know"
         if any(tensor.device != device for tensor in tensors):
             return "the model is spread over devices"
+        kernel = getattr(getattr(module, "config", None), "_attn_implementation", None)
+        if kernel not in (None, *KERNELS):
+            return f"attention by {kernel} may read on the host; only {' and '.join(KERNELS)} are recorded"
         state = self._state(module)
         if isinstance(state, str):
             return state
-        kernel = str(getattr(getattr(module, "config", None), "_attn_implementation", ""))
-        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, state, _stream(device))
+        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, state, stream_of(device))
         try:
             hash(key)
         except TypeError:
@@ -449,7 +500,7 @@ class Replayer:
             if modules is None or not modules.look():
                 modules = tapes.modules[module] = Modules(module)
                 for kind in kinds:
-                    tapes.recordings.pop(kind, None)
+                    self._drop(kind)
             state = modules.obstacle(wrappers, hooks) or modules.state
         if module in self._wrapped:
             state = "another wrapper is on it"
@@ -463,9 +514,12 @@ class Replayer:
         """Run a region: without a graph at first sight, recorded at the second, then replayed."""
         tapes, key = self._tapes, region.key
         with tapes.lock:  # keep other threads' inputs out
-            kept = tapes.recordings[key[0]]
-            recording, why = kept.get(key), tapes.seen.get(key, FIRST)
-            remember(tapes.seen, key, tapes.seen.get(key), MOST_SEEN)
+            recording, layout = tapes.recordings[key[0]].get(key), tapes.seen.get(key) or Layout()
+            remember(tapes.seen, key, layout, MOST_SEEN)
+            why = layout.why
+            if why is None and recording is None and layout.left:
+                layout.left -= 1
+                why = FIRST if layout.wait == 1 else WAITS
             if why is not None:
                 counts.note_plain(why)
                 return region.plain()
@@ -474,7 +528,7 @@ class Replayer:
             try:
                 made = self._replay(region, recording)
             except Exception as error:
-                self._give_up(key, counts, f"a replay failed ({_line(error)})")
+                self._give_up(key, counts, f"a replay failed ({line_of(error)})")
                 return region.plain()
             counts.replayed, counts.latest = counts.replayed + 1, "replayed"
             return region.answer(made)
@@ -487,49 +541,97 @@ class Replayer:
         recording.tape.replay()
         fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
         torch._foreach_copy_(fresh, recording.tensors)
-        remember(self._tapes.recordings[region.key[0]], region.key, recording, MOST_TAPES)
+        self._tapes.recordings[region.key[0]].move_to_end(region.key)
+        recording.replayed = True
         return region.real(recording.made, swap(recording.tensors, fresh))
 
     def _record(self, region: Call, counts: GraphCounts) -> Any:
-        """Run without a graph, and record. The tape is kept if its replay leaves the same numbers."""
-        copies = copies_of(region.tensors)
-        made: list[Any] = []
-        tape, why = self._tapes.tape(self._device), None
+        """Run without a graph, and record a twin of the call.
+
+        The first twin warms up. The tape is kept if its replay leaves the numbers of the second, which also says almost
+        the same as the plain run.
+        """
         try:
-            run = region.twin(copies)  # before the plain run stores rows in the cache
+            copies = copies_of(region.tensors)
+            tape = tape_on(self._device, self._tapes.lanes)
+            warm, run, recorded = [region.twin(copies) for _ in range(3)]  # before the plain run stores rows
         except Exception as error:
-            self._give_up(region.key, counts, f"it cannot be recorded ({_line(error)})")
+            self._give_up_for(error, region.key, counts)
             return region.plain()
-        output = region.plain()
-
-        def tensors_made() -> list[Tensor]:
-            made.append(run())
-            return _tensors_of(made[0], self._device)
-
+        output, made = region.plain(), []
         try:
-            expected = _tensors_of(region.collect(output), self._device)
-            tape.record(tensors_made)
-            tape.replay()
-            tensors = _tensors_of(made[0], self._device)
-            left_over = _tensors_of(region.real(made[0], lambda tensor: tensor), self._device)
-            alike = torch.equal if region.exact else is_near
-            if len(left_over) != len(expected) or not all(map(alike, left_over, expected)):
-                why = "a replay left other numbers than the plain run"
+            first, twin = self._left_by(region, tape.run(warm)), tape.run(run)
+            expected = self._left_by(region, twin)
+            between_two = _distance(first, expected)
+            del first
+            nats = self._surprise(region, region.collect(output), twin)
+
+            def call() -> list[Tensor]:
+                made.append(recorded())
+                return _tensors_of(made[0], self._device)
+
+            why = f"it would change the next token by {nats:.3g} nats" if not nats <= SURPRISE else None
+            if between_two and not (region.merges(twin) and between_two < math.inf):
+                why = "two runs leave different numbers"
+            if why is None:
+                tensors = tape.record(call)
+                tape.replay()
+                if not _distance(self._left_by(region, made[0]), expected) <= 2 * between_two:
+                    why = "a replay left other numbers than a run without a graph"
         except Exception as error:
-            why = f"it cannot be recorded ({_line(error)})"
+            self._give_up_for(error, region.key, counts)
+            return output
         if why is not None:
             self._give_up(region.key, counts, why)
             return output
-        recording = Recording(tape, copies, tensors, made[0], region.held)
-        remember(self._tapes.recordings[region.key[0]], region.key, recording, MOST_TAPES)
+        recording = Recording(tape, copies, list(tensors), made[0], region.held)
+        kind = self._tapes.recordings[region.key[0]]
+        kind[region.key] = recording
+        self._drop(region.key[0], max(0, len(kind) - MOST_TAPES))
         counts.recorded, counts.latest = counts.recorded + 1, "recorded"
         return output
+
+    def _left_by(self, region: Call, made: Any) -> list[Tensor]:
+        """List what a twin or a recording leaves."""
+        return _tensors_of(region.real(made, lambda tensor: tensor), self._device)
+
+    def _surprise(self, region: Any, plain: Any, twin: Any) -> float:
+        """Return how much a twin changes what the model says next: KL divergence from the plain run, in nats."""
+        if isinstance(region, TowerCall):
+            return 0.0
+        head = self._family.model.get_output_embeddings() or self._family.core.get_input_embeddings()
+        rows = [region.hidden(made)[:, -1].to(head.weight) for made in (plain, region.real(twin, lambda one: one))]
+        says, would_say = [
+            nn.functional.linear(one, head.weight).float().log_softmax(dim=-1) for one in rows
+        ]  # (samples, vocabulary)
+        return float((says.exp() * (says - would_say)).sum(dim=-1).max())
+
+    def _drop(self, kind: str, count: int | None = None) -> None:
+        """Drop the `count` oldest recordings of a kind, whose layouts then wait; None: all, which are of no use."""
+        recordings = self._tapes.recordings[kind]
+        for key in list(recordings)[:count]:
+            recording, layout = recordings.pop(key), self._tapes.seen.get(key)
+            self._graphs.of(kind).evicted += 1
+            if layout is not None and count is not None:
+                layout.lose(recording.replayed)
+
+    def _give_up_for(self, error: Exception, key: Key, counts: GraphCounts) -> None:
+        """Run a call without a graph because of an error. If memory was short, free some and try again later."""
+        why = f"it cannot be recorded ({line_of(error)})"
+        if not isinstance(error, torch.OutOfMemoryError):
+            self._give_up(key, counts, why)
+            return
+        counts.note_failed(why)
+        for kind, recordings in self._tapes.recordings.items():
+            self._drop(kind, (len(recordings) + 1) // 2)
+        self._tapes.seen[key].lose(replayed=False)
+        torch.cuda.empty_cache()
 
     def _give_up(self, key: Key, counts: GraphCounts, why: str) -> None:
         """Run calls with this key without a graph from now on, and warn once."""
         self._tapes.recordings[key[0]].pop(key, None)
-        remember(self._tapes.seen, key, why, MOST_SEEN)
-        counts.note_plain(why)
+        remember(self._tapes.seen, key, Layout(why), MOST_SEEN)
+        counts.note_failed(why)
         warnings.warn(f"cuda_graphs: calls of this layout run without a graph: {why}.", stacklevel=2)
 
 
@@ -584,26 +686,42 @@ def _is_fresh(cache: Any) -> bool:
     return True
 
 
-def _modes() -> tuple[str, ...] | None:
-    """Return the default devices in force; None if the forward is compiled, captured or watched at every operator."""
+def _modes() -> tuple[Any, ...] | None:
+    """Return the default devices in force and torch's choices of kernels.
+
+    None if the forward is compiled, captured or watched at every operator.
+    """
     if torch.compiler.is_compiling() or torch.nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         return None
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
     modes = [mode for mode in modes if not getattr(mode, "only_follows", False)]
-    if torch._C._len_torch_dispatch_stack() or not all(isinstance(mode, DeviceContext) for mode in modes):
+    if not all(isinstance(mode, DeviceContext) for mode in modes):
         return None
-    return tuple([str(mode.device) for mode in modes])
+    return (*[str(mode.device) for mode in modes], *[str(choice()) for choice in CHOICES], _precision())
 
 
-def _stream(device: torch.device) -> Any:
-    """Return the current stream, which orders launched kernels; None on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.current_stream(device)
-    return None
+def _precision() -> str:
+    """Return how float32 matrices are multiplied."""
+    if hasattr(torch._C, "_get_fp32_precision_getter"):  # the older function fails if the newer setting was used
+        return torch._C._get_fp32_precision_getter("cuda", "matmul")
+    return torch._C._get_float32_matmul_precision()
 
 
-def _line(error: Exception) -> str:
-    """Format the class and the first line of an error."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Return the largest difference of floats, as a share of a tensor's largest; 0.0 only if all bits are equal.
+
+    Infinite if shapes, other numbers or their count differ, or if there is a NaN.
+    """
+    if len(ones) != len(others):
+        return math.inf
+    distance = 0.0
+    for one, other in zip(ones, others, strict=True):
+        if one.shape == other.shape and torch.equal(one, other):
+            continue
+        if one.shape != other.shape or not one.is_floating_point():
+            return math.inf
+        share = float((one - other).abs().max() / other.abs().max())
+        distance = max(distance, math.inf if math.isnan(share) else share)
+    return distance

@@ -401,12 +401,16 @@ class GraphCounts:
     Attributes:
         recorded: How many ran without a graph and were recorded.
         replayed: How many were replayed.
+        evicted: How many recordings were dropped for others, for memory, or because the model changed.
+        failed: How often recording or a replay failed.
         plain: How many ran without a graph and were not recorded, by reason.
         latest: "recorded", "replayed", or the reason why the latest call ran without a graph; empty before the first.
     """
 
     recorded: int = 0
     replayed: int = 0
+    evicted: int = 0
+    failed: int = 0
     plain: dict[str, int] = field(default_factory=dict)
     latest: str = ""
 
@@ -414,10 +418,16 @@ class GraphCounts:
         """Note that a call runs without a graph."""
         self.plain[why], self.latest = self.plain.get(why, 0) + 1, why
 
+    def note_failed(self, why: str) -> None:
+        """Note that recording or a replay failed."""
+        self.failed += 1
+        self.note_plain(why)
+
     def __str__(self) -> str:
         """Format as `8 of 10 replayed, 1 recorded, 1 plain (the first of its layout)`."""
         count = self.recorded + self.replayed + sum(self.plain.values())
-        reasons = [f"{times} plain ({why})" for why, times in self.plain.items()]
+        reasons = [f"{times} {name}" for name, times in (("evicted", self.evicted), ("failed", self.failed)) if times]
+        reasons += [f"{times} plain ({why})" for why, times in self.plain.items()]
         return ", ".join([f"{self.replayed} of {count} replayed", f"{self.recorded} recorded", *reasons])
 
 
@@ -428,6 +438,10 @@ class Graphs:
     tower: GraphCounts = field(default_factory=GraphCounts)
     decoder: GraphCounts = field(default_factory=GraphCounts)
     steps: GraphCounts = field(default_factory=GraphCounts)
+
+    def of(self, kind: str) -> GraphCounts:
+        """Return the counts of a kind of region: "tower", "decoder" or "step"."""
+        return {"tower": self.tower, "decoder": self.decoder, "step": self.steps}[kind]
 
     def __str__(self) -> str:
         return f"decoder: {self.decoder}; steps: {self.steps}; tower: {self.tower}"

@@ -68,7 +68,7 @@ class FastVID(Frames):
             joins = torch.ones_like(inside[:, 0], dtype=torch.bool)
             for place, (salient, _) in enumerate(shares):
                 tops = place * tokens + ranked[place, :salient].sort().values  # indices within the scene
-                joins[tops] = False
+                joins = joins.index_fill(0, tops, False)
                 rows.keep(scene[0] * tokens + tops)
             for place, (salient, centres) in enumerate(shares):
                 if centres:
@@ -82,7 +82,7 @@ class FastVID(Frames):
         unit = of_length_one(inside, least=1e-6)
         nearest = first_most(unit @ unit[centres].T).masked_fill(~joins, -1)
         if self.rule == "qwen":
-            nearest[centres] = -1
+            nearest = nearest.index_fill(0, centres, -1)
         members = torch.arange(start, start + len(inside), device=inside.device)
         rows.join(start + centres, towards(inside[centres], inside, nearest, BETA), members, nearest)
 

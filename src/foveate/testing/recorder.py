@@ -10,7 +10,7 @@ import itertools
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from foveate.core.graphs import as_if_capturing
 from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 
+T = TypeVar("T")
 HOST = torch.device("cpu", 0)
 """The `device` of a tensor on the host. Tensors on the emulated device have "cpu" without an index."""
 OF_VALUES = {"tensor", "as_tensor", "asarray", "new_tensor"}
@@ -64,6 +66,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._left_over: list[Tensor] = []  # must not be read after a replay
         self.on_host = False  # True while the running function makes tensors on the host
 
+    def run(self, call: Callable[[], T]) -> T:
+        """Run a call without recording it, on the code path of `record`."""
+        with as_if_capturing():
+            return call()
+
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
         """Run a call and record its kernels.
 
@@ -76,9 +83,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Raises:
             UnsupportedError: If an operation crosses between host and device and `strict` is True.
         """
-        with Patcher() as patches, self, Sides(self):
-            # During a capture, transformers does not read the values of masks.
-            patches.put(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with as_if_capturing(), self, Sides(self):
             self._outputs = call()
         kept = {output.untyped_storage().data_ptr() for output in self._outputs}
         made = itertools.chain.from_iterable(made for *_, made in self._kernels)
@@ -217,7 +222,10 @@ def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
         return None
     if name in ("__getitem__", "__setitem__"):
         parts = args[1] if isinstance(args[1], tuple) else args[1:2]
-        if any(isinstance(part, list) for part in parts):
+        # CUDA's indexing copies a list from the host, and a number that is written to places of a tensor.
+        writes = name == "__setitem__" and not isinstance(args[2], Tensor)
+        places = [part for part in parts if isinstance(part, Tensor) and part.dim() and part.dtype != torch.bool]
+        if (writes and places) or any(isinstance(part, list) for part in parts):
             return "copy"
     # Other kernels accept a single number from the host.
     near = [tensor for tensor in _tensors((args, kwargs)) if _is_on_host(tensor)]
