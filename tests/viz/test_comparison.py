@@ -8,6 +8,7 @@ from PIL import Image
 import foveate as fv
 from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
+from foveate.viz.canvas import Page
 from foveate.viz.comparison import GAP
 from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scale, stage_panels
 from tests.viz.test_frames import RED, pixels_of
@@ -64,6 +65,16 @@ def test_merged_tokens_have_their_legend():
     merging = fv.MustDrop(pruning_layers=(1, 3), merge_window=2, merge_threshold=-1, global_thr=0.1, individual_thr=0.2)
     page = draw_comparison([("", record("tit", merging))], Image.new("RGB", (60, 60), (200, 200, 200)))
     assert len(page.getcolors(1 << 20)) > 100
+
+
+def test_cuts_between_layers_say_why_few_tokens_can_be_enough(monkeypatch):
+    written = []
+    write = Page.write
+    monkeypatch.setattr(Page, "write", lambda self, text, *a, **k: written.append(text) or write(self, text, *a, **k))
+    draw_comparison([("before the decoder", record(method=fv.DivPrune(tokens=5)))], red())
+    assert "earlier layers" not in written[-1]
+    draw_comparison([("before the decoder", record(method=fv.DivPrune(tokens=5))), ("two cuts", record())], red())
+    assert "earlier layers" in written[-1]
 
 
 def test_a_panel_has_the_area_of_a_square_and_no_side_too_long():
