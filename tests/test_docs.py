@@ -97,6 +97,7 @@ def stand_in(tiny, loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(CLIPTokenizer, "from_pretrained", lambda *_, **__: spelling())
     monkeypatch.setattr(embedded, "load", lambda: (model, processor))
     monkeypatch.setattr(embedded, "path", lambda: tiny)
+    monkeypatch.setattr(embedded, "is_drawn", lambda image: True)  # the model is another one than its name says
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
     monkeypatch.setattr(Generation, "arguments", lambda *given: {**arguments(*given), "max_new_tokens": 2})
     monkeypatch.setattr(tuning, "grid", lambda *given: grid(*given)[:2])

@@ -50,6 +50,7 @@ def small():
 def cropping():
     """The embedded model behind a processor that cuts off what stands beside the middle square, as many do."""
     vlm = fv.load()
+    vlm.name = "cropping"
     images = vlm.processor.image_processor
     vlm.processor.image_processor = CLIPImageProcessorPil(
         size=images.size, crop_size=images.crop_size, image_mean=images.image_mean, image_std=images.image_std

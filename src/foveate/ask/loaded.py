@@ -78,6 +78,7 @@ class Loaded:
         processor: The model's processor.
         name: The model's name in records.
         cuda_graphs: Whether the vision tower, prefill and decode steps run as CUDA graphs; see `foveate.drop`.
+        warned: Whether a note said that the embedded model knows only drawings.
         lock: Held while the model or its tokenizer runs: neither is thread-safe.
     """
 
@@ -91,6 +92,7 @@ class Loaded:
         self.processor = processor
         self.name = name or type(model).__name__
         self.cuda_graphs = cuda_graphs
+        self.warned = False
         self.lock = threading.RLock()
 
     def __getstate__(self) -> NoReturn:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
 
+from foveate import embedded
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Card, Loaded, quiet
@@ -298,6 +299,10 @@ def prepare(
     split = as_pictures and not reads_videos(loaded.processor)
     crops = protocol == "own" and loaded.crops
     notes = list(conversation.notes)
+    if loaded.name in embedded.NAMES and not loaded.warned:
+        frames = [clip.images()[len(clip) // 2] for clip in conversation.clips]
+        loaded.warned = not all(map(embedded.is_drawn, [*conversation.images, *frames]))
+        notes += [embedded.STRANGE] * loaded.warned
     media: list[Picture | Clip] = []
     try:
         for medium in conversation.media:

@@ -17,6 +17,7 @@ from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
+from foveate.embedded import STRANGE
 from foveate.errors import InputError
 from foveate.plain.files import spell
 from foveate.plain.version import __version__
@@ -244,6 +245,8 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         broken = [row for row in bad if row.keys() <= {KEY, REASON, LINE_KEY}]
         store.add(answers, [row for row in bad if row not in broken], broken)
         summary.add(answers, bad)
+        if any(STRANGE in row["notes"] for row in answers):
+            listener.note(STRANGE)
         if job.asking.cuda_graphs:
             for ran in [row[GRAPH] for row in answers]:
                 summary.graphs[ran] = summary.graphs.get(ran, 0) + 1

@@ -31,7 +31,7 @@ COMMANDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in KINDS}
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 OVERVIEW = """foveate: training-free vision-token dropping for large vision-language models.
-Commands run offline on a small embedded model unless --model names another.
+Without --model, commands run offline on a small embedded model, which knows only drawings of shapes and short texts.
 
 Commands:
 {commands}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
+from foveate.embedded import STRANGE
 from foveate.errors import SettingError
 from foveate.eval.asked import Asked
 from foveate.plain.upstream import brief
@@ -109,6 +110,8 @@ def notes_on(pictures: Pictures) -> list[str]:
     """Return notes for the user on samples that are few, have one question, or differ in size."""
     notes = []
     prompts = [prompt for about in pictures.values() for prompt in about]
+    if any(STRANGE in prompt.notes for prompt in prompts):
+        notes.append(STRANGE)
     if len(pictures) < FEW:
         notes.append(
             f"{len(pictures)} pictures are few, so intervals will be wide. {FEW} or more are better, 45 are good."
