@@ -43,6 +43,27 @@ def test_a_card_says_what_the_answer_took(replies):
     assert "The right answer is <b>seven</b>" in page
 
 
+def test_every_measure_has_a_bar_and_is_explained(replies):
+    _, made = replies
+    page = cards(made)
+    for reply, card in zip(made, page.split("<article")[1:], strict=True):
+        assert card.count("fv-bar") == 4
+        assert f"total ({reply.seconds / made[0].seconds:.0%})" in card
+        assert "mean" in card
+    below = page.split("</article>")[-1]
+    assert [term for term in ("FLOPs", "KV cache", "Time") if f"<b>{term}</b>" not in below] == []
+    assert "<b>FLOPs</b>" not in cards([Said(FULL), Said("v2drop")])  # nothing to explain yet
+
+
+def test_a_picture_counts_one_place_and_says_that_a_card_does_not(replies):
+    subject, made = replies
+    html = way_of(subject, made).to_html(2)
+    (_, *layers) = [stage.after[0] for stage in dropping_stages([made[1]])]
+    assert made[1].answer.spent != layers[0]
+    assert f"{layers[0]} of 36 tokens here" in html
+    assert "mean" in html
+
+
 def test_a_card_says_in_words_whether_its_answer_is_right(replies):
     _, (full, v2drop, _) = replies
     answers = [replace(full, text="Seven."), replace(v2drop, text="eight"), Said("random", error="no budget")]

@@ -17,6 +17,7 @@ from foveate.viz.showing import frames_of
 
 SIDE = 360
 """Pixels of a square panel."""
+COUNTS = "Here: tokens left from this place on. In a card: their mean over all layers."
 BEFORE = {"vision tower": -2, "projector": -1}
 """Numbers of the places before decoder layer 0."""
 
@@ -43,7 +44,7 @@ class Way:
         grid = _parts_at(stop, self.panels)
         legend = ""
         if len(self.words) > 1:
-            legend = f"<p class='fv-note'>{LEGEND}</p>"
+            legend = f"<p class='fv-note'>{LEGEND} {COUNTS}</p>"
         return f"<div class='fv-places'>{places}</div><div class='fv-grid fv-panels'>{grid}</div>{legend}"
 
 
@@ -81,11 +82,11 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
             shown[reply.name] = {-3: f"<p class='fv-error'>{escape(str(error))}</p>"}
             continue
         whole = plain_panel([frame.picture for frame in frames], SIDE, MOST_FRAMES)  # as the model saw them
-        shown[reply.name] = {-3: _panel(reply.name, f"{tokens} of {tokens} tokens", whole)}
+        shown[reply.name] = {-3: _panel(reply.name, f"{tokens} of {tokens} tokens here", whole)}
         for panel in drawn:
             if panel.dropped and not panel.rows:  # tokens of which none is dropped there
                 place = BEFORE.get(panel.place, depth) if panel.layer is None else panel.layer
-                shown[reply.name][place] = _panel(reply.name, f"{panel.after} of {tokens} tokens", panel.pixels)
+                shown[reply.name][place] = _panel(reply.name, f"{panel.after} of {tokens} tokens here", panel.pixels)
     places = sorted({-3}.union(*shown.values()))
     last = len(places) - 1
     parts = [("figure", _panel(f"the {subject.noun}", "", whole), 0, last)]

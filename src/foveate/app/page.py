@@ -150,6 +150,10 @@ class AskPanel:
         few = FRAMES if reads_videos(self.vlm.processor) else FEW
         self.frames = gr.Slider(1, MOST_FRAMES, few, step=1, label=CONTROL, visible=False, elem_id="frames", buttons=[])
         self.question = gr.Textbox(next(iter(first.questions)), label="Question", elem_id="question")
+        with gr.Row():
+            self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
+            self.stop = gr.Button("Stop", elem_id="stop", min_width=100)
+        self.notice = gr.HTML(visible=False, elem_id="notice")
         self.proposed = gr.Dataset(
             components=[self.question],
             samples=[[question] for question in first.questions],
@@ -166,10 +170,6 @@ class AskPanel:
                 buttons=[],
                 elem_id="sure",
             )
-        with gr.Row():
-            self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
-            self.stop = gr.Button("Stop", elem_id="stop", min_width=100)
-        self.notice = gr.HTML(visible=False, elem_id="notice")
 
     def _lay_out_budget(self, chosen: Sequence[str]) -> None:
         """The list of methods, and the slider of the budget. The slider begins where every chosen method can run."""
@@ -287,9 +287,12 @@ class AskPanel:
 
     def _notes(self, subject: Subject) -> tuple[str, ...]:
         """Notes to show before the first question."""
+        notes = subject.notes
         if subject.noun == "video" and not reads_videos(self.vlm.processor):
-            return (*subject.notes, NO_VIDEOS)
-        return subject.notes
+            notes += (NO_VIDEOS,)
+        if self.vlm.name in embedded.NAMES and not all(map(embedded.is_drawn, subject.pictures)):
+            notes += (embedded.STRANGE,)
+        return notes
 
     def upload(self, path: str | None, names: list[str], percent: float, frames: int = FRAMES) -> Iterator[Changes]:
         """Read an uploaded file. If it is bad, say so and empty the box; the previous picture is gone either way."""

@@ -24,6 +24,10 @@ from foveate.video import Clip
 FULL = "full model"
 MOST = 5
 """Most methods that can be compared at a time."""
+TERMS = """<p class='fv-note'>Percentages and bars compare with the full model. <b>FLOPs</b>: calculations from the
+picture to the first token. <b>KV cache</b>: memory for the keys and values of all tokens, which each new token reads.
+<b>Time</b>: one run on this machine; the first one is slow.</p>"""
+"""Explains the measures of the cards."""
 UNDER_WAY: WeakSet[Stream] = WeakSet()
 """Streams that are still open. Gradio does not close them when the server ends; see `foveate.app.server.serve`."""
 
@@ -145,14 +149,14 @@ def cards(replies: Sequence[Said], right: str | None = None) -> str:
         replies: The full model's first; replies that have not begun have no text.
         right: The right answer, if it is known.
     """
-    made = "".join(_card(reply, replies[0].answer, right) for reply in replies)
-    line = ""
+    made = "".join(_card(reply, replies[0], right) for reply in replies)
+    line = TERMS if replies[0].answer is not None else ""
     if right:
-        line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>. Only this answer counts.</p>"
+        line += f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>. Only this answer counts.</p>"
     return f"<div class='fv-grid'>{made}</div>{line}"
 
 
-def _card(reply: Said, full: Answer | None, right: str | None) -> str:
+def _card(reply: Said, full: Said, right: str | None) -> str:
     name = escape(reply.name).replace("+", "+<wbr>").replace(":", ":<wbr>")
     state = ""
     if reply.error is not None:
@@ -177,17 +181,19 @@ def _card(reply: Said, full: Answer | None, right: str | None) -> str:
     return f"<article class='fv-card{state}'><h3>{name}</h3>{body}</article>"
 
 
-def _measures(reply: Said, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:
+def _measures(reply: Said, answer: Answer, full: Said) -> Iterator[tuple[str, str, float | None]]:
     """The lines of a card: label, value, and the share of the full model's if there is one."""
     spent = f"{answer.spent:.0f} of {answer.vision_tokens}"
-    yield "Vision tokens", spent, answer.retention
-    if answer.flops and full is not None and full.flops:
-        yield "FLOPs to the first token", f"{answer.flops / 1e9:,.1f} G", answer.flops / full.flops
-    elif full is not None and full.flops:
+    yield "Vision tokens, mean of all layers", spent, answer.retention
+    whole = full.answer and full.answer.flops
+    if answer.flops and whole:
+        yield "FLOPs to the first token", f"{answer.flops / 1e9:,.1f} G", answer.flops / whole
+    elif whole:
         yield "FLOPs to the first token", "not counted", None
     if answer.kv_bytes_whole:
         yield "KV cache", f"{answer.kv_bytes / 2**20:,.1f} MiB", answer.kv_bytes / answer.kv_bytes_whole
-    yield "Time", f"{reply.first:.2f} s to the first word, {reply.seconds:.2f} s in total", None
+    share = reply.seconds / full.seconds if full.seconds else None
+    yield "Time", f"{reply.first:.2f} s to the first word, {reply.seconds:.2f} s in total", share
     if answer.missed is not None:
         yield "Budget not met", escape(answer.missed), None
 
