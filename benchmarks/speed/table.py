@@ -215,28 +215,28 @@ def launches(folder: Path) -> str:
 
 
 def ladder(folder: Path) -> str:
-    """Speed-ups of the time to the first token after each step, one column per device."""
+    """Speed-ups of the time to the first token after each step, one column for each device that was measured."""
     columns: dict[str, dict[str, str]] = {}
     captions = []
     for device, name in LADDERS.items():
-        columns[device] = {}
         if not (folder / name).exists():
             continue
         record = json.loads((folder / name).read_text(encoding="utf-8"))
         captions.append(f"On {device}: {caption(record, 'ttft')}")
-        for row in record["rows"]:
-            cell = speed_up(row, "ttft") or "not measured"
-            columns[device][row["step"]] = f"{row['ttft']:.2f} s" if row["name"] == FULL else cell
-    columns["a CPU"]["+ CUDA graphs"] = "–"
+        columns[device] = {row["step"]: speed_up(row, "ttft") for row in record["rows"]}
+        columns[device][FULL] = f"{record['rows'][0]['ttft']:.2f} s"
     words = {
-        "untouched": "the untouched model",
+        FULL: "the untouched model",
         "+ CUDA graphs": "+ CUDA graphs",
         "+ fewer tokens": "+ a third of the vision tokens",
         "+ thinner tower": "+ a thinner vision tower",
     }
-    lines = [f"| time to the first token | {' | '.join(f'on {device}' for device in columns)} |", "|---|---|---|"]
+    heads = [f"on {device}" for device in columns]
+    lines = [f"| time to the first token | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for step, text in words.items():
-        lines.append(f"| {text} | {' | '.join(column.get(step, 'not measured') for column in columns.values())} |")
+        cells = [column.get(step, "") for column in columns.values()]
+        if any(cells):
+            lines.append(f"| {text} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *captions, ""])
 
 

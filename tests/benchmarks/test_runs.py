@@ -110,21 +110,77 @@ def test_resize_costs_what_the_thinned_tower_costs(name):
     assert abs(resized / thin - 1) < 0.03
 
 
-@pytest.mark.usefixtures("graphs_on_cpu")
-def test_graphs_are_recorded_before_they_are_timed_on_a_gpu(monkeypatch, tmp_path):
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """The script on a CPU that has graphs, with a tiny model in the place of every shape; `run` returns its record."""
     gpu = script("speed/gpu.py")
     model, inputs = llava(side=168, width=64, layers=5)
     benched = Benched("tiny", None, model, Workload(inputs, 1, BEFORE + AFTER, (144,)))
-    monkeypatch.setitem(gpu.main.__globals__, "from_shape", lambda *_: benched)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA TINY")
-    out = tmp_path / "graphs.json"
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--graphs", "--rounds", "2", "--out", str(out), "--only", "cpu-tiny:1"])
-    gpu.main()
-    rows = json.loads(out.read_text())["cases"]["cpu-tiny:1"]["methods"]
-    assert list(rows) == [
-        "full", "full again", "full as a graph", "v2drop:1/3", "v2drop:1/3 as a graph"
+    names = gpu.main.__globals__
+    puts = {
+        "from_shape": lambda *_: benched,
+        "DEVICE": "cpu",
+        "TOKENS": 3,
+        "METHODS": ("v2drop:1/2", "fastv:1/2"),
+        "idle_share": lambda run: 0.5,
+    }
+    for name, put in puts.items():
+        monkeypatch.setitem(names, name, put)
+    puts = {"is_available": lambda: True, "get_device_name": lambda: "NVIDIA TINY", "synchronize": lambda: None}
+    for name, put in (puts | {"memory_reserved": lambda: 0}).items():
+        monkeypatch.setattr(torch.cuda, name, put)
+
+    def run(*options):
+        out = tmp_path / "record.json"
+        monkeypatch.setattr("sys.argv", ["gpu.py", "--rounds", "8", "--out", str(out), *options])
+        gpu.main()
+        return json.loads(out.read_text())
+
+    return run
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+def test_a_quarter_of_an_hour_on_a_gpu(gpu):
+    record = gpu("--only", "tiny", "equal", "timed", "tower", "answers")
+    assert record["tiny"]["equal"]
+    assert all(row["same ids"] for row in record["equal"].values() if isinstance(row, dict))
+    for part in ("timed", "answers"):
+        rows = record[part]["rows"]
+        assert list(rows) == ["full", "full again", "full as a graph", "v2drop:1/3", "v2drop:1/3 as a graph"]
+        assert [row["replayed"] for row in rows.values() if "replayed" in row] == [1.0, 1.0]
+        assert "times faster than full as a graph" in rows["v2drop:1/3 as a graph"]
+    assert record["tower"]["rows"]["full as a graph"]["replayed"] == 1.0
+    assert record["timed"]["idle share"]["full"] == 0.5
+
+
+@pytest.mark.usefixtures("graphs_on_cpu")
+@pytest.mark.filterwarnings("ignore:cuda_graphs")
+def test_what_was_not_replayed_has_no_ratio_and_stops_what_follows(gpu, monkeypatch):
+    def fail(tape, call):
+        raise RuntimeError("no capture")
+
+    monkeypatch.setattr("foveate.testing.Recorder.record", fail)
+    rows = gpu("--only", "timed")["timed"]["rows"]
+    assert "no capture" in rows["full as a graph"]["ran"]
+    assert not [name for name in rows["full as a graph"] if "faster" in name]
+    assert not [name for row in rows.values() for name in row if "full as a graph" in name]
+    with pytest.raises(SystemExit, match="differ"):
+        gpu("--only", "tiny", "timed")
+
+
+def test_a_part_that_does_not_fit_is_not_begun(gpu):
+    assert "60 s" in gpu("--only", "equal", "--seconds", "30")["equal"]["not begun"]
+
+
+def test_prefills_of_all_methods_are_timed_without_graphs(gpu):
+    rows = gpu("--methods", "--only", "cpu-tiny:1", "--rounds", "2")["cases"]["cpu-tiny:1"]["methods"]
+    assert list(rows) == ["full", "full again", "v2drop:1/2", "fastv:1/2"]
+
+
+def test_on_a_cpu_a_gpu_benchmark_says_what_it_would_do(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    script("speed/gpu.py").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == [
+        "tiny", "bench", "equal", "timed", "tower", "answers", "static"
     ]  # fmt: skip
-    assert {name: row["replayed"] for name, row in rows.items() if "replayed" in row} == {
-        "full as a graph": 1.0, "v2drop:1/3 as a graph": 1.0
-    }  # fmt: skip
