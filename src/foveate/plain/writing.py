@@ -31,8 +31,8 @@ def encodable(value: Any) -> Any:
         return None
     if type(value) is int and abs(value) >= 2**63:
         return str(value)
-    if isinstance(value, str):
-        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, str) and value != (escaped := value.encode(errors="backslashreplace").decode()):
+        return escaped  # the text itself otherwise: a `Number` of a table has more than its letters
     return value
 
 
