@@ -47,7 +47,14 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=32 * 2**20, help="maximum bytes of a request (else 413)")
     parser.add_argument("--pixels", type=int, default=50_000_000, help="maximum pixels, frames included (else 413)")
     parser.add_argument("--tokens", type=int, default=16_384, help="maximum tokens of prompt and answer (else 413)")
-    parser.add_argument("--waiting", type=int, default=16, choices=range(33), help="requests that may wait (else 429)")
+    parser.add_argument(
+        "--waiting",
+        type=int,
+        default=16,
+        choices=range(33),
+        metavar="N",
+        help="requests that may wait, up to 32 (else 429)",
+    )
     parser.add_argument("--seconds", type=float, default=120, help="time limit for waiting and answering (else 504)")
     parser.add_argument("--looks", type=int, default=0, help="conversations whose pictures stay cached (default: 0)")
     parser.add_argument("--look-seconds", type=float, default=600, help="how long after their last question")

@@ -229,6 +229,13 @@ def test_the_animated_first_frame_note_is_not_given_for_a_phones_two_view_jpeg(t
     assert read.image.getpixel((8, 8))[0] > 200
 
 
+def test_a_png_that_cannot_be_opened_is_said_to_be_damaged(tmp_path):
+    (path := tmp_path / "head.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for source in (path, path.read_bytes()):
+        with pytest.raises(InputError, match="damaged"):
+            read_picture(source)
+
+
 def test_a_truncated_file_is_refused_whatever_else_in_the_process_wants(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     noise().save(path := tmp_path / "short.png")

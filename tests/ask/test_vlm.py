@@ -89,6 +89,7 @@ def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scene
     assert answer.tokens == vlm.ask(scenes[:2], QUESTION, max_new_tokens=2).tokens
     assert answer.prompt.sizes == (576, 576)
     assert answer.prompt.clips[0] is clip
+    assert ("embedded-films" in answer.prompt.notes[0]) == (vlm.name == "embedded")
     long = clip_of(*scenes, *scenes)
     prompt = vlm.prepare(long, QUESTION)
     assert (prompt.vision_tokens, len(prompt.clips[0])) == (3 * 576, 3)

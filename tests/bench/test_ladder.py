@@ -41,4 +41,5 @@ def test_a_step_that_did_not_run_is_not_measured_and_the_next_is_over_the_last_t
     assert rows[3]["ttft_over_before"] == rows[3]["ttft_ratio"]
     sheet = str(ladder_sheet(rows, "A model", ["visiondrop: did not run: why"]))
     assert "not measured" in sheet
+    assert "within a round" in sheet
     assert "did not run: why" in sheet

@@ -41,6 +41,12 @@ def test_the_table_names_file_size_and_tokens(run, bare, picture):
     assert "Together 36 vision and" in " ".join(out.split())
 
 
+def test_a_padded_size_is_said_beside_the_files_own(run, bare, tmp_path):
+    Image.new("RGB", (120, 60)).save(path := tmp_path / "wide.png")
+    assert "padded to 120 x 120" in " ".join(run("count", path, "--model", bare, "--fit", "pad")[1].split())
+    assert "padded to" not in run("count", path, "--model", bare)[1]
+
+
 def test_where_pixels_do_not_make_the_tokens_a_budget_is_advised(run, bare, picture):
     code, out, err = run("count", picture, "--model", bare, "--tokens", 9)
     assert (code, out) == (1, "")

@@ -15,6 +15,8 @@ from foveate.errors import InputError
 from foveate.plain.table import Table
 from tests.forked import full_disk
 
+ENDINGS = {"figure": ".png", "out": ".json"}
+
 
 def check(figure=None, **outputs):
     check_targets(OutputOptions(**outputs), figure)
@@ -22,8 +24,8 @@ def check(figure=None, **outputs):
 
 @pytest.mark.parametrize("flag", ["figure", "out"])
 def test_a_file_that_exists_is_refused_unless_forced(tmp_path, flag):
-    (path := tmp_path / "there.png").write_text("precious")
-    with pytest.raises(InputError, match=rf"--{flag} .*there\.png exists already.*--force"):
+    (path := tmp_path / f"there{ENDINGS[flag]}").write_text("precious")
+    with pytest.raises(InputError, match=rf"--{flag} .*there\.\w+ exists already.*--force"):
         check(**{flag: path})
     check(**{flag: path}, force=True)
     assert path.read_text() == "precious"
@@ -32,35 +34,33 @@ def test_a_file_that_exists_is_refused_unless_forced(tmp_path, flag):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("new/a.png", r"there is no folder .*new\. Create it"),
-        ("folder.png", "is a folder"),
-        ("pipe.png", "is a device or a pipe"),
-        ("n" * 300 + ".png", "cannot be written: File name too long"),
-        ("loop.png", "cannot be written"),
-        ("dangling.png", "there is no folder .*missing"),
+        ("new/a", r"there is no folder .*new\. Create it"),
+        ("folder", "is a folder"),
+        ("pipe", "is a device or a pipe"),
+        ("n" * 300, "cannot be written: File name too long"),
+        ("loop", "cannot be written"),
+        ("dangling", "there is no folder .*missing"),
     ],
 )
 @pytest.mark.parametrize("flag", ["figure", "out"])
 def test_what_cannot_be_written_is_refused_early_and_late_also_with_force(tmp_path, flag, name, says):
-    (tmp_path / "folder.png").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
-    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
-    (tmp_path / "dangling.png").symlink_to(tmp_path / "missing" / "a.png")
+    path, ending = tmp_path / (name + ENDINGS[flag]), ENDINGS[flag]
+    (tmp_path / f"folder{ending}").mkdir()
+    os.mkfifo(pipe := tmp_path / f"pipe{ending}")
+    (loop := tmp_path / f"loop{ending}").symlink_to(loop)
+    (tmp_path / f"dangling{ending}").symlink_to(tmp_path / "missing" / "a")
     with pytest.raises(InputError, match=rf"--{flag} .*{says}"):
-        check(**{flag: tmp_path / name}, force=True)
-    assert (tmp_path / "pipe.png").is_fifo()
-    if name != "pipe.png":
+        check(**{flag: path}, force=True)
+    assert pipe.is_fifo()
+    if name != "pipe":
         with pytest.raises(InputError, match="written"):
-            write_text(tmp_path / name, "new", force=True)
+            write_text(path, "new", force=True)
 
 
 def test_flags_that_cannot_be_meant_are_wrong_usage(tmp_path):
     for name in ("figure.txt", "figure", "figure.svg"):
         with pytest.raises(UsageError, match="png"):
             check(figure=tmp_path / name)
-    (tmp_path / "b").mkdir()
-    with pytest.raises(UsageError, match="both name"):
-        check(figure=tmp_path / "a.png", out=tmp_path / "b" / ".." / "a.png")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -54,9 +54,11 @@ generate PICTURE --prompt a --prompt b --full | give one --prompt
 count PICTURE --budget 9 | name it with --method
 count PICTURE --figure plan.png | name it with --method
 count --model a/b | The image is missing.
-compare --out out.txt | must end in .json, .csv, .md or .tex
-eval --out out.xlsx | must end in .json, .csv, .md or .tex
-tune PICTURE --prompt x --retention 0.5 --out .csv | must end in .json, .csv, .md or .tex
+compare --out out.txt | must end in .json
+generate --out out.txt | must end in .json
+check --out table.csv | must end in .json
+eval --out out.xlsx | must end in .json
+tune PICTURE --prompt x --retention 0.5 --out .csv | must end in .json
 tune PICTURE --prompt x | one of --budget and --retention
 tune --retention 0.5 | Give either image files
 tune PICTURE --retention 0.5 | The question is missing.

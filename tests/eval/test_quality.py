@@ -127,6 +127,8 @@ def test_tables_show_every_cell_and_no_empty_column(quality):
     rows = [line.split() for line in str(quality.table()).splitlines()]
     assert ["ours", "64.0", "25%", "80.0", "±"] in [row[:5] for row in rows]
     assert ["high", "≥", "70.0", "infeasible"] in rows
+    in_flops = replace(quality, origin={"flops": [0.1]})
+    assert ["high", "≥", "12.2%", "infeasible"] in [line.split() for line in str(in_flops.table()).splitlines()]
     lone = dict.fromkeys(("minus_random", "minus_resize", "hard"))
     alone = with_rows(quality, *({**row, **lone} for row in quality.settings))
     assert [column.head for column in alone.table().columns] == heads[:-3]

@@ -148,8 +148,8 @@ def _explain(name: str) -> Iterator[None]:
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
-            f"{name} is not a picture that Pillow can read. Convert it to PNG or JPEG. "
-            "The name of a video must end in .mp4, .mkv, .webm or similar."
+            f"{name} is damaged, or is not a picture that Pillow can read. Fetch it again, or export it as PNG or "
+            "JPEG. The name of a video must end in .mp4, .mkv, .webm or similar."
         ) from error
     except MemoryError as error:
         raise InputError(f"{name} takes more memory than there is. Scale it down first.") from error
@@ -436,7 +436,7 @@ def _film_of(frames: Sequence[object] | np.ndarray, kind: str | None, wanted: Fr
     if wanted.start is not None or wanted.end is not None:
         raise InputError("start and end need a film that is read of a file: leave them out, and shorten the list.")
     pictures = [read_medium(frame, kind="image") for frame in frames]
-    if len(sizes := {_size(picture) for picture in pictures}) > 1:
+    if len(sizes := {size_of(picture) for picture in pictures}) > 1:
         (width, height), (other, less) = sorted(sizes)[:2]
         raise InputError(
             f"Frames of a film must have one size; got {width} x {height} and {other} x {less}. Scale them first."
@@ -502,7 +502,7 @@ def refuse_thin(medium: Picture | Clip) -> None:
     Raises:
         InputError: If the ratio of its sides exceeds `THIN`.
     """
-    width, height = _size(medium)
+    width, height = size_of(medium)
     if max(width, height) > THIN * min(width, height):
         name = medium.path or "A picture"
         raise InputError(f"{name} is {width} x {height} pixels, more than {THIN} times as long as wide. Crop it first.")
@@ -510,7 +510,7 @@ def refuse_thin(medium: Picture | Clip) -> None:
 
 def crop_note(medium: Picture | Clip) -> str | None:
     """Return a note on the share that a crop to the centre square hides, or None if it is at most `LITTLE`."""
-    width, height = _size(medium)
+    width, height = size_of(medium)
     share = 1 - min(width, height) / max(width, height)
     if share <= LITTLE:
         return None
@@ -528,12 +528,12 @@ def pad(medium: Picture | Clip, processor: ProcessorMixin) -> Picture | Clip:
     """Pad an image or video to a square of the mean colour, so that the processor crops nothing."""
     if isinstance(medium, Picture):
         return dataclasses.replace(medium, image=square(medium.image, processor))
-    side = max(_size(medium))
-    if side == min(_size(medium)):
+    side = max(size_of(medium))
+    if side == min(size_of(medium)):
         return medium
     if not any(medium.frames.strides):
         return dataclasses.replace(medium, frames=blank_frames(len(medium), side, side))
-    _check_square(_size(medium), len(medium) * side * side * BYTES)
+    _check_square(size_of(medium), len(medium) * side * side * BYTES)
     frames = [np.asarray(square(image, processor)) for image in medium.images()]
     return dataclasses.replace(medium, frames=np.stack(frames))
 
@@ -568,7 +568,7 @@ def _check_square(size: tuple[int, int], need: float) -> None:
     )
 
 
-def _size(medium: Picture | Clip) -> tuple[int, int]:
+def size_of(medium: Picture | Clip) -> tuple[int, int]:
     """Return width and height in pixels."""
     if isinstance(medium, Picture):
         return medium.image.size

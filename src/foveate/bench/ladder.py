@@ -67,6 +67,7 @@ def ladder_sheet(rows: Sequence[ResultRow], title: str, notes: Sequence[str] = (
     rounds = rows[0]["rounds"]
     about = (
         f"{rounds} paired rounds. Speed-ups over the untouched model, and over the step before: the median and its "
-        f"{interval_words(rounds)}. Speed alone: foveate eval measures what the answers lose."
+        f"{interval_words(rounds)}. Each is a median of ratios within a round, so “over step before” is not exactly "
+        "the quotient of two speed-ups. Speed alone: foveate eval measures what the answers lose."
     )
     return Table(title, ("", "First token", "over step before", "Call", "Tokens"), lines, (about, *notes))

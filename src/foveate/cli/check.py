@@ -19,7 +19,7 @@ from foveate.plain.flags import EMBEDDED, LoadOptions
 class CheckedModel(LoadOptions):
     """The model to load, and how to run it."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = EMBEDDED
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = EMBEDDED
     """hub id or local folder; only safetensors are read, and remote code is never run"""
 
 

@@ -16,7 +16,7 @@ from foveate.errors import FoveateError
 from foveate.plain.flags import EMBEDDED, MediaOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from foveate.ask.prompt import Prompt
     from foveate.plain.table import Table
@@ -94,7 +94,7 @@ class Count:
         if self.tokens is not None:
             with busy(f"Looking for the pixels of {self.tokens:g} tokens"):
                 values["max_pixels"] = most_pixels(vlm, prompt, int(self.tokens))
-        tables, draw = [_table(values, prompt)], None
+        tables, draw = [_table(values, prompt, media)], None
         if self.method is not None:
             drops = vlm.method_for(parse_methods([self.method], self.budgets)[self.method], prompt.vision_tokens)
             cost = prompt.cost(drops)
@@ -107,18 +107,19 @@ class Count:
         return DONE
 
 
-def _table(values: "Mapping[str, Any]", prompt: "Prompt") -> "Table":
-    """Return the table: a row per file, and the sum in the notes."""
+def _table(values: "Mapping[str, Any]", prompt: "Prompt", media: "Sequence[Any]") -> "Table":
+    """Return the table: a row per file of `media`, and the sum in the notes."""
+    from foveate.ask.media import size_of
     from foveate.plain.table import Column, Table, number
     from foveate.video import Clip
 
     rows = []
-    for medium, tokens in zip(prompt.media, values["media"], strict=True):
+    for source, medium, tokens in zip(media, prompt.media, values["media"], strict=True):
+        size = "{} x {}".format(*size_of(source))
+        if size_of(medium) != size_of(source):
+            size += ", padded to {} x {}".format(*size_of(medium))
         if isinstance(medium, Clip):
-            height, width = medium.frames.shape[1:3]
-            size = f"{width} x {height}, {len(medium)} frames"
-        else:
-            size = "{} x {}".format(*medium.image.size)
+            size += f", {len(medium)} frames"
         rows.append((str(medium.path or "the embedded picture"), size, number(tokens, "d")))
     costs = f"costs are not counted: {values.get('uncounted')}"
     if "flops" in values:

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import MaybeFile, MethodsOptions, Shares, TableOptions, check_each_once
+from foveate.cli.options import MaybeFile, MethodsOptions, Retentions, Shares, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
@@ -46,6 +46,8 @@ class Eval(MethodsOptions):
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
 
+    retention: Retentions = ()
+    """the budget as a share in (0, 1]; repeatable (default for methods without settings: 1/3, 2/9 and 1/9)"""
     flops: Shares = ()
     """the budget as a share of the full model's FLOPs to the first token, so that all methods cost the same"""
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = None

@@ -28,7 +28,7 @@ PLACES = {"layer": "Layers", "projector": "Projector", "tower": "Tower"}
 ANY_COUNT = 1000  # vision tokens assumed for presets that fit any count, to turn their spending into a share
 LOOKING = "Looking for methods and families"
 BELOW = "Settings: foveate methods NAME. Best at 1/9 on the embedded model: vidcom2, mmtok, vscan, divprune."
-Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +206,7 @@ class Presets:
       foveate presets --json
     """
 
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT]", help_behavior_hint="")] = ""
     """list only presets whose names contain this, or show a preset file of foveate tune or Method.to_dict"""
     json: Flag = False
     """print only JSON to stdout"""

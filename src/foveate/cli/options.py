@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -11,6 +11,9 @@ from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.files import local_path
 from foveate.plain.flags import Flag, number_in, whole
+from foveate.plain.table import ENDINGS
+
+JSON = ".json"
 
 Pairs = Annotated[int, whole(2)]
 """Timed rounds, at least the two that an interval needs."""
@@ -21,14 +24,15 @@ TOKENS = number_in(
     "a number above 0; for a share use --retention",
     spelled=str,
 )
-SHARE = number_in(
-    float,
-    "SHARE",
-    lambda share: 0 < share <= 1,
-    "a share in (0, 1], such as 0.33, 33% or 1/3; for a token count use --budget",
+SHARE, SHARE_OF_TOKENS = (
+    number_in(float, "SHARE", lambda share: 0 < share <= 1, f"a share in (0, 1], such as 0.33, 33% or 1/3{more}")
+    for more in ("", "; for a token count use --budget")
 )
 Tokens = Annotated[float, TOKENS]
 Share = Annotated[float, SHARE]
+Retentions = Annotated[
+    tyro.conf.UseAppendAction[tuple[Annotated[float, SHARE_OF_TOKENS], ...]], tyro.conf.arg(help_behavior_hint="")
+]
 MaybeTokens = Annotated[float | None, TOKENS, tyro.conf.arg(help_behavior_hint="")]
 MaybeShare = Annotated[float | None, SHARE, tyro.conf.arg(help_behavior_hint="")]
 Shares = Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")]
@@ -50,8 +54,8 @@ FILE = PrimitiveConstructorSpec[Path](
 )
 """A path or `file:` URL."""
 File = Annotated[Path, FILE]
-Images = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
-Files = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
+Images = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE…]", help_behavior_hint="")]
+Files = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FILE…]", help_behavior_hint="")]
 MaybeFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint="")
@@ -64,7 +68,7 @@ class BudgetOptions:
 
     budget: MaybeTokens = None
     """mean number of vision tokens per decoder layer, for this input"""
-    retention: MaybeShare = None
+    retention: Annotated[float | None, SHARE_OF_TOKENS, tyro.conf.arg(help_behavior_hint="")] = None
     """the budget as a share in (0, 1] (default: 1/3 for a method without settings)"""
     settings: Settings = ()
     """a setting of the method; repeatable (list: foveate methods NAME)"""
@@ -99,9 +103,8 @@ class MethodsOptions:
     (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     budget: Annotated[tyro.conf.UseAppendAction[tuple[Tokens, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
     """mean number of vision tokens per decoder layer; repeatable"""
-    retention: Annotated[tyro.conf.UseAppendAction[tuple[Share, ...]], tyro.conf.arg(help_behavior_hint="")] = ()
-    """the budget as a share in (0, 1]; repeatable
-    (default for methods without settings: 1/3; eval also runs 2/9 and 1/9)"""
+    retention: Retentions = ()
+    """the budget as a share in (0, 1]; repeatable (default for methods without settings: 1/3)"""
 
 
 def check_each_once(options: Any) -> None:
@@ -124,10 +127,11 @@ def check_each_once(options: Any) -> None:
 class OutputOptions:
     """Output format and files."""
 
+    endings: ClassVar[tuple[str, ...]] = (JSON,)
     json: Flag = False
     """print only JSON to stdout"""
     out: MaybeFile = None
-    """write the JSON to a file"""
+    """write the JSON to a file (.json)"""
     force: Flag = False
     """overwrite existing files"""
 
@@ -136,5 +140,6 @@ class OutputOptions:
 class TableOptions(OutputOptions):
     """Output format and files."""
 
+    endings = (JSON, *ENDINGS)
     out: MaybeFile = None
     """write the JSON (.json) or the tables (.csv, .md, .tex) to a file"""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.cli.options import OutputOptions, TableOptions
+from foveate.cli.options import OutputOptions
 from foveate.cli.screen import as_json, note, show, show_json
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import RenderableType
 
-JSON = ".json"
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 
 
@@ -24,22 +23,21 @@ def check_targets(outputs: OutputOptions, figure: Path | None = None) -> None:
     """Check before the work starts that the output files can be written.
 
     Raises:
-        UsageError: If a file name has an unknown ending, or both outputs are the same file.
+        UsageError: If a file name has an unknown ending.
         InputError: If a file exists and `force` is False, its folder is missing, or it cannot be written.
     """
     out = outputs.out
     if figure is not None and figure.suffix.lower() not in PICTURES:
         raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
-    if isinstance(outputs, TableOptions) and out is not None and out.suffix.lower() not in (JSON, *ENDINGS):
-        raise UsageError(f"--out {out}: the name must end in {JSON}, {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}.")
+    if out is not None and out.suffix.lower() not in outputs.endings:
+        raise UsageError(f"--out {out}: the name must end in {', '.join(outputs.endings)}.")
     for flag, path in (("--figure", figure), ("--out", out)):
         if path is not None:
-            _check(flag, path, outputs.force)
-    if figure is not None and out is not None and figure.resolve() == out.resolve():
-        raise UsageError(f"--figure and --out both name {figure}. Give each its own file.")
+            check_target(flag, path, outputs.force)
 
 
-def _check(flag: str, path: Path, force: bool) -> None:
+def check_target(flag: str, path: Path, force: bool) -> None:
+    """Check that a file can be written; see `check_targets`."""
     try:  # permissions, read-only disks, overlong names and link loops show only when tried
         target = path.resolve()
         if target.is_dir():

@@ -14,16 +14,17 @@ from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model, files_in, own_files
 from foveate.cli.options import (
+    JSON,
     Images,
     MaybeShare,
-    OutputOptions,
+    Retentions,
     Settings,
     Shares,
     TableOptions,
     Tokens,
     check_each_once,
 )
-from foveate.cli.outputs import JSON, check_targets, finish
+from foveate.cli.outputs import check_target, check_targets, finish
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
@@ -77,7 +78,7 @@ class Tune:
     Give --method, --budget or --retention to try only those"""
     budget: Budgets = ()
     """mean number of vision tokens per decoder layer, over the samples; repeatable"""
-    retention: Shares = ()
+    retention: Retentions = ()
     """the budget as a share in (0, 1]; repeatable"""
     flops: Shares = ()
     """the budget as a share of the full model's FLOPs to the first token; repeatable"""
@@ -159,7 +160,7 @@ class Tune:
         if os.path.isdir(folder):
             targets = [folder / name for name in _preset_files(self._cells)]
         for target in targets:
-            check_targets(OutputOptions(out=target, force=self.outputs.force))
+            check_target("--out", target, self.outputs.force)
 
     def _folder(self) -> Path | None:
         """Return the folder for several preset files; None if --out is not a folder.

@@ -1,6 +1,7 @@
 """Search for the largest setting within a budget whose price can only be evaluated: FLOPs, or tokens on pictures."""
 
 from collections.abc import Callable, Iterable, Mapping
+from math import ceil
 from typing import Any, TypeVar
 
 from foveate.contract.method import Method
@@ -72,10 +73,27 @@ def within_flops(method: Method, share: float, costs: Costs) -> Method:
             costs.values()
         )
 
-    best = largest(lambda retention: method.with_budget(retention=retention), price, share)
+    def at(retention: float) -> Method:
+        return method.with_budget(retention=retention)
+
+    best = largest(at, price, share)
     if best is None:
-        raise BudgetError(f"{method} cannot take {share:.1%} of the full model's FLOPs. Give a larger budget.")
+        floor, words = _floor(at, price), ""
+        if floor is not None:
+            words = f", so its floor is {ceil(1000 * floor) / 10:g}%"
+        raise BudgetError(f"{method} cannot take {share:.1%} of the full model's FLOPs{words}. Give more.", floor)
     return best
+
+
+def _floor(at: Callable[[float], Method], price: Callable[[Method], float]) -> float | None:
+    """Return the price at the lowest retention that every prompt allows; None if that is not known."""
+    retention: float | None = EXACT
+    while retention is not None:
+        try:
+            return price(at(retention))
+        except BudgetError as error:
+            retention = max((floor for floor in [error.floor] if floor and floor > retention), default=None)
+    return None
 
 
 def costs_of(prompts: Iterable[Any]) -> Costs:

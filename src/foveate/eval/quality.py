@@ -106,11 +106,12 @@ class Quality:
             shown += [self._cells(row) for row in self.settings if row["budget"] == budget]
             for row in self.infeasible:
                 if row["budget"] == budget:
-                    floor = ""
+                    floors = ["", ""]  # tokens and FLOPs
                     if row["floor"] is not None:
-                        least = row["floor"] * full["tokens"]
-                        floor = Number(f"≥ {least:.1f}", {"at least": least})
-                    shown.append((row["name"], floor, "", "infeasible"))
+                        in_flops = bool(self.origin.get("flops"))
+                        least = row["floor"] * (100 if in_flops else full["tokens"])
+                        floors[in_flops] = Number(f"≥ {least:.1f}{'%' * in_flops}", {"at least": least})
+                    shown.append((row["name"], *floors, "infeasible"))
         heads = [self.figure if place == 3 else head for place, head in enumerate(HEADS)]
         columns = [Column(head, right=place > 0) for place, head in enumerate(heads)]
         unsaid = ("Of full", "Agrees") if self.figure == AGREEMENT else ()
