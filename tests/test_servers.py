@@ -222,6 +222,11 @@ def test_a_server_has_a_method_where_a_request_names_none(picture, expected):
         assert ask(method=None).choices[0].message.content == expected[QUESTIONS[0]][1]
 
 
+def test_a_request_without_a_picture_says_that_the_method_had_nothing_to_drop(client):
+    reply = asked(client, said("What is it?"), method="v2drop", max_tokens=1)
+    assert "nothing to drop" in reply.foveate["notes"][0]
+
+
 def test_a_conversation_goes_on(client, picture):
     turns = [
         {"role": "user", "content": [shown(picture), said(QUESTIONS[0])]},

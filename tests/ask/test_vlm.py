@@ -82,6 +82,24 @@ def test_a_question_may_be_without_a_picture(vlm):
         vlm.ask([])
 
 
+def test_a_question_without_a_picture_says_that_the_method_had_nothing_to_drop(vlm, demo):
+    once = {"method": "v2drop", "max_new_tokens": 1}
+    with vlm.ask([], QUESTION, stream=True, **once) as stream:
+        list(stream)
+    answers = [
+        vlm.ask([], QUESTION, **once),
+        vlm.ask([], QUESTION, choices=["a", "b"], method="v2drop"),
+        vlm.ask([], QUESTION, sure=0.99, **once),
+        vlm.ask(messages=[{"role": "user", "content": [{"type": "text", "text": QUESTION}]}], **once),
+        vlm.answer(vlm.prepare([], QUESTION), "v2drop"),
+        stream.answer,
+        *vlm.ask_many([([], QUESTION), ([], "Why?")], **once),
+    ]
+    assert all("nothing to drop" in answer.notes[0] and "v2drop" in answer.notes[0] for answer in answers)
+    assert answers[0].to_dict()["notes"] == [*answers[0].notes]
+    assert vlm.ask([], QUESTION, max_new_tokens=1).notes == vlm.ask(demo, QUESTION, **once).notes == ()
+
+
 def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scenes):
     clip = clip_of(*scenes[:2])
     with pytest.warns(UserWarning, match=r"reads no videos: the 2 frames of film\.mp4 go in as pictures"):

@@ -284,6 +284,8 @@ def test_questions_about_none_two_and_moving_pictures(asking, vlm, pictures, tmp
     rows = [sample(number, paths) for number, paths in enumerate(media)]
     results = by_number(rows_of(RowAnswerer(replace(asking, frames=2), vlm), rows))
     assert [result["vision_tokens"] for result in results] == [0, 72, 72]
+    assert "nothing to drop" in results[0]["notes"][0]
+    assert results[1]["notes"] == []
     assert "this model reads no videos" in results[2]["notes"][0]
 
 

@@ -73,6 +73,7 @@ class Answer:
             the first look's answer.
         unsure: The first look's answer, if the full model was asked again. `spent`, `flops` and `saved` then count
             both. None if there was one look.
+        idle: The method that was given for a prompt without vision tokens, where it had nothing to drop.
     """
 
     prompt: Prompt
@@ -88,6 +89,7 @@ class Answer:
     looked: int = 0
     confidence: float | None = None
     unsure: "Answer | None" = None
+    idle: Method | None = None
 
     @property
     def again(self) -> bool:
@@ -103,9 +105,12 @@ class Answer:
     @property
     def notes(self) -> tuple[str, ...]:
         """Notes for the user, such as that an image is cropped or that the budget is very small."""
-        if self.caution is None:
-            return self.prompt.notes
-        return (*self.prompt.notes, self.caution)
+        notes = list(self.prompt.notes)
+        if self.idle is not None:
+            notes.append(f"{name_of(self.idle)} had nothing to drop: the prompt has no picture or video.")
+        if self.caution is not None:
+            notes.append(self.caution)
+        return tuple(notes)
 
     @property
     def caution(self) -> str | None:

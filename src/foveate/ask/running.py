@@ -139,16 +139,15 @@ def drops_of(
 
 
 def method_in(loaded: Loaded, drops: AnyLook, vision_tokens: int) -> Method | None:
-    """Return the method of the first look, checked for an input of `vision_tokens`. None if nothing is to be dropped.
+    """Return the method of the first look, checked for an input of `vision_tokens`, if it has any.
 
     Raises:
         BudgetError: If no schedule meets the method's budget. The message names the lowest possible budget, the floor.
         SettingError: If the budget exceeds the vision tokens.
     """
     method = drops.method if isinstance(drops, SecondLook) else drops
-    if method is None or vision_tokens == 0:
-        return None
-    meet(method, loaded.model, vision_tokens)
+    if method is not None and vision_tokens:
+        meet(method, loaded.model, vision_tokens)
     return method
 
 
@@ -197,8 +196,9 @@ def answers_to(
             `FirstToken` or a `LeastSure`, the answers get `first` or `confidence` from it.
     """
     model, extra = loaded.model, extra or {}
+    idle: Method | None = None
     if not prompts[0].vision_tokens:
-        method = None
+        method, idle = None, method
     arguments = {**settings.arguments(loaded.tokenizer), **extra}
     seed = nullcontext() if settings.seed is None else seeded(model.device, settings.seed)
     with _begin(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), seed:
@@ -227,6 +227,7 @@ def answers_to(
                 kv_bytes=held // len(prompts),
                 kv_bytes_whole=undropped // len(prompts),
                 looked=0 if look is None else look.tokens,
+                idle=idle,
                 **figures,
             )
         )
@@ -339,8 +340,9 @@ def choice_of(
         ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
         if None in ends:
             raise SettingError("One choice begins another, and the model has no end token to tell them apart.")
+    idle: Method | None = None
     if not prompt.vision_tokens:
-        method = None
+        method, idle = None, method
     settings = Generation().arguments(loaded.tokenizer)
     with _begin(loaded, [prompt], method, look) as (inputs, trace):
         values, cache = log_probabilities(loaded.model, inputs, ids, settings, ends)
@@ -357,6 +359,7 @@ def choice_of(
         kv_bytes_whole=undropped,
         choices=dict(zip(choices, values, strict=True)),
         looked=0 if look is None else look.tokens,
+        idle=idle,
     )
 
 

@@ -193,7 +193,7 @@ def _row(reply: Reply[MediaSample]) -> Row:
         if isinstance(answer, FoveateError):
             reason = str(answer)
         return bad_row(sample, reason)
-    notes = list(answer.prompt.notes)
+    notes = [note for note in answer.notes if note != answer.caution]  # that one is about the whole job
     if answer.missed is not None:
         notes.append(f"the budget is not met: {answer.missed}.")
     values = {
