@@ -65,6 +65,24 @@ def test_the_files_that_a_room_s_docstring_lists_are_there():
     assert [file for file in listed if not file.exists()] == []
 
 
+ROOMS = ("benchmarks", "docs", "examples", "plugins", "spaces", "src", "tests", "training")
+NAMED = re.compile(
+    rf"(?<![\w./-])(?<!--out )(?:{'|'.join(ROOMS)})/[\w./-]+\.(?:py|md|json|toml|ipynb)\b(?!` at [0-9a-f]{{8}})"
+)
+"""A path from the root of the repository: not what a command writes, nor a script of an older commit."""
+FOR_READERS = ("yours", "NAME")
+"""Parts of names that stand for another."""
+
+
+def test_the_files_that_any_docstring_comment_or_page_names_are_there():
+    texts = [path for room in ROOMS for path in (ROOT / room).rglob("*.*") if path.suffix in (".py", ".md", ".ipynb")]
+    texts += ROOT.glob("*.md")
+    named = {(path, name) for path in texts for name in NAMED.findall(path.read_text(encoding="utf-8"))}
+    assert len(named) > 200
+    gone = {(path, name) for path, name in named if not ((ROOT / name).exists() or (path.parent / name).exists())}
+    assert {(str(path), name) for path, name in gone if not any(word in name for word in FOR_READERS)} == set()
+
+
 # -- imports that are strings -----------------------------------------------------------------------------------------
 
 FOLDERS = {"registry.py": {"foveate.methods", "foveate.families"}}

@@ -36,7 +36,7 @@ WRONG = [
     ("v2drop/llava-9/1", "preset"),
     ("visiondrop+v3drop:metric=l1", "v3drop"),
 ]
-"""What tests/contract/test_naming.py lists at length, one of each sort."""
+"""What tests/test_naming.py lists at length, one of each sort."""
 COMMANDS = {
     "generate": [], "compare": [], "eval": [], "bench": ["--model", "cpu-small"],
     "tune": [str(embedded.picture()), "--prompt", "x", "--retention", "0.5"],
