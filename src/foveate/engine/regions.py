@@ -57,19 +57,15 @@ class Region:
         """Return a recording's results with `change` applied to tensors, without anything a plain run does not make."""
         return tree_map_only(Tensor, change, made)
 
-    def merges(self, made: Any) -> bool:
-        """Return whether rows were merged: CUDA sums them in any order, so two runs may differ."""
-        return False
-
 
 @dataclass(slots=True, eq=False)
 class MadeByDecoder:
-    """The results of a decoder on a prompt.
+    """The results of a decoder.
 
     Attributes:
         hidden: Its last hidden states, (samples, columns, width).
-        layers: The layers of its cache.
-        outcome: The outcome of the forward.
+        layers: The layers of its cache; none for a step, which leaves its rows in rooms.
+        outcome: The outcome of the forward; empty for a step.
         kind: The class of the decoder's output.
     """
 
@@ -115,11 +111,6 @@ class InDecoder(Region):
     runner: LayerRunner
     kwargs: dict[str, Any]
     cache: Any
-
-    def hidden(self, made: Any) -> Tensor:
-        """Return the last hidden states of a run, (samples, columns, width)."""
-        hidden: Tensor = made[0]
-        return hidden
 
     def plain(self) -> Any:
         """Run it as it was called."""
@@ -170,14 +161,6 @@ class DecoderCall(InDecoder):
         if self.pads:
             other.take_off(self.pads, self.forward.samples)
         return other
-
-    def hidden(self, made: "MadeByDecoder") -> Tensor:
-        """See `InDecoder`."""
-        return made.hidden
-
-    def merges(self, made: "MadeByDecoder") -> bool:
-        """See `Region`."""
-        return any([bucket.parent is not None for bucket in made.outcome.buckets])
 
     def answer(self, made: "MadeByDecoder") -> Any:
         """See `Region`."""
@@ -258,7 +241,7 @@ class StepCall(InDecoder):
         """Number of places in each layer's room."""
         return [one.places for one in self.rows]
 
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], tuple[Tensor, type]]:
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], "MadeByDecoder"]:
         """See `Region`."""
         change = swap(self.tensors, given)
         kwargs = self.arguments(given)
@@ -273,7 +256,7 @@ class StepCall(InDecoder):
         live = None if self.live is None else change(self.live)
         like = embeds if forward.backend == "eager" else None
 
-        def run() -> tuple[Tensor, type]:
+        def run() -> MadeByDecoder:
             twin = Forward(forward.program, family)
             with Patcher() as patches:
                 patches.put(runner, "forward", twin)
@@ -289,21 +272,21 @@ class StepCall(InDecoder):
 
         return run
 
-    def collect(self, output: Any) -> tuple[Tensor, type]:
-        """Return the last hidden states, and the class of the output."""
-        return _last_hidden(output), type(output)
-
-    def real(self, made: tuple[Tensor, type], change: Change) -> tuple[Tensor, type]:
-        """See `Region`. Removes rows that are pads."""
-        hidden, kind = made
-        return change(hidden)[:, : self.forward.span], kind
-
-    def answer(self, made: tuple[Tensor, type]) -> Any:
+    def collect(self, output: Any) -> "MadeByDecoder":
         """See `Region`."""
-        hidden, kind = made
+        return MadeByDecoder(_last_hidden(output), (), Outcome(), type(output))
+
+    def real(self, made: "MadeByDecoder", change: Change) -> "MadeByDecoder":
+        """See `Region`. Removes rows that are pads."""
+        other = made.with_tensors(change)
+        other.hidden = other.hidden[:, : self.forward.span]
+        return other
+
+    def answer(self, made: "MadeByDecoder") -> Any:
+        """See `Region`."""
         for layer in self.cache.layers:
             layer.grow(self.forward.span)
-        return kind(last_hidden_state=hidden, **with_cache(self.cache))
+        return made.kind(last_hidden_state=made.hidden, **with_cache(self.cache))
 
 
 def _run_step(

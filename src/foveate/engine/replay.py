@@ -7,6 +7,7 @@ on the number of places in its layers' rooms.
 """
 
 import math
+import re
 import threading
 import warnings
 import weakref
@@ -32,7 +33,7 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
 from foveate.engine.forward import Forward
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.regions import DecoderCall, Key, SameRows, StepCall, TowerCall, swap
+from foveate.engine.regions import DecoderCall, Key, MadeByDecoder, SameRows, StepCall, TowerCall, swap
 from foveate.engine.rooms import Rooms
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
@@ -63,17 +64,9 @@ OF_TORCH = {*vars(nn.Module()), "forward", "config"} - {"training"}
 NOTHING: Mapping[str, Any] = {}
 KERNELS = ("sdpa", "eager")
 """Implementations of attention that read nothing on the host."""
-CHOICES = [
-    getattr(torch._C, f"_get_{name}")
-    for name in (
-        *("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled"),
-        *("overrideable_sdp_enabled", "sdp_priority_order", "math_sdp_allow_fp16_bf16_reduction"),
-        *("cublas_allow_fp16_reduced_precision_reduction", "cublas_allow_bf16_reduced_precision_reduction"),
-        *("cublas_allow_fp16_accumulation", "cudnn_enabled", "cudnn_benchmark", "cudnn_deterministic"),
-        *("cudnn_allow_tf32", "deterministic_algorithms", "blas_preferred_backend"),
-    )
-    if hasattr(torch._C, f"_get_{name}")
-]
+CHOICE = r"_get_(.*sdp.*|cublas_allow_.*(reduction|accumulation)|blas_preferred_backend|deterministic_algorithms"
+CHOICE += r"|cudnn_(enabled|benchmark|deterministic|allow_tf32))"
+CHOICES = [getattr(torch._C, name) for name in sorted(vars(torch._C)) if re.fullmatch(CHOICE, name)]
 """Functions that return global settings by which torch chooses kernels."""
 Call = DecoderCall | StepCall | TowerCall
 FIRST = "the first of its layout"
@@ -398,7 +391,7 @@ class Replayer:
         except torch.OutOfMemoryError:
             return "there is no memory for rooms"
         if rooms.generation != before:
-            self._drop("step")  # they write to memory that is no longer read
+            self._drop("steps")  # they write to memory that is no longer read
         for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
             kind = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
             if kind not in rows:
@@ -420,7 +413,7 @@ class Replayer:
         if live is not None:
             tensors.append(live)
         kinds = [(tuple(one.layers), one.places, one.columns is None, one.shift is None) for one in groups]
-        layout = "step", type(family), rooms.generation, tuple(kinds), forward.backend
+        layout = "steps", type(family), rooms.generation, tuple(kinds), forward.backend
         key = self._key(family.text, layout, leaves, spec, tensors)
         if isinstance(key, str):
             return key
@@ -494,7 +487,7 @@ class Replayer:
         kinds = ["tower"]
         if module is self._family.text:
             wrappers, hooks = self._runner.wrappers, int(self._program.renumbers or bool(self._program.turned))
-            kinds = ["decoder", "step"]
+            kinds = ["decoder", "steps"]
         with tapes.lock:
             modules = tapes.modules.get(module)
             if modules is None or not modules.look():
@@ -571,7 +564,7 @@ class Replayer:
                 return _tensors_of(made[0], self._device)
 
             why = f"it would change the next token by {nats:.3g} nats" if not nats <= SURPRISE else None
-            if between_two and not (region.merges(twin) and between_two < math.inf):
+            if between_two and not (_merges(twin) and between_two < math.inf):
                 why = "two runs leave different numbers"
             if why is None:
                 tensors = tape.record(call)
@@ -595,12 +588,12 @@ class Replayer:
         """List what a twin or a recording leaves."""
         return _tensors_of(region.real(made, lambda tensor: tensor), self._device)
 
-    def _surprise(self, region: Any, plain: Any, twin: Any) -> float:
+    def _surprise(self, region: Call, plain: Any, twin: Any) -> float:
         """Return how much a twin changes what the model says next: KL divergence from the plain run, in nats."""
         if isinstance(region, TowerCall):
             return 0.0
         head = self._family.model.get_output_embeddings() or self._family.core.get_input_embeddings()
-        rows = [region.hidden(made)[:, -1].to(head.weight) for made in (plain, region.real(twin, lambda one: one))]
+        rows = [made.hidden[:, -1].to(head.weight) for made in (plain, region.real(twin, lambda tensor: tensor))]
         says, would_say = [
             nn.functional.linear(one, head.weight).float().log_softmax(dim=-1) for one in rows
         ]  # (samples, vocabulary)
@@ -611,7 +604,7 @@ class Replayer:
         recordings = self._tapes.recordings[kind]
         for key in list(recordings)[:count]:
             recording, layout = recordings.pop(key), self._tapes.seen.get(key)
-            self._graphs.of(kind).evicted += 1
+            getattr(self._graphs, kind).evicted += 1
             if layout is not None and count is not None:
                 layout.lose(recording.replayed)
 
@@ -695,7 +688,9 @@ def _modes() -> tuple[Any, ...] | None:
         return None
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         return None
-    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
+    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if torch._C._len_torch_dispatch_stack():
+        modes = modes + _get_current_dispatch_mode_stack()
     modes = [mode for mode in modes if not getattr(mode, "only_follows", False)]
     if not all(isinstance(mode, DeviceContext) for mode in modes):
         return None
@@ -707,6 +702,11 @@ def _precision() -> str:
     if hasattr(torch._C, "_get_fp32_precision_getter"):  # the older function fails if the newer setting was used
         return torch._C._get_fp32_precision_getter("cuda", "matmul")
     return torch._C._get_float32_matmul_precision()
+
+
+def _merges(made: Any) -> bool:
+    """Return whether a decoder merged rows: CUDA sums them in any order, so two runs may differ."""
+    return isinstance(made, MadeByDecoder) and any([bucket.parent is not None for bucket in made.outcome.buckets])
 
 
 def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -439,10 +439,6 @@ class Graphs:
     decoder: GraphCounts = field(default_factory=GraphCounts)
     steps: GraphCounts = field(default_factory=GraphCounts)
 
-    def of(self, kind: str) -> GraphCounts:
-        """Return the counts of a kind of region: "tower", "decoder" or "step"."""
-        return {"tower": self.tower, "decoder": self.decoder, "step": self.steps}[kind]
-
     def __str__(self) -> str:
         return f"decoder: {self.decoder}; steps: {self.steps}; tower: {self.tower}"
 
