@@ -1,6 +1,7 @@
 """What follows from stages: plans, order, what is read, remembered and cached, and what scoring costs."""
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from foveate.contract import (
     follow,
 )
 from foveate.core.cut import Cut
-from foveate.core.signals import Signal, TowerSignal, _choices
+from foveate.core.signals import Signal, TowerSignal
 
 DEPTH = 6
 
@@ -209,8 +210,9 @@ def declared():
     yield OwnSignal(some)
     for kind in set(kinds()) - {OwnSignal}:
         yield kind()
-        for name, values in _choices(kind).items():
-            yield from (kind(**{name: value}) for _, value in values)
+        for name, hint in get_type_hints(kind).items():
+            values = (True, False) if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()
+            yield from (kind(**{name: value}) for value in values)
 
 
 def reading(signal):

@@ -51,12 +51,10 @@ class Generation:
     stop: tuple[Annotated[str, MinLen(1)], ...] = ()
 
     def __post_init__(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in check("Generation", Generation, values).items():
-            object.__setattr__(self, name, value)
+        check(self)
         if 0 < self.temperature < COLDEST:
             raise SettingError(f"temperature must be 0 (greedy) or at least {COLDEST:g}; got {self.temperature}.")
-        sampling = [name for name in ("top_p", "top_k", "seed") if values[name] is not None]
+        sampling = [name for name in ("top_p", "top_k", "seed") if getattr(self, name) is not None]
         if sampling and not self.temperature:
             raise SettingError(f"{sampling[0]} is for sampling: set a temperature above 0, or leave it out.")
 

@@ -100,8 +100,7 @@ class Method(ABC):
         raise dataclasses.FrozenInstanceError(f"The setting {name} cannot be deleted.")
 
     def __post_init__(self) -> None:
-        for name, value in check(type(self).__name__, type(self), self._values()).items():
-            object.__setattr__(self, name, value)
+        check(self)
         schedule = self._not_none(self.schedule)
         if self.budget and schedule:
             raise SettingError(

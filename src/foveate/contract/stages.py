@@ -21,9 +21,10 @@ from foveate.contract.budget import half_up, keep_count
 from foveate.contract.settings import Positions, Unit
 from foveate.core.author import Author
 from foveate.core.cut import Cut
+from foveate.core.fields import check
 from foveate.core.grid import Grid
 from foveate.core.rank import top
-from foveate.core.signals import Signal, refuse_other_options
+from foveate.core.signals import Signal
 from foveate.core.thin import nearest
 from foveate.core.views import Arriving, PatchView, View
 from foveate.errors import SettingError
@@ -118,16 +119,16 @@ class Stage:
     host: bool = False
     flops: Callable[[Arriving, int], int] | None = None
     owner: tuple[int, ...] = ()
-    author: Author | None = None
+    author: Author | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        refuse_other_options(self)
         kind = type(self).__name__
         for signal in self.reads:
             if not isinstance(signal, Signal):
                 raise SettingError(
                     f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract."
                 )
+        check(self)
         if self.place < Place.LAYER and self.unit != "image":
             raise SettingError(f"{kind} works on one image or video at a time: leave unit out; got {self.unit!r}.")
         ways = [way for way in WAYS if getattr(self, way) is not None]

@@ -5,19 +5,19 @@ that costs. New signals are declared here, and the tables in the docs are genera
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
+from annotated_types import Ge, Gt, Le, MinLen
 from torch import Tensor
 
 from foveate.core.author import Author
+from foveate.core.fields import check
 from foveate.errors import SettingError
 from foveate.plain.upstream import brief
 
-OF_LAYER = ("queries", "keys", "values", "hidden")
-"""The tensors that an `OwnSignal` may be computed from."""
+AtLeastOne = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,9 @@ class Signal:
     """True if it is computed from queries or keys of the layer before the stage, while that layer attends."""
     reads_text: ClassVar[bool] = False
     """True if its value depends on the prompt's text."""
-    least: ClassVar[Mapping[str, int]] = {}
-    """Integer options and the smallest value of each. None is valid if it is the default."""
 
     def __post_init__(self) -> None:
-        refuse_other_options(self)
-        for name, least in self.least.items():
-            value, default = getattr(self, name), getattr(type(self), name)
-            if (type(value) is not int or value < least) and (value is not None or default is not None):
-                raise SettingError(
-                    f"{type(self).__name__}: {name} must be a whole number, {least} or more"
-                    f"{', or None' if default is None else ''}; got {value!r}."
-                )
+        check(self)
 
     @property
     def layers_back(self) -> int:
@@ -70,9 +61,8 @@ class Hidden(Signal):
     """
 
     kind: ClassVar[str] = "hidden"
-    least: ClassVar[Mapping[str, int]] = {"back": 0}
 
-    back: int = 0
+    back: Annotated[int, Ge(0)] = 0
 
     @property
     def layers_back(self) -> int:
@@ -111,7 +101,6 @@ class Attention(Signal):
     """
 
     kind: ClassVar[str] = "attention"
-    least: ClassVar[Mapping[str, int]] = {"sample": 1, "busiest": 1}
 
     rows: Literal["last", "after", "but_last", "null", "raters", "vision"] = "last"
     layer: Literal["ran", "next"] = "ran"
@@ -119,9 +108,9 @@ class Attention(Signal):
     over: Literal["mean", "sum", "max", "share"] = "mean"
     renormalise: bool = False
     both_ways: bool = False
-    sample: int | None = None
+    sample: AtLeastOne | None = None
     without_distance: bool = False
-    busiest: int | None = None
+    busiest: AtLeastOne | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,9 +191,8 @@ class Pivots(Signal):
     kind: ClassVar[str] = "pivots"
     of_ran: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
-    least: ClassVar[Mapping[str, int]] = {"count": 1}
 
-    count: int = 4
+    count: AtLeastOne = 4
 
 
 @dataclass(frozen=True)
@@ -225,12 +213,7 @@ class Products(Signal):
     kind: ClassVar[str] = "products"
     reads_text: ClassVar[bool] = True
 
-    leave_out: tuple[int, int] = (1, 5)
-
-    def __post_init__(self) -> None:
-        rows = self.leave_out
-        if type(rows) is not tuple or len(rows) != 2 or any(type(count) is not int or count < 0 for count in rows):
-            raise SettingError(f"Products: leave_out must be two whole numbers, 0 or more; got {rows!r}.")
+    leave_out: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (1, 5)
 
     def queries(self, tokens: int, images: Sequence[int]) -> int | None:
         return 1  # text rows count as a single one
@@ -267,16 +250,10 @@ class ValueLikeness(Signal):
     kind: ClassVar[str] = "value_likeness"
     of_ran: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
-    least: ClassVar[Mapping[str, int]] = {"skip": 0}
 
-    skip: int = 2
-    seeds: float = 0.01
+    skip: Annotated[int, Ge(0)] = 2
+    seeds: Annotated[float, Gt(0), Le(1)] = 0.01
     among: Literal["image", "all"] = "image"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.seeds, float) or not 0 < self.seeds <= 1:
-            raise SettingError(f"ValueLikeness: seeds must be a share above 0 and at most 1; got {self.seeds!r}.")
 
     def seed_count(self, tokens: int) -> int:
         """The number of seeds among `tokens` tokens."""
@@ -301,16 +278,9 @@ class OwnSignal(Signal):
     of_ran: ClassVar[bool] = True
 
     make: Callable[..., Tensor]
-    of: tuple[Literal["queries", "keys", "values", "hidden"], ...] = ("values",)
+    of: Annotated[tuple[Literal["queries", "keys", "values", "hidden"], ...], MinLen(1)] = ("values",)
     # The method that it belongs to; set by the method, and no part of the signal's value.
     author: Author = dataclasses.field(default=Author("OwnSignal"), compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not callable(self.make) or type(self.of) is not tuple or not self.of or not {*self.of} <= {*OF_LAYER}:
-            raise SettingError(
-                f"OwnSignal: make must be a function, and of a tuple of names out of {', '.join(OF_LAYER)}; "
-                f"got make={self.make!r}, of={self.of!r}."
-            )
 
     def of_rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """Call the function on the tensors of an image's tokens.
@@ -346,11 +316,9 @@ class TowerSignal(Signal):
             head, scaled by 1 / √width.
     """
 
-    least: ClassVar[Mapping[str, int]] = {"block": 0, "of": 1}
-
     layer: Literal[0, 1] = 0
-    block: int | None = None
-    of: int | None = None
+    block: Annotated[int, Ge(0)] | None = None
+    of: AtLeastOne | None = None
     heads: Literal["split", "joined"] = "split"
 
     def __post_init__(self) -> None:
@@ -479,30 +447,3 @@ class Resource(Signal):
     @property
     def reads_text(self) -> bool:  # type: ignore[override]  # depends on what it is of
         return self.of == "text"
-
-
-def refuse_other_options(values: Any) -> None:
-    """Check the fields of a dataclass instance that have a choice of values.
-
-    Raises:
-        SettingError: If a field has another value; the message lists the choices.
-    """
-    kind: Any = type(values)
-    for name, options in _choices(kind).items():
-        value = getattr(values, name)
-        if (type(value), value) not in options:
-            choices = ", ".join([repr(option) for _, option in options])
-            raise SettingError(f"{kind.__name__}: {name} must be one of {choices}; got {value!r}.")
-
-
-@cache
-def _choices(kind: type) -> dict[str, tuple[tuple[type, Any], ...]]:
-    """The valid values of each field of a dataclass that has a choice, each with its type, because 1 is not True."""
-    hints = get_type_hints(kind)
-    choices: dict[str, tuple[tuple[type, Any], ...]] = {}
-    for field in fields(kind):
-        if get_origin(hints[field.name]) is Literal:
-            choices[field.name] = tuple([(type(option), option) for option in get_args(hints[field.name])])
-        elif hints[field.name] is bool:
-            choices[field.name] = ((bool, True), (bool, False))
-    return choices

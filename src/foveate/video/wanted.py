@@ -1,6 +1,5 @@
 """`FramesWanted`: which frames to read from a video, and at which times."""
 
-import dataclasses
 from dataclasses import dataclass
 from math import ceil
 from typing import Annotated
@@ -30,8 +29,7 @@ class FramesWanted:
     end: Annotated[float, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in check("A video", FramesWanted, dataclasses.asdict(self)).items():
-            object.__setattr__(self, name, value)
+        check(self, "A video")
         if self.end is not None and self.end <= (self.start or 0.0):
             raise SettingError(f"end must be later than start; got start={self.start}, end={self.end}.")
 
