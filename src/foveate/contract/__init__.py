@@ -5,7 +5,7 @@ from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 `name as name` marks a re-export.
 """
 
-from foveate.contract.budget import check_depth as check_depth, half_up as half_up, quarters as quarters
+from foveate.contract.budget import check_depth as check_depth, half_up as half_up
 from foveate.contract.cuts import Cuts as Cuts, attended as attended, highest as highest
 from foveate.contract.frames import Frames as Frames, change as change, changes as changes
 from foveate.contract.method import Chain as Chain, Method as Method, Preset as Preset

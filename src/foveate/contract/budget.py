@@ -70,16 +70,6 @@ def decoder_depth(model: Any) -> int:
     return int(config.num_hidden_layers)
 
 
-def quarters(depth: int) -> tuple[int, ...]:
-    """Return a quarter, half and three quarters of the depth: 8, 16, 24 of 32 layers; 7, 14, 21 of 28.
-
-    Raises:
-        SettingError: If the decoder has fewer than four layers.
-    """
-    check_depth(depth)
-    return round(depth / 4), round(depth / 2), round(3 * depth / 4)
-
-
 def check_depth(depth: int, least: int = 4) -> None:
     """Refuse a decoder that is too shallow for three cuts.
 

@@ -94,24 +94,26 @@ class Cuts(Method):
         Raises:
             SettingError: If the decoder has too few layers.
         """
-        bounds = (-1, *self.usual_layers, USUAL_DEPTH)
+        return self.scaled(self.usual_layers, depth)
+
+    def scaled(self, usual: tuple[int, ...], depth: int, least: int = 0) -> tuple[int, ...]:
+        """Return `usual_at` for other layers of a decoder of 32. None is before layer `least`."""
+        bounds = (-1, *usual, USUAL_DEPTH)
         if any(after <= before for before, after in pairwise(bounds)):
             raise SettingError(
                 f"{type(self).__name__}: usual_layers must ascend strictly from 0 to {USUAL_DEPTH - 1}, as in a "
-                f"decoder of {USUAL_DEPTH} layers; got {self.usual_layers}."
+                f"decoder of {USUAL_DEPTH} layers; got {usual}."
             )
-        cuts, first, end = len(self.usual_layers), max(0, self.earliest - self.behind), depth - self.behind
+        cuts, first, end = len(usual), max(least, self.earliest - self.behind), depth - self.behind
         if end - first < cuts:
             raise SettingError(
-                f"{type(self).__name__} has {cuts} cuts, none before layer {self.earliest}, so it needs a decoder of "
-                f"{self.earliest + cuts} layers or more; got {depth}."
+                f"{type(self).__name__} has {cuts} cuts, none before layer {first + self.behind}, so it needs a "
+                f"decoder of {first + self.behind + cuts} layers or more; got {depth}."
             )
-        usual: Sequence[int] = [round(layer * depth / USUAL_DEPTH) for layer in self.usual_layers]
-        if self.usual_layers == Cuts.usual_layers:
-            usual = at_depth(depth)
+        in_ratio = at_depth(depth) if usual == Cuts.usual_layers else [layer * depth / USUAL_DEPTH for layer in usual]
         layers: list[int] = []
-        for place, layer in enumerate(usual):
-            layers.append(min(max(layer, first), end - cuts + place))
+        for place, layer in enumerate(in_ratio):
+            layers.append(min(max(round(layer), first), end - cuts + place))
             first = layers[-1] + 1
         return tuple(layers)
 
@@ -131,7 +133,7 @@ class Cuts(Method):
             SettingError: If there is no budget, and cuts and keep ratios differ in number.
         """
         if self.budget is None:
-            return tuple(map(float, self.values(depth)))
+            return tuple(self.left_by(value, entered, started) for value in self.values(depth))
         # An earlier stage may already have dropped tokens. The budget is relative to those that entered.
         cuts, least = len(self.cuts(depth)), min(getattr(self, "min_keep", 1), started)
         if self.falls == "geometric":
@@ -145,6 +147,10 @@ class Cuts(Method):
             return [*early[1:], max(last, least)]
 
         return ratios(self.parameter(curve, depth, entered, started, least), cuts)
+
+    def left_by(self, value: Any, entered: int, started: int) -> float | int:
+        """Return what stays by one of `values`: by default that share of the arriving tokens. See `solve`."""
+        return float(value)
 
     def count(self, depth: int, index: int, arriving: Arriving) -> int:
         """Return how many tokens the cut at `index` leaves."""

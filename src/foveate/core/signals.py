@@ -15,7 +15,6 @@ from torch import Tensor
 from foveate.core.author import Author
 from foveate.core.fields import check
 from foveate.errors import SettingError
-from foveate.plain.upstream import brief
 
 AtLeastOne = Annotated[int, Ge(1)]
 
@@ -282,21 +281,24 @@ class OwnSignal(Signal):
     # The method that it belongs to; set by the method, and no part of the signal's value.
     author: Author = dataclasses.field(default=Author("OwnSignal"), compare=False, repr=False)
 
+    def __str__(self) -> str:
+        return f"OwnSignal({getattr(self.make, '__qualname__', 'make')}, of={self.of})"
+
     def of_rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """Call the function on the tensors of an image's tokens.
 
         Raises:
             MethodError: If it fails, or the result is not one finite row for each token.
         """
-        tokens, what = tensors[0].shape[-2], brief(getattr(self.make, "__qualname__", self.make))
+        tokens = tensors[0].shape[-2]
         try:
             made = self.make(*tensors)
         except Exception as error:
-            raise self.author.fault(f"the signal {what}", error) from error
+            raise self.author.fault(f"the signal {self}", error) from error
         if not isinstance(made, Tensor) or made.dim() not in (1, 2) or len(made) != tokens or made.is_complex():
             wanted = f"real numbers, a row for each of the {tokens} tokens: ({tokens},) or ({tokens}, any)"
-            raise self.author.wrong(f"the signal {what}", wanted, made)
-        self.author.check_finite(f"the signal {what}", made, tensors)
+            raise self.author.wrong(f"the signal {self}", wanted, made)
+        self.author.check_finite(f"the signal {self}", made, tensors)
         return made
 
 

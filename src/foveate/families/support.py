@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate.contract import follow
-from foveate.contract.cuts import Cuts
 from foveate.contract.method import Method
 from foveate.contract.stages import WAYS, PatchStage, PixelStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core import signals
@@ -135,21 +134,16 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     """The reason why the engine does not run this stage, whatever the other stages are."""
     for signal in stage.reads:
         reader, *places = reader_of(signal)
-        what = repr(signal)
-        reason: str | None = f"{type(stage).__name__} cannot read it: use {reader}"
-        if isinstance(signal, OwnSignal):
-            what = f"OwnSignal({getattr(signal.make, '__qualname__', 'make')}, of={signal.of})"
-            reason = f"{type(stage).__name__} cannot read it, since it is of a decoder layer: use {reader}"
-        elif isinstance(
-            getattr(getattr(stage.count, "func", None), "__self__", None), Cuts
-        ):  # its author wrote no stage
-            reason = f"its cuts are before decoder layers, which cannot read it: override steps to return an {reader}"
+        kind = "a value of a decoder layer" if isinstance(signal, OwnSignal) else "it"
+        reason: str | None = f"{type(stage).__name__} cannot read {kind}: use {reader}"
+        if isinstance(signal, TowerSignal):
+            reason = f"{reason}; in a Cuts or a Once, override steps"
         if not isinstance(signal, SERVED):
             reason = "the engine does not read it yet"
         elif stage.place in places:
             reason = lacks(signal)
         if reason is not None:
-            return f"reads {what}: {reason}."
+            return f"reads {signal}: {reason}."
     ways = [way for way in WAYS if getattr(stage, way) is not None]
     if isinstance(stage, PixelStage) and ways:
         return f"has a PixelStage with a {ways[0]}, but there are no tokens yet. Use only coarsen."

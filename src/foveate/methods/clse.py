@@ -78,11 +78,8 @@ class CLSE(Cuts):
             return (*stages, CacheStage(first_layer=0))
         return stages
 
-    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        if self.budget is not None:
-            return super().solve(depth, entered, started)
-        rounded = half_up if self.rounding == "nearest" else int
-        return tuple(max(1, rounded(started * share)) for share in self.values(depth))
+    def left_by(self, value: float, entered: int, started: int) -> int:
+        return max(1, (half_up if self.rounding == "nearest" else int)(started * value))
 
 
 def _evolving(view: LayerView, count: int) -> Tensor:

@@ -10,7 +10,7 @@ int(r_l · N) tokens with the largest s stay, where N tokens entered the decoder
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from foveate.contract import Attention, Cuts, FallingShares, Layers, Positions, Unit, check_depth, quarters
+from foveate.contract import Attention, Cuts, FallingShares, Layers, Positions, Unit
 
 
 class PyramidDrop(Cuts):
@@ -49,18 +49,10 @@ class PyramidDrop(Cuts):
     scope: Unit = "image"
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
-        if self.budget is None:
-            return quarters(depth)
-        # A sixteenth, a quarter and half of the depth: 2, 8 and 16 of 32 layers.
-        check_depth(depth)
-        first = max(1, round(depth / 16))
-        second = max(first + 1, round(depth / 4))
-        return first, second, max(second + 1, round(depth / 2))
+        return self.scaled(self.usual_layers if self.budget is None else (2, 8, 16), depth, least=1)
 
-    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        if self.budget is not None:
-            return super().solve(depth, entered, started)
-        return tuple(max(1, int(started * ratio)) for ratio in self.values(depth))
+    def left_by(self, value: float, entered: int, started: int) -> int:
+        return max(1, int(started * value))
 
 
 METHOD = PyramidDrop

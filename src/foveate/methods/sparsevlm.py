@@ -61,11 +61,8 @@ class Rated(Cuts):
         second = max(first + 1, round(6 * depth / 32))
         return first, second, max(second + 1, round(15 * depth / 32))
 
-    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        if self.budget is not None:
-            return super().solve(depth, entered, started)
-        targets = self.values(depth)
-        return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
+    def left_by(self, value: int, entered: int, started: int) -> int:
+        return value and max(1, half_up(value * entered / self.reference))
 
 
 class SparseVLM(Rated):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
-from foveate.contract import Arriving, Cuts, ImageView, LayerView, Shape, Stage, half_up, merging_stage, quarters
+from foveate.contract import Arriving, Cuts, ImageView, LayerView, Shape, Stage, half_up, merging_stage
 from foveate.contract.budget import solve
 from foveate.contract.settings import Count, Layers, Positions
 from foveate.core.cut import Cut
@@ -88,9 +88,6 @@ class VisionDrop(Cuts):
         """(dominant, contextual) of the tower stage, as given or usual."""
         dominant = DOMINANT if self.dominant is None else self.dominant
         return dominant, CONTEXT if self.contextual is None else self.contextual
-
-    def usual_at(self, depth: int) -> tuple[int, ...]:
-        return quarters(depth)
 
     # -- stage 0: after the vision tower ----------------------------------------------------------------------
 

@@ -9,34 +9,20 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
+from foveate.core import signals
 from foveate.core.grid import Grid
-from foveate.core.signals import (
-    Attention,
-    CachedAttention,
-    Cells,
-    Cls,
-    Columns,
-    Deepstack,
-    Features,
-    Hidden,
-    KeyNorms,
-    Keys,
-    Normed,
-    OwnSignal,
-    Pivots,
-    Products,
-    Resource,
-    Rotary,
-    Signal,
-    Text,
-    TowerAttention,
-    TowerKeys,
-    ValueLikeness,
-)
+from foveate.core.signals import CachedAttention, Cells, Hidden, OwnSignal, Resource, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, ReadView, View
 from foveate.errors import SettingError
 
 WIDTH, HEAD, WORDS, HEADS = 8, 4, 5, 2
+OF_MODEL = (Hidden, signals.Features, signals.Normed, signals.Deepstack, signals.Cls, signals.Text, signals.Pivots)
+WIDTHS: dict[type[Signal], int] = {
+    **dict.fromkeys(OF_MODEL, WIDTH),
+    **dict.fromkeys((signals.Keys, signals.TowerKeys), HEAD),
+    signals.Products: HEADS,
+}
+"""Columns of the signals that are rows of normal numbers. Those of the model's width have its dtype."""
 OWN = "own"
 """Key of the rows that a stage works on. They exist even if it declares no signals."""
 
@@ -117,39 +103,28 @@ def made_tensors(
 
 def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
     """Return a random tensor with the shape and dtype that `foveate.core.signals` documents for a signal."""
-    if isinstance(signal, Attention | CachedAttention | TowerAttention):
+    kind = type(signal)
+    if kind in WIDTHS:
+        rows = {signals.Cls: 1, signals.Text: WORDS, signals.Pivots: getattr(signal, "count", 0)}.get(kind, tokens)
+        made = torch.randn(rows, WIDTHS[kind], generator=random)
+        return made.to(dtype) if WIDTHS[kind] == WIDTH else made
+    if kind in (signals.Attention, CachedAttention, signals.TowerAttention):
         return torch.rand(tokens, generator=random).softmax(dim=0)
-    if isinstance(signal, Keys | TowerKeys):
-        return torch.randn(tokens, HEAD, generator=random)
-    if isinstance(signal, KeyNorms):
+    if kind is signals.KeyNorms:
         return torch.rand(tokens, generator=random)
-    if isinstance(signal, Hidden | Features | Normed | Deepstack):
-        return torch.randn(tokens, WIDTH, generator=random).to(dtype)
-    if isinstance(signal, Columns):
+    if isinstance(signal, signals.Columns):
         return torch.arange(tokens + signal.pivots)
-    if isinstance(signal, Rotary):
+    if kind is signals.Rotary:
         return torch.rand(tokens, 2, generator=random, dtype=torch.float64) * 2 - 1
-    if isinstance(signal, ValueLikeness):
+    if kind is signals.ValueLikeness:
         return torch.rand(tokens, 2, generator=random).softmax(dim=0)
     if isinstance(signal, OwnSignal):
         shapes = [(tokens, WIDTH) if name == "hidden" else (HEADS, tokens, HEAD) for name in signal.of]
         return signal.of_rows([torch.randn(shape, generator=random).to(dtype) for shape in shapes])
-    if isinstance(signal, Products):
-        return torch.randn(tokens, HEADS, generator=random)
-    if isinstance(signal, Pivots):
-        return torch.randn(signal.count, WIDTH, generator=random).to(dtype)
-    if isinstance(signal, Cls):
-        return torch.randn(1, WIDTH, generator=random).to(dtype)
-    if isinstance(signal, Cells):
+    if kind is Cells:
         rows, columns = _squarest(tokens)
-        place = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
-        return place.view(tokens, 3)
-    if isinstance(signal, Text):
-        return torch.randn(WORDS, WIDTH, generator=random).to(dtype)
-    if isinstance(signal, Resource):
-        what = f"resource {signal.name!r}"
-    else:
-        what = repr(signal)
+        return torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).view(tokens, 3)
+    what = f"resource {signal.name!r}" if isinstance(signal, Resource) else repr(signal)
     raise SettingError(f"No tensor can be made for the {what}: give it with tensors=.")
 
 
