@@ -35,7 +35,9 @@ def lookup(name: str) -> type[Method] | None:
     if name in _extra_methods:
         return _extra_methods[name]
     if name in inventory.method_classes():
-        kind: type[Method] = importlib.import_module(f"foveate.methods.{name}").METHOD
+        kind: type[Method] = getattr(
+            importlib.import_module(f"foveate.methods.{name}"), inventory.method_classes()[name]
+        )
         return kind
     return _bring().get(name)
 

@@ -16,7 +16,7 @@ from foveate.ask.generation import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
 from foveate.contract.method import Method
-from foveate.cost import Cost
+from foveate.cost import Cost, flops_words
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, UnsupportedError
 from foveate.naming import name_of
@@ -344,12 +344,12 @@ class Answer:
         cost, saved = self.cost, self.saved
         if cost.scoring_flops is None or saved.prefill_flops is None:
             return "not counted: the method does not report its own FLOPs (docs/guides/new-method.md)"
-        decoder = _flops((1 - saved.prefill_flops) * self.cost_untouched.prefill_flops)
+        decoder = flops_words((1 - saved.prefill_flops) * self.cost_untouched.prefill_flops)
         # "z" prints "0.0%" instead of "-0.0%" when scoring costs a little and nothing is dropped.
         rest = "the vision tower is not counted"
         if saved.total_flops is not None:
             rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
-        untouched = _flops(self.cost_untouched.prefill_flops)
+        untouched = flops_words(self.cost_untouched.prefill_flops)
         return f"{saved.prefill_flops:z.1%} saved in the decoder's prefill ({decoder} of {untouched}); {rest}"
 
 
@@ -368,15 +368,6 @@ def _late_line(trace: Trace) -> list[tuple[str, str]]:
     if not shares:
         return []
     return [("Late frames", f"the second half of the video has {', '.join(shares)}")]
-
-
-def _flops(count: float) -> str:
-    """Format a count of operations with its SI prefix: 8177382850560 -> 8.18 TFLOP."""
-    prefixes = ("", "k", "M", "G", "T", "P")
-    step = 0
-    while count >= 1000 and step < len(prefixes) - 1:
-        count, step = count / 1000, step + 1
-    return f"{count:.3g} {prefixes[step]}FLOP"
 
 
 def kv_bytes(cache: Cache) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.contract.budget import Curve, at_cuts, check_depth, geometric, half_up, keep_count, proportional, solve
 from foveate.contract.method import Method
-from foveate.contract.settings import Count, Share, Tokens, Unit
+from foveate.contract.settings import Count, Layers, Share, Shares, Tokens, Unit
 from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
@@ -277,6 +277,15 @@ class Cuts(Method):
                 f"{type(self).__name__}: {first} and {second} must have the same length; got {first}={layers}, "
                 f"{second}={values}."
             )
+
+
+class ManyCuts(Cuts):
+    """Cuts before any layers, each with a keep ratio of its own. For the settings see `Cuts`."""
+
+    layers: Layers | None = None
+    keep: Shares | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
 
 
 class OneCut(Cuts):

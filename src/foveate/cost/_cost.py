@@ -116,8 +116,8 @@ class Cost:
 
     def __repr__(self) -> str:
         return (
-            f"Cost(retention {self.retention:.1%}, prefill {_flops(self.prefill_flops)}, "
-            f"total {_flops(self.total_flops)}, KV {_mebibytes(self.kv_bytes)})"
+            f"Cost(retention {self.retention:.1%}, prefill {flops_words(self.prefill_flops)}, "
+            f"total {flops_words(self.total_flops)}, KV {_mebibytes(self.kv_bytes)})"
         )
 
     def _repr_html_(self) -> str:
@@ -136,12 +136,12 @@ class Cost:
         }
         total_flops = self.total_flops
         rows = [
-            (name, _flops(count), "" if count is None or total_flops is None else f"{count / total_flops:.1%}")
+            (name, flops_words(count), "" if count is None or total_flops is None else f"{count / total_flops:.1%}")
             for name, count in parts.items()
         ]
         total = rows.pop()
         sizes = [
-            ("The next token", _flops(self.decode_flops)),
+            ("The next token", flops_words(self.decode_flops)),
             ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
         ]
         places = [
@@ -317,7 +317,7 @@ def _dtype(config: Any) -> torch.dtype:
     return torch.bfloat16
 
 
-def _flops(count: float | None) -> str:
+def flops_words(count: float | None) -> str:
     """Format a count of FLOPs with its prefix: 8177382850560 -> 8.18 TFLOP."""
     if count is None:
         return "not counted"

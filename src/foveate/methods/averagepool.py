@@ -67,6 +67,3 @@ class AveragePool(Gridded):
         pooled = join([into_cells(grid, few) for grid, few in zip(view.grids, cells, strict=True)])
         pooled = pooled.to(view.features.device)
         return pooled.with_rows(average(view.features, pooled))
-
-
-METHOD = AveragePool

@@ -96,6 +96,3 @@ def relevance(scores: Tensor) -> Tensor:
     least = scores.amin()
     spread = (scores.amax() - least).clamp(min=SMALL)  # equal scores differ by rounding errors only
     return (scores - least + SMALL) / spread
-
-
-METHOD = CDPruner

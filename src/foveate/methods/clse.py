@@ -115,6 +115,3 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
 def _flops(arriving: Arriving, width: int) -> int:
     """FLOPs of two forward and two inverse Fourier transforms: about 5 · n · log2 n for each channel and transform."""
     return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))
-
-
-METHOD = CLSE

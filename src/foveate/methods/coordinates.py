@@ -98,6 +98,3 @@ def places(rotary: Tensor) -> Tensor:
     """The place of each row when C and S alternate: (tokens, 2) -> (tokens,) int64, lower comes first."""
     by_cosine, by_sine = ranks(rotary.T)
     return torch.minimum(2 * by_cosine, 2 * by_sine + 1)
-
-
-METHOD = Coordinates

@@ -97,6 +97,3 @@ def visiting_order(columns: Tensor) -> Tensor:
     Columns 40, 64 and 8 have the remainders 8, 0 and 8, and are visited as 64, 40, 8.
     """
     return (columns % 32).sort(stable=True).indices
-
-
-METHOD = DART

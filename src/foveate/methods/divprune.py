@@ -41,6 +41,3 @@ class DivPrune(Once):
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
-
-
-METHOD = DivPrune

@@ -66,6 +66,3 @@ class DTD(Frames):
         if self.before(tokens) is None:
             quotas[0] = tokens
         return by_quota(-differences, quotas, count)
-
-
-METHOD = DTD

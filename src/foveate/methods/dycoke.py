@@ -120,6 +120,3 @@ def read_again(view: ReadView, count: int | None) -> Cut:
     assert count is not None
     best, before = top(view.attention, count), top(view.read_before.float(), count)
     return Cut.take(torch.where(is_alike(view), before, best), len(view))
-
-
-METHOD = DyCoke

@@ -47,6 +47,3 @@ class EVS(Frames):
     def select(self, features: Tensor, count: int | None) -> Tensor:
         assert count is not None
         return top(self.changes(features).flatten(), count)
-
-
-METHOD = EVS

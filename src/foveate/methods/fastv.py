@@ -13,12 +13,13 @@ from typing import Literal
 
 import torch
 
-from foveate.contract import Attention, Count, Cut, Cuts, Hidden, Layers, LayerView, Shape, Shares, Stage, Unit
+from foveate.contract import Attention, Cut, Hidden, LayerView, Shape, Stage
+from foveate.contract.cuts import ManyCuts
 from foveate.core.merge import join_to_nearest, one_by_one
 from foveate.core.rank import top
 
 
-class FastV(Cuts):
+class FastV(ManyCuts):
     """Drops once, by the attention that the prompt's last token pays in the layer before the cut.
 
     Differs from the released code in four points. Only the scoring row of attention is computed, under any attention
@@ -43,10 +44,6 @@ class FastV(Cuts):
     usual_keep = (0.5,)
     reads = (Attention(rows="last", layer="ran", heads="mean"),)
 
-    layers: Layers | None = None
-    keep: Shares | None = None
-    min_keep: Count = 1
-    scope: Unit = "sample"
     rounding: Literal["nearest", "up"] = "nearest"
     join: bool = False
 
@@ -68,6 +65,3 @@ def _join(view: LayerView, count: int) -> Cut:
     everything = torch.ones_like(view.attention, dtype=torch.bool)
     cut = join_to_nearest(view.hidden, top(view.attention, count), everything)
     return cut.with_rows(one_by_one(view.hidden, cut))
-
-
-METHOD = FastV

@@ -108,6 +108,3 @@ class FastVID(Frames):
             own = min(few.get(frame, 0), room)
             shares[frame] = min(high, tokens - own), own
         return list(shares.values())
-
-
-METHOD = FastVID

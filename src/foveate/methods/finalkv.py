@@ -24,6 +24,3 @@ class FinalKV(Method):
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         return (CacheStage(first_layer=self.first_layer),)
-
-
-METHOD = FinalKV

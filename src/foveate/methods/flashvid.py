@@ -107,6 +107,3 @@ class FlashVID(Frames):
                     rows.join(start + own[peaks], merged, start + own, cluster)
         rows.follow(torch.cat([first * tokens + tree[2] for (first, _), tree in zip(runs, scenes_of, strict=True)]))
         return rows.cut(attention, count)
-
-
-METHOD = FlashVID

@@ -68,6 +68,3 @@ class HAWK(Once):
         scores = shares.sum(dim=1)
         nobody_asks = (products == 0).all()
         return torch.where(nobody_asks, spread(len(view), count, view.device), top(scores, count))
-
-
-METHOD = HAWK

@@ -69,6 +69,3 @@ class HiPrune(Once):
         kept = [crop[top(order[crop], rows)] for crop, rows in zip(crops, rows_of, strict=True)]
         kept_of_all: Tensor = torch.cat(kept).sort().values
         return kept_of_all
-
-
-METHOD = HiPrune

@@ -84,6 +84,3 @@ class HoliTom(Frames):
             for frame in range(first, end):
                 rows.keep(frame * tokens + moving[top(attention[frame, moving], kept)])
         return rows.cut(attention, count)
-
-
-METHOD = HoliTom

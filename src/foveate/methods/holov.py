@@ -98,6 +98,3 @@ def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) ->
     variance = torch.cat(parts)
     gamma = attention.abs().sum() / variance.sum().clamp(min=SMALLEST * len(crop))
     return attention + gamma * variance
-
-
-METHOD = HoloV

@@ -94,6 +94,3 @@ class IVCPrune(OneCut):
             last = ranks(spread_over(~coordinates, left).int())
         seeds = first < (signal.seed_count(tokens) if view.text_behind else 0)
         return torch.where(seeds, first, torch.where(coordinates, tokens + places(rotary), 4 * tokens + last))
-
-
-METHOD = IVCPrune

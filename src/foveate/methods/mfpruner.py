@@ -82,6 +82,3 @@ def scale(cue: Tensor) -> Tensor:
     """Scale a cue, (tokens,), to about 0 to 1. If all values are equal, all become 1."""
     least, most = cue.aminmax()
     return (cue - least + SMALL) / (most - least + SMALL)
-
-
-METHOD = MFPruner

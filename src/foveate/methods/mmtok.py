@@ -76,6 +76,3 @@ def coverage(
         to_tokens = (cosines(features, exact=True, others=some) / tau_vision).softmax(dim=0)
         parts.append((alpha * to_tokens / len(tokens)).float())
     return torch.cat(parts, dim=1)
-
-
-METHOD = MMTok

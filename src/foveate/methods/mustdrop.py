@@ -187,6 +187,3 @@ class MustDrop(Cuts):
         first = self.cuts(depth)[0]
         most = (depth * self.budget.mean(entered) - first * started) / max(1, depth - first)
         return max(0, min(keys, math.floor(most)))
-
-
-METHOD = MustDrop

@@ -106,6 +106,3 @@ def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 def comparisons(arriving: Arriving, width: int) -> int:
     """FLOPs of comparing each unit with two others: 4 patches of 2 · 3 · 14 · 14 numbers, as in Qwen2-VL."""
     return 2 * arriving.tokens * 4 * 2 * 3 * 14**2
-
-
-METHOD = PixelPrune

@@ -83,6 +83,3 @@ def gain(question: Tensor, null: Tensor) -> Tensor:
 
 def _shares(attention: Tensor) -> Tensor:
     return attention / attention.sum().clamp(min=torch.finfo(torch.float32).tiny)
-
-
-METHOD = PriorTR

@@ -113,6 +113,3 @@ def counts_by_score(tokens: int, device: torch.device) -> Tensor:
     """Tokens that stay by score, for each number of outliers, (tokens + 1,): ⌊N · ratio⌋ in Python's floats."""
     # At least one: for 196 tokens and one outlier the product is 0.999….
     return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
-
-
-METHOD = PruMerge

@@ -72,6 +72,3 @@ def _balance(tokens: int, kept: int) -> tuple[int, int]:
 def _step(tokens: int, outliers: int) -> int:
     """The released code's step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
     return max(1, int(int(1 / (outliers / tokens)) / 3))
-
-
-METHOD = PruMergePlus

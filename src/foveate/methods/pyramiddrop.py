@@ -53,6 +53,3 @@ class PyramidDrop(Cuts):
 
     def left_by(self, value: float, entered: int, started: int) -> int:
         return max(1, int(started * value))
-
-
-METHOD = PyramidDrop

@@ -5,14 +5,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from foveate.contract import Chain, Count, Cuts, Layers, LayerView, Method, Shape, Shares, Unit
+from foveate.contract import Chain, LayerView, Method, Shape
+from foveate.contract.cuts import ManyCuts
 from foveate.contract.follow import cached_layers
 from foveate.core.rank import top
 from foveate.methods.finalkv import FinalKV
 from foveate.methods.uniform import Uniform
 
 
-class Random(Cuts):
+class Random(ManyCuts):
     """Keeps tokens chosen at random, uniformly without replacement.
 
     The random score of a token depends only on the seed and the token's index. The batch, its padding and the device do
@@ -26,10 +27,6 @@ class Random(Cuts):
 
     name = "random"
 
-    layers: Layers | None = None
-    keep: Shares | None = None
-    min_keep: Count = 1
-    scope: Unit = "sample"
     seed: int | None = None
 
     def pick(self, view: LayerView, count: int) -> Tensor:
@@ -95,6 +92,3 @@ def same_schedule(
     if not kv_layers or not layers or layers[-1] <= kv_layers[0]:
         return control
     return Chain.of(control, FinalKV(first_layer=kv_layers[0]))
-
-
-METHOD = Random

@@ -27,6 +27,3 @@ class Read(Method):
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         return (DecodeStage(self.layer, reads=(CachedAttention(),), keep=self.keep, score=attended),)
-
-
-METHOD = Read

@@ -27,6 +27,3 @@ class Resize(Gridded):
         if newlines > 1:
             return None
         return super().cells(arriving)
-
-
-METHOD = Resize

@@ -66,6 +66,3 @@ class Scope(Once):
             return cover(similarity, count, view.attention[tokens] ** self.alpha)
 
         return pick_by_crop(view.grids, view.features, count, of_crop)
-
-
-METHOD = Scope

@@ -150,6 +150,3 @@ class SparseVLM(Rated):
         if not clusters:
             return 0
         return 2 * pool**2 * width
-
-
-METHOD = SparseVLM

@@ -48,6 +48,3 @@ class SparseVLMPlus(Rated):
     @property
     def reads(self) -> tuple[Signal, ...]:
         return (Attention(rows="raters", heads="busiest", over="mean", without_distance=True, busiest=self.heads),)
-
-
-METHOD = SparseVLMPlus

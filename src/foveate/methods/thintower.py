@@ -70,6 +70,3 @@ class ThinTower(Method):
         if self._by_neighbours(arriving.grids):
             return 4 * arriving.tokens * width  # products with the row below and the row on the right
         return cosine_flops(arriving, width)
-
-
-METHOD = ThinTower

@@ -43,6 +43,3 @@ def merge_pairs(view: ImageView, count: int) -> Cut:
         cut = cut.then(bipartite(average(view.keys, cut), count))
     cut = by_first_token(cut)  # sort only at the end: the order of rows within a round decides which merge
     return cut.with_rows(average(view.features, cut))
-
-
-METHOD = ToMe

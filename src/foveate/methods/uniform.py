@@ -2,11 +2,12 @@
 
 from torch import Tensor
 
-from foveate.contract import Count, Cuts, Layers, LayerView, Shares, Unit
+from foveate.contract import LayerView
+from foveate.contract.cuts import ManyCuts
 from foveate.core.rank import spread
 
 
-class Uniform(Cuts):
+class Uniform(ManyCuts):
     """Keeps tokens at even steps, in raster order.
 
     A step that divides the width of the grid keeps whole columns (3, 4, 6, 8 and 12 on 24 x 24). Check the step when a
@@ -18,13 +19,5 @@ class Uniform(Cuts):
 
     name = "uniform"
 
-    layers: Layers | None = None
-    keep: Shares | None = None
-    min_keep: Count = 1
-    scope: Unit = "sample"
-
     def pick(self, view: LayerView, count: int) -> Tensor:
         return spread(len(view), count, device=view.device)
-
-
-METHOD = Uniform

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Count, Cuts, Hidden, Layers, LayerStage, LayerView, Shape, Shares, Stage, Unit
+from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Shape, Stage
+from foveate.contract.cuts import ManyCuts
 from foveate.errors import ShapeError
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
@@ -22,7 +23,7 @@ EPSILON = 1e-6  # lower bound of a norm used as divisor
 OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
 
-class V2Drop(Cuts):
+class V2Drop(ManyCuts):
     """Drops, at each of several layers, the tokens whose hidden state moved least (token-wise variation).
 
     Attributes:
@@ -42,10 +43,6 @@ class V2Drop(Cuts):
         "over": ("net", "path"),
     }
 
-    layers: Layers | None = None
-    keep: Shares | None = None
-    min_keep: Count = 1
-    scope: Unit = "sample"
     metric: Metric = "l2"
     over: Literal["net", "path"] = "net"
     reverse: bool = False
@@ -122,6 +119,3 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2") -> Tensor:
     if metric == "relative":
         moved = moved / vector_norm(then, dim=-1).clamp(min=EPSILON)
     return moved
-
-
-METHOD = V2Drop

@@ -81,6 +81,3 @@ def _kernel(difference: Tensor) -> Tensor:
     """Σ_a exp(−d² / 2a) of differences (…, size) -> (…)."""
     squared = difference.square().sum(dim=-1)
     return torch.stack([torch.exp(-squared / (2 * width)) for width in WIDTHS]).sum(dim=0)
-
-
-METHOD = VidCom2

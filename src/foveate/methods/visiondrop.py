@@ -175,6 +175,3 @@ def _split(size: int) -> Pair:
     """(dominant, contextual) of a stage of `size` rows, at least one of them dominant: 96 are 82 and 14."""
     contextual = min(half_up(0.15 * size), size - 1)  # the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
     return size - contextual, contextual
-
-
-METHOD = VisionDrop

@@ -66,6 +66,3 @@ class VisionZip(Once):
         patches, contextual = dominant - with_cls, count - dominant
         cut = dominant_and_contextual_by_crop(view.grids, view.attention, view.keys, patches, contextual)
         return merge_rows(view.features, cut, self.merge, view.cls if with_cls else None)
-
-
-METHOD = VisionZip

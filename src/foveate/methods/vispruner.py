@@ -62,6 +62,3 @@ class VisPruner(Once):
             return torch.cat((order[:important], diverse))
 
         return pick_by_crop(view.grids, view.features, count, of_crop)
-
-
-METHOD = VisPruner

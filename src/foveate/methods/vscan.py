@@ -92,6 +92,3 @@ def merge_others(view: ImageView, count: int) -> Cut:
     picked = view.notes["picked"]
     cut = join_to_nearest(view.features, top(picked, count), picked != NEWLINE)
     return cut.with_rows(average(view.features, cut))
-
-
-METHOD = VScan

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parents[1]
-METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
 MODEL_TYPE = re.compile(r'^    model_type: ClassVar\[str\] = "(\w+)"$', re.MULTILINE)
 PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 
@@ -19,8 +18,12 @@ PROVED = re.compile(r'^    "([^"]+)": Proved\(', re.MULTILINE)
 @cache
 def method_classes() -> dict[str, str]:
     """Return the class name of each method in `foveate/methods`, by the method's name."""
-    last_lines = {file.stem: METHOD.search(text) for file, text in _texts("methods")}
-    return {name: line[1] for name, line in last_lines.items() if line}
+    kinds = {}
+    for file, text in _texts("methods"):
+        for part in text.split("\nclass ")[1:]:
+            if f'\n    name = "{file.stem}"\n' in part:
+                kinds[file.stem] = re.split(r"\W", part, maxsplit=1)[0]
+    return kinds
 
 
 @cache
