@@ -7,25 +7,13 @@
 Scalars are strict: a string is not a number, 3.7 is not a layer, and infinity is always refused. Lists become tuples.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator
 
 from foveate.core.fields import check as check
-
-
-class Checks:
-    """A check of a tuple that runs after pydantic's own."""
-
-    def __init__(self, check: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
-        self._check = check
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
 
 
 def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -42,7 +30,7 @@ def _falling(values: tuple[float, ...]) -> tuple[float, ...]:
 
 Layer: TypeAlias = Annotated[int, Ge(0)]
 """A decoder layer, 0-based."""
-Layers: TypeAlias = Annotated[tuple[Layer, ...], Checks(_ascending)]
+Layers: TypeAlias = Annotated[tuple[Layer, ...], AfterValidator(_ascending)]
 """Decoder layers, strictly ascending."""
 Count: TypeAlias = Annotated[int, Ge(0)]
 """A number of tokens."""
@@ -50,7 +38,7 @@ Counts: TypeAlias = tuple[Count, ...]
 Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 """A share in [0, 1]."""
 Shares: TypeAlias = tuple[Share, ...]
-FallingShares: TypeAlias = Annotated[Shares, Checks(_falling)]
+FallingShares: TypeAlias = Annotated[Shares, AfterValidator(_falling)]
 """Shares of the original tokens. They cannot increase from cut to cut."""
 Part: TypeAlias = Annotated[float, Gt(0), Le(1)]
 """A share in (0, 1]."""

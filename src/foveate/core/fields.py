@@ -6,13 +6,12 @@ Scalars are strict: a string is not a number, 3.7 is not a layer, and infinity i
 import dataclasses
 import operator
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from foveate.errors import SettingError
 from foveate.plain.upstream import brief
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
 
 
 def check(values: Any, owner: str = "") -> None:
@@ -27,8 +26,6 @@ def check(values: Any, owner: str = "") -> None:
     Raises:
         SettingError: If a value is of the wrong type or out of range.
     """
-    from pydantic import ValidationError
-
     owner = owner or type(values).__name__
     for name, adapter in _adapters(type(values)).items():
         value = getattr(values, name)
@@ -46,10 +43,8 @@ def check(values: Any, owner: str = "") -> None:
 
 
 @cache
-def _adapters(kind: type) -> "dict[str, TypeAdapter[Any]]":
+def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
     """Return the type adapter of each field, cached per class."""
-    from pydantic import ConfigDict, TypeAdapter
-
     hints = get_type_hints(kind, include_extras=True)
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     own = [field.name for field in dataclasses.fields(kind) if field.init and field.compare]
@@ -69,7 +64,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _sentence(owner: str, name: str, value: Any, error: "ValidationError") -> str:
+def _sentence(owner: str, name: str, value: Any, error: ValidationError) -> str:
     """Format the error's message: what was wrong with a setting, and its value."""
     worst = error.errors(include_url=False)[0]
     place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
