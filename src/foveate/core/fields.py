@@ -26,8 +26,9 @@ def check(values: Any, owner: str = "") -> None:
     Raises:
         SettingError: If a value is of the wrong type or out of range.
     """
-    owner = owner or type(values).__name__
-    for name, adapter in _adapters(type(values)).items():
+    kind: type = type(values)
+    owner = owner or kind.__name__
+    for name, adapter in _adapters(kind).items():
         value = getattr(values, name)
         try:
             object.__setattr__(values, name, adapter.validate_python(_plain(value)))
