@@ -47,7 +47,7 @@ def test_a_second_look_is_a_row_with_a_column(vlm, file, tmp_path):
     assert look["agreement"] >= alone["agreement"]
     table = quality.table()
     assert "Again" in [getattr(column, "head", column) for column in table.columns]
-    assert "both looks" in " ".join(tables_of([quality])[-1].notes)
+    assert "both answers" in " ".join(tables_of([quality])[-1].notes)
     assert fv.SecondLook.load(file).name in table.to_text(width=200)
 
 
