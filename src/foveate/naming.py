@@ -19,9 +19,8 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints, 
 from foveate import registry
 from foveate.contract.method import BUDGET, Chain, Method
 from foveate.errors import SettingError
-from foveate.plain.shared import ignored
 from foveate.plain.spelling import Written, fractions, no_setting, pair_of, parse_text
-from foveate.plain.upstream import brief
+from foveate.plain.upstream import brief, ignored
 
 RETENTION = 1 / 3
 """The share that a method keeps if only its name is given, without a budget. As a share it fits any model."""

@@ -20,8 +20,8 @@ from foveate.cost import Cost, flops_words
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, UnsupportedError
 from foveate.naming import name_of
-from foveate.plain.shared import ignored
 from foveate.plain.table import Column, Table
+from foveate.plain.upstream import ignored
 
 AS_NOTES = ignored(Warning)
 """For doors that show an answer's notes, which warnings repeat."""

@@ -16,7 +16,7 @@ from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.core.graphs import refuse_without_graphs
 from foveate.errors import SessionError
 from foveate.families.base import Family
-from foveate.plain.shared import Shared
+from foveate.plain.upstream import Shared
 from foveate.registry import family_kind
 
 

@@ -29,8 +29,7 @@ from foveate.core.graphs import refuse_without_graphs
 from foveate.core.tensors import seeded
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.folders import CONFIG, INDEX, WEIGHTS_OR_INDEX, ModelFolder, folder_of
-from foveate.plain.shared import ignored
-from foveate.plain.upstream import brief, explain, install_line, trim
+from foveate.plain.upstream import brief, explain, ignored, install_line, trim
 from foveate.registry import family_kind
 
 EMBEDDED = embedded.NAME

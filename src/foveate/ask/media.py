@@ -19,7 +19,7 @@ from transformers import ProcessorMixin
 from foveate.errors import InputError
 from foveate.plain.files import HEAD, is_animated, is_video, local_path, open_readable, scheme_of, spell, state_of
 from foveate.plain.memory import check_room
-from foveate.plain.shared import Shared, ignored
+from foveate.plain.upstream import Shared, ignored
 from foveate.video import Clip
 from foveate.video.clip import blank_frames
 from foveate.video.decoding import UNNAMED, clip_of
@@ -46,9 +46,8 @@ WIDTHS = (8, 10, 12, 14)
 """Possible bit depths of grey values that are stored in 16 bits."""
 NIGHT = 64
 """Upper bound of 8-bit colours that come from 14-bit values stored in 16 bits: 2**14 / 2**8 = 64."""
-WHOLE_FILES = Shared(
-    lambda: ImageFile.LOAD_TRUNCATED_IMAGES, partial(setattr, ImageFile, "LOAD_TRUNCATED_IMAGES"), False
-)
+LENIENT = ImageFile, "LOAD_TRUNCATED_IMAGES"
+WHOLE_FILES = Shared(partial(getattr, *LENIENT), partial(setattr, *LENIENT), False)
 """If any code in the process (such as lmms-eval's tasks) sets this, Pillow fills truncated files with grey."""
 OF_PILLOW = ignored(Warning, "PIL")
 """Of broken metadata, and of pictures between Pillow's limit and twice the limit: large photographs are fine."""

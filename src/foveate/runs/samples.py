@@ -24,8 +24,7 @@ from typing import Any
 
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
-from foveate.plain.shared import Shared
-from foveate.plain.upstream import brief, first_line, install_line, printable
+from foveate.plain.upstream import Shared, brief, first_line, install_line, printable
 
 LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer or answers. The first one present is used."""

@@ -3,7 +3,7 @@
 import threading
 import warnings
 
-from foveate.plain.shared import Shared, ignored
+from foveate.plain.upstream import Shared, ignored
 
 
 def overlapping(first, second, meanwhile=lambda: None):
