@@ -279,6 +279,24 @@ def test_memory_that_is_short_is_no_final_reason(sim):
     assert counted(trace.graphs.decoder) == (2, 1)
 
 
+def test_memory_that_is_short_in_a_replay_is_no_final_reason(sim, monkeypatch):
+    model, asked, count, original = on_cuda(), prompts(count=9), [0], replay.GraphTape.replay
+    plain, _ = run(model, V2DROP, asked, cuda_graphs=False)
+
+    def fail(tape):
+        count[0] += 1
+        if count[0] == 7:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        original(tape)
+
+    monkeypatch.setattr(replay.GraphTape, "replay", fail)
+    answers, trace = run(model, V2DROP, asked)
+    assert_same(answers, plain)
+    parts = (trace.graphs.tower, trace.graphs.decoder, trace.graphs.steps)
+    assert sum(counts.failed for counts in parts) == 1
+    assert [counts.latest for counts in parts] == ["replayed"] * 3, trace.graphs
+
+
 # -- layouts ----------------------------------------------------------------------------------------------------
 
 
@@ -365,6 +383,26 @@ def test_freed_in_a_context_they_are_recorded_anew(sim):
                 assert torch.equal(answer(model, inputs)[0], expected[0])
             fv.free_graphs(model)
     assert counted(trace.graphs.decoder) == (2, 2)
+
+
+def test_two_models_are_recorded_in_two_threads_at_once(sim):
+    models = {family: on_cuda(family) for family in ("llava", "qwen2_5_vl")}
+    plain = {family: run(model, V2DROP, prompts(family), cuda_graphs=False)[0] for family, model in models.items()}
+    answers, capturing = {}, torch.cuda.is_current_stream_capturing
+
+    def ask(family):
+        with sim, torch.no_grad():
+            answers[family] = run(models[family], V2DROP, prompts(family))
+
+    threads = [threading.Thread(target=ask, args=(family,)) for family in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for family, (said, trace) in answers.items():
+        assert_same(said, plain[family])
+        assert counted(trace.graphs.decoder) == (1, 1)
+    assert torch.cuda.is_current_stream_capturing is capturing
 
 
 def test_threads_take_turns(sim):

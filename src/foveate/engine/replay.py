@@ -70,6 +70,7 @@ CHOICES = [getattr(torch._C, name) for name in sorted(vars(torch._C)) if re.full
 """Functions that return global settings by which torch chooses kernels."""
 Call = DecoderCall | StepCall | TowerCall
 FIRST = "the first of its layout"
+CANNOT = "it cannot be recorded"
 WAITS = "its last recording was dropped before it was replayed"
 TRAINS = "gradients are enabled, or the model is training"
 SURPRISE = 0.05
@@ -97,7 +98,7 @@ class Modules:
         self._hooks = [table for one in modules[1:] for table in (one._forward_pre_hooks, one._forward_hooks)]
         self._kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
         self._layers = [one for one in modules if adapters_of([one])]
-        self._experts: list[Any] = [vars(one)["config"] for one in modules if hasattr(one, "_apply_gate")]
+        self._experts: list[Any] = [getattr(one, "config", None) for one in modules if hasattr(one, "_apply_gate")]
         self._configured = [one for one in self._vars if "config" in one]
         configs = {id(config): vars(config) for config in map(_config, self._configured)}
         attributes = [(one, name) for one in self._vars for name in one.keys() - OF_TORCH]
@@ -143,7 +144,7 @@ class Modules:
             return "other hooks or wrappers are on modules inside"
         if any([is_tapped(attributes["config"]) for attributes in self._configured]):
             return "a stage reads attention in it"
-        if any([config._experts_implementation == "eager" for config in self._experts]):
+        if any([getattr(config, "_experts_implementation", None) == "eager" for config in self._experts]):
             return "eager experts read on the host which of them run; set_experts_implementation has others"
         if len(self._devices) > 1:
             return "its weights are on several devices"
@@ -521,7 +522,7 @@ class Replayer:
             try:
                 made = self._replay(region, recording)
             except Exception as error:
-                self._give_up(key, counts, f"a replay failed ({line_of(error)})")
+                self._give_up_for(error, key, counts, "a replay failed")
                 return region.plain()
             counts.replayed, counts.latest = counts.replayed + 1, "replayed"
             return region.answer(made)
@@ -549,7 +550,7 @@ class Replayer:
             tape = tape_on(self._device, self._tapes.lanes)
             warm, run, recorded = [region.twin(copies) for _ in range(3)]  # before the plain run stores rows
         except Exception as error:
-            self._give_up_for(error, region.key, counts)
+            self._give_up_for(error, region.key, counts, CANNOT)
             return region.plain()
         output, made = region.plain(), []
         try:
@@ -572,7 +573,7 @@ class Replayer:
                 if not _distance(self._left_by(region, made[0]), expected) <= 2 * between_two:
                     why = "a replay left other numbers than a run without a graph"
         except Exception as error:
-            self._give_up_for(error, region.key, counts)
+            self._give_up_for(error, region.key, counts, CANNOT)
             return output
         if why is not None:
             self._give_up(region.key, counts, why)
@@ -608,9 +609,9 @@ class Replayer:
             if layout is not None and count is not None:
                 layout.lose(recording.replayed)
 
-    def _give_up_for(self, error: Exception, key: Key, counts: GraphCounts) -> None:
+    def _give_up_for(self, error: Exception, key: Key, counts: GraphCounts, what: str) -> None:
         """Run a call without a graph because of an error. If memory was short, free some and try again later."""
-        why = f"it cannot be recorded ({line_of(error)})"
+        why = f"{what} ({line_of(error)})"
         if not isinstance(error, torch.OutOfMemoryError):
             self._give_up(key, counts, why)
             return
