@@ -6,7 +6,7 @@ A method's name is that of its file, so a name imports only that file. A `model_
 import copyreg
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING
 from functools import cache
 from itertools import product
@@ -177,10 +177,10 @@ def families() -> "dict[str, type[Family]]":
 def _in_files(model_type: str) -> "type[Family] | None":
     """The hand-written family of a `model_type`, in its file or in another package. None if there is none."""
     if file := inventory.family_files().get(model_type):
-        candidates = importlib.import_module(f"foveate.families.{file}").FAMILIES
+        candidates: Iterable[Any] = vars(importlib.import_module(f"foveate.families.{file}")).values()
     else:
         candidates = inventory.entry_points_of("foveate.families")
-    return next((family for family in candidates if family.model_type == model_type), None)
+    return next((family for family in candidates if getattr(family, "model_type", None) == model_type), None)
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:

@@ -19,30 +19,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.embedded.drawing import (
-    COLOURS,
-    FONTS,
-    MEANT,
-    PURE,
-    SHAPES,
-    Pen,
-    Pixels,
-    Rgb,
-    background,
-    draw_characters,
-    draw_shape,
-    font,
-    glyph,
-    glyph_advance,
-    ground,
-    ink_on,
-    log_uniform,
-    pick,
-    plain,
-    shape_mask,
-    stands_out,
-    tint,
-)
+from foveate.embedded import drawing
 
 PATCH = 14
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -198,7 +175,7 @@ def corner_beside(rng: Generator, anchor: Thing, size: float, apart: float, slip
 
     The centre of the box is `apart` pixels from that of the thing, and `slip` pixels out of line.
     """
-    dx, dy = pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
+    dx, dy = drawing.pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
     return anchor.x + dx - size / 2, anchor.y + dy - size / 2
 
 
@@ -245,7 +222,7 @@ class Board(Surface):
         if rng.random() >= 0.3:  # 70 % are clutter, the others have a uniform background and maybe larger things
             return board
         board.grain = int(rng.integers(0, 6)) if rng.random() < 0.4 else 0
-        board.ground = plain(rng, side)
+        board.ground = drawing.plain(rng, side)
         board.tone = float(board.ground[0, 0].mean())
         if side >= 336:
             board.largest = 46
@@ -294,7 +271,7 @@ def _place_texts(rng: Generator, board: Board) -> list[Lettering]:
     for _ in range(count):
         size = int(rng.integers(20, board.largest_text + 1))
         word = random_word(rng, 2)
-        advances = [glyph_advance(character, size) for character in word]
+        advances = [drawing.glyph_advance(character, size) for character in word]
         while sum(advances) > board.side - 4:
             del advances[-1]
         box = board.claim_anywhere(rng, sum(advances), size, 20)
@@ -317,7 +294,7 @@ def _place_things(rng: Generator, pairing: Generator, board: Board) -> list[Thin
         size = int(rng.integers(16, board.largest + 1))
         box = None
         if things and pairing.random() < share_beside:
-            anchor = pick(pairing, things)
+            anchor = drawing.pick(pairing, things)
             box = board.claim(_beside(pairing, board.side, size, anchor), size, size)
         if box is None:
             box = board.claim_anywhere(rng, size, size, tries)
@@ -329,8 +306,8 @@ def _place_things(rng: Generator, pairing: Generator, board: Board) -> list[Thin
 def _scene_kinds(rng: Generator, board: Board) -> list[tuple[str, str]]:
     """Draw the shape and colour of each thing, no two alike, from few shapes and colours, so that counts exceed one."""
     most = min(5 * (board.side // 84) ** 2, 60)
-    colours = list(COLOURS)
-    shapes = list(SHAPES)
+    colours = list(drawing.COLOURS)
+    shapes = list(drawing.SHAPES)
     if not board.dense:
         most = int(rng.integers(1, MOST.get(board.side, 8) + 1))
         colours = shuffle(rng, colours)[: rng.integers(2, 9)]
@@ -358,25 +335,25 @@ Mark = tuple[NDArray[np.float32], float, float, NDArray[np.float64]]
 def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Lettering]) -> Iterator[Mark]:
     """Yield the marks of the things, then of the characters."""
     for thing in things:
-        named = np.array(COLOURS[thing.colour])
+        named = np.array(drawing.COLOURS[thing.colour])
         colour = named + rng.uniform(-16, 16, 3)
         if board.ground is not None:
             share = rng.random()
-            colour += share * (pick(rng, PURE[thing.colour]) - named)
-        yield shape_mask(thing.shape, thing.size), thing.x, thing.y, colour
+            colour += share * (drawing.pick(rng, drawing.PURE[thing.colour]) - named)
+        yield drawing.shape_mask(thing.shape, thing.size), thing.x, thing.y, colour
     for text in texts:
         dark = rng.random() < 0.5 if DARK < board.tone < LIGHT else board.tone >= LIGHT
         # Nearly black or nearly white, whichever is visible on the background.
         ink = np.full(3, rng.uniform(0, 25) if dark else rng.uniform(225, 255))
         for character, x in zip(text.characters, text.xs, strict=True):
-            yield glyph(character, text.size), x, text.y, ink
+            yield drawing.glyph(character, text.size), x, text.y, ink
 
 
 def _paint(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Draw the background and then the marks in order. Return the picture and its owner map."""
     canvas = board.ground
     if canvas is None:
-        canvas = background(rng, board.side)
+        canvas = drawing.background(rng, board.side)
     owner = np.zeros((board.side, board.side), dtype=np.uint8)
     for number, (mask, x, y, colour) in enumerate(marks, start=1):
         height, width = mask.shape
@@ -424,14 +401,14 @@ class Canvas(Surface):
     @classmethod
     def draw_lot(cls, rng: Generator, side: int) -> "Canvas":
         """Draw a random empty canvas; 40 % are wide or tall."""
-        fine = log_uniform(rng, 0.6, 2.2) if rng.random() >= 0.4 else 1.0
+        fine = drawing.log_uniform(rng, 0.6, 2.2) if rng.random() >= 0.4 else 1.0
         short = side / float(rng.choice(RATIOS)) if rng.random() < 0.4 else float(side)
         near = (side - short) / 2
         far = (side + short) / 2
         inner = Box(0, near, side, far) if rng.random() < 0.6 else Box(near, 0, far, side)
-        return cls(side, fine, inner, ground(rng, round(side * fine)))
+        return cls(side, fine, inner, drawing.ground(rng, round(side * fine)))
 
-    def pixels(self, box: Box) -> Pixels:
+    def pixels(self, box: Box) -> drawing.Pixels:
         """Convert a box to pixels of the canvas."""
         left, top, right, bottom = (round(value * self.fine) for value in box)
         return left, top, right, bottom
@@ -445,12 +422,12 @@ class Canvas(Surface):
         corners = rng.uniform(low, high, (tries, 2))
         return self.claim(corners.tolist(), width, height)
 
-    def draw(self, thing: Thing, size: float, pen: Pen, colour: Rgb, mark: int) -> None:
+    def draw(self, thing: Thing, size: float, pen: drawing.Pen, colour: drawing.Rgb, mark: int) -> None:
         """Draw a thing, `size` pixels of the finished square large, and mark its pixels in `owner`."""
         centre = (thing.x * self.fine, thing.y * self.fine)
         size *= self.fine
-        draw_shape(self.image, thing.shape, centre, size, pen, (colour, pen.edge))
-        draw_shape(self.owner, thing.shape, centre, size, pen, (mark, mark))
+        drawing.draw_shape(self.image, thing.shape, centre, size, pen, (colour, pen.edge))
+        drawing.draw_shape(self.owner, thing.shape, centre, size, pen, (mark, mark))
 
 
 def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Scene:
@@ -499,24 +476,24 @@ def _finish(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
 def write(rng: Generator, canvas: Canvas) -> Lettering | None:
     """Draw one line of text, in 30 % of the cases on a plate; None if there is no room."""
     fine = canvas.fine
-    name = pick(rng, FONTS)
+    name = drawing.pick(rng, drawing.FONTS)
     word = random_word(rng, 1)
     largest = min(100.0, canvas.inner.height * 0.6)
-    size = log_uniform(rng, 17, largest)
-    while (width := sum(map(font(name, round(size * fine)).getlength, word)) / fine) > canvas.inner.width - 16:
+    size = drawing.log_uniform(rng, 17, largest)
+    while (width := sum(map(drawing.font(name, round(size * fine)).getlength, word)) / fine) > canvas.inner.width - 16:
         size *= 0.85
     plate = rng.random() < 0.3
     margin = rng.uniform(0.1, 0.4) * size if plate else 2.0
     box = canvas.claim_anywhere(rng, width + 2 * margin, size + 2 * margin, 30)
     if box is None:
         return None
-    ink = ink_on(rng, canvas.image, canvas.pixels(box), plate)
+    ink = drawing.ink_on(rng, canvas.image, canvas.pixels(box), plate)
     bold = rng.random() < 0.2
     _, middle = box.centre
     start = ((box.left + margin) * fine, middle * fine)
-    face = font(name, round(size * fine))
+    face = drawing.font(name, round(size * fine))
     xs = []
-    for character in draw_characters(canvas.image, word, start, face, ink, bold):
+    for character in drawing.draw_characters(canvas.image, word, start, face, ink, bold):
         canvas.owner.paste(255 - canvas.characters, character.corner, character.mask)
         canvas.characters += 1
         xs.append(character.middle / fine)
@@ -529,12 +506,12 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
     # Sizes go from 16 pixels to the size at which all things together fill 38 % of the picture.
     room = 0.38 * canvas.inner.width * canvas.inner.height / len(kinds)
     most = max(18.0, min(LARGEST, canvas.inner.height * 0.7, room**0.5))
-    size = rng.uniform(16, most) if rng.random() < 0.3 else log_uniform(rng, 16, most)
+    size = rng.uniform(16, most) if rng.random() < 0.3 else drawing.log_uniform(rng, 16, most)
     uneven = rng.random() < 0.5
     paired = rng.random() < 0.3  # if True, 45 % of the things are placed beside an earlier one
     cells: Corners = _rows(rng, canvas.inner, size) if rng.random() < 0.25 else []
-    pen = Pen.draw_lot(rng)
-    tints = {colour: tint(rng, colour) for _, colour in kinds}
+    pen = drawing.Pen.draw_lot(rng)
+    tints = {colour: drawing.tint(rng, colour) for _, colour in kinds}
     things: list[Thing] = []
     for shape, colour in kinds:
         across = size
@@ -543,11 +520,11 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
         across = min(max(across, 15), LARGEST)
         box = canvas.claim(cells, across, across)
         if box is None and paired and things and rng.random() < 0.45:
-            anchor = pick(rng, things)
+            anchor = drawing.pick(rng, things)
             box = canvas.claim(_beside_sketched(rng, canvas.inner, across, anchor), across, across)
         if box is None:
             box = canvas.claim_anywhere(rng, across, across, 25)
-        if box is not None and stands_out(canvas.image, canvas.pixels(box), tints[colour]):
+        if box is not None and drawing.stands_out(canvas.image, canvas.pixels(box), tints[colour]):
             thing = Thing(shape, colour, *box.centre, round(across))
             things.append(thing)
             canvas.draw(thing, across, pen, tints[colour], len(things))
@@ -556,8 +533,8 @@ def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
 
 def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
     """Draw the shape and colour of each thing: all equal, one shape, one colour, a few groups, or any."""
-    shapes = shuffle(rng, SHAPES)
-    colours = shuffle(rng, list(MEANT))
+    shapes = shuffle(rng, drawing.SHAPES)
+    colours = shuffle(rng, list(drawing.MEANT))
     manner = rng.random()
     count = rng.integers(1, MOST_SKETCHED + 1)
     if manner < 0.4:
@@ -571,7 +548,7 @@ def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
     elif manner < 0.8:
         shapes = shapes[:2]
         colours = colours[: rng.integers(1, 4)]
-    return [(pick(rng, shapes), pick(rng, colours)) for _ in range(count)]
+    return [(drawing.pick(rng, shapes), drawing.pick(rng, colours)) for _ in range(count)]
 
 
 def _rows(rng: Generator, inner: Box, size: float) -> Corners:

@@ -224,6 +224,3 @@ class Gemma4(Family):
         if positions not in inputs:
             return None
         return cls._grids(config, modality, inputs)
-
-
-FAMILIES = (PaliGemma, Gemma3, Gemma4)

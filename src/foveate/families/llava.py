@@ -169,6 +169,3 @@ def _rows_beside(config: Any) -> int:
     if kind not in CLASS_TOKENS:
         raise UnsupportedError(f"The cost of a tower of type {kind!r} is not known. Known: {', '.join(CLASS_TOKENS)}.")
     return CLASS_TOKENS[kind] - int(drops_cls(config))
-
-
-FAMILIES = (Llava, VipLlava)

@@ -428,6 +428,3 @@ def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
     top = (tall - rows) // 2
     left = (wide - columns) // 2
     return tiles[:, top : top + rows, left : left + columns]
-
-
-FAMILIES = (LlavaNext, LlavaNextVideo, LlavaOnevision)

@@ -122,6 +122,3 @@ def _pad_pictures(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
         _, rows, columns = picture.shape
         padded.append(pad(picture, (0, width - columns, 0, height - rows)))
     return torch.stack(padded)
-
-
-FAMILIES = (Mistral3,)

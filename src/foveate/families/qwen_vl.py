@@ -472,6 +472,3 @@ class Glm46V(Glm4v):
     model_type: ClassVar[str] = "glm46v"
     title: ClassVar[str] = "GLM-4.6V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text", "glm4v_moe_text"})
-
-
-FAMILIES = (Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe, Qwen35, Qwen35Moe, Glm4v, Glm4vMoe, Glm46V)

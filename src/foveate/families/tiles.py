@@ -323,6 +323,3 @@ def _tags(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, ...] 
         tag: tuple[int, ...] | None = tuple(ids[fences[-1] + 1 : start]) if fences else None
         tags.append(tag)
     return tags
-
-
-FAMILIES = (InternVL, SmolVLM, Idefics3)

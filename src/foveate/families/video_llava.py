@@ -180,6 +180,3 @@ def _with_cls(cls: Tensor, rows: Sequence[Tensor]) -> Tensor:
     frames, _, width = cls.shape
     patches = torch.cat(list(rows)).view(frames, -1, width)
     return torch.cat((cls, patches), dim=1)
-
-
-FAMILIES = (VideoLlava,)
