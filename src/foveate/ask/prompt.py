@@ -19,7 +19,6 @@ from foveate.ask.media import Media, Picture, as_frames, crop_note, pad, read_me
 from foveate.contract.method import Method
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, RunCounts, cost
-from foveate.embedded import FILMS, NAME
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError, UnsupportedError
 from foveate.naming import asked_share
@@ -312,7 +311,9 @@ def prepare(
                 medium = medium.thinned(getattr(loaded.processor, "most_frames", len(medium)))
             if split and isinstance(medium, Clip):
                 medium, words = as_frames(medium, few)
-                notes.append(words + f" The embedded model for videos is {FILMS}." * (loaded.name == NAME))
+                if loaded.name == embedded.NAME:
+                    words += f" The embedded model for videos is {embedded.FILMS}."
+                notes.append(words)
             if crops and (fit == "pad" or loaded.pads):
                 medium = pad(medium, loaded.processor)
             media.append(medium)

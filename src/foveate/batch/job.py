@@ -24,7 +24,7 @@ from foveate.plain.version import __version__
 from foveate.plain.writing import encodable
 from foveate.runs.crew import Crew, Here, work_through
 from foveate.runs.listener import Listener
-from foveate.runs.samples import LINE_KEY, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
+from foveate.runs.samples import LINE_KEY, ROOT, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 
 DIED = "The process that answered it died, even alone: its file breaks a decoder, or needs more memory than there is."
@@ -209,6 +209,7 @@ def _reasons(path: Path) -> dict[str, int]:
                 for text in value if isinstance(value, list) else [value]:
                     if isinstance(text, str) and len(text) > 1 and text in reason:
                         reason = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "…", reason)
+            reason = re.sub(r"…[/\\]…", "…", reason)  # a base folder and a path in it
             reasons[re.sub(r"(?<![\w.])\d+([,.]\d+)*(?!\w)", "N", reason)] += 1
     return dict(reasons.most_common())
 
@@ -242,7 +243,7 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         rows = encodable(rows)
         answers = [row for row in rows if REASON not in row]
         bad = [row for row in rows if REASON in row]
-        broken = [row for row in bad if row.keys() <= {KEY, REASON, LINE_KEY}]
+        broken = [row for row in bad if row.keys() <= {KEY, REASON, ROOT, LINE_KEY}]
         store.add(answers, [row for row in bad if row not in broken], broken)
         summary.add(answers, bad)
         if any(STRANGE in row["notes"] for row in answers):

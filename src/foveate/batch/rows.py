@@ -24,7 +24,7 @@ from foveate.plain.files import scheme_of
 from foveate.plain.flags import GraphOptions, MediaOptions
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at
-from foveate.runs.samples import Bad, MediaSample, as_said, labels_in
+from foveate.runs.samples import OF_BAD, ROOT, Bad, MediaSample, as_said, labels_in
 
 KEY = "row"
 """The column with a row's number in the input."""
@@ -219,23 +219,31 @@ def _row(reply: Reply[MediaSample]) -> Row:
 
 
 def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
-    """Return a sample's record with the reason why there is no answer. It can be an input again, from any folder."""
+    """Return a sample's record with the reason why there is no answer. It can be an input again, from any folder.
+
+    Paths are as in the input, and as in answers. The base folder of relative ones is beside them.
+    """
     record = dict(sample.record)
     if isinstance(sample, MediaSample):
         own = {"id": sample.id, "question": sample.question}
         record = {name: text for name, text in own.items() if text not in record.values()} | record
-        record[sample.column] = list(sample.media)
+        inside = {place: source for place, source in enumerate(sample.media) if scheme_of(source) == "data"}
+        if inside:
+            value = record[sample.column]
+            names = value if isinstance(value, list) else [value]
+            record[sample.column] = [inside.get(place, name) for place, name in enumerate(names)]
     if len(reason) > LONGEST:
         reason = f"{reason[:LONGEST]}…"
-    return beside(record, {KEY: sample.number, REASON: reason})
+    root = {ROOT: sample.root} if sample.root else {}
+    return beside(record, {KEY: sample.number, REASON: reason, **root})
 
 
 def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
     """Join a record's columns with ours. A record's column with the name of one of ours becomes `input_NAME`.
 
-    The id keeps its name. A record that was a bad row of an earlier job loses its old "row" and "reason".
+    The id keeps its name. A record that was a bad row of an earlier job loses its old "row", "reason" and "root".
     """
-    was_bad = {KEY, REASON} <= record.keys()
+    was_bad = OF_BAD if {KEY, REASON} <= record.keys() else ()
     ours = {*OURS, *values, REASON} - {"id"}
-    others = ((name, value) for name, value in record.items() if not (was_bad and name in (KEY, REASON)))
+    others = ((name, value) for name, value in record.items() if name not in was_bad)
     return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)

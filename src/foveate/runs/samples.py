@@ -30,6 +30,10 @@ LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer or answers. The first one present is used."""
 LINE = 2**24
 """Maximum bytes of a JSON line, or letters of a CSV cell. A longer one is not a sample."""
+ROOT = "root"
+"""The key of a bad row's base folder of relative paths."""
+OF_BAD = {"row", "reason", ROOT}
+"""The keys by which a bad row of an earlier job is known."""
 LINE_KEY = "line"
 """The key of a line that cannot be parsed."""
 SHOWN = 10_000
@@ -56,6 +60,7 @@ class MediaSample:
         question: The question.
         record: The file's record by column, without media inside the file.
         column: The column of the media.
+        root: The base folder of relative paths.
     """
 
     number: int
@@ -64,6 +69,7 @@ class MediaSample:
     question: str
     record: Mapping[str, object]
     column: str = "media"
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,14 @@ class Bad:
         record: As in `MediaSample`, or the line under `LINE_KEY`.
         reason: Why it is not a sample, and what to do.
         id: Its id; None if unknown.
+        root: The base folder of relative paths; empty for a line that cannot be parsed.
     """
 
     number: int
     record: Mapping[str, object]
     reason: str
     id: str | int | None = None
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,14 +362,14 @@ class Samples:
         source: Reads the records.
         columns: The names of the columns.
         question: One question for every sample; None reads the column.
-        root: The base folder of relative paths.
+        root: The base folder of relative paths. None is the file's folder, or that of the job whose bad row it is.
         state: The file's state when it was opened, to detect changes.
     """
 
     source: _Records
     columns: SampleColumns
     question: str | None
-    root: str
+    root: str | None
     state: object
 
     @property
@@ -449,16 +457,18 @@ class Samples:
                 )
 
     def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
-        columns = self.columns
+        columns, root = self.columns, self.root
+        if root is None:
+            root = str(record[ROOT]) if record.keys() >= OF_BAD else os.path.abspath(self.source.path.parent)
         name, column, media = None, columns.media[0], tuple[str, ...]()
         try:
             name = self._id(record, number)
             if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
                 column = _first(record, columns.media, " To ask without media, use --text-only of foveate batch.")
-                media = tuple(_locate(value, self.root, column) for value in _as_list(record[column]))
+                media = tuple(_locate(value, root, column) for value in _as_list(record[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
-            return Bad(number, self._absolute(record), str(error), name)
+            return Bad(number, self._in_texts(record, root), str(error), name, root)
         if any(scheme_of(source) == "data" for source in media):
             names: list[object] = []  # the paths, and None for media inside the file
             for value in _as_list(record[column]):
@@ -468,7 +478,7 @@ class Samples:
                 else:
                     names.append(value if is_file else None)
             record = {**record, column: names if isinstance(record[column], list) else names[0]}
-        return MediaSample(number, name, media, question, record, column)
+        return MediaSample(number, name, media, question, record, column, root)
 
     def _id(self, record: Mapping[str, object], number: int) -> str | int:
         """Return a row's id: its number without an id column, or if the default column has no value."""
@@ -494,16 +504,14 @@ class Samples:
         ids = (record.get(self.columns.id or "") for record in records if isinstance(record, Mapping))
         return str if isinstance(next(filter(None, ids), ""), str) else int
 
-    def _absolute(self, record: Mapping[str, object]) -> Mapping[str, object]:
-        """Make a record's paths absolute, so that it can be an input from any folder. Other values stay."""
-        column = next((name for name in self.columns.media if record.get(name) is not None), None)
-        if column is None:
-            return record
-        paths = _as_list(record[column])
-        for place, path in enumerate(paths):
+    def _in_texts(self, record: Mapping[str, object], root: str) -> Mapping[str, object]:
+        """Replace media inside a record by texts, so that it can be written as JSON and be an input again."""
+        column = next((name for name in self.columns.media if isinstance(record.get(name), list | Mapping | bytes)), "")
+        media = _as_list(record.get(column))
+        for place, value in enumerate(media):
             with suppress(Unreadable):
-                paths[place] = _locate(path, self.root, column)
-        return {**record, column: paths}
+                media[place] = value if isinstance(value, str) else _locate(value, root, column)
+        return {**record, column: media} if column else record
 
 
 def samples_in(
@@ -529,8 +537,7 @@ def samples_in(
             raise SettingError(f"The folder {path} needs one question about all of its files.")
         columns = SampleColumns(id=columns.id and SampleColumns().id)
         root = path
-    start = os.path.abspath(path.parent if root is None else root)
-    return Samples(source, columns, question, start, source.state())
+    return Samples(source, columns, question, None if root is None else os.path.abspath(root), source.state())
 
 
 def _source(path: Path, columns: SampleColumns) -> _Records:
