@@ -34,10 +34,8 @@ def lookup(name: str) -> type[Method] | None:
     """The method of this name. None if there is none."""
     if name in _extra_methods:
         return _extra_methods[name]
-    if name in inventory.method_classes():
-        kind: type[Method] = getattr(
-            importlib.import_module(f"foveate.methods.{name}"), inventory.method_classes()[name]
-        )
+    if of_file := inventory.method_classes().get(name):
+        kind: type[Method] = getattr(importlib.import_module(f"foveate.methods.{name}"), of_file)
         return kind
     return _bring().get(name)
 

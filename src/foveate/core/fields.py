@@ -70,10 +70,9 @@ def _sentence(owner: str, name: str, value: Any, error: ValidationError) -> str:
     worst = error.errors(include_url=False)[0]
     place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
     said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")
-    if worst["type"] == "missing":
-        said = f"{place} is missing"
-    elif worst["type"] in ("too_long", "too_short"):
-        said = f"{place} has too {'many' if worst['type'] == 'too_long' else 'few'} values"
+    counts = {"missing": "is missing", "too_long": "has too many values", "too_short": "has too few values"}
+    if worst["type"] in counts:
+        said = f"{place} {counts[worst['type']]}"
     elif not said.startswith("layers"):
         said = f"{place} should be {said.removeprefix('be ')}"
     return f"{owner}: {said}; got {brief(value)}."

@@ -4,9 +4,8 @@ A signal is a value: two equal signals are read once. It says which tensor the s
 that costs. New signals are declared here, and the tables in the docs are generated from this file.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
@@ -279,7 +278,7 @@ class OwnSignal(Signal):
     make: Callable[..., Tensor]
     of: Annotated[tuple[Literal["queries", "keys", "values", "hidden"], ...], MinLen(1)] = ("values",)
     # The method that it belongs to; set by the method, and no part of the signal's value.
-    author: Author = dataclasses.field(default=Author("OwnSignal"), compare=False, repr=False)
+    author: Author = field(default=Author("OwnSignal"), compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"OwnSignal({getattr(self.make, '__qualname__', 'make')}, of={self.of})"
