@@ -72,9 +72,9 @@ def test_cuts_between_layers_say_why_few_tokens_can_be_enough(monkeypatch):
     write = Page.write
     monkeypatch.setattr(Page, "write", lambda self, text, *a, **k: written.append(text) or write(self, text, *a, **k))
     draw_comparison([("before the decoder", record(method=fv.DivPrune(tokens=5)))], red())
-    assert "earlier layers" not in written[-1]
+    assert "Earlier layers" not in written[-1]
     draw_comparison([("before the decoder", record(method=fv.DivPrune(tokens=5))), ("two cuts", record())], red())
-    assert "earlier layers" in written[-1]
+    assert "Earlier layers" in written[-1]
 
 
 def test_a_panel_has_the_area_of_a_square_and_no_side_too_long():

@@ -32,9 +32,7 @@ FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 HEAD = """<div class='fv-head'><h1>foveate</h1>
 <p>A model turns a picture into hundreds of vision tokens; foveate drops most of them while the model answers.
 Pick a picture and press <b>Ask</b>: the full model answers first, then each method with fewer tokens.{}</p></div>"""
-SMALL = (
-    " This small model only knows drawings: shapes, colours, positions, counts up to nine, and words of five letters."
-)
+SMALL = " This small model knows only drawings: shapes, colours, positions, counts and words of five letters."
 """Appended for the embedded model."""
 NO_VIDEOS = (
     "This model does not read videos: it sees the frames as separate pictures, so its answer may be poor. For videos, "
@@ -287,12 +285,9 @@ class AskPanel:
 
     def _notes(self, subject: Subject) -> tuple[str, ...]:
         """Notes to show before the first question."""
-        notes = subject.notes
-        if subject.noun == "video" and not reads_videos(self.vlm.processor):
-            notes += (NO_VIDEOS,)
-        if self.vlm.name in embedded.NAMES and not all(map(embedded.is_drawn, subject.pictures)):
-            notes += (embedded.STRANGE,)
-        return notes
+        as_pictures = subject.noun == "video" and not reads_videos(self.vlm.processor)
+        strange = self.vlm.name in embedded.NAMES and not all(map(embedded.is_drawn, subject.pictures))
+        return (*subject.notes, *[NO_VIDEOS] * as_pictures, *[embedded.STRANGE] * strange)
 
     def upload(self, path: str | None, names: list[str], percent: float, frames: int = FRAMES) -> Iterator[Changes]:
         """Read an uploaded file. If it is bad, say so and empty the box; the previous picture is gone either way."""

@@ -24,9 +24,8 @@ from foveate.video import Clip
 FULL = "full model"
 MOST = 5
 """Most methods that can be compared at a time."""
-TERMS = """<p class='fv-note'>Percentages and bars compare with the full model. <b>FLOPs</b>: calculations from the
-picture to the first token. <b>KV cache</b>: memory for the keys and values of all tokens, which each new token reads.
-<b>Time</b>: one run on this machine; the first one is slow.</p>"""
+TERMS = """<p class='fv-note'>Bars compare with the full model. <b>FLOPs</b>: calculations before the answer. <b>KV
+cache</b>: memory for the keys and values of all tokens, which each new token reads. <b>Time</b>: of one run.</p>"""
 """Explains the measures of the cards."""
 UNDER_WAY: WeakSet[Stream] = WeakSet()
 """Streams that are still open. Gradio does not close them when the server ends; see `foveate.app.server.serve`."""

@@ -42,17 +42,14 @@ ANSWER = "36KUM"
 
 
 STRANGE = (
-    "the embedded model knows only drawings of coloured shapes and short texts. Its answers about other pictures, such "
-    "as photographs and documents, mean nothing: load another model for those."
+    "the embedded model knows only drawings of shapes and words, so its answer means nothing here: load another model"
 )
 """The note on a picture that is not drawn."""
 
 
 def tasks_of(model: str) -> tuple[str, ...]:
     """Return the tasks of a model: those about films for `FILMS`, else those about pictures."""
-    if model == FILMS:
-        return FILM_TASKS
-    return TASKS
+    return FILM_TASKS if model == FILMS else TASKS
 
 
 def path() -> Path:
@@ -76,16 +73,15 @@ def is_drawn(image: Any) -> bool:
     """
     import numpy as np
 
-    pixels = np.asarray(image, np.int16)
-    height, width, _ = pixels.shape
-    if width != height or width % 14 or width > 672:
+    if image.width != image.height or image.width % 14 or image.width > 672:
         return False
+    pixels = np.asarray(image, np.int16)
     # From the pixel above and the one on the left: (height - 1, width - 1), in levels of 255.
     steps = np.maximum(abs(np.diff(pixels, axis=0))[:, 1:], abs(np.diff(pixels, axis=1))[1:]).max(axis=-1)
     counts = np.bincount((pixels >> 4).reshape(-1, 3) @ (256, 16, 1))  # of 4,096 colours
     others = 1 - np.sort(counts)[-32:].sum() / counts.sum()
     edges, soft = (steps > 24).sum(), ((steps > 32) & (steps < 64)).sum()
-    return bool(edges <= 55 * width and soft * others <= 1_900)
+    return bool(edges <= 55 * image.width and soft * others <= 1_900)
 
 
 def load(device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:

@@ -123,10 +123,9 @@ def evaluate_samples(
         raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
     if not isinstance(vlm, VLM):
         vlm = vlm()
-    if vlm.name in embedded.NAMES:
-        prompts = (vlm.prepare(question.media(), question.text) for question in asked)
-        if any(embedded.STRANGE in prompt.notes for prompt in prompts):
-            listener.note(embedded.STRANGE)
+    prompts = (vlm.prepare(question.media(), question.text) for question in asked if vlm.name in embedded.NAMES)
+    if any(embedded.STRANGE in prompt.notes for prompt in prompts):
+        listener.note(embedded.STRANGE)
     vision_tokens = vlm.card.family.fixed_count(vlm.model.config) if alike else None
     quality = _compare(vlm, asked, plan or Plan(), listener, vision_tokens)
     left_out = [{"row": row.number, "reason": row.reason} for row in bad]

@@ -108,10 +108,8 @@ def split(pictures: Iterable[str], seed: int) -> tuple[list[str], list[str]]:
 
 def notes_on(pictures: Pictures) -> list[str]:
     """Return notes for the user on samples that are few, have one question, or differ in size."""
-    notes = []
     prompts = [prompt for about in pictures.values() for prompt in about]
-    if any(STRANGE in prompt.notes for prompt in prompts):
-        notes.append(STRANGE)
+    notes = [STRANGE] * any(STRANGE in prompt.notes for prompt in prompts)
     if len(pictures) < FEW:
         notes.append(
             f"{len(pictures)} pictures are few, so intervals will be wide. {FEW} or more are better, 45 are good."

@@ -15,9 +15,7 @@ from foveate.viz.showing import Media, Prefill, frames_of
 LABEL = 230  # width of a row's label, in pixels
 MARGIN, GAP = 18, 12
 TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 10, 8, 6.5
-ALREADY_READ = (
-    "Before a layer: earlier layers have read the patches that are dark there, so an answer can be right with few left."
-)
+ALREADY_READ = " Earlier layers have read what a later one drops, so an answer can be right with few tokens left."
 
 
 def draw_comparison(
@@ -45,12 +43,10 @@ def draw_comparison(
     frames, moving = frames_of(prefills[0][1], media, sample)
     rows = [_originals(frames, "frame" if moving else "picture")]
     legend = PLAIN_LEGEND
-    between = False
     for label, prefill in prefills:
         stages = [stage for stage in stage_panels(prefill, media, sample) if stage.dropped]
         if any(stage.merges for stage in stages):
             legend = LEGEND
-        between = between or any(stage.layer for stage in stages)
         rows.append((label, [(stage.pixels, f"{stage.place}: {stage.after}") for stage in stages]))
 
     cells = [max((pixels.shape[1] for pixels, _ in panels), default=SIDE) for _, panels in rows]
@@ -65,8 +61,8 @@ def draw_comparison(
             below = page.write("Nothing was dropped.", left, top - 3, LABEL_SIZE, room=LABEL, kind="faint")
         most = max(3, int((below - top) / line_height(LABEL_SIZE)))
         top = max(below, page.write(label, MARGIN, top - 3, LABEL_SIZE, room=LABEL, lines=most)) + GAP
-    if between:
-        legend += f" {ALREADY_READ}"
+    if any(stage.layer for _, prefill in prefills for stage in prefill.stages):
+        legend += ALREADY_READ
     top = page.write(legend, MARGIN, top, CAPTION_SIZE, room=inside, kind="faint")
     return page.to_image(top + MARGIN / 2)
 
