@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import pickle
 import random
 import threading
 import weakref
@@ -16,7 +17,7 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.generation import FirstToken
 from foveate.ask.growth import Seen, forget, grow, refuse_unturnable, turn_back
 from foveate.ask.look import end_of_pictures, look_at
-from foveate.ask.prompt import prepare
+from foveate.ask.prompt import is_vision, prepare
 from foveate.ask.running import answers_to
 from foveate.contract.method import LastFrame
 from foveate.registry import family_for
@@ -226,6 +227,20 @@ def test_any_picture_is_forgotten(small, pictures, method):
         live.forget(2).ask("What?", **NEW).tokens
         == small.look(pictures[0], method=method).see(pictures[1]).ask("What?", **NEW).tokens
     )
+
+
+@pytest.mark.parametrize("method", ["vidcom2", "v2drop"])
+def test_the_pooling_mask_has_the_columns_of_all_that_was_seen(small, pictures, method):
+    grown = small.look(pictures[0], method=method).see(pictures[1], after=["What?", "That."]).see(pictures[2])
+    for live in (grown, grown.forget(1), grown.forget(0), grown.forget(0).forget(1)):
+        (mask,), vision = live.trace.pooling_mask, is_vision(small.model.config, live.look.ids[0])
+        (origin,), columns = live.trace.cuts[-1].origin, vision.nonzero()[:, 0]
+        assert len(mask) == live.tokens
+        assert mask[~vision].all()
+        assert int(mask[vision].sum()) == len(origin) < len(columns)
+        if method == "v2drop":  # rows that leave a tower stand in the first columns of their picture
+            assert torch.equal((mask * vision).nonzero()[:, 0], columns[origin])
+        assert torch.equal(pickle.loads(pickle.dumps(live.trace)).pooling_mask[0], mask)
 
 
 def test_what_is_said_in_between_stays(small, pictures):

@@ -79,10 +79,13 @@ def test_no_cache_gives_the_same(name, family):
 
 @pytest.mark.parametrize(("family", "word"), PROMPTS)
 def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, word):
-    model, inputs = tiny(family), batch(family, [word])
+    model, inputs, hidden = tiny(family), batch(family, [word]), []
     with fv.drop(model, fv.Uniform(layers=(0,), keep=(0.5,))) as trace, torch.no_grad():
         logits = model(**inputs, logits_to_keep=1).logits
         cache = cache_in(model(**inputs))
+        hook = model.get_decoder().register_forward_hook(lambda *call: hidden.append(call[-1].last_hidden_state[0]))
+        model(**inputs)  # asks for all columns
+        hook.remove()
     kept = trace.stages[0].kept[0]
     with torch.no_grad():
         embeds, picture, deep = oracle.embed(model, inputs)
@@ -105,6 +108,8 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
         out = model.get_decoder()(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])
     assert torch.equal(logits, short)
+    assert torch.equal(trace.pooling_mask[0].nonzero()[:, 0], rows)
+    assert torch.equal(hidden[0][rows], out.last_hidden_state[0])
     assert slots(cache) == [TINY[family].held(index, len(rows)) for index in range(len(cache.layers))]
 
 

@@ -201,7 +201,7 @@ class Prefix:
         trace.graphs = look.trace.graphs
         records = [seen.record for seen in pictures if seen.record is not None]
         if records:
-            trace.add(join_records(records, look.cache))
+            trace.add(join_records(records, look.cache, [seen.columns for seen in pictures]))
         other.pictures, other.conversation, other.look = pictures, conversation, replace(look, trace=trace)
         other.notes = tuple(dict.fromkeys((*self.notes, *pictures[-1].prompt.notes)))
         other._wording = replace(pictures[-1].wording, head=head_of(self.loaded, conversation))

@@ -378,6 +378,7 @@ class Forward:
             empty.
         segment: The segment of previous layers that the next layer may continue; None if it cannot.
         hands_on: Whether layers pass rows on to one another.
+        unpadded: (samples, span) int64, 1 where a column of a prompt is not padding; on the prompt's device.
 
     Attributes for limited reads in decode steps (if the method has a stage for that):
         ends_turn: Whether steps after this prompt may read less of the caches.
@@ -416,6 +417,7 @@ class Forward:
     steps: Sequence[PrunedLayer | None] = ()
     segment: Segment | None = None
     hands_on: bool = False
+    unpadded: Tensor | None = None
 
     ends_turn: bool = False
     kinds: Tensor = NOTHING

@@ -74,6 +74,10 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             core = "get_image_features or get_video_features of the model's core"
             raise unknown(f"encodes {name} in another way than by {core}")
     masks = [(mask, _media_in(forward, arrival, modality, mask)) for modality, mask in arrival.placeholders]
+    if prompt is not None and (is_prompt or masks):
+        forward.unpadded = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
+        if live is not None:
+            forward.unpadded *= (live[:, -forward.span :] != 0).to(prompt.device)  # in front: columns of earlier turns
     if arrival.encoded and arrival.arguments and not masks:
         raise UnsupportedError(
             "The model encoded pictures but did not report their positions in the prompt, so foveate cannot drop "
@@ -94,8 +98,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             begin_turn(forward, cache, prompt, live)
         return None
     span = embeds.shape[1]
-    alive = None if live is None else live[:, -span:]  # the mask has the columns of earlier turns in front
-    samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
+    samples = read_samples(masks, None if live is None else forward.unpadded, program.by_frame, program.reads_cells)
     # None if unknown beforehand: the tower has cut, or the image or the question decides.
     plans: list[Sequence[int] | None] = [None] * len(samples)
     if not any([image.changed for sample in samples for image in sample.media]):
@@ -167,8 +170,8 @@ def _are_tokens(rows: Tensor, embedding: Any) -> bool:
     """Return whether each row, (…, width), is the embedding of a token."""
     # Compare the first 8 bytes of each row: two numbers in float32, four in bfloat16.
     numbers = 8 // rows.element_size()
-    weight = embedding.weight
-    device = rows.device if weight.is_meta else weight.device  # accelerate's hooks load weights when they are needed
+    # accelerate's hooks load weights when they are needed.
+    device = rows.device if embedding.weight.is_meta else embedding.weight.device
     ids = torch.arange(embedding.num_embeddings, device=device)
     # Call the module, since some scale what they look up; in parts, since the whole table may not fit twice.
     table = torch.cat([embedding(part)[:, :numbers] for part in torch.split(ids, PART)])
@@ -323,7 +326,9 @@ def finish(forward: Forward, cache: Any) -> None:
         forward: A forward that has run through all layers.
         cache: Holds what the layers stored; None if the model runs without one.
     """
-    record = forward.outcome.record
+    record, rows = forward.outcome.record, forward.outcome.rows
+    if record is not None and forward.unpadded is not None:
+        record._left = forward.unpadded, *((None, None) if rows is None else (rows.columns, rows.valid))
     if record is not None and not forward.drops:
         record.cached, record.windows = cache is not None, _windows(cache)
     if forward.ends_turn and not forward.drops and cache is not None:
@@ -337,8 +342,8 @@ def finish(forward: Forward, cache: Any) -> None:
             "the others was replaced inside the context, for example by removing accelerate's hooks. Exit the context "
             "before you change the model, then open a new one."
         )
-    rows = zip(forward.plans, forward.samples, forward.vision_left(), strict=True)
-    for number, (plan, sample, left) in enumerate(rows):
+    left_of = zip(forward.plans, forward.samples, forward.vision_left(), strict=True)
+    for number, (plan, sample, left) in enumerate(left_of):
         if plan and left != plan[-1] + sample.fixed:
             raise SessionError(
                 f"Sample {number} has {left} vision tokens left, but the method's plan says {plan[-1] + sample.fixed}. "

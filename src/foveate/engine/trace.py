@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from foveate.core.tensors import Change, on_tensors, send
 from foveate.cost import RunCounts
@@ -156,11 +157,27 @@ class PrefillRecord:
     reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _steps: int = 0
     _again: Tensor | int = 0
+    _left: tuple[Tensor, Tensor | None, Tensor | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle with tensors on the host, and slots counted now."""
         slots: dict[int, Any] = {layer: partial(list, count()) for layer, count in self.slots.items()}
-        return {**vars(self), "rows": self._row_counts(), "slots": slots, "_again": int(self._again)}
+        state = {**vars(self), "rows": self._row_counts(), "slots": slots, "_again": int(self._again)}
+        if self._left is not None:
+            mask = self.pooling_mask.cpu()
+            state |= {"_left": (mask, None, None), "pooling_mask": mask}
+        return state
+
+    @cached_property
+    def pooling_mask(self) -> Tensor:
+        """Which columns of the prompt hold a row at the end, (samples, columns) int64: see `Trace.pooling_mask`."""
+        if self._left is None:
+            raise SessionError("This prefill did not end, so it is not known which rows are left. Run the model again.")
+        mask, columns, valid = self._left  # not padding; and the columns and valid rows of a `RowMap`
+        if columns is None:
+            return mask
+        real = torch.ones_like(columns) if valid is None else valid.long()  # a pad repeats a row's column
+        return mask * torch.zeros_like(mask).scatter_add(1, columns.to(mask.device), real.to(mask.device)).clamp(max=1)
 
     def _row_counts(self) -> list[int]:
         """Return `rows` as a list. The first call reads them from the device."""
@@ -361,10 +378,15 @@ PLACES: tuple[Where, ...] = ("pixels", "tower", "projector", "layer", "kv")
 """Places of cuts, in the order in which a token meets them."""
 
 
-def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
+def join_records(records: Sequence[PrefillRecord], cache: Any, columns: Sequence[int]) -> PrefillRecord:
     """Join the records of prefills of one sample each whose caches were concatenated.
 
     At a place where only some of them cut, the others keep what they have.
+
+    Args:
+        records: The records.
+        cache: The joined cache.
+        columns: Columns that each prefill has in it. They differ from its own by text in front.
     """
     cuts = [{(PLACES.index(cut.where), cut.layer or 0): cut for cut in record.cuts} for record in records]
     counts = [record.vision_tokens[0] for record in records]
@@ -391,7 +413,10 @@ def join_records(records: Sequence[PrefillRecord], cache: Any) -> PrefillRecord:
     media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
     slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
     length, entered = (cache.get_seq_length(),), (sum(counts),)
-    return replace(records[0], rows=length, vision_tokens=entered, media=media, stages=stages, slots=slots)
+    pairs = zip(records, columns, strict=True)
+    masks = [pad(one.pooling_mask, (count - one.pooling_mask.shape[1], 0), value=1) for one, count in pairs]
+    left = torch.cat(masks, dim=1), None, None
+    return replace(records[0], rows=length, vision_tokens=entered, media=media, stages=stages, slots=slots, _left=left)
 
 
 @dataclass
@@ -508,6 +533,21 @@ class Trace:
     def kv_lengths(self) -> list[list[int]]:
         """Tokens in the KV cache after the prefill: `kv_lengths[layer][sample]`."""
         return self.latest.kv_lengths
+
+    @property
+    def pooling_mask(self) -> Tensor:
+        """Which columns of the prompt hold a row at the end: multiply your attention mask by it to pool hidden states.
+
+        Never give it to the model. The k-th marked column of a sample's vision tokens has row k of `cuts[-1].origin`,
+        also if rows were merged. Cuts of the cache after the prefill do not change it.
+
+        (samples, columns) int64 on the prompt's device: 1 at text and at rows that the last layer processed; 0 at
+        padding, at dropped columns, and where an image's last column has a copy of an earlier row.
+
+        Raises:
+            SessionError: If the model has not run yet, or did not get to the end.
+        """
+        return self.latest.pooling_mask
 
     @property
     def reads(self) -> dict[int, tuple[int, ...]]:
