@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from foveate.errors import BudgetError, InputError, SettingError
+from foveate.errors import BudgetError, FoveateError, InputError, SettingError
+from foveate.naming import parse
 from tests.ask.test_pictures import png_claiming
 from tests.films import film
 
@@ -122,3 +123,20 @@ def test_what_asks_for_something_that_is_not_done_is_refused(fields):
     with pytest.raises(ValidationError) as caught:
         request(**fields)
     assert error_of(caught.value)[1]["error"]["param"] in fields
+
+
+@pytest.mark.parametrize("temperature", [-0.1, 2.1, 5, float("nan")])
+def test_a_temperature_is_refused_as_openais_api_does(temperature):
+    with pytest.raises(ValidationError) as caught:
+        request(temperature=temperature)
+    assert error_of(caught.value)[1]["error"]["param"] == "temperature"
+    assert request(temperature=2).generation(8).temperature == 2
+
+
+def test_a_client_is_told_what_to_send_and_no_command_to_run():
+    for name in ("v3drop", "v2drop/none", "qwertz"):
+        with pytest.raises(FoveateError) as caught:
+            parse(name)
+        message = error_of(caught.value)[1]["error"]["message"]
+        assert "vidcom2" in message
+        assert " run" not in message

@@ -158,6 +158,7 @@ def test_a_film_is_looked_at_as_one(vlm, client, towers, tmp_path):
     assert len(towers) == 1
 
 
+@pytest.mark.filterwarnings("ignore:texts stand between")
 def test_a_model_whose_looks_cannot_grow_looks_at_all_together(vlm, client, towers, monkeypatch):
     monkeypatch.setattr(type(family_for(vlm.model)), "grows", False)
     without = shares(client(0, LONGER, method="v2drop"))

@@ -20,8 +20,9 @@ from foveate.ask.media import decode_url
 from foveate.errors import FoveateError, InputError
 from foveate.naming import refuse_files
 from foveate.plain.files import scheme_of
-from foveate.plain.spelling import refuse_keys
+from foveate.plain.spelling import FOR_ALL, refuse_keys
 from foveate.plain.upstream import brief, first_line
+from foveate.registry import methods
 from foveate.video import shape_of
 
 FILM = {"fps": "fps", "max_frames": "frames", "video_start": "start", "video_end": "end"}
@@ -100,7 +101,7 @@ class Chat(Said):
     messages: list[Message] = Field(min_length=1)
     max_tokens: Length = None
     max_completion_tokens: Length = None
-    temperature: float | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -300,7 +301,10 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any], dict[str, str]]:
     if isinstance(error, ValidationError):
         error = _of_field(error)
     elif isinstance(error, FoveateError) and not isinstance(error, Refusal):
-        error = Refusal(str(error))
+        message, no_such_name, _ = str(error).partition(FOR_ALL)
+        if no_such_name:  # a client cannot run the command that follows
+            message += f" Leave it out, or send one of: {', '.join(sorted(methods()))}."
+        error = Refusal(message)
     elif not isinstance(error, Refusal):  # not the client's fault: details go to the log only
         error = Refusal("The server failed; its log has the reason.", status=500)
     kind = TYPES.get(error.status, "invalid_request_error")

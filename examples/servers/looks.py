@@ -81,7 +81,7 @@ class Looks:
         return prefix
 
 
-def going_on(prefix: fv.Prefix, conversation: Conversation, prompt: Prompt) -> Prompt | None:
+def prompt_after(prefix: fv.Prefix, conversation: Conversation, prompt: Prompt) -> Prompt | None:
     """Return the prompt of a conversation after a look at its pictures. None if it has other ids than `prompt`."""
     try:
         asked = prefix.prompt(*texts_behind(conversation))

@@ -22,7 +22,7 @@ from anyio import from_thread
 from chat import Chat, Refusal, completion, error_of, events, opened
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
-from looks import Looks, going_on
+from looks import Looks, prompt_after
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
@@ -118,8 +118,8 @@ def server(vlm: fv.VLM, options: argparse.Namespace) -> FastAPI:
                 method, budget = options.method, budget if any(budget.values()) else {"retention": options.retention}
             drops, look = vlm.method_for(method, prompt.vision_tokens, **budget), None
             prefix = looks.at(conversation, messages, method, budget) if options.looks else None
-            if prefix is not None and (asked_on := going_on(prefix, conversation, prompt)) is not None:
-                prompt, drops, look = asked_on, prefix.method, prefix.look
+            if prefix is not None and (after_look := prompt_after(prefix, conversation, prompt)) is not None:
+                prompt, drops, look = after_look, prefix.method, prefix.look
             with reply_to(vlm, prompt, drops, settings, stream=True, look=look) as stream:
                 for piece in stream:
                     if gone():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
 from foveate.contract.method import Chain, Method, Preset
+from foveate.core.fields import check_call
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain import inventory
 from foveate.plain.own_files import run_file
@@ -121,6 +122,7 @@ def _preset(name: str) -> Preset:
     return Preset(name, method, line["depth"], line.get("vision_tokens"), line["source"])
 
 
+@check_call("A preset")
 def preset(name: str) -> Method:
     """The setting of this name, such as `v2drop/llava-1.5-7b/192`, or in a preset file: from `foveate tune`, or JSON.
 
@@ -282,6 +284,8 @@ def register_method(kind: type[Method]) -> type[Method]:
     Raises:
         SettingError: If another method already has its name.
     """
+    if not isinstance(kind, type):
+        raise SettingError(f"A method of your own must be a class; got {brief(kind)}.")
     _refuse_taken(kind.name, kind, lookup(kind.name))
     _extra_methods[kind.name] = kind
     return kind
@@ -293,6 +297,8 @@ def register_family(kind: "type[Family]") -> "type[Family]":
     Raises:
         SettingError: If another family already serves its `model_type`.
     """
+    if not isinstance(kind, type):
+        raise SettingError(f"A family of your own must be a class; got {brief(kind)}.")
     _refuse_taken(kind.model_type, kind, families().get(kind.model_type))
     _extra_families[kind.model_type] = kind
     return kind

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 from PIL import Image
 
 from foveate.ask import media as module
@@ -135,13 +135,29 @@ def test_what_is_cut_in_two_is_joined_again(turns):
         assert len(begun.media) == count
         assert begun.parts[-1][0] != "text"
         assert begun.parts + behind.parts == whole.parts
-        assert begun.joined(behind).turns == whole.turns
+        assert begun.with_turns(behind).turns == whole.turns
     with pytest.raises(SettingError, match="pictures"):
         whole.split(len(whole.media) + 1)
+
+
+@given(turns=TURNS, data=st.data())
+def test_texts_leave_with_the_pictures_before_them(turns, data):
+    more = {place: {"at": place} for place in range(len(turns))}
+    whole = Conversation(tuple(("user", parts) for _, parts in turns), more)
+    assume(whole.media)
+    start = data.draw(st.integers(0, len(whole.media) - 1))
+    end = data.draw(st.integers(start + 1, len(whole.media)))
+    left = whole.without_texts(start, end)
+    places = [place for place, (kind, _) in enumerate(whole.parts) if kind != "text"]
+    until = places[end] if end < len(places) else len(whole.parts)
+    assert left.parts == whole.parts[: places[start]] + whole.parts[until:]
+    cut = len(whole.split(start + 1)[0].turns) - 1
+    for place, (_, parts) in enumerate(left.turns):
+        assert place == cut or parts == turns[left.more[place]["at"]][1]
 
 
 def test_what_follows_goes_on_with_the_same_turn():
     begun, behind = Conversation((("user", (("image", "I"), ("text", "a"))), ("assistant", ()))).split(1)
     with pytest.raises(SettingError, match="assistant"):
-        Conversation((("assistant", ()),)).joined(behind)
-    assert begun.joined(Conversation((("user", ()),))).turns == begun.turns
+        Conversation((("assistant", ()),)).with_turns(behind)
+    assert begun.with_turns(Conversation((("user", ()),))).turns == begun.turns

@@ -12,7 +12,7 @@ from transformers import LlavaImageProcessorPil
 import foveate as fv
 from foveate import embedded
 from foveate.ask.media import Picture, as_frames, crop_note, pad, read_media, read_once, square
-from foveate.errors import InputError, SettingError
+from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain import memory
 from foveate.video import read
 from tests.ask.conftest import clip_of, random_vlm
@@ -108,6 +108,15 @@ def test_the_protocol_of_the_papers_pads_by_itself(vlm):
     prompt = vlm.prepare(picture, QUESTION, protocol="llava")
     assert prompt.notes == ()
     assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, picture, QUESTION, fit="pad"))
+
+
+def test_the_protocol_of_the_papers_has_one_system_text_before_all_others(vlm):
+    turns = [("system", "Be brief."), ("user", QUESTION), ("system", "Be kind.")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    ids = vlm.prepare(messages=messages[:2], protocol="llava").inputs["input_ids"][0]
+    assert "Be brief." in vlm.processor.decode(ids)
+    with pytest.raises(UnsupportedError, match="system"):
+        vlm.prepare(messages=messages, protocol="llava")
 
 
 def test_few_frames_do_where_nobody_said_how_many():

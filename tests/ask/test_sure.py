@@ -223,7 +223,7 @@ def test_answers_that_are_not_greedy_and_whole_are_refused(more, vlm, pairs):
 
 @pytest.mark.parametrize("sure", [-0.1, 1.1, math.nan, "much", True])
 def test_a_threshold_is_a_probability(sure, vlm, pairs):
-    with pytest.raises(SettingError, match="probability"):
+    with pytest.raises(SettingError, match="sure"):
         vlm.ask(*pairs[0], sure=sure, **FEW)
 
 

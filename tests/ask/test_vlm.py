@@ -193,7 +193,7 @@ def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(small, demo):
 
 @pytest.mark.parametrize("method", [3, fv.V2Drop])
 def test_what_is_no_method_is_refused(vlm, demo, method):
-    with pytest.raises(fv.SettingError, match="foveate"):
+    with pytest.raises(fv.SettingError, match="string or a Method"):
         vlm.ask(demo, QUESTION, method=method)
     with pytest.raises(fv.UnknownNameError, match="v2drop"):
         vlm.ask(demo, QUESTION, method="v3drop")
@@ -205,7 +205,7 @@ def test_settings_that_exclude_each_other_are_refused(vlm, demo):
             vlm.ask(demo, QUESTION, choices=["a", "b"], **more)
     with pytest.raises(fv.SettingError, match="beam"):
         vlm.ask(demo, QUESTION, stream=True, num_beams=2)
-    with pytest.raises(fv.SettingError, match='fit must be "own" or "pad"'):
+    with pytest.raises(fv.SettingError, match="fit"):
         vlm.ask(demo, QUESTION, fit="crop")
     with pytest.raises(fv.SettingError, match="got 0"):
         vlm.ask_many([], batch_size=0)
@@ -431,9 +431,9 @@ def test_images_are_told_apart_by_what_stands_between_them(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"prompt": 5}, "The question must be a text; got 5"),
-        ({"prompt": QUESTION, "method": "v2drop", "retention": "a third"}, "retention must be a number; got 'a third'"),
-        ({"prompt": QUESTION, "method": "v2drop", "tokens": True}, "tokens must be a number; got True"),
+        ({"prompt": 5}, "prompt should be"),
+        ({"prompt": QUESTION, "method": "v2drop", "retention": "a third"}, "retention should be"),
+        ({"prompt": QUESTION, "method": "v2drop", "tokens": True}, "tokens should be"),
     ],
 )
 def test_arguments_of_the_wrong_type_are_refused_in_a_sentence(vlm, demo, arguments, says):
@@ -442,7 +442,7 @@ def test_arguments_of_the_wrong_type_are_refused_in_a_sentence(vlm, demo, argume
 
 
 def test_a_model_that_is_no_name_is_refused():
-    with pytest.raises(fv.InputError, match="got 3"):
+    with pytest.raises(fv.SettingError, match="got 3"):
         fv.load(3)
 
 

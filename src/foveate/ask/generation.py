@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, TypedDict
+from dataclasses import dataclass
+from typing import Annotated, TypedDict
 
 import torch
 from annotated_types import Ge, Lt, MinLen
@@ -13,14 +13,12 @@ from transformers.utils import ModelOutput
 
 from foveate._transformers import PreTrainedModel
 from foveate.ask.loaded import quiet
-from foveate.contract.settings import Part, check
+from foveate.contract.settings import AtLeastOne, Part
+from foveate.core.fields import check
 from foveate.errors import SettingError
-from foveate.plain.spelling import no_setting
 
 COLDEST = 1e-4
 """Lowest sampling temperature. Logits are divided by it, and a lower one could overflow them to infinity."""
-
-AtLeastOne = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,18 +108,6 @@ class Decoding(TypedDict, total=False):
     num_beams: int
     seed: int | None
     stop: tuple[str, ...]
-
-
-def generation_of(options: Mapping[str, Any]) -> Generation:
-    """Return the decoding settings of a caller's keyword arguments.
-
-    Raises:
-        SettingError: If a keyword is unknown, or a value is invalid (see `Generation`).
-    """
-    names = [field.name for field in fields(Generation)]
-    if unknown := sorted(set(options) - set(names)):
-        raise no_setting("An answer", unknown[0], names)
-    return Generation(**options)
 
 
 class FirstToken:

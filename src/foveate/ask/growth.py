@@ -28,14 +28,15 @@ from foveate.engine.cache import pruned_layer
 from foveate.engine.copies import copy_of, settle
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import PrefillRecord
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.plain.upstream import brief
 from foveate.registry import family_for
 from foveate.video import Clip
 from foveate.video.clip import FINE
 from foveate.video.decoding import UNNAMED
 from foveate.video.wanted import FramesWanted
+
+SPREAD = "texts stand between the pictures of this look: forgetting them takes with_texts=True."
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,15 @@ class Seen:
     def parts(self) -> list[Part]:
         """The media as parts of a conversation."""
         return [part for part in self.prompt.conversation.parts if part[0] in MEDIA]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user."""
+        whole, count = self.prompt.conversation, len(self.parts)
+        between = whole.split(1)[1].split(count - 1)[0] if count > 1 else None
+        if between is None or not (between.texts or len(between.turns) > 1):
+            return self.prompt.notes
+        return (*self.prompt.notes, SPREAD)
 
     @property
     def columns(self) -> int:
@@ -255,8 +265,6 @@ def part_of(loaded: Loaded, medium: Medium, at: float | None, frames: int | None
 
     An image with a time becomes a video of one frame if the model reads videos.
     """
-    if not isinstance(at, int | float | None):
-        raise SettingError(f"at must be a time in seconds; got {brief(at)}.")
     read = read_medium(medium, FramesWanted(frames, fps))
     if at is not None and isinstance(read, Picture) and reads_videos(loaded.processor):
         read = Clip(UNNAMED, np.array(read.image)[None], (at,), 0.0, at + 1, FINE, read.note, chosen=True)
@@ -384,8 +392,8 @@ def without(
     start, count = alike(lead, ids), len(ids) - len(lead)
     if count < 0 or not torch.equal(ids[start + count :], lead[start:]):
         raise UnsupportedError(
-            f"Picture {place} cannot be forgotten: the tokens of the text around it change without it. Look again at "
-            "the others with vlm.look."
+            f"Picture {place} cannot be forgotten: the tokens of the text around it change without it. Set with_texts "
+            "to forget that text too, or look again at the others with vlm.look."
         )
     left = replace(later, ids=torch.cat((lead, later.ids[0, later.first :]))[None], first=len(lead))
     return offset + start, offset + start + count, (*pictures[:place], left, *pictures[place + 2 :])

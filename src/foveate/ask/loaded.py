@@ -13,6 +13,7 @@ import transformers
 from transformers import GenerationConfig, ProcessorMixin
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
+from foveate.core.fields import check_call
 from foveate.core.graphs import refuse_without_graphs
 from foveate.errors import SessionError
 from foveate.families.base import Family
@@ -82,10 +83,11 @@ class Loaded:
         lock: Held while the model or its tokenizer runs: neither is thread-safe.
     """
 
+    @check_call("A model")
     def __init__(
         self, model: PreTrainedModel, processor: ProcessorMixin, name: str = "", cuda_graphs: bool = False
     ) -> None:
-        family_kind(model.config.model_type)
+        family_kind(getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)
         if cuda_graphs:
             refuse_without_graphs(model.device)
         self.model = model

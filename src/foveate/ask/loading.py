@@ -25,11 +25,12 @@ from foveate._transformers import cached_file
 from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
+from foveate.core.fields import check_call
 from foveate.core.graphs import refuse_without_graphs
 from foveate.core.tensors import seeded
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.folders import CONFIG, INDEX, WEIGHTS_OR_INDEX, ModelFolder, folder_of
-from foveate.plain.upstream import brief, explain, ignored, install_line, trim
+from foveate.plain.upstream import explain, ignored, install_line, trim
 from foveate.registry import family_kind
 
 EMBEDDED = embedded.NAME
@@ -44,6 +45,7 @@ def reloading(vlm: VLM) -> Callable[[], VLM]:
     return partial(load, vlm.name, **{name: setup[name] for name in ("device", "dtype", "attention", "cuda_graphs")})
 
 
+@check_call("A model")
 def load(
     name: str | Path = EMBEDDED,
     *,
@@ -79,8 +81,6 @@ def load(
         UnsupportedError: If no family supports the model, the device, dtype or kernel is not available, or an adapter
             needs peft and it is not installed.
     """
-    if not isinstance(name, str | Path):
-        raise InputError(f"A model must be a hub id or a folder; got {brief(name)}.")
     name = str(name)
     folder = embedded.path() if name in embedded.NAMES else folder_of(name)
     if folder is not None and name not in embedded.NAMES:

@@ -10,7 +10,7 @@ import torch
 from foveate.ask.answer import Answer
 from foveate.ask.answers import Answerer, in_order
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Decoding, generation_of
+from foveate.ask.generation import Decoding, Generation
 from foveate.ask.growth import GrownPrompt, Seen, coming, forget, going_on, grow, part_of, refuse_unturnable, without
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, look_at, refuse_unshareable, watch
@@ -20,11 +20,12 @@ from foveate.ask.running import Showing, fitting, method_in, refuse_stale, reply
 from foveate.ask.stream import Stream
 from foveate.ask.wording import Wording, head_of
 from foveate.contract.method import LastFrame, Method
+from foveate.contract.settings import AtLeastOne
+from foveate.core.fields import check_call
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace, join_records
 from foveate.errors import SettingError
 from foveate.naming import method_of, name_of
-from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief
 from foveate.registry import family_for
 from foveate.video import Clip
@@ -45,7 +46,6 @@ class Prefix:
         look: The prefilled beginning.
         conversation: The conversation up to the question.
         pictures: What each look added, in order: one entry, and one more for each `see`.
-        notes: Notes for the user, such as that an image is cropped.
         method: The method; None for the untouched model.
     """
 
@@ -58,7 +58,7 @@ class Prefix:
         refuse_unshareable(loaded.model, method)
         self.loaded = loaded
         self.conversation = prompt.conversation.without_last_text()
-        self.notes, self.method = prompt.notes, method
+        self.method = method
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
             last = LastFrame()
@@ -72,6 +72,11 @@ class Prefix:
     def media(self) -> tuple[Picture | Clip, ...]:
         """The images and videos, in order."""
         return tuple(medium for seen in self.pictures for medium in seen.prompt.media)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes for the user, such as that an image is cropped. Those of forgotten images are gone."""
+        return tuple(dict.fromkeys(note for seen in self.pictures for note in seen.notes))
 
     @property
     def rows(self) -> int:
@@ -105,6 +110,7 @@ class Prefix:
 
     # -- growing ----------------------------------------------------------------------------------------------
 
+    @check_call("A picture")
     def see(
         self,
         medium: Medium,
@@ -113,7 +119,8 @@ class Prefix:
         tokens: float | None = None,
         retention: float | None = None,
         at: float | None = None,
-        memory: int | None = None,
+        memory: AtLeastOne | None = None,
+        with_texts: bool = False,
         **showing: Unpack[Showing],
     ) -> "Prefix":
         """Look at one more image or video, after those seen before. The earlier ones do not run again.
@@ -128,7 +135,10 @@ class Prefix:
                 prefix. For other turns: what `Conversation.split` returns as following the last image.
             tokens, retention: A budget for this image that replaces the method's.
             at: The frame's time in seconds. A model that reads videos gets the frame as a video of one frame.
-            memory: Maximum rows per decoder layer. The oldest images are forgotten until no layer has more.
+            memory: Maximum rows per decoder layer, of images and texts together. The oldest images are forgotten until
+                no layer has more.
+            with_texts: Forget the texts between a forgotten image and the next one too. Without it, texts stay, and
+                fill the memory in the end.
             **showing: `frames`, `fps` and `fit`, as for `VLM.ask`.
 
         Returns:
@@ -136,11 +146,10 @@ class Prefix:
 
         Raises:
             FoveateError: As for `VLM.look`.
-            SettingError: If the image alone has more rows than `memory`.
+            SettingError: If the image and the texts that stay have more rows than `memory`.
             UnsupportedError: If the model's looks cannot grow, or `memory` is given and its looks cannot forget.
         """
         loaded = self.loaded
-        check_keywords("A picture", showing, Showing)
         drops = self.method
         if drops is None:
             method_of(None, tokens, retention)
@@ -151,7 +160,7 @@ class Prefix:
             refuse_unturnable(family_for(loaded.model), self.pictures[-1].columns)
         with loaded.lock:
             refuse_stale(loaded, self.look)
-            conversation = _followed_by(self.conversation, after)
+            conversation = _append(self.conversation, after)
             seen = coming(loaded, conversation, self._wording, part, at, showing)
             method = method_in(loaded, drops, seen.prompt.vision_tokens)
             seen = replace(seen, method=method, last=LastFrame(self.pictures[-1].last.features))
@@ -160,17 +169,23 @@ class Prefix:
         grown = self._with(pictures, look, conversation.with_media_behind(seen.parts))
         while memory is not None and grown.rows > memory:
             if len(grown.pictures) == 1:
-                raise SettingError(f"One picture has {grown.rows:,} rows; got memory={memory}. Drop more of it.")
-            grown = grown.forget(0)
+                texts = grown.tokens - seen.prompt.vision_tokens
+                raise SettingError(
+                    f"The newest picture holds {grown.rows - texts:,} rows and the texts {texts:,}; got "
+                    f"memory={memory}. Give more, drop more of the picture, or set with_texts to forget texts too."
+                )
+            grown = grown.forget(0, with_texts=with_texts)
         return grown
 
-    def forget(self, picture: int = 0) -> "Prefix":
+    @check_call("A look")
+    def forget(self, picture: int = 0, *, with_texts: bool = False) -> "Prefix":
         """Remove the images of one look: its rows leave every layer, and later rows move to earlier positions.
 
-        The texts around it stay. Later rows have attended to it, and that stays in them.
+        Later rows have attended to it, and that stays in them.
 
         Args:
             picture: Index in `pictures`; the oldest is 0.
+            with_texts: Remove the texts between it and the next one too.
 
         Returns:
             A new prefix. This one does not change.
@@ -181,13 +196,17 @@ class Prefix:
                 images has other tokens without them.
         """
         loaded, count = self.loaded, len(self.pictures)
-        if not -count <= picture < count or count == 1:
-            raise SettingError(
-                f"There are {count} looks, and one must stay; got picture={picture}. See another picture first."
-            )
+        if count == 1:
+            raise SettingError("This is the only look, and one must stay. See another picture first.")
+        if not -count <= picture < count:
+            raise SettingError(f"There are {count} looks, the oldest is 0; got picture={picture}.")
         place = picture % count
-        first = sum(len(seen.parts) for seen in self.pictures[:place])
-        conversation = self.conversation.without_media(range(first, first + len(self.pictures[place].parts)))
+        start = sum(len(seen.parts) for seen in self.pictures[:place])
+        end = start + len(self.pictures[place].parts)
+        if with_texts:
+            conversation = self.conversation.without_texts(start, end)
+        else:
+            conversation = self.conversation.without_media(range(start, end))
         with loaded.lock:
             refuse_stale(loaded, self.look)
             start, end, pictures = without(loaded, self.pictures, place, conversation)
@@ -203,7 +222,6 @@ class Prefix:
         if records:
             trace.add(join_records(records, look.cache, [seen.columns for seen in pictures]))
         other.pictures, other.conversation, other.look = pictures, conversation, replace(look, trace=trace)
-        other.notes = tuple(dict.fromkeys((*self.notes, *pictures[-1].prompt.notes)))
         other._wording = replace(pictures[-1].wording, head=head_of(self.loaded, conversation))
         return other
 
@@ -233,6 +251,7 @@ class Prefix:
         stream: bool,
         **decoding: Unpack[Decoding],
     ) -> Answer | Stream: ...
+    @check_call("An answer")
     def ask(
         self,
         question: str,
@@ -260,18 +279,19 @@ class Prefix:
             SettingError: If the question is empty, or settings contradict each other.
             UnsupportedError: If the chat template now writes a different text before the images.
         """
-        settings = generation_of(decoding)
+        settings = Generation(**decoding)
         settings.refuse_with(choices, stream)
         prompt = self.prompt(*_in_turn(after), question)
         if stream:  # raise here, not in the stream's thread; without a stream, `reply_to` checks the look
             refuse_stale(self.loaded, self.look)
         reply = reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
         if isinstance(reply, Answer):
-            reply.warn(stacklevel=2)
+            reply.warn(stacklevel=3)
         return reply
 
+    @check_call("An answer")
     def ask_many(
-        self, questions: Iterable[str], *, batch_size: int = 8, **decoding: Unpack[Decoding]
+        self, questions: Iterable[str], *, batch_size: AtLeastOne = 8, **decoding: Unpack[Decoding]
     ) -> Iterator[Answer]:
         """Ask many questions, in batches. Return the answers in the order of the questions.
 
@@ -286,11 +306,9 @@ class Prefix:
         Raises:
             FoveateError: As for `ask`.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise SettingError(f"batch_size must be 1 or more; got {brief(batch_size)}.")
         if isinstance(questions, str):
             raise SettingError(f"questions must be several texts; got one, {brief(questions)}. Use ask.")
-        answerer = Answerer(self.loaded, self.method, generation_of(decoding), batch_size)
+        answerer = Answerer(self.loaded, self.method, Generation(**decoding), batch_size)
         return in_order(answerer.replies(questions, lambda question, _: self.prompt(question), look=self.look))
 
     def prompt(self, *texts: str | Conversation) -> Prompt:
@@ -304,7 +322,7 @@ class Prefix:
             FoveateError: As for `ask`.
         """
         if len(texts) == 1 and isinstance(texts[0], Conversation):
-            conversation = self.conversation.joined(texts[0])
+            conversation = self.conversation.with_turns(texts[0])
             asked = conversation.texts
         else:
             said = cast(tuple[str, ...], texts)
@@ -319,7 +337,7 @@ class Prefix:
         ids = torch.cat((self.look.ids, rest), dim=1)
         others = {name: value for name, value in self.look.inputs.items() if value.shape != self.look.ids.shape}
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **others}
-        notes = self.notes
+        notes = tuple(dict.fromkeys(note for seen in self.pictures for note in seen.prompt.notes))
         too_long = length_note(self.loaded.model.config.get_text_config(), ids.shape[1])
         if too_long is not None and too_long not in notes:
             notes = (*notes, too_long)
@@ -329,9 +347,9 @@ class Prefix:
         return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, alone, methods)
 
 
-def _followed_by(conversation: Conversation, after: Sequence[str] | Conversation) -> Conversation:
+def _append(conversation: Conversation, after: Sequence[str] | Conversation) -> Conversation:
     if isinstance(after, Conversation):
-        return conversation.joined(after)
+        return conversation.with_turns(after)
     return conversation.with_text(*_in_turn(after))
 
 
@@ -341,6 +359,6 @@ def _in_turn(after: Sequence[str]) -> Sequence[str]:
     Raises:
         SettingError: If their number is odd.
     """
-    if isinstance(after, str) or len(after) % 2:
+    if not isinstance(after, Sequence) or isinstance(after, str) or len(after) % 2:
         raise SettingError(f"after must be questions and answers in turn, an even number of texts; got {brief(after)}.")
     return after

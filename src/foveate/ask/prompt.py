@@ -509,7 +509,9 @@ def _llava(model: PreTrainedModel, processor: ProcessorMixin, conversation: Conv
     conversation.refuse_more()
     system = SYSTEM
     said = ""
-    for role, parts in conversation.turns:
+    for place, (role, parts) in enumerate(conversation.turns):
+        if role == "system" and place:
+            raise UnsupportedError("The protocol llava has one system text, before all others. Use own.")
         texts = [value for kind, value in parts if kind == "text"]
         pictures = [value for kind, value in parts if kind == "image"]
         text = "".join(texts)

@@ -20,7 +20,6 @@ from foveate.ask.generation import (
     LeastSure,
     ends_of,
     generate,
-    generation_of,
     pad_id,
     run,
     without_padding,
@@ -37,7 +36,7 @@ from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
 from foveate.naming import method_of
-from foveate.plain.spelling import check_keywords, is_second_look, unquote
+from foveate.plain.spelling import is_second_look, unquote
 from foveate.plain.upstream import brief, is_out_of_memory
 
 AnyMethod = str | Method
@@ -95,11 +94,10 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
     Raises:
         SettingError: If a keyword is unknown, and as in `drops_of` and `Generation`.
     """
-    check_keywords("An answer", asking, Asking)
     dropping = {name: asking[name] for name in ("method", "tokens", "retention", "sure") if name in asking}
     decoding = {name: asking[name] for name in Decoding.__annotations__ if name in asking}
     showing = cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
-    return showing, drops_of(dropping.pop("method", None), **dropping), generation_of(decoding)
+    return showing, drops_of(dropping.pop("method", None), **dropping), Generation(**decoding)
 
 
 # -- what drops ---------------------------------------------------------------------------------------------------
@@ -369,8 +367,8 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> lis
     Raises:
         SettingError: If there are fewer than two choices, one has no tokens, or two have the same tokens.
     """
-    if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) < 2:
-        raise SettingError(f"choices must be a list of two or more texts; got {brief(choices)}.")
+    if len(choices) < 2:
+        raise SettingError(f"choices must be a list of two or more texts; got {brief(list(choices))}.")
     ids = []
     for choice in choices:
         check_text(choice, "A choice")

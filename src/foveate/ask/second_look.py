@@ -156,6 +156,8 @@ class SecondLook(Record):
             raise SettingError(f"A second look needs a method, such as fv.VidCom2(tokens=64); got {self.method!r}.")
         if not isinstance(self.sure, Real) or isinstance(self.sure, bool) or not 0 <= self.sure <= 1:
             raise SettingError(f"sure must be a probability between 0 and 1, such as 0.9; got {brief(self.sure)}.")
+        if not isinstance(self.promise, Promise | None):
+            raise SettingError(f"promise must be that of a calibration, or None; got {brief(self.promise)}.")
         object.__setattr__(self, "sure", float(self.sure))  # it may be a NumPy number
 
     def __repr__(self) -> str:

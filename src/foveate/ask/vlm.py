@@ -1,5 +1,6 @@
 """`VLM`: a vision-language model with its processor that answers questions about images and videos."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
@@ -26,9 +27,11 @@ from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
 from foveate.ask.wording import QUESTION
 from foveate.contract.method import Method
+from foveate.contract.settings import AtLeastOne, Count
+from foveate.core.fields import check_call
 from foveate.errors import SettingError
 from foveate.naming import method_of
-from foveate.plain.spelling import check_keywords, refuse_keys
+from foveate.plain.spelling import refuse_keys
 from foveate.plain.upstream import brief
 
 Messages = Sequence[Mapping[str, Any]]
@@ -102,6 +105,7 @@ class VLM(Loaded):
         stream: bool,
         **asking: Unpack[Asking],
     ) -> Answer | Stream: ...
+    @check_call("An answer")
     def ask(
         self,
         media: Media | None = None,
@@ -160,7 +164,7 @@ class VLM(Loaded):
         if isinstance(drops, SecondLook):
             drops.refuse_with(settings, choices, stream)
         asked = self.prepare(media, prompt, messages=messages, **showing)
-        asked.warn(stacklevel=2)
+        asked.warn(stacklevel=3)
         method = method_in(self, drops, asked.vision_tokens)
         if isinstance(drops, SecondLook):
             replies = Answerer(self, drops, settings).replies([asked], lambda prompt, _: prompt)
@@ -168,14 +172,15 @@ class VLM(Loaded):
         else:
             reply = reply_to(self, asked, method, settings, choices, stream)
         if isinstance(reply, Answer):
-            reply.warn(stacklevel=2)
+            reply.warn(stacklevel=3)
         return reply
 
+    @check_call("An answer")
     def ask_many(
         self,
         questions: Iterable[Question | tuple[Media, str] | Mapping[str, object]],
         *,
-        batch_size: int = 8,
+        batch_size: AtLeastOne = 8,
         **asking: Unpack[Asking],
     ) -> Iterator[Answer]:
         """Ask many questions, in batches of similar prompts. Yield the answers in the order of the questions.
@@ -191,8 +196,6 @@ class VLM(Loaded):
         Raises:
             FoveateError: As for `ask`.
         """
-        if batch_size < 1:
-            raise SettingError(f"batch_size must be 1 or more; got {batch_size}.")
         showing, drops, settings = in_parts(asking)
         answerer = Answerer(self, drops, settings, batch_size)
 
@@ -209,6 +212,7 @@ class VLM(Loaded):
     def look(self, media: Media | None = None, **looking: Unpack[Looking]) -> Prefix: ...
     @overload
     def look(self, *, messages: Messages, **looking: Unpack[Looking]) -> Prefix: ...
+    @check_call("A look")
     def look(
         self, media: Media | None = None, *, messages: Messages | None = None, **looking: Unpack[Looking]
     ) -> Prefix:
@@ -232,7 +236,6 @@ class VLM(Loaded):
             SettingError: If there is no image or video.
             UnsupportedError: If the model, its chat template or the method needs the question first.
         """
-        check_keywords("A look", looking, Looking)
         showing, drops, _ = in_parts(looking)
         if isinstance(drops, SecondLook):
             raise SettingError("A second look needs a question: pass it to ask or ask_many, or its .method to look.")
@@ -244,11 +247,13 @@ class VLM(Loaded):
             conversation = Conversation.of(messages, showing.get("frames"), showing.get("fps")).with_text(QUESTION)
         prompt = self._prepare(conversation, showing)
         prefix = Prefix(self, prompt, method_in(self, drops, prompt.vision_tokens))
-        prompt.warn(stacklevel=2)
+        for note in prefix.notes:
+            warnings.warn(note, stacklevel=3)
         return prefix
 
     # -- step by step -----------------------------------------------------------------------------------------
 
+    @check_call("A prompt")
     def prepare(
         self,
         media: Media | None = None,
@@ -267,7 +272,6 @@ class VLM(Loaded):
         Raises:
             FoveateError: As for `ask`.
         """
-        check_keywords("A prompt", showing, Showing)
         return self._prepare(conversation_about(self, media, prompt, messages, showing), showing, protocol)
 
     def _prepare(self, conversation: Conversation, showing: Showing, protocol: str = "own") -> Prompt:
@@ -275,10 +279,11 @@ class VLM(Loaded):
         fit = showing.get("fit", "own")
         return prepare(self, conversation, protocol=protocol, fit=fit, as_pictures=True, few=few)
 
+    @check_call("A method")
     def method_for(
         self,
         method: AnyMethod | None,
-        vision_tokens: int,
+        vision_tokens: Count,
         *,
         tokens: float | None = None,
         retention: float | None = None,
@@ -291,6 +296,7 @@ class VLM(Loaded):
         """
         return method_in(self, method_of(method, tokens, retention), vision_tokens)
 
+    @check_call("An answer")
     def answer(
         self,
         prompt: Prompt,

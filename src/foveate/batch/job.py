@@ -11,12 +11,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
+from foveate.contract.settings import AtLeastOne, Count
+from foveate.core.fields import check_some
 from foveate.embedded import STRANGE
 from foveate.errors import InputError
 from foveate.plain.files import spell
@@ -50,9 +52,12 @@ class Job:
     asking: RowAsking
     question: str | None = None
     columns: SampleColumns = SampleColumns()
-    parts: str = "auto"
-    part_rows: int = 1000
-    limit: int | None = None
+    parts: Literal["auto", "jsonl", "parquet"] = "auto"
+    part_rows: AtLeastOne = 1000
+    limit: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_some(self, "batch")
 
 
 @dataclass(kw_only=True)

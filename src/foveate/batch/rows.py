@@ -16,6 +16,8 @@ from foveate.ask.running import method_in
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
+from foveate.contract.settings import AtLeastOne
+from foveate.core.fields import check_some
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import code_of, conditions
@@ -74,8 +76,11 @@ class RowAsking(GraphOptions, MediaOptions):
     """
 
     method: AnyLook = None
-    batch_size: int = 8
+    batch_size: AtLeastOne = 8
     within: str | None = None
+
+    def __post_init__(self) -> None:
+        check_some(self, "batch")
 
     def load(self) -> VLM:
         """Load the model.

@@ -17,6 +17,8 @@ from foveate.bench.stopwatch import PARTS, Clock, time_parts
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import Workload
 from foveate.contract.method import Method
+from foveate.contract.settings import AtLeastOne
+from foveate.core.fields import check_call
 from foveate.engine.replay import MOST_TAPES
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
@@ -177,7 +179,8 @@ class PairedRun:
 
     # -- rounds -----------------------------------------------------------------------------------------------
 
-    def run(self, pairs: int, seed: int = 0, after: Callable[[], object] = lambda: None) -> Iterator[int]:
+    @check_call("bench")
+    def run(self, pairs: AtLeastOne, seed: int = 0, after: Callable[[], object] = lambda: None) -> Iterator[int]:
         """Time every candidate once per round. Yields the number of finished rounds after each.
 
         Args:
@@ -246,12 +249,13 @@ class PairedRun:
         return {part: ratio(times[part], others[part]) for part in PARTS if part in times and part in others}
 
 
+@check_call("bench")
 def race(
     model: PreTrainedModel,
     inputs: Mapping[str, object],
     methods: Mapping[str, Method],
-    new_tokens: int,
-    pairs: int,
+    new_tokens: AtLeastOne,
+    pairs: AtLeastOne,
     after: Callable[[], object] = lambda: None,
 ) -> dict[str, Ratio]:
     """Compare the time of whole `generate` calls with that of the untouched model, in paired rounds without controls.

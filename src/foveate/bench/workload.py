@@ -10,6 +10,7 @@ from torch import Tensor
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.bench.shapes import NamedShape
 from foveate.contract.method import Method
+from foveate.core.fields import check_some
 from foveate.core.grid import Grid
 from foveate.cost import Cost, RunCounts, cost
 from foveate.errors import SettingError
@@ -86,6 +87,7 @@ def synthetic(
     Raises:
         SettingError: If the shape does not take such an input, or there are too few text tokens.
     """
+    check_some(size, "A prompt")
     media = _Media.of(shape, size.images, size.frames)
     text_tokens = TEXT
     if size.text_tokens is not None:
@@ -131,8 +133,6 @@ class _Media:
         if frames is None and (images is not None or shape.image is not None):
             if shape.image is None:
                 raise SettingError(f"The shape {shape.name} takes a video: give frames, not images.")
-            if images is not None and images < 1:
-                raise SettingError(f"images must be 1 or more; got {images}.")
             return cls(shape.image, "image", images or 1, 1)
         if shape.frame is None:
             raise SettingError(f"The shape {shape.name} takes pictures: give images, not frames.")

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.budget import MOST_TOKENS, Budget, decoder_depth
-from foveate.contract.settings import check
+from foveate.contract.settings import AtLeastOne
 from foveate.contract.stages import Shape, Stage
 from foveate.core.author import Author
+from foveate.core.fields import check, check_call
 from foveate.core.grid import Grid
 from foveate.core.signals import OwnSignal
 from foveate.errors import SettingError
@@ -189,9 +190,10 @@ class Method(ABC):
         """Return a note for users if the method is weak at a budget of this share of the vision tokens, else None."""
         return None
 
+    @check_call("A plan")
     def plan(
         self,
-        depth: int,
+        depth: AtLeastOne,
         sizes: Sequence[int],
         grids: Sequence[Sequence[Grid]] | None = None,
         videos: Sequence[bool] | None = None,

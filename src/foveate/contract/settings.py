@@ -35,6 +35,8 @@ Layers: TypeAlias = Annotated[tuple[Layer, ...], AfterValidator(_ascending)]
 Count: TypeAlias = Annotated[int, Ge(0)]
 """A number of tokens."""
 Counts: TypeAlias = tuple[Count, ...]
+AtLeastOne: TypeAlias = Annotated[int, Ge(1)]
+"""A number of things, 1 or more."""
 Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 """A share in [0, 1]."""
 Shares: TypeAlias = tuple[Share, ...]

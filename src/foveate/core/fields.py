@@ -4,14 +4,23 @@ Scalars are strict: a string is not a number, 3.7 is not a layer, and infinity i
 """
 
 import dataclasses
+import functools
+import inspect
 import operator
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, get_type_hints
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from foveate.errors import SettingError
+from foveate.plain.spelling import check_keywords
 from foveate.plain.upstream import brief
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def check(values: Any, owner: str = "") -> None:
@@ -29,27 +38,114 @@ def check(values: Any, owner: str = "") -> None:
     kind: type = type(values)
     owner = owner or kind.__name__
     for name, adapter in _adapters(kind).items():
-        value = getattr(values, name)
-        try:
-            object.__setattr__(values, name, adapter.validate_python(_plain(value)))
-        except ValidationError as error:
-            within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
-            if isinstance(within, SettingError):  # raised by a method nested in the settings
-                raise within from None
-            raise SettingError(_sentence(owner, name, value, error)) from None
-        except RecursionError:
-            raise SettingError(
-                f"{owner}: {name} nests too many values inside each other; got {brief(value)}."
-            ) from None
+        object.__setattr__(values, name, _validate(owner, name, getattr(values, name), adapter))
+
+
+def check_some(values: Any, owner: str) -> None:
+    """Check the fields of a dataclass as `check_call` does arguments, and convert them.
+
+    Raises:
+        SettingError: If a value is of the wrong type or out of range.
+    """
+    fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
+    for name, value in _convert(owner, type(values), fields).items():
+        object.__setattr__(values, name, value)
+
+
+def check_call(owner: str) -> Callable[[F], F]:
+    """Check a call's arguments by their annotations before it runs: numbers, flags, texts, and values of one class.
+
+        @check_call("A picture")
+        def see(self, medium: Medium, *, at: float | None = None, **showing: Unpack[Showing]) -> Prefix: ...
+
+    Keywords of an unpacked TypedDict are checked too. Models, processors and pictures are checked where they are read.
+
+    Args:
+        owner: Subject of the error: "A picture: at should be a finite number; got nan."
+
+    Raises:
+        SettingError: By the call, if a value is of the wrong type or out of range, or a keyword is unknown.
+    """
+
+    def decorate(call: F) -> F:
+        signature = inspect.signature(call)
+        *_, last = signature.parameters.values()
+
+        @functools.wraps(call)
+        def checking(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            if last.kind is last.VAR_KEYWORD:
+                (known,), keywords = typing.get_args(last.annotation), bound.arguments.get(last.name, {})
+                check_keywords(owner, keywords, known)
+                keywords.update(_convert(owner, known, keywords))
+            bound.arguments.update(_convert(owner, call, bound.arguments))
+            return call(*bound.args, **bound.kwargs)
+
+        return cast(F, checking)
+
+    return decorate
+
+
+def _convert(owner: str, hinted: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Check and convert the values that have an adapter."""
+    adapters = _adapters_of(hinted)
+    return {name: _validate(owner, name, value, adapters[name]) for name, value in values.items() if name in adapters}
+
+
+def _validate(owner: str, name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
+    try:
+        return adapter.validate_python(_plain(value))
+    except ValidationError as error:
+        within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+        if isinstance(within, SettingError):  # raised by a method nested in the settings
+            raise within from None
+        raise SettingError(_sentence(owner, name, value, error)) from None
+    except RecursionError:
+        raise SettingError(f"{owner}: {name} nests too many values inside each other; got {brief(value)}.") from None
 
 
 @cache
 def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
     """Return the type adapter of each field, cached per class."""
-    hints = get_type_hints(kind, include_extras=True)
-    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    hints = typing.get_type_hints(kind, include_extras=True)
     own = [field.name for field in dataclasses.fields(kind) if field.init and field.compare]
-    return {name: TypeAdapter(hints[name], config=config) for name in own}
+    return {name: _adapter(hints[name]) for name in own}
+
+
+@cache
+def _adapters_of(hinted: Any) -> dict[str, TypeAdapter[Any]]:
+    """Return the adapters of a function's arguments, or of a class's fields, as far as `_hint_of` gives one."""
+    hints = inspect.get_annotations(hinted)
+    if isinstance(hinted, type):  # with those of its bases
+        hints = typing.get_type_hints(hinted, include_extras=True)
+    known = {name: _hint_of(hint) for name, hint in hints.items()}
+    return {name: _adapter(hint) for name, hint in known.items() if hint is not None}
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
+
+
+def _hint_of(hint: Any) -> Any:
+    """Return a type for pydantic, which is to look at a value's class only. None for models, and for other types."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal or hint in (int, float, bool, str, Path, NoneType, ...):
+        return hint
+    if kind in (Annotated, Union, UnionType, tuple, Sequence):
+        inner = tuple(_hint_of(part) for part in parts[: 1 if kind is Annotated else None])
+        more = getattr(hint, "__metadata__", (...,) if kind is Sequence else ())
+        outer: Any = {UnionType: Union, Sequence: tuple}.get(kind, kind)
+        return None if None in inner else outer[inner + more]
+    is_class = isinstance(hint, type) and not hint.__module__.startswith(("torch.nn", "transformers", "typing"))
+    if is_class or kind in (Callable, Collection, Iterable, Mapping):
+        return Annotated[Any, AfterValidator(functools.partial(_instance, kind or hint))]
+    return None
+
+
+def _instance(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, str):  # a text is no collection
+        raise ValueError(f"a {kind.__name__}")
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -67,9 +163,12 @@ def _plain(value: Any) -> Any:
 
 def _sentence(owner: str, name: str, value: Any, error: ValidationError) -> str:
     """Format the error's message: what was wrong with a setting, and its value."""
-    worst = error.errors(include_url=False)[0]
+    worst, *others = error.errors(include_url=False)
     place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
     said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")
+    for other in others if place == name else ():  # of a union: a valid string or a Method
+        if not any(isinstance(at, int) for at in other["loc"]):
+            said += f" or {other['msg'].removeprefix('Value error, ').removeprefix('Input should be ')}"
     counts = {"missing": "is missing", "too_long": "has too many values", "too_short": "has too few values"}
     if worst["type"] in counts:
         said = f"{place} {counts[worst['type']]}"

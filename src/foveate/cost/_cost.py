@@ -11,11 +11,11 @@ import torch
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import PatchStage, Shape, Stage, ThinStage
+from foveate.core.fields import check_call
 from foveate.cost._measured import measure
 from foveate.cost._prompt import Known, PromptLengths, RunCounts
 from foveate.cost._tower import Flops, Pictures
 from foveate.errors import SettingError
-from foveate.plain.spelling import check_keywords
 from foveate.plain.table import SECTION, Column, Table
 from foveate.registry import family_kind
 
@@ -165,6 +165,7 @@ class Cost:
         return Table(title, ["", *numbers], shown, [note])
 
 
+@check_call("A cost")
 def cost(
     config: Any,
     *,
@@ -205,9 +206,6 @@ def cost(
     """
     config = getattr(config, "config", config)
     family = family_kind(getattr(config, "model_type", None), type(config).__name__)
-    if attention not in ("full", "causal"):
-        raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
-    check_keywords("A cost", known, Known)
     prompt = PromptLengths.of(text_tokens, vision_tokens, known)
     decoder = measure(config)
     depth, tokens = len(decoder.layers), known.get("tokens")

@@ -23,6 +23,7 @@ from foveate._transformers import FeatureCall, arguments_of, by_name, cache_in, 
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape, Stage
 from foveate.core.cut import Cut
+from foveate.core.fields import check_call
 from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
@@ -71,6 +72,7 @@ _programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Program]]" = weakref.
 
 
 @contextmanager
+@check_call("drop")
 def drop(
     model: nn.Module,
     method: Method | str | None,
@@ -137,6 +139,7 @@ def _open(session: "Session", warns: bool) -> Iterator[Trace]:
             warnings.warn(caution, stacklevel=4)
 
 
+@check_call("apply")
 def apply(
     model: nn.Module,
     method: Method | str,
@@ -165,7 +168,7 @@ def remove(model: nn.Module) -> None:
     Raises:
         SessionError: If no method is applied.
     """
-    sessions = (_sessions.get(module) for module in inside(model).modules())
+    sessions = (_sessions.get(module) for module in getattr(inside(model), "modules", tuple)())
     session = next(filter(None, sessions), None)
     if session is None:
         raise SessionError(

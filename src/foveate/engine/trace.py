@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveate.contract.settings import Count
+from foveate.core.fields import check_call
 from foveate.core.tensors import Change, on_tensors, send
 from foveate.cost import RunCounts
 from foveate.engine.media import MediaTokens
-from foveate.errors import SessionError
+from foveate.errors import SessionError, SettingError
 from foveate.plain.table import Column, Table
 
 if TYPE_CHECKING:
@@ -294,11 +296,14 @@ class PrefillRecord:
                 lengths.append([min(count, self.windows.get(layer, count)) for count in rows])
         return lengths
 
-    def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
+    @check_call("A record")
+    def kept_by_frame(self, sample: Count = 0) -> list[tuple[int, ...]]:
         """Count the tokens of each frame that a sample has left after each stage. An image counts as one frame.
 
         Empty if the family does not report which frame a token belongs to.
         """
+        if sample >= len(self.vision_tokens):
+            raise SettingError(f"There are {len(self.vision_tokens)} samples, from 0 on; got sample={sample}.")
         sizes: list[int] = []
         if sample < len(self.frames):
             sizes = list(itertools.chain(*self.frames[sample]))
@@ -571,7 +576,8 @@ class Trace:
         """Return the latest prefill as a JSON object."""
         return json.dumps(self.to_dict())
 
-    def show(self, images: "Media", sample: int = 0) -> "Image.Image":
+    @check_call("A drawing")
+    def show(self, images: "Media", sample: Count = 0) -> "Image.Image":
         """Draw the kept patches on the image, one panel per stage. Merged patches are tinted, their targets framed.
 
         A video is drawn as one contact sheet per stage: its frames in a grid with their times, above a histogram of

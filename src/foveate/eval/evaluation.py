@@ -14,6 +14,8 @@ from foveate.ask.media import read_medium
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
+from foveate.contract.settings import AtLeastOne
+from foveate.core.fields import check_call
 from foveate.cost.fitting import costs_of
 from foveate.errors import BudgetError, InputError, SettingError
 from foveate.eval import provenance
@@ -39,12 +41,13 @@ TOLD = 3
 """Maximum notes on single rows that are left out."""
 
 
+@check_call("eval")
 def evaluate(
     vlm: VLM,
     tasks: Sequence[str] = (),
     plan: Plan | None = None,
     *,
-    count: int = 550,
+    count: AtLeastOne = 550,
     seeds: Sequence[int] = (0,),
     listener: Listener | None = None,
 ) -> Quality:

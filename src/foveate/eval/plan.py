@@ -11,6 +11,8 @@ from foveate.ask.second_look import SecondLook
 from foveate.contract.budget import decoder_depth
 from foveate.contract.cuts import Cuts
 from foveate.contract.method import Method, meet
+from foveate.contract.settings import AtLeastOne, Count, Part, Tokens
+from foveate.core.fields import check
 from foveate.cost.fitting import Costs, within_flops
 from foveate.errors import BudgetError, SettingError
 from foveate.naming import draws, is_bare, parse, with_seed
@@ -48,24 +50,21 @@ class Plan:
     """
 
     methods: tuple[str, ...] = USUAL
-    tokens: tuple[float, ...] = ()
-    retention: tuple[float, ...] = ()
-    flops: tuple[float, ...] = ()
-    draws: int = 3
+    tokens: tuple[Tokens, ...] = ()
+    retention: tuple[Part, ...] = ()
+    flops: tuple[Part, ...] = ()
+    draws: AtLeastOne = 3
     baselines: bool = True
     cache: str | Path | None = None
-    workers: int = 1
-    max_new_tokens: int = 64
+    workers: Count = 1
+    max_new_tokens: AtLeastOne = 64
 
     def __post_init__(self) -> None:
+        check(self, "eval")
         if sum(map(bool, (self.tokens, self.retention, self.flops))) > 1:
             raise SettingError("tokens, retention and flops are budgets: give only one of them.")
-        if self.draws < 1:
-            raise SettingError(f"draws must be 1 or more; got {self.draws}.")
         own = [name for name, method in self.by_name().items() if not method.open]
         own += [look.name for look in self.second_looks()]
-        if not all(0 < share < 1 for share in self.flops):
-            raise SettingError(f"flops must be shares of the full model's, above 0 and below 1; got {self.flops}.")
         if self.flops and own:
             raise SettingError(
                 f"{', '.join(own)}: it takes no budget or has its own. Leave flops out, or name other methods."

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import tyro
+from annotated_types import Ge, Gt
 from tyro.constructors import PrimitiveConstructorSpec
 
 from foveate.plain.spelling import fractions
@@ -40,10 +41,10 @@ def whole(least: int, most: int = 1_000_000) -> PrimitiveConstructorSpec[Any]:
     return number_in(int, "N", lambda number: least <= number <= most, f"from {least} to {most:,}")
 
 
-Count = Annotated[int, whole(1)]
-MaybeCount = Annotated[int | None, whole(1), tyro.conf.arg(help_behavior_hint="")]
+Count = Annotated[int, whole(1), Ge(1)]
+MaybeCount = Annotated[Annotated[int, Ge(1)] | None, whole(1), tyro.conf.arg(help_behavior_hint="")]
 Rate = Annotated[
-    float | None,
+    Annotated[float, Gt(0)] | None,
     number_in(float, "RATE", lambda rate: 0 < rate < float("inf"), "above 0"),
     tyro.conf.arg(help_behavior_hint=""),
 ]

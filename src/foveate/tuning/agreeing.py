@@ -11,6 +11,7 @@ from foveate.ask.generation import Generation
 from foveate.ask.second_look import Promise, SecondLook, TaskLook, conditions_of, share_words
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method, meet
+from foveate.contract.settings import AtLeastOne, Count
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.evaluation import open_questioning
 from foveate.eval.pairing import Row
@@ -49,8 +50,8 @@ class Agreeing(TypedDict, total=False):
 
     tasks: Sequence[str]
     seed: int
-    max_new_tokens: int
-    workers: int
+    max_new_tokens: AtLeastOne
+    workers: Count
     cache: str | Path | None
     listener: Listener | None
 

@@ -17,12 +17,12 @@ from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method, meet
+from foveate.core.fields import check_call
 from foveate.cost.fitting import costs_of, largest, within_flops
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.asked import Asked
 from foveate.eval.evaluation import Questioning, open_questioning
 from foveate.naming import name_of
-from foveate.plain.spelling import check_keywords
 from foveate.runs.listener import Listener
 from foveate.runs.versions import versions
 from foveate.tuning import agreeing
@@ -73,6 +73,7 @@ def tune(
 def tune(
     model: Any, samples: Iterable[Any], *, agreement: float, method: Method | str | None = None, **how: Unpack[Tuning]
 ) -> SecondLook: ...
+@check_call("Tuning")
 def tune(
     model: Any,
     samples: Iterable[Any],
@@ -118,7 +119,6 @@ def tune(
         SettingError: If the budget, the samples or the method cannot be tuned.
         UnsupportedError: If the model does not support the method.
     """
-    check_keywords("Tuning", how, Tuning)
     rest: dict[str, Any] = dict(how)
     every = {kind: rest.pop(kind, None) for kind in ("tokens", "retention", "flops")}
     budget = {kind: value for kind, value in every.items() if value is not None}

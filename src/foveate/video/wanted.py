@@ -6,7 +6,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from foveate.contract.settings import check
+from foveate.core.fields import check
 from foveate.errors import InputError, SettingError
 from foveate.video.survey import Survey
 

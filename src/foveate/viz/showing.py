@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from foveate.errors import InputError
 from foveate.plain.files import local_path
+from foveate.plain.upstream import brief, first_line
 from foveate.video import Clip
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages
@@ -39,9 +40,14 @@ class _Medium:
             return cls(medium.images(), [_clock(second) for second in medium.seconds], True)
         if isinstance(medium, Image.Image):
             return cls([medium], ["picture"], False)
-        if isinstance(medium, str | Path):
-            return cls([ImageOps.exif_transpose(Image.open(local_path(str(medium))))], ["picture"], False)
-        pictures = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in medium]
+        try:
+            if isinstance(medium, str | Path):
+                return cls([ImageOps.exif_transpose(Image.open(local_path(str(medium))))], ["picture"], False)
+            pictures = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in medium]
+        except (AttributeError, OSError, TypeError) as error:
+            raise InputError(
+                f"{brief(medium)} cannot be drawn on: {first_line(error)} Pass a picture or film."
+            ) from error
         return cls(pictures, [f"frame {number}" for number in range(1, len(pictures) + 1)], True)
 
 
