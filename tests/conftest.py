@@ -131,22 +131,6 @@ def graphs_on_cpu(monkeypatch):
     monkeypatch.setattr(replay, "_tapes", weakref.WeakKeyDictionary())
 
 
-@pytest.fixture
-def sizes(monkeypatch):
-    """How many samples or images were looked at together, each time."""
-    from foveate.core.cut import together
-
-    seen = []
-
-    def noting(look, tensors):
-        seen.append(len(next(iter(tensors.values()))))
-        return together(look, tensors)
-
-    for module in ("cutting", "encode"):
-        monkeypatch.setattr(f"foveate.engine.{module}.together", noting)
-    return seen
-
-
 @pytest.fixture(scope="module")
 def others():
     """In the place of every family's tiny model the other one, for the tests of a file."""

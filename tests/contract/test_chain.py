@@ -120,7 +120,7 @@ class Marking(fv.Method):
     number: int = 0
 
     def stages(self, shape):
-        return (LayerStage(1, look=self._mark), LayerStage(3, choose=self._read, host=True))
+        return (LayerStage(1, look=self._mark), LayerStage(3, choose=self._read))
 
     def _mark(self, view):
         return {"mark": torch.full((len(view),), self.number) + view.tokens}

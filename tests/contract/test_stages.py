@@ -133,7 +133,6 @@ def test_a_cut_that_is_none_is_refused(settings, word):
         (lambda: LayerStage(2, reads=(Attention,), keep=0.5, score=attention), "not a signal"),
         (lambda: LayerStage(2, unit="frames"), "'image' or 'frame'"),
         (lambda: LayerStage(2, positions="renumber"), "positions"),
-        (lambda: LayerStage(2, host="no"), "boolean"),
         (lambda: ImageStage(side="after"), "or 'behind'"),
         (lambda: LayerStage(2, reads=(Hidden(), Hidden(back=3))), "cannot read 3 layers back"),
         (lambda: LayerStage(0, reads=(Attention(layer="ran"),)), "cannot read 1 layers back"),

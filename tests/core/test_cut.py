@@ -48,24 +48,6 @@ def test_a_merge_by_hand():
     assert repr(cut) == "Cut.merge(4 to 3)"
 
 
-def test_a_merge_of_which_only_the_device_knows_the_count():
-    rows, count, made = torch.tensor([[1.0], [2.0], [0.0]]), torch.tensor(2), []
-
-    def merge():
-        made.append(Cut.merge(ints(0, 2, 0), rows, ints(0, 0, 1), notes={"size": ints(2, 1, 0)}))
-        return made[0]
-
-    cut = Cut.fewer(3, count, merge)
-    assert cut.count is count
-    assert not cut.stays_whole
-    assert not made
-    known = cut.first(2)
-    assert len(made) == 1
-    assert (known.count, known.source.tolist(), known.rows.tolist()) == (2, [0, 2], [[1.0], [2.0]])
-    assert known.parent.tolist() == [0, 0, 1]
-    assert known.notes["size"].tolist() == [2, 1]
-
-
 def test_a_cut_is_never_changed():
     cut = Cut.take(ints(3, 0), 4, {"size": ints(1, 2)})
     for name in ("notes", "arriving", "count", "_source"):
@@ -76,16 +58,6 @@ def test_a_cut_is_never_changed():
     assert {name: note.tolist() for name, note in more.notes.items()} == {"a size": [1, 2]}
     assert [*more.with_notes({"b": ints(5, 6)}).notes] == ["b"]
     assert [*cut.notes] == ["size"]
-
-
-def test_notes_of_a_merge_that_was_put_off_are_marked_when_it_is_made():
-    cut = Cut.fewer(
-        2, torch.tensor(1), lambda: Cut.merge(ints(0, 0), torch.ones(2, 1), ints(0, 0), {"size": ints(2, 0)})
-    )
-    marked = cut.with_owner("a")
-    assert cut.put_off
-    assert marked.put_off
-    assert marked.first(1).notes["a size"].tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -172,40 +144,6 @@ def test_notes_go_with_their_rows_and_the_later_ones_win(data, arriving):
 
 
 # -- shapes do not depend on values ----------------------------------------------------------------------------
-
-
-def kept(scores):
-    cut = Cut.keep(scores > 0.5)
-    return cut.source, cut.parent, cut.count
-
-
-def taken(scores):
-    cut = Cut.take(torch.sort(scores, descending=True, stable=True).indices[:3], len(scores))
-    return cut.source, cut.parent
-
-
-def merged(scores):
-    order = torch.sort(scores, descending=True, stable=True).indices
-    parent = torch.zeros_like(order).scatter(0, order, torch.arange(len(scores)) % 3)
-    few = (scores > 0.5).sum().clamp(max=3)
-    cut = Cut.fewer(len(scores), few, lambda: Cut.merge(order[:3], scores[order[:3], None], parent))
-    return cut.source, cut.parent, cut.rows, cut.count
-
-
-def two(scores):
-    first = Cut.take(torch.sort(scores, descending=True, stable=True).indices[:4], len(scores), {"note": scores[:4]})
-    both = first.then(Cut.take(torch.sort(scores[:4], stable=True).indices[:2], 4))
-    return both.source, both.parent, both.notes["note"]
-
-
-@pytest.mark.parametrize("made", [kept, taken, merged, two])
-@given(samples=st.integers(1, 4), seed=st.integers(0, 2**16))
-def test_a_batch_of_cuts_is_each_ones(made, samples, seed):
-    scores = torch.rand(samples, 7, generator=torch.Generator().manual_seed(seed))
-    together = torch.func.vmap(made)(scores)
-    for index, one in enumerate(scores):
-        for batched, alone in zip(together, made(one), strict=True):
-            assert torch.equal(batched[index], torch.as_tensor(alone))
 
 
 def test_a_row_without_a_token_has_notes_of_zeros():

@@ -108,28 +108,7 @@ def test_merged_rows_have_their_inputs_dtype_and_are_summed_in_float32():
 
 def into_windows(similarity, threshold, height, width, window):
     """The windows that reach the threshold merged, as the host has it once it knows the count."""
-    merged = (similarity >= threshold).sum()
-    merge = merge_windows(similarity, merged, height, width, window)
-    assert (merge.source.shape, merge.parent.shape) == ((height * width,), (height * width,))
-    return Cut.join(merge.source[: height * width - int(merged) * (window**2 - 1)], merge.parent)
-
-
-@given(
-    height=st.integers(2, 9), width=st.integers(2, 9), window=st.integers(2, 3), samples=st.integers(1, 3),
-    seed=st.integers(0, 2**16),
-)  # fmt: skip
-def test_windows_of_a_batch_are_each_ones(height, width, window, samples, seed):
-    if min(height, width) < window:
-        return
-    tiles = (height // window) * (width // window)
-    similarity = torch.rand(samples, tiles, generator=torch.Generator().manual_seed(seed))
-
-    def merged(one):
-        merge = merge_windows(one, (one >= 0.5).sum(), height, width, window)
-        return merge.source, merge.parent
-
-    for together, alone in zip(zip(*torch.func.vmap(merged)(similarity), strict=True), similarity, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(together, merged(alone), strict=True))
+    return merge_windows(similarity, int((similarity >= threshold).sum()), height, width, window)
 
 
 @given(height=st.integers(2, 9), width=st.integers(2, 9), window=st.integers(2, 3), seed=st.integers(0, 2**16))

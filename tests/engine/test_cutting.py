@@ -9,6 +9,7 @@ from foveate.core.cut import Cut
 from foveate.core.signals import Keys
 from foveate.engine.attending import put_together
 from foveate.engine.cutting import SampleRows, asking_units, decide
+from foveate.engine.left import Left
 from foveate.engine.program import Program, ran_note
 from foveate.engine.samples import Sample, sample_unit
 from foveate.registry import family_for
@@ -57,7 +58,11 @@ def shown(hidden, layer, sizes=None, entered=None, reader=None, notes=None, text
     """What stages see of a sample before a layer."""
     sizes = sizes or (len(hidden),)
     sample = sample_of(entered or sizes, text)
-    return SampleRows(layer, sample, torch.arange(len(hidden)), sizes, dict(notes or {}), lambda: hidden, reader)
+    left = Left.of(0, sample, hidden.device)
+    left.slots = left.source = torch.arange(len(hidden))
+    left.sizes = sizes
+    left.notes |= notes or {}
+    return SampleRows(layer, left, hidden, lambda _: reader)
 
 
 def cut(method, rows):
@@ -101,11 +106,11 @@ def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole_beside_another():
 
 def listened(method, layer, hidden, reader, **others):
     """What stages see before a layer that has been listened to while the one before it ran."""
-    run, rows = program(method), shown(hidden, layer, **others)
-    rows.reader, unit = reader, sample_unit(rows.sample, len(rows))
+    run, rows = program(method), shown(hidden, layer, reader=reader, **others)
+    left, unit = rows.left, sample_unit(rows.left.sample, len(rows))
     for signal in run.signals_while(layer - 1):
-        units = asking_units(signal, rows.sample, rows.sizes, unit)
-        rows.notes[ran_note(signal, layer - 1)] = reader.read(signal, units)
+        units = asking_units(signal, left.sample, left.sizes, unit)
+        left.notes[ran_note(signal, layer - 1)] = reader.read(signal, units)
     return run, rows
 
 
@@ -115,7 +120,7 @@ def test_each_image_has_its_own_text_and_its_own_shares():
     run, rows = listened(method, 3, torch.zeros(6, 2), Rows(attention), sizes=(3, 3))
     stays = decide(rows, run.before(3)).cut.stays
     assert stays.nonzero()[:, 0].tolist() == [0, 3, 4]  # shares 2/3, 1/3, 0 and 1/2, 1/2, 0
-    assert set(run.done_with(3)) == set(rows.notes)  # they are not read again
+    assert set(run.done_with(3)) == set(rows.left.notes)  # they are not read again
 
 
 SHARED = Cut.take(torch.tensor([2, 0]), 3, {"size": torch.tensor([7, 8])})
@@ -141,7 +146,7 @@ def test_a_cut_that_samples_share_keeps_its_notes_apart():
 def test_text_that_is_not_there_pays_nothing():
     method = fv.MustDrop(global_thr=0.5, individual_thr=0.5, pruning_layers=(2,), merge_windows=False)
     run, rows = listened(method, 3, torch.zeros(12, 2), Rows(torch.zeros(0, 12)), text=False)
-    assert all(note.tolist() == [0.0] * 12 for note in rows.notes.values())
+    assert all(note.tolist() == [0.0] * 12 for note in rows.left.notes.values())
     assert decide(rows, run.before(3)) is None
 
 

@@ -379,7 +379,7 @@ class Rising(Method):
     name = "rising"
 
     def stages(self, shape):
-        return (DecodeStage(0, reads=(CachedAttention(),), choose=self.rising, host=True),)
+        return (DecodeStage(0, reads=(CachedAttention(),), choose=self.rising),)
 
     @staticmethod
     def rising(view, count):

@@ -48,7 +48,7 @@ def paid(model: Any, inputs: dict[str, Any], layer: int, rows: str, **options: A
         name = "probe"
 
         def stages(self, shape: Any) -> Any:
-            return (LayerStage(layer, reads=tuple(signals.values()), choose=choose, host=True),)
+            return (LayerStage(layer, reads=tuple(signals.values()), choose=choose),)
 
     with fv.drop(model, Probe()), torch.no_grad():
         model(**inputs)

@@ -139,7 +139,7 @@ class Noting(MustDrop):
             self.seen.append((len(view), *(view[signal] for signal in reads)))
             return {}
 
-        return (*super().stages(shape), ImageStage(reads=reads, look=look, host=True))
+        return (*super().stages(shape), ImageStage(reads=reads, look=look))
 
     def _merge(self, view, count):
         self.merges.append(super()._merge(view, count))

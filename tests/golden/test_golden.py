@@ -152,7 +152,7 @@ def test_sparsevlm(case, attention, monkeypatch):
     clustered = called(sparsevlm, monkeypatch, "density_peaks")
     method = sparsevlm.SparseVLM(pruning_layers=(2, 6, 15), targets=tuple(facts["token_list"]))
     trace = as_the_authors_ran(case, method, attention)
-    raters = rated[0][1][0, 0].nonzero()[:, 0] - facts["n_system"] - 576
+    raters = rated[0][1][0].nonzero()[:, 0] - facts["n_system"] - 576
     assert raters.tolist() == tensors["text_raters"].tolist()
     for index, (stage, fact) in enumerate(zip(trace.stages, facts["stages"], strict=True)):
         assert (stage.layer, stage.before) == (fact["layer"] + 1, (fact["n_before"],))
@@ -221,7 +221,7 @@ def test_prumerge(case, attention, monkeypatch):
     assert tower.origin[0][:-1].tolist() == tensors["vision.kept_patches_in_order"].tolist()
     (((_, _, view, _), cut),) = seen
     torch.testing.assert_close(view.attention, tensors["vision.cls_attention"], atol=1e-5, rtol=1e-3)
-    rows = cut.make_merge().rows[: facts["n_after"]]
+    rows = cut.rows[: facts["n_after"]]
     torch.testing.assert_close(rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
     # Which neighbours: those of a one-hot of each patch.
     one_hot = torch.eye(576)

@@ -111,7 +111,7 @@ def test_prumerge_plus(case, monkeypatch):
     assert tower.origin[0][:-1].tolist() == tensors["vision.kept_patches_in_order"].tolist()
     (((_, _, view, _), cut),) = seen
     torch.testing.assert_close(view.attention, tensors["vision.cls_attention"], atol=1e-5, rtol=1e-3)
-    rows = cut.make_merge().rows[: case.facts["n_after"]]
+    rows = cut.rows[: case.facts["n_after"]]
     torch.testing.assert_close(rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
 
 
@@ -250,9 +250,7 @@ def reads_of(stage, attention, before, read):
         source = torch.arange(len(attention)) if cut is None else cut.source
         return torch.zeros_like(attention).scatter(0, source, torch.ones_like(attention)) > 0
 
-    if stage.host:
-        return torch.stack([one(*sample) for sample in zip(attention, before, read, strict=True)])
-    return torch.func.vmap(one)(attention, before, read)
+    return torch.stack([one(*sample) for sample in zip(attention, before, read, strict=True)])
 
 
 def test_what_the_code_shortens_before_the_prompt_is_numbered_anew():

@@ -127,27 +127,6 @@ def test_new_rows_have_the_dtype_of_those_that_arrived(name, dtype):
             assert torch.isfinite(cut.rows.float()).all()
 
 
-@every_shape
-@every_method
-def test_a_batch_is_each_sample_alone(name, shape):
-    method, samples = EXAMPLES[name], range(3)
-    for stage, tokens, _, options in walk(method, shape):
-        if stage.host:
-            continue
-        notes = options["notes"]
-        made = [made_tensors(stage, tokens, seed=seed) for seed in samples]
-        batch = {key: torch.stack([each[key] for each in made]) for key in made[0]}
-
-        def cut_of(tensors, stage=stage, tokens=tokens, options=options):
-            return answer(stage.cut(made_view(stage, tokens, tensors=tensors, **options)), tokens)
-
-        together = torch.func.vmap(cut_of)(batch)
-        for index, each in enumerate(made):
-            for key, tensor in cut_of(each).items():
-                torch.testing.assert_close(together[key][index], tensor, msg=f"{stage} {key}")
-        assert options["notes"] == notes
-
-
 def answer(cut, tokens):
     """All that a cut says, as tensors whose shapes do not depend on values."""
     if cut is None:

@@ -76,20 +76,6 @@ def test_cosines_that_float32_cannot_tell_apart_decide():
     assert kept(features, torch.linspace(1, 0, 4), tokens=3, important_ratio=0.0) == [0, 1, 3]
 
 
-def test_a_batch_keeps_what_each_image_alone_keeps():
-    """Near-ties decide later rounds, and a batched product rounds otherwise than a plain one."""
-    rng = torch.Generator().manual_seed(0)
-    features, attention = torch.randn(24, 120, 64, generator=rng), torch.rand(24, 120, generator=rng)
-    stage = stage_of(tokens=20)
-
-    def source(features, attention):
-        return stage.cut(ImageView(features, attention=attention)).source
-
-    together = torch.func.vmap(source)(features, attention)
-    alone = [source(*image) for image in zip(features, attention, strict=True)]
-    assert torch.equal(together, torch.stack(alone))
-
-
 def test_each_crop_gets_its_share():
     """A base view of 4 x 4 and a map of two tiles: 12 of 48 tokens are 4 of each, whatever the others look at."""
     rng = torch.Generator().manual_seed(1)

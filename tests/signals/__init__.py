@@ -17,7 +17,7 @@ def read(model, inputs, signals, layer=3, unit="sample"):
         name = "probe"
 
         def stages(self, shape):
-            noting = LayerStage(layer, reads=signals, choose=self.note, host=True, unit=unit)
+            noting = LayerStage(layer, reads=signals, choose=self.note, unit=unit)
             return (noting, LayerStage(5, keep=0.5, score=lambda view: view.tokens, unit=unit))
 
         @staticmethod

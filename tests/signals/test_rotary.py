@@ -24,7 +24,7 @@ class Turned(fv.Method):
 
     def stages(self, shape):
         half = LayerStage(2, keep=0.5, score=lambda view: view.tokens % 3, unit="image")
-        noting = [LayerStage(layer, reads=(Rotary(),), choose=note, host=True, unit="image") for layer in LAYERS]
+        noting = [LayerStage(layer, reads=(Rotary(),), choose=note, unit="image") for layer in LAYERS]
         return (*noting, half)
 
 

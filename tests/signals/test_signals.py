@@ -71,8 +71,8 @@ class Reading(fv.Method):
         paid = [TowerAttention(by="cls" if shape.cls else "patches", layer=layer) for layer in (0, 1)]
         keys = [TowerKeys(layer=layer) for layer in (0, 1)]
         return (
-            ImageStage(reads=(*paid, *keys), choose=self.note, count=lambda here: here.tokens, host=True),
-            LayerStage(LAYER, reads=(*WAYS, *NORMS, Keys(), Hidden(back=BACK)), choose=self.note, host=True),
+            ImageStage(reads=(*paid, *keys), choose=self.note, count=lambda here: here.tokens),
+            LayerStage(LAYER, reads=(*WAYS, *NORMS, Keys(), Hidden(back=BACK)), choose=self.note),
         )
 
     @staticmethod
@@ -239,9 +239,9 @@ class Standing(fv.Method):
     def stages(self, shape):
         reads = (Cells(),)
         return (
-            LayerStage(1, reads=reads, choose=self.note, host=True, unit="image"),
+            LayerStage(1, reads=reads, choose=self.note, unit="image"),
             LayerStage(2, keep=0.5, score=lambda view: view.tokens % 3, unit="image"),
-            LayerStage(3, reads=reads, choose=self.note, host=True, unit="image"),
+            LayerStage(3, reads=reads, choose=self.note, unit="image"),
         )
 
     @staticmethod
@@ -339,7 +339,7 @@ def test_attention_of_the_text_behind_is_the_same_in_a_batch(family):
             return (
                 LayerStage(LAYER, reads=reads, look=lambda view: {"all": torch.stack([view[one] for one in reads], 1)}),
                 LayerStage(LAYER, reads=NORMS, look=self.likeness, unit="image"),
-                LayerStage(LAYER + 1, choose=self.tell, host=True),
+                LayerStage(LAYER + 1, choose=self.tell),
             )
 
         @staticmethod

@@ -39,7 +39,7 @@ class Reading(fv.Method):
             self.seen.append({signal: view[signal] for signal in reads})
             return {}
 
-        return (ImageStage(reads=reads, look=look, host=True),)
+        return (ImageStage(reads=reads, look=look),)
 
 
 def recomputed(signal, layer, entered, cls):
@@ -89,7 +89,7 @@ def test_features_are_the_towers_where_the_family_shows_them(family):
         name = "seeing"
 
         def stages(self, shape):
-            return (ImageStage(reads=(Features(),), look=self.look, host=True),)
+            return (ImageStage(reads=(Features(),), look=self.look),)
 
         @staticmethod
         def look(view):

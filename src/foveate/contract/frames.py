@@ -124,7 +124,6 @@ class Frames(Once):
             count=self._count,
             choose=partial(self._choose, way, not shape.numbers_anew(self.positions)),
             positions=self.positions,
-            host=self._merges or self._last is not None,
             flops=None if type(self).flops is Once.flops else self.flops,
         )
         return (stage,)

@@ -5,8 +5,8 @@ A stage is pure: tensors in, one `Cut` out, so it runs on bare tensors without a
     stage = LayerStage(3, keep=0.5, reads=(Hidden(back=1),), score=moved)
     stage.cut(LayerView(hidden=now, hidden_before=earlier)).source
 
-A stage may only read what it declares, and must leave as many rows as it counts. It may read a tensor's value in
-Python only with `host=True`, because stages run under `torch.func.vmap`.
+A stage sees one image or sample. It may only read what it declares, and must leave as many rows as it counts. It may
+read a tensor's value in Python, but on a GPU the host then waits.
 """
 
 import dataclasses
@@ -97,7 +97,6 @@ class Stage:
         positions: "keep": a row keeps the position of its source. "reindex": rows are renumbered from here on; models
             with M-RoPE keep the positions.
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
-        host: Whether it must read values in Python. It then runs on one sample at a time.
         flops: FLOPs of its own arithmetic, from (arriving, width of the residual stream), without those of its signals.
             None: unknown, and cost reports say so; for foveate's own functions: too few to count.
         owner: Which member of a chain the stage belongs to. It only sees that member's notes. Set by chains.
@@ -116,7 +115,6 @@ class Stage:
     unit: Unit = "sample"
     positions: Positions = "keep"
     ownerless: bool = False
-    host: bool = False
     flops: Callable[[Arriving, int], int] | None = None
     owner: tuple[int, ...] = ()
     author: Author | None = dataclasses.field(default=None, compare=False)

@@ -1,7 +1,6 @@
-"""Cut: what becomes of the tokens that arrive at a stage. Every method returns it, for one sample or many at once."""
+"""Cut: what becomes of the tokens that arrive at a stage. Every method returns it, for one sample."""
 
-from collections.abc import Callable, Mapping
-from operator import itemgetter
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -10,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.core.rank import put_marked_first
-from foveate.core.tensors import Tensors, on_tensors
 from foveate.errors import ShapeError
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
@@ -21,9 +19,8 @@ _set = object.__setattr__
 class Cut:
     """The result of a stage: which tokens stay, are dropped, or are merged.
 
-    Made by `keep`, `take`, `merge` or `join`. It is immutable, so samples may share one. Shapes do not depend on
-    values, so a cut can be returned from `torch.func.vmap`. If only the device knows how many rows are left, `count` is
-    a tensor, and rows beyond it are meaningless.
+    Made by `keep`, `take`, `merge` or `join`. It is immutable. Only the device knows how many tokens a mask keeps: then
+    `count` is a tensor, and rows beyond it are meaningless, until the host has learnt it (`first`).
 
     Example: four tokens arrive, the first is dropped, the last joins the third.
 
@@ -37,44 +34,39 @@ class Cut:
             row has its source's note, and zeros if it has no source.
     """
 
-    __slots__ = ("_count", "_make", "_parts", "arriving", "notes")
+    __slots__ = ("_count", "_parts", "arriving", "notes")
 
     arriving: int
     notes: Mapping[str, Tensor]
     _count: int | Tensor | None
-    _make: "Callable[..., Cut] | None"
-    _parts: dict[str, Any]
+    _parts: dict[str, Tensor]
 
     def __init__(
         self,
         arriving: int,
         count: int | Tensor | None,
-        parts: dict[str, Any],
+        parts: dict[str, Tensor],
         notes: Mapping[str, Tensor] = NOTHING,
-        make: "Callable[..., Cut] | None" = None,
     ) -> None:
         """Use `keep`, `take`, `merge` and so on.
 
         Args:
             arriving: See `Cut`.
             count: Number of rows that are left. None: those of the mask.
-            parts: `stays`, or some of `source`, `parent` and `rows`; the others are computed on first use. For a
-                deferred merge, `inputs`: tensors by their place.
+            parts: `stays`, or some of `source`, `parent` and `rows`; the others are computed on first use.
             notes: See `Cut`.
-            make: Makes the deferred merge from its inputs.
         """
         _set(self, "arriving", arriving)
         _set(self, "notes", notes)
         _set(self, "_count", count)
         _set(self, "_parts", parts)
-        _set(self, "_make", make)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"A cut cannot be changed; got a new {name}. Use with_notes for a cut with other notes.")
 
     def __reduce__(self) -> Any:
-        """Pickle the cut on the CPU, with deferred work done."""
-        cut = self._finish().to(torch.device("cpu"))
+        """Pickle the cut on the CPU."""
+        cut = self.to(torch.device("cpu"))
         count = cut._count.cpu() if isinstance(cut._count, Tensor) else cut._count
         return Cut, (cut.arriving, count, cut._parts, dict(cut.notes))
 
@@ -139,21 +131,6 @@ class Cut:
         """Like `merge`, for rows that are still to be computed from the tokens that joined; see `with_rows`."""
         return cls(len(parent), len(source), {"source": source, "parent": parent}, notes)
 
-    @classmethod
-    def fewer(cls, arriving: int, count: Tensor, make: "Callable[..., Cut]", *inputs: Tensor) -> "Cut":
-        """A deferred merge, for which only the device knows how many rows are left.
-
-        It is made when that number is known, if at all.
-
-        Args:
-            arriving: Number of tokens that arrive.
-            count: Number of rows that are left, an int64 tensor without dimensions; `arriving` if nothing merges.
-            make: Makes a merge with a place for every token, of which the first `count` are rows.
-            inputs: Arguments of `make`: all tensors that it works on.
-        """
-        by_place = {str(place): tensor for place, tensor in enumerate(inputs)}
-        return cls(arriving, count, {"inputs": by_place}, make=make)
-
     @property
     def count(self) -> int | Tensor:
         """Number of rows that are left: an int, or an int64 tensor without dimensions if only the device knows it."""
@@ -165,18 +142,7 @@ class Cut:
     @property
     def rows(self) -> Tensor | None:
         """The new rows, (rows, width). None if the remaining tokens are unchanged."""
-        rows: Tensor | None = self._finish()._parts.get("rows")
-        return rows
-
-    def _finish(self) -> "Cut":
-        """Make a deferred merge, if there is one, and return this cut."""
-        if self._make is None:
-            return self
-        merge = self.make_merge()
-        _set(self, "_parts", merge._parts)  # without the inputs, which frees them
-        _set(self, "notes", merge.notes)
-        _set(self, "_make", None)
-        return self
+        return self._parts.get("rows")
 
     @property
     def stays(self) -> Tensor | None:
@@ -189,7 +155,7 @@ class Cut:
 
         For a mask it has the shape (arriving,): the tokens that stay, then −1.
         """
-        parts = self._finish()._parts
+        parts = self._parts
         if "source" not in parts:
             stays = parts.get("stays")
             places = torch.arange(self.arriving, device=None if stays is None else stays.device)
@@ -203,12 +169,12 @@ class Cut:
     @property
     def stays_whole(self) -> bool:
         """True if all tokens stay unchanged."""
-        return self._make is None and "source" not in self._parts and "stays" not in self._parts
+        return "source" not in self._parts and "stays" not in self._parts
 
     @property
     def parent(self) -> Tensor:
         """The row each token went into: (arriving,) int64, −1 if it was dropped."""
-        parts = self._finish()._parts
+        parts = self._parts
         if "parent" not in parts and "stays" in parts:
             # Number the tokens that stay in order: mask 1 0 1 gives 0 −1 1.
             parts["parent"] = torch.where(parts["stays"], parts["stays"].cumsum(0) - 1, -1)
@@ -238,46 +204,20 @@ class Cut:
 
     def with_notes(self, notes: Mapping[str, Tensor]) -> "Cut":
         """Return this cut with these notes instead of its own."""
-        cut = self._finish()
-        return Cut(cut.arriving, cut._count, dict(cut._parts), notes)
+        return Cut(self.arriving, self._count, dict(self._parts), notes)
 
     def with_owner(self, owner: object) -> "Cut":
         """Return this cut with its notes prefixed by the member of a chain that wrote them: "owner name"."""
-        make = self._make
-        if make is not None:  # its notes come with it
-            return Cut(self.arriving, self._count, self._parts, make=lambda *inputs: make(*inputs).with_owner(owner))
         if not self.notes:
             return self
         return self.with_notes({f"{owner} {name}": note for name, note in self.notes.items()})
 
     def to(self, device: torch.device) -> "Cut":
         """Return this cut with its tensors on a device."""
-        tensors = [*self._parts.get("inputs", self._parts).values(), *self.notes.values()]
-        if all([tensor.device == device for tensor in tensors]):
+        if all([tensor.device == device for tensor in (*self._parts.values(), *self.notes.values())]):
             return self
-        return self.with_tensors(on_tensors(self.tensors(), lambda tensor: tensor.to(device)))
-
-    def tensors(self) -> dict[str, Any]:
-        """The tensors of the cut by name, in a form that `torch.func.vmap` can return."""
-        tensors = {**self._parts, "notes": dict(self.notes)}
-        if self._make is not None:
-            tensors["count"] = self._count
-        return tensors
-
-    def with_tensors(self, tensors: Mapping[str, Any]) -> "Cut":
-        """Return a cut like this one, made from the `tensors` of other tokens."""
-        parts = {name: part for name, part in tensors.items() if name not in ("count", "notes")}
-        return Cut(self.arriving, tensors.get("count", self._count), parts, tensors["notes"], self._make)
-
-    @property
-    def put_off(self) -> bool:
-        """True if this is a merge that is still to be made."""
-        return self._make is not None
-
-    def make_merge(self) -> "Cut":
-        """Make the deferred merge, with a place for every token."""
-        assert self._make is not None
-        return self._make(*self._parts["inputs"].values())
+        parts, notes = ({name: tensor.to(device) for name, tensor in of.items()} for of in (self._parts, self.notes))
+        return Cut(self.arriving, self._count, parts, notes)
 
     def first(self, count: int) -> "Cut":
         """Return this cut when the host has learnt that the first `count` rows are real."""
@@ -302,7 +242,7 @@ class Cut:
             notes = dict(self.notes)
             if later.stays is None:  # a mask's notes have the arriving tokens as their first dimension
                 notes = {name: note_of(note, later.source, later.rows) for name, note in notes.items()}
-            return later.with_tensors({**later.tensors(), "notes": notes | dict(later.notes)})
+            return later.with_notes(notes | dict(later.notes))
         rows = later.rows
         parts = {"parent": look_up(self.parent, later.parent)}
         if rows is not None:
@@ -318,7 +258,7 @@ class Cut:
         kind = "take"
         if "stays" in self._parts:
             kind = "keep"
-        elif "rows" in self._parts or self._make is not None:
+        elif "rows" in self._parts:
             kind = "merge"
         count = self._count if isinstance(self._count, int) else "?"
         return f"Cut.{kind}({self.arriving} to {count})"
@@ -342,61 +282,3 @@ def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
 def look_up(places: Tensor, to: Tensor) -> Tensor:
     """Look up each place: `to[place]`, and −1 for −1."""
     return pad(to, (0, 1), value=-1)[places]  # index −1 reads the appended −1
-
-
-# -- many samples at once ------------------------------------------------------------------------------------------
-
-
-Pick = Callable[[Tensor], Tensor]
-"""Selects, from a tensor with samples as its first dimension, the part of the current sample."""
-
-
-def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> list[Cut | None]:
-    """Apply a function to each of some samples of equal shapes. Several samples run at once under vmap.
-
-    Args:
-        look: Takes the tensors of one sample, without the sample dimension, and a `Pick` for further tensors. Under
-            vmap it runs once for all samples.
-        samples: Tensors by name, with samples as their first dimension; an entry may be a mapping of such tensors.
-
-    Returns:
-        A cut for each sample, with its own tensors. A deferred merge remains deferred. All are None if `look` returns
-        None.
-    """
-    first = _first_of(samples)
-    if len(first) == 1:
-        tensors = {name: part[0] if isinstance(part, Tensor) else _firsts(part) for name, part in samples.items()}
-        return [look(tensors, itemgetter(0))]
-    cuts: list[Cut | None] = []
-
-    def of_sample(place: Tensor, sample: Tensors) -> Tensors:
-        # Under vmap `place` is not a number, so index with a tensor: (samples, …) to (1, …) to (…).
-        cut = look(sample, lambda tensor: tensor[place.expand(1)][0])
-        cuts.append(cut)
-        if cut is None:
-            return {}
-        return cut.tensors()
-
-    tensors = torch.func.vmap(of_sample)(torch.arange(len(first), device=first.device), samples)
-    (cut,) = cuts
-    if cut is None:
-        return [None] * len(first)
-    unbound = on_tensors(tensors, Tensor.unbind)
-    return [cut.with_tensors(_at(unbound, place)) for place in range(len(first))]
-
-
-def _first_of(tensors: Tensors) -> Tensor:
-    """The first tensor, at any depth of the nest."""
-    value = next(iter(tensors.values()))
-    if isinstance(value, Tensor):
-        return value
-    return _first_of(value)
-
-
-def _at(unbound: dict[str, Any], place: int) -> Tensors:
-    """The tensors of one sample, from those of all samples by name."""
-    return {name: part[place] if isinstance(part, tuple) else _at(part, place) for name, part in unbound.items()}
-
-
-def _firsts(tensors: Tensors) -> Tensors:
-    return {name: tensor[0] for name, tensor in tensors.items()}

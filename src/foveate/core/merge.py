@@ -289,57 +289,42 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
     return mean
 
 
-def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, window: int, threshold: float) -> Cut:
-    """A deferred cut: the means of the windows at least as similar as `threshold`, then the tokens outside them.
+def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, window: int, threshold: float) -> Cut | None:
+    """The means of the windows at least as similar as `threshold`, then the tokens outside them; None if none is.
 
-    Only the device knows how many windows that are. The most similar come first. See `merge_windows` for the arguments.
+    The most similar come first. See `merge_windows` for the arguments. The host waits for their number.
     """
-    merged = (similarity >= threshold).sum()
-    # 17 merged windows of 9 tokens leave 576 − 8 · 17 = 440 rows.
-    left = len(rows) - merged * (window**2 - 1)
-    return Cut.fewer(len(rows), left, partial(_average_most_similar, height, width, window), rows, similarity, merged)
-
-
-def _average_most_similar(
-    height: int, width: int, window: int, rows: Tensor, similarity: Tensor, merged: Tensor
-) -> Cut:
+    merged = int((similarity >= threshold).sum())  # host sync
+    if not merged:
+        return None
     cut = merge_windows(similarity, merged, height, width, window)
     return cut.with_rows(average(rows, cut))
 
 
-def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, window: int) -> Cut:
+def merge_windows(similarity: Tensor, merged: int, height: int, width: int, window: int) -> Cut:
     """Merge each of the `merged` most similar windows into one row.
 
     These rows come first, by falling similarity, then the tokens outside them in order. A merged row stands for its
-    window's centre. Ties go to the earlier window. Shapes do not depend on values: `source` has a place for every
-    token, and places beyond the rows are meaningless.
+    window's centre. Ties go to the earlier window.
 
     Example: a 2 x 4 grid with windows of 2 x 2, of which the second is merged.
 
-        parent   1 2 0 0 | 3 4 0 0          source   6, 0, 1, 4, 5, then nothing
+        parent   1 2 0 0 | 3 4 0 0          source   6, 0, 1, 4, 5
 
     Args:
         similarity: (windows,) float32 in raster order.
-        merged: Number of windows to merge, an int64 tensor without dimensions.
+        merged: Number of windows to merge.
         height, width: Size of the grid.
         window: Side of a window.
     """
     members = _window_members(height, width, window, similarity.device)
-    tokens, size = height * width, members.shape[1]
-    by_similarity = torch.sort(similarity, descending=True, stable=True).indices
-    members = members[by_similarity]  # (windows, size)
-    places = torch.arange(tokens, device=members.device)
-    ranks = places[: len(members)]
-    apart = ranks >= merged  # windows that are not merged
-    row = ranks.masked_fill(apart, -1)[:, None].expand_as(members)  # row of a window's tokens, −1 if not merged
-    parent = torch.full_like(places, -1).scatter(0, members.flatten(), row.flatten())
-    # Tokens that are not merged get the next rows, in order, from row `merged` on.
-    alone = parent < 0
-    parent = torch.where(alone, alone.cumsum(0) + (merged - 1), parent)
-    # Every token of a merged window is written to its row; then the window's centre overwrites it.
-    source = torch.zeros_like(places).scatter(0, parent, places)
-    centres = torch.where(apart, source[: len(members)], members[:, size // 2])
-    return Cut.join(source.scatter(0, ranks, centres), parent)
+    joined = members[torch.sort(similarity, descending=True, stable=True).indices[:merged]]  # (merged, size)
+    parent = torch.full((height * width,), -1, device=members.device)
+    parent[joined] = torch.arange(merged, device=members.device)[:, None].expand_as(joined)
+    # 17 merged windows of 9 tokens leave 576 − 9 · 17 = 423 tokens alone, which get the next rows.
+    alone = put_marked_first(parent < 0)[: height * width - joined.numel()]
+    parent[alone] = torch.arange(merged, merged + len(alone), device=members.device)
+    return Cut.join(torch.cat((joined[:, window**2 // 2], alone)), parent)
 
 
 def _window_members(height: int, width: int, window: int, device: torch.device) -> Tensor:

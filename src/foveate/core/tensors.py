@@ -52,8 +52,6 @@ def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
 
 Change = Callable[[Tensor], Tensor]
 """A function from tensor to tensor."""
-Tensors = dict[str, Any]
-"""Tensors by name. An entry may itself be a mapping of tensors by name."""
 
 
 def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
@@ -70,16 +68,6 @@ def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(on_tensors(part, change) for part in value)
     return {name: on_tensors(part, change) for name, part in value.items()}
-
-
-def stack_samples(samples: Sequence[Any]) -> Any:
-    """Stack the tensors of samples, or nests of them by name, along a new first dimension. One sample is not copied."""
-    first = samples[0]
-    if not isinstance(first, Tensor):
-        return {name: stack_samples([sample[name] for sample in samples]) for name in first}
-    if len(samples) == 1:
-        return first[None]
-    return torch.stack(list(samples))
 
 
 BLOCK_NUMBERS = 1 << 20  # numbers in a block of a rows x columns product: 4 MiB in float32, less than a layer needs

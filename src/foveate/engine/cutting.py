@@ -1,16 +1,16 @@
 """Each layer, first: what the stages before it see of each sample, and which vision tokens they drop or merge."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
-from foveate.core.cut import Cut, Pick, look_up, note_of, together
+from foveate.core.cut import Cut, look_up, note_of
 from foveate.core.signals import (
     Attention,
     Cells,
@@ -25,11 +25,11 @@ from foveate.core.signals import (
     Signal,
     Text,
 )
-from foveate.core.tensors import Change, Tensors, alike, stack_samples
+from foveate.core.tensors import Change
 from foveate.core.views import Arriving, ImageView, LayerView, View
-from foveate.engine.attending import RATERS, streams
-from foveate.engine.buckets import WORDS, Bucket, Sizes
-from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.attending import RATERS, RowsReader, streams
+from foveate.engine.forward import Forward, LayerCall, places_of
+from foveate.engine.left import Left
 from foveate.engine.program import CELLS, Program, hidden_note, notes_of, ran_note, rotary_note
 from foveate.engine.reading import raters_of
 from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
@@ -38,13 +38,12 @@ from foveate.errors import UnsupportedError
 ALL_CELLS = Cells()
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The rows of a sample that the stages before a layer leave.
 
     Attributes:
         cut: The cut of the sample's rows.
-        sizes: Rows left of each image; None if only the device knows.
+        sizes: Rows left of each image, of a mask those that arrive; None after a cut that ranked all of them together.
     """
 
     cut: Cut
@@ -53,62 +52,64 @@ class Decision:
 
 @dataclass(slots=True, eq=False)
 class SampleRows:
-    """One sample's vision rows before a decoder layer.
+    """One sample's vision rows before a decoder layer. Nothing is read of them before it is requested.
 
     Attributes:
         layer: The decoder layer (0-based).
-        sample: What the host knows of the sample; shared by all samples of its bucket.
-        source: Index of the token each row stands for: (rows,) int64, −1 for a row without a token.
-        sizes: Rows of each image (or frame); None after a cut that ranked all of them together.
-        notes: Tensors stored per row, by name.
-        read: Returns the residual stream entering the layer at these rows, (rows, width).
-        reader: Reads attention and keys of the layer; None if the host has no decoder to read.
-        text: Tensors stored about the text behind the images, by name; their first dimension is the images.
-        begun: Rows that layer 0 processed, for methods that did not cut before it; None before layer 0.
+        left: The sample, and its rows that are left.
+        stream: The stream entering the layer, (columns, width); for a host without a decoder, only the rows.
+        reader_of: Returns the reader of the layer's queries and keys; None if the host has no decoder to read.
+        norm: The norm before the model's head.
     """
 
     layer: int
-    sample: Sample
-    source: Tensor
-    sizes: tuple[int, ...] | None
-    notes: dict[str, Tensor]
-    read: Callable[[], Tensor]
-    reader: "SampleReader | None"
-    text: Mapping[str, Tensor] = field(default_factory=dict)
-    begun: Begun | None = None
+    left: Left
+    stream: Tensor
+    reader_of: Callable[[Left], RowsReader] | None = None
+    norm: Change = lambda rows: rows
     _hidden: Tensor | None = None
+    _reader: RowsReader | None = None
 
     def __len__(self) -> int:
-        return self.source.shape[0]
+        return len(self.left)
 
     @property
     def hidden(self) -> Tensor:
         """The residual stream entering the layer at these rows: (rows, width), model dtype."""
         if self._hidden is None:
-            self._hidden = self.read()
+            self._hidden = self.stream if self.reader_of is None else self.stream[self.left.columns]
         return self._hidden
+
+    @property
+    def reader(self) -> RowsReader:
+        """Reads the layer's queries and keys; built on first use."""
+        if self._reader is None:
+            assert self.reader_of is not None  # a host without a decoder refuses signals of one
+            self._reader = self.reader_of(self.left)
+        return self._reader
 
     def units(self, stage: Stage) -> list[Unit]:
         """Return the groups of rows that a stage ranks separately."""
         if stage.unit == "sample":
-            return [sample_unit(self.sample, len(self))]
-        frames = self.sample.frames
-        if self.sizes is None:
+            return [sample_unit(self.left.sample, len(self))]
+        sample, sizes = self.left.sample, self.left.sizes
+        frames = sample.frames
+        if sizes is None:
             raise UnsupportedError(
                 f"{stage} ranks each {stage.unit} separately, but an earlier cut ranked all images of a sample "
                 f"together, so the number of tokens left in each {stage.unit} is not known. Give both the same scope."
             )
-        if stage.unit == "image" and frames is not None and len(frames) > len(self.sample.media):
+        if stage.unit == "image" and frames is not None and len(frames) > len(sample.media):
             raise UnsupportedError(
                 f"{stage} ranks each video as a whole, but an earlier stage ranked frame by frame. Give both the same "
                 "scope."
             )
-        if frames is not None and len(frames) != len(self.sizes):
+        if frames is not None and len(frames) != len(sizes):
             raise UnsupportedError(
                 f"{stage} ranks each frame separately, but an earlier stage has dropped tokens before the decoder, so "
                 "the number of tokens left in each frame is not known. Use scope='image' or 'sample'."
             )
-        return image_units(self.sample, self.sizes)
+        return image_units(sample, sizes)
 
     def view(self, stage: Stage, unit: Unit) -> View:
         """Build the view of a unit that a stage gets."""
@@ -120,8 +121,9 @@ class SampleRows:
                 return tensor
             return tensor[rows]
 
-        notes = notes_of(self.notes, stage, rows)
-        tokens = partial(part, self.source)
+        left = self.left
+        notes = notes_of(left.notes, stage, rows)
+        tokens = partial(part, left.source)
         if stage.place is not Place.LAYER:
             return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
         # Signals are passed as functions, so one that the stage does not read is never computed.
@@ -134,13 +136,13 @@ class SampleRows:
                 continue
             hidden = lambda: part(self.hidden)  # noqa: E731
             if signal.back and before is None:
-                before = partial(part, self.notes[hidden_note(self.layer - signal.back)])
+                before = partial(part, left.notes[hidden_note(self.layer - signal.back)])
         return LayerView(
             hidden=hidden,
             hidden_before=before,
             count=len(unit),
             tokens=tokens,
-            device=self.source.device,
+            device=left.source.device,
             arriving=self._arriving(stage, unit),
             notes=notes,
             signals=signals,
@@ -150,52 +152,51 @@ class SampleRows:
     def _arriving(self, stage: Stage, unit: Unit) -> Arriving:
         """The token counts from which a stage's budget is computed. Includes the image's grids if the stage reads
         `Cells` and no token of the image was dropped."""
-        arriving, grids = unit.arriving, self.sample.grids
-        begun = self.begun
+        sample, begun = self.left.sample, self.left.begun
+        arriving, grids = unit.arriving, sample.grids
         if begun is not None and stage.owner not in begun.opening:
             if unit.image < 0:  # the whole sample
                 arriving = replace(arriving, started=begun.count)
             elif begun.sizes is not None:
                 arriving = replace(arriving, started=begun.sizes[unit.image])
-        alone = self.sample.frames is None and (unit.image >= 0 or len(grids) == 1)
+        alone = sample.frames is None and (unit.image >= 0 or len(grids) == 1)
         if alone and ALL_CELLS in stage.reads and len(unit) == arriving.started == arriving.entered:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 
     def _signal(self, signal: Signal, unit: Unit, part: Change) -> Tensor:
         """Return a signal for the rows of a unit."""
+        left, sample = self.left, self.left.sample
         if isinstance(signal, Cells):
             # A row without a token has no cell: (rows, 3) values become −1.
-            none = part(self.source) < 0
-            return part(self.notes[CELLS]).masked_fill(none[:, None], -1)
+            none = part(left.source) < 0
+            return part(left.notes[CELLS]).masked_fill(none[:, None], -1)
         if isinstance(signal, Columns):
             note = ran_note(signal, self.layer - 1)
-            own = part(self.notes[note])
+            own = part(left.notes[note])
             if signal.pivots:
-                return torch.cat((own, self.text[note][unit.image]))
+                return torch.cat((own, left.text[note][unit.image]))
             return own
         if isinstance(signal, Rotary):
-            return part(self.notes[rotary_note(self.layer)])
+            return part(left.notes[rotary_note(self.layer)])
         if isinstance(signal, Resource):
-            return self.text[repr(signal)][unit.image]
+            return left.text[repr(signal)][unit.image]
         if signal.of_ran and not isinstance(signal, Pivots):
-            return part(self.notes[ran_note(signal, self.layer - 1)])
-        assert self.reader is not None  # a host without a decoder refuses the other signals
+            return part(left.notes[ran_note(signal, self.layer - 1)])
         if isinstance(signal, Text):
-            columns = self.text[WORDS]
-            return self.reader.states(columns[len(columns) - self.sample.text_after[unit.image] :])
+            return self.stream[left.words[len(left.words) - sample.text_after[unit.image] :]]
         if isinstance(signal, Keys):
             return part(self.reader.read(signal, [unit]))
         if isinstance(signal, Products):
-            return part(self.reader.read(signal, [sample_unit(self.sample, len(self))]))
+            return part(self.reader.read(signal, [sample_unit(sample, len(self))]))
         if isinstance(signal, Normed):
-            return self.reader.normed(part(self.hidden))
+            return self.norm(part(self.hidden))
         if isinstance(signal, Pivots):
-            columns = self.text[ran_note(signal, self.layer - 1)][unit.image]
-            rows = self.reader.normed(self.reader.states(columns.clamp(min=0)))
+            columns = left.text[ran_note(signal, self.layer - 1)][unit.image]
+            rows = self.norm(self.stream[columns.clamp(min=0)])
             return rows * (columns >= 0)[:, None]
         assert isinstance(signal, Attention)
-        return self.reader.read(signal, asking_units(signal, self.sample, self.sizes, unit))
+        return self.reader.read(signal, asking_units(signal, sample, left.sizes, unit))
 
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
         """Return the rows that a second stage before the same layer sees after the first stage's cut."""
@@ -207,18 +208,11 @@ class SampleRows:
                 f"Two stages cut before layer {self.layer}, and the second reads values that are not computed for the "
                 "tokens left by the first. Move one of them to another layer."
             )
-        source = look_up(cut.source, self.source)
         # For example rows stand for tokens 3 5 8, and the cut keeps rows 0 2: source becomes 3 8.
-        notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.notes.items()}
-        notes |= cut.notes
-        return replace(
-            self,
-            source=source,
-            read=partial(cut.rows_left, self.hidden),
-            sizes=decision.sizes,
-            notes=notes,
-            _hidden=None,
-        )
+        source = look_up(cut.source, self.left.source)
+        notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.left.notes.items()}
+        left = replace(self.left, source=source, sizes=decision.sizes, notes=notes | dict(cut.notes))
+        return replace(self, left=left, _hidden=cut.rows_left(self.hidden))
 
 
 def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None, unit: Unit) -> Sequence[Unit]:
@@ -245,7 +239,7 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
         if not stage.drops:  # the stage only leaves notes
             answer = None
             notes = _notes(cuts, stage)
-            rows.notes.update(notes)
+            rows.left.notes.update(notes)
             if decision is not None:
                 decision = Decision(decision.cut.with_notes({**decision.cut.notes, **notes}), decision.sizes)
             continue
@@ -273,20 +267,16 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
     """Join the cuts of a sample's units into one decision; None if nothing is dropped."""
-    if len(cuts) == 1 and cuts[0] is not None:
-        cut = cuts[0].with_owner(stage.owner)
-        of_one_image = rows.sizes is not None and len(rows.sizes) == 1
-        return Decision(cut, (cut._count,) if of_one_image and isinstance(cut._count, int) else None)
     if all([cut is None for cut in cuts]):
         return None
-    unit_cuts = []
-    for unit_cut, unit in zip(cuts, units, strict=True):
-        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else unit_cut.with_owner(stage.owner))
-    cut = join_units(unit_cuts, rows.source.device, lambda: rows.hidden)
-    if cut.stays is not None or rows.sizes is None or len(rows.sizes) != len(units):
-        return Decision(cut, None)
-    counts = tuple(part.count for part in unit_cuts if isinstance(part.count, int))
-    return Decision(cut, counts if len(counts) == len(units) else None)
+    parts = []
+    for cut, unit in zip(cuts, units, strict=True):
+        parts.append(Cut.stay(len(unit)) if cut is None else cut.with_owner(stage.owner))
+    joined, sizes = join_units(parts, rows.left.source.device, lambda: rows.hidden), rows.left.sizes
+    if joined.stays is not None:  # counted later
+        return Decision(joined, sizes)
+    by_image = sizes is not None and len(sizes) == len(units)
+    return Decision(joined, tuple([int(part.count) for part in parts]) if by_image else None)
 
 
 def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
@@ -340,20 +330,10 @@ def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], T
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
 
 
-# -- a layer's cuts, bucket by bucket -----------------------------------------------------------------------------
+# -- a layer's cuts, sample by sample -----------------------------------------------------------------------------
 
 
-class BucketReader(Protocol):
-    """Reads a layer for all samples of a bucket: `RowsReader`, or several of them."""
-
-    def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor: ...
-    def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
-    def in_prompt(self, columns: Tensor) -> Tensor: ...
-
-
-ReaderOf = Callable[[Bucket], BucketReader]
-Decided = tuple[Bucket, list[Cut], Sizes | None]
-"""A bucket, the cut of each of its samples, and the rows left of each image."""
+ReaderOf = Callable[[Left], RowsReader]
 
 
 def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
@@ -362,196 +342,97 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
     Args:
         forward: The forward; what is left of its samples changes.
         call: The layer's call. Merged rows are written into a copy of its input.
-        reader_of: Returns the reader of this layer for a bucket.
+        reader_of: Returns the reader of this layer for a sample.
     """
     program, layer = forward.program, call.index
+    lefts = forward.outcome.on(call.hidden.device)
     if layer == 0 and program.finds_raters:
-        for bucket in forward.outcome.buckets:
-            if bucket.left:
-                bucket.to(call.hidden.device)
-                bucket.text[RATERS] = raters_of(forward, bucket, call.hidden)
+        for left in lefts:
+            left.text[RATERS] = raters_of(forward, left, call.hidden[left.member])
     if program.before(layer):
-        _cut(forward, call, reader_of)
-    if layer == 0:
-        for bucket in forward.outcome.buckets:
-            bucket.begun = Begun(bucket.left, bucket.sizes, program.opening)
-    if program.remembers(layer):
-        for bucket in forward.outcome.buckets:
-            if bucket.left:
-                bucket.to(call.hidden.device)
-                bucket.notes[hidden_note(layer)] = call.hidden[bucket.owners, bucket.columns]
+        _cut(forward, call, lefts, reader_of)
+    for left in lefts:
+        if layer == 0:
+            left.begun = Begun(len(left), left.sizes, program.opening)
+        if program.remembers(layer):
+            left.notes[hidden_note(layer)] = call.hidden[left.member, left.columns]
     forward.outcome.row_maps.append(forward.outcome.rows)
 
 
-def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader: BucketReader) -> None:
+def note_attending(left: Left, signals: Sequence[Signal], layer: int, reader: RowsReader) -> None:
     """Store signals of a running layer's queries and keys, for stages before the next layer."""
-    rows = sample_unit(bucket.first, bucket.left)
-    if bucket.sizes is None:
-        images = [rows]
-    else:
-        images = image_units(bucket.first, bucket.sizes)
+    rows = sample_unit(left.sample, len(left))
+    images = [rows] if left.sizes is None else image_units(left.sample, left.sizes)
     for signal in signals:
         name = ran_note(signal, layer)
         if isinstance(signal, Pivots):
-            bucket.text[name] = reader.read(signal, images)
+            left.text[name] = reader.read(signal, images)
         elif not isinstance(signal, Attention):
-            bucket.notes[name] = reader.read(signal, images)
+            left.notes[name] = reader.read(signal, images)
         if isinstance(signal, Columns) and signal.pivots:
-            text = reader.read(Pivots(signal.pivots), images)
-            bucket.text[name] = reader.in_prompt(text.flatten(1)).view_as(text)
+            left.text[name] = reader.in_prompt(reader.read(Pivots(signal.pivots), images))
     for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
-        units = asking_units(stream[0], bucket.first, bucket.sizes, rows)
+        units = asking_units(stream[0], left.sample, left.sizes, rows)
         for attention, values in reader.reduce(stream, units).items():
-            bucket.notes[ran_note(attention, layer)] = values
+            left.notes[ran_note(attention, layer)] = values
 
 
-def _cut(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
+def _cut(forward: Forward, call: LayerCall, lefts: Sequence[Left], reader_of: ReaderOf) -> None:
     """Cut before a layer, and record it if tokens may be dropped there."""
     program, norm = forward.program, forward.family.final_norm
     before = forward.vision_left() if call.index in program.cuts else ()
     decided = []
-    for bucket in forward.outcome.buckets:
-        cuts, sizes = decide_bucket(bucket, program, call.index, call.hidden, reader_of, norm)
-        decided.append((bucket, cuts, sizes))
-    decided = _with_counts(decided)
-    forward.outcome.buckets = [bucket for bucket, _, _ in decided]
+    for left in lefts:
+        rows = SampleRows(call.index, left, call.hidden[left.member], reader_of, norm)
+        decided.append((left, decide_left(rows, program)))
     dropped, merged = False, []
-    for bucket, cuts, sizes in decided:
-        taken = bucket.take(cuts, sizes) if cuts else None
+    for left, decision in counted(decided):
+        taken = left.take(*decision)
         if taken is None:
             continue
         dropped = True
-        rows, came_from = taken
-        if rows is not None:
-            columns = bucket.columns
-            owners = bucket.owners.expand_as(columns)  # (samples, 1) -> (samples, rows): the batch index of each row
-            merged.append((owners.flatten(), columns.flatten(), rows.flatten(0, 1)))
-            forward.move_additions(bucket, call.index, came_from)
-    if merged:  # one write for all buckets
-        owners, columns, rows = (torch.cat(parts) for parts in zip(*merged, strict=True))
-        call.hidden = call.hidden.index_put((owners, columns), rows.to(call.hidden.dtype))
+        rows_made, came_from = taken
+        if rows_made is not None:
+            merged.append((left, rows_made))
+            forward.move_additions(left, call.index, came_from)
+    if merged:  # one write for all samples
+        owners, columns = places_of([left for left, _ in merged])
+        made = torch.cat([rows for _, rows in merged]).to(call.hidden.dtype)
+        call.hidden = call.hidden.index_put((owners, columns), made)
     if dropped:
         forward.lay_out(program.renumbers_before(call.index))
     if call.index in program.cuts:
         forward.record_cut("layer", call.index, before)
 
 
-@dataclass(frozen=True, slots=True)
-class SampleReader:
-    """Reads a layer for one sample of a bucket. Nothing is computed before it is requested.
-
-    Attributes:
-        read: Returns a signal for the concatenated rows of some units: see `RowsReader.read`, for one sample.
-        states: Returns the stream entering the layer at some columns, (columns, width).
-        normed: Applies the norm before the model's head to rows of the stream, (rows, width).
-    """
-
-    read: Callable[[Signal, Sequence[Unit]], Tensor]
-    states: Change
-    normed: Change
-
-
-def decide_bucket(
-    bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Change
-) -> tuple[list[Cut], Sizes | None]:
-    """Run the stages before a layer on each sample of a bucket.
-
-    Args:
-        bucket: The samples, and their rows that are left.
-        program: Says which stages run here.
-        layer: The decoder layer.
-        hidden: Its full-length input, (samples of the batch, columns, width).
-        reader_of: Returns the reader of this layer for a bucket.
-        norm: The norm before the model's head.
-
-    Returns:
-        A cut for each sample, with all notes of its rows; no cuts if no rows arrive. And the rows left of each image;
-        None if only the device knows.
-    """
-    if not bucket.source.shape[1]:
-        return [], bucket.sizes
-    if bucket.index.device != hidden.device:
-        bucket.to(hidden.device)
-    stages = program.before(layer)
-    reader = cache(partial(reader_of, bucket))  # built on first use
-    left: list[Sizes | None] = []  # equal for all samples
-
-    def of_sample(sample: Tensors, pick: Pick) -> Cut:
-        columns = sample["columns"]
-
-        def states(columns: Tensor) -> Tensor:
-            return hidden[sample["index"].expand(len(columns)), columns]
-
-        rows = SampleRows(
-            layer,
-            bucket.first,
-            sample["source"],
-            bucket.sizes,
-            sample["notes"],
-            lambda: states(columns),
-            SampleReader(lambda signal, units: pick(reader().read(signal, units)), states, norm),
-            sample["text"],
-            bucket.begun,
-        )
-        decision = decide(rows, stages)
-        for name in program.done_with(layer):
-            rows.notes.pop(name, None)
-        left.append(bucket.sizes if decision is None else decision.sizes)
-        arrived = Cut.stay(len(rows), rows.notes)
-        if decision is None:
-            return arrived
-        cut = decision.cut.to(columns.device)
-        if cut.stays is None and cut.rows is None and cut.count == bucket.left:  # all tokens stay
-            cut = Cut.stay(len(rows), cut.notes)
-        return arrived.then(cut)
-
-    tensors = {name: getattr(bucket, name) for name in ("index", "columns", "source", "notes", "text")}
-    cuts = together(of_sample, tensors)
-    return [cut for cut in cuts if cut is not None], left[0]
+def decide_left(rows: SampleRows, program: Program) -> Decision:
+    """Run the stages before a layer on a sample. Returns a cut with all notes of its rows."""
+    left = rows.left
+    decision = decide(rows, program.before(rows.layer))
+    for name in program.done_with(rows.layer):
+        left.notes.pop(name, None)
+    arrived = Cut.stay(len(left), left.notes)
+    if decision is None:
+        return Decision(arrived, left.sizes)
+    cut = decision.cut.to(left.source.device)
+    if cut.rows is None and cut.stays is None and cut.count == len(left):  # all tokens stay
+        cut = Cut.stay(len(left), cut.notes)
+    return Decision(arrived.then(cut), decision.sizes)
 
 
-def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
-    """Replace masks by counts that the host knows.
-
-    A mask says which tokens stay but not how many. This takes one host sync for the whole batch.
-    """
-    sums = []
-    for bucket, cuts, _ in decided:
-        stays = [cut._parts["stays"] for cut in cuts if "stays" in cut._parts]
-        if stays:
-            images = torch.split(stack_samples(stays), list(bucket.sizes or (bucket.left,)), dim=1)
-            counts_of_images = torch.stack([image.sum(dim=1) for image in images], dim=1)  # (samples, images)
-            sums.append(counts_of_images.flatten())
-    if not sums:
+def counted(decided: Sequence[tuple[Left, Decision]]) -> list[tuple[Left, Decision]]:
+    """Replace masks by indices. This takes one host sync for the whole batch."""
+    stays = [(one.cut.stays, list(one.sizes or (len(left),))) for left, one in decided]
+    masks = [torch.split(mask, sizes) for mask, sizes in stays if mask is not None]
+    if not masks:
         return list(decided)
-    numbers = iter(torch.cat([counts.to(sums[0].device) for counts in sums]).tolist())
-    counted: list[Decided] = []
-    for bucket, cuts, sizes in decided:
-        if not cuts or cuts[0].stays is None:
-            counted.append((bucket, cuts, sizes))
-        else:
-            counted += _divide(bucket, cuts, numbers)
-    return counted
-
-
-def _divide(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
-    """Split a bucket into parts whose samples keep equally many tokens of each image. Returns each with its cuts.
-
-    Args:
-        bucket: The samples.
-        cuts: Cuts made of masks.
-        numbers: How many tokens stay of each image of each sample, in order; consumed from the front.
-    """
-    images = len(bucket.sizes or (1,))
-    counts = [tuple(itertools.islice(numbers, images)) for _ in cuts]
-    divided: list[Decided] = []
-    for places in alike(counts):
-        left = counts[places[0]]
-
-        def first_of(mask: Tensors, _: Pick, count: int = sum(left)) -> Cut:
-            return cuts[0].with_tensors(mask).first(count)
-
-        part = together(first_of, stack_samples([cuts[place].tensors() for place in places]))
-        sizes = None if bucket.sizes is None else left
-        divided.append((bucket.part(places), [cut for cut in part if cut is not None], sizes))
-    return divided
+    sums = [part.sum() for mask in masks for part in mask]  # of each image of each sample
+    numbers = iter(torch.stack([number.to(sums[0].device) for number in sums]).tolist())
+    by_sample = iter([tuple(itertools.islice(numbers, len(mask))) for mask in masks])
+    known = []
+    for left, one in decided:
+        if one.cut.stays is not None:
+            sizes = next(by_sample)
+            one = Decision(one.cut.first(sum(sizes)), sizes if one.sizes is not None else None)
+        known.append((left, one))
+    return known

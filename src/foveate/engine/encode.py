@@ -3,7 +3,7 @@ decoder see `engine.hosts`.
 """
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.stages import Stage, TowerStage
-from foveate.core.cut import Cut, Pick, together
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
-from foveate.core.tensors import Tensors, alike, stack_samples
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
 from foveate.engine.media import lengths_in
 from foveate.engine.program import Program, notes_of
@@ -82,15 +81,6 @@ class ImageTokens:
         """The token that each row stands for."""
         return self.patches.then(self.done).source
 
-    @property
-    def kind(self) -> Hashable:
-        """A hashable value that is equal for images that can be processed together."""
-        view, notes = self.view, tuple(sorted(self.done.notes))
-        cuts = tuple((cut.count, cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
-        counts = (self.entered, view.reserved)
-        signals = (view.early, self.pooled is None, view.cls is None, view.made is None)
-        return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
-
     def lacks(self, signal: Signal) -> bool:
         """Return whether the tower lacks this signal. Only some signals can be lacking."""
         shown = {Cls: self.view.cls, Deepstack: self.view.deepstack, Features: self.view.made}
@@ -127,33 +117,16 @@ class ImageTokens:
         return values
 
 
-def kind_of(rows: Tensor) -> tuple[Hashable, ...]:
-    """Return a hashable value that is equal for rows that can be stacked."""
-    return tuple(rows.shape), rows.dtype, rows.device
-
-
-def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: Pick, video: bool) -> ImageView:
-    """Build the view that a stage gets of one of several alike images.
-
-    Args:
-        stage: The stage; says what is read.
-        images: The images.
-        tensors: The `rows` and `notes` of the image to view.
-        pick: Selects that image's tensor from a stack of all images' tensors.
-        video: Whether they are videos.
-    """
-    image, rows = images[0], tensors["rows"]
-    view, untouched = image.view, image.untouched
-    signals: dict[Signal, Callable[[], Tensor]] = {}
-    for signal in stage.reads:
-        if not image.lacks(signal):
-            signals[signal] = partial(_pick, pick, [partial(other.signal, signal) for other in images])
+def image_view(stage: Stage, image: ImageTokens, video: bool) -> ImageView:
+    """Build the view that a stage gets of an image, or of a video."""
+    view, rows = image.view, image.rows
+    signals = {signal: partial(image.signal, signal) for signal in stage.reads if not image.lacks(signal)}
     # After tokens were dropped or merged, the rows are not on a grid; they report the tokens they stand for instead.
     grid, grids = view.grid, view.grids
     tokens: Callable[[], Tensor] | None = None
-    if not untouched:
+    if not image.untouched:
         grid, grids = None, ()
-        tokens = partial(_pick, pick, [partial(getattr, other, "source") for other in images])
+        tokens = lambda: image.source  # noqa: E731
     return ImageView(
         rows,
         grid=grid,
@@ -161,67 +134,16 @@ def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pi
         merged=image.patches.rows is not None or image.done.rows is not None,
         tokens=tokens,
         arriving=Arriving(len(rows), image.entered, len(rows), view.reserved, grids, video=video),
-        notes=notes_of(tensors["notes"], stage),
+        notes=notes_of(image.done.notes, stage),
         signals=signals,
     )
 
 
-# -- images alike -------------------------------------------------------------------------------------------------
-
-
-def _pick(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
-    """Return the viewed image's tensor, given one function per image that makes its tensor."""
-    return pick(stack_samples([make() for make in makes]))
-
-
-Look = Callable[[Sequence[int], Tensors, Pick], Cut | None]
-"""Returns a cut of one of several alike images. Arguments: the indices of these images, the tensors of the image, and a
-function that selects the image's tensor from a stack."""
-
-
-def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable], at_once: bool) -> list[Cut | None]:
-    """Run a stage on each image, alike ones together. The counts of the cuts are known on the host.
-
-    This takes one host sync for all counts. A deferred merge is carried out then if it leaves fewer rows; otherwise the
-    cut becomes None.
-
-    Args:
-        look: Runs the stage.
-        images: Tensors of each image by name. An entry may be a mapping of tensors.
-        kinds: A value per image that is equal for alike images.
-        at_once: Whether stages may run on several alike images at once.
-    """
-    if not at_once:  # make every image its own kind
-        kinds = range(len(images))
-    cuts = _by_kind(look, images, kinds)
-    unknown = [(place, cut) for place, cut in enumerate(cuts) if cut is not None and isinstance(cut.count, Tensor)]
-    if not unknown:
-        return cuts
-    counts: list[int] = torch.stack([torch.as_tensor(cut.count) for _, cut in unknown]).tolist()
-    left = {place: count for (place, _), count in zip(unknown, counts, strict=True)}
-    merging = [(place, cut) for place, cut in unknown if cut.put_off and left[place] < cut.arriving]
-
-    def make(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut:
-        _, put_off = merging[places[0]]
-        return put_off.with_tensors(tensors).make_merge()
-
-    made = _by_kind(make, [cut.tensors() for _, cut in merging], [kinds[place] for place, _ in merging])
-    for place, cut in unknown:
-        cuts[place] = None if cut.put_off else cut.first(left[place])
-    for (place, _), merge in zip(merging, made, strict=True):
-        assert merge is not None
-        cuts[place] = merge.first(left[place])
-    return cuts
-
-
-def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
-    """Run `look` on each image, those of one kind together."""
-    cuts: list[Cut | None] = [None] * len(images)
-    for places in alike(kinds):
-        of_kind = together(partial(look, places), stack_samples([images[place] for place in places]))
-        for place, cut in zip(places, of_kind, strict=True):
-            cuts[place] = cut
-    return cuts
+def counted(cuts: Sequence[Cut | None]) -> list[Cut | None]:
+    """Replace masks by indices, and cuts that leave all rows unchanged by None. One host sync counts all masks."""
+    masks = [cut for cut in cuts if cut is not None and cut.stays is not None]
+    counts = iter(torch.stack([torch.as_tensor(cut.count) for cut in masks]).tolist() if masks else ())
+    return [cut if cut is None or cut.stays is None else cut.first(next(counts)) for cut in cuts]
 
 
 # -- models of transformers ---------------------------------------------------------------------------------------
@@ -232,7 +154,7 @@ PromptLengths = Callable[[Sequence[int]], Sequence[Sequence[int]] | None]
 
 
 class TowerReducer:
-    """Runs a method's stages on what a family exposes of its tower. Alike images go through a stage together.
+    """Runs a method's stages on what a family exposes of its tower, image by image.
 
     Args:
         program: The stages.
@@ -267,12 +189,7 @@ class TowerReducer:
         """Choose from the pixels which tokens of each image or video the tower shall make."""
         (stage,) = self._program.pixels
 
-        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-            view = views[places[0]]
-            return stage.cut(PixelView(tensors["units"], view.mean, view.std))
-
-        inputs = [{"units": view.units} for view in views]
-        return _dropping(cuts_of(look, inputs, [kind_of(view.units) for view in views], self._program.together))
+        return _dropping([stage.cut(view) for view in views])
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
         """Choose which patches of each image are merged after the tower's first layer.
@@ -309,35 +226,21 @@ class TowerReducer:
                 image.patches = image.pooled = cut
                 image.done = Cut.stay(len(cut.source))
         for stage in self._program.images:
-            for image, cut in zip(images, self._ask(stage, images), strict=True):
+            cuts = counted([stage.cut(image_view(stage, image, self._video)) for image in images])
+            for image, cut in zip(images, cuts, strict=True):
                 if cut is not None:
                     image.done = image.done.then(cut.with_owner(stage.owner))
         return [image.cut for image in images]
 
     def _of_patches(self, stage: TowerStage | None, images: Sequence[PatchView]) -> list[Cut | None]:
         """Run a stage inside the tower on the patches of each image or segment."""
-
-        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-            assert stage is not None
-            image = images[places[0]]
-            return stage.cut(PatchView(tensors["rows"], image.grid, arriving=image.arriving))
-
-        kinds = [(image.grid, image.arriving, *kind_of(image.patches)) for image in images]
-        return cuts_of(look, [{"rows": image.patches} for image in images], kinds, self._program.together)
-
-    def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
-        """Run an image stage on each image."""
-
-        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-            return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick, self._video))
-
-        inputs = [{"rows": image.rows, "notes": dict(image.done.notes)} for image in images]
-        return cuts_of(look, inputs, [image.kind for image in images], self._program.together)
+        assert stage is not None or not images
+        return counted([stage.cut(image) for image in images if stage is not None])
 
 
 def _dropping(cuts: Sequence[Cut | None]) -> list[Cut | None]:
     """Replace cuts that leave as many rows as arrived by None."""
-    return [None if cut is None or cut.count == cut.arriving else cut for cut in cuts]
+    return [None if cut is None or cut.count == cut.arriving else cut for cut in counted(cuts)]
 
 
 def encode(

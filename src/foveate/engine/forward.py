@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from foveate.core.tensors import Change, Memo, on_tensors, send
 from foveate.engine import guards
-from foveate.engine.buckets import Bucket, buckets_of
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.handed import Original, Streams, at_rows, rows_of
+from foveate.engine.left import Left, lefts_of
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
@@ -317,13 +317,13 @@ class Outcome:
 
     Attributes:
         record: What the trace keeps; None for a decode step.
-        buckets: The samples with vision tokens, and what is left of these.
+        lefts: What is left of each sample with vision tokens.
         rows: The rows that the next layer processes; None while nothing is dropped.
         row_maps: The rows that each layer so far processed.
     """
 
     record: PrefillRecord | None = None
-    buckets: list[Bucket] = field(default_factory=list)
+    lefts: list[Left] = field(default_factory=list)
     rows: RowMap | None = None
     row_maps: list[RowMap | None] = field(default_factory=list)
 
@@ -332,13 +332,20 @@ class Outcome:
         record = self.record
         if record is not None:
             record = replace(record, stages=[stage.with_tensors(change) for stage in record.stages])
-        buckets = [bucket.with_tensors(change) for bucket in self.buckets]
-        return replace(self._with_maps(lambda rows: rows.with_tensors(change)), record=record, buckets=buckets)
+        lefts = [left.with_tensors(change) for left in self.lefts]
+        return replace(self._with_maps(lambda rows: rows.with_tensors(change)), record=record, lefts=lefts)
 
     def without(self, pads: int, cut: Change, samples: Sequence[Sample]) -> "Outcome":
         """Return this outcome without `pads` trailing columns of each sample; see `RowMap.without`."""
-        buckets = [bucket.of_samples(samples) for bucket in self.buckets]
-        return replace(self._with_maps(lambda rows: rows.without(pads, cut)), buckets=buckets)
+        lefts = [left.of_sample(samples) for left in self.lefts]
+        return replace(self._with_maps(lambda rows: rows.without(pads, cut)), lefts=lefts)
+
+    def on(self, device: torch.device) -> list[Left]:
+        """Return the samples that still have vision rows, with their tensors moved to a device."""
+        lefts = [left for left in self.lefts if len(left)]
+        for left in lefts:
+            left.to(device)
+        return lefts
 
     def _with_maps(self, change: Callable[[RowMap], RowMap]) -> "Outcome":
         """Return this outcome with changed maps. A map that occurs twice is changed once."""
@@ -397,7 +404,6 @@ class Forward:
         text: (samples, columns) bool, columns of text.
         first: (samples,) int64, each sample's first column that is not padding.
         entering_rows: (samples,) int64, rows of each sample before anything is dropped.
-        starts: (samples,) int64, number of vision tokens in the samples before each.
         entered: (samples, columns) bool, columns of the entering rows; on the host.
     """
 
@@ -434,7 +440,6 @@ class Forward:
     first: Tensor = NOTHING
     entering_rows: Tensor = NOTHING
     entered: Tensor = NOTHING
-    starts: Tensor = NOTHING
 
     @property
     def is_whole(self) -> bool:
@@ -447,9 +452,9 @@ class Forward:
         assert self.outcome.record is not None
         flags = self.drops, self.hands_on, self.caches, self.backend, self.image_ends is None
         plans = tuple([None if plan is None else tuple(plan) for plan in self.plans])
-        buckets = tuple([(one.members, one.sizes, tuple(one.notes), tuple(one.text)) for one in self.outcome.buckets])
+        lefts = tuple([(one.member, one.sizes, tuple(one.notes), tuple(one.text)) for one in self.outcome.lefts])
         samples = tuple([sample.layout for sample in self.samples])
-        return self.span, flags, plans, samples, buckets, len(self.outcome.record.stages)
+        return self.span, flags, plans, samples, lefts, len(self.outcome.record.stages)
 
     def twin(self, change: Change, kwargs: dict[str, Any]) -> "Forward":
         """Return a copy of this begun forward with `change` applied to its tensors, for arguments `kwargs`."""
@@ -462,7 +467,7 @@ class Forward:
         """Return this forward with `pads` more text columns behind each sample. No sample may have padding."""
         samples = [sample.with_pads(self.span, pads) for sample in self.samples]
         padded = replace(self, span=self.span + pads, samples=samples, live=None)
-        padded.outcome = replace(self.outcome, buckets=[one.of_samples(samples) for one in self.outcome.buckets])
+        padded.outcome = replace(self.outcome, lefts=[left.of_sample(samples) for left in self.outcome.lefts])
         if self.drops:
             padded.text = nn.functional.pad(self.text, (0, pads), value=True)
             padded.entering_rows = self.entering_rows + pads
@@ -475,7 +480,7 @@ class Forward:
         """Start a forward that drops tokens, on embeddings (samples, columns, width); see `Arrival`."""
         self.drops = True
         self.span = embeds.shape[1]
-        self.outcome.buckets = buckets_of(samples, self.program.together, embeds.device, self.program.reads_words)
+        self.outcome.lefts = lefts_of(samples, embeds.device)
         if not last_only:
             # A run ends where the next token belongs to another: runs 0 0 1 end at the second and third token.
             ends = [sample.vision.numpy()[np.diff(sample.runs.numpy(), append=-1) != 0] for sample in samples]
@@ -486,10 +491,9 @@ class Forward:
             columns = sample.text.numpy()
             text[row, columns] = entered[row, columns] = True
             entered[row, sample.vision.numpy()] = True
-        vision = np.array([len(sample.vision) for sample in samples])
         # argmax returns the first True: padding, padding, text, image gives column 2.
-        numbers = np.stack((entered.argmax(axis=1), entered.sum(axis=1), vision.cumsum() - vision))
-        self.first, self.entering_rows, self.starts = send(torch.from_numpy(numbers), embeds.device)
+        numbers = np.stack((entered.argmax(axis=1), entered.sum(axis=1)))
+        self.first, self.entering_rows = send(torch.from_numpy(numbers), embeds.device)
         self.text = send(torch.from_numpy(text), embeds.device)
         self.entered = torch.from_numpy(entered)
 
@@ -501,7 +505,7 @@ class Forward:
     @property
     def dropped(self) -> bool:
         """Whether any sample has fewer rows now than it had vision tokens."""
-        return any([bucket.left < bucket.entered for bucket in self.outcome.buckets])
+        return any([len(left) < left.entered for left in self.outcome.lefts])
 
     @property
     def present(self) -> RowMap:
@@ -517,10 +521,8 @@ class Forward:
     def _with_left(self, others: list[int]) -> tuple[int, ...]:
         """Return the rows of each sample: its entry in `others` plus the vision tokens left of it."""
         counts = list(others)
-        for bucket in self.outcome.buckets:
-            left = bucket.source.shape[1]
-            for member in bucket.members:
-                counts[member] += left
+        for left in self.outcome.lefts:
+            counts[left.member] += len(left)
         return tuple(counts)
 
     def lay_out(self, renumbers: bool) -> None:
@@ -538,19 +540,17 @@ class Forward:
                 "Every token of the prompt was dropped: the prompt has no text, and no vision token was kept. "
                 "Always keep a token (min_keep=1), or add text."
             )
-        device = self.outcome.buckets[0].index.device
-        left = self.text.to(device)  # (samples, columns): text first, then each bucket's rows
+        lefts = self.outcome.lefts
+        left = self.text.to(lefts[0].source.device)  # (samples, columns): text first, then each sample's rows
+        places = places_of(lefts)
+        left = left.index_put(places, left.new_ones(()))
         source: Tensor | None = None
-        if any([bucket.parent is not None for bucket in self.outcome.buckets]):
-            source = torch.arange(self.span, device=device).expand_as(left)
-        for bucket in self.outcome.buckets:
-            columns = bucket.columns
-            left = left.index_put((bucket.owners, columns), left.new_ones(()))
-            if source is not None:
-                source = source.index_put((bucket.owners, columns), bucket.positions_of())
+        if any([one.parent is not None for one in lefts]):
+            source = torch.arange(self.span, device=left.device).expand_as(left)
+            source = source.index_put(places, torch.cat([one.positions() for one in lefts]))
         return RowMap(left, lengths, source)
 
-    def move_additions(self, bucket: Bucket, layer: int, came_from: Tensor) -> None:
+    def move_additions(self, left: Left, layer: int, came_from: Tensor) -> None:
         """Move the later additions of merged rows along with their tokens to the rows' new places."""
         if self.additions is None:
             return
@@ -561,29 +561,22 @@ class Forward:
                 "merge."
             )
         # Additions are (vision tokens of all samples, width): each sample's ordinals are offset by its start.
-        starts = self.starts.to(bucket.index.device)[bucket.owners]  # (samples, 1)
+        start = sum([len(sample.vision) for sample in self.samples[: left.member]])
         for depth in range(layer, len(self.additions)):
             added = self.additions[depth]
-            first = starts.to(added.device)
-            target = bucket.slots.to(added.device) + first  # (samples, left)
-            origin = came_from.to(added.device) + first
+            target, origin = (slots.to(added.device) + start for slots in (left.slots, came_from))
             self.additions[depth] = added.index_put((target,), added[origin])
 
     def record_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
         """Append a cut to the trace."""
         assert self.outcome.record is not None
-        sources: dict[int, Tensor] = {}
-        parents: dict[int, Tensor] = {}
-        for bucket in self.outcome.buckets:
-            source, parent = bucket.source_and_parent()
-            sources.update(zip(bucket.members, source.unbind(), strict=True))
-            if parent is not None:
-                parents.update(zip(bucket.members, parent.unbind(), strict=True))
+        left_of = {left.member: left.source_and_parent() for left in self.outcome.lefts}
+        origin, assign = [], []
         for member, sample in enumerate(self.samples):
-            if member not in sources:  # none of its vision tokens may be dropped
-                sources[member] = torch.arange(sample.fixed)
-        origin = [sources[member] for member in range(len(self.samples))]
-        assign = [parents.get(member) for member in range(len(self.samples))]
+            # If it is not there, none of its vision tokens may be dropped.
+            source, parent = left_of.get(member) or (torch.arange(sample.fixed), None)
+            origin.append(source)
+            assign.append(parent)
         self.outcome.record.stages.append(StageRecord(where, layer, before, self.vision_left(), origin, assign))
 
     def final(self) -> tuple[Tensor, Tensor]:
@@ -596,15 +589,20 @@ class Forward:
         # 1 at text and 0 at vision tokens; then add the number of rows that stand for each column.
         final = torch.ones_like(self.text, dtype=torch.int32)
         others = torch.zeros_like(self.text, dtype=torch.bool)
-        for bucket in self.outcome.buckets:
-            owners = bucket.owners.to(final.device)
-            final = final.index_put((owners, bucket.vision.to(final.device)), final.new_zeros(()))
-            source = bucket.source.to(final.device)
-            columns = bucket.vision.to(final.device).gather(1, source.clamp(min=0))  # (samples, left)
+        for left in self.outcome.lefts:
+            vision, source = left.vision.to(final.device), left.source.to(final.device)
+            final[left.member, vision] = 0
             # A row without a token reads token 0 here and adds 0 to it. Writing instead would erase token 0.
-            final = final.index_put((owners, columns), (source >= 0).to(final.dtype), accumulate=True)
-            others = others.index_put((owners, bucket.columns.to(final.device)), source < 0)
+            final[left.member].index_add_(0, vision[source.clamp(min=0)], (source >= 0).to(final.dtype))
+            others[left.member, left.columns.to(final.device)] = source < 0
         return final > 0, others
+
+
+def places_of(lefts: Sequence[Left]) -> tuple[Tensor, Tensor]:
+    """Return the sample and the column of every row that is left, (rows of all,) int64 each."""
+    columns = [left.columns for left in lefts]
+    owners = [own.new_full(own.shape, left.member) for own, left in zip(columns, lefts, strict=True)]
+    return torch.cat(owners), torch.cat(columns)
 
 
 @dataclass(slots=True, eq=False)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut, Pick, look_up
+from foveate.core.cut import Cut, look_up
 from foveate.core.signals import Hidden
-from foveate.core.tensors import Tensors
 from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
-from foveate.engine.encode import TowerReducer, cuts_of, kind_of
+from foveate.engine.encode import TowerReducer, counted
+from foveate.engine.left import Left
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.program import Program
 from foveate.engine.samples import read_samples
@@ -42,7 +42,7 @@ class Entered:
 
 
 def enter(stages: Program, views: Sequence[TowerView], project: Project, video: bool = False) -> list[Entered]:
-    """Return the rows of each image that enter the decoder. Alike images go through a stage together.
+    """Return the rows of each image that enter the decoder.
 
     Args:
         stages: The stages. Those before and inside the tower are the host's to run or refuse.
@@ -82,24 +82,14 @@ def before_decoder(
     arrived = [Cut.stay(size) if cut is None else cut for size, cut in zip(sizes, cuts, strict=True)]
     sources = [cut.source.to(own.device) for cut, own in zip(arrived, rows, strict=True)]
 
-    def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-        hidden, cut = tensors["rows"], arrived[places[0]]
+    def look(hidden: Tensor, cut: Cut) -> Cut | None:
         # Treat the image as a sequence of its own: the image's rows, followed by text.
         media = [MediaTokens(cut.arriving, nowhere, cut if len(hidden) < cut.arriving else None)]
         (sample,) = read_samples([(torch.arange(cut.arriving + 1)[None] < cut.arriving, media)], None)
-        image = SampleRows(
-            layer=0,
-            sample=sample,
-            source=tensors["source"],
-            sizes=(len(hidden),),
-            notes=dict(tensors["notes"]),
-            read=lambda: hidden,
-            reader=None,
-        )
-        decision = decide(image, stages.entering)
-        if decision is None:
-            return None
-        return decision.cut
+        left = replace(Left.of(0, sample, hidden.device), source=cut.source.to(hidden.device), sizes=(len(hidden),))
+        left.notes |= cut.notes
+        decision = decide(SampleRows(0, left, hidden), stages.entering)
+        return None if decision is None else decision.cut
 
     later: Sequence[Cut | None] = [None] * len(rows)
     signals = [signal for stage in stages.entering for signal in stage.reads if not isinstance(signal, Hidden)]
@@ -109,11 +99,7 @@ def before_decoder(
             "computes. Use it on transformers."
         )
     if stages.entering:
-        images, kinds = [], []
-        for own, source, cut in zip(rows, sources, arrived, strict=True):
-            images.append({"rows": own, "source": source, "notes": dict(cut.notes)})
-            kinds.append((*kind_of(own), cut.arriving, *sorted(cut.notes)))
-        later = cuts_of(look, images, kinds, stages.together)
+        later = counted([look(own, cut) for own, cut in zip(rows, arrived, strict=True)])
     entered = []
     for own, source, last in zip(rows, sources, later, strict=True):
         stands_for = source

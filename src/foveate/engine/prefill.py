@@ -14,7 +14,6 @@ from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.core.tensors import send
 from foveate.engine import guards
-from foveate.engine.buckets import WORDS
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
@@ -180,11 +179,8 @@ def _are_tokens(rows: Tensor, embedding: Any) -> bool:
 
 
 def _note_text(forward: Forward, ids: Tensor | None) -> None:
-    """Note the columns of the text behind the images, and resources' encodings of its ids, (samples, columns)."""
+    """Note resources' encodings of the ids, (samples, columns), of the text behind the images."""
     program = forward.program
-    for bucket in forward.outcome.buckets if program.reads_words else ():
-        words = torch.stack([sample.words_behind(0) for sample in bucket.samples])
-        bucket.text[WORDS] = send(words, bucket.index.device)
     if not program.encodes_text:
         return
     if ids is None or ids.shape[1] != forward.span:
@@ -192,16 +188,13 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
             "This method encodes the question's token ids, but this prompt came as embeddings. Pass input_ids."
         )
     rows = ids.cpu()
-    for bucket, signal in itertools.product(forward.outcome.buckets, program.encodes_text):
-        encode = program.resources[signal.name].text
-        pairs = zip(bucket.members, bucket.samples, strict=True)
-        of_samples = []
-        for member, sample in pairs:
-            # Encode each text once. Texts behind a sample's images all end at its end, so the length identifies them.
-            lengths = {count: image for image, count in enumerate(sample.text_after)}
-            made = {count: encode(rows[member][sample.words_behind(image)]) for count, image in lengths.items()}
-            of_samples.append(torch.stack([made[count] for count in sample.text_after]))
-        bucket.text[repr(signal)] = torch.stack(of_samples).to(bucket.index.device)
+    for left, signal in itertools.product(forward.outcome.lefts, program.encodes_text):
+        encode, sample = program.resources[signal.name].text, left.sample
+        # Encode each text once. Texts behind a sample's images all end at its end, so the length identifies them.
+        lengths = {count: image for image, count in enumerate(sample.text_after)}
+        made = {count: encode(rows[left.member][sample.words_behind(image)]) for count, image in lengths.items()}
+        encoded = torch.stack([made[count] for count in sample.text_after])
+        left.text[repr(signal)] = encoded.to(left.source.device)
 
 
 def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
@@ -219,16 +212,13 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
         return hidden
     before = forward.vision_left()
     is_changed = any(image.changed for sample in forward.samples for image in sample.media)
-    for bucket in forward.outcome.buckets:
-        cuts = []
-        for place, sample in enumerate(bucket.samples):
-            entered = Cut.stay(bucket.entered, {name: note[place] for name, note in bucket.notes.items()})
-            cuts.append(entered.then(_tower_cut(sample, is_changed, hidden.device)))
-        rows, _ = bucket.take(cuts, tuple(image.started for image in bucket.first.media)) or (None, None)
-        if bucket.runs is not None and rows is not None:  # text between an image's tokens: move rows to their runs
-            came_from = bucket.vision.gather(1, rows)
-            hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
-            forward.move_additions(bucket, 0, rows)
+    for left in forward.outcome.lefts:
+        cut = Cut.stay(left.entered, left.notes).then(_tower_cut(left.sample, is_changed, hidden.device))
+        rows, _ = left.take(cut, tuple([image.started for image in left.sample.media])) or (None, None)
+        if left.runs is not None and rows is not None:  # text between an image's tokens: move rows to their runs
+            owner = torch.full_like(rows, left.member)
+            hidden = hidden.index_put((owner, left.columns), hidden[left.member, left.vision[rows]])
+            forward.move_additions(left, 0, rows)
     if not is_changed:
         return hidden
     names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
@@ -448,5 +438,5 @@ def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: T
         if rows.valid is not None:
             wanted = wanted & rows.valid
         texts = [len(sample.text) for sample in forward.samples]
-    left = {member: bucket.left for bucket in forward.outcome.buckets for member in bucket.members}
+    left = {left.member: len(left) for left in forward.outcome.lefts}
     return wanted, [text + left.get(member, 0) for member, text in enumerate(texts)]

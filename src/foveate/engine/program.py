@@ -10,7 +10,7 @@ from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core.grid import Grid
-from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal, Text
+from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal
 from foveate.engine import guards
 from foveate.families.base import Family
 
@@ -38,7 +38,6 @@ class Program:
         images: Stages on an image's tokens before and behind the projector.
         entering: Stages on what enters the decoder: those before layer 0, and those behind the projector if the method
             also has an earlier stage.
-        together: Whether stages may run on many samples at once.
         cuts: Decoder layers before which tokens may be dropped.
         opening: See `follow.opening`.
         reads_text: Whether the prompt's text decides what is left.
@@ -48,7 +47,6 @@ class Program:
         reading: The stage that limits what decoding reads, if any.
         finds_raters: Whether a stage reads the attention of raters, which are chosen from what enters the decoder.
         turned: Decoder layers before which a stage reads the rotary embeddings.
-        reads_words: Whether a stage before a layer reads the text behind images itself.
         encodes_text: Signals that stages read from resources, which encode that text.
         encodes: How a run through the tower differs from the model's own: on smaller images ("pixels"), on some patches
             ("subset"), with cuts in the "tower" or behind the "projector", or with all tokens but blocks on fewer rows
@@ -102,14 +100,12 @@ class Program:
             self.cuts |= {0}
         self.opening = follow.opening(stages)
         self.cached = follow.cached_layers(stages)
-        self.together = not any(stage.host for stage in stages)
         self.reads_text = follow.reads_text(stages)
         self.by_frame = any(stage.unit == "frame" for stage in stages)
         self.reads_cells = any(Cells() in stage.reads for stage in layers)
         self.reading = follow.reading(stages)
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
         read = tuple(dict.fromkeys(signal for stage in layers for signal in stage.reads))
-        self.reads_words = Text() in read
         self.turned = tuple(sorted({stage.layer for stage in layers if Rotary() in stage.reads}))
         self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
         self.cautious = method.caution(0) is not None

@@ -9,55 +9,41 @@ from torch import Tensor
 from foveate._transformers import attention_of
 from foveate.core.picks import snap
 from foveate.core.signals import Signal
-from foveate.core.tensors import on_tensors, take_along
+from foveate.core.tensors import on_tensors
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, ids_of, visibility
-from foveate.engine.attending import RowsReader, last_marked
-from foveate.engine.buckets import Bucket
+from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.handed import at_rows, rows_of
+from foveate.engine.handed import at_rows
+from foveate.engine.left import Left
 from foveate.engine.program import rotary_note
-from foveate.engine.samples import Unit, image_units
+from foveate.engine.samples import image_units
 from foveate.errors import UnsupportedError
 from foveate.families.tap import unturning
 
 # -- raters -------------------------------------------------------------------------------------------------------
 
 
-def raters_of(forward: Forward, bucket: Bucket, hidden: Tensor) -> Tensor:
-    """Return which columns are raters of each image, (samples, images, columns) bool: see `Attention`.
+def raters_of(forward: Forward, left: Left, hidden: Tensor) -> Tensor:
+    """Return which columns are raters of each image of a sample, (images, columns) bool: see `Attention`.
 
-    Args:
-        forward: Knows the columns of text.
-        bucket: The samples and their images' rows.
-        hidden: The decoder's input, (all samples, columns, width).
+    `hidden` is the sample's stream that enters the decoder, (columns, width).
     """
-    assert bucket.sizes is not None  # nothing was cut in the decoder yet
-    text = forward.text.to(hidden.device)[bucket.index]
-    if forward.live is not None:
-        text = text & (forward.live[:, -forward.span :].to(hidden.device)[bucket.index] != 0)
-    units = image_units(bucket.first, bucket.sizes)
-    return torch.stack([_raters_of_image(bucket, hidden, text, unit) for unit in units], dim=1)
-
-
-def _raters_of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -> Tensor:
-    """Return the raters of one image, (samples, columns) bool."""
-    nobody = torch.zeros_like(text)
-    most, _ = bucket.text_behind(unit.start, unit.stop)
-    if not len(unit) or not most:
-        return nobody
-    columns = bucket.columns[:, unit.rows]  # (samples, rows)
-    behind = torch.arange(text.shape[1], device=text.device) > columns[:, -1:]  # (samples, columns)
-    places, real = last_marked((text & behind).long(), most)  # (samples, words) both
-    image = hidden[bucket.owners, columns].float()  # (samples, rows, width)
-    words = hidden[bucket.owners, places].float()  # (samples, words, width)
-    alike = (image @ words.transpose(1, 2)).masked_fill(real[:, None] == 0, float("-inf"))
-    shares = alike.softmax(dim=2).mean(dim=1)  # (samples, words)
-    mean = shares.sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
-    above = (shares > mean) & (real != 0)
-    raters = torch.where(above.any(dim=1, keepdim=True), above, real != 0)
-    return nobody.scatter(1, places, raters)
+    assert left.sizes is not None  # nothing was cut in the decoder yet
+    raters = []
+    for unit in image_units(left.sample, left.sizes):
+        most, exact = left.text_behind(unit)
+        none = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        if len(unit) and most:
+            columns, words = left.columns[unit.rows], left.words[len(left.words) - most :]
+            real = words > columns[-1]
+            alike = hidden[columns].float() @ hidden[words].float().T  # (rows, words)
+            shares = alike.masked_fill(~real, float("-inf")).softmax(dim=1).mean(dim=0)
+            above = (shares > shares.sum() / real.sum()) & real
+            none = none.scatter(0, words, torch.where(above.any(), above, real))
+        raters.append(none)
+    return torch.stack(raters)
 
 
 # -- rotary embeddings of vision tokens at their original positions ---------------------------------------------------
@@ -72,18 +58,15 @@ def note_turns(forward: Forward, call: LayerCall) -> None:
     """
     device = call.hidden.device
     places = _places(forward, call).to(device)  # (axes, samples, columns)
-    for bucket in forward.outcome.buckets:
-        if not bucket.left:
-            continue
-        bucket.to(device)
-        own = places[:, bucket.owners, bucket.positions_of().clamp(min=0)]  # (axes, samples, left)
+    for left in forward.outcome.on(device):
+        own = places[:, left.member, left.positions().clamp(min=0)]  # (axes, left)
         means: dict[int, Tensor] = {}  # by frequencies, which layers share
         for layer in forward.program.turned:
             frequencies = forward.family.frequencies(layer)
             assert frequencies is not None  # refused when the method was attached
             if id(frequencies) not in means:
                 means[id(frequencies)] = _means_of_turns(own, frequencies.to(device))
-            bucket.notes[rotary_note(layer)] = means[id(frequencies)]
+            left.notes[rotary_note(layer)] = means[id(frequencies)]
 
 
 def _places(forward: Forward, call: LayerCall) -> Tensor:
@@ -105,10 +88,10 @@ def _places(forward: Forward, call: LayerCall) -> Tensor:
 
 
 def _means_of_turns(places: Tensor, frequencies: Tensor) -> Tensor:
-    """Mean cosine and mean sine of the rotation angles: (axes, samples, rows) -> (samples, rows, 2)."""
+    """Mean cosine and mean sine of the rotation angles: (axes, rows) -> (rows, 2)."""
     is_double = places.device.type != "mps"
     dtype = torch.float64 if is_double else torch.float32
-    angles = places[..., None].to(dtype) * frequencies.to(dtype)  # (axes, samples, rows, pairs)
+    angles = places[..., None].to(dtype) * frequencies.to(dtype)  # (axes, rows, pairs)
     turned = (frequencies != 0).to(dtype)
     means = [(table * turned).sum(dim=-1).mean(dim=0) / turned.sum() for table in (angles.cos(), angles.sin())]
     stacked = torch.stack(means, dim=-1)
@@ -121,13 +104,13 @@ def _means_of_turns(places: Tensor, frequencies: Tensor) -> Tensor:
 
 
 class AttentionReader(RowsReader):
-    """Reads the attention of a decoder layer to the rows of a bucket, before the layer runs or while it attends.
+    """Reads the attention of a decoder layer to the rows of a sample, before the layer runs or while it attends.
 
     Args:
         forward: Knows what is left.
         call: The layer's call, with arguments and cache still those of all arriving rows.
         positions: Computes the tables of renumbered rows.
-        bucket: The samples, and their rows that are left.
+        left: The sample, and its vision rows that are left.
         signals: What will be read while the layer attends; None: everything is read before the layer runs.
 
     Attributes:
@@ -141,7 +124,7 @@ class AttentionReader(RowsReader):
         forward: Forward,
         call: LayerCall,
         positions: Positions,
-        bucket: Bucket,
+        left: Left,
         signals: Sequence[Signal] | None = None,
     ) -> None:
         family = forward.family
@@ -152,19 +135,13 @@ class AttentionReader(RowsReader):
         self._family = family
         self._positions = positions
         self._rows = rows = forward.present.on(hidden.device)
-        self._of: Tensor | slice = bucket.index
-        if len(bucket.members) == len(forward.samples):
-            self._of = slice(None)
-        # Select the rows of the bucket's samples, without pads in front if all have the same length.
-        lengths = [rows.lengths[member] for member in bucket.members]
-        ragged = min(lengths) < max(lengths)
-        self._start = 0
+        self._member = member = left.member
+        self._own = slice(member, member + 1)
+        self._start = rows.columns.shape[1] - rows.lengths[member]  # without pads in front
         self._seen = 0  # columns of earlier turns
-        if not ragged:
-            self._start = rows.columns.shape[1] - min(lengths)
-        super().__init__(bucket, rows.columns[self._of, self._start :], hidden.shape[-1])
+        super().__init__(left, rows.columns[member, self._start :], hidden.shape[-1])
         self._softcap = family.softcap(call.module)
-        self._sees = self._visibility(ragged)
+        self._sees = self._visibility()
         # Tables are computed now, while the arguments are those of all rows. Queries and keys read while the layer
         # attends are rotated already; only attention without distance still needs tables.
         self._tables: Any = None
@@ -176,30 +153,31 @@ class AttentionReader(RowsReader):
             else:
                 tables = positions.tables(forward, call, rows)
             # M-RoPE's tables may have its axes in front of the samples.
-            self._tables = on_tensors(tables, lambda table: table[..., self._of, self._start :, :])
+            self._tables = on_tensors(tables, lambda table: table[..., self._own, self._start :, :])
         if signals is None and family.gathers:
             given = {**call.more, "position_ids": call.kwargs.get("position_ids")}
-            source = rows.source.clamp(min=0)[self._of, self._start :]
-            places = (*hidden.shape[:2],), self._columns, bucket.owners, source
+            source = rows.source.clamp(min=0)[self._own, self._start :]
+            owner = torch.full_like(source[:, :1], member)
+            places = (*hidden.shape[:2],), self._columns[None], owner, source
             self._more = {name: at_rows(value, *places) for name, value in given.items()}
 
-    def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
+    def _visibility(self) -> Callable[[Tensor], Tensor] | None:
         """Return the model's mask as a function (see `visibility`) over the slots of earlier turns and these rows."""
         call, index, live = self._call, self._call.index, self._forward.live
-        slots, layers = self._columns[:, :0], getattr(call.cache, "layers", ())
+        slots, layers, ragged = self._columns[None, :0], getattr(call.cache, "layers", ()), False
         stored = layers[index] if index < len(layers) else None
         if stored is not None and stored.is_initialized and stored.get_seq_length():
-            self._past, self._seen = stored.keys[self._of], stored.get_seq_length()
+            self._past, self._seen = stored.keys[self._member], stored.get_seq_length()
             samples, device = len(stored.keys), stored.keys.device
             if type(stored) is PrunedLayer:
-                columns, ragged = stored.columns(0, samples, device), ragged or stored.ragged
+                columns, ragged = stored.columns(0, samples, device), stored.ragged
             else:
                 columns = torch.arange(self._seen - stored.keys.shape[2], self._seen, device=device).expand(samples, -1)
+            slots = columns[self._own]
             if live is not None:
                 # Columns of padding become −1: columns 0 1 2 with padding in front give −1 1 2.
-                real = live.to(device).take_along_dim(columns.clamp(min=0), dim=1) != 0
-                columns, ragged = columns.masked_fill(~real, -1), True
-            slots = columns[self._of]
+                real = live[self._own].to(device).take_along_dim(slots.clamp(min=0), dim=1) != 0
+                slots, ragged = slots.masked_fill(~real, -1), True
         seen = self._seen
         length = seen + self._hidden.shape[1]
         if index in self._positions.scaling and not self._family.gathers:  # otherwise the layer itself gets its ids
@@ -210,46 +188,40 @@ class AttentionReader(RowsReader):
                     f"This prompt has {length} positions. Use a shorter prompt, or a method that reads no attention "
                     "(V2Drop)."
                 )
-        coming = self._rows.unpruned(seen)[self._of, self._start :]
-        keys = torch.cat((slots, coming), dim=1)
-        mask = call.kwargs.get("attention_mask")
-        return visibility(mask, self._bucket.index, keys, seen, length, ragged, is_causal(call.module))
-
-    def _live(self) -> Tensor | None:
-        live = self._forward.live
-        if live is None:
+        coming = self._rows.unpruned(seen)[self._own, self._start :]
+        keys, mask = torch.cat((slots, coming), dim=1), call.kwargs.get("attention_mask")
+        owner = torch.full_like(keys[:, 0], self._member)
+        sees = visibility(mask, owner, keys, seen, length, ragged, is_causal(call.module))
+        if sees is None:
             return None
-        return live[self._of, -self._hidden.shape[1] :].to(self._columns.device)
+        return lambda rows: sees(rows[None])[0]
 
     def in_prompt(self, columns: Tensor) -> Tensor:
         """Count columns of the call from the sample's first row, including the columns of earlier turns."""
         live = self._forward.live
         if live is None:
             return super().in_prompt(columns) + self._seen
-        earlier = live[self._of, : -self._hidden.shape[1]].to(columns.device) != 0
-        return super().in_prompt(columns) + earlier.sum(dim=1, keepdim=True)
+        return super().in_prompt(columns) + (live[self._member, : -self._hidden.shape[1]] != 0).sum().to(columns.device)
 
     def _rotated_ones(self, size: int) -> Tensor:
         assert self._tables is not None
         cos, sin = (table.float() for table in self._tables)
-        ones = cos.new_ones(*self._columns.shape, size)
-        return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[:, 0]
+        ones = cos.new_ones(1, len(self._columns), size)
+        return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[0, 0]
 
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
         if self.attended is not None:
             # The layer's own attention has computed them for all its rows.
             query, keys, scaling, _ = self.attended
-            keys, query = self._of_rows(keys, query.shape[2]), query[self._of]
-            if self._forward.outcome.rows is not None:
-                query = query[:, :, self._start :]
-            elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer's rows are all columns, padding included
-                asking = self._columns.gather(1, asking)  # (samples, asking)
-            return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
-        call = self._call
-        rows = rows_of(self._hidden, self._columns, self._bucket.owners)
+            count = query.shape[2]
+            return self._of_rows(query, count)[:, asking], self._of_rows(keys, count), scaling
+        call, rows = self._call, self._hidden[self._own, self._columns]
         if call.streams is not None:
             rows = call.streams.unfold(rows)
-        return self._family.queries_and_keys(call.module, rows, asking, self._tables, self._more)
+        queries, keys, scaling = self._family.queries_and_keys(
+            call.module, rows, asking[None], self._tables, self._more
+        )
+        return queries[0], keys[0], scaling
 
     def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
         given, self._tables = self._tables, unturning(self._call.module, self._tables)
@@ -260,16 +232,16 @@ class AttentionReader(RowsReader):
         return queries, keys
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
-        """Select keys or values of the bucket's rows from those of all samples: (samples, heads, rows, size)."""
-        heads = heads[self._of, :, -rows:]  # without those of earlier turns, which come first
+        """Select the sample's rows from queries, keys or values of all samples: (heads, rows, size)."""
+        heads = heads[self._member, :, -rows:]  # without those of earlier turns, which come first
         if self._forward.outcome.rows is not None:
-            return heads[:, :, self._start :]
-        if self._columns.shape[1] < self._hidden.shape[1]:
-            return take_along(heads, self._columns[:, None, :, None], dim=2)
+            return heads[:, self._start :]
+        if len(self._columns) < self._hidden.shape[1]:  # the layer's rows are all columns, padding included
+            return heads[:, self._columns]
         return heads
 
     def _layer_input(self) -> Tensor:
-        return self._hidden[self._bucket.owners, self._bucket.columns]
+        return self._hidden[self._member, self._left.columns]
 
     def _values(self) -> Tensor:
         assert self.attended is not None  # read while the layer attends

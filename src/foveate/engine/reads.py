@@ -16,11 +16,10 @@ from torch.nn.functional import pad
 
 from foveate.contract.stages import DecodeStage
 from foveate.core.attention import attention_rows
-from foveate.core.cut import Cut, together
-from foveate.core.tensors import BLOCK_NUMBERS, Memo, Tensors, alike, send, stack_samples, take_along
+from foveate.core.rank import put_marked_first
+from foveate.core.tensors import BLOCK_NUMBERS, Memo, send, take_along
 from foveate.core.views import Arriving, ReadView
 from foveate.engine.arguments import visibility
-from foveate.engine.attending import last_marked
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.reading import is_causal
@@ -155,32 +154,22 @@ def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> 
     """Return which slots are read, (samples, slots) bool, and how many vision tokens that is in each sample.
 
     Args:
-        stage: The stage; runs on samples with equally many vision tokens together.
+        stage: The stage.
         slots: All slots.
         signals: Signals of each slot, (samples, slots) each, by their names in `ReadView`.
     """
     reads, vision = slots.kinds == TEXT, slots.kinds == VISION
-    counts = [0] * len(reads)
-    kinds = [(number, place if stage.host else 0) for place, (number, _) in enumerate(slots.counts)]
-    for places in alike(kinds):
-        number, _ = kinds[places[0]]
-        if not number:
-            continue
-        at = send(torch.tensor(places), reads.device)
-        # Slots of the vision tokens, (samples of this group, number).
-        where, _ = last_marked(vision[at].long(), number)
-
-        def look(sample: Tensors, _: Any, number: int = number) -> Cut | None:
-            return stage.cut(ReadView(**sample, arriving=Arriving.all_of(number)))
-
-        cuts = together(look, {name: signal[at].gather(1, where) for name, signal in signals.items()})
-        left = [cut for cut in cuts if cut is not None]
-        if left:
-            number = int(left[0].count)
-            where = where.gather(1, stack_samples([cut.source[:number] for cut in left]).to(where.device))
-        reads = reads.index_put((at[:, None], where), reads.new_ones(()))
-        for place in places:
-            counts[place] = number
+    counts = []
+    for place, (number, _) in enumerate(slots.counts):
+        if number:
+            where = put_marked_first(vision[place])[:number]
+            own = {name: signal[place, where] for name, signal in signals.items()}
+            cut = stage.cut(ReadView(**own, arriving=Arriving.all_of(number)))
+            if cut is not None:
+                number = int(cut.count)
+                where = where[cut.source[:number].to(where.device)]
+            reads[place, where] = True
+        counts.append(number)
     return reads, counts
 
 
@@ -271,6 +260,24 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
     return see
 
 
+def last_marked(marks: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Find the places of the last `most` marked places of each row.
+
+    Example: marks 1 0 1 1 and 0 0 0 1 with most = 2 give places 2 3 and 2 3, and marks 1 1 and 0 1.
+
+    Args:
+        marks: (rows, places), 0 or 1.
+        most: At least as many as any row has.
+
+    Returns:
+        (rows, most) int64 twice: the places, marked ones at the end and in order; and their marks.
+    """
+    # A stable sort of 0s and 1s moves the marked places to the end, in order.
+    sorted_marks, order = marks.sort(dim=1, stable=True)
+    first = marks.shape[1] - most
+    return order[:, first:], sorted_marks[:, first:]
+
+
 # -- a step -------------------------------------------------------------------------------------------------------
 
 
@@ -292,7 +299,7 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
         forward.noted.reads = dict.fromkeys(reading, tuple(counts))
         forward.noted.note_step((reads == before).all(dim=1), [number > 0 for number, _ in slots.counts])
     # On a CPU this comparison is free. On other devices it would be a host sync.
-    if (stage.host or reads.device.type == "cpu") and torch.equal(reads, before):
+    if reads.device.type == "cpu" and torch.equal(reads, before):
         return
     chosen = _choose(slots, reads, counts)
     for one in reading.values():

@@ -365,7 +365,7 @@ class Replayer:
             places = [sample.vision + index * shown.span for index, sample in enumerate(shown.samples)]
             columns = send(torch.cat(places), self._device)
         # Tensors that layers read and that were sent to the device before the first layer; equal for one layout.
-        sent = shown.text, shown.first, shown.entering_rows, shown.starts, shown.image_ends
+        sent = shown.text, shown.first, shown.entering_rows, shown.image_ends
         held = sent, forward.live, columns
         return DecoderCall(
             key, tensors, original, leaves, spec, held, forward, self._runner, kwargs, cache, columns, shown, pads
@@ -707,7 +707,7 @@ def _precision() -> str:
 
 def _merges(made: Any) -> bool:
     """Return whether a decoder merged rows: CUDA sums them in any order, so two runs may differ."""
-    return isinstance(made, MadeByDecoder) and any([bucket.parent is not None for bucket in made.outcome.buckets])
+    return isinstance(made, MadeByDecoder) and any([left.parent is not None for left in made.outcome.lefts])
 
 
 def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -13,11 +13,11 @@ from foveate.core.signals import Signal
 from foveate.core.tensors import on_tensors, send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
-from foveate.engine.buckets import Bucket
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, alive_columns, as_seen, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
+from foveate.engine.left import Left
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, is_causal, note_turns
 from foveate.engine.reads import decode_hook
@@ -148,11 +148,8 @@ class LayerRunner:
         signals = self._program.signals_while(call.index) if forward.drops else ()
         # Built while the call's arguments are still those of all rows.
         notes = None if self._program.reading is None else decode_hook(forward, call)
-        readers = []
-        for bucket in forward.outcome.buckets if signals else ():
-            if bucket.left:
-                bucket.to(call.hidden.device)
-                readers.append((bucket, reader_of(bucket, signals)))
+        lefts = forward.outcome.on(call.hidden.device) if signals else ()
+        readers = [(left, reader_of(left, signals)) for left in lefts]
         hidden, rows = call.hidden, None
         if forward.outcome.rows is not None:
             rows = forward.outcome.rows.on(hidden.device)
@@ -443,7 +440,7 @@ class LayerRunner:
 def _reading(
     call: LayerCall,
     signals: Sequence[Signal],
-    readers: list[tuple[Bucket, AttentionReader]],
+    readers: list[tuple[Left, AttentionReader]],
     notes: AttentionHook | None,
 ) -> Iterator[None]:
     """Compute signals from a layer's queries and keys while it attends, for stages before the next layer.
@@ -451,7 +448,7 @@ def _reading(
     Args:
         call: The layer's call.
         signals: The signals to compute.
-        readers: The buckets with their readers.
+        readers: The samples with their readers.
         notes: Notes what a decode stage reads.
     """
     attended = False
@@ -461,9 +458,9 @@ def _reading(
         attended = True
         if notes is not None:
             notes(queries, keys, scaling, values)
-        for bucket, reader in readers:
+        for left, reader in readers:
             reader.attended = queries, keys, scaling, values
-            note_attending(bucket, signals, call.index, reader)
+            note_attending(left, signals, call.index, reader)
         readers.clear()  # free queries and keys before the MLP runs
 
     with tapped_layer(call.module, attends):

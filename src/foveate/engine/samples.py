@@ -68,6 +68,21 @@ class Sample:
         return len(fixed)
 
     @property
+    def padding(self) -> Tensor | None:
+        """Columns of `text` that are padding, (…,) int64; None if there are none."""
+        if len(self.words) == len(self.text):
+            return None
+        return self.text[~torch.isin(self.text, self.words)]
+
+    @property
+    def trailing(self) -> int:
+        """Rows of padding behind its last token."""
+        if len(self.words) == len(self.text):
+            return 0
+        last = max(columns[-1] for columns in (self.words, self.vision) if len(columns))
+        return int((self.text > last).sum())
+
+    @property
     def vision_tokens(self) -> int:
         """Number of all its vision tokens."""
         return len(self.vision) + self.fixed

@@ -72,7 +72,7 @@ class DyCoke(Frames):
             return stages
         paid = (CachedAttention(),)
         if self.above == "all":
-            return (*stages, DecodeStage(self.layer, when="step", reads=paid, choose=self._best_or_all, host=True))
+            return (*stages, DecodeStage(self.layer, when="step", reads=paid, choose=self._best_or_all))
         return (*stages, DecodeStage(self.layer, when="step", reads=paid, count=self._read, choose=read_again))
 
     def _read(self, arriving: Arriving) -> int:

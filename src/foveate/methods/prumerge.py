@@ -50,55 +50,35 @@ class PruMerge(Once):
         if count == tokens:
             return None
         if count is not None:
-            order = self.so_many_first(scores, count - 1)
-            kept = torch.full_like(order[0], count - 1)
-            return self._merge(raster, count)(view.features, scores, view.keys, order, kept)
+            return self._merge(raster, view, self.so_many_first(scores, count - 1), count - 1)
         ascending = scores.sort().values
         low, high = _quantile(ascending, 0.25), _quantile(ascending, 0.75)
-        outliers = (scores > high + 1.5 * (high - low)).sum().clamp(min=1)
-        order, kept = self.put_kept_first(scores, outliers.view(1))
-        left = (kept + 1).clamp(max=tokens)
-        return Cut.fewer(tokens, left, self._merge(raster, tokens), view.features, scores, view.keys, order, kept)
+        outliers = max(1, int((scores > high + 1.5 * (high - low)).sum()))  # host sync
+        order, kept = self.put_kept_first(scores, outliers)
+        return None if kept + 1 >= tokens else self._merge(raster, view, order, kept)
 
-    def put_kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens in order, and how many stay.
+    def put_kept_first(self, scores: Tensor, outliers: int) -> tuple[Tensor, int]:
+        """Return all tokens, (tokens,) int64, first those that stay, then the others by falling score; and how many stay.
 
-        Args:
-            scores: (tokens,) float32.
-            outliers: Number of outliers, (1,) int64.
-
-        Returns:
-            All tokens, (tokens,) int64: first those that stay, then the others by falling score. And how many stay, an
-            int64 tensor without dimensions.
+        `scores` is (tokens,) float32.
         """
-        kept = counts_by_score(len(scores), scores.device)[outliers][0]
-        return scores.sort(descending=True, stable=True).indices, kept
+        return self.so_many_first(scores, 0), count_by_score(len(scores), outliers)
 
     def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
         """The order of tokens if exactly `kept` stay, (tokens,) int64."""
         return scores.sort(descending=True, stable=True).indices
 
-    def _merge(self, raster: bool, rows: int) -> Callable[..., Cut]:
-        """Return the function that makes the first `rows` rows: kept tokens with neighbours, then a row of all others.
-
-        Rows after these are unused.
-        """
-
-        def merge(features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor) -> Cut:
-            source = order[:rows]
-            place = torch.arange(len(order), device=order.device)
-            weighted = features.float() * scores[:, None]
-            row_of = order.argsort().clamp(max=kept)  # (tokens,): dropped tokens go into row `kept`
-            others = torch.where(row_of[:, None] == kept, weighted, 0).sum(dim=0)
-            near = sum_of_nearest(weighted, keys, source, self.neighbours)
-            merged = torch.where(place[:rows, None] == kept, others, features[source].float() + near)
-            if raster:
-                # Sort rows 0 to `kept` by their tokens, and unused rows after them. Then renumber `row_of` to match.
-                moved = (source + (place[:rows] > kept) * len(order)).argsort()
-                source, merged, row_of = source[moved], merged[moved], moved.argsort()[row_of]
-            return Cut.merge(source, merged.to(features.dtype), row_of)
-
-        return merge
+    def _merge(self, raster: bool, view: ImageView, order: Tensor, kept: int) -> Cut:
+        """Make a row of each of the first `kept` tokens and its neighbours, then a row of all others."""
+        scores, source = view.attention, order[: kept + 1]
+        weighted = view.features.float() * scores[:, None]
+        row_of = order.argsort().clamp(max=kept)  # (tokens,): dropped tokens go into row `kept`
+        merged = view.features[source].float() + sum_of_nearest(weighted, view.keys, source, self.neighbours)
+        merged[kept] = torch.where(row_of[:, None] == kept, weighted, 0).sum(dim=0)
+        if raster:  # sort the rows by their tokens, and renumber `row_of` to match
+            moved = source.argsort()
+            source, merged, row_of = source[moved], merged[moved], moved.argsort()[row_of]
+        return Cut.merge(source, merged.to(view.features.dtype), row_of)
 
 
 def _quantile(ascending: Tensor, share: float) -> Tensor:
@@ -109,7 +89,6 @@ def _quantile(ascending: Tensor, share: float) -> Tensor:
     return ascending[below] + (ascending[above] - ascending[below]) * (place - below)
 
 
-def counts_by_score(tokens: int, device: torch.device) -> Tensor:
-    """Tokens that stay by score, for each number of outliers, (tokens + 1,): ⌊N · ratio⌋ in Python's floats."""
-    # At least one: for 196 tokens and one outlier the product is 0.999….
-    return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
+def count_by_score(tokens: int, outliers: int) -> int:
+    """Tokens that stay by score: ⌊N · ratio⌋ in Python's floats."""
+    return max(1, int(tokens * (outliers / tokens)))  # at least one: for 196 tokens and one outlier it is 0.999….

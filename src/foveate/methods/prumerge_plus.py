@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.rank import ranks
-from foveate.methods.prumerge import PruMerge, counts_by_score
+from foveate.methods.prumerge import PruMerge, count_by_score
 
 
 class PruMergePlus(PruMerge):
@@ -27,12 +27,10 @@ class PruMergePlus(PruMerge):
 
     name = "prumerge_plus"
 
-    def put_kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+    def put_kept_first(self, scores: Tensor, outliers: int) -> tuple[Tensor, int]:
         tokens = len(scores)
-        steps = [_step(tokens, max(1, count)) for count in range(tokens + 1)]
-        step = torch.tensor(steps, device=scores.device)[outliers]
-        group, key = _group(scores, counts_by_score(tokens, scores.device)[outliers], step)
-        return key.argsort(), (group < 2).sum()
+        group, key = _group(scores, count_by_score(tokens, outliers), _step(tokens, outliers))
+        return key.argsort(), int((group < 2).sum())  # host sync
 
     def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
         _, key = _group(scores, *_balance(len(scores), kept))
@@ -40,7 +38,7 @@ class PruMergePlus(PruMerge):
         return torch.where(row < kept, row, len(scores) + ranks(scores)).argsort()
 
 
-def _group(scores: Tensor, top: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+def _group(scores: Tensor, top: int, step: int) -> tuple[Tensor, Tensor]:
     """Return why each token stays, (tokens,) int64: 0 its score, 1 an even step, 2 it does not stay; and a sort key.
 
     By this key the `top` ones come first by score, then every `step`-th of the others in raster order, then the rest by

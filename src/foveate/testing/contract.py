@@ -109,32 +109,6 @@ class MethodContract:
                     assert bool((source < arriving.tokens).all()), f"{where} takes a token that does not exist"
                     assert stage.ownerless or len(owned) == len(source), f"{where} makes undeclared ownerless rows"
 
-    def test_stages_run_on_many_samples_at_once(self) -> None:
-        """Check that a stage between layers gives the same result under `torch.func.vmap` as on single samples.
-
-        Stages with `host=True` are skipped.
-        """
-        for method in self.examples:
-            for stage, view, tensors in walk(method):
-                between = stage.place in (Place.LAYER, Place.DECODE)
-                if stage.host or not between or stage.cut(view()) is None:
-                    continue
-
-                def parent(*made: Tensor, stage: Stage = stage, view: Any = view) -> Tensor:
-                    cut = stage.cut(view(*made))
-                    assert cut is not None
-                    return cut.parent + 0
-
-                others = [tensor.flip(0) if tensor.is_floating_point() else tensor for tensor in tensors]
-                batch = [torch.stack(pair) for pair in zip(tensors, others, strict=True)]
-                try:
-                    together = torch.func.vmap(parent)(*batch)
-                except (RuntimeError, MethodError) as error:
-                    raise AssertionError(f"{stage} of {method} reads values of tensors: {error}") from error
-                for index in range(2):
-                    single = parent(*(tensor[index] for tensor in batch))
-                    assert torch.equal(together[index], single), f"{stage} of {method} differs in a batch"
-
     def test_flops_are_counted(self) -> None:
         """Warn if a stage does not declare its FLOPs. The method works, but its cost cannot be shown."""
         for method in self.examples:

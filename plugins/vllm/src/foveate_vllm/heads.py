@@ -1,6 +1,6 @@
 """Between the layers: queries and keys of a vLLM decoder layer, and readers of them for stages."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +10,10 @@ from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
 from foveate.core.patching import Patcher
-from foveate.core.signals import Attention, Signal
-from foveate.core.tensors import take_along
 from foveate.engine.attending import RowsReader
-from foveate.engine.buckets import Bucket
-from foveate.engine.samples import Unit
+from foveate.engine.left import Left
 
-__all__ = ["Heads", "HeadsReader", "ReaderOfEach", "heads_ahead", "heads_of"]
+__all__ = ["Heads", "HeadsReader", "heads_ahead", "heads_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,56 +74,29 @@ class HeadsReader(RowsReader):
     """Reads the attention of one request's rows.
 
     Args:
-        bucket: Only that request.
-        columns: (1, rows) int64, its rows in the step, text included.
+        left: What is left of that request.
+        columns: (rows,) int64, its rows in the step, text included.
         width: Width of the residual stream.
         heads: Computes queries and keys of these rows.
     """
 
-    def __init__(self, bucket: Bucket, columns: Tensor, width: int, heads: Callable[[], Heads]) -> None:
-        super().__init__(bucket, columns, width)
+    def __init__(self, left: Left, columns: Tensor, width: int, heads: Callable[[], Heads]) -> None:
+        super().__init__(left, columns, width)
         self._heads = heads
 
     def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
         heads = self._heads()
-        # (rows, heads, head size) -> (1, heads, rows, head size)
-        query = heads.query.transpose(0, 1)[None]
-        key = heads.key.transpose(0, 1)[None]
-        asked = take_along(query, asking[:, None, :, None], dim=2)
-        return _of_all_processes(asked), _of_all_processes(key), heads.scaling
+        # (rows, heads, head size) -> (heads, rows, head size)
+        query, key = heads.query.transpose(0, 1)[:, asking], heads.key.transpose(0, 1)
+        return _of_all_processes(query), _of_all_processes(key), heads.scaling
 
     def _rotated_ones(self, size: int) -> Tensor:
         raise NotImplementedError  # refused by guards.refuse_stages
 
 
-class ReaderOfEach:
-    """Reads the attention of several alike requests, each with its own prompt.
-
-    Args:
-        readers: One reader per request.
-    """
-
-    def __init__(self, readers: Sequence[HeadsReader]) -> None:
-        self._readers = readers
-
-    def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
-        """See `RowsReader.reduce`."""
-        values = [reader.reduce(signals, units) for reader in self._readers]
-        return {signal: torch.cat([value[signal] for value in values]) for signal in signals}
-
-    def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
-        """See `RowsReader.read`. guards.refuse_stages refuses signals that a `HeadsReader` cannot compute."""
-        return torch.cat([reader.read(signal, units) for reader in self._readers])
-
-    def in_prompt(self, columns: Tensor) -> Tensor:
-        """See `RowsReader.in_prompt`."""
-        parts = zip(self._readers, torch.split(columns, 1), strict=True)
-        return torch.cat([reader.in_prompt(part) for reader, part in parts])
-
-
 def _of_all_processes(heads: Tensor) -> Tensor:
-    """Gather the heads of all processes of a tensor parallel group, in order: (1, heads, rows, head size)."""
+    """Gather the heads of all processes of a tensor parallel group, in order: (heads, rows, head size)."""
     if get_tensor_model_parallel_world_size() == 1:
         return heads
-    gathered: Tensor = tensor_model_parallel_all_gather(heads.contiguous(), dim=1)
+    gathered: Tensor = tensor_model_parallel_all_gather(heads.contiguous(), dim=0)
     return gathered

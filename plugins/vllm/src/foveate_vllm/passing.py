@@ -11,13 +11,13 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
-from foveate.engine.buckets import Bucket, buckets_of
-from foveate.engine.cutting import decide_bucket, note_attending
+from foveate.engine.cutting import SampleRows, counted, decide_left, note_attending
+from foveate.engine.left import Left, lefts_of
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.program import Program, hidden_note
 from foveate.engine.samples import Begun, Sample, read_samples
 from foveate_vllm import guards
-from foveate_vllm.heads import Heads, HeadsReader, ReaderOfEach, heads_ahead, heads_of
+from foveate_vllm.heads import Heads, HeadsReader, heads_ahead, heads_of
 from foveate_vllm.layout import Batch, Images, Layout
 
 __all__ = ["Passing"]
@@ -59,7 +59,7 @@ class Passing:
         self._enter = enter
         self._lost = lost
         self._requests, self._samples = _samples_of(batch, images)
-        self._buckets = buckets_of(self._samples, at_once=True, device=device)
+        self._lefts = lefts_of(self._samples, device)
         self._layout = Layout(batch, [0] * len(batch), None, batch.counts, device)
         self._left = batch.counts
         self.dropped: dict[int, tuple[int, ...]] = dict.fromkeys(self._requests, ())
@@ -115,39 +115,37 @@ class Passing:
                 ahead.append(heads_ahead(layer, places, rows if at is None else rows[at]))
             return ahead[0]
 
-        # Every sample's columns are rows of the step: (samples, rows of the step, width), an expanded view.
-        columns = rows.expand(len(self._samples), -1, -1)
-        for bucket in self._buckets:
+        decided = []
+        for left in filter(len, self._lefts):
             reader_of = partial(self._reader, heads=heads, width=rows.shape[-1])
-            cuts, sizes = decide_bucket(bucket, self._stages, index, columns, reader_of, self._norm)
-            if any(cut.rows is not None for cut in cuts):
-                guards.refuse_merging(index)
-            if cuts:
-                bucket.take(cuts, sizes)
+            decided.append((left, decide_left(SampleRows(index, left, rows, reader_of, self._norm), self._stages)))
+        if any(decision.cut.rows is not None for _, decision in decided):
+            guards.refuse_merging(index)
+        for left, decision in counted(decided):
+            left.take(*decision)
         if index in self._cuts:
             self._lay_out(self._cuts.index(index))
 
     def _remember(self, index: int, stream: "_Stream") -> None:
         """Store what later stages read of the rows that enter this layer."""
-        for bucket in self._buckets:
+        for left in self._lefts:
             if index == 0:
-                bucket.begun = Begun(bucket.left, bucket.sizes, self._stages.opening)
-            if self._stages.remembers(index) and bucket.left:
-                bucket.notes[hidden_note(index)] = stream.rows[bucket.columns]
+                left.begun = Begun(len(left), left.sizes, self._stages.opening)
+            if self._stages.remembers(index) and len(left):
+                left.notes[hidden_note(index)] = stream.rows[left.columns]
 
     # -- rows --------------------------------------------------------------------------------------------------
 
     def _lay_out(self, cut: int) -> None:
         """Compute the rows that the layers behind a cut process."""
         counts = list(self._batch.counts)
-        for bucket in self._buckets:
-            for member in bucket.members:
-                counts[self._requests[member]] -= bucket.entered - bucket.left
+        for left in self._lefts:
+            counts[self._requests[left.member]] -= left.entered - len(left)
         dropped = [behind[cut] if behind else 0 for behind in self._lost]
         for request in self._requests:
             dropped[request] = self._batch.counts[request] - counts[request]
             self.dropped[request] = (*self.dropped[request], dropped[request])
-        device = self._buckets[0].index.device
+        device = self._lefts[0].source.device
         rows: Tensor | None = None
         if sum(counts) < self._batch.rows:
             rows = self._remaining(sum(counts))
@@ -157,13 +155,12 @@ class Passing:
 
     def _remaining(self, count: int) -> Tensor:
         """Return the rows that stay, (count,) int64, ascending."""
-        device = self._buckets[0].index.device
+        device = self._lefts[0].source.device
         remains = torch.ones(self._batch.rows, dtype=torch.bool)
         for sample in self._samples:
             remains[sample.vision] = False
         remains = send(remains, device)
-        for bucket in self._buckets:
-            remains = remains.index_fill(0, bucket.columns.flatten(), True)
+        remains = remains.index_fill(0, torch.cat([left.columns for left in self._lefts]), True)
         # A stable sort of 0s and 1s moves the rows that stay to the end, in order, without a host sync: stays 1 0 1
         # gives 1 0 2.
         order = remains.to(torch.uint8).sort(stable=True).indices
@@ -176,17 +173,12 @@ class Passing:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def _reader(self, bucket: Bucket, heads: Callable[[], Heads], width: int) -> ReaderOfEach:
-        """Return the reader of a layer's queries and keys for the requests of a bucket."""
-        rows = self._layout.rows
+    def _reader(self, left: Left, heads: Callable[[], Heads], width: int) -> HeadsReader:
+        """Return the reader of a layer's queries and keys for a request."""
+        rows, span = self._layout.rows, self._span(self._requests[left.member])
         if rows is None:
-            rows = torch.arange(self._batch.rows, device=bucket.index.device)
-        readers = []
-        for place, member in enumerate(bucket.members):
-            span = self._span(self._requests[member])
-            own = partial(_part, heads, span)
-            readers.append(HeadsReader(bucket.part([place]), rows[span][None], width, own))
-        return ReaderOfEach(readers)
+            rows = torch.arange(self._batch.rows, device=left.source.device)
+        return HeadsReader(left, rows[span], width, partial(_part, heads, span))
 
     @contextmanager
     def _reading(self, index: int, layer: Any) -> Iterator[None]:
@@ -197,11 +189,9 @@ class Passing:
             yield
 
     def _note(self, index: int, heads: Heads) -> None:
-        for bucket in self._buckets:
-            if bucket.left:
-                width = heads.query.shape[1] * heads.query.shape[2]
-                reader = self._reader(bucket, lambda: heads, width)
-                note_attending(bucket, self._stages.signals_while(index), index, reader)
+        width = heads.query.shape[1] * heads.query.shape[2]
+        for left in filter(len, self._lefts):
+            note_attending(left, self._stages.signals_while(index), index, self._reader(left, lambda: heads, width))
 
 
 class _Stream:

@@ -1,65 +1,35 @@
-"""Samples alike are cut together: one operator for all of them, and what each would have come to alone."""
-
-from dataclasses import replace
+"""What is left of each sample of a batch: what it would have come to alone."""
 
 import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import Hidden, Place, follow
+from foveate.contract import Hidden, follow
 from foveate.core.cut import Cut
-from foveate.engine.buckets import Bucket
-from foveate.registry import family_for
-from tests.bench.counting import count
+from foveate.engine.left import Left
 from tests.invariants.alone import check_alone, left
 from tests.invariants.settings import EXAMPLES, FIRST, STAGES, part, with_kernels
 from tests.models import batch, tiny
 
 ALIKE = ("tit", "titttt", "tttit", "itt")
 """One image each: so much text before it and behind it, or none."""
-ONE_SIZE = ("llava", "vipllava", "video_llava", "gemma3", "paligemma")
 DECODER = [(name, family) for name, family in FIRST if follow.cut_layers(STAGES[name])]
 
 
 @pytest.mark.parametrize(("name", "family", "attention"), with_kernels(part(DECODER, 0, of=3)))
-def test_samples_alike_are_asked_together_and_come_to_what_each_does_alone(name, family, attention, sizes):
+def test_samples_of_a_batch_come_to_what_each_does_alone(name, family, attention):
     words = [word for word in ALIKE if word[0] == "t" or "mustdrop" not in name]
     check_alone(tiny(family, attention), family, EXAMPLES[name], words)
-    merges_early = any(stage.place is Place.TOWER for stage in STAGES[name])
-    if not merges_early and family in ONE_SIZE:
-        assert max(sizes) == len(words)  # pictures of one size, which nothing but their number tells apart
 
 
-@pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0", "mustdrop-1"])
-def test_a_larger_batch_runs_no_more_operators_at_a_cut(name):
-    model, words = tiny("llava"), ["tit"] * 2
-    with fv.drop(model, EXAMPLES[name]), torch.no_grad():
-        two, six = (
-            count(lambda of=of: model(**batch("llava", of)), family_for(model).layers).to_dict()["per_layer"]
-            for of in (words, words * 3)
-        )
-    assert max(two) > min(two) + 10
-    assert six == two
-
-
-def test_who_is_not_alike_is_apart(sizes):
-    with fv.drop(tiny("llava"), EXAMPLES["v2drop-0"]), torch.no_grad():
-        tiny("llava")(**batch("llava", ["tit", "titit", "tt", "tit"]))
-    assert set(sizes) == {1, 2}
-
-
-def test_a_method_that_does_not_say_it_can_is_asked_for_each_sample(sizes):
+def test_a_method_may_read_values():
     class Counting(fv.Uniform):
         reads = (Hidden(),)
-
-        def stages(self, shape):
-            return tuple(replace(stage, host=True) for stage in super().stages(shape))
 
         def pick(self, view, count):
             return torch.tensor(sorted(view.hidden.norm(dim=-1).topk(count).indices.tolist()))
 
     check_alone(tiny("llava"), "llava", Counting(layers=(2,), keep=(0.5,)), ["tit", "titt"])
-    assert set(sizes) == {1}
 
 
 def test_thresholds_that_part_samples_keep_apart_what_is_each_ones():
@@ -100,7 +70,7 @@ def test_attention_is_read_at_the_right_rows_whatever_the_padding(name, where):
 
 
 def ints(*values):
-    return torch.tensor([values])
+    return torch.tensor(values)
 
 
 @pytest.mark.parametrize(
@@ -110,10 +80,10 @@ def ints(*values):
 def test_a_merge_is_stored_where_its_image_or_its_run_begins(runs, slots, columns):
     """Three tokens in columns 3 to 5, the first dropped and the last joined to the second."""
     entered = ints(0, 1, 2)
-    bucket = Bucket((0,), (), torch.tensor([0]), ints(3, 4, 5), slots=entered, source=entered, sizes=(3,), runs=runs)
+    left = Left(0, None, ints(3, 4, 5), ints(), slots=entered, source=entered, sizes=(3,), runs=runs)
     cut = Cut.merge(torch.tensor([1]), torch.tensor([[7.0]]), torch.tensor([-1, 0, 0]), {"size": torch.tensor([2])})
-    rows, before = bucket.take([cut], (1,))
-    assert (rows.tolist(), before.tolist()) == ([[[7.0]]], [[1]])
-    assert (bucket.source.tolist(), bucket.parent.tolist()) == ([[1]], [[-1, 0, 0]])
-    assert (bucket.slots.tolist(), bucket.columns.tolist()) == ([slots], [columns])
-    assert (bucket.sizes, bucket.notes["size"].tolist()) == ((1,), [[2]])
+    rows, before = left.take(cut, (1,))
+    assert (rows.tolist(), before.tolist()) == ([[7.0]], [1])
+    assert (left.source.tolist(), left.parent.tolist()) == ([1], [-1, 0, 0])
+    assert (left.slots.tolist(), left.columns.tolist()) == (slots, columns)
+    assert (left.sizes, left.notes["size"].tolist()) == ((1,), [2])
