@@ -209,7 +209,7 @@ class Stage:
                 picked = self.pick(view, count)
                 cut = Cut.take(picked, len(view)) if isinstance(picked, Tensor) else picked
             self._check(cut, len(view), count)
-            if self.author is not None and cut is not None and not cut.put_off and cut.rows is not None:
+            if self.author is not None and cut is not None and cut.rows is not None:
                 self.author.check_finite(f"merging in {self}", cut.rows, view.known())
             return cut
         except Exception as error:

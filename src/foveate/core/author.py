@@ -60,15 +60,13 @@ class Author:
         for tensor in inputs:
             if tensor.is_floating_point():
                 wrong = wrong & tensor.isfinite().all()
-        while torch._C._functorch.is_batchedtensor(wrong):  # under vmap: that of all samples
-            wrong = torch._C._functorch.get_unwrapped(wrong)
         if wrong.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return
         message = (
             f"{self.method}: {what} gave NaN, or nothing but infinities, so tokens cannot be ranked. Return finite "
             "numbers; -inf may forbid some tokens."
         )
-        self.doubts[message] = wrong.any() | self.doubts.get(message, False)
+        self.doubts[message] = wrong | self.doubts.get(message, False)
         if wrong.device.type == "cpu":
             self.refuse_doubts()
 
