@@ -78,13 +78,16 @@ class Positions:
 
     def tables(self, forward: Forward, call: LayerCall, rows: RowMap) -> Any:
         """Return (cos, sin) of the rows, at their own positions or numbered from what the layer's cache holds.
+        None if the layer gets none.
 
         Args:
             forward: The forward; knows the original positions.
             call: The layer's call; it has the tables of all columns.
             rows: The rows.
         """
-        pair, hidden = call.kwargs["position_embeddings"], call.hidden
+        pair, hidden = call.kwargs.get("position_embeddings"), call.hidden
+        if pair is None:
+            return None
         if rows.numbered is None:
             return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
         shift, kind = call.shift, self._kinds[call.index]

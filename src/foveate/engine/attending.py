@@ -45,10 +45,13 @@ class RowsReader(ABC):
         self._softcap: float | None = None
 
     @abstractmethod
-    def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _queries_and_keys(
+        self, asking: Tensor, signal: Attention | None = None, image: int = -1
+    ) -> tuple[Tensor, Tensor, float]:
         """Return queries of the rows `asking`, (asking,) int64, keys of all rows, and the scaling factor.
 
-        Queries are (heads, asking, head size), keys (key heads, rows, head size).
+        Queries are (heads, asking, head size), keys (key heads, rows, head size). `signal` and `image` (−1: all) say
+        what the rows ask for, so that a host may project other samples at once.
         """
 
     @abstractmethod
@@ -230,7 +233,7 @@ class RowsReader(ABC):
         asking, real = self._asking(signal, unit, columns)
         if not len(asking):
             return
-        query, keys, scaling = self._queries_and_keys(asking)
+        query, keys, scaling = self._queries_and_keys(asking, signal, unit.image)
         self._made_keys, before = keys, 0
         if self._past is not None:
             if self._past.shape[::2] != keys.shape[::2]:
@@ -243,10 +246,10 @@ class RowsReader(ABC):
         both_ways = signal.both_ways and signal.rows == "vision"
         last: Tensor | None = None
         visible: Callable[[slice], Tensor] | None = None
-        if self._sees is None:
-            last = (columns[-1:].expand_as(asking) if both_ways else asking) + before
-        else:
+        if self._sees is not None:
             visible = self._visible(self._sees, asking, columns if both_ways else None, keys.shape[1], before)
+        elif signal.rows != "last" or self._left.sample.trailing:  # else the last row, which sees all
+            last = (columns[-1:].expand_as(asking) if both_ways else asking) + before
         blocks = attention_rows(
             query,
             keys,

@@ -20,7 +20,7 @@ from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
-TENSORS = ("columns", "source", "valid", "_real", "_numbers", "_samples", "_first")
+TENSORS = ("columns", "source", "valid", "_real", "_numbers", "owners", "_first")
 """Attributes of a `RowMap` that are tensors or nested tensors; some may be None."""
 
 
@@ -41,6 +41,7 @@ class RowMap:
         valid: (samples, rows) bool, False for pads; None if there are none.
         source: (samples, rows) int64, the column whose position each row has, −1 for none; `columns` unless rows were
             merged or reordered.
+        owners: (samples, 1) int64, the index of each sample; None if there is only one.
         numbered: The map, this or an earlier one, at which rows were last renumbered; None while all rows keep their
             original positions.
     """
@@ -75,7 +76,7 @@ class RowMap:
         self._numbers: Tensor | None = None
         self._span = left.shape[1]
         # For a single sample the columns suffice, with fewer operators.
-        self._samples = torch.arange(len(left), device=device)[:, None] if len(left) > 1 else None
+        self.owners = torch.arange(len(left), device=device)[:, None] if len(left) > 1 else None
         self._first = self.columns[0]
         self._copies: dict[torch.device, RowMap] = {device: self}
         self.memo = Memo()
@@ -128,7 +129,7 @@ class RowMap:
         """Return this map without `pads` trailing columns of each sample; `cut` removes as many from a row's end."""
         copy = self.with_tensors(cut)
         copy.lengths, copy._span = tuple([length - pads for length in self.lengths]), self._span - pads
-        copy._samples = self._samples
+        copy.owners = self.owners
         if self._real is not None and copy.valid is not None:
             copy._real = copy.valid[..., None], cut(self._real[1])
         return copy
@@ -149,24 +150,24 @@ class RowMap:
 
     def gather(self, full: Tensor) -> Tensor:
         """Gather the rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
-        if self._samples is None:
+        if self.owners is None:
             return full.index_select(-2, self._first)
-        return rows_of(full, self.columns, self._samples)
+        return rows_of(full, self.columns, self.owners)
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
         """Return a copy of `full` with the real rows written back. Dropped columns keep their last value."""
-        if self._real is None and self._samples is None:
+        if self._real is None and self.owners is None:
             return full.index_copy(1, self._first, rows)
         if self._real is None:
-            return full.index_put((self._samples, self.columns), rows)
+            return full.index_put((self.owners, self.columns), rows)
         # A pad writes to a dropped column the value that is already there.
         real, own = self._real
-        return full.index_put((self._samples, own), torch.where(real, rows, full[self._samples, own]))
+        return full.index_put((self.owners, own), torch.where(real, rows, full[self.owners, own]))
 
     def take(self, value: Any) -> Any:
         """Reduce an argument of a layer to the rows: see `at_rows`."""
         shape = len(self.columns), self._span
-        return at_rows(value, shape, self.columns, self._samples, self.source.clamp(min=0))
+        return at_rows(value, shape, self.columns, self.owners, self.source.clamp(min=0))
 
     def last_rows(self, samples: Tensor, columns: Tensor) -> Tensor:
         """Return the column of the last row at or before each of some columns: (count,) int64 each.
@@ -183,7 +184,7 @@ class RowMap:
         """Gather the rows of full-length tables, such as a (cos, sin) pair, each at its source's position."""
         take: Callable[[Tensor], Tensor] = self.gather
         if self.source is not self.columns:
-            take = partial(rows_of, places=self.source.clamp(min=0), samples=self._samples)
+            take = partial(rows_of, places=self.source.clamp(min=0), samples=self.owners)
         if isinstance(tables, tuple):
             return tuple([take(table) for table in tables])
         if tables is None:

@@ -1,6 +1,7 @@
 """Each layer: reads its queries and keys for `engine.attending`; finds raters, and computes `Rotary`."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,19 +9,19 @@ from torch import Tensor
 
 from foveate._transformers import attention_of
 from foveate.core.picks import snap
-from foveate.core.signals import Signal
-from foveate.core.tensors import on_tensors
+from foveate.core.signals import Attention, Signal
+from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, ids_of, visibility
 from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.handed import at_rows
+from foveate.engine.handed import at_rows, rows_of
 from foveate.engine.left import Left
 from foveate.engine.program import rotary_note
-from foveate.engine.samples import image_units
+from foveate.engine.samples import image_units, sample_unit
 from foveate.errors import UnsupportedError
-from foveate.families.tap import unturning
+from foveate.families.tap import Tapped, unturning
 
 # -- raters -------------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,8 @@ class AttentionReader(RowsReader):
         call: The layer's call, with arguments and cache still those of all arriving rows.
         positions: Computes the tables of renumbered rows.
         left: The sample, and its vision rows that are left.
-        signals: What will be read while the layer attends; None: everything is read before the layer runs.
+        signals: What will be read while the layer attends.
+        ahead: Projects queries and keys before the layer runs; None: they are read while it attends.
 
     Attributes:
         attended: The layer's queries and keys, their scaling, and values; None before it attends.
@@ -125,7 +127,8 @@ class AttentionReader(RowsReader):
         call: LayerCall,
         positions: Positions,
         left: Left,
-        signals: Sequence[Signal] | None = None,
+        signals: Sequence[Signal] = (),
+        ahead: "Ahead | None" = None,
     ) -> None:
         family = forward.family
         guards.refuse_recurrent_reading(call.index, family.recurrent, len(family.layers))
@@ -134,6 +137,7 @@ class AttentionReader(RowsReader):
         self._hidden = hidden = call.hidden
         self._family = family
         self._positions = positions
+        self._ahead = ahead
         self._rows = rows = forward.present.on(hidden.device)
         self._member = member = left.member
         self._own = slice(member, member + 1)
@@ -145,26 +149,14 @@ class AttentionReader(RowsReader):
         # Tables are computed now, while the arguments are those of all rows. Queries and keys read while the layer
         # attends are rotated already; only attention without distance still needs tables.
         self._tables: Any = None
-        self._more: dict[str, Any] = {}
-        if signals is None or any(getattr(signal, "without_distance", False) for signal in signals):
-            given = call.kwargs.get("position_embeddings")
-            if given is None or forward.outcome.rows is None:
-                tables = rows.pick(given)
-            else:
-                tables = positions.tables(forward, call, rows)
-            # M-RoPE's tables may have its axes in front of the samples.
-            self._tables = on_tensors(tables, lambda table: table[..., self._own, self._start :, :])
-        if signals is None and family.gathers:
-            given = {**call.more, "position_ids": call.kwargs.get("position_ids")}
-            source = rows.source.clamp(min=0)[self._own, self._start :]
-            owner = torch.full_like(source[:, :1], member)
-            places = (*hidden.shape[:2],), self._columns[None], owner, source
-            self._more = {name: at_rows(value, *places) for name, value in given.items()}
+        if ahead is not None or any(getattr(signal, "without_distance", False) for signal in signals):
+            self._tables = positions.tables(forward, call, rows)
 
     def _visibility(self) -> Callable[[Tensor], Tensor] | None:
         """Return the model's mask as a function (see `visibility`) over the slots of earlier turns and these rows."""
         call, index, live = self._call, self._call.index, self._forward.live
-        slots, layers, ragged = self._columns[None, :0], getattr(call.cache, "layers", ()), False
+        slots: Tensor | None = None
+        layers, ragged = getattr(call.cache, "layers", ()), False
         stored = layers[index] if index < len(layers) else None
         if stored is not None and stored.is_initialized and stored.get_seq_length():
             self._past, self._seen = stored.keys[self._member], stored.get_seq_length()
@@ -188,13 +180,14 @@ class AttentionReader(RowsReader):
                     f"This prompt has {length} positions. Use a shorter prompt, or a method that reads no attention "
                     "(V2Drop)."
                 )
-        coming = self._rows.unpruned(seen)[self._own, self._start :]
-        keys, mask = torch.cat((slots, coming), dim=1), call.kwargs.get("attention_mask")
-        owner = torch.full_like(keys[:, 0], self._member)
-        sees = visibility(mask, owner, keys, seen, length, ragged, is_causal(call.module))
-        if sees is None:
+        mask, causal = call.kwargs.get("attention_mask"), is_causal(call.module)
+        if mask is None and causal and not ragged:
             return None
-        return lambda rows: sees(rows[None])[0]
+        keys = self._rows.unpruned(seen)[self._own, self._start :]
+        if slots is not None:
+            keys = torch.cat((slots, keys), dim=1)
+        sees = visibility(mask, torch.full_like(keys[:, 0], self._member), keys, seen, length, ragged, causal)
+        return None if sees is None else lambda rows: sees(rows[None])[0]
 
     def in_prompt(self, columns: Tensor) -> Tensor:
         """Count columns of the call from the sample's first row, including the columns of earlier turns."""
@@ -205,23 +198,22 @@ class AttentionReader(RowsReader):
 
     def _rotated_ones(self, size: int) -> Tensor:
         assert self._tables is not None
-        cos, sin = (table.float() for table in self._tables)
+        cos, sin = (table[..., self._own, self._start :, :].float() for table in self._tables)
         ones = cos.new_ones(1, len(self._columns), size)
         return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[0, 0]
 
-    def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _queries_and_keys(
+        self, asking: Tensor, signal: Attention | None = None, image: int = -1
+    ) -> tuple[Tensor, Tensor, float]:
         if self.attended is not None:
             # The layer's own attention has computed them for all its rows.
             query, keys, scaling, _ = self.attended
             count = query.shape[2]
             return self._of_rows(query, count)[:, asking], self._of_rows(keys, count), scaling
-        call, rows = self._call, self._hidden[self._own, self._columns]
-        if call.streams is not None:
-            rows = call.streams.unfold(rows)
-        queries, keys, scaling = self._family.queries_and_keys(
-            call.module, rows, asking[None], self._tables, self._more
-        )
-        return queries[0], keys[0], scaling
+        if signal is None:
+            return self.project(asking[None], self._own).sample(0)
+        assert self._ahead is not None
+        return self._ahead.read(self._left, asking, signal, image)
 
     def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
         given, self._tables = self._tables, unturning(self._call.module, self._tables)
@@ -230,6 +222,33 @@ class AttentionReader(RowsReader):
         finally:
             self._tables = given
         return queries, keys
+
+    def asking(self, signal: Attention, image: int) -> Tensor:
+        """Return the rows that ask for a signal of an image, or of all rows if it is −1: (asking,) int64."""
+        unit = sample_unit(self._left.sample, len(self._left))
+        if image >= 0:
+            assert self._left.sizes is not None
+            unit = image_units(self._left.sample, self._left.sizes)[image]
+        return self._asking(signal, unit, self._vision[unit.rows])[0]
+
+    def project(self, asking: Tensor, samples: slice) -> Tapped:
+        """Compute the queries of rows that ask, (samples, asking) int64, and the keys of all rows.
+
+        `samples` are those of the batch for which it is done. Their rows are equally many.
+        """
+        call, rows = self._call, self._rows
+        columns, owners = rows.columns[samples, self._start :], None if rows.owners is None else rows.owners[samples]
+        hidden, more = rows_of(self._hidden, columns, owners), dict[str, Any]()
+        if self._family.gathers:
+            given = {**call.more, "position_ids": call.kwargs.get("position_ids")}
+            source = rows.source.clamp(min=0)[samples, self._start :]
+            places = (*self._hidden.shape[:2],), columns, owners, source
+            more = {name: at_rows(value, *places) for name, value in given.items()}
+        if call.streams is not None:
+            hidden = call.streams.unfold(hidden)
+        # M-RoPE's tables may have its axes in front of the samples.
+        tables = on_tensors(self._tables, lambda table: table[..., samples, self._start :, :])
+        return Tapped(*self._family.queries_and_keys(call.module, hidden, asking, tables, more))
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
         """Select the sample's rows from queries, keys or values of all samples: (heads, rows, size)."""
@@ -247,6 +266,40 @@ class AttentionReader(RowsReader):
         assert self.attended is not None  # read while the layer attends
         query, _, _, values = self.attended
         return self._of_rows(values, query.shape[2])
+
+
+class Ahead:
+    """The readers of a layer that is still to run. If all samples are alike, they are projected at once.
+
+    Args:
+        forward, call, positions: See `AttentionReader`.
+    """
+
+    def __init__(self, forward: Forward, call: LayerCall, positions: Positions) -> None:
+        self._forward = forward
+        self._reader_of = partial(AttentionReader, forward, call, positions, ahead=self)
+        self._memo = Memo()
+
+    def reader(self, left: Left) -> AttentionReader:
+        """Return the reader of a sample."""
+        return self._memo.once(partial(self._reader_of, left), left.member)
+
+    def read(self, left: Left, asking: Tensor, signal: Attention, image: int) -> Tapped:
+        """Return queries and keys for the rows of a sample that ask for a signal of an image (−1: of all)."""
+        lefts, lengths = self._forward.outcome.lefts, self._forward.present.lengths
+        kinds = {(lengths[one.member], len(one), one.sizes, one.sample.text_after, one.sample.text_from) for one in lefts}
+        if len(kinds) > 1 or len(lefts) < len(lengths):
+            return self.reader(left).project(asking[None], slice(left.member, left.member + 1)).sample(0)
+
+        def of_all() -> Tapped:
+            asks = torch.stack([self.reader(one).asking(signal, image) for one in lefts])
+            return self.reader(left).project(asks, slice(None))
+
+        return self._memo.once(of_all, signal.rows, signal.sample or 0, image).sample(left.member)
+
+    def forget(self) -> None:
+        """Free readers, queries and keys."""
+        self._memo = Memo()
 
 
 def is_causal(layer: Any) -> bool:

@@ -19,7 +19,7 @@ from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.left import Left
 from foveate.engine.program import Program
-from foveate.engine.reading import AttentionReader, is_causal, note_turns
+from foveate.engine.reading import Ahead, AttentionReader, is_causal, note_turns
 from foveate.engine.reads import decode_hook
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -144,7 +144,9 @@ class LayerRunner:
         if forward.drops:
             if call.index == 0 and self._program.turned:
                 note_turns(forward, call)
-            cut_before(forward, call, reader_of)
+            ahead = Ahead(forward, call, self._positions)
+            cut_before(forward, call, ahead.reader)
+            ahead.forget()
         signals = self._program.signals_while(call.index) if forward.drops else ()
         # Built while the call's arguments are still those of all rows.
         notes = None if self._program.reading is None else decode_hook(forward, call)

@@ -84,7 +84,7 @@ class HeadsReader(RowsReader):
         super().__init__(left, columns, width)
         self._heads = heads
 
-    def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _queries_and_keys(self, asking: Tensor, *_: Any) -> tuple[Tensor, Tensor, float]:
         heads = self._heads()
         # (rows, heads, head size) -> (heads, rows, head size)
         query, key = heads.query.transpose(0, 1)[:, asking], heads.key.transpose(0, 1)
