@@ -112,14 +112,6 @@ class Twice(Own):
         return None if count == len(view) else Cut.take(torch.arange(count).clamp(min=1), len(view))
 
 
-class Asking(Own):
-    """Lets a tensor's value decide what Python does."""
-
-    def score(self, view):
-        norms = view.hidden.float().norm(dim=-1)
-        return norms if norms.max() > 0 else -norms
-
-
 class Undeclared(Own):
     """Reads what it has not declared."""
 
@@ -167,7 +159,6 @@ BROKEN = {
     Writing: "stages are pure: AssertionError: .* writes into its input tensors",
     Miscounting: "stages count right: MethodError: .* but its count is",
     Twice: "stages count right: AssertionError: .* takes a token twice",
-    Asking: "stages run on many samples at once: AssertionError: .* reads values of tensors",
     Undeclared: "stages are pure: MethodError: own: .* without declaring it",
     Lossy: "keeping everything is the untouched model: AssertionError: .* changes llava",
     Idle: "something leaves: AssertionError: .* drops nothing",
@@ -238,3 +229,39 @@ class Uncounted(Own):
 def test_flops_that_nobody_counted_are_noted():
     with pytest.warns(UserWarning, match=r"LayerStage\(2\) of own.* does not declare its FLOPs"):
         check_method(Uncounted())
+
+
+READING = {
+    "item": lambda norms: norms / norms.max().item(),
+    "float": lambda norms: norms / float(norms.max()),
+    "if": lambda norms: norms if norms.max() > 0 else -norms,
+    "tolist": lambda norms: norms * max(norms.tolist()),
+    "numpy": lambda norms: norms * float(norms.numpy()[0]),
+    "mask": lambda norms: norms - norms[norms > norms.mean()].mean(),
+    "nonzero": lambda norms: norms * len(norms.nonzero()),
+    "slice": lambda norms: norms - norms[: norms.argmax() + 1].mean(),
+    "index": lambda norms: norms * [1, 2][norms.argmax() * 0],
+}
+
+
+@pytest.mark.parametrize("way", READING)
+def test_values_that_a_stage_reads_are_counted_where_it_reads_them(way):
+    method = Own()
+    read = READING[way]
+    contract = type("Contract", (MethodContract,), {"examples": (method,)})()
+    object.__setattr__(method, "score", lambda view: read(Own.score(method, view)))
+    with pytest.warns(UserWarning, match=r"LayerStage\(2\) of own.* 1 at test_testing.py:\d+"):
+        contract.test_stages_read_no_values()
+
+
+class Stepping(Own):
+    """Reads a value in a stage, which is allowed."""
+
+    def score(self, view):
+        norms = view.hidden.float().norm(dim=-1)
+        return norms if norms.max() > 0 else -norms
+
+
+def test_a_stage_may_read_values():
+    with pytest.warns(UserWarning, match="reads values"):
+        check_method(Stepping())

@@ -208,3 +208,13 @@ def test_patches_always_stand_on_a_grid():
     assert made_view(stage, 12).grid == (3, 4)
     assert made_view(stage, 7).grid == (1, 7)
     assert made_view(stage, 12, grid=(2, 6)).grid == (2, 6)
+
+
+WAITING = {"fastvid", "flashvid", "mustdrop", "prumerge", "prumerge_plus", "tower merge"}
+"""Methods in which the host waits for the device in each picture or film: a number of windows, patches or scenes."""
+
+
+@every_method
+def test_only_few_methods_read_values_of_tensors(name, recwarn):
+    type("Contract", (MethodContract,), {"examples": (EXAMPLES[name],)})().test_stages_read_no_values()
+    assert not recwarn or name.rsplit("-", 1)[0] in WAITING

@@ -10,6 +10,7 @@ read a tensor's value in Python, but on a GPU the host then waits.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -101,6 +102,7 @@ class Stage:
             None: unknown, and cost reports say so; for foveate's own functions: too few to count.
         owner: Which member of a chain the stage belongs to. It only sees that member's notes. Set by chains.
         author: The method that it belongs to, if that is not foveate's own. Set by the method.
+        host: Deprecated and ignored: every stage may read values in Python.
     """
 
     place: ClassVar[Place]
@@ -118,8 +120,14 @@ class Stage:
     flops: Callable[[Arriving, int], int] | None = None
     owner: tuple[int, ...] = ()
     author: Author | None = dataclasses.field(default=None, compare=False)
+    host: bool | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        if self.host is not None:
+            message = "foveate 0.5 refuses a stage's host=. Leave it out: every stage may read values in Python."
+            inner = type(self).__post_init__ is not Stage.__post_init__
+            warnings.warn(message, DeprecationWarning, stacklevel=3 + inner)
+            object.__setattr__(self, "host", None)  # a copy of the stage warns no more
         kind = type(self).__name__
         for signal in self.reads:
             if not isinstance(signal, Signal):

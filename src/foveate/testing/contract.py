@@ -2,9 +2,13 @@
 
 import itertools
 import json
+import os
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +18,7 @@ from foveate import registry
 from foveate.contract import follow
 from foveate.contract.method import Chain, Method
 from foveate.contract.stages import Place, Shape, Stage, ThinStage
+from foveate.core import author
 from foveate.core.cut import Cut, look_up, note_of
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells
@@ -116,6 +121,17 @@ class MethodContract:
                 if not stage.is_counted:
                     effect = "so its cost is “not counted”. Give it flops=, see docs/guides/new-method.md."
                     warnings.warn(f"{stage} of {method} does not declare its FLOPs, {effect}", stacklevel=2)
+
+    def test_stages_read_no_values(self) -> None:
+        """Warn if Python reads values of tensors in a stage. It is allowed, but on a GPU the host waits each time."""
+        for method in self.examples:
+            for stage, view, tensors in walk(method):
+                _Read.places.clear()
+                stage.cut(view(*(tensor.as_subclass(_Read) for tensor in tensors)))
+                if _Read.places:
+                    places = ", ".join([f"{times} at {place}" for place, times in _Read.places.items()])
+                    effect = "On a GPU the host waits for each, in every image or sample; torch.where and the like do not wait."
+                    warnings.warn(f"{stage} of {method} reads values of tensors: {places}. {effect}", stacklevel=2)
 
     def test_the_defaults_fit_decoders_of_every_depth(self) -> None:
         """Check that the method's own layers and counts, with and without a budget, fit decoders of several depths."""
@@ -262,6 +278,37 @@ def state_of(model: nn.Module) -> dict[str, Any]:
         )
         for name, module in model.named_modules()
     }
+
+
+READS = frozenset(
+    "__bool__ __contains__ __float__ __format__ __index__ __int__ allclose argwhere bincount cpu equal item "
+    "masked_select nonzero numpy tolist unique unique_consecutive".split()
+)
+"""Functions of a tensor whose result, or its size, Python gets only after the device has computed it."""
+
+
+class _Read(Tensor):
+    """A tensor that counts where Python reads values of it, or of what is computed from it.
+
+    Attributes:
+        places: How often, by file and line.
+    """
+
+    places: ClassVar[Counter[str]] = Counter()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        index = args[1] if name in ("__getitem__", "__setitem__") else ()
+        parts = index if isinstance(index, tuple) else (index,)
+        bounds = [bound for part in parts if isinstance(part, slice) for bound in (part.start, part.stop)]
+        masks = [part for part in parts if isinstance(part, Tensor) and part.dtype == torch.bool]
+        if name in READS or masks or any(isinstance(bound, Tensor) for bound in bounds):
+            stack = traceback.extract_stack()[:-1]
+            place = next(frame for frame in reversed(stack) if f"{os.sep}torch{os.sep}" not in frame.filename)
+            if place.filename != author.__file__:  # it looks for NaN, and does not wait on a GPU
+                cls.places[f"{Path(place.filename).name}:{place.lineno}"] += 1
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 # -- stages on bare tensors ----------------------------------------------------------------------------------------
