@@ -1,6 +1,7 @@
 """What a prompt and a decode step do must not grow unseen: a guard against slowness that times nothing.
 
-Prompts wait for the device a few times, however many samples and pictures they have; see `tests.bench.waits`.
+Prompts wait for the device a few times, however many samples and pictures they have, but once a picture for a method
+that reads a number of it in Python; see `tests.bench.waits`.
 """
 
 import json
@@ -8,14 +9,17 @@ import json
 import pytest
 
 from tests.bench.counts import COUNTS, METHODS, PROMPTS, versions
-from tests.bench.waits import RUNS
+from tests.bench.waits import PROMPTS as TEXTS, RUNS
 from tests.forked import said_by
 
 PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
 GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
 TOWER = "foveate/families/qwen_vl.py Qwen2VL._run_tower: aten._to_copy"
 SAMPLES = "engine/samples.py read_samples"
-CUTS_OF = "engine/encode.py cuts_of"
+MASKS = {"engine/encode.py counted": 1, "engine/cutting.py counted": 2}
+"""A mask before the projector, and one before each of two layers."""
+OF_PICTURES = {"mustdrop": "core/merge.py average_windows", "prumerge": "methods/prumerge.py PruMerge._choose"}
+"""Methods that read a number of each picture: of windows, and of outliers."""
 READ = {
     "gemma4": "families/gemma.py Gemma4.encode",
     "llava_next": "families/vision.py picture_sizes",
@@ -162,14 +166,17 @@ def test_a_place_waits_once_whatever_the_batch(waits, family, name, prompt):
     expected = {SAMPLES: 1}
     if family in BY_PROMPT:
         expected[BY_PROMPT[family]] = 1
-    if name in ("visiondrop", "mustdrop") and family in READ:
+    if name in ("visiondrop", "masks", *OF_PICTURES) and family in READ:
         expected[READ[family]] = 1
     elif family == "qwen2_5_vl":
         expected["families/qwen_vl.py Qwen2VL._run_tower"] = 1
+    if name == "masks":
+        expected |= MASKS
     places = own(waits[family, name, prompt])
     seen = {place.removeprefix("foveate/").split(":")[0]: times for place, times in places.items()}
-    if name == "mustdrop" and seen.get(CUTS_OF) == 1:  # where a picture's tokens are a grid
-        expected[CUTS_OF] = 1
+    of_pictures = OF_PICTURES.get(name)
+    if of_pictures in seen:  # where a picture's tokens are a grid
+        expected[of_pictures] = min(seen[of_pictures], "".join(TEXTS[prompt][0]).count("i"))
     assert seen == expected
-    if family == "llava" and name == "mustdrop":
-        assert CUTS_OF in seen
+    if family == "llava" and name in OF_PICTURES:
+        assert of_pictures in seen

@@ -9,6 +9,7 @@ import torch
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
+from foveate.contract import Cut, Hidden, ImageStage, LayerStage, TowerAttention
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from tests.bench import far
@@ -28,6 +29,25 @@ METHODS = {
 }
 
 
+class Masks(fv.Method):
+    """Keeps what is longer than the mean, before the projector and before two layers: only the device knows how many."""
+
+    name = "masks"
+
+    def stages(self, shape):
+        image = ImageStage(reads=(TowerAttention(by=shape.payer),), choose=lambda view, _: longer(view.features))
+        return (
+            image,
+            *(LayerStage(layer, reads=(Hidden(),), choose=lambda view, _: longer(view.hidden)) for layer in (1, 3)),
+        )
+
+
+def longer(rows):
+    lengths = rows.float().norm(dim=-1)
+    return Cut.keep(lengths >= lengths.mean())
+
+
+METHODS |= {"masks": Masks(), "prumerge": fv.PruMerge()}
 RUNS = [
     (family, name, tuple(PROMPTS)[(row + column) % len(PROMPTS)])
     for row, family in enumerate(family for family in SHOWN if family in FAMILIES)

@@ -289,7 +289,9 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
     return mean
 
 
-def average_windows(rows: Tensor, similarity: Tensor, height: int, width: int, window: int, threshold: float) -> Cut | None:
+def average_windows(
+    rows: Tensor, similarity: Tensor, height: int, width: int, window: int, threshold: float
+) -> Cut | None:
     """The means of the windows at least as similar as `threshold`, then the tokens outside them; None if none is.
 
     The most similar come first. See `merge_windows` for the arguments. The host waits for their number.

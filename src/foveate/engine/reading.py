@@ -1,7 +1,6 @@
 """Each layer: reads its queries and keys for `engine.attending`; finds raters, and computes `Rotary`."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -277,17 +276,24 @@ class Ahead:
 
     def __init__(self, forward: Forward, call: LayerCall, positions: Positions) -> None:
         self._forward = forward
-        self._reader_of = partial(AttentionReader, forward, call, positions, ahead=self)
+        self._call = call
+        self._positions = positions
         self._memo = Memo()
 
     def reader(self, left: Left) -> AttentionReader:
         """Return the reader of a sample."""
-        return self._memo.once(partial(self._reader_of, left), left.member)
+
+        def make() -> AttentionReader:
+            return AttentionReader(self._forward, self._call, self._positions, left, ahead=self)
+
+        return self._memo.once(make, left.member)
 
     def read(self, left: Left, asking: Tensor, signal: Attention, image: int) -> Tapped:
         """Return queries and keys for the rows of a sample that ask for a signal of an image (−1: of all)."""
         lefts, lengths = self._forward.outcome.lefts, self._forward.present.lengths
-        kinds = {(lengths[one.member], len(one), one.sizes, one.sample.text_after, one.sample.text_from) for one in lefts}
+        kinds = {
+            (lengths[one.member], len(one), one.sizes, one.sample.text_after, one.sample.text_from) for one in lefts
+        }
         if len(kinds) > 1 or len(lefts) < len(lengths):
             return self.reader(left).project(asking[None], slice(left.member, left.member + 1)).sample(0)
 
