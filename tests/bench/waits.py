@@ -30,7 +30,7 @@ METHODS = {
 
 
 class Masks(fv.Method):
-    """Keeps what is longer than the mean, before the projector and before two layers: only the device knows how many."""
+    """Keeps what is longer than the mean: only the device knows how many tokens that is."""
 
     name = "masks"
 

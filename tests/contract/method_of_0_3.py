@@ -1,5 +1,7 @@
-"""A method as the guide of foveate 0.3 told to write it, when stages ran on many samples at once: it says where it reads
-values, and nowhere else does. It is never changed."""
+"""A method as the guide of foveate 0.3 told to write it, when stages ran on many samples at once.
+
+It says where it reads values, and reads none elsewhere. It is never changed.
+"""
 
 import torch
 

@@ -36,7 +36,8 @@ def test_a_file_of_the_last_version_does_what_it_did():
 def test_host_is_named_where_a_stage_is_made_and_never_again(kind, host, recwarn):
     stage = kind(choose=lambda view, count: None, host=host)
     (warning,) = recwarn
-    assert warning.category is DeprecationWarning and "host" in str(warning.message)
+    assert warning.category is DeprecationWarning
+    assert "host" in str(warning.message)
     assert warning.filename == __file__
     replace(stage, owner=(1,))
     assert len(recwarn) == 1

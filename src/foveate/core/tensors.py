@@ -1,6 +1,6 @@
 """Helpers for tensors: send to a device, gather along a dimension, map over or stack nests, split into blocks."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock

@@ -12,7 +12,6 @@ from torch import Tensor
 from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, unknown
 from foveate.core.cut import Cut
 from foveate.core.grid import join
-from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import join_units

@@ -33,7 +33,7 @@ def raters_of(forward: Forward, left: Left, hidden: Tensor) -> Tensor:
     assert left.sizes is not None  # nothing was cut in the decoder yet
     raters = []
     for unit in image_units(left.sample, left.sizes):
-        most, exact = left.text_behind(unit)
+        most, _ = left.text_behind(unit)
         none = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         if len(unit) and most:
             columns, words = left.columns[unit.rows], left.words[len(left.words) - most :]

@@ -11,7 +11,6 @@ The number of kept patches depends on the image; it is at least one. With a budg
 this number, and the highest a are kept. The last row takes the place of the most attended token that is dropped.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -58,7 +57,7 @@ class PruMerge(Once):
         return None if kept + 1 >= tokens else self._merge(raster, view, order, kept)
 
     def put_kept_first(self, scores: Tensor, outliers: int) -> tuple[Tensor, int]:
-        """Return all tokens, (tokens,) int64, first those that stay, then the others by falling score; and how many stay.
+        """Return all tokens, (tokens,) int64, first those that stay, then others by falling score; and how many stay.
 
         `scores` is (tokens,) float32.
         """

@@ -26,7 +26,7 @@ from foveate.core.views import Arriving, View
 from foveate.engine.program import Program
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import StageRecord, Trace
-from foveate.errors import MethodError, SettingError, UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from foveate.registry import family_for
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
 from foveate.testing.views import made_tensors, made_view
@@ -130,7 +130,7 @@ class MethodContract:
                 stage.cut(view(*(tensor.as_subclass(_Read) for tensor in tensors)))
                 if _Read.places:
                     places = ", ".join([f"{times} at {place}" for place, times in _Read.places.items()])
-                    effect = "On a GPU the host waits for each, in every image or sample; torch.where and the like do not wait."
+                    effect = "On a GPU the host waits for each, in every image or sample; tensor code does not wait."
                     warnings.warn(f"{stage} of {method} reads values of tensors: {places}. {effect}", stacklevel=2)
 
     def test_the_defaults_fit_decoders_of_every_depth(self) -> None:
@@ -280,10 +280,10 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     }
 
 
-READS = frozenset(
-    "__bool__ __contains__ __float__ __format__ __index__ __int__ allclose argwhere bincount cpu equal item "
-    "masked_select nonzero numpy tolist unique unique_consecutive".split()
-)
+READS = {
+    "__bool__", "__contains__", "__float__", "__format__", "__index__", "__int__", "allclose", "argwhere", "bincount",
+    "cpu", "equal", "item", "masked_select", "nonzero", "numpy", "tolist", "unique", "unique_consecutive",
+}  # fmt: skip
 """Functions of a tensor whose result, or its size, Python gets only after the device has computed it."""
 
 
