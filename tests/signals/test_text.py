@@ -21,9 +21,7 @@ class Words(fv.Method):
     def stages(self, shape):
         reads = (Hidden(), Text())
         return tuple(
-            LayerStage(layer, reads=reads, choose=note, unit=unit)
-            for layer in (0, 3)
-            for unit in ("image", "sample")
+            LayerStage(layer, reads=reads, choose=note, unit=unit) for layer in (0, 3) for unit in ("image", "sample")
         )
 
 
