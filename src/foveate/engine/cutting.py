@@ -386,7 +386,7 @@ def _cut(forward: Forward, call: LayerCall, lefts: Sequence[Left], reader_of: Re
         rows = SampleRows(call.index, left, call.hidden[left.member], reader_of, norm)
         decided.append((left, decide_left(rows, program)))
     dropped, merged = False, []
-    for left, decision in counted(decided):
+    for left, decision in count_images(decided):
         taken = left.take(*decision)
         if taken is None:
             continue
@@ -420,7 +420,7 @@ def decide_left(rows: SampleRows, program: Program) -> Decision:
     return Decision(arrived.then(cut), decision.sizes)
 
 
-def counted(decided: Sequence[tuple[Left, Decision]]) -> list[tuple[Left, Decision]]:
+def count_images(decided: Sequence[tuple[Left, Decision]]) -> list[tuple[Left, Decision]]:
     """Replace masks by indices. This takes one host sync for the whole batch."""
     stays = [(one.cut.stays, list(one.sizes or (len(left),))) for left, one in decided]
     masks = [torch.split(mask, sizes) for mask, sizes in stays if mask is not None]

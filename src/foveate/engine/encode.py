@@ -139,7 +139,7 @@ def image_view(stage: Stage, image: ImageTokens, video: bool) -> ImageView:
     )
 
 
-def counted(cuts: Sequence[Cut | None]) -> list[Cut | None]:
+def count_masks(cuts: Sequence[Cut | None]) -> list[Cut | None]:
     """Replace masks by indices, and cuts that leave all rows unchanged by None. One host sync counts all masks."""
     masks = [cut for cut in cuts if cut is not None and cut.stays is not None]
     counts = iter(torch.stack([torch.as_tensor(cut.count) for cut in masks]).tolist() if masks else ())
@@ -226,7 +226,7 @@ class TowerReducer:
                 image.patches = image.pooled = cut
                 image.done = Cut.stay(len(cut.source))
         for stage in self._program.images:
-            cuts = counted([stage.cut(image_view(stage, image, self._video)) for image in images])
+            cuts = count_masks([stage.cut(image_view(stage, image, self._video)) for image in images])
             for image, cut in zip(images, cuts, strict=True):
                 if cut is not None:
                     image.done = image.done.then(cut.with_owner(stage.owner))
@@ -235,12 +235,12 @@ class TowerReducer:
     def _of_patches(self, stage: TowerStage | None, images: Sequence[PatchView]) -> list[Cut | None]:
         """Run a stage inside the tower on the patches of each image or segment."""
         assert stage is not None or not images
-        return counted([stage.cut(image) for image in images if stage is not None])
+        return count_masks([stage.cut(image) for image in images if stage is not None])
 
 
 def _dropping(cuts: Sequence[Cut | None]) -> list[Cut | None]:
     """Replace cuts that leave as many rows as arrived by None."""
-    return [None if cut is None or cut.count == cut.arriving else cut for cut in counted(cuts)]
+    return [None if cut is None or cut.count == cut.arriving else cut for cut in count_masks(cuts)]
 
 
 def encode(

@@ -13,7 +13,7 @@ from foveate.core.cut import Cut, look_up
 from foveate.core.signals import Hidden
 from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
-from foveate.engine.encode import TowerReducer, counted
+from foveate.engine.encode import TowerReducer, count_masks
 from foveate.engine.left import Left
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.program import Program
@@ -99,7 +99,7 @@ def before_decoder(
             "computes. Use it on transformers."
         )
     if stages.entering:
-        later = counted([look(own, cut) for own, cut in zip(rows, arrived, strict=True)])
+        later = count_masks([look(own, cut) for own, cut in zip(rows, arrived, strict=True)])
     entered = []
     for own, source, last in zip(rows, sources, later, strict=True):
         stands_for = source

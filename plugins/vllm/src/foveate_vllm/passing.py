@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
-from foveate.engine.cutting import SampleRows, counted, decide_left, note_attending
+from foveate.engine.cutting import SampleRows, count_images, decide_left, note_attending
 from foveate.engine.left import Left, lefts_of
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.program import Program, hidden_note
@@ -121,7 +121,7 @@ class Passing:
             decided.append((left, decide_left(SampleRows(index, left, rows, reader_of, self._norm), self._stages)))
         if any(decision.cut.rows is not None for _, decision in decided):
             guards.refuse_merging(index)
-        for left, decision in counted(decided):
+        for left, decision in count_images(decided):
             left.take(*decision)
         if index in self._cuts:
             self._lay_out(self._cuts.index(index))
