@@ -220,17 +220,12 @@ class Cut:
         return Cut(self.arriving, self._count, parts, notes)
 
     def first(self, count: int) -> "Cut":
-        """Return this cut when the host has learnt that the first `count` rows are real."""
-        if "stays" in self._parts:  # its notes have the arriving tokens as their first dimension
-            source = put_marked_first(self._parts["stays"])[:count]
-            notes = {name: note[source] for name, note in self.notes.items()}
-            return Cut.take(source, self.arriving, notes)
-        parts = {"source": self.source, **self._parts}
-        for name in ("source", "rows"):
-            if name in parts:
-                parts[name] = parts[name][:count]
-        notes = {name: note[:count] for name, note in self.notes.items()}
-        return Cut(self.arriving, count, parts, notes)
+        """Return a cut made from a mask as one of indices, when the host has learnt that it keeps `count` tokens."""
+        if self.stays is None:
+            return self
+        source = put_marked_first(self.stays)[:count]
+        # A mask's notes have the arriving tokens as their first dimension.
+        return Cut.take(source, self.arriving, {name: note[source] for name, note in self.notes.items()})
 
     def then(self, later: "Cut") -> "Cut":
         """Combine two cuts, the second made from the rows that the first left. The host must know both counts."""

@@ -38,6 +38,7 @@ class RowsReader(ABC):
         self._left = left
         self._columns = columns
         self._width = width
+        self._trailing = 0  # rows of padding behind the sample's last token
         self._made_keys: Tensor | None = None
         self._vision = torch.searchsorted(columns, left.columns)  # index of each vision row among all rows
         self._past: Tensor | None = None
@@ -248,7 +249,7 @@ class RowsReader(ABC):
         visible: Callable[[slice], Tensor] | None = None
         if self._sees is not None:
             visible = self._visible(self._sees, asking, columns if both_ways else None, keys.shape[1], before)
-        elif signal.rows != "last" or self._left.sample.trailing:  # else the last row, which sees all
+        elif signal.rows != "last" or self._trailing:  # else the last row, which sees all
             last = (columns[-1:].expand_as(asking) if both_ways else asking) + before
         blocks = attention_rows(
             query,
@@ -284,7 +285,7 @@ class RowsReader(ABC):
                 return columns, None
             return columns[spread(rows, signal.sample, columns.device)], None
         if signal.rows == "last":  # padding may follow it
-            rows = len(self._columns) - self._left.sample.trailing
+            rows = len(self._columns) - self._trailing
             return torch.arange(rows - 1, rows, device=columns.device), None
         asking, real = self._text_behind(unit)
         if not len(asking):
@@ -307,9 +308,8 @@ class RowsReader(ABC):
 
         If text stands between an image's tokens, the host does not know how much of it is behind those that are left.
         """
-        most, exact = self._left.text_behind(unit)
-        words = self._left.words
-        rows = torch.searchsorted(self._columns, words[len(words) - most :])
+        words, exact = self._left.text_behind(unit)
+        rows = torch.searchsorted(self._columns, words)
         return rows, None if exact else rows > self._vision[unit.stop - 1]
 
     def _visible(

@@ -68,7 +68,6 @@ class SampleRows:
     reader_of: Callable[[Left], RowsReader] | None = None
     norm: Change = lambda rows: rows
     _hidden: Tensor | None = None
-    _reader: RowsReader | None = None
 
     def __len__(self) -> int:
         return len(self.left)
@@ -82,11 +81,9 @@ class SampleRows:
 
     @property
     def reader(self) -> RowsReader:
-        """Reads the layer's queries and keys; built on first use."""
-        if self._reader is None:
-            assert self.reader_of is not None  # a host without a decoder refuses signals of one
-            self._reader = self.reader_of(self.left)
-        return self._reader
+        """Reads the layer's queries and keys."""
+        assert self.reader_of is not None  # a host without a decoder refuses signals of one
+        return self.reader_of(self.left)
 
     def units(self, stage: Stage) -> list[Unit]:
         """Return the groups of rows that a stage ranks separately."""

@@ -103,13 +103,14 @@ class Left:
             return self.columns
         return look_up(self.source, self.vision)
 
-    def text_behind(self, unit: Unit) -> tuple[int, bool]:
-        """Return how many text rows stand behind a unit at most, and whether it is exactly so many."""
+    def text_behind(self, unit: Unit) -> tuple[Tensor, bool]:
+        """Return the columns of text behind a unit's first token, and whether they are behind its last row too."""
         sample = self.sample
         if self.sizes is None or (unit.image < 0 and len(self.sizes) > 1):  # rows of several images
-            return len(self.words), False
+            return self.words, False
         image = max(unit.image, 0)
-        return sample.text_from[image], sample.text_from[image] == sample.text_after[image]
+        words = self.words[len(self.words) - sample.text_from[image] :]
+        return words, sample.text_from[image] == sample.text_after[image]
 
     def to(self, device: torch.device) -> None:
         """Move the tensors to a device. A model may be spread over several."""

@@ -1,6 +1,7 @@
 """Each layer: reads its queries and keys for `engine.attending`; finds raters, and computes `Rotary`."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,10 +34,10 @@ def raters_of(forward: Forward, left: Left, hidden: Tensor) -> Tensor:
     assert left.sizes is not None  # nothing was cut in the decoder yet
     raters = []
     for unit in image_units(left.sample, left.sizes):
-        most, _ = left.text_behind(unit)
+        words, _ = left.text_behind(unit)
         none = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        if len(unit) and most:
-            columns, words = left.columns[unit.rows], left.words[len(left.words) - most :]
+        if len(unit) and len(words):
+            columns = left.columns[unit.rows]
             real = words > columns[-1]
             alike = hidden[columns].float() @ hidden[words].float().T  # (rows, words)
             shares = alike.masked_fill(~real, float("-inf")).softmax(dim=1).mean(dim=0)
@@ -144,6 +145,7 @@ class AttentionReader(RowsReader):
         self._seen = 0  # columns of earlier turns
         super().__init__(left, rows.columns[member, self._start :], hidden.shape[-1])
         self._softcap = family.softcap(call.module)
+        self._trailing = left.sample.trailing
         self._sees = self._visibility()
         # Tables are computed now, while the arguments are those of all rows. Queries and keys read while the layer
         # attends are rotated already; only attention without distance still needs tables.
@@ -282,10 +284,7 @@ class Ahead:
 
     def reader(self, left: Left) -> AttentionReader:
         """Return the reader of a sample."""
-
-        def make() -> AttentionReader:
-            return AttentionReader(self._forward, self._call, self._positions, left, ahead=self)
-
+        make = partial(AttentionReader, self._forward, self._call, self._positions, left, ahead=self)
         return self._memo.once(make, left.member)
 
     def read(self, left: Left, asking: Tensor, signal: Attention, image: int) -> Tapped:

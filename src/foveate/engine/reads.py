@@ -226,7 +226,11 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
         rows = forward.outcome.rows.on(device)
         columns, coming = rows.columns, rows.unpruned(past)
         marks = marks.gather(1, columns) & (coming >= 0)
-    asking, real = last_marked(marks.long(), min(forward.most, marks.shape[1]))
+    # A stable sort of 0s and 1s moves rows that ask to the end, in order: with at most two, marks 1 0 0 1 and 0 0 0 1
+    # give places 0 3 and 2 3, and marks 1 1 and 0 1.
+    real, order = marks.long().sort(dim=1, stable=True)
+    fewest = max(0, marks.shape[1] - forward.most)
+    asking, real = order[:, fewest:], real[:, fewest:]
     earlier = torch.arange(past, device=device).expand(samples, -1)
     if call.stored is None:
         slots = torch.cat((earlier, coming), dim=1)
@@ -258,24 +262,6 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
         note(slots, total.masked_fill(slots < 0, 0))
 
     return see
-
-
-def last_marked(marks: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Find the places of the last `most` marked places of each row.
-
-    Example: marks 1 0 1 1 and 0 0 0 1 with most = 2 give places 2 3 and 2 3, and marks 1 1 and 0 1.
-
-    Args:
-        marks: (rows, places), 0 or 1.
-        most: At least as many as any row has.
-
-    Returns:
-        (rows, most) int64 twice: the places, marked ones at the end and in order; and their marks.
-    """
-    # A stable sort of 0s and 1s moves the marked places to the end, in order.
-    sorted_marks, order = marks.sort(dim=1, stable=True)
-    first = marks.shape[1] - most
-    return order[:, first:], sorted_marks[:, first:]
 
 
 # -- a step -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Each layer: its stages cut, it runs on the rows that are left, and these are written back into the full stream."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -140,7 +139,6 @@ class LayerRunner:
         self._bring_together(forward, call)
         tables = call.kwargs.get("position_embeddings")
         self._positions.move_up(forward, call)
-        reader_of = functools.partial(AttentionReader, forward, call, self._positions)
         if forward.drops:
             if call.index == 0 and self._program.turned:
                 note_turns(forward, call)
@@ -151,7 +149,7 @@ class LayerRunner:
         # Built while the call's arguments are still those of all rows.
         notes = None if self._program.reading is None else decode_hook(forward, call)
         lefts = forward.outcome.on(call.hidden.device) if signals else ()
-        readers = [(left, reader_of(left, signals)) for left in lefts]
+        readers = [(left, AttentionReader(forward, call, self._positions, left, signals)) for left in lefts]
         hidden, rows = call.hidden, None
         if forward.outcome.rows is not None:
             rows = forward.outcome.rows.on(hidden.device)

@@ -308,7 +308,7 @@ class _Read(Tensor):
             place = next(frame for frame in reversed(stack) if f"{os.sep}torch{os.sep}" not in frame.filename)
             if place.filename != author.__file__:  # it looks for NaN, and does not wait on a GPU
                 cls.places[f"{Path(place.filename).name}:{place.lineno}"] += 1
-        return super().__torch_function__(function, types, args, kwargs or {})
+        return super().__torch_function__(function, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
 # -- stages on bare tensors ----------------------------------------------------------------------------------------
