@@ -1,4 +1,4 @@
-"""What becomes of the tokens that arrive: by hand, one after the other, and out of vmap."""
+"""What becomes of the tokens that arrive: by hand, and one after the other."""
 
 import pytest
 import torch

@@ -218,14 +218,10 @@ def test_it_is_the_loop_over_pairs(rows, share, seed):
     assert (centres.tolist(), member.tolist()) == slowly(points.tolist(), clusters)
 
 
-def test_a_batch_is_each_sample_alone_and_half_precision_works():
-    points = torch.randn(3, 20, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    centres, member = torch.func.vmap(lambda rows: density_peaks(rows, 4))(points)
-    for index in range(3):
-        alone = density_peaks(points[index], 4)
-        assert torch.equal(centres[index], alone[0])
-        assert torch.equal(member[index], alone[1])
-        assert (alone[0].tolist(), alone[1].tolist()) == slowly(points[index].tolist(), 4)
+def test_half_precision_works():
+    points = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    centres, member = density_peaks(points, 4)
+    assert (centres.tolist(), member.tolist()) == slowly(points.tolist(), 4)
 
 
 def test_centres_move_towards_the_mean_of_what_joined_them_by_hand():

@@ -66,21 +66,6 @@ def test_rows_that_are_equal_tie_and_the_lower_ones_are_picked():
 
 
 @settings(deadline=None, max_examples=40)
-@given(SEEDS, st.integers(2, 4), st.integers(1, 30))
-def test_segments_together_are_segments_alone(seed, several, count):
-    rows = drawn(several * count, seed).view(several, count, -1)
-    left = max(1, count // 3)
-
-    def made(of_one):
-        kept = spread_in_steps(of_one, left)
-        parent = nearest(of_one, kept)
-        return kept, parent, sizes(parent, left), neighbour_difference(of_one, (1, count))
-
-    for together, alone in zip(torch.func.vmap(made)(rows), zip(*map(made, rows), strict=True), strict=True):
-        torch.testing.assert_close(together, torch.stack(alone), atol=1e-6, rtol=0)
-
-
-@settings(deadline=None, max_examples=40)
 @given(SEEDS, st.integers(1, 30), st.integers(1, 30))
 def test_each_row_goes_with_the_nearest_and_sizes_sum_to_the_segment(seed, count, left):
     rows = drawn(count, seed)

@@ -243,7 +243,7 @@ def test_what_dycoke_reads_in_each_step(case, above):
 
 
 def reads_of(stage, attention, before, read):
-    """Which tokens two samples read: by vmap, unless the stage reads values in Python."""
+    """Which tokens two samples read."""
 
     def one(attention, before, read):
         cut = stage.cut(ReadView(attention, before, read))

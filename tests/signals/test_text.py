@@ -68,7 +68,6 @@ def first_word(view):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_with_more_or_less_text_are_each_as_alone(family):
-    """Those with as much run together, under vmap, whatever stands in front of the image."""
     assert_samples_keep_what_they_keep_alone(family, Stretched(), ("tit", "titt", "ttit", "titit", "tit"))
 
 

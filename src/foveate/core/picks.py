@@ -1,8 +1,9 @@
 """Sets picked one token after another, for when a score alone does not say which tokens go together.
 
-All are tensor code for one sample and run under `torch.func.vmap`: one Python loop over picks, in which no value is
-read. For one sample on CUDA the loop is one graph. Ties go to the lowest index, no token is picked twice, and picks are
-returned ascending. `pick_by_crop` lets each base view, tile or frame contribute its share of the picks.
+All are tensor code for one sample: one Python loop over picks, in which no value is read, so that on CUDA the loop is
+one graph, and crops of equal size may run together under `torch.func.vmap`. Ties go to the lowest index, no token is
+picked twice, and picks are returned ascending. `pick_by_crop` lets each base view, tile or frame contribute its share
+of the picks.
 """
 
 from collections.abc import Callable, Sequence
@@ -148,8 +149,7 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
 
     Each pick computes all gains anew, O(candidates · targets), from the running maximum `covered`. Subtracting only
     what the last pick has covered would round differently, and so change ties. Updating only the gains that may still
-    win (gains never grow) would read values at each pick, which `vmap` does not allow and which makes the host wait for
-    the GPU.
+    win (gains never grow) would read values at each pick, for which the host waits for the GPU.
 
     Args:
         similarity: (candidates, targets). Each candidate is one row, even if candidates and targets are the same.

@@ -1,7 +1,7 @@
 """Thinning a vision tower: which rows run, how many rows each of them stands for, and how the others are restored.
 
-All functions but `sizes_in_segments` are tensor code for one segment, a set of rows that attend to one another, and run
-under `torch.func.vmap`. Distances are computed in float32, one block of rows at a time.
+All functions but `sizes_in_segments` are for one segment, a set of rows that attend to one another. Distances are
+computed in float32, one block of rows at a time.
 """
 
 from collections.abc import Sequence
