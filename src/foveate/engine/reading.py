@@ -1,6 +1,7 @@
 """Each layer: reads its queries and keys for `engine.attending`; finds raters, and computes `Rotary`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -269,27 +270,28 @@ class AttentionReader(RowsReader):
         return self._of_rows(values, query.shape[2])
 
 
+@dataclass(eq=False)
 class Ahead:
     """The readers of a layer that is still to run. If all samples are alike, they are projected at once.
 
-    Args:
+    Attributes:
         forward, call, positions: See `AttentionReader`.
+        memo: Readers, queries and keys. They refer to this, so it is replaced when the stages have read.
     """
 
-    def __init__(self, forward: Forward, call: LayerCall, positions: Positions) -> None:
-        self._forward = forward
-        self._call = call
-        self._positions = positions
-        self._memo = Memo()
+    forward: Forward
+    call: LayerCall
+    positions: Positions
+    memo: Memo = field(default_factory=Memo)
 
     def reader(self, left: Left) -> AttentionReader:
         """Return the reader of a sample."""
-        make = partial(AttentionReader, self._forward, self._call, self._positions, left, ahead=self)
-        return self._memo.once(make, left.member)
+        make = partial(AttentionReader, self.forward, self.call, self.positions, left, ahead=self)
+        return self.memo.once(make, left.member)
 
     def read(self, left: Left, asking: Tensor, signal: Attention, image: int) -> Tapped:
         """Return queries and keys for the rows of a sample that ask for a signal of an image (−1: of all)."""
-        lefts, lengths = self._forward.outcome.lefts, self._forward.present.lengths
+        lefts, lengths = self.forward.outcome.lefts, self.forward.present.lengths
         kinds = {
             (lengths[one.member], len(one), one.sizes, one.sample.text_after, one.sample.text_from) for one in lefts
         }
@@ -300,11 +302,7 @@ class Ahead:
             asks = torch.stack([self.reader(one).asking(signal, image) for one in lefts])
             return self.reader(left).project(asks, slice(None))
 
-        return self._memo.once(of_all, signal.rows, signal.sample or 0, image).sample(left.member)
-
-    def forget(self) -> None:
-        """Free readers, queries and keys."""
-        self._memo = Memo()
+        return self.memo.once(of_all, signal.rows, signal.sample or 0, image).sample(left.member)
 
 
 def is_causal(layer: Any) -> bool:

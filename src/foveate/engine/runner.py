@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate._transformers import CACHE_NAMES, LinearAttentionLayer, attention_of, by_name, cache_of, unknown
 from foveate.core.signals import Signal
-from foveate.core.tensors import on_tensors, send
+from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, alive_columns, as_seen, find_pruned, pruned_layer
@@ -144,7 +144,7 @@ class LayerRunner:
                 note_turns(forward, call)
             ahead = Ahead(forward, call, self._positions)
             cut_before(forward, call, ahead.reader)
-            ahead.forget()
+            ahead.memo = Memo()
         signals = self._program.signals_while(call.index) if forward.drops else ()
         # Built while the call's arguments are still those of all rows.
         notes = None if self._program.reading is None else decode_hook(forward, call)
