@@ -225,7 +225,7 @@ class AttentionReader(RowsReader):
             self._tables = given
         return queries, keys
 
-    def asking(self, signal: Attention, image: int) -> Tensor:
+    def rows_that_ask(self, signal: Attention, image: int) -> Tensor:
         """Return the rows that ask for a signal of an image, or of all rows if it is −1: (asking,) int64."""
         unit = sample_unit(self._left.sample, len(self._left))
         if image >= 0:
@@ -299,7 +299,7 @@ class Ahead:
             return self.reader(left).project(asking[None], slice(left.member, left.member + 1)).sample(0)
 
         def of_all() -> Tapped:
-            asks = torch.stack([self.reader(one).asking(signal, image) for one in lefts])
+            asks = torch.stack([self.reader(one).rows_that_ask(signal, image) for one in lefts])
             return self.reader(left).project(asks, slice(None))
 
         return self.memo.once(of_all, signal.rows, signal.sample or 0, image).sample(left.member)
