@@ -1,5 +1,4 @@
-"""What a call does, counted and not timed, so that a run anywhere gives the same: FLOPs, operators, waits, bytes, and
-how many functions of foveate Python calls."""
+"""What a call does, counted and not timed, so that a run anywhere gives the same: FLOPs, operators, waits and bytes."""
 
 import sys
 from collections import Counter
@@ -12,7 +11,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-import foveate
 from foveate.bench import memory
 from foveate.bench.memory import tensors_of
 
@@ -126,7 +124,6 @@ class Counts:
     Attributes:
         flops: Matrix products, a multiply-add counts two; attention in full.
         operators: Operators that ran, views included.
-        calls: Functions of foveate that Python called; see `Calls`.
         per_layer: Of the operators, those inside each decoder layer and what stands around it.
         made: Bytes of tensors made.
         peak: The most of these that lived at once.
@@ -135,7 +132,6 @@ class Counts:
 
     flops: int
     operators: int
-    calls: int
     per_layer: tuple[int, ...]
     made: int
     peak: int
@@ -164,16 +160,14 @@ def count(call, layers=(), *modes):
         modes: Of torch's dispatch.
     """
     seen, waits = Memory(), waits_above(modes)
-    calls = Calls(layers, seen)
+    running = Layers(layers, seen)
     with ExitStack() as stack, torch.no_grad():
         flops = stack.enter_context(Flops())
         for mode in (seen, *modes, waits):
             stack.enter_context(mode)
-        with calls.counting():
+        with running.counting():
             call()
-    return Counts(
-        flops.total, seen.operators, calls.total, tuple(calls.per_layer), seen.made, seen.peak, dict(waits.places)
-    )
+    return Counts(flops.total, seen.operators, tuple(running.operators), seen.made, seen.peak, dict(waits.places))
 
 
 def waits_in(call, *modes):
@@ -191,32 +185,23 @@ def waits_above(modes):
     return Waits(*(str(sys.modules[type(mode).__module__].__file__) for mode in modes))
 
 
-PACKAGE = str(Path(foveate.__file__).parent)
 CALL = torch.nn.Module._call_impl.__code__
-COMPREHENSIONS = {"<listcomp>", "<setcomp>", "<dictcomp>"}
-"""Calls in Python 3.11 alone; later versions run them where they stand."""
 
 
-class Calls:
-    """Counts calls of functions whose code is foveate's own, each step of a generator too: what it costs the host
-    beside the operators.
+class Layers:
+    """Counts the operators of each run of a layer, with what stands around its forward.
 
     Args:
         layers: Modules of which it is seen when they run.
         memory: Counts operators.
 
     Attributes:
-        by_function: How often, by file and name.
-        per_layer: Operators in each run of a layer, with what stands around its forward.
+        operators: How many ran, run by run.
     """
 
-    def __init__(self, layers=(), memory=None):
-        self.by_function, self.per_layer = Counter(), []
+    def __init__(self, layers, memory):
+        self.operators = []
         self._layers, self._memory, self._starts = set(layers), memory, []
-
-    @property
-    def total(self):
-        return sum(self.by_function.values())
 
     @contextmanager
     def counting(self):
@@ -229,17 +214,12 @@ class Calls:
                 sys.setprofile(None)
 
     def _see(self, frame, event, _):
-        if event not in ("call", "return"):
+        if frame.f_code is not CALL or frame.f_locals["self"] not in self._layers:
             return
-        code = frame.f_code
-        if code is CALL and frame.f_locals["self"] in self._layers:
-            if event == "call":
-                self._starts.append(self._memory.operators)
-            elif event == "return":
-                self.per_layer.append(self._memory.operators - self._starts.pop())
-        counts = event == "call" and code.co_filename.startswith(PACKAGE) and code.co_name not in COMPREHENSIONS
-        if counts and code.co_filename != memory.__file__:  # which counts operators here
-            self.by_function[f"{code.co_filename.removeprefix(PACKAGE)} {code.co_qualname}"] += 1
+        if event == "call":
+            self._starts.append(self._memory.operators)
+        elif event == "return":
+            self.operators.append(self._memory.operators - self._starts.pop())
 
 
 class Unseen(TorchDispatchMode):

@@ -125,7 +125,7 @@ def test_a_tower_of_packed_pictures_waits_once_where_the_model_waits_in_every_bl
 def test_keep_all_adds_nothing_to_a_layer_or_a_step(found, prompt):
     whole, kept = found[prompt]["untouched"], found[prompt]["keep-all"]
     assert kept["prefill"]["per_layer"] == whole["prefill"]["per_layer"]
-    assert kept["decode"] | {"calls": 0} == whole["decode"]
+    assert kept["decode"] == whole["decode"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -134,17 +134,6 @@ def test_a_layer_that_neither_scores_nor_cuts_does_what_it_does_untouched_but_fo
     whole, dropped = found[prompt]["untouched"]["prefill"], found[prompt][name]["prefill"]
     assert dropped["per_layer"][4] == whole["per_layer"][4]
     assert dropped["per_layer"][5] <= whole["per_layer"][5] + 3
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "untouched"])
-@pytest.mark.parametrize("prompt", PROMPTS)
-def test_python_is_called_less_than_it_once_was(found, prompt, name):
-    once = json.loads(COUNTS.read_text())["calls at 956fcd9"][prompt][name]
-    calls = {part: figures["calls"] for part, figures in found[prompt][name].items()}
-    assert 3 * calls["open"] <= once["open"]
-    assert 3 * calls["close"] <= once["close"]
-    assert calls["prefill"] < once["prefill"]
-    assert calls["decode"] < once["decode"]
 
 
 @pytest.mark.parametrize("prompt", ["llava", "qwen2_vl"])

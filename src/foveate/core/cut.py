@@ -214,7 +214,7 @@ class Cut:
 
     def to(self, device: torch.device) -> "Cut":
         """Return this cut with its tensors on a device."""
-        if all([tensor.device == device for tensor in (*self._parts.values(), *self.notes.values())]):
+        if all(tensor.device == device for tensor in (*self._parts.values(), *self.notes.values())):
             return self
         parts, notes = ({name: tensor.to(device) for name, tensor in of.items()} for of in (self._parts, self.notes))
         return Cut(self.arriving, self._count, parts, notes)

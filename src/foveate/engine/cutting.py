@@ -264,7 +264,7 @@ def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
 
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
     """Join the cuts of a sample's units into one decision; None if nothing is dropped."""
-    if all([cut is None for cut in cuts]):
+    if all(cut is None for cut in cuts):
         return None
     parts = []
     for cut, unit in zip(cuts, units, strict=True):

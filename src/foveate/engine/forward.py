@@ -445,7 +445,7 @@ class Forward:
     @property
     def is_whole(self) -> bool:
         """Whether no column is padding."""
-        return all([sample.live == self.span for sample in self.samples])
+        return all(sample.live == self.span for sample in self.samples)
 
     @property
     def layout(self) -> Hashable:
@@ -501,12 +501,12 @@ class Forward:
     @property
     def ends_in_vision(self) -> bool:
         """Whether any sample ends in a vision token."""
-        return any([sample.ends for sample in self.samples])
+        return any(sample.ends for sample in self.samples)
 
     @property
     def dropped(self) -> bool:
         """Whether any sample has fewer rows now than it had vision tokens."""
-        return any([len(left) < left.entered for left in self.outcome.lefts])
+        return any(len(left) < left.entered for left in self.outcome.lefts)
 
     @property
     def present(self) -> RowMap:
@@ -546,7 +546,7 @@ class Forward:
         places = places_of(lefts)
         left = left.index_put(places, left.new_ones(()))
         source: Tensor | None = None
-        if any([one.parent is not None for one in lefts]):
+        if any(one.parent is not None for one in lefts):
             source = torch.arange(self.span, device=left.device).expand_as(left)
             source = source.index_put(places, torch.cat([one.positions() for one in lefts]))
         return RowMap(left, lengths, source)

@@ -249,7 +249,7 @@ def tagged_media(
         features = features_of(output, 1 if encoded is None else encoded.pieces)
         sizes = [len(tensor) for tensor in features]
         tags = [getattr(tensor, TAG, None) for tensor in features]
-        if encoded is not None and any([image is None for image in tags]):
+        if encoded is not None and any(image is None for image in tags):
             originals = list(itertools.chain(*encoded.media))
             places = _which(features, encoded.features)
             tags = [None if place is None else originals[place] for place in places]

@@ -99,23 +99,23 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     samples = read_samples(masks, None if live is None else forward.unpadded, program.by_frame, program.reads_cells)
     # None if unknown beforehand: the tower has cut, or the image or the question decides.
     plans: list[Sequence[int] | None] = [None] * len(samples)
-    if not any([image.changed for sample in samples for image in sample.media]):
+    if not any(image.changed for sample in samples for image in sample.media):
         plans = [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
     counts = [len(sample.vision) for sample in samples]
-    drops = any([plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True)])
+    drops = any(plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True))
     forward.samples = samples
     reads = reads and any(counts)
     if drops or reads:
         columns = span + max(0, 0 if cache is None else length_of(cache))
         guards.refuse_call(kwargs, live, family, columns, CACHE_LAYERS)
-    goes_on = arrival.behind_image and (drops or arrival.behind_cut) and any([sample.starts for sample in samples])
+    goes_on = arrival.behind_image and (drops or arrival.behind_cut) and any(sample.starts for sample in samples)
     if goes_on or (drops and arrival.splits):
         raise UnsupportedError(
             "Chunked prefill has split an image, so its tokens cannot be ranked together. "
             "Leave prefill_chunk_size unset, or choose a size that splits no image."
         )
     forward.outcome.record = _record(family, samples, live, span, cache)
-    if program.thin is not None and any([image.ran for sample in samples for image in sample.media]):
+    if program.thin is not None and any(image.ran for sample in samples for image in sample.media):
         forward.outcome.record.stages.append(_tower_rows(samples))
     if not drops and not reads:  # every layer runs untouched
         counts_in = forward.outcome.record.vision_tokens

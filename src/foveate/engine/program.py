@@ -215,7 +215,7 @@ class Program:
         return self._renumbering([stage for stage in early if stage not in self.before(0)])
 
     def _renumbering(self, stages: Sequence[Stage]) -> bool:
-        return self._renumbers and any([stage.positions == "reindex" for stage in stages])
+        return self._renumbers and any(stage.positions == "reindex" for stage in stages)
 
 
 def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Signal]]]:

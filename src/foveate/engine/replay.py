@@ -142,9 +142,9 @@ class Modules:
         others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
         if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
             return "other hooks or wrappers are on modules inside"
-        if any([is_tapped(attributes["config"]) for attributes in self._configured]):
+        if any(is_tapped(attributes["config"]) for attributes in self._configured):
             return "a stage reads attention in it"
-        if any([getattr(config, "_experts_implementation", None) == "eager" for config in self._experts]):
+        if any(getattr(config, "_experts_implementation", None) == "eager" for config in self._experts):
             return "eager experts read on the host which of them run; set_experts_implementation has others"
         if len(self._devices) > 1:
             return "its weights are on several devices"
@@ -707,7 +707,7 @@ def _precision() -> str:
 
 def _merges(made: Any) -> bool:
     """Return whether a decoder merged rows: CUDA sums them in any order, so two runs may differ."""
-    return isinstance(made, MadeByDecoder) and any([left.parent is not None for left in made.outcome.lefts])
+    return isinstance(made, MadeByDecoder) and any(left.parent is not None for left in made.outcome.lefts)
 
 
 def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -150,7 +150,7 @@ class Rooms:
         is_let = len(self._tenants) == len(cache.layers)
         if is_let and [room.places for room in self._rooms] == list(places):
             rooms = zip(cache.layers, self._tenants, self._rooms, strict=True)
-            if all([tenant() is layer and layer.is_in(room) for layer, tenant, room in rooms]):
+            if all(tenant() is layer and layer.is_in(room) for layer, tenant, room in rooms):
                 return
         for layer, room in zip(cache.layers, self.fill(cache, places), strict=True):
             layer.move_in(room)

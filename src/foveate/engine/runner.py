@@ -56,7 +56,7 @@ class LayerRunner:
         self._lenders = family.lenders
         self._lending = frozenset(self._lenders.values())
         self._plain: frozenset[int] = frozenset()  # layers that nothing reads and before which nothing cuts
-        self._bare = not any(["forward" in vars(layer) for layer in self._layers])  # then nothing moves their input
+        self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
         if program.reading is None and self._bare and not self._lenders:
             others = program.busy | self._recurrent | self._positions.scaling | self._indexed.keys()
             self._plain = frozenset(range(1, len(self._layers))) - others
@@ -84,7 +84,7 @@ class LayerRunner:
                 if stored is None:
                     return original(*args, **kwargs)
                 if mask is stored.shift is None and tables is not None and not stored.ragged:
-                    stored._announced = None, forward.span, False
+                    stored.announce(None, forward.span, False)
                     return original(*args, **kwargs)
             usual &= index in self._plain
             if usual and segment is not None and mask is segment.mask and tables is segment.tables:
@@ -92,7 +92,7 @@ class LayerRunner:
                 if alike and stored is None and index == len(forward.outcome.row_maps):
                     return self._run_further(forward, segment, index, original, args[0], kwargs)
                 if alike and stored is not None and segment.holds(stored):
-                    stored._announced = segment.announced
+                    stored.announce(*segment.announced)
                     return original(*args, **{**kwargs, **segment.given})
             if segment is not None and forward.drops:
                 forward.segment = None
@@ -189,7 +189,7 @@ class LayerRunner:
             more = self._give_rows(forward, call, rows)
             alone = recurrent or more or past
             later = () if call.cache is None else call.cache.layers[index + 1 :]
-            is_new = not any([getattr(layer, "is_initialized", False) for layer in later])
+            is_new = not any(getattr(layer, "is_initialized", False) for layer in later)
             begins = index + 1 in self._plain and not alone and is_new
         if stored is not None:
             if forward.drops:
@@ -314,7 +314,8 @@ class LayerRunner:
             guards.refuse_changed_rows(index)
         if segment.stored is not None:
             stored = pruned_layer(forward.cache, index)
-            stored._announced, stored.shift = segment.announced, segment.stored.shift
+            stored.announce(*segment.announced)
+            stored.shift = segment.stored.shift
         forward.outcome.row_maps.append(rows)
         output = original(hidden, **{**kwargs, **segment.given})
         if forward.hands_on and index < self._last:

@@ -236,7 +236,7 @@ def read_samples(
         # Two images of 2 and 3 tokens: 0 0 1 1 1, in the order of their columns.
         lengths = [image.length for image in images]
         owners[placed] = np.repeat(np.arange(len(images)), lengths) + len(media)
-        if any([image.fixed for image in images]):
+        if any(image.fixed for image in images):
             marks = [np.isin(np.arange(image.length), list(image.fixed)) for image in images]
             fixed[placed] = np.concatenate(marks)
         media.extend(images)
@@ -267,7 +267,7 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
     counts = np.diff(begins, append=len(vision)).tolist()
     images = [media[index] for index in image_of[begins]]
     # If the tower reduced an image, its rows are stored in its first columns, so none may be masked.
-    if any([image.changed and image.free != count for image, count in zip(images, counts, strict=True)]):
+    if any(image.changed and image.free != count for image, count in zip(images, counts, strict=True)):
         raise UnsupportedError(
             "The attention_mask hides some tokens of an image whose tokens were reduced in the tower. "
             "Unmask all tokens of the image."
