@@ -46,7 +46,8 @@ def in_float64(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("foveate.") and getattr(module, "attention_rows", None) is attention_rows:
             monkeypatch.setattr(module, "attention_rows", exact_rows)
-    monkeypatch.setattr(SampleRows, "hidden", property(lambda rows: rows.read().double()))
+    entering = SampleRows.hidden.fget
+    monkeypatch.setattr(SampleRows, "hidden", property(lambda rows: entering(rows).double()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -92,14 +92,14 @@ def test_assisted_decoding_is_refused_through_the_wrapper():
 
 
 def test_an_adapter_of_its_own_for_each_sample():
-    """One forward with two adapters, against each sample with its own; what scores a part of the batch is refused."""
+    """One forward with two adapters, against each sample with its own; attention of samples that differ is refused."""
     torch.manual_seed(0)
     wrapped = peft.get_peft_model(copy.deepcopy(tiny("llava")), peft.LoraConfig(**QUERIES)).eval()
     wrapped.add_adapter("other", peft.LoraConfig(**QUERIES))
     wrapped.eval()
-    words, names = ("tit", "titt"), ("default", "other")
+    names = ("default", "other")
     settings = {"max_new_tokens": 2, "do_sample": False, **NO_PLACEHOLDERS}
-    for method in (METHOD, EXAMPLES["visiondrop-2"]):
+    for method, words in ((METHOD, ("tit", "titt")), (EXAMPLES["visiondrop-2"], ("titt", "titt"))):
         with fv.drop(wrapped, method) as together:
             out = wrapped.generate(**batch("llava", words), adapter_names=list(names), **settings)
         for index, (word, name) in enumerate(zip(words, names, strict=True)):

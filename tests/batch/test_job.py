@@ -313,18 +313,18 @@ def test_where_nothing_can_be_noted_chunks_come_all_the_same(tmp_path, handler, 
 
 
 class Broken(fv.contract.Cuts):
-    """Fails from its third batch on."""
+    """Fails from a row on."""
 
     name = "my_method"
     usual_layers = (1,)
     reads = (fv.contract.Hidden(),)
     layers: fv.contract.Layers | None = None
     keep: fv.contract.Shares | None = None
-    batches = 0
+    rows = most = 0
 
     def score(self, view, layer):
-        Broken.batches += 1
-        if Broken.batches > 2:
+        Broken.rows += 1
+        if Broken.rows > Broken.most:
             return view.hiden
         return view.hidden.float().norm(dim=-1)
 
@@ -333,9 +333,10 @@ class Broken(fv.contract.Cuts):
 def test_a_method_of_ones_own_that_fails_ends_the_job_with_its_name_and_makes_no_bad_rows(
     pictures, answer, tmp_path, monkeypatch, batch_size
 ):
-    monkeypatch.setattr(Broken, "batches", 0)
+    monkeypatch.setattr(Broken, "rows", 0)
+    monkeypatch.setattr(Broken, "most", 2 * batch_size)
     with pytest.raises(fv.MethodError, match="my_method"):
         answer(pictures, question="What is this", method=Broken(layers=(1,), keep=(0.5,)), batch_size=batch_size)
     assert bad_in(tmp_path / "out") == {}
     assert len(rows_in(tmp_path / "out")) == 2 * batch_size
-    assert Broken.batches < 10
+    assert Broken.rows < 10 * batch_size

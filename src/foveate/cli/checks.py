@@ -22,6 +22,22 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 """Endings of the files that count as images of a folder."""
 
 
+def check_files(files: Sequence[Path], *, together: bool) -> None:
+    """Refuse files before anything slow: if one cannot be read, or, where the others do without it, if none can.
+
+    Raises:
+        InputError: Of the first that cannot be read.
+    """
+    failures = []
+    for path in files:
+        try:
+            check_readable(path)
+        except InputError as error:
+            failures.append(error)
+    if failures and (together or len(failures) == len(files)):
+        raise failures[0]
+
+
 def check_input(
     files: Sequence[Path], prompt: str | Sequence[str], model: str, media: MediaOptions, *, together: bool = True
 ) -> None:
@@ -45,8 +61,7 @@ def check_input(
     frames_asked = media.frames is not None or media.fps is not None
     if frames_asked and not any(is_video(path, frames_asked=True) for path in files):
         raise UsageError("--frames and --fps need a video, and no file name ends like one (.mp4, .mkv, .webm …).")
-    for path in files if together else ():
-        check_readable(path)
+    check_files(files, together=together)
     check_model(model)
 
 

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Group
 from rich.text import Text
 
-from foveate.cli.checks import check_methods, check_model, files_in, own_files
+from foveate.cli.checks import check_files, check_methods, check_model, files_in, own_files
 from foveate.cli.options import (
     JSON,
     Images,
@@ -107,6 +107,8 @@ class Tune:
         else:
             self._check_second_look()
         check_methods(self.method)
+        if self.images:
+            check_files([Path(source) for source, _, _ in samples], together=False)
         check_model(self.models.model)
         with busy("Starting torch"):
             from foveate.ask.running import fitting
