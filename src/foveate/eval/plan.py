@@ -63,6 +63,8 @@ class Plan:
         check(self, "eval")
         if sum(map(bool, (self.tokens, self.retention, self.flops))) > 1:
             raise SettingError("tokens, retention and flops are budgets: give only one of them.")
+        if 1 in self.flops:
+            raise SettingError(f"flops must be shares of the full model's, above 0 and below 1; got {self.flops}.")
         own = [name for name, method in self.by_name().items() if not method.open]
         own += [look.name for look in self.second_looks()]
         if self.flops and own:
