@@ -256,7 +256,8 @@ def graphed(graphs_on_cpu):
         model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
         made = PairedRun(model, Workload(inputs, 1, BEFORE + AFTER, (144,)), new_tokens=1)
         made.prepare(methods, bare=False, cuda_graphs=True)
-        list(made.run(pairs))
+        if pairs:
+            list(made.run(pairs))
         return made, by_name(made)
 
     return call
@@ -282,7 +283,8 @@ def test_graphs_are_timed_beside_what_they_replay(graphed):
 def test_what_is_not_replayed_is_left_out_with_its_reason(graphed):
     many = {str(keep): fv.V2Drop(layers=(2,), keep=(keep / 10,)) for keep in range(1, 9)}
     made, rows = graphed(many, pairs=0)
-    for name in (FULL, *many):
-        assert "8 graphs" in made.candidates[GRAPH.format(name)].failed
-        assert GRAPH.format(name) not in rows
-        assert name in rows
+    failed = {name: made.candidates[GRAPH.format(name)].failed for name in (FULL, *many)}
+    (first,) = [name for name, why in failed.items() if why]  # evicted by the ninth, and not recorded at once again
+    assert "8 graphs" in failed[first]
+    assert GRAPH.format(first) not in rows
+    assert {first, *many} <= set(rows)
