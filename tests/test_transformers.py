@@ -32,8 +32,9 @@ def test_what_is_not_promised_is_still_there(name):
 
 
 OTHERS = {
-    "_C", "_asdict", "_buffers", "_cdata", "_compiled_call_impl", "_exit", "_foreach_copy_", "_forward_hooks",
-    "_forward_pre_hooks", "_functorch", "_get_config", "_getframe", "_has_any_global_hook", "_hf_hook", "_inheriting",
+    "_C", "_asdict", "_buffers", "_cdata", "_compiled_call_impl", "_cuda_releasePool", "_exit", "_foreach_copy_",
+    "_forward_hooks", "_forward_pre_hooks", "_functorch", "_get_config", "_get_float32_matmul_precision",
+    "_get_fp32_precision_getter", "_getframe", "_has_any_global_hook", "_hf_hook", "_inheriting",
     "_len_torch_dispatch_stack", "_modules", "_orig_mod", "_prepare_metric_and_aggregation",
     "_scaled_dot_product_flash_attention_for_cpu", "_schema", "_to_copy", "_unique2", "_version",
 }  # fmt: skip

@@ -31,6 +31,8 @@ ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
 
 NAMES: Mapping[str, str] = {
     "transformers:PreTrainedConfig._attn_implementation": "which kernel a model runs; public only to set",
+    "transformers:PreTrainedConfig._experts_implementation": "which kernel experts run; public only to set",
+    "transformers.models.qwen3_moe.modeling_qwen3_moe:Qwen3MoeExperts._apply_gate": "which modules are experts",
     "transformers.modeling_utils:ALL_ATTENTION_FUNCTIONS.get_interface": "the kernel that a tap calls",
     "transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS.get": "which form of mask a kernel reads",
     "transformers.masking_utils:create_causal_mask": "the name of a call's cache",

@@ -179,8 +179,7 @@ class PairedRun:
 
     # -- rounds -----------------------------------------------------------------------------------------------
 
-    @check_call("bench")
-    def run(self, pairs: AtLeastOne, seed: int = 0, after: Callable[[], object] = lambda: None) -> Iterator[int]:
+    def run(self, pairs: int, seed: int = 0, after: Callable[[], object] = lambda: None) -> Iterator[int]:
         """Time every candidate once per round. Yields the number of finished rounds after each.
 
         Args:
