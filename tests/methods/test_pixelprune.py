@@ -330,7 +330,7 @@ def test_a_stage_of_patches_says_who_stays_and_nothing_else():
         lambda view, count: Cut.merge(torch.tensor([0]), torch.zeros(1, 2), torch.zeros(9, dtype=torch.int64)),
         lambda view, count: Cut.stay(9, {"note": torch.zeros(9)}),
     ):
-        with pytest.raises(fv.SettingError, match="no rows|without notes"):
+        with pytest.raises(fv.SettingError, match=r"no rows|without notes"):
             PatchStage(choose=choose).cut(view)
 
 
