@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent
 TIERS = {
     "doors": (
         "app", "arrive", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_chat.py",
-        "test_docs.py",
-        "test_mutants.py", "test_notebooks.py", "test_servers.py", "test_testing.py", "test_with_torchvision.py",
+        "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_on_cuda.py", "test_servers.py", "test_testing.py",
+        "test_with_torchvision.py",
     ),
     "model": (),
     "unit": ("core", "contract", "methods", "golden", "plain"),
