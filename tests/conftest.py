@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent
 TIERS = {
     "doors": (
         "app", "arrive", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_chat.py",
-        "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_on_cuda.py", "test_servers.py", "test_testing.py",
-        "test_with_torchvision.py",
+        "test_check.py", "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_on_cuda.py", "test_servers.py",
+        "test_testing.py", "test_walk.py", "test_with_torchvision.py",
     ),
     "model": (),
     "unit": ("core", "contract", "methods", "golden", "plain"),
@@ -24,7 +24,7 @@ TIERS = {
 """Folders and files of each tier, in the order in which they run: the longest files first, so that no process works
 alone at the end. What stands in no list needs a tiny model."""
 
-SHARE = 8
+SHARE = 32
 """Of a test's cases that show nothing new, `make test` runs one in this many."""
 
 # Tests run side by side on few cores; one thread each is faster than several that wait for one another.
