@@ -280,6 +280,11 @@ class Outside:
         return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)
 
 
+def of_thread(name, default):
+    """An attribute of `Sim` whose value each thread has for itself."""
+    return property(lambda sim: getattr(sim.mine, name, default), lambda sim, value: setattr(sim.mine, name, value))
+
+
 class Sim(TorchDispatchMode):
     """The device.
 
@@ -304,23 +309,10 @@ class Sim(TorchDispatchMode):
         self.ids, self.graphs, self.faults, self.count = itertools.count(1), [], [], Counter()
         self.syncs, self.rng_capturing = Counter(), False
 
-    @property
-    def capture(self):
-        """The graph that this thread captures."""
-        return getattr(self.mine, "capture", None)
-
-    @capture.setter
-    def capture(self, graph):
-        self.mine.capture = graph
-
-    @property
-    def stream(self):
-        """The stream of this thread."""
-        return getattr(self.mine, "stream", DEFAULT)
-
-    @stream.setter
-    def stream(self, stream):
-        self.mine.stream = stream
+    capture = of_thread("capture", None)
+    """The graph that this thread captures."""
+    stream = of_thread("stream", DEFAULT)
+    """The stream of this thread."""
 
     # -- what the host does ----------------------------------------------------------------------------------------
 

@@ -34,9 +34,9 @@ from foveate.plain.upstream import explain, ignored, install_line, trim
 from foveate.registry import family_kind
 
 EMBEDDED = embedded.NAME
+"""The name of the model that ships with foveate."""
 FUTURE = ignored(FutureWarning)
 """transformers' warnings for peft."""
-"""The name of the model that ships with foveate."""
 
 
 def reloading(vlm: VLM) -> Callable[[], VLM]:
