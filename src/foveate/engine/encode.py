@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract import follow
-from foveate.contract.stages import Stage, TowerStage
+from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
@@ -198,7 +198,9 @@ class TowerReducer:
             images: (patches, width) each, in raster order.
             grid: Rows and columns of the patches.
         """
-        return _dropping(self._of_patches(self._program.tower, [PatchView(rows, grid) for rows in images]))
+        stage = self._program.tower
+        assert stage is not None
+        return _dropping([stage.cut(PatchView(rows, grid)) for rows in images])
 
     def first(self, blocks: int) -> int:
         """Return the block before which rows are removed, of `blocks` that are read."""
@@ -207,24 +209,21 @@ class TowerReducer:
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
         """Choose which rows of each segment run, and which of these stands in for each other row."""
-        return self._of_patches(self._program.thin, list(map(PatchView, segments, grids)))
+        stage = self._program.thin
+        assert stage is not None
+        return count_masks([stage.cut(PatchView(rows, grid)) for rows, grid in zip(segments, grids, strict=True)])
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         """Run the image stages on each image's tokens, without newlines."""
         images = [ImageTokens(view, self._program.resources) for view in views]
-        # If the tower itself cannot drop tokens, the stage inside it works behind the projector.
-        late: list[ImageTokens] = []
-        if self.early:
+        if self._program.tower is not None:
+            # If the tower itself cannot drop tokens, the stage inside it works behind the projector.
             late = [one for one in images if one.view.merge is None and not one.view.early]
-        patches = []
-        for image in late:
-            view = image.view
-            arriving = Arriving(len(view), image.entered, len(view), view.reserved, view.grids, video=self._video)
-            patches.append(PatchView(view.features, view.grid, arriving=arriving))
-        for image, cut in zip(late, self._of_patches(self._program.tower, patches), strict=True):
-            if cut is not None and cut.count != cut.arriving:
-                image.patches = image.pooled = cut
-                image.done = Cut.stay(len(cut.source))
+            cuts = _dropping([self._program.tower.cut(self._patches(image)) for image in late])
+            for image, cut in zip(late, cuts, strict=True):
+                if cut is not None:
+                    image.patches = image.pooled = cut
+                    image.done = Cut.stay(len(cut.source))
         for stage in self._program.images:
             cuts = count_masks([stage.cut(image_view(stage, image, self._video)) for image in images])
             for image, cut in zip(images, cuts, strict=True):
@@ -232,10 +231,11 @@ class TowerReducer:
                     image.done = image.done.then(cut.with_owner(stage.owner))
         return [image.cut for image in images]
 
-    def _of_patches(self, stage: TowerStage | None, images: Sequence[PatchView]) -> list[Cut | None]:
-        """Run a stage inside the tower on the patches of each image or segment."""
-        assert stage is not None or not images
-        return count_masks([stage.cut(image) for image in images if stage is not None])
+    def _patches(self, image: ImageTokens) -> PatchView:
+        """Return an image's tokens behind the projector as the view of a stage inside the tower."""
+        view = image.view
+        arriving = Arriving(len(view), image.entered, len(view), view.reserved, view.grids, video=self._video)
+        return PatchView(view.features, view.grid, arriving=arriving)
 
 
 def _dropping(cuts: Sequence[Cut | None]) -> list[Cut | None]:
