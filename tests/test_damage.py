@@ -20,7 +20,7 @@ from tests.cli.conftest import ask, run, tiny_llava  # noqa: F401 - fixtures
 from tests.damage import NUMBERS, TEXTS, VALUES, altered, damaged
 from tests.films import film
 from tests.runs.test_samples import samples_of
-from tests.tune.presets import preset_of
+from tests.tuning.presets import preset_of
 
 IN_ONE_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 FORMATS = {

@@ -9,7 +9,7 @@ import foveate as fv
 from foveate import cli, embedded, naming
 from foveate.registry import takes_budget
 from tests.models import batch, tiny
-from tests.tune.presets import preset_of
+from tests.tuning.presets import preset_of
 
 CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
 

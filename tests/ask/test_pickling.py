@@ -11,7 +11,7 @@ from foveate.ask import Stream
 from foveate.cost import Cost
 from foveate.naming import method_of
 from tests.films import film
-from tests.tune.presets import preset_of
+from tests.tuning.presets import preset_of
 
 QUESTION = embedded.QUESTION
 METHOD = fv.V2Drop(retention=0.5)

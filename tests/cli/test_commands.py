@@ -20,7 +20,7 @@ from foveate.naming import parse
 from foveate.plain.flags import ModelOptions
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import QUESTION
-from tests.tune.presets import preset_of
+from tests.tuning.presets import preset_of
 
 
 def whole_answer(folder, picture):

@@ -13,7 +13,7 @@ from foveate.methods.mustdrop import MustDrop
 from foveate.methods.random import Random
 from foveate.methods.v2drop import V2Drop
 from tests.models import TEXT
-from tests.tune.presets import preset_of
+from tests.tuning.presets import preset_of
 
 
 @pytest.mark.parametrize(

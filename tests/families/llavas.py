@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from tests import others
+from tests import tiny_others
 from tests.tiny import CLIP, IMAGE, TEXT, VIDEO, Picture, Tiny, squares
 
 SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
@@ -26,10 +26,10 @@ def llava() -> Any:
 
 
 def other_llava() -> Any:
-    decoder = transformers.Qwen2Config(**others.text(7, 6, 3, 36))
+    decoder = transformers.Qwen2Config(**tiny_others.text(7, 6, 3, 36))
     return transformers.LlavaConfig(
-        text_config=decoder, vision_config=others.siglip(2, 3, 36, 9), image_token_index=VIDEO, vision_feature_layer=-1,
-        vision_feature_select_strategy="full", multimodal_projector_bias=False,
+        text_config=decoder, vision_config=tiny_others.siglip(2, 3, 36, 9), image_token_index=VIDEO,
+        vision_feature_layer=-1, vision_feature_select_strategy="full", multimodal_projector_bias=False,
     )  # fmt: skip
 
 
@@ -39,8 +39,8 @@ def vipllava() -> Any:
 
 def other_vipllava() -> Any:
     return transformers.VipLlavaConfig(
-        text_config=transformers.LlamaConfig(**others.text(2, 5, 1, 40)),
-        vision_config=transformers.CLIPVisionConfig(**others.tower(4, 2, 30, 10)), image_token_index=IMAGE,
+        text_config=transformers.LlamaConfig(**tiny_others.text(2, 5, 1, 40)),
+        vision_config=transformers.CLIPVisionConfig(**tiny_others.tower(4, 2, 30, 10)), image_token_index=IMAGE,
         vision_feature_layer=(-1, 1, -3),
     )  # fmt: skip
 
@@ -65,8 +65,8 @@ def next_(text: Any = None) -> Any:
 
 def other_next() -> Any:
     return transformers.LlavaNextConfig(
-        text_config=transformers.MistralConfig(**others.text(5, 3, 3, 48), head_dim=10, sliding_window=17),
-        vision_config=transformers.CLIPVisionConfig(**others.tower(4, 1, 36, 9)), image_token_index=IMAGE,
+        text_config=transformers.MistralConfig(**tiny_others.text(5, 3, 3, 48), head_dim=10, sliding_window=17),
+        vision_config=transformers.CLIPVisionConfig(**tiny_others.tower(4, 1, 36, 9)), image_token_index=IMAGE,
         vision_feature_layer=[-2, 1], image_grid_pinpoints=[[72, 108], [108, 72], [36, 36], [36, 144]],
     )  # fmt: skip
 
@@ -77,8 +77,8 @@ def next_video(**settings: Any) -> Any:
 
 def other_next_video() -> Any:
     return transformers.LlavaNextVideoConfig(
-        text_config=transformers.Qwen3Config(**others.text(2, 4, 1, 24), head_dim=12),
-        vision_config=others.siglip(3, 2, 49, 7), vision_feature_layer=1, vision_feature_select_strategy="full",
+        text_config=transformers.Qwen3Config(**tiny_others.text(2, 4, 1, 24), head_dim=12),
+        vision_config=tiny_others.siglip(3, 2, 49, 7), vision_feature_layer=1, vision_feature_select_strategy="full",
         image_grid_pinpoints=[[49, 98], [98, 98]], spatial_pool_stride=3, spatial_pool_mode="conv", **PLACES,
     )  # fmt: skip
 
@@ -97,9 +97,9 @@ def onevision_tiles(config: Any, count: int, rng: torch.Generator) -> list[Pictu
 
 def other_onevision() -> Any:
     return transformers.LlavaOnevisionConfig(
-        text_config=transformers.Qwen2Config(**others.text(9, 2, 2, 28)), vision_config=others.siglip(4, 1, 42, 14),
-        vision_feature_layer=-2, vision_aspect_ratio="anyres_max_2", image_grid_pinpoints=[[42, 126], [126, 126],
-        [84, 42]], **PLACES,
+        text_config=transformers.Qwen2Config(**tiny_others.text(9, 2, 2, 28)),
+        vision_config=tiny_others.siglip(4, 1, 42, 14), vision_feature_layer=-2, vision_aspect_ratio="anyres_max_2",
+        image_grid_pinpoints=[[42, 126], [126, 126], [84, 42]], **PLACES,
     )  # fmt: skip
 
 
@@ -116,8 +116,8 @@ def video_llava_pictures(config: Any, count: int, rng: torch.Generator) -> list[
 
 def other_video_llava() -> Any:
     return transformers.VideoLlavaConfig(
-        text_config=transformers.LlamaConfig(**others.text(8, 1, 1, 20), head_dim=14, attention_bias=True),
-        vision_config=transformers.CLIPVisionConfig(**others.tower(2, 3, 28, 7)), vision_feature_layer=[1, -1],
+        text_config=transformers.LlamaConfig(**tiny_others.text(8, 1, 1, 20), head_dim=14, attention_bias=True),
+        vision_config=transformers.CLIPVisionConfig(**tiny_others.tower(2, 3, 28, 7)), vision_feature_layer=[1, -1],
         **PLACES,
     )  # fmt: skip
 
@@ -134,14 +134,14 @@ OTHER = {
     "llava": replace(TINY["llava"], config=other_llava, ids=lambda picture, length: torch.full((length,), VIDEO)),
     "vipllava": replace(TINY["vipllava"], config=other_vipllava),
     "llava_next": replace(
-        TINY["llava_next"], config=other_next, pictures=others.tiles, window=lambda layer: 17,
-        sees=others.behind(lambda layer: 17),
+        TINY["llava_next"], config=other_next, pictures=tiny_others.tiles, window=lambda layer: 17,
+        sees=tiny_others.behind(lambda layer: 17),
     ),
     "llava_next_video": replace(
-        TINY["llava_next_video"], config=other_next_video, pictures=others.tiles, videos=others.frames(2)
+        TINY["llava_next_video"], config=other_next_video, pictures=tiny_others.tiles, videos=tiny_others.frames(2)
     ),
     "llava_onevision": replace(
-        TINY["llava_onevision"], config=other_onevision, pictures=others.tiles, videos=others.frames(4)
+        TINY["llava_onevision"], config=other_onevision, pictures=tiny_others.tiles, videos=tiny_others.frames(4)
     ),
-    "video_llava": replace(TINY["video_llava"], config=other_video_llava, videos=others.frames(2)),
+    "video_llava": replace(TINY["video_llava"], config=other_video_llava, videos=tiny_others.frames(2)),
 }  # fmt: skip

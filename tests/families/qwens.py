@@ -7,8 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests import others
-from tests.others import QWEN
+from tests import tiny_others
 from tests.tiny import (
     IMAGE,
     TEXT,
@@ -22,6 +21,7 @@ from tests.tiny import (
     qwen_types,
     whole,
 )
+from tests.tiny_others import QWEN
 
 VIDEO_START, VIDEO_END = 90, 95
 GLM = {"depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 40, "image_size": 70}
@@ -50,7 +50,7 @@ def qwen2_vl() -> Any:
 def other_qwen2_vl() -> Any:
     """Ids of images and videos, starts and ends the other way round."""
     return transformers.Qwen2VLConfig(
-        text_config=others.text(7, 3, 1, 24, rope_parameters=others.mrope(1, 2, 1)),
+        text_config=tiny_others.text(7, 3, 1, 24, rope_parameters=tiny_others.mrope(1, 2, 1)),
         vision_config={
             "depth": 3, "embed_dim": 24, "hidden_size": 24, "num_heads": 3, "mlp_ratio": 3, "patch_size": 6,
             "spatial_merge_size": 3, "temporal_patch_size": 1,
@@ -96,8 +96,8 @@ def other_qwen3_tower(width: int, merge: int, **more: Any) -> dict[str, Any]:
 def other_qwen3_vl() -> Any:
     """The second layer but one of the tower alone is added, to the first of the decoder."""
     return transformers.Qwen3VLConfig(
-        text_config=others.text(
-            7, 3, 3, 20, head_dim=12, rope_parameters=others.mrope(3, 2, 1, mrope_interleaved=True)
+        text_config=tiny_others.text(
+            7, 3, 3, 20, head_dim=12, rope_parameters=tiny_others.mrope(3, 2, 1, mrope_interleaved=True)
         ),
         vision_config=other_qwen3_tower(20, 3, deepstack_visual_indexes=[2]), **QWEN,
     )  # fmt: skip
@@ -123,12 +123,12 @@ def other_states(depth: int, heads: int, keys: int, width: int, **more: Any) -> 
         "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 4, "linear_value_head_dim": 10,
         "linear_conv_kernel_dim": 2, "head_dim": 24, **more,
     }  # fmt: skip
-    return others.text(depth, heads, keys, width, **known)
+    return tiny_others.text(depth, heads, keys, width, **known)
 
 
 def other_qwen3_5_moe() -> Any:
     experts = {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 12}
-    positions = others.mrope(4, 4, 4, mrope_interleaved=True, partial_rotary_factor=1.0)
+    positions = tiny_others.mrope(4, 4, 4, mrope_interleaved=True, partial_rotary_factor=1.0)
     more = {**experts, "shared_expert_intermediate_size": 8, "rope_parameters": positions}
     return transformers.Qwen3_5MoeConfig(
         text_config=other_states(4, 2, 2, 28, **more, layer_types=[FULL, LINEAR, FULL, FULL]),
@@ -168,7 +168,9 @@ def other_glm4v_moe() -> Any:
         "n_routed_experts": 3, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
         "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "head_dim": 12,
     }  # fmt: skip
-    text = others.text(3, 3, 1, 20, **experts, rope_parameters=others.mrope(3, 2, 1, partial_rotary_factor=1.0))
+    text = tiny_others.text(
+        3, 3, 1, 20, **experts, rope_parameters=tiny_others.mrope(3, 2, 1, partial_rotary_factor=1.0)
+    )
     return transformers.Glm4vMoeConfig(text_config=text, vision_config=other_glm_tower(20, 1), **GLM_TOKENS)
 
 
@@ -181,9 +183,11 @@ def glm46v() -> Any:
 
 def other_glm46v() -> Any:
     """With a dense decoder."""
-    known = {"model_type": "glm4v_text", "rope_parameters": others.mrope(2, 1, 1, partial_rotary_factor=1.0)}
+    known = {"model_type": "glm4v_text", "rope_parameters": tiny_others.mrope(2, 1, 1, partial_rotary_factor=1.0)}
     vision = other_glm_tower(32, 2, model_type="glm4v_vision")
-    return transformers.Glm46VConfig(text_config=others.text(5, 4, 2, 32, **known), vision_config=vision, **GLM_TOKENS)
+    return transformers.Glm46VConfig(
+        text_config=tiny_others.text(5, 4, 2, 32, **known), vision_config=vision, **GLM_TOKENS
+    )
 
 
 def qwen(config: Any, kind: str, ids: Any = ids, **more: Any) -> Tiny:
@@ -197,7 +201,7 @@ def glm(config: Any, kind: str) -> Tiny:
 
 
 def other(tiny: Tiny, config: Any, **more: Any) -> Tiny:
-    return replace(tiny, config=config, pictures=others.grids, videos=others.clips, **more)
+    return replace(tiny, config=config, pictures=tiny_others.grids, videos=tiny_others.clips, **more)
 
 
 TINY = {

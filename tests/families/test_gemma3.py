@@ -15,7 +15,7 @@ from foveate._transformers import cache_in
 from foveate.core.grid import coarser
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
-from tests import models, oracle, others
+from tests import models, oracle, tiny_others
 from tests.tiny import IMAGE, TEXT, Tiny, squares
 
 WINDOW = 20
@@ -60,8 +60,8 @@ def other_config() -> Any:
     """Five local layers to a global one, as released."""
     known = {"head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 9}
     return transformers.Gemma3Config(
-        text_config=transformers.Gemma3TextConfig(**others.text(7, 3, 3, 45), **known),
-        vision_config=others.siglip(2, 1, 42, 7), image_token_index=IMAGE, mm_tokens_per_image=4,
+        text_config=transformers.Gemma3TextConfig(**tiny_others.text(7, 3, 3, 45), **known),
+        vision_config=tiny_others.siglip(2, 1, 42, 7), image_token_index=IMAGE, mm_tokens_per_image=4,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from foveate.engine.copies import copy_of, settle
 from foveate.families.gemma import Gemma4
 from foveate.methods.resize import Resize
 from foveate.registry import family_for
-from tests import models, others
+from tests import models, tiny_others
 from tests.tiny import IMAGE, TEXT, VIDEO, Picture, Tiny, qwen_types
 
 WINDOW = 14
@@ -84,7 +84,7 @@ def other_config() -> Any:
         "layer_types": [GLOBAL, LOCAL, LOCAL, GLOBAL],
     }  # fmt: skip
     return transformers.Gemma4Config(
-        text_config=transformers.Gemma4TextConfig(**others.text(4, 2, 2, 28), **known),
+        text_config=transformers.Gemma4TextConfig(**tiny_others.text(4, 2, 2, 28), **known),
         vision_config=transformers.Gemma4VisionConfig(
             hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
             head_dim=8, patch_size=2, pooling_kernel_size=3, position_embedding_size=16, initializer_range=0.2,
@@ -110,7 +110,7 @@ def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]
 
 OTHER = replace(
     TINY, config=other_config, pictures=other_pictures, videos=other_videos, window=other_window,
-    sees=others.behind(other_window),
+    sees=tiny_others.behind(other_window),
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 import foveate as fv
-from tests import models, others
+from tests import models, tiny_others
 from tests.families.qwens import GLM, GLM_TOKENS, glm, other, other_glm_tower, rope
 from tests.tiny import TEXT
 
@@ -20,7 +20,7 @@ TINY = glm(config, "Glm4v")
 
 
 def other_config() -> Any:
-    text = others.text(7, 3, 3, 24, rope_parameters=others.mrope(1, 1, 0, partial_rotary_factor=0.5))
+    text = tiny_others.text(7, 3, 3, 24, rope_parameters=tiny_others.mrope(1, 1, 0, partial_rotary_factor=0.5))
     return transformers.Glm4vConfig(text_config=text, vision_config=other_glm_tower(24, 3), **GLM_TOKENS)
 
 

@@ -14,7 +14,7 @@ from foveate.core.grid import grids_of
 from foveate.families.tiles import mosaic
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
-from tests import models, others
+from tests import models, tiny_others
 from tests.tiny import IMAGE, TEXT, Frames, Picture, Tiny
 
 
@@ -54,12 +54,12 @@ TINY = Tiny(config, "InternVLForConditionalGeneration", tiles, frames, wrapped)
 def other_config() -> Any:
     """Four by four patches a token."""
     vision = {
-        **others.tower(4, 3, 48, 6), "patch_size": [6, 6], "image_size": [48, 48], "use_qk_norm": True,
+        **tiny_others.tower(4, 3, 48, 6), "patch_size": [6, 6], "image_size": [48, 48], "use_qk_norm": True,
         "norm_type": "rms_norm", "attention_bias": True,
     }  # fmt: skip
     del vision["projection_dim"]
     return transformers.InternVLConfig(
-        text_config=transformers.LlamaConfig(**others.text(7, 4, 1, 20), head_dim=8), vision_config=vision,
+        text_config=transformers.LlamaConfig(**tiny_others.text(7, 4, 1, 20), head_dim=8), vision_config=vision,
         image_token_id=IMAGE, image_seq_length=4, downsample_ratio=0.25, vision_feature_layer=-2,
         tie_word_embeddings=False,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from foveate.core.grid import grids_of
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
-from tests import models, others
+from tests import models, tiny_others
 from tests.tiny import IMAGE, TEXT, Picture, Tiny
 
 BREAK, END = 93, 94
@@ -57,7 +57,7 @@ def other_config() -> Any:
         initializer_range=0.2,
     )  # fmt: skip
     return transformers.Mistral3Config(
-        text_config=transformers.MistralConfig(**others.text(7, 5, 1, 30), head_dim=6, sliding_window=None),
+        text_config=transformers.MistralConfig(**tiny_others.text(7, 5, 1, 30), head_dim=6, sliding_window=None),
         vision_config=vision, image_token_index=IMAGE, spatial_merge_size=3, vision_feature_layer=-2,
         multimodal_projector_bias=True,
     )  # fmt: skip

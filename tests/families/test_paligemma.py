@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests import others
+from tests import tiny_others
 from tests.tiny import CLIP, IMAGE, TEXT, Tiny, squares
 
 
@@ -37,8 +37,8 @@ TINY = Tiny(config, "PaliGemmaForConditionalGeneration", squares, extra=types, f
 
 def other_config() -> Any:
     return transformers.PaliGemmaConfig(
-        text_config=transformers.GemmaConfig(**others.text(4, 3, 1, 20), head_dim=6),
-        vision_config=others.siglip(2, 3, 40, 10),
+        text_config=transformers.GemmaConfig(**tiny_others.text(4, 3, 1, 20), head_dim=6),
+        vision_config=tiny_others.siglip(2, 3, 40, 10),
         image_token_index=IMAGE, projection_dim=20, hidden_size=20,
     )  # fmt: skip
 

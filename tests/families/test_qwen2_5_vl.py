@@ -12,7 +12,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 import foveate as fv
 from foveate.registry import family_for
-from tests import models, others
+from tests import models, tiny_others
 from tests.families.qwens import qwen, rope
 from tests.families.shown import KEYS, PAID, Shown
 from tests.tiny import TEXT, Picture, after_start, qwen_frames
@@ -25,7 +25,7 @@ def config() -> Any:
             "depth": 4, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
             "fullatt_block_indexes": [0, 2], "window_size": 56,
         },
-        **others.QWEN,
+        **tiny_others.QWEN,
     )  # fmt: skip
 
 
@@ -42,21 +42,21 @@ TINY = replace(qwen(config, "Qwen2_5_VL", after_start), videos=videos)
 def other_config() -> Any:
     """Windows of 2 x 2 tokens, a patch each, and one block of four that looks at all."""
     return transformers.Qwen2_5_VLConfig(
-        text_config=others.text(5, 2, 2, 24, rope_parameters=others.mrope(2, 3, 1)),
+        text_config=tiny_others.text(5, 2, 2, 24, rope_parameters=tiny_others.mrope(2, 3, 1)),
         vision_config={
             "depth": 4, "hidden_size": 8, "out_hidden_size": 24, "num_heads": 1, "intermediate_size": 20,
             "fullatt_block_indexes": [1], "window_size": 12, "patch_size": 6, "spatial_merge_size": 1,
             "tokens_per_second": 4,
         },
-        **others.QWEN,
+        **tiny_others.QWEN,
     )  # fmt: skip
 
 
 def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    return [{**one, "second_per_grid_ts": torch.tensor([0.5])} for one in others.clips(config, count, rng)]
+    return [{**one, "second_per_grid_ts": torch.tensor([0.5])} for one in tiny_others.clips(config, count, rng)]
 
 
-OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=other_videos)
+OTHER = replace(TINY, config=other_config, pictures=tiny_others.grids, videos=other_videos)
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 GRIDS = {"images": [[1, 4, 6], [1, 8, 10]], "videos": [[3, 4, 6], [2, 6, 6]]}

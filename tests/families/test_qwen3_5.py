@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from tests import models, oracle, others
+from tests import models, oracle, tiny_others
 from tests.families.qwens import FULL, LINEAR, other, other_qwen3_tower, other_states, qwen, qwen3_tower, rope
 from tests.tiny import IMAGE, TEXT, VIDEO
 
@@ -22,7 +22,7 @@ def config() -> Any:
             "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
             "linear_value_head_dim": 12,
         },
-        vision_config=qwen3_tower(), **others.QWEN,
+        vision_config=qwen3_tower(), **tiny_others.QWEN,
     )  # fmt: skip
 
 
@@ -30,11 +30,11 @@ TINY = qwen(config, "Qwen3_5", recurrent=(0, 5))
 
 
 def other_config() -> Any:
-    positions = others.mrope(1, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.25)
+    positions = tiny_others.mrope(1, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.25)
     kinds = [LINEAR, LINEAR, FULL, LINEAR, FULL, FULL, LINEAR]
     return transformers.Qwen3_5Config(
         text_config=other_states(7, 3, 1, 20, rope_parameters=positions, layer_types=kinds),
-        vision_config=other_qwen3_tower(20, 3), **others.QWEN,
+        vision_config=other_qwen3_tower(20, 3), **tiny_others.QWEN,
     )  # fmt: skip
 
 

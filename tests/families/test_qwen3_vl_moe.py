@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import foveate as fv
-from tests import models, others
+from tests import models, tiny_others
 from tests.families.qwens import other, other_qwen3_tower, qwen, qwen3_tower, rope
 from tests.tiny import TEXT
 
@@ -19,7 +19,7 @@ def config() -> Any:
             **TEXT, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": positions, "num_experts": 5,
             "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [3],
         },
-        vision_config=qwen3_tower(deepstack_visual_indexes=[1]), **others.QWEN,
+        vision_config=qwen3_tower(deepstack_visual_indexes=[1]), **tiny_others.QWEN,
     )  # fmt: skip
 
 
@@ -28,10 +28,10 @@ TINY = qwen(config, "Qwen3VLMoe")
 
 def other_config() -> Any:
     experts = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "decoder_sparse_step": 2}
-    positions = others.mrope(2, 1, 1, mrope_interleaved=True)
+    positions = tiny_others.mrope(2, 1, 1, mrope_interleaved=True)
     return transformers.Qwen3VLMoeConfig(
-        text_config=others.text(3, 4, 2, 28, head_dim=8, rope_parameters=positions, **experts),
-        vision_config=other_qwen3_tower(28, 1, deepstack_visual_indexes=[0, 3]), **others.QWEN,
+        text_config=tiny_others.text(3, 4, 2, 28, head_dim=8, rope_parameters=positions, **experts),
+        vision_config=other_qwen3_tower(28, 1, deepstack_visual_indexes=[0, 3]), **tiny_others.QWEN,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
-from tests import models, others
+from tests import models, tiny_others
 from tests.tiny import IMAGE, TEXT, Frames, Picture, Tiny
 
 FENCE, WHOLE, NEWLINE = 93, 94, 95
@@ -66,12 +66,14 @@ TINY = Tiny(config, "SmolVLMForConditionalGeneration", tiles, frames, tagged)
 def other_config() -> Any:
     """Three by three patches a token, two by two tokens a tile."""
     return transformers.SmolVLMConfig(
-        text_config=transformers.MistralConfig(**others.text(5, 6, 2, 24), head_dim=6, sliding_window=None),
-        vision_config=others.tower(2, 2, 36, 6), image_token_id=IMAGE, scale_factor=3,
+        text_config=transformers.MistralConfig(**tiny_others.text(5, 6, 2, 24), head_dim=6, sliding_window=None),
+        vision_config=tiny_others.tower(2, 2, 36, 6), image_token_id=IMAGE, scale_factor=3,
     )  # fmt: skip
 
 
-OTHER = replace(TINY, config=other_config, pictures=others.few_tiles, videos=others.few_frames, ids=others.tagged)
+OTHER = replace(
+    TINY, config=other_config, pictures=tiny_others.few_tiles, videos=tiny_others.few_frames, ids=tiny_others.tagged
+)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 FAMILIES = pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
 

@@ -26,7 +26,7 @@ RECOMPUTED = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("others")
+pytestmark = pytest.mark.usefixtures("other_models")
 
 
 class Halving(MustDrop):

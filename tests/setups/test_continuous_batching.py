@@ -8,8 +8,8 @@ from transformers import GenerationConfig
 from transformers.generation import ContinuousBatchingConfig
 
 import foveate as fv
-from tests.arrive.running import METHOD
 from tests.models import batch, generate, tiny
+from tests.setups.running import METHOD
 
 SETTINGS = {
     "generation_config": GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0),

@@ -8,8 +8,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import foveate as fv
-from tests.arrive.running import METHOD, SOME
 from tests.models import batch, generate, tiny
+from tests.setups.running import METHOD, SOME
 
 
 class Collecting(BaseStreamer):

@@ -10,13 +10,13 @@ from transformers import AutoModelForImageTextToText
 
 import foveate as fv
 from foveate.contract import PixelStage
-from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill, same_prefill
-from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
 from tests.forked import said_by
 from tests.invariants.settings import STAGES
 from tests.invariants.test_restore import state
 from tests.models import DEPTH, MIXED, batch, generate, tiny
+from tests.setups.running import PAIRS, FIRST, METHOD, SOME, prefill, same_prefill
+from tests.setups.several_devices import METHODS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*offload:UserWarning"),
@@ -60,7 +60,7 @@ def smaller_pictures(name):
     return any(isinstance(stage, PixelStage) for stage in STAGES[name])
 
 
-@pytest.mark.parametrize(("name", "family"), ARRIVALS)
+@pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_half_on_disk_is_all_in_memory(name, family, spread):
     # GLM's tower reads weights past accelerate's hooks, so transformers does not run it from a disk.
     model = spread(family, "cpu" if smaller_pictures(name) or family.startswith("glm") else "disk")
@@ -99,7 +99,7 @@ def test_a_smaller_picture_needs_its_tower_in_memory(spread):
 
 
 def test_layers_on_several_devices():
-    said = said_by("import runpy; runpy.run_module('tests.arrive.several_devices', run_name='__main__')")
+    said = said_by("import runpy; runpy.run_module('tests.setups.several_devices', run_name='__main__')")
     assert said.splitlines() == [f"{name} works" for name in METHODS]
 
 

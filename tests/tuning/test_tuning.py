@@ -14,7 +14,7 @@ from foveate.tuning.parts import by_picture, split
 from tests.cli.conftest import save_tiny_llava
 from tests.eval.test_evaluation import Heard
 from tests.forked import kills_of
-from tests.tune.presets import preset_of
+from tests.tuning.presets import preset_of
 
 METHOD = "v2drop:metric=cosine;over=net"
 
