@@ -15,7 +15,7 @@ FIRST = EXAMPLES
 KINDS = ("v2drop-0", "visiondrop-0", "mustdrop-0")
 """One that reads hidden states, one that reads the tower and attention, one that merges early and reads text."""
 MANY = (*CORE, "llava_next", "video_llava", "qwen2_5_vl", "internvl")
-PAIRS = [
+SETUPS = [
     (name, family)
     for name, family in FIRST_PAIRS
     if (name in KINDS and family in MANY) or family in ("llava", "qwen3_vl")

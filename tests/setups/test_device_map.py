@@ -15,7 +15,7 @@ from tests.forked import said_by
 from tests.invariants.settings import STAGES
 from tests.invariants.test_restore import state
 from tests.models import DEPTH, MIXED, batch, generate, tiny
-from tests.setups.running import PAIRS, FIRST, METHOD, SOME, prefill, same_prefill
+from tests.setups.running import FIRST, METHOD, SETUPS, SOME, prefill, same_prefill
 from tests.setups.several_devices import METHODS
 
 pytestmark = [
@@ -60,7 +60,7 @@ def smaller_pictures(name):
     return any(isinstance(stage, PixelStage) for stage in STAGES[name])
 
 
-@pytest.mark.parametrize(("name", "family"), PAIRS)
+@pytest.mark.parametrize(("name", "family"), SETUPS)
 def test_half_on_disk_is_all_in_memory(name, family, spread):
     # GLM's tower reads weights past accelerate's hooks, so transformers does not run it from a disk.
     model = spread(family, "cpu" if smaller_pictures(name) or family.startswith("glm") else "disk")

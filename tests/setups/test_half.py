@@ -15,7 +15,7 @@ from foveate.core.attention import attention_rows
 from foveate.engine.cutting import SampleRows
 from tests.invariants.settings import EXAMPLES, PAIRS
 from tests.models import batch, generate, is_vision, tiny
-from tests.setups.running import PAIRS, SOME, prefill
+from tests.setups.running import SETUPS, SOME, prefill
 
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -51,7 +51,7 @@ def in_float64(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "family"), [pair for pair in PAIRS if pair in PAIRS or pair[1] == "llava"])
+@pytest.mark.parametrize(("name", "family"), [pair for pair in PAIRS if pair in SETUPS or pair[1] == "llava"])
 def test_what_is_kept_is_what_exact_scores_keep(name, family, dtype, monkeypatch):
     model, inputs = half(family, dtype)
     logits, kept = prefill(model, inputs, EXAMPLES[name])

@@ -12,7 +12,7 @@ from foveate.registry import family_for
 from tests.invariants.settings import EXAMPLES
 from tests.invariants.test_restore import state
 from tests.models import MIXED, NO_PLACEHOLDERS, batch, generate, tiny
-from tests.setups.running import PAIRS, FIRST, METHOD, SOME, prefill, same_prefill
+from tests.setups.running import FIRST, METHOD, SETUPS, SOME, prefill, same_prefill
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT still reads it
@@ -39,7 +39,7 @@ def pairs():
     return of
 
 
-@pytest.mark.parametrize(("name", "family"), PAIRS)
+@pytest.mark.parametrize(("name", "family"), SETUPS)
 def test_an_adapter_is_its_merged_weights(name, family, pairs):
     wrapped, merged = pairs(family)
     inputs = batch(family, MIXED)

@@ -12,7 +12,7 @@ from tests import oracle
 from tests.invariants.references import reference
 from tests.invariants.settings import FILMS, works
 from tests.models import MIXED, batch, generate, tiny
-from tests.setups.running import PAIRS, FIRST, METHOD, SOME, prefill, same_prefill
+from tests.setups.running import FIRST, METHOD, SETUPS, SOME, prefill, same_prefill
 
 
 class Int8Linear(nn.Module):
@@ -58,7 +58,7 @@ def pairs():
     return of
 
 
-@pytest.mark.parametrize(("name", "family"), PAIRS)
+@pytest.mark.parametrize(("name", "family"), SETUPS)
 def test_quantised_layers_are_their_whole_weights(name, family, pairs):
     packed, whole = pairs(family)
     inputs = batch(family, MIXED)
