@@ -18,7 +18,7 @@ from foveate.ask.second_look import SecondLook
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne, Count
-from foveate.core.fields import check_some
+from foveate.core.fields import check
 from foveate.embedded import STRANGE
 from foveate.errors import InputError
 from foveate.plain.files import spell
@@ -57,7 +57,7 @@ class Job:
     limit: Count | None = None
 
     def __post_init__(self) -> None:
-        check_some(self, "batch")
+        check(self, "batch")
 
 
 @dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne
-from foveate.core.fields import check_some
+from foveate.core.fields import check
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import code_of, conditions
@@ -80,7 +80,7 @@ class RowAsking(GraphOptions, MediaOptions):
     within: str | None = None
 
     def __post_init__(self) -> None:
-        check_some(self, "batch")
+        check(self, "batch")
 
     def load(self) -> VLM:
         """Load the model.

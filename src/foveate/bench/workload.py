@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.bench.shapes import NamedShape
 from foveate.contract.method import Method
-from foveate.core.fields import check_some
+from foveate.core.fields import check
 from foveate.core.grid import Grid
 from foveate.cost import Cost, RunCounts, cost
 from foveate.errors import SettingError
@@ -87,7 +87,7 @@ def synthetic(
     Raises:
         SettingError: If the shape does not take such an input, or there are too few text tokens.
     """
-    check_some(size, "A prompt")
+    check(size, "A prompt")
     media = _Media.of(shape, size.images, size.frames)
     text_tokens = TEXT
     if size.text_tokens is not None:

@@ -36,19 +36,8 @@ def check(values: Any, owner: str = "") -> None:
         SettingError: If a value is of the wrong type or out of range.
     """
     kind: type = type(values)
-    owner = owner or kind.__name__
-    for name, adapter in _adapters(kind).items():
-        object.__setattr__(values, name, _validate(owner, name, getattr(values, name), adapter))
-
-
-def check_some(values: Any, owner: str) -> None:
-    """Check the fields of a dataclass as `check_call` does arguments, and convert them.
-
-    Raises:
-        SettingError: If a value is of the wrong type or out of range.
-    """
-    fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(values)}
-    for name, value in _convert(owner, type(values), fields).items():
+    fields = {name: getattr(values, name) for name in _adapters(kind)}
+    for name, value in _convert(owner or kind.__name__, kind, fields).items():
         object.__setattr__(values, name, value)
 
 
@@ -88,7 +77,7 @@ def check_call(owner: str) -> Callable[[F], F]:
 
 def _convert(owner: str, hinted: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check and convert the values that have an adapter."""
-    adapters = _adapters_of(hinted)
+    adapters = _adapters(hinted)
     return {name: _validate(owner, name, value, adapters[name]) for name, value in values.items() if name in adapters}
 
 
@@ -105,25 +94,18 @@ def _validate(owner: str, name: str, value: Any, adapter: TypeAdapter[Any]) -> A
 
 
 @cache
-def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
-    """Return the type adapter of each field, cached per class."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    own = [field.name for field in dataclasses.fields(kind) if field.init and field.compare]
-    return {name: _adapter(hints[name]) for name in own}
-
-
-@cache
-def _adapters_of(hinted: Any) -> dict[str, TypeAdapter[Any]]:
-    """Return the adapters of a function's arguments, or of a class's fields, as far as `_hint_of` gives one."""
+def _adapters(hinted: Any) -> dict[str, TypeAdapter[Any]]:
+    """Return the adapter of each field of a dataclass, or those that `_hint_of` gives of arguments or keywords."""
     hints = inspect.get_annotations(hinted)
     if isinstance(hinted, type):  # with those of its bases
         hints = typing.get_type_hints(hinted, include_extras=True)
-    known = {name: _hint_of(hint) for name, hint in hints.items()}
-    return {name: _adapter(hint) for name, hint in known.items() if hint is not None}
-
-
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))
+    if dataclasses.is_dataclass(hinted):
+        hints = {field.name: hints[field.name] for field in dataclasses.fields(hinted) if field.init and field.compare}
+    for name, hint in hints.items():
+        if dataclasses.is_dataclass(hint) or not dataclasses.is_dataclass(hinted):
+            hints[name] = _hint_of(hint)
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return {name: TypeAdapter(hint, config=config) for name, hint in hints.items() if hint is not None}
 
 
 def _hint_of(hint: Any) -> Any:
