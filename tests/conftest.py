@@ -130,11 +130,11 @@ def pytest_terminal_summary(terminalreporter):
 def graphs_on_cpu(monkeypatch):
     """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
     from foveate.core import graphs
-    from foveate.engine import replay
+    from foveate.engine.replays import recordings
     from foveate.testing import Recorder
 
     monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: Recorder())
-    monkeypatch.setattr(replay, "_tapes", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(recordings, "_tapes", weakref.WeakKeyDictionary())
 
 
 @pytest.fixture(scope="module")

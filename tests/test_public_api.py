@@ -100,6 +100,11 @@ def test_importing_loads_nothing_slow():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_graphs_are_loaded_with_their_flag_alone():
+    program = "import sys, foveate.bench, foveate.engine.session; sys.exit('foveate.engine.replays' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_importing_changes_nothing_of_torch_or_transformers_and_does_not_load_pytest():
     program = """
 import random, sys

@@ -19,7 +19,7 @@ _NAMES = {
     "contract.method": "Chain Method Preset",
     "core.cut": "Cut",
     "cost": "Cost",
-    "engine.replay": "free_graphs",
+    "engine.replays.recordings": "free_graphs",
     "engine.session": "apply drop remove",
     "engine.trace": "StageRecord Trace",
     "errors": "BudgetError FoveateError InputError MethodError SessionError SettingError ShapeError UnknownNameError "
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from foveate.contract.method import Chain as Chain, Method as Method, Preset as Preset
     from foveate.core.cut import Cut as Cut
     from foveate.cost import Cost as Cost, cost as cost
-    from foveate.engine.replay import free_graphs as free_graphs
+    from foveate.engine.replays.recordings import free_graphs as free_graphs
     from foveate.engine.session import apply as apply, drop as drop, remove as remove
     from foveate.engine.trace import StageRecord as StageRecord, Trace as Trace
     from foveate.errors import (

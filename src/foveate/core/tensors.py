@@ -50,6 +50,9 @@ def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
     return source.gather(dim, places.expand(common))
 
 
+PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
+"""Kinds of values that never change, and are compared by value."""
+
 Change = Callable[[Tensor], Tensor]
 """A function from tensor to tensor."""
 

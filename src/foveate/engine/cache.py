@@ -76,7 +76,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     _pruned = False
     _announced: tuple[Tensor | None, int, bool] | None = None
     _room: Room | None = None
-    _places: Tensor | None = None  # in a recorded step: where in the room its rows go
     _grown: int | None = None  # id of the keys that the last update left
 
     def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
@@ -98,31 +97,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Return the state for a copy, which gets its own room, as does its `reads`. Shared rows stay unchanged."""
         state = {**self.__dict__, "_room": None, "reads": copy.copy(self.reads)}
         if self._room is not None:
-            self._room.looked_at = True
-        if self._room is not None and self._room.lent:
-            state["keys"], state["values"] = self.keys.clone(), self.values.clone()
+            state["keys"], state["values"] = self._room.copies(self.keys, self.values)
         return state
-
-    def is_in(self, room: Room) -> bool:
-        """Return whether its rows are in this room."""
-        return self._room is room and id(self.keys) == self._grown
-
-    def move_in(self, room: Room) -> None:
-        """Use the rows of a room that already holds this layer's rows."""
-        self.keys, self.values = room.rows()
-        self._room, self._grown, self.head = room, id(self.keys), None
-
-    def grow(self, rows: int) -> None:
-        """Count `rows` more rows that were already written into the room."""
-        assert self._room is not None
-        self.keys, self.values = self._room.grow(rows)
-        self._grown, self.seen = id(self.keys), self.seen + rows
-
-    def move_out(self) -> None:
-        """Copy the rows out of a room that is lent."""
-        if self._room is not None and self._room.lent:
-            self.keys, self.values = self.keys.clone(), self.values.clone()
-            self._room = None
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
         """Announce what the next `update` brings.
@@ -140,22 +116,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.head is None:
             return self.keys, self.values
         return _behind(self.head[0], self.keys), _behind(self.head[1], self.values)
-
-    def columns_of(self, places: int) -> Tensor | None:
-        """Return the columns of the first `places` slots, counting future ones, (samples, places) int64.
-
-        None if each slot's column is its index.
-        """
-        if self.base is None and self.base_end == 0:
-            return None
-        keys = self.keys
-        return self._memo.once(
-            lambda: self.columns(places - self.slots, len(keys), keys.device),
-            "places",
-            self.base,
-            self.base_end,
-            places,
-        )
 
     def share(self, samples: int) -> None:
         """Let `samples` samples continue from the rows of the single one, which are stored once.
@@ -186,8 +146,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Raises:
             SessionError: If a pruned layer is used outside `foveate.drop`.
         """
-        if self._places is not None and self._room is not None:
-            return self._room.put_at(self._places, key_states, value_states)
         if self.reads is not None and self.reads._announced is not None:
             self.seen += self.reads._announced[1]
             return self.reads.update(key_states, value_states)

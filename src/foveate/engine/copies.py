@@ -32,7 +32,8 @@ def settle(cache: Any) -> Any:
             continue
         if type(layer) is PrunedLayer:
             layer.settle()
-            layer.move_out()
+            if layer._room is not None:
+                layer.keys, layer.values = layer._room.copies(layer.keys, layer.values)
         layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
         if type(layer) is PrunedLayer:
             layer._room = None

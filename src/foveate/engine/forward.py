@@ -1,7 +1,7 @@
 """Each layer: which columns of the full-length stream are left as rows, and the state of one forward of the model."""
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -123,15 +123,6 @@ class RowMap:
         for name in TENSORS:
             setattr(copy, name, on_tensors(getattr(self, name), change))
         copy.memo, copy._copies = Memo(), {copy.columns.device: copy}
-        return copy
-
-    def without(self, pads: int, cut: Change) -> "RowMap":
-        """Return this map without `pads` trailing columns of each sample; `cut` removes as many from a row's end."""
-        copy = self.with_tensors(cut)
-        copy.lengths, copy._span = tuple([length - pads for length in self.lengths]), self._span - pads
-        copy.owners = self.owners
-        if self._real is not None and copy.valid is not None:
-            copy._real = copy.valid[..., None], cut(self._real[1])
         return copy
 
     def unpruned(self, past: int) -> Tensor:
@@ -328,39 +319,12 @@ class Outcome:
     rows: RowMap | None = None
     row_maps: list[RowMap | None] = field(default_factory=list)
 
-    def with_tensors(self, change: Change) -> "Outcome":
-        """Return this outcome with `change` applied to its tensors, and a copy of the record."""
-        record = self.record
-        if record is not None:
-            record = replace(record, stages=[stage.with_tensors(change) for stage in record.stages])
-        lefts = [left.with_tensors(change) for left in self.lefts]
-        return replace(self._with_maps(lambda rows: rows.with_tensors(change)), record=record, lefts=lefts)
-
-    def without(self, pads: int, cut: Change, samples: Sequence[Sample]) -> "Outcome":
-        """Return this outcome without `pads` trailing columns of each sample; see `RowMap.without`."""
-        lefts = [left.of_sample(samples) for left in self.lefts]
-        return replace(self._with_maps(lambda rows: rows.without(pads, cut)), lefts=lefts)
-
     def on(self, device: torch.device) -> list[Left]:
         """Return the samples that still have vision rows, with their tensors moved to a device."""
         lefts = [left for left in self.lefts if len(left)]
         for left in lefts:
             left.to(device)
         return lefts
-
-    def _with_maps(self, change: Callable[[RowMap], RowMap]) -> "Outcome":
-        """Return this outcome with changed maps. A map that occurs twice is changed once."""
-        copies: dict[int, RowMap] = {}
-
-        def of(rows: RowMap | None) -> RowMap | None:
-            if rows is None:
-                return None
-            if id(rows) not in copies:
-                copies[id(rows)] = copy = change(rows)
-                copy.numbered = of(rows.numbered)
-            return copies[id(rows)]
-
-        return replace(self, rows=of(self.rows), row_maps=[of(rows) for rows in self.row_maps])
 
 
 @dataclass(eq=False)
@@ -441,41 +405,6 @@ class Forward:
     first: Tensor = NOTHING
     entering_rows: Tensor = NOTHING
     entered: Tensor = NOTHING
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no column is padding."""
-        return all(sample.live == self.span for sample in self.samples)
-
-    @property
-    def layout(self) -> Hashable:
-        """All facts of the forward on the host that its layers depend on, as a hashable value."""
-        assert self.outcome.record is not None
-        flags = self.drops, self.hands_on, self.caches, self.backend, self.image_ends is None
-        plans = tuple([None if plan is None else tuple(plan) for plan in self.plans])
-        lefts = tuple([(one.member, one.sizes, tuple(one.notes), tuple(one.text)) for one in self.outcome.lefts])
-        samples = tuple([sample.layout for sample in self.samples])
-        return self.span, flags, plans, samples, lefts, len(self.outcome.record.stages)
-
-    def twin(self, change: Change, kwargs: dict[str, Any]) -> "Forward":
-        """Return a copy of this begun forward with `change` applied to its tensors, for arguments `kwargs`."""
-        ids = self.position_ids
-        additions = None if self.additions is None else self.family.later_additions(kwargs)
-        outcome, ids = self.outcome.with_tensors(change), None if ids is None else change(ids)
-        return replace(self, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
-
-    def with_pads(self, pads: int) -> "Forward":
-        """Return this forward with `pads` more text columns behind each sample. No sample may have padding."""
-        samples = [sample.with_pads(self.span, pads) for sample in self.samples]
-        padded = replace(self, span=self.span + pads, samples=samples, live=None)
-        padded.outcome = replace(self.outcome, lefts=[left.of_sample(samples) for left in self.outcome.lefts])
-        if self.drops:
-            padded.text = nn.functional.pad(self.text, (0, pads), value=True)
-            padded.entering_rows = self.entering_rows + pads
-        if self.outcome.rows is not None:  # the tower already dropped tokens
-            padded.outcome.rows = None
-            padded.lay_out(self.outcome.rows.numbered is not None)
-        return padded
 
     def drop_in(self, samples: list[Sample], embeds: Tensor, last_only: bool) -> None:
         """Start a forward that drops tokens, on embeddings (samples, columns, width); see `Arrival`."""

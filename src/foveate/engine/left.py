@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -116,15 +116,6 @@ class Left:
         """Move the tensors to a device. A model may be spread over several."""
         if self.source.device != device:
             self._with(lambda tensor: tensor.to(device))
-
-    def with_tensors(self, change: Change) -> "Left":
-        """Return a copy with `change` applied to its tensors."""
-        return replace(self)._with(change)
-
-    def of_sample(self, samples: Sequence[Sample]) -> "Left":
-        """Return this with its sample taken from another description of the batch."""
-        sample = samples[self.member]
-        return replace(self, sample=sample, words=send(sample.words, self.words.device))
 
     def _with(self, change: Change) -> Self:
         for name in TENSORS:

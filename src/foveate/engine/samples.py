@@ -1,8 +1,8 @@
 """Begin: the samples of a call as the host knows them, read from the prompt and its media."""
 
 import itertools
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,33 +106,6 @@ class Sample:
     def parted(self) -> bool:
         """Whether text stands between the tokens of an image."""
         return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.media)
-
-    @property
-    def layout(self) -> Hashable:
-        """A hashable value that is equal for prompts that differ only in the content of their images and text."""
-        values: list[Hashable] = [self.entered_sizes, self.started_sizes]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                value = value.numpy().tobytes()
-            elif field.name == "ordinals" and value is not None:
-                value = tuple([part.numpy().tobytes() for part in value])
-            if field.name != "media":
-                values.append(value)
-        return tuple(values)
-
-    def with_pads(self, span: int, pads: int) -> "Sample":
-        """Return this sample of `span` columns with `pads` more text columns behind it."""
-        more = torch.arange(span, span + pads)
-        return replace(
-            self,
-            live=self.live + pads,
-            text=torch.cat((self.text, more)),
-            words=torch.cat((self.words, more)),
-            text_after=tuple([count + pads for count in self.text_after]),
-            text_from=tuple([count + pads for count in self.text_from]),
-            ends=False,
-        )
 
     def words_behind(self, image: int) -> Tensor:
         """Return the columns of the text behind an image (or frame), (words,) int64, ascending."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ from foveate.engine.handed import Original, Streams
 from foveate.engine.media import prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
-from foveate.engine.replay import Replayer
 from foveate.engine.runner import LayerRunner
 from foveate.engine.tower_memo import memos, state_of
 from foveate.engine.trace import Trace
@@ -42,7 +41,10 @@ from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.registry import family_for, inside
 
-MODULES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+if TYPE_CHECKING:
+    from foveate.engine.replays.replayer import Replayer
+
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*"))
 UNTRACED = [
     "_transformers",
     "registry",
@@ -256,7 +258,7 @@ def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Pr
 
 
 def surround_towers(
-    patches: Patcher, family: Family, program: Program | None = None, replayer: Replayer | None = None
+    patches: Patcher, family: Family, program: Program | None = None, replayer: "Replayer | None" = None
 ) -> None:
     """Put all that stands around a vision tower's call around it, until the patcher restores the tower. From outside:
 
@@ -338,7 +340,9 @@ class Session:
         self._runner = LayerRunner(family, self._program)
         self._replayer: Replayer | None = None
         if cuda_graphs:
-            self._replayer = Replayer(family, self._program, self._runner, self.trace)
+            from foveate.engine.replays import replayer
+
+            self._replayer = replayer.Replayer(family, self._program, self._runner, self.trace)
         self._patches = Patcher()
         self._generating = Generating()
         # Set if the previous forward ended in an image or right behind it: its cache, the cache's length then, and

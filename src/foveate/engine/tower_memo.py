@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from foveate.engine.replay import PLAIN_VALUES
+from foveate.core.tensors import PLAIN_VALUES
 from foveate.registry import family_for
 
 KEPT = 4

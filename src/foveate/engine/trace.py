@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from foveate.contract.settings import Count
 from foveate.core.fields import check_call
-from foveate.core.tensors import Change, on_tensors, send
+from foveate.core.tensors import on_tensors, send
 from foveate.cost import RunCounts
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError, SettingError
@@ -98,11 +98,6 @@ class StageRecord:
         """The row that each of a sample's vision tokens was merged into, −1 if dropped; None if nothing is merged."""
         assigns = self._assign or [None] * len(self._origin)
         return [on_tensors(assign, Tensor.cpu) for assign in assigns]
-
-    def with_tensors(self, change: Change) -> "StageRecord":
-        """Return this cut with `change` applied to its tensors."""
-        assign = [on_tensors(one, change) for one in self._assign]
-        return replace(self, _origin=[change(one) for one in self._origin], _assign=assign)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the stage as plain values. `origin` and `assign` are included only if something was merged."""

@@ -1,19 +1,9 @@
-"""Each layer, at once: CUDA graphs of a tower's run, a prefill and a decode step, recorded when a layout comes again.
-
-What the host knows of a prompt before the first layer (where vision tokens are, how many stay) is the same for every
-prompt of that layout, and so are the decoder's kernels. A replay runs them on the new prompt's numbers, fills the given
-cache, and leaves the same outcome as a plain run. A tower's kernels depend on the shape of its input, those of a step
-on the number of places in its layers' rooms.
-"""
+"""Each layer, at once: runs a tower, a prefill or a step without a graph, records it, or replays its recording."""
 
 import math
 import re
-import threading
 import warnings
-import weakref
-from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,26 +15,23 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_leaves
 from transformers import DynamicCache
 
-from foveate._transformers import CACHE_NAMES, DynamicLayer, adapters_of, cache_of, with_cache
+from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
 from foveate.core import graphs
-from foveate.core.graphs import GraphTape, Lane, copies_of, kind_of_value, line_of, remember, stream_of, tape_on
-from foveate.core.tensors import send
+from foveate.core.graphs import copies_of, kind_of_value, line_of, remember, stream_of, tape_on
+from foveate.core.tensors import PLAIN_VALUES, send
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
-from foveate.engine.forward import Forward
+from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.regions import DecoderCall, Key, MadeByDecoder, SameRows, StepCall, TowerCall, swap
-from foveate.engine.rooms import Rooms
+from foveate.engine.replays.modules import Modules
+from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, Recording, tapes_of
+from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, SameRows, StepCall, TowerCall, swap
+from foveate.engine.replays.rooms import LentRoom, columns_of
+from foveate.engine.replays.twins import is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.families.base import Family
-from foveate.families.tap import is_tapped
-from foveate.registry import family_for
 
-MOST_TAPES = 8
-"""Most recordings of each kind per model; the oldest are discarded. Each holds results such as a prompt's KV cache."""
-MOST_SEEN = 256
-"""How many layouts without a recording are tracked."""
 COLUMNS = 32
 """Prompts are padded to multiples of this many columns, if that changes nothing for the others."""
 MAY_BE_PADDED = {
@@ -56,11 +43,6 @@ MORE = 64
 """Fewest places of a room, and the extra rows it has if the length of the answer has no known limit."""
 SPANS = (1, 32, 64, 128)
 """Numbers of new rows for which steps are recorded; other numbers are padded to the next of these."""
-KNOWN = ("torch", "transformers", "peft")
-"""Packages whose modules compute from their weights, plain attributes and arguments alone."""
-PLAIN_VALUES = (str, int, float, bool, type(None), torch.dtype, torch.device)
-OF_TORCH = {*vars(nn.Module()), "forward", "config"} - {"training"}
-"""Attributes that are looked at elsewhere."""
 NOTHING: Mapping[str, Any] = {}
 KERNELS = ("sdpa", "eager")
 """Implementations of attention that read nothing on the host."""
@@ -75,177 +57,6 @@ WAITS = "its last recording was dropped before it was replayed"
 TRAINS = "gradients are enabled, or the model is training"
 SURPRISE = 0.05
 """Largest KL divergence of the next token, in nats, that the other kernels of a recording may cause."""
-
-
-# -- modules -------------------------------------------------------------------------------------------------------
-
-
-class Modules:
-    """A module and those inside it.
-
-    Args:
-        outer: The module.
-
-    Attributes:
-        state: A number for what forwards branch on: plain attributes, also of configs, and PEFT's adapters. Equal for
-            equal values.
-    """
-
-    def __init__(self, outer: nn.Module) -> None:
-        modules = list(outer.modules())
-        self._tables = [table for one in modules for table in (one._parameters, one._buffers, one._modules)]
-        self._vars = [vars(one) for one in modules]
-        self._hooks = [table for one in modules[1:] for table in (one._forward_pre_hooks, one._forward_hooks)]
-        self._kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
-        self._layers = [one for one in modules if adapters_of([one])]
-        self._experts: list[Any] = [getattr(one, "config", None) for one in modules if hasattr(one, "_apply_gate")]
-        self._configured = [one for one in self._vars if "config" in one]
-        configs = {id(config): vars(config) for config in map(_config, self._configured)}
-        attributes = [(one, name) for one in self._vars for name in one.keys() - OF_TORCH]
-        attributes += [(config, name) for config in configs.values() for name in config]
-        self._plain = [(one, name) for one, name in attributes if isinstance(one[name], PLAIN_VALUES)]
-        self._others = [(one, name) for one, name in attributes if not isinstance(one[name], PLAIN_VALUES)]
-        self._values = self._now()
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
-        self._devices = {tensor.device for tensor in self._tensors}
-        self._count = self._attributes()
-        self._states: dict[Hashable, int] = {}
-        self.state = 0
-        self.look()
-
-    def look(self) -> bool:
-        """Set `state`. Returns False if modules or weights are others, or the weights are at other addresses."""
-        if self._attributes() != self._count or list(map(id, self._now())) != list(map(id, self._values)):
-            return False
-        values = tuple([one.get(name) for one, name in self._plain]), tuple(adapters_of(self._layers))
-        try:
-            self.state = self._states.setdefault(values, len(self._states))
-        except TypeError:  # an attribute is no longer plain
-            return False
-        return [tensor.data_ptr() for tensor in self._tensors] == self._pointers
-
-    def obstacle(self, wrappers: Sequence[Original], hooks: int) -> str | None:
-        """Return why their forward cannot be replayed now; None if it can.
-
-        Args:
-            wrappers: The forwards that the session has installed inside.
-            hooks: How many hooks it has installed inside.
-        """
-        for kind in self._kinds:
-            for origin in (kind, kind.forward):
-                if str(getattr(origin, "__module__", "")).partition(".")[0] not in KNOWN:
-                    return f"{kind.__name__} is not a module of {', '.join(KNOWN)}, so it may do more than run kernels"
-        around = [attributes["forward"] for attributes in self._vars[1:] if "forward" in attributes]
-        hooked = [hook for table in self._hooks if table for hook in table.values()]
-        # Ignore transformers' own hooks, which collect hidden states on request.
-        others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
-        if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
-            return "other hooks or wrappers are on modules inside"
-        if any(is_tapped(attributes["config"]) for attributes in self._configured):
-            return "a stage reads attention in it"
-        if any(getattr(config, "_experts_implementation", None) == "eager" for config in self._experts):
-            return "eager experts read on the host which of them run; set_experts_implementation has others"
-        if len(self._devices) > 1:
-            return "its weights are on several devices"
-        return None
-
-    def _now(self) -> list[Any]:
-        values = [value for table in self._tables for value in table.values()]
-        values += [one.get(name) for one, name in self._others] + list(map(_config, self._configured))
-        return values + [kind.forward for kind in self._kinds]
-
-    def _attributes(self) -> int:
-        """Count the attributes, since a forward may ask whether there is one."""
-        return sum([len(one) - ("forward" in one) for one in self._vars])
-
-
-def _config(attributes: Mapping[str, Any]) -> Any:
-    """Return a module's own config, from its attributes."""
-    config: Any = attributes.get("config")
-    while is_tapped(config):
-        config = config._real
-    return config
-
-
-# -- recordings ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True, eq=False)
-class Recording:
-    """A recorded region.
-
-    Attributes:
-        tape: Its kernels.
-        given: Input tensors; a new call's values are copied into them.
-        tensors: Output tensors.
-        made: The results that contain `tensors`.
-        held: See `regions.Region`.
-        replayed: Whether it was ever used.
-    """
-
-    tape: GraphTape
-    given: tuple[Tensor, ...]
-    tensors: list[Tensor]
-    made: Any
-    held: Any
-    replayed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Layout:
-    """Calls with one key.
-
-    Attributes:
-        why: Why they cannot be recorded; None if they can.
-        wait: After how many calls without a graph the next one is recorded. Doubled when a recording was in vain.
-        left: How many of these are left.
-    """
-
-    why: str | None = None
-    wait: int = 1
-    left: int = 1
-
-    def lose(self, replayed: bool) -> None:
-        """Begin to wait, because the recording is dropped."""
-        self.wait = self.left = 1 if replayed else 2 * self.wait
-
-
-class Tapes:
-    """A model's recordings, by kind, then by key; its modules; and the layouts seen."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.clear()
-
-    def clear(self) -> None:
-        """Drop everything."""
-        self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
-        self.seen: OrderedDict[Hashable, Layout] = OrderedDict()
-        self.modules: dict[nn.Module, Modules] = {}
-        self.lanes: dict[Any, Lane] = {}
-        self._rooms: dict[Any, Rooms] = {}
-
-    def rooms(self, device: torch.device) -> Rooms:
-        """Return the memory for rows of this stream's steps."""
-        stream = stream_of(device)
-        return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
-
-
-_tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
-
-
-def free_graphs(model: nn.Module) -> None:
-    """Free the CUDA graphs of a model and their memory. Inside a context with `cuda_graphs`, recording begins anew.
-
-    Args:
-        model: The model, as for `foveate.drop`.
-    """
-    tapes = _tapes.get(family_for(model).core)
-    if tapes is not None:
-        with tapes.lock:
-            tapes.clear()
-    torch.cuda.empty_cache()
 
 
 class Replayer:
@@ -271,7 +82,7 @@ class Replayer:
         trace.graphs = self._graphs = Graphs()
         self._device = next(family.text.parameters()).device
         graphs.refuse_without_graphs(self._device)
-        self._tapes = _tapes.setdefault(family.core, Tapes())
+        self._tapes = tapes_of(family.core)
         self.end, self.beams = 0, 1
         self.looked_at: dict[nn.Module, int | str] | None = None
         self._wrapped = [module for module in (family.text, *family.towers) if "forward" in vars(module)]
@@ -343,20 +154,20 @@ class Replayer:
         cached = {type(layer) for layer in getattr(cache, "layers", ())}
         handed = {name: one for name, one in kwargs.items() if name not in CACHE_NAMES}
         mask = handed.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and forward.is_whole:
+        if isinstance(mask, Tensor) and mask.dim() == 2 and is_unpadded(forward):
             handed["attention_mask"] = None  # finding that a mask hides nothing would cost a host sync
         pads, shown = 0, forward
         # Text behind everything else changes nothing, if no sample is padded or ends in an image.
-        at_end = forward.is_whole and not forward.ends_in_vision
+        at_end = is_unpadded(forward) and not forward.ends_in_vision
         if self._pads_texts and cached == {DynamicLayer} and at_end:
             shown_tensors = {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)}
             pads = -forward.span % COLUMNS if shown_tensors <= MAY_BE_PADDED else 0
         if pads:
-            handed, shown = _pad_columns(handed, pads), forward.with_pads(pads)
+            handed, shown = _pad_columns(handed, pads), with_pads(forward, pads)
         leaves, spec = tree_flatten(handed)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         tensors += _tensors_of(shown.outcome, self._device)
-        sort = "decoder", self._program.method, type(self._family), shown.layout, cache is None
+        sort = "decoder", self._program.method, type(self._family), layout_of(shown), cache is None
         key = self._key(text, sort, leaves, spec, tensors)
         if isinstance(key, str):
             return key
@@ -397,7 +208,7 @@ class Replayer:
             kind = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
             if kind not in rows:
                 place = rooms.numbers[layer.slots : layer.slots + span]
-                rows[kind] = SameRows([], count, place, layer.columns_of(count), layer.shift)
+                rows[kind] = SameRows([], count, place, columns_of(layer, count), layer.shift)
             rows[kind].layers.append(index)
             by_layer.append(rows[kind])
         live = None
@@ -634,7 +445,7 @@ class Replayer:
 
 def _places(layer: PrunedLayer, coming: int, more: int) -> int:
     """Return the size of a layer's room, or the size it needs so that `more` rows fit."""
-    if layer._room is not None and layer._room.lent and layer._room.has_place(coming):
+    if isinstance(layer._room, LentRoom) and layer._room.has_place(coming):
         return layer._room.places
     return _power(max(MORE, layer.slots + more))
 
@@ -659,10 +470,16 @@ def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
 
 
 def _tensors_of(value: Any, device: torch.device) -> list[Tensor]:
-    """List the tensors on a device, each once, in nested tensors or in a value that has `with_tensors`."""
+    """List the tensors on a device, each once, in nested tensors, an outcome, or the results of a decoder."""
     tensors: dict[int, Tensor] = {}
-    if hasattr(value, "with_tensors"):
-        value.with_tensors(lambda tensor: tensors.setdefault(id(tensor), tensor))
+
+    def note(tensor: Tensor) -> Tensor:
+        return tensors.setdefault(id(tensor), tensor)
+
+    if isinstance(value, Outcome):
+        outcome_with(value, note)
+    elif isinstance(value, MadeByDecoder):
+        value.with_tensors(note)
     else:
         tensors = {id(leaf): leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
     return [tensor for tensor in tensors.values() if tensor.device == device]

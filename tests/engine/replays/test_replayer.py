@@ -17,7 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import foveate as fv
 from foveate._transformers import adapters_of, older, with_cache
-from foveate.engine.replay import Modules, Replayer
+from foveate.engine.replays.modules import Modules
+from foveate.engine.replays.replayer import Replayer
 from foveate.errors import SettingError
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides

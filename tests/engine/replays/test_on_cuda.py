@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.engine import replay
-from foveate.engine.forward import Forward
-from foveate.engine.replay import MOST_TAPES, Replayer
+from foveate.core.graphs import GraphTape
+from foveate.engine.replays import recordings, replayer, twins
+from foveate.engine.replays.recordings import MOST_TAPES
+from foveate.engine.replays.replayer import Replayer
+from tests.engine.replays.test_replayer import KEEPS_ALL, LAYOUT, RAGGED
 from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2DROP
-from tests.engine.test_replay import KEEPS_ALL, LAYOUT, RAGGED
 from tests.models import FAMILIES, batch, tiny
 from tests.simcuda import simulated, to_cuda, to_host
 
@@ -30,7 +31,7 @@ TWIN = 2e-5
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     """No recordings are left of others."""
-    monkeypatch.setattr(replay, "_tapes", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(recordings, "_tapes", weakref.WeakKeyDictionary())
     monkeypatch.setattr("foveate.core.graphs._lanes", {})
     monkeypatch.setattr("foveate.core.graphs._graphs", OrderedDict())
 
@@ -152,7 +153,7 @@ def test_every_family_is_replayed(sim, distances, family):
 @pytest.mark.parametrize("broken", ["hides text", "shifts", None])
 def test_a_broken_mask_of_padded_prompts_shows(sim, distances, broken, monkeypatch):
     """Columns of pads are part of the recording only: here they count as part of the prompt, or text does not."""
-    original = Forward.with_pads
+    original = twins.with_pads
 
     def with_pads(forward, pads):
         padded = original(forward, pads)
@@ -163,8 +164,8 @@ def test_a_broken_mask_of_padded_prompts_shows(sim, distances, broken, monkeypat
             padded.text = padded.text.roll(1, dims=1)
         return padded
 
-    monkeypatch.setattr(Forward, "with_pads", with_pads)
-    monkeypatch.setattr(replay, "SURPRISE", 1e-4)  # random weights say nearly the same whatever they see
+    monkeypatch.setattr(replayer, "with_pads", with_pads)
+    monkeypatch.setattr(replayer, "SURPRISE", 1e-4)  # random weights say nearly the same whatever they see
     model, asked = on_cuda("llava_next"), prompts("llava_next", ["it"])
     _, trace = run(model, V2DROP, asked, tokens=1)
     assert (max(distances, default=1.0) > TWIN) == (broken is not None)
@@ -191,7 +192,7 @@ def test_sums_in_another_order_are_accepted_where_rows_merge(sim):
 @pytest.mark.filterwarnings("ignore:cuda_graphs")
 @pytest.mark.parametrize(("name", "wrong"), [("v2drop", 1e-6), ("visiondrop", 1e-2)])
 def test_a_replay_that_is_farther_than_two_runs_is_dropped(sim, name, wrong, monkeypatch):
-    sim.disorder, record = 1e-4, replay.GraphTape.record
+    sim.disorder, record = 1e-4, GraphTape.record
 
     def strays(tape, call):
         tensors = record(tape, call)
@@ -199,7 +200,7 @@ def test_a_replay_that_is_farther_than_two_runs_is_dropped(sim, name, wrong, mon
         tape.replay = lambda: (again(), [one.mul_(1 + wrong) for one in tensors if one.is_floating_point()])
         return tensors
 
-    monkeypatch.setattr(replay.GraphTape, "record", strays)
+    monkeypatch.setattr(GraphTape, "record", strays)
     _, trace = run(on_cuda(), SIX[name], prompts(count=4), tokens=1)
     assert counted(trace.graphs.decoder) == (0, 0)
     assert "other numbers" in trace.graphs.decoder.latest
@@ -280,7 +281,7 @@ def test_memory_that_is_short_is_no_final_reason(sim):
 
 
 def test_memory_that_is_short_in_a_replay_is_no_final_reason(sim, monkeypatch):
-    model, asked, count, original = on_cuda(), prompts(count=9), [0], replay.GraphTape.replay
+    model, asked, count, original = on_cuda(), prompts(count=9), [0], GraphTape.replay
     plain, _ = run(model, V2DROP, asked, cuda_graphs=False)
 
     def fail(tape):
@@ -289,7 +290,7 @@ def test_memory_that_is_short_in_a_replay_is_no_final_reason(sim, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         original(tape)
 
-    monkeypatch.setattr(replay.GraphTape, "replay", fail)
+    monkeypatch.setattr(GraphTape, "replay", fail)
     answers, trace = run(model, V2DROP, asked)
     assert_same(answers, plain)
     parts = (trace.graphs.tower, trace.graphs.decoder, trace.graphs.steps)
@@ -336,7 +337,7 @@ def test_another_choice_of_kernels_is_another_recording(sim, change):
         else:
             with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
                 answer(model, asked[3], 1)
-    assert trace.graphs.decoder.latest == replay.FIRST
+    assert trace.graphs.decoder.latest == replayer.FIRST
 
 
 # -- memory and streams -----------------------------------------------------------------------------------------
@@ -428,7 +429,7 @@ def test_threads_take_turns(sim):
 def test_a_dangling_input_is_noticed(sim):
     """The simulation itself: a graph that reads memory which is gone."""
     inputs = [to_cuda(torch.ones(4))]
-    tape = replay.GraphTape(inputs[0].device)
+    tape = GraphTape(inputs[0].device)
     (double,) = tape.record(lambda: (inputs[0] * 2,))
     tape.replay()
     assert to_host(double).tolist() == [2.0] * 4

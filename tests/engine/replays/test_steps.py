@@ -12,12 +12,22 @@ from transformers import DynamicCache
 import foveate as fv
 from foveate import embedded
 from foveate._transformers import cache_in, with_cache
-from foveate.engine import replay
-from foveate.engine.rooms import Room, Rooms
+from foveate.engine.replays import recordings, replayer
+from foveate.engine.replays.rooms import LentRoom, Rooms
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
+from tests.engine.replays.test_replayer import (
+    KEEPS_ALL,
+    LAYOUT,
+    RAGGED,
+    ROUNDING,
+    answer,
+    assert_same,
+    counted,
+    prompts,
+    run,
+)
 from tests.engine.test_crossings import METHODS, V2DROP
-from tests.engine.test_replay import KEEPS_ALL, LAYOUT, RAGGED, ROUNDING, answer, assert_same, counted, prompts, run
 from tests.models import batch, tiny
 
 LINEAGES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"]
@@ -107,7 +117,7 @@ def test_an_end_in_the_middle_of_a_batch(model, graphs_on_cpu):
 
 def test_answers_that_outgrow_their_room(model, graphs_on_cpu, monkeypatch):
     monkeypatch.setattr("foveate.engine.session.MOST_ROOM", 4)
-    monkeypatch.setattr(replay, "MORE", 4)
+    monkeypatch.setattr(replayer, "MORE", 4)
     counts = replays(model, V2DROP, prompts("llava", count=2), tokens=90)
     assert counts.recorded > 1
     assert counts.replayed > 140
@@ -264,8 +274,8 @@ def test_other_caches_run_plainly(model, graphs_on_cpu):
 
 
 def test_a_recording_that_forgets_its_row_is_thrown_away(model, graphs_on_cpu, monkeypatch):
-    monkeypatch.setattr(replay, "SURPRISE", 1e-3)  # random weights say nearly the same whatever they see
-    monkeypatch.setattr(Room, "put_at", lambda room, places, keys, values: (room._keys, room._values))
+    monkeypatch.setattr(replayer, "SURPRISE", 1e-3)  # random weights say nearly the same whatever they see
+    monkeypatch.setattr(LentRoom, "put_at", lambda room, places, keys, values: (room._keys, room._values))
     with pytest.warns(UserWarning, match="nats"):
         assert counted(replays(model, V2DROP, prompts("llava", count=2))) == (0, 0)
 
@@ -286,7 +296,7 @@ def test_rooms_are_shared_and_do_not_grow(model, graphs_on_cpu):
         for _ in range(2):
             for word in words:
                 model.generate(**batch("llava", [word]), max_new_tokens=8)
-            rooms = replay._tapes[family_for(model).core].rooms(torch.device("cpu"))
+            rooms = recordings._tapes[family_for(model).core].rooms(torch.device("cpu"))
             sizes.append(sum(tensor.nbytes for tensor in rooms.memory))
     assert sizes[0] == sizes[1]
 
@@ -294,7 +304,7 @@ def test_rooms_are_shared_and_do_not_grow(model, graphs_on_cpu):
 def test_recordings_and_rooms_go_with_their_model(graphs_on_cpu):
     model = tiny.__wrapped__("llava")
     run(model, V2DROP, prompts("llava"), tokens=6)
-    gone = [weakref.ref(model), weakref.ref(replay._tapes[family_for(model).core].rooms(torch.device("cpu")))]
+    gone = [weakref.ref(model), weakref.ref(recordings._tapes[family_for(model).core].rooms(torch.device("cpu")))]
     del model
     gc.collect()
     assert [one() for one in gone] == [None, None]
@@ -317,7 +327,7 @@ def test_questions_about_a_look(small, plain_small, method):
 
 
 def test_a_question_is_replayed(small, monkeypatch):
-    spans, original = [], replay.Replayer.run
+    spans, original = [], replayer.Replayer.run
 
     def run(replayer, *args, **kwargs):
         made = original(replayer, *args, **kwargs)
@@ -325,7 +335,7 @@ def test_a_question_is_replayed(small, monkeypatch):
             spans.append(replayer._runner.forward.span)
         return made
 
-    monkeypatch.setattr(replay.Replayer, "run", run)
+    monkeypatch.setattr(replayer.Replayer, "run", run)
     with Sides():
         look = small.look(embedded.picture(), method="v2drop")
         for question in (*QUESTIONS, *QUESTIONS[:2]):

@@ -17,7 +17,8 @@ from foveate.engine.arguments import move_up
 from foveate.engine.cache import MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
-from foveate.engine.rooms import Rooms
+from foveate.engine.replays.rooms import RecordedLayer, Rooms, grow
+from foveate.engine.replays.twins import outcome_with, outcome_without, twin_of
 from foveate.engine.runner import LayerRunner
 from foveate.engine.samples import Sample
 
@@ -77,7 +78,7 @@ class MadeByDecoder:
     def with_tensors(self, change: Change) -> "MadeByDecoder":
         """Return this with `change` applied to its tensors."""
         layers = layers_with(self.layers, change)
-        return MadeByDecoder(change(self.hidden), layers, self.outcome.with_tensors(change), self.kind)
+        return MadeByDecoder(change(self.hidden), layers, outcome_with(self.outcome, change), self.kind)
 
     def take_off(self, pads: int, samples: Sequence[Sample]) -> None:
         """Remove `pads` trailing columns of each sample."""
@@ -93,7 +94,7 @@ class MadeByDecoder:
             layer.seen, layer._grown = layer.seen - pads, id(layer.keys)
             if layer.base is not None:
                 layer.base, layer.base_end = cut(layer.base), layer.base_end - pads
-        self.hidden, self.outcome = self.hidden[:, :-pads], self.outcome.without(pads, cut, samples)
+        self.hidden, self.outcome = self.hidden[:, :-pads], outcome_without(self.outcome, pads, cut, samples)
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +140,7 @@ class DecoderCall(InDecoder):
             # A sliding-window layer's own tensor is on the host until rows come.
             cache.layers = layers_with(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
             kwargs |= with_cache(cache)
-        twin, runner = self.shown.twin(swap(self.tensors, given), kwargs), self.runner
+        twin, runner = twin_of(self.shown, swap(self.tensors, given), kwargs), self.runner
 
         def run() -> MadeByDecoder:
             with Patcher() as patches:
@@ -245,11 +246,11 @@ class StepCall(InDecoder):
         """See `Region`."""
         change = swap(self.tensors, given)
         kwargs = self.arguments(given)
-        layers = layers_with(self.cache.layers, lambda tensor: tensor)
-        for layer, room, one in zip(layers, self.rooms.fill(self.cache, self.places), self.rows, strict=True):
-            layer._room, layer._places = room, change(one.place)
-        cache = copy.copy(self.cache)
-        cache.layers = layers
+        cache, seen = copy.copy(self.cache), self.cache.get_seq_length()
+        rooms = self.rooms.fill(self.cache, self.places)
+        cache.layers = [
+            RecordedLayer(room, change(one.place), seen) for room, one in zip(rooms, self.rows, strict=True)
+        ]
         kwargs |= with_cache(cache)
         forward, runner, embeds = self.forward, self.runner, kwargs["inputs_embeds"]
         family, numbers = forward.family, self.rooms.numbers
@@ -284,8 +285,7 @@ class StepCall(InDecoder):
 
     def answer(self, made: "MadeByDecoder") -> Any:
         """See `Region`."""
-        for layer in self.cache.layers:
-            layer.grow(self.forward.span)
+        grow(self.cache, self.forward.span)
         return made.kind(last_hidden_state=made.hidden, **with_cache(self.cache))
 
 

@@ -1,0 +1,103 @@
+"""Each layer, at once: a model's recordings, and the layouts that were seen of its calls."""
+
+import threading
+import weakref
+from collections import OrderedDict, defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.graphs import GraphTape, Lane, stream_of
+from foveate.engine.replays.modules import Modules
+from foveate.engine.replays.rooms import Rooms
+from foveate.registry import family_for
+
+MOST_TAPES = 8
+"""Most recordings of each kind per model; the oldest are discarded. Each holds results such as a prompt's KV cache."""
+MOST_SEEN = 256
+"""How many layouts without a recording are tracked."""
+
+
+@dataclass(slots=True, eq=False)
+class Recording:
+    """A recorded region.
+
+    Attributes:
+        tape: Its kernels.
+        given: Input tensors; a new call's values are copied into them.
+        tensors: Output tensors.
+        made: The results that contain `tensors`.
+        held: See `regions.Region`.
+        replayed: Whether it was ever used.
+    """
+
+    tape: GraphTape
+    given: tuple[Tensor, ...]
+    tensors: list[Tensor]
+    made: Any
+    held: Any
+    replayed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Layout:
+    """Calls with one key.
+
+    Attributes:
+        why: Why they cannot be recorded; None if they can.
+        wait: After how many calls without a graph the next one is recorded. Doubled when a recording was in vain.
+        left: How many of these are left.
+    """
+
+    why: str | None = None
+    wait: int = 1
+    left: int = 1
+
+    def lose(self, replayed: bool) -> None:
+        """Begin to wait, because the recording is dropped."""
+        self.wait = self.left = 1 if replayed else 2 * self.wait
+
+
+class Tapes:
+    """A model's recordings, by kind, then by key; its modules; and the layouts seen."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
+        self.seen: OrderedDict[Hashable, Layout] = OrderedDict()
+        self.modules: dict[nn.Module, Modules] = {}
+        self.lanes: dict[Any, Lane] = {}
+        self._rooms: dict[Any, Rooms] = {}
+
+    def rooms(self, device: torch.device) -> Rooms:
+        """Return the memory for rows of this stream's steps."""
+        stream = stream_of(device)
+        return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
+
+
+_tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()
+
+
+def tapes_of(core: nn.Module) -> Tapes:
+    """Return the recordings of the model with this core."""
+    return _tapes.setdefault(core, Tapes())
+
+
+def free_graphs(model: nn.Module) -> None:
+    """Free the CUDA graphs of a model and their memory. Inside a context with `cuda_graphs`, recording begins anew.
+
+    Args:
+        model: The model, as for `foveate.drop`.
+    """
+    tapes = _tapes.get(family_for(model).core)
+    if tapes is not None:
+        with tapes.lock:
+            tapes.clear()
+    torch.cuda.empty_cache()
