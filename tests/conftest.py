@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parent
 TIERS = {
     "doors": (
-        "app", "batch", "benchmarks", "cli", "eval", "integrations", "rough_use", "runs", "setups", "tuning",
-        "test_chat.py", "test_check.py", "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_on_cuda.py",
-        "test_servers.py", "test_testing.py", "test_walk.py", "test_with_torchvision.py",
+        "app", "arrive", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_chat.py",
+        "test_check.py", "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_on_cuda.py", "test_servers.py",
+        "test_testing.py", "test_walk.py", "test_with_torchvision.py",
     ),
     "model": (),
     "unit": ("core", "contract", "methods", "golden", "plain"),
@@ -86,12 +86,8 @@ MISSING = re.compile("see make setup|could not import")
 def told(report):
     """The same report; in the gate, what is skipped because a part of the set-up is missing has failed."""
     expected = hasattr(report, "wasxfail")  # expected failures count as skipped, and their longrepr is a traceback
-    if (
-        "FOVEATE_GATE" in os.environ
-        and report.skipped
-        and not expected
-        and MISSING.search(reason := report.longrepr[2])
-    ):
+    gated = "FOVEATE_GATE" in os.environ and report.skipped and not expected
+    if gated and MISSING.search(reason := report.longrepr[2]):
         report.outcome, report.longrepr = "failed", reason
     return report
 
@@ -138,7 +134,7 @@ def graphs_on_cpu(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def other_models():
+def others():
     """In the place of every family's tiny model the other one, for the tests of a file."""
     from tests import models
 

@@ -216,9 +216,15 @@ def family_for(model: Any) -> "Family":
     Raises:
         UnsupportedError: If its parts are not found, or dropping would be wrong there; the message says why.
     """
-    model = inside(model)
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return family_kind(model_type, type(model).__name__)(model)
+    from foveate.families.retrieval import reader_of
+
+    outermost = inside(model)
+    reader = reader_of(outermost)
+    model_type = getattr(getattr(reader, "config", None), "model_type", None)
+    family = family_kind(model_type, type(reader).__name__)(reader)
+    if reader is not outermost:
+        family.retriever = outermost
+    return family
 
 
 def family_kind(model_type: Any, name: str = "") -> "type[Family]":

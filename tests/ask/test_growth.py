@@ -229,6 +229,7 @@ def test_any_picture_is_forgotten(small, pictures, method):
     )
 
 
+@pytest.mark.filterwarnings("ignore:The last layer has:UserWarning")
 @pytest.mark.parametrize("method", ["vidcom2", "v2drop"])
 def test_the_pooling_mask_has_the_columns_of_all_that_was_seen(small, pictures, method):
     grown = small.look(pictures[0], method=method).see(pictures[1], after=["What?", "That."]).see(pictures[2])

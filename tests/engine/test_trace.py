@@ -1,6 +1,7 @@
 import json
 import re
 
+import pytest
 import torch
 from PIL import Image
 
@@ -105,3 +106,14 @@ def test_show_draws_merged_tokens_and_the_cache_for_decoding_as_panels_of_their_
     tower, decoding = (drawn.crop((at * wide, 0, (at + 1) * wide, drawn.height)) for at in (1, 4))
     assert len(tower.getcolors(1 << 20)) > 4  # four windows, each in a tint of its own
     assert tower.tobytes() != decoding.tobytes()
+
+
+def test_a_mask_that_leaves_far_fewer_than_the_budget_says_so():
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    with torch.no_grad(), fv.drop(model, fv.V2Drop(layers=(1, 3), keep=(0.5, 0.1))) as trace:
+        model(**inputs)
+    with pytest.warns(UserWarning, match="pooled"):
+        assert trace.pooling_mask.sum() > 0
+    with torch.no_grad(), fv.drop(model, "divprune") as trace:
+        model(**inputs)
+    assert trace.pooling_mask.sum() > 0  # filterwarnings lets no warning pass

@@ -108,7 +108,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
         out = model.get_decoder()(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])
     assert torch.equal(logits, short)
-    assert torch.equal(trace.pooling_mask[0].nonzero()[:, 0], rows)
+    assert torch.equal(trace.latest.pooling_mask[0].nonzero()[:, 0], rows)
     assert torch.equal(hidden[0][rows], out.last_hidden_state[0])
     assert slots(cache) == [TINY[family].held(index, len(rows)) for index in range(len(cache.layers))]
 

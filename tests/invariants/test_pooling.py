@@ -11,6 +11,7 @@ from tests.invariants.settings import EXAMPLES, FILMS, one_each, part
 from tests.invariants.test_batch import padded_right
 from tests.models import FAMILIES, batch, generate, is_vision, mixed, tiny, with_video
 
+pytestmark = pytest.mark.filterwarnings("ignore:The last layer has:UserWarning")
 METHOD = fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5))
 
 

@@ -39,6 +39,7 @@ from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
+from foveate.families.retrieval import hand_pages
 from foveate.registry import family_for, inside
 
 if TYPE_CHECKING:
@@ -365,6 +366,8 @@ class Session:
         """Install all hooks. If that fails or is interrupted, `detach` removes those installed so far."""
         _sessions[self._core] = self
         patches, model, core, text = self._patches, self._family.model, self._core, self._family.text
+        if self._family.retriever is not None:
+            hand_pages(patches, self._family.retriever)
         if hasattr(model, "init_continuous_batching"):
             patches.wrap(model, "init_continuous_batching", guards.refuse_pages)
         if hasattr(model, "generate"):

@@ -3,6 +3,7 @@
 import html
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -546,8 +547,20 @@ class Trace:
 
         Raises:
             SessionError: If the model has not run yet, or did not get to the end.
+
+        Warns:
+            UserWarning: If less than half of the budget is left at the end, as the method goes on dropping.
         """
-        return self.latest.pooling_mask
+        record = self.latest
+        last, mean = sum(record.per_layer[-1]), sum(record.tokens)
+        if 2 * last < mean:
+            warnings.warn(
+                f"The last layer has {last} of {sum(record.vision_tokens)} vision tokens, though layers process "
+                f'{mean:.0f} on average, so only {last} can be pooled. Methods that drop once, such as "divprune", '
+                "leave their whole budget.",
+                stacklevel=2,
+            )
+        return record.pooling_mask
 
     @property
     def reads(self) -> dict[int, tuple[int, ...]]:

@@ -76,6 +76,7 @@ class Family:
             by.
         gathers: True if layers may get more than the usual arguments, which are recognised by their shapes.
         core: The module that merges vision features into the text.
+        retriever: The retrieval model around this one, if any (see `families.retrieval`).
         decoders: The `text_config.model_type`s whose queries and keys are made in the usual way.
     """
 
@@ -95,6 +96,7 @@ class Family:
     tiled: ClassVar[bool] = False
     runs_grids: ClassVar[bool] = True
     gathers: bool = False
+    retriever: Any = None
     tower_blocks: ClassVar[str] = "encoder.layers"
     tower_attention: ClassVar[str] = "self_attn"
     keys_of: ClassVar[KeysOf | None] = None

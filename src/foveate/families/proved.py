@@ -106,6 +106,7 @@ PROVED = {
 _CROSS = "its layers read pictures by cross-attention, so the prompt has no vision tokens to drop"
 _ENCODER_DECODER = "it is an encoder-decoder: its decoder has no vision tokens to drop"
 _QUERIES = "its Q-Former reduces a picture to 32 tokens before the decoder, an OPT or T5 without rotary positions"
+_ENCODER = "it is an encoder, which reads in both directions, and foveate drops tokens of decoders"
 
 UNSERVED = {
     "mllama": _CROSS,
@@ -122,6 +123,9 @@ UNSERVED = {
     "t5gemma2": _ENCODER_DECODER,
     "udop": _ENCODER_DECODER,
     "vision-encoder-decoder": _ENCODER_DECODER,
+    "colmodernvbert": _ENCODER,
+    "modernvbert": _ENCODER,
+    "neomme": _ENCODER,
     "blip-2": _QUERIES,
     "instructblip": _QUERIES,
     "instructblipvideo": _QUERIES,
