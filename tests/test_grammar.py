@@ -70,9 +70,6 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
 # -- budgets --------------------------------------------------------------------------------------------------
 
 
-ON_PICTURES = {name for name, kind in fv.methods().items() if not getattr(kind, "only_videos", False)}
-
-
 def test_a_budget_below_the_floor_is_refused_when_the_image_comes():
     model = tiny("llava")
     with pytest.raises(fv.BudgetError, match="floor"), fv.drop(model, "v2drop", retention=0.01):

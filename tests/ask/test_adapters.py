@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import peft
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 import foveate as fv
-from foveate import embedded
 from foveate.eval.provenance import conditions
 from foveate.eval.records import fingerprint
 from tests.cli.conftest import save_tiny_llava
@@ -113,25 +111,6 @@ def test_answers_are_those_of_the_model_that_a_user_wraps(base, kind, tmp_path, 
         asked = [each.ask(picture, QUESTION, method=method, max_new_tokens=4) for each in (vlm, hand)]
         assert asked[0].tokens == asked[1].tokens
         assert asked[0].retention == asked[1].retention
-
-
-def test_an_adapter_of_the_embedded_model(tmp_path):
-    """By its name; the folder that peft writes down is another one on another machine."""
-    config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, modules_to_save=["lm_head"])
-    folder = adapter("embedded", tmp_path / "tuned", config)
-    vlm, hand = load(folder), by_hand("embedded", folder)
-    for method in (None, "v2drop", "visiondrop"):
-        asked = [
-            each.ask(embedded.picture(), embedded.QUESTION, method=method, max_new_tokens=8) for each in (vlm, hand)
-        ]
-        assert asked[0].tokens == asked[1].tokens
-        assert asked[0].text == asked[1].text
-
-
-def test_half_precision_is_the_bases(base, tuned):
-    vlm = fv.load(tuned, device="cpu", dtype="bfloat16")
-    assert vlm.model.dtype == vlm.card.dtype == torch.bfloat16
-    assert {weight.dtype for name, weight in vlm.model.named_parameters() if "lora_" in name} == {torch.float32}
 
 
 # -- the base model -------------------------------------------------------------------------------------------
@@ -253,12 +232,6 @@ def test_a_tokenizer_alone_is_not_passed_over(base, tuned):
 def test_without_peft_a_line_says_how_to_install_it(tuned, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(fv.UnsupportedError, match="adapter"):
-        load(tuned)
-
-
-def test_loading_warns_of_nothing(tuned):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
         load(tuned)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +9,6 @@ import torch
 import foveate as fv
 from foveate import embedded
 from foveate.ask.answer import Saved
-from foveate.embedded.questions import one_per_task
-from foveate.embedded.scenes import scene
-from tests.ask.conftest import INDEX
 
 QUESTION = embedded.QUESTION
 
@@ -128,16 +124,6 @@ def test_a_budget_too_small_for_the_method_is_said_once_at_every_door(vlm, demo)
     assert [one.filename for one in warned] == [__file__]
 
 
-def test_the_cost_is_that_of_the_prompt(vlm, scenes):
-    questions = one_per_task(scene("held-out", INDEX), "held-out", INDEX)[:2]
-    prompts = [vlm.prepare(scenes[0], question.question) for question in questions]
-    text = prompts[0].tokens - 576
-    answer = vlm.answer(prompts[0])
-    assert answer.flops == fv.cost(vlm.model.config, text_tokens=text, vision_tokens=576).total_flops
-    answer = vlm.answer(prompts[0], fv.Resize.for_budget(vlm.model, tokens=96))
-    assert answer.flops < 0.2 * fv.cost(vlm.model.config, text_tokens=text, vision_tokens=576).total_flops
-
-
 def test_the_said_tokens_are_those_before_the_end(vlm, whole):
     assert whole.said == whole.tokens[:-1]
     assert vlm.tokenizer.decode(list(whole.said)) == "36KUM"
@@ -160,13 +146,6 @@ def test_a_notebook_shows_a_table_and_the_picture(dropped, whole):
     assert "Method" not in whole._repr_html_()
 
 
-def test_a_notebook_shows_choices_and_notes(cropping, wide, chosen):
-    assert "log-probability" in chosen._repr_html_()
-    with pytest.warns(UserWarning, match="cuts off"):
-        answer = cropping.ask(wide, QUESTION, max_new_tokens=1)
-    assert "the processor cuts off 50% of the picture" in answer._repr_html_()
-
-
 def test_a_notebook_runs_no_code_of_a_question_or_an_answer(vlm, demo):
     evil = "<script>alert('x')</script>"
     answer = vlm.ask(demo, evil, choices=[evil, "no <b>thing"], method="v2drop")
@@ -174,37 +153,6 @@ def test_a_notebook_runs_no_code_of_a_question_or_an_answer(vlm, demo):
     assert "<script" not in page
     assert "<b>thing" not in page
     assert "&lt;script&gt;" in page
-
-
-def test_a_line_is_a_line(vlm, dropped, whole, text_alone):
-    long = "What does the text say,\nand who wrote it? " * 9
-    chain = vlm.method_for("visiondrop+v2drop+finalkv", 576)
-    prompt = vlm.prepare([], long)
-    answers = [dropped, whole, text_alone, replace(dropped, text=long), replace(whole, text=long, method=chain)]
-    for answer in (*answers, replace(dropped, prompt=prompt)):
-        assert len(repr(answer)) < 150
-        assert len(repr(answer.prompt)) < 120
-        assert "\n" not in repr(answer) + repr(answer.prompt)
-    assert repr(dropped) == "Answer('36KUM', v2drop, 49.9% of 576 vision tokens)"
-    assert repr(vlm) == "VLM('embedded': llava, float32 on cpu)"
-
-
-def test_the_kept_patches_can_be_drawn(vlm, dropped, whole, scenes):
-    assert dropped.show().width > 300
-    with pytest.raises(fv.SessionError):
-        whole.show()
-    first, second = vlm.ask_many([(scene, QUESTION) for scene in scenes[:2]], method=dropped.method)
-    assert first.show().tobytes() != second.show().tobytes()
-    assert second.show().tobytes() == vlm.answer(second.prompt, dropped.method).show().tobytes()
-
-
-def test_what_rounds_to_nothing_has_no_sign(dropped, monkeypatch):
-    """Scoring that drops nothing costs a little more than the untouched model."""
-    monkeypatch.setattr(fv.Answer, "saved", Saved(-1e-4, -1e-5, -0.0))
-    drawn = dropped._repr_html_()
-    assert "0.0% saved in the decoder&#x27;s prefill" in drawn
-    assert "0.0% saved: " in drawn
-    assert "-0.0%" not in drawn
 
 
 def test_a_picture_that_a_video_method_leaves_alone_costs_what_it_costs_without(vlm, demo):

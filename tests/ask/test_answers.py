@@ -7,7 +7,6 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.ask.answers import Answerer, in_order
 from foveate.ask.loading import load
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
@@ -90,14 +89,6 @@ def test_questions_about_one_picture_share_a_look_wherever_they_stand(vlm, pictu
     assert False not in batches.shared
 
 
-@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"stop": ["a"]}], ids=str)
-def test_questions_that_share_are_decoded_as_asked(settings, vlm, pictures):
-    many = vlm.ask_many([(pictures[0], question) for question in QUESTIONS], **FEW, **settings)
-    assert [answer.tokens for answer in many] == [
-        vlm.ask(pictures[0], question, **FEW, **settings).tokens for question in QUESTIONS
-    ]
-
-
 def test_pictures_are_told_apart_by_what_they_show(vlm, monkeypatch):
     """One array, filled anew for each question, and a copy of it."""
     frame = np.zeros((96, 96, 3), np.uint8)
@@ -130,21 +121,6 @@ def test_what_is_wrong_with_a_question_is_raised_at_its_place(vlm, pictures):
     assert next(replies).text == vlm.ask(pictures[0], QUESTIONS[0], **FEW).text
     with pytest.raises(fv.InputError, match=r"missing\.png"):
         next(replies)
-
-
-def test_one_question_that_lacks_memory_alone_says_what_to_do(vlm, pictures, monkeypatch):
-    Batches(monkeypatch, most=0)
-    with pytest.raises(fv.InputError, match="memory"):
-        list(vlm.ask_many([(pictures[0], QUESTIONS[0])], **FEW))
-
-
-def test_replies_hold_what_they_took(vlm, pictures):
-    answerer = Answerer(vlm, batch_size=2)
-    (batch,) = answerer.replies(pictures[:2], lambda path, _: vlm.prepare(path, QUESTIONS[0]))
-    assert [reply.place for reply in batch] == [0, 1]
-    assert min(reply.preparing for reply in batch) > 0
-    assert min(reply.answering for reply in batch) > 0
-    assert len(list(in_order([batch]))) == 2
 
 
 def test_questions_that_all_fail_are_told_before_the_last_is_read(vlm, monkeypatch):

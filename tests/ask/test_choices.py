@@ -157,19 +157,6 @@ def test_a_shorter_choice_does_not_win_by_being_short(vlm, demo):
     assert answer.text == "36KUM"
 
 
-def test_scoring_again_gives_the_same_and_counts_what_was_dropped(vlm, demo):
-    first, second = (vlm.ask(demo, QUESTION, choices=["yes", "no"], method="v2drop", retention=0.4) for _ in range(2))
-    assert first.choices == second.choices
-    assert first.retention == pytest.approx(0.4, abs=0.01)
-    assert (first.met, first.asked) == (True, 0.4)
-    assert 0.3 < first.saved.kv_bytes < 0.7
-    assert len(first.trace.history) == 1
-
-
-def test_choices_need_no_picture(vlm):
-    assert set(vlm.ask([], "Is it red?", choices=["yes", "no"]).choices) == {"yes", "no"}
-
-
 @pytest.mark.parametrize(
     ("choices", "says"),
     [

@@ -1,6 +1,5 @@
 """Chat messages with their files read, or refused by name."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 from hypothesis import assume, given, strategies as st
 from PIL import Image
 
-from foveate.ask import media as module
 from foveate.ask.conversation import Conversation
 from foveate.ask.media import Picture
 from foveate.errors import InputError, SettingError, UnsupportedError
@@ -95,15 +93,6 @@ def test_messages_of_another_shape_are_refused(messages, says):
 def test_sound_is_refused():
     with pytest.raises(UnsupportedError, match="audio"):
         conversation({"role": "user", "content": [{"type": "audio", "url": "song.wav"}]})
-
-
-def test_of_a_video_as_many_frames_are_read_as_are_asked_for(monkeypatch):
-    clip = Clip(Path("film.mp4"), np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 0.0, 2.0, 10.0)
-    asked = {}
-    monkeypatch.setattr(module, "clip_of", lambda path, given, _, blank: asked.update(asdict(given), path=path) or clip)
-    film = {"role": "user", "content": [{"type": "video", "url": "film.mp4", "start_time": 1.0}]}
-    assert Conversation.of([film], frames=4, fps=2.0).clips == [clip]
-    assert asked == {"path": Path("film.mp4"), "frames": 4, "fps": 2.0, "start": 1.0, "end": None}
 
 
 def test_other_media_take_the_places_of_the_old(picture):

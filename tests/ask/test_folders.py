@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 import foveate as fv
@@ -138,15 +137,6 @@ def test_an_adapter_in_a_pickle_is_refused(folder):
     refused(folder, "config.json names 'adapter_model.bin', and only safetensors are read")
 
 
-def test_the_weights_below_an_adapter_are_looked_at_too(folder, sound, tmp_path):
-    base = Path(shutil.copytree(sound, tmp_path / "base"))
-    sharded(base, "pytorch_model.bin")
-    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    (folder / WEIGHTS).rename(folder / "adapter_model.safetensors")
-    refused(folder, "names 'pytorch_model.bin', and only safetensors are read")
-
-
 def test_an_index_of_the_hub_is_looked_at_too(folder, monkeypatch):
     """Files of the hub come one by one: the index is there before the weights that it names."""
     sharded(folder, "pytorch_model.bin")
@@ -241,21 +231,6 @@ def test_a_template_that_fails_is_named(template, says, vlm, demo, monkeypatch):
     name = re.escape(vlm.model.name_or_path)
     assert re.match(rf"The chat template of {name} cannot write this conversation: ", str(error.value))
     assert "\n" not in str(error.value)
-
-
-def test_a_lack_of_memory_is_no_fault_of_the_template(vlm, demo, monkeypatch):
-    def lacking(*_, **__):
-        raise MemoryError
-
-    monkeypatch.setattr(vlm.processor, "apply_chat_template", lacking)
-    with pytest.raises(fv.InputError, match="336 x 336"):
-        vlm.ask(demo, "What ?")
-
-
-def test_settings_of_a_processor_that_fail_late_are_one_line(vlm, monkeypatch):
-    monkeypatch.setattr(vlm.processor.image_processor, "rescale_factor", "x")
-    with pytest.raises(fv.InputError, match="9 x 9"):
-        vlm.ask(Image.new("RGB", (9, 9)), "What ?")
 
 
 def test_a_mistake_of_our_own_is_not_hidden(vlm, demo, monkeypatch):

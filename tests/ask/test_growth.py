@@ -84,15 +84,6 @@ def test_pictures_one_by_one_are_as_all_at_once(family, method, monkeypatch):
     assert_close(grown, vlm.answer(prompt, method, generation=FEW, first=True))
 
 
-def test_an_earlier_look_stays_as_it_is(monkeypatch):
-    vlm = random_vlm("llava", monkeypatch)
-    looks, seen, _ = looks_of(vlm, VISION)
-    before = [[layer.keys.clone() for layer in look.cache.layers] for look in looks]
-    forget(vlm.model, looks[2], 3, 5, seen)
-    for look, keys in zip(looks, before, strict=True):
-        assert all(map(torch.equal, keys, (layer.keys for layer in look.cache.layers)))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_move_up_have_the_keys_of_their_new_positions(family, monkeypatch):
     """In the first layer, whose rows know of no other. Deeper ones keep what they took from the forgotten."""
@@ -109,23 +100,6 @@ def test_rows_that_move_up_have_the_keys_of_their_new_positions(family, monkeypa
         assert layer.get_seq_length() == expected.get_seq_length()
     answer = answers_to(vlm, [prompt_of(vlm, inputs, 2)], None, FEW, look=without)[0]
     assert len(answer.tokens) == 4
-
-
-@pytest.mark.parametrize("method", [fv.VidCom2(retention=1 / 3), fv.V2Drop(retention=0.6), VISION])
-def test_what_is_left_of_a_picture_moves_up(method, monkeypatch):
-    """As many rows as if the forgotten had never been there, at the same columns, and their keys at their positions."""
-    vlm = random_vlm("llava", monkeypatch)
-    looks, seen, _ = looks_of(vlm, method)
-    (*_, never), _, _ = looks_of(vlm, method, (0, 2))
-    start, end = seen[0].columns, seen[0].columns + seen[1].columns
-    without = forget(vlm.model, looks[2], start, end, [seen[0], seen[2]])
-    for layer, expected in zip(without.cache.layers, never.cache.layers, strict=True):
-        assert layer.keys.shape == expected.keys.shape
-        assert layer.get_seq_length() == expected.get_seq_length()
-        if getattr(expected, "shift", None) is not None:
-            assert torch.equal(layer.shift, expected.shift)
-    first, other = without.cache.layers[0], never.cache.layers[0]
-    torch.testing.assert_close(first.keys, other.keys, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("positions", [1, 700])
@@ -242,33 +216,6 @@ def test_the_pooling_mask_has_the_columns_of_all_that_was_seen(small, pictures, 
         if method == "v2drop":  # rows that leave a tower stand in the first columns of their picture
             assert torch.equal((mask * vision).nonzero()[:, 0], columns[origin])
         assert torch.equal(pickle.loads(pickle.dumps(live.trace)).pooling_mask[0], mask)
-
-
-def test_what_is_said_in_between_stays(small, pictures):
-    start = [user(image(pictures[0]), text("Look.")), {"role": "assistant", "content": "I see."}]
-    live = small.look(messages=start).see(pictures[1]).see(pictures[2])
-    behind = [user(image(pictures[1]), image(pictures[2]), text("What?"))]
-    assert_same_prompt(live.prompt("What?"), small.prepare(messages=[*start, *behind]))
-    left = live.forget(0)
-    start[0]["content"] = start[0]["content"][1:]
-    assert torch.equal(
-        left.prompt("What?").inputs["input_ids"], small.prepare(messages=[*start, *behind]).inputs["input_ids"]
-    )
-
-
-def test_a_screenshot_comes_behind_what_was_said(small, pictures):
-    live = small.look(pictures[0], method="vidcom2")
-    said = ["What?", live.ask("What?", **NEW).text]
-    live = live.see(pictures[1], after=said)
-    messages = [
-        user(image(pictures[0]), text(said[0])),
-        {"role": "assistant", "content": said[1]},
-        user(image(pictures[1]), text("And now?")),
-    ]
-    answer, fresh = live.ask("And now?", **NEW), small.ask(messages=messages, method="vidcom2", **NEW)
-    assert_same_prompt(answer.prompt, fresh.prompt)
-    assert answer.tokens == fresh.tokens
-    assert_same_prompt(live.forget().prompt("And now?"), small.prepare(messages=[user(text(said[0])), *messages[1:]]))
 
 
 TEMPLATES = {
@@ -392,24 +339,6 @@ def test_memory_is_bounded_however_many_frames_come(small, pictures):
     assert len(sizes) <= 3
     assert [seen.at for seen in live.pictures] == [37, 38, 39]
     assert live.tokens == live.look.cache.get_seq_length() == 4 + 3 * 576
-
-
-def test_the_tower_of_a_picture_that_comes_is_replayed(small, pictures, graphs_on_cpu, monkeypatch):
-    def grown():
-        live = small.look(pictures[0], method="vidcom2")
-        graphs = []
-        for picture in pictures[1:]:
-            live = live.see(picture)
-            graphs.append(live.trace.graphs)
-        return graphs, live.ask("What?", **NEW).tokens
-
-    (*_, without), expected = grown()
-    assert without is None
-    monkeypatch.setattr(small, "cuda_graphs", True)
-    graphs, tokens = grown()
-    assert tokens == expected
-    assert [counts.tower.latest for counts in graphs] == ["recorded", "replayed", "replayed"]
-    assert {counts.decoder.latest for counts in graphs} == {"the cache is not an empty DynamicCache"}
 
 
 def test_an_interrupt_leaves_the_old_look_whole(small, pictures, monkeypatch):

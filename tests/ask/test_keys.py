@@ -54,12 +54,6 @@ def test_a_film_part_says_how_many_frames(film, keys, frames):
     assert len(_seconds(film)) == 32
 
 
-def test_what_a_part_says_counts_before_the_call(film):
-    part = {"type": "video_url", "video_url": {"url": str(film), "nframes": 2}}
-    (clip,) = Conversation.of([{"role": "user", "content": [part]}], frames=8, fps=1).clips
-    assert len(clip) == 2
-
-
 @pytest.mark.parametrize("key", [*SIZES, "min_frames", "fsp", "video_satrt", "anything"])
 def test_a_key_of_a_film_that_is_not_done_is_refused(film, key):
     with pytest.raises(InputError, match=key):

@@ -10,7 +10,7 @@ from transformers import MistralConfig
 import foveate as fv
 from foveate.ask.answer import kv_bytes
 from foveate.ask.generation import FirstToken
-from foveate.ask.look import can_share, look_at, refuse_unshareable, resume, together, weights_of
+from foveate.ask.look import can_share, look_at, refuse_unshareable, resume, together
 from foveate.ask.running import answers_to
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.methods.dycoke import DyCoke
@@ -307,10 +307,3 @@ def test_a_cache_that_cannot_be_copied_is_refused(monkeypatch):
     monkeypatch.setattr("foveate.ask.look.prefill", lambda *_: static)
     with pytest.raises(fv.UnsupportedError, match="StaticLayer"):
         look_at(vlm.model, asked(vlm)[0].inputs)
-
-
-def test_whether_weights_have_changed_is_told_without_reading_them():
-    model = models.made_of("llava", models.TINY["llava"].config())
-    with Inside() as telling:
-        assert weights_of(model) == weights_of(model)
-    assert telling.all == 0

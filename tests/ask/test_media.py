@@ -49,15 +49,6 @@ def test_the_note_says_the_share_that_is_cut_off(vlm, size, share, sides):
     assert torch.equal(pixels(vlm, picture, QUESTION), pixels(vlm, middle, QUESTION))
 
 
-def test_the_note_names_the_file(vlm, tmp_path):
-    noise(80, 40).save(path := tmp_path / "wide.png")
-    (note,) = vlm.prepare(path, QUESTION).notes
-    assert note == (
-        f"the processor cuts off 50% of {path} (left and right): the model sees only the centre square. "
-        "Set fit to pad to show all of it."
-    )
-
-
 @pytest.mark.parametrize("size", [(336, 336), (100, 100), (400, 397)])
 def test_of_a_square_nothing_is_said(vlm, size):
     assert crop_note(Picture(None, noise(*size))) is None
@@ -101,13 +92,6 @@ def test_processors_that_show_all_of_a_picture_crop_nothing(family):
     vlm = random_vlm(family)
     vlm.processor.image_processor = fv.load().processor.image_processor
     assert not vlm.crops
-
-
-def test_the_protocol_of_the_papers_pads_by_itself(vlm):
-    picture = noise(64, 32)
-    prompt = vlm.prepare(picture, QUESTION, protocol="llava")
-    assert prompt.notes == ()
-    assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, picture, QUESTION, fit="pad"))
 
 
 def test_the_protocol_of_the_papers_has_one_system_text_before_all_others(vlm):

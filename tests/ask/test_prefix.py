@@ -15,7 +15,6 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.media import Picture
 from foveate.ask.prefix import Wording
 from tests.ask.conftest import image, text, user
-from tests.films import film
 
 QUESTIONS = ("What does the text say?", "How many squares are there?", "\nIs there a ring? ", "é…?", "a" * 80)
 
@@ -92,27 +91,6 @@ def test_choices_are_scored_as_afresh(vlm, picture, prefix):
     assert (answer.text, answer.looked) == (fresh.text, 578)
 
 
-def test_several_pictures_and_a_film_are_looked_at_together(vlm, picture, tmp_path):
-    clip = film(tmp_path / "film.mp4", 10, size=(64, 64))
-    with pytest.warns(UserWarning, match="go in as pictures"):
-        prefix = vlm.look([picture, clip], method="v2drop", frames=2)
-    assert prefix.tokens > 3 * 576
-    with pytest.warns(UserWarning, match="go in as pictures"):
-        fresh = vlm.ask([picture, clip], "What changed?", method="v2drop", frames=2, **NEW)
-    assert prefix.ask("What changed?", **NEW).tokens == fresh.tokens
-
-
-def test_what_stands_before_the_picture_belongs_to_the_look(vlm, picture):
-    start = [user(text("Be brief.")), {"role": "assistant", "content": "Yes."}, user(image(picture), text("Look."))]
-    prefix = vlm.look(messages=start, method="v2drop")
-    asked = [*start[:2], user(image(picture), text("Look."), text("What is it?"))]
-    assert prefix.ask("What is it?", **NEW).tokens == vlm.ask(messages=asked, method="v2drop", **NEW).tokens
-    answered = [*start, {"role": "assistant", "content": "I see."}]
-    prefix = vlm.look(messages=answered)
-    asked = [*answered, user(text("What is it?"))]
-    assert prefix.ask("What is it?", **NEW).tokens == vlm.ask(messages=asked, **NEW).tokens
-
-
 # -- conversations ------------------------------------------------------------------------------------------------
 
 
@@ -138,12 +116,6 @@ def test_what_was_said_is_questions_and_answers_in_turn(prefix):
 # -- refusals -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_question_is_refused(prefix):
-    for question, says in (("", "empty"), (" \n", "empty"), (None, "question"), (3, "question")):
-        with pytest.raises(fv.SettingError, match=says):
-            prefix.ask(question)
-
-
 def test_half_a_letter_and_a_placeholder_are_refused(prefix):
     with pytest.raises(fv.InputError, match="Unicode"):
         prefix.ask("What \ud800?")
@@ -160,23 +132,6 @@ def test_settings_that_would_give_wrong_tokens_are_refused(prefix, setting):
         prefix.ask("What?", **{setting: None})
     with pytest.raises(fv.SettingError, match=f"has no setting {setting}"):
         prefix.ask_many(["What?"], **{setting: None})
-
-
-def test_settings_of_a_checkpoint_do_not_count(vlm, prefix, monkeypatch):
-    expected = prefix.ask("What?", **NEW).tokens
-    for name, value in (("use_cache", False), ("prompt_lookup_num_tokens", 3), ("cache_implementation", "static")):
-        with monkeypatch.context() as patch:
-            patch.setattr(vlm.model.generation_config, name, value)
-            assert prefix.ask("What?", **NEW).tokens == expected
-
-
-def test_choices_do_not_go_with_streams_and_batches_are_of_one_or_more(prefix):
-    with pytest.raises(fv.SettingError, match="choices are scored"):
-        prefix.ask("What?", choices=["a", "b"], stream=True)
-    with pytest.raises(fv.SettingError, match="got 0"):
-        prefix.ask_many(["What?"], batch_size=0)
-    with pytest.raises(fv.SettingError, match="questions"):
-        prefix.ask_many("What?")
 
 
 def test_nothing_to_look_at_is_refused(vlm, picture):
@@ -324,7 +279,6 @@ TEMPLATES = {
     "nothing else": SAYS + PART + DONE,
 }
 FIRST = "{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}<image>{% endfor %}"
-CLOCK = "{{ now() }}" + SAYS + PART + DONE
 
 
 def with_template(vlm, template):

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import foveate as fv
-from foveate import embedded
 from foveate.ask.conversation import Conversation
 from foveate.ask.media import decode_url, read_media, read_medium, read_picture
 from foveate.errors import InputError, SettingError
@@ -44,13 +43,6 @@ def test_an_animation_that_stands_at_another_frame_is_that_frame():
         (0, 0, 255),
         "the picture has 2 frames; only number 2 is read.",
     )
-
-
-def test_a_picture_whose_file_is_closed_is_taken_as_it_is(tmp_path):
-    (path := tmp_path / "moving.gif").write_bytes(FILES["moving.gif"])
-    with Image.open(path) as image:
-        image.load()
-    assert read_picture(image).image.getpixel((0, 0)) == (255, 0, 0)
 
 
 def written(data):
@@ -157,11 +149,6 @@ def test_lists_that_are_no_film_are_refused(part, says):
         Conversation.of(message_of(**part))
 
 
-def test_a_note_on_a_frame_is_the_films():
-    (clip,) = read_media([[FILES["moving.gif"]] * 3])
-    assert clip.note == "the picture has 2 frames; only the first is read."
-
-
 def test_frames_that_somebody_chose_all_go_in():
     vlm = fv.load(device="cpu")
     assert vlm.prepare([[RED] * 5], "What?").vision_tokens == 5 * 576
@@ -228,15 +215,6 @@ def test_names_with_a_colon_are_paths(tmp_path, monkeypatch):
     RED.save("scan: 1.png")
     assert [scheme_of(name) for name in ("12:30.png", "scan: 1.png", r"C:\a.png", "a/b:c.png")] == [None] * 4
     assert read_medium("scan: 1.png").image.size == RED.size
-
-
-def test_bytes_are_asked_about_as_the_file_is():
-    vlm = fv.load(device="cpu")
-    path = embedded.picture()
-    asked = {vlm.ask(source, embedded.QUESTION, max_new_tokens=6).text for source in (path, path.read_bytes())}
-    assert len(asked) == 1
-    with pytest.raises(InputError, match="Pillow"):
-        vlm.ask(b"\x89PNG", "hi")
 
 
 def test_an_empty_path_is_no_folder():

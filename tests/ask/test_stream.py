@@ -53,23 +53,11 @@ def test_the_pieces_together_are_the_answer(vlm, scenes, question, method):
         assert len(pieces) > 2
 
 
-def test_after_its_end_a_stream_stays_at_its_end(vlm, demo):
-    stream = vlm.ask(demo, QUESTION, stream=True)
-    assert "".join(stream) == "36KUM"
-    assert list(stream) == []
-    assert next(stream, "over") == "over"
-
-
 @pytest.mark.parametrize("stop", [("E9",), ("4S", "S"), ("S!",)])
 def test_a_stop_is_part_of_no_piece(vlm, demo, stop):
     stream = vlm.ask(demo, QUESTION, stream=True, stop=stop)
     pieces = list(stream)
     assert "".join(pieces) == vlm.ask(demo, QUESTION, stop=stop).text == stream.answer.text
-
-
-def test_a_sample_with_a_seed_is_the_same_as_a_stream(vlm, demo):
-    settings = {"temperature": 3.0, "seed": 5, "max_new_tokens": 12}
-    assert "".join(vlm.ask(demo, QUESTION, stream=True, **settings)) == vlm.ask(demo, QUESTION, **settings).text
 
 
 def test_before_its_end_there_is_no_answer(vlm, demo):

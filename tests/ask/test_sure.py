@@ -14,7 +14,7 @@ from foveate.ask import answers
 from foveate.ask.answers import Answerer
 from foveate.ask.generation import Generation, LeastSure
 from foveate.ask.loading import load
-from foveate.ask.running import answers_to, log_probabilities
+from foveate.ask.running import log_probabilities
 from foveate.ask.second_look import conditions_of
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import InputError, SettingError
@@ -138,16 +138,6 @@ def test_a_picture_is_seen_once_by_the_tower_at_both_looks(vlm, pairs):
         assert seen == [1]
 
 
-def test_a_picture_is_seen_once_also_where_batches_are_others_at_the_second_look(vlm, pairs, middle):
-    different = [(picture, f"{question} {number % 4}") for number, (picture, question) in enumerate(pairs)]
-    seen = []
-    layer = vlm.model.model.vision_tower.encoder.layers[0]
-    with layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))):
-        many = list(vlm.ask_many(different, sure=middle, batch_size=2, **FEW))
-    assert any(answer.again for answer in many)
-    assert sum(seen) == 4
-
-
 def test_a_second_look_uses_the_memo_that_others_share_with_it(vlm, pairs):
     """And leaves in it what it found there."""
     memo, seen = TowerMemo(), []
@@ -202,13 +192,6 @@ def test_a_sample_that_has_ended_is_not_less_sure_for_others_that_go_on():
     assert least.of(1, 1) == pytest.approx(surely[1], rel=1e-6)  # an answer that is its end alone
     assert least.of(1, 3) == pytest.approx(surely[2], rel=1e-6)
     assert least.of(1, 0) == least.of(1, 1)
-
-
-def test_nothing_notes_confidences_where_nobody_asked(vlm, pairs):
-    assert vlm.ask(*pairs[0], **FEW).confidence is None
-    extra = {"logits_processor": [LeastSure()]}
-    (answer,) = answers_to(vlm, [vlm.prepare(*pairs[0])], None, Generation(), extra=extra)
-    assert 0 < answer.confidence <= 1
 
 
 @pytest.mark.parametrize(
@@ -441,10 +424,3 @@ def test_the_threshold_itself_is_trusted_as_in_a_calibration(vlm, pairs):
     confidence = vlm.ask(*pairs[0], sure=0.0, **FEW).confidence
     assert not vlm.ask(*pairs[0], sure=confidence, **FEW).again
     assert vlm.ask(*pairs[0], sure=math.nextafter(confidence, 1.0), **FEW).again
-
-
-@pytest.mark.parametrize("sure", [np.float32(0.9), np.float64(0.9), 1, np.int64(1)])
-def test_a_threshold_may_be_a_number_of_numpy(sure):
-    look = fv.SecondLook(method=fv.VidCom2(tokens=64), sure=sure)
-    assert type(look.sure) is float
-    assert json.loads(json.dumps(look.to_dict()))["sure"] == pytest.approx(float(sure))

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from foveate.ask.conversation import Conversation
-from foveate.ask.prompt import check_protocol, encode
-from foveate.errors import InputError, UnknownNameError, UnsupportedError
+from foveate.ask.prompt import encode
+from foveate.errors import InputError, UnsupportedError
 from foveate.video import Clip
 from tests.ask.conftest import user
 
@@ -67,23 +67,9 @@ def test_the_llava_protocol_keeps_turns_apart(picture):
     assert processor.given["text"] == ["Be brief. USER: <image>\nA? ASSISTANT: B.</s> USER: C? ASSISTANT:"]
 
 
-def test_the_llava_protocol_pads_to_a_square_with_the_mean_colour(picture):
-    model, processor = stub()
-    encode(model, processor, conversation(said("What is it?", picture)), "llava")
-    (square,) = processor.given["images"]
-    assert square.size == (30, 30)
-    assert square.getpixel((15, 0)) == square.getpixel((15, 29)) == (127, 63, 0)
-    assert square.crop((0, 5, 30, 25)).tobytes() == picture.tobytes()
-
-
 def test_the_llava_protocol_is_for_llava_alone(picture):
     with pytest.raises(UnsupportedError, match="model"):
         encode(*stub("qwen2_vl"), conversation(said("What is it?", picture)), "llava")
-
-
-def test_an_unknown_protocol_fails_with_the_list():
-    with pytest.raises(UnknownNameError, match="llava"):
-        check_protocol("vicuna")
 
 
 def test_the_llava_protocol_is_for_pictures_alone():

@@ -1,6 +1,5 @@
 """Asking: what goes in, what comes out, in what order, and how the model is left."""
 
-import re
 import threading
 import warnings
 from pathlib import Path
@@ -13,8 +12,6 @@ import foveate as fv
 from foveate import embedded
 from foveate.ask import answers as module
 from foveate.ask.answers import batches
-from foveate.ask.generation import FirstToken
-from foveate.ask.running import answers_to
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from tests.ask.conftest import INDEX, clip_of, image, prompt_of, random_vlm, text, user
@@ -114,29 +111,7 @@ def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scene
     assert "of the 6 frames read of film.mp4, 3 go in" in prompt.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("media", "says"),
-    [
-        (np.zeros((4, 4), np.uint8), r"got \(4, 4\), uint8"),
-        (np.zeros((4, 4, 3), np.float32), "float32"),
-        (7, "a clip or a list of frames; got a int"),
-        ("nowhere.png", r"nowhere\.png cannot be read"),
-        ([None], "got a NoneType"),
-    ],
-)
-def test_what_is_no_picture_is_refused(vlm, media, says):
-    with pytest.raises(fv.InputError, match=says):
-        vlm.ask(media, QUESTION)
-
-
 # -- messages -----------------------------------------------------------------------------------------------------
-
-
-def test_one_turn_of_messages_is_a_question(vlm, demo):
-    asked = vlm.ask(messages=[user(image(demo), text(QUESTION))])
-    assert (asked.text, asked.prompt.text) == ("36KUM", QUESTION)
-    plain = vlm.prepare(demo, QUESTION).inputs
-    assert all(torch.equal(value, plain[name]) for name, value in asked.prompt.inputs.items())
 
 
 def test_several_turns_and_pictures_are_one_prompt(vlm, scenes, demo):
@@ -162,11 +137,6 @@ def test_messages_take_the_place_of_media_and_prompt(vlm, demo):
 # -- settings -----------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_setting_is_a_mistake(vlm, demo):
-    with pytest.raises(fv.SettingError, match="max_tokens"):
-        vlm.ask(demo, QUESTION, max_tokens=3)
-
-
 def test_two_budgets_or_one_without_a_method_are_a_mistake(vlm, demo):
     with pytest.raises(fv.SettingError, match="tokens"):
         vlm.ask(demo, QUESTION, method="v2drop", tokens=96, retention=0.3)
@@ -189,14 +159,6 @@ def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(small, demo):
     exact = small.ask(demo, QUESTION, max_new_tokens=3, method="v2drop:metric=l1", tokens=288)
     assert (exact.method.metric, exact.met) == ("l1", True)
     assert exact.spent == pytest.approx(288, abs=1)
-
-
-@pytest.mark.parametrize("method", [3, fv.V2Drop])
-def test_what_is_no_method_is_refused(vlm, demo, method):
-    with pytest.raises(fv.SettingError, match="string or a Method"):
-        vlm.ask(demo, QUESTION, method=method)
-    with pytest.raises(fv.UnknownNameError, match="v2drop"):
-        vlm.ask(demo, QUESTION, method="v3drop")
 
 
 def test_settings_that_exclude_each_other_are_refused(vlm, demo):
@@ -255,30 +217,6 @@ def test_nothing_is_ever_printed(small, demo, wide, capfd, monkeypatch):
 
 
 # -- many ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("method", "beams"), [(None, 1), ("mustdrop", 1), (None, 2)])
-def test_a_batch_gives_what_each_alone_gets(small, questions, method, beams):
-    generation = fv.Generation(num_beams=beams, max_new_tokens=4)
-    prompts = [small.prepare(*question) for question in questions[:3]]
-    solved = small.method_for(method, 576, retention=0.5 if method else None)
-    together = answers_to(small, prompts, solved, generation, extra={"logits_processor": [FirstToken()]})
-    for answer, prompt in zip(together, prompts, strict=True):
-        alone = small.answer(prompt, solved, generation=generation, first=True)
-        assert (answer.text, answer.tokens, answer.flops) == (alone.text, alone.tokens, alone.flops)
-        assert answer.spent == alone.spent
-        torch.testing.assert_close(answer.first, alone.first, atol=1e-4, rtol=1e-4)
-
-
-def test_answers_that_stop_early_in_a_batch_are_those_of_each_alone(vlm, questions):
-    whole = [vlm.ask(*question) for question in questions[:3]]
-    generation = fv.Generation(stop=(whole[0].text[1:3],))
-    prompts = [answer.prompt for answer in whole]
-    together = answers_to(vlm, prompts, None, generation)
-    assert together[0].text == whole[0].text.partition(whole[0].text[1:3])[0].strip()
-    for answer, prompt in zip(together, prompts, strict=True):
-        alone = vlm.answer(prompt, generation=generation)
-        assert (answer.text, answer.tokens) == (alone.text, alone.tokens)
 
 
 @pytest.mark.parametrize("method", [None, "v2drop"])
@@ -428,24 +366,6 @@ def test_images_are_told_apart_by_what_stands_between_them(monkeypatch):
     assert sizes([1, 2], 0) == ()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"prompt": 5}, "prompt should be"),
-        ({"prompt": QUESTION, "method": "v2drop", "retention": "a third"}, "retention should be"),
-        ({"prompt": QUESTION, "method": "v2drop", "tokens": True}, "tokens should be"),
-    ],
-)
-def test_arguments_of_the_wrong_type_are_refused_in_a_sentence(vlm, demo, arguments, says):
-    with pytest.raises(fv.SettingError, match=re.escape(says)):
-        vlm.ask(demo, **arguments)
-
-
-def test_a_model_that_is_no_name_is_refused():
-    with pytest.raises(fv.SettingError, match="got 3"):
-        fv.load(3)
-
-
 # -- as graphs ----------------------------------------------------------------------------------------------------
 
 
@@ -486,9 +406,3 @@ def test_a_model_that_has_left_its_device_is_refused(graphed, scenes, monkeypatc
     monkeypatch.undo()
     with pytest.raises(fv.SettingError, match="CUDA"):
         graphed.ask(scenes[0], QUESTION)
-
-
-def test_a_question_without_a_picture_runs_plainly(graphed):
-    answer = graphed.ask([], "What is red?", max_new_tokens=2)
-    assert (answer.retention, answer.spent) == (1.0, 0.0)
-    assert "pictures" in answer.trace.graphs.decoder.latest

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 
 import pytest
 from PIL import Image
@@ -74,13 +73,6 @@ def test_a_folder_is_answered_and_a_second_run_has_nothing_to_do(batch, tmp_path
     assert sorted(answers(tmp_path / "out")) == [f"{number}.png" for number in range(6)]
 
 
-def test_the_summary_names_the_file_of_broken_lines(batch, table):
-    table.write_text(table.read_text() + "no JSON\n")
-    code, out, _ = batch(path=table)
-    assert code == 3
-    assert "Bad        1, with their reasons in broken.jsonl (broken lines: 1)" in out
-
-
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
@@ -139,27 +131,6 @@ def test_parquet_in_gives_parquet_out(batch, table, tmp_path):
     assert pyarrow.parquet.read_table(part).column("id").to_pylist() == [str(number) for number in range(6)]
 
 
-def test_csv_and_jsonl_need_no_pyarrow(batch, table, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    rows = [json.loads(line) for line in table.read_text().splitlines()]
-    csv = tmp_path / "in.csv"
-    csv.write_text("id,image,question\n" + "".join(",".join(row.values()) + "\n" for row in rows))
-    assert batch(path=csv)[0] == 0
-    assert len(answers(tmp_path / "out")) == 6
-    (tmp_path / "in.parquet").write_bytes(b"PAR1")
-    code, _, err = batch(path=tmp_path / "in.parquet")
-    assert code == 1
-    assert "Parquet needs pyarrow: pip install -e '.[batch]'" in err
-
-
-def test_an_input_with_wrong_columns_is_refused(batch, table):
-    table.write_text(table.read_text().replace('"image"', '"file"'))
-    code, _, err = batch(path=table)
-    assert code == 1
-    assert "can be asked. Row 0: The row has nothing under media or image" in err
-    assert batch("--media-column", "file", path=table)[0] == 0
-
-
 def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
     rows = [json.loads(line) for line in table.read_text().splitlines()]
     rows[1]["image"] = "missing.png"
@@ -172,23 +143,6 @@ def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
     assert "1: … cannot be read: No such file or directory. Check the path." in out
     assert "Accuracy   0.0% of the answers whose rows have a label" in out
     assert err.index("each process loads the model") < err.index("Answering")
-
-
-def test_a_budget_too_small_for_the_method_is_told_once_and_in_no_row(run, folder, tmp_path):
-    code, _, err = run("batch", folder, tmp_path / "out", "--prompt", "What?", "--retention", 0.15, "--limit", 3)
-    assert code in (0, 3)
-    assert err.count("v2drop is not the best choice for so few tokens") == 1
-    parts = [part.read_text() for part in (tmp_path / "out").glob("part-*.jsonl")]
-    rows = [json.loads(line) for part in parts for line in part.splitlines()]
-    assert rows
-    assert not any("v2drop" in note for row in rows for note in row["notes"])
-
-
-def test_graphs_are_refused_where_there_are_none(batch):
-    code, out, err = batch("--prompt", "What is this", "--cuda-graphs")
-    assert (code, out) == (2, "")
-    assert "CUDA" in err.splitlines()[-1]
-    assert batch("--prompt", "What is this")[0] == 3  # nothing was begun with that flag
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
@@ -214,11 +168,6 @@ def columns(out):
     """Rows in order."""
     rows = [json.loads(line) for part in out.glob("part-*.jsonl") for line in part.read_text().splitlines()]
     return sorted(rows, key=lambda row: row["row"])
-
-
-def test_rows_may_be_texts_alone_where_that_is_said(batch, table):
-    table.write_text(json.dumps({"id": "t", "image": [], "question": "What"}) + "\n" + table.read_text())
-    assert batch("--limit", 2, "--text-only", path=table)[0] == 0
 
 
 def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, folder, tmp_path, monkeypatch):

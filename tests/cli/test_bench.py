@@ -2,9 +2,7 @@
 
 import json
 import statistics
-from unittest.mock import Mock
 
-import foveate as fv
 from foveate.bench.paired import AGAIN, FULL, KEEP_ALL, PairedRun
 
 QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
@@ -36,31 +34,6 @@ def test_a_run_prints_tables_and_writes_a_record(run, shallow_llava, tmp_path):
     assert rows["v2drop 16"]["prefill_over_random"] > 0
     assert rows["v2drop 16: random"]["prefill_over_bare"] > 0
     assert rows["visiondrop 16"]["bare"] == "visiondrop 16: bare"
-
-
-def test_all_methods_that_take_a_budget_run_beside_random_dropping(run, shallow_llava, tmp_path, monkeypatch):
-    few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "finalkv", "random")}
-    monkeypatch.setattr("foveate.registry.methods", lambda: few)
-    out = tmp_path / "all.json"
-    asked = ("bench", "--model", shallow_llava, "--method", "all", "--retention", "0.5", "--no-bare", "--out", out)
-    code, shown, _ = run(*asked, *QUICK)
-    assert code == 0
-    assert "Scoring" in shown
-    names = [row["name"] for row in json.loads(out.read_text())["rows"]]
-    assert names == [FULL, KEEP_ALL, "v2drop 18", "v2drop 18: random", "vidcom2 18", "vidcom2 18: random", AGAIN]
-
-
-def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, shallow_llava, monkeypatch):
-    asked = ("bench", "--model", shallow_llava, "--method", "v2drop", "--retention", "0.5", *QUICK)
-    code, shown, _ = run(*asked, "--no-bare")
-    assert code == 0
-    assert ": bare" not in shown
-    assert "The bare layers were not timed" not in shown
-    monkeypatch.setattr("foveate.bench.paired.obstacle", lambda *_: "a reason")
-    code, shown, _ = run(*asked)
-    assert code == 0
-    assert ": bare" not in shown
-    assert "The bare layers were not timed: a reason." in shown
 
 
 def test_shapes_are_listed(run):
@@ -95,14 +68,6 @@ def test_what_was_finished_is_kept_when_interrupted(run, shallow_llava, tmp_path
     assert all(len(row["prefill_times"]) == row["rounds"] == 3 for row in record["rows"])
 
 
-def test_too_few_rounds_for_a_ratio_write_nothing(run, shallow_llava, tmp_path, monkeypatch):
-    monkeypatch.setattr(PairedRun, "run", Mock(side_effect=KeyboardInterrupt))
-    out = tmp_path / "part.json"
-    code, shown, told = run("bench", "--model", shallow_llava, "--method", "v2drop", "--out", out, *QUICK)
-    assert (code, shown, out.exists()) == (130, "", False)
-    assert "0 of 2 rounds finished, too few for a ratio: nothing is written." in told
-
-
 def test_a_machine_that_differs_from_itself_is_warned_of(run, shallow_llava, monkeypatch):
     def drifting(self, pairs, *_):
         for number in range(pairs):
@@ -114,13 +79,6 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, shallow_llava, mon
     code, _, told = run("bench", "--model", shallow_llava, "--method", "v2drop", *QUICK)
     assert code == 0
     assert "warning: the machine is noisy: the full model differs from itself (prefill)." in told
-
-
-def test_graphs_are_refused_where_there_are_none_before_weights_are_made(run, monkeypatch):
-    monkeypatch.delattr("foveate.bench.benched.from_shape")
-    code, out, err = run("bench", "--model", "cpu-tiny", "--cuda-graphs", *QUICK)
-    assert (code, out) == (2, "")
-    assert "CUDA" in err
 
 
 def test_a_ladder_has_a_row_for_each_step_on_top_of_the_last(run, shallow_llava, tmp_path):
@@ -135,9 +93,3 @@ def test_a_ladder_has_a_row_for_each_step_on_top_of_the_last(run, shallow_llava,
     assert fewer["ttft_over_before"] == fewer["ttft_ratio"]  # the step before is the untouched model
     of_rounds = [a / b for a, b in zip(thinner["ttft_times"], fewer["ttft_times"], strict=True)]
     assert thinner["ttft_over_before"] == statistics.median(of_rounds)
-
-
-def test_a_ladder_of_two_methods_is_refused(run):
-    code, _, err = run("bench", "--ladder", "--method", "v2drop", "--method", "vidcom2")
-    assert code == 2
-    assert "one --method" in err

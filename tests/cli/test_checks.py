@@ -119,14 +119,6 @@ def test_a_method_that_another_package_brings_passes(monkeypatch):
     check_methods(["brought"])
 
 
-def test_a_preset_that_there_is_not_is_refused_when_presets_are_asked_for(run):
-    for arguments in (["presets", "nosuch"], ["compare", PICTURE, *ASK, "--method", "v2drop/llava-1.5-7b/99"]):
-        code, _, err = run(*arguments)
-        assert code == 2
-        assert "No preset" in err
-    assert "Did you mean v2drop/llava-1.5-7b/" in err
-
-
 def test_a_model_that_is_no_shape_is_refused_with_where_shapes_are_listed(run):
     for name in ("cpu-mediun", "m" * 5000):
         code, _, err = run("bench", "--model", name)
@@ -135,24 +127,6 @@ def test_a_model_that_is_no_shape_is_refused_with_where_shapes_are_listed(run):
             True,
             True,
         )
-
-
-def test_a_folder_without_a_config_is_no_model(run, tmp_path):
-    code, _, err = run("generate", "--model", tmp_path, PICTURE, *ASK)
-    assert (code, "config" in err, err.count("\n")) == (1, True, 1)
-
-
-def test_one_method_and_one_family_are_shown_with_their_settings_and_places(run):
-    code, out, _ = run("methods", "v2drop")
-    assert code == 0
-    assert "l2, l1, cosine or relative" in out
-    assert "3, 17, 22" in out
-    assert "How movement is measured" in out
-    assert "v2drop/llava-1.5-7b/192" in out
-    code, out, _ = run("models", "qwen2_vl")
-    assert code == 0
-    assert "Between layers" in out
-    assert "i v" in out
 
 
 def test_the_preset_of_a_chain_is_a_method_and_meets_no_budget_of_its_members(run):

@@ -131,22 +131,6 @@ def test_several_images_go_into_one_question(ask, picture, tmp_path):
         assert drawn.height > 700  # a row an image
 
 
-def test_attention_and_dtype_reach_the_model(ask, picture):
-    _, out, _ = ask("generate", picture, "--attention", "eager", "--dtype", "bfloat16", "--device", "cpu", "--json")
-    model = json.loads(out)["model"]
-    assert (model["attention"], model["dtype"], model["device"]) == ("eager", "bfloat16", "cpu")
-
-
-def test_compare_shows_the_full_model_and_every_method_there_is(ask, picture):
-    code, out, err = ask("compare", picture, "--pairs", 2)
-    assert code == 0
-    assert err.startswith("foveate: no budget given: using --retention 1/3\n")
-    for name in ("full model", *COMPARED):
-        assert name in out
-    assert "100.0%" in out
-    assert "timed against itself" in " ".join(out.split())
-
-
 def test_compare_json_has_a_record_a_method_at_one_budget(ask, picture, tmp_path):
     figure = tmp_path / "all.png"
     names = ("--method", "v2drop", "--method", "random", "--method", "v2drop/llava-1.5-7b/128")
@@ -161,20 +145,6 @@ def test_compare_json_has_a_record_a_method_at_one_budget(ask, picture, tmp_path
     with Image.open(figure) as drawn:
         assert drawn.height > 4 * 170  # the picture and three methods
         assert max(drawn.size) < 1800
-
-
-def test_a_budget_that_is_not_met_is_said_where_the_answer_is(ask, picture):
-    asked = ("--method", "averagepool", "--retention", 0.5)  # of 6 x 6 tokens 4 x 4 are the nearest below
-    code, out, _ = ask("generate", picture, *asked)
-    assert (code, "not met: 50.0% requested, 44.4% spent" in " ".join(out.split())) == (0, True)
-    code, out, _ = ask("generate", picture, *asked, "--json")
-    found = json.loads(out)
-    assert (found["asked"], found["spent"], found["met"]) == (0.5, found["retention"], False)
-    code, out, _ = ask("compare", picture, *asked, "--method", "random:layers=0", "--pairs", 2)
-    said = " ".join(out.split())
-    assert "44.4%*" in said
-    assert "* The budget is not met: averagepool: 50.0% requested, 44.4% spent." in said
-    assert said.count("44.4% spent") == 1
 
 
 def test_methods_models_and_presets_list_what_the_registry_has(run):
@@ -193,24 +163,6 @@ def test_methods_models_and_presets_list_what_the_registry_has(run):
     assert rows["v2drop/llava-1.5-7b/192"]["mean_tokens"] == pytest.approx(193.8, abs=0.1)
     assert rows["v2drop/qwen2-vl-7b/22.6%"]["mean_tokens"] is None
     assert rows["v2drop/qwen2-vl-7b/22.6%"]["retention"] == pytest.approx(0.226, abs=0.002)
-
-
-def test_the_lists_for_people_name_everything(run):
-    titles = [word for one in PROVED.values() for word in one.title.split()]
-    for command, names in (("methods", methods()), ("models", [*families(), *titles]), ("presets", presets())):
-        shown = run(command)[1]
-        assert [name for name in names if name not in shown] == []
-
-
-def test_a_model_that_is_told_from_its_structure_has_a_row(run):
-    told = json.loads(run("models", "lfm2_vl", "--json")[1])
-    assert told["families"] == []
-    assert told["proved"] == [
-        {"model_type": "lfm2_vl", **PROVED["lfm2_vl"]._asdict(), "places": [*PROVED["lfm2_vl"].places]}
-    ]
-    shown = run("models", "lfm2_vl")[1]
-    assert "LFM2-VL" in shown
-    assert "llava" not in shown
 
 
 def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):
@@ -277,14 +229,6 @@ def test_several_questions_are_answered_from_one_look(run, tiny_llava, picture, 
     out = run("generate", picture, *flags, *settings)[1]
     assert [out.count(question) for question in words] == [1, 1, 1]
     assert "once: " in out
-
-
-def test_several_questions_are_asked_afresh_where_the_method_reads_them(ask, picture):
-    code, out, err = ask("generate", picture, "--prompt", "What?", "--method", "mustdrop", "--json")
-    assert code == 0
-    assert "looked" not in json.loads(out)["answers"][0]
-    assert "mustdrop reads the question" in err
-    assert "Each question runs its own prefill" in err
 
 
 @pytest.mark.parametrize("kind", ["tuned", "own"])

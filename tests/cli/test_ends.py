@@ -10,7 +10,7 @@ import pytest
 
 from foveate.cli import main
 from foveate.cli.lists import Methods
-from tests.forked import alive, forked, full_disk
+from tests.forked import alive, forked
 
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 KILLED = 143
@@ -56,21 +56,6 @@ def test_kill_in_an_evaluation_loses_no_answer_and_leaves_no_process(tmp_path, e
 def lines_in(folder):
     """The objects in a store's file."""
     return [json.loads(line) for file in folder.glob("*/part-*.jsonl") for line in file.read_text().splitlines()]
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, there):
-    (out := tmp_path / "results").mkdir()
-    if there:
-        (out / "a.json").write_text("old")
-    with full_disk(100):
-        code, said, err = ask("generate", picture, "--retention", 0.5, "--out", out / "a.json", "--force")
-    assert code == 1
-    assert said.startswith("Question ")  # no answer is lost for it
-    assert (
-        err == f"foveate: {out}/a.json could not be written: File too large. Free some space, or name another file.\n"
-    )
-    assert [(path.name, path.read_text()) for path in out.iterdir()] == ([("a.json", "old")] if there else [])
 
 
 def test_a_thread_may_run_a_command(capsys):

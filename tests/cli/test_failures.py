@@ -52,15 +52,6 @@ def test_what_cannot_be_done_is_one_line_on_stderr(run, tiny_llava, picture, arg
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["generate", ("tune", "--retention", 0.5)])
-def test_a_pipe_is_refused_and_not_waited_for(run, tmp_path, command):
-    os.mkfifo(pipe := tmp_path / "pipe.png")
-    command, *flags = (command,) if isinstance(command, str) else command
-    code, out, err = run(command, pipe, "--prompt", "x", *flags)
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "pipe.png is a pipe (FIFO), not a file. Save what comes out of it to a file first." in err
-
-
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
 def test_a_processor_that_needs_a_missing_package_says_which(run, picture, tmp_path):
     config = Qwen2VLConfig(

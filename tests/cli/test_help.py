@@ -16,13 +16,6 @@ def test_the_version_is_printed_and_nothing_slow_is_loaded_for_it():
     assert done.stdout == f"foveate {__version__}\nset()\n"
 
 
-def test_presets_are_listed_without_torch():
-    report = "import sys; from foveate import cli; cli.main(['presets', 'evs']); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
-    assert "evs/qwen3-vl-8b/50%" in done.stdout
-    assert done.stdout.endswith("False\n")
-
-
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
 def test_the_overview_lists_every_command_with_one_line(run, words):
     code, out, err = run(*words)

@@ -78,16 +78,6 @@ def test_a_picture_is_written_in_the_format_of_its_ending(tmp_path, ending, form
         assert read.format == format
 
 
-def test_files_are_readable_by_others_as_the_umask_allows(tmp_path):
-    mask = os.umask(0o022)
-    try:
-        write_text(path := tmp_path / "a.json", "{}\n")
-    finally:
-        os.umask(mask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert path.read_text() == "{}\n"
-
-
 def test_a_file_that_appeared_meanwhile_is_left_and_the_result_is_beside_it(tmp_path, capsys):
     figure, outputs = tmp_path / "a.png", OutputOptions(out=tmp_path / "a.json")
     check_targets(outputs, figure)

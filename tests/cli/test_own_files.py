@@ -40,17 +40,6 @@ def beside(mine):
     return path
 
 
-def test_eval_asks_again_once_a_file_that_it_imports_is_changed(beside, run, tmp_path):
-    asked = ("eval", *ASKED, "--method", "./mine.py", "--retention", 0.5, "--cache", tmp_path / "cache", "--json")
-    known = []
-    for sign, workers in ((1, 1), (1, 2), (-1, 1), (-1, 2)):
-        beside.write_text(f"SIGN = {sign}\n")
-        code, _, err = run(*asked, "--workers", workers)
-        assert code == 0, err
-        known.append(err.partition(" answers are known")[0][-6:])
-    assert known[1:] == ["8 of 8", "4 of 8", "8 of 8"]
-
-
 def test_methods_shows_its_settings(mine, run):
     code, said, err = run("methods", "./mine.py")
     assert code == 0, err
@@ -106,21 +95,3 @@ def test_tune_says_that_a_second_look_cannot_hold_its_code(mine, run, tmp_path):
     code, _, err = run(*asked)
     assert code == 2
     assert "mine.py" in err
-
-
-def test_it_stands_beside_others_at_equal_flops(mine, run, tmp_path):
-    asked = ("--method", "./mine.py", "--method", "divprune", "--flops", 0.5, "--json")
-    code, said, err = run("eval", *ASKED[:-1], *asked, "--workers", 1, "--draws", 1, "--cache", tmp_path / "cache")
-    assert code == 0, err
-    values = json.loads(said)
-    rows = [row for row in values["rows"][1:] if row["task"] is None]
-    assert [row["name"] for row in rows] == ["./mine.py", "divprune", "random", "uniform", "averagepool", "resize"]
-    assert {row["budget"] for row in rows} == {0.5}
-    for row in rows:
-        assert 0.47 < row["flops"] <= 0.501
-    assert rows[0]["minus_random"] is not None
-    assert values["flops"] == [0.5]
-    code, said, err = run("compare", "--max-new-tokens", 2, "--pairs", 2, *asked)
-    assert code == 0, err
-    for answer in json.loads(said)["methods"]:
-        assert answer["saved"]["total_flops"] == pytest.approx(0.5, abs=0.01)

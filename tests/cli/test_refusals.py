@@ -9,28 +9,21 @@ from foveate.embedded import picture
 REFUSED = """
 comparre | compare
 generate --retenton 0.5 | --retention
-generate --bogus | --bogus
-generate --budget x | --budget
 generate --budget 33% | --retention
 generate --retention 133% | 1/3
 generate --max-new-tokens 0 | 1,000,000
 generate --set | --set
 generate --dtype int3 | int3
 generate --frames 0 | --frames
-generate --fps 0 | --fps
 compare --pairs 1 | 1,000,000
-eval --draws 0 | --draws
 eval --flops 0.4 --retention 0.4 | give one
 eval --flops 0.4 --flops 1 | below 1
 eval --flops 0.4 --method v2drop/llava-1.5-7b/192 --method divprune | v2drop/llava-1.5-7b/192
 eval --flops 0.4 --method finalkv | finalkv
-compare --flops 0.4 --budget 64 | give one
-compare --flops 1 | below 1
 compare --flops 0.4 --method divprune --method 'v2drop:layers=3;keep=0.5' | keep=0.5
 demo --port 65536 | 65,535
 bench --bach 3 --modle x | --model
 bench --seed -1 | --seed
-bench --budget 3 --retention 0.3 | give one
 bench --method v2drop --method v2drop | twice
 bench --method all --method v2drop | 'all'
 bench --model cpu-tiny --images 2 --frames 4 | exclude
@@ -38,38 +31,34 @@ bench --model llava-1.5-7b --frames 4 | pictures
 bench --model cpu-tiny --budget 600 | 576
 bench --model cpu-tiny --device cpu --attention flex_attention | CUDA
 bench --model cpu-tiny --device nowhere | available
+bench --model cpu-tiny --device cpu --cuda-graphs | CUDA
+bench --ladder --method v2drop --method vidcom2 | one --method
 batch FOLDER out | The question
 batch FOLDER out --prompt ' ' | --prompt
 batch FOLDER out --prompt x --batch-size 0 | --batch-size
-batch FOLDER out --prompt x --workers -1 | --workers
 batch FOLDER out --prompt x --id-column name | columns
 batch FOLDER out --prompt x --untouched --retention 0.3 | --untouched
 batch FOLDER/in.jsonl out --number-rows --id-column name | --id-column
 batch FOLDER/in.jsonl out --prompt x --question-column text | --question-column
 batch FOLDER/in.jsonl out --root nowhere | --root
 generate --cuda-graphs | --cuda-graphs
-demo --cuda-graphs | --cuda-graphs
 demo --method v2drop | is not a second look
 generate PICTURE --prompt a --prompt b --full | give one --prompt
 count PICTURE --budget 9 | name it with --method
 count PICTURE --figure plan.png | name it with --method
 count --model a/b | The image is missing.
-compare --out out.txt | must end in .json
 generate --out out.txt | must end in .json
-check --out table.csv | must end in .json
 eval --out out.xlsx | must end in .json
 tune PICTURE --prompt x --retention 0.5 --out .csv | must end in .json
 tune PICTURE --prompt x | one of --budget and --retention
 tune --retention 0.5 | Give either image files
 tune PICTURE --retention 0.5 | The question is missing.
-tune PICTURE --prompt x --retention 0.5 --flops 0.5 | give one of them
 tune PICTURE --prompt x --budget 9 --budget 5 --out a.json | such as --out a:
 tune --samples a.jsonl --prompt x --retention 0.5 | leave --prompt out
 tune PICTURE --prompt x --retention 0.5 --method mustdrop --set global_thr=low | global_thr should be a valid number
 eval --tasks smell | smell
 eval --tasks pope | benchmarks with lmms-eval
 eval --tasks colr | Did you mean colour?
-eval --tasks , | No embedded task ''
 eval --logs nowhere | name the full model's
 eval --logs a b --method v2drop | --method does not apply to --logs
 eval --include somewhere | --include applies only to --logs

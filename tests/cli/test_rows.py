@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from foveate import registry
 from foveate.cli.rows import method_rows
 from foveate.contract.settings import Share
 from foveate.methods.uniform import Uniform
@@ -21,13 +20,6 @@ class Odd(Uniform):
     name = "odd"
     needed: Share
     inner: Any = Uniform(layers=(2,), keep=(0.5,))
-
-
-def test_a_method_is_listed_whatever_its_defaults_are(monkeypatch):
-    monkeypatch.setitem(registry._extra_methods, "odd", Odd)
-    (odd,) = (row for row in method_rows() if row["name"] == "odd")
-    assert odd["settings"]["needed"] == "must be given"
-    assert odd["settings"]["inner"].startswith("Uniform(")
 
 
 def test_every_setting_has_a_meaning(methods):

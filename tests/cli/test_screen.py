@@ -35,18 +35,6 @@ def test_a_line_at_the_start_every_thirty_seconds_and_at_the_end(capsys):
     assert lines_of(capsys) == ["foveate: Answering: 1000 done in 16 min 40 s"]
 
 
-def test_a_line_every_tenth_of_a_shorter_run(capsys):
-    clock = Clock()
-    lines = Lines("Answering", 100, clock)
-    said = []
-    for _ in range(100):
-        clock.seconds += 1
-        lines.add(1)
-        said += lines_of(capsys)
-    assert said[5] == "foveate: Answering: 50 of 100 (50%), 50 s left"
-    assert len(said) == 1 + 10
-
-
 def test_a_quick_run_is_two_lines_and_one_without_anything_to_do_none(capsys):
     with counting("Answering", 600) as add:
         for _ in range(600):
@@ -64,14 +52,6 @@ def test_a_run_that_fails_is_not_said_to_have_ended(capsys):
     with pytest.raises(KeyboardInterrupt), counting("Answering", 600):
         interrupt()
     assert lines_of(capsys) == ["foveate: Answering: 600 to do"]
-
-
-def test_a_run_of_unknown_length_counts_on(capsys):
-    clock = Clock()
-    lines = Lines("Run 1 of 9: the full model", None, clock)
-    clock.seconds += 7500
-    lines.add(12)
-    assert lines_of(capsys)[1:] == ["foveate: Run 1 of 9: the full model: 12 done in 2 h 5 min"]
 
 
 def test_no_cell_is_cut_where_there_is_no_edge(capsys):

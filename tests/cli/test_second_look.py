@@ -61,14 +61,6 @@ def test_it_is_calibrated_written_and_asked_with(run, samples, tmp_path):
     assert (code, "another max_new_tokens: 64 there, 5 here" in err) == (2, True)
 
 
-def test_several_questions_about_a_picture_are_asked_with_it(run, samples, file):
-    asked = ("--prompt", "What is it?", "--prompt", "How many are there?")
-    code, said, _ = run("generate", samples.with_name("0.png"), *asked, "--method", file, "--json")
-    answers = json.loads(said)["answers"]
-    assert code == 0
-    assert [answer["again"] for answer in answers] == [answer["confidence"] < 0.95 for answer in answers]
-
-
 def test_batch_has_columns_and_eval_a_row(run, samples, file, tmp_path):
     out = tmp_path / "answers"
     code, said, _ = run("batch", samples, out, "--number-rows", "--method", file)

@@ -109,10 +109,3 @@ def test_what_is_printed_is_what_is_written(run, asked, tmp_path, ending):
         assert word in said
         assert word in text
     assert ("| --- |" in text) == (ending == "md")
-
-
-def test_a_file_is_overwritten_where_that_is_asked_for(run, tmp_path):
-    (out := tmp_path / "out.CSV").write_text("old")
-    code, _, err = run("bench", "--shapes", "--out", out, "--force")
-    assert code == 0, err
-    assert out.read_text().startswith("Shape,Sizes of,Vision tokens\n")

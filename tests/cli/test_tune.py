@@ -4,7 +4,6 @@ import pytest
 from PIL import Image
 
 from foveate.cli.tune import Tune, _preset_files
-from foveate.errors import InputError
 
 WHOLE = ("--set", "merge_windows=False")  # a random tower finds everything alike
 QUESTION = "What is this ?"
@@ -96,19 +95,6 @@ def test_schedules_are_tuned_in_two_processes_and_written_into_a_folder(run, sha
     assert (code, "known already" in err, json.loads(said)["runs"]) == (0, True, 0)
     code, said, _ = run("generate", pictures[0], *shown, "--method", out / names[0], "--json")
     assert (code, json.loads(said)["setting"]) == (0, preset["method"])
-
-
-def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, shallow_llava, pictures, tmp_path, monkeypatch):
-    def full(path, write, force):
-        raise InputError(f"{path} cannot be written: No space left on device. Name another file.")
-
-    monkeypatch.setattr("foveate.cli.outputs._publish", full)
-    monkeypatch.setattr("foveate.embedded.path", lambda: shallow_llava)
-    asked = ("--prompt", QUESTION, "--retention", 0.6, "--method", "v2drop:layers=1,2,3;metric=l2;over=net")
-    code, said, err = run("tune", *pictures, *asked, "--out", tmp_path / "mine.json", "--json")
-    told = json.loads(said)
-    assert (code, told["method"]["method"], "No space left" in err) == (1, "v2drop", True)
-    assert told["model"] == "embedded"  # and no path
 
 
 def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):

@@ -30,34 +30,6 @@ def test_on_a_model_that_reads_pictures_frames_go_in_as_pictures_and_a_line_says
         assert drawn.height > 1000 > drawn.width > 700  # four sheets of one row, and bars
 
 
-def test_people_are_told_the_frames_and_how_much_of_what_stays_is_late(ask, clip):
-    code, out, _ = ask("generate", clip, "--fps", 2)
-    assert code == 0
-    said = " ".join(out.split())
-    assert f"Frames 6 of {clip}, from 0.00 to 2.50 s" in said
-    assert "Late frames the second half of the video has" in said
-    assert "% of the tokens kept before layer" in said
-
-
-def test_a_gif_is_a_video_where_frames_are_asked_for(ask, tmp_path):
-    first, *others = [Image.new("RGB", (64, 48), (0, 0, 40 * at)) for at in range(6)]
-    first.save(path := tmp_path / "film.gif", save_all=True, append_images=others, duration=100)
-    code, out, err = ask("generate", path, "--json")
-    assert (code, json.loads(out)["videos"]) == (0, [])
-    assert "only the first is read" in err
-    told = json.loads(ask("generate", path, "--frames", 2, "--json")[1])
-    assert told["vision_tokens"] == [36, 36]
-    assert told["videos"][0]["seconds"] == pytest.approx([0.1, 0.4])
-
-
-def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
-    code, out, _ = ask("compare", picture, clip, "--frames", 2, "--method", "random", "--pairs", 2, "--json")
-    assert code == 0
-    told = json.loads(out)
-    assert told["vision_tokens"] == [36] * 3
-    assert (told["images"], told["videos"][0]["path"]) == ([str(picture)], str(clip))
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

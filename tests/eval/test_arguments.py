@@ -5,12 +5,10 @@ import re
 import pytest
 import transformers
 
-from foveate import naming
 from foveate.contract.method import meet
-from foveate.errors import BudgetError, SettingError
+from foveate.errors import SettingError
 from foveate.eval.lmms.arguments import NAMES, Arguments, values_of
 from foveate.methods.mustdrop import MustDrop
-from foveate.methods.random import Random
 from foveate.methods.v2drop import V2Drop
 from tests.models import TEXT
 from tests.tuning.presets import preset_of
@@ -109,24 +107,10 @@ def solve(setting, config, count):
     return setting.drops
 
 
-def test_no_method_is_the_full_model():
-    assert (Arguments().drops, Arguments().share) == (None, None)
-
-
 @pytest.mark.parametrize("count", [300, 576, 1800])
 def test_a_budget_is_solved_for_each_samples_own_count(config, count):
     setting = Arguments(method="v2drop", budget=192)
     assert solve(setting, config, count) == V2Drop.for_budget(config, tokens=192, vision_tokens=count)
-
-
-def test_the_default_is_a_third(config):
-    setting = Arguments(method="random", seed=3)
-    assert solve(setting, config, 576) == Random.for_budget(config, retention=1 / 3, vision_tokens=576, seed=3)
-
-
-def test_settings_without_a_budget_are_the_methods_own(config):
-    setting = Arguments(method="v2drop", settings={"layers": [2, 8], "keep": [0.5, 0.25], "metric": "l1"})
-    assert solve(setting, config, 576) == V2Drop(layers=(2, 8), keep=(0.5, 0.25), metric="l1")
 
 
 def test_the_record_of_a_tuning_goes_as_it_is(config, tmp_path):
@@ -136,12 +120,6 @@ def test_the_record_of_a_tuning_goes_as_it_is(config, tmp_path):
     assert solve(Arguments(method=str(path)), config, 576) == thresholds
     with pytest.raises(SettingError, match="of its own"):
         Arguments(method=str(path), budget=64)
-
-
-def test_a_budget_below_the_floor_says_so_when_the_sample_comes(config):
-    setting = Arguments(method="v2drop", budget=20)
-    with pytest.raises(BudgetError, match="floor"):
-        solve(setting, config, 576)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +140,6 @@ def test_a_budget_below_the_floor_says_so_when_the_sample_comes(config):
 def test_what_cannot_be_meant_is_refused_at_once(values, said):
     with pytest.raises(SettingError, match=said):
         Arguments(**values)
-
-
-def test_a_chain_is_solved_for_every_sample_on_its_way(config):
-    setting = Arguments(method="visiondrop+v2drop:metric=l1", retention=0.05)
-    assert solve(setting, config, 576) == naming.parse("visiondrop+v2drop:metric=l1;retention=0.05")
 
 
 @pytest.mark.parametrize(

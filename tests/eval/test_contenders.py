@@ -40,16 +40,6 @@ def test_below_its_floor_a_method_is_infeasible_and_a_control_cuts_before_the_de
         assert contender.note == "cut before the decoder"
 
 
-@pytest.mark.parametrize(
-    ("kind", "tokens"), [(fv.MustDrop, 32), (fv.VisionDrop, 0.5), (fv.AveragePool, 0.5), (fv.Resize, 0.5)]
-)
-def test_every_method_names_its_floor(kind, tokens):
-    (contender,) = contenders(kind.name, tokens)
-    assert contender.draws == ()
-    (at,) = contenders(kind.name, contender.floor * 576 * 1.01 + 1e-3)
-    assert at.draws
-
-
 def test_a_preset_brings_its_own_budget():
     preset = fv.preset("v2drop/llava-1.5-7b/192")
     (contender,) = contenders("v2drop/llava-1.5-7b/192", 64, 32)

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 import foveate as fv
-from foveate.embedded import FILM_TASKS, TASKS, tasks_of
+from foveate.embedded import TASKS
 from foveate.eval.held_out import check_tasks, questions
 
 
@@ -47,14 +47,3 @@ def test_several_seeds_share_the_questions():
 def test_counts_and_seeds_out_of_range_are_refused(count, seeds, says):
     with pytest.raises(fv.SettingError, match=says):
         questions(TASKS, count, seeds)
-
-
-def test_questions_about_films_show_all_their_frames():
-    asked = questions(FILM_TASKS, 20, (0, 4))
-    assert {one.task for one in asked} <= set(FILM_TASKS)
-    assert {one.seed for one in asked} == {0, 4}
-    assert asked[0].media().frames.shape == (8, 168, 168, 3)
-    assert questions(TASKS, 1)[0].media().size == (336, 336)
-    assert check_tasks((), FILM_TASKS) == FILM_TASKS == tasks_of("embedded-films")
-    with pytest.raises(fv.UnknownNameError, match=r"'colour'.*first, last"):
-        check_tasks(("colour",), FILM_TASKS)

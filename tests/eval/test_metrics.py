@@ -67,17 +67,6 @@ def test_lmms_evals_own_mean_is_known_and_another_figure_is_left_to_its_function
     assert aggregate is (found if expected is None else None)
 
 
-def test_mvbench_is_a_mean_in_parts_of_a_hundred():
-    from lmms_eval.tasks.mvbench.utils import mvbench_aggregate_results
-
-    name = "mvbench_accuracy"
-    log = log_of([{"pred_answer": "A", "gt_answer": "A", "score": score} for score in (1, 0, 1)], name=name)
-    found = metric(mvbench_aggregate_results, log, name)
-    rows, aggregate = alone(found, log)
-    assert found.value == pytest.approx(200 / 3)
-    assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0], None)
-
-
 def test_what_is_no_mean_is_counted_anew():
     both = [("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"), ("yes", "yes"), ("no", "no"), ("yes", "no")]
     inputs = [{"prediction": said, "truth": true, "score": float(said == true)} for said, true in both]
@@ -204,19 +193,6 @@ def test_mmbench_is_a_mean_of_questions_right_however_their_choices_are_turned(s
     assert found(log) == pytest.approx(found.value)
     assert [row["document"] for row in rows] == list(range(0, 12, 2))
     assert (scores(rows), aggregate) == ([float(hit) for hit in expected], None)
-
-
-def test_functions_that_write_files_get_a_folder(tmp_path, monkeypatch, capsys):
-    from lmms_eval.tasks.textvqa.utils import textvqa_aggregate_submissions
-
-    monkeypatch.chdir(tmp_path)
-
-    def writing(inputs, args):
-        return textvqa_aggregate_submissions(inputs, args) or 0.5
-
-    found = metric_of("t", {"m": writing}, report_of("t", stderr="N/A", m=0.5))
-    assert found(log_of([{"question_id": 1, "answer": "a"}])) == 0.5
-    assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
 
 
 def test_a_task_without_a_figure_is_refused():

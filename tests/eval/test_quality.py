@@ -9,9 +9,7 @@ import foveate as fv
 from foveate.eval import pareto
 from foveate.eval.pairing import figures_of, has_collapsed, shares_unmatched, verdict
 from foveate.eval.plan import Contender
-from foveate.eval.quality import AGREEMENT, Quality, points, tables_of
-from foveate.plain.stats import Estimate
-from foveate.tuning import tuned
+from foveate.eval.quality import Quality, points, tables_of
 
 TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]
@@ -139,12 +137,6 @@ def test_tables_show_every_cell_and_no_empty_column(quality):
     ]
 
 
-def test_a_notebook_shows_tables_and_python_a_line(quality):
-    assert repr(quality).startswith("Quality('a title', 200 questions about 100 pictures, full model 100.0 (≥ 96.3)")
-    assert quality._repr_html_().count("<table") == 3
-    assert "spender at 30 tokens: the budget is not met" in quality._repr_html_()
-
-
 def test_the_figure_shows_every_method(quality):
     drawn = pareto.draw(quality)
     assert drawn.mode == "RGB"
@@ -170,12 +162,6 @@ def test_what_is_right_throughout_has_an_interval_all_the_same(quality):
     assert "Wilson's" in " ".join(quality.notes())
     certain = {**full, "accuracy": 3.0, "accuracy_low": 3.0, "accuracy_high": 3.0}
     assert "± 0.0: every picture scores the same" in " ".join(Quality([certain]).notes())
-
-
-def test_few_pictures_are_said(quality):
-    assert not [note for note in quality.notes() if "Only" in note]
-    (said,) = (note for note in Quality([{**quality.full, "pictures": 2}]).notes() if "Only" in note)
-    assert said == "Only 2 pictures: with fewer than 30, intervals and verdicts are worth little. Ask more."
 
 
 def test_of_several_benchmarks_each_has_its_findings_below_its_own_table(quality):
@@ -318,30 +304,6 @@ def test_a_task_that_the_full_model_fails_is_said_to_say_nothing():
     assert nothing(replace(failed, unit=1.0)) == []
 
 
-def test_an_agreement_with_answers_that_are_all_the_same_says_nothing():
-    full = [{**row, "labels": (row["answer"],)} for row in FULL]
-    (said,) = nothing(Quality(figures_of(full, RAN), figure=AGREEMENT))[:1]
-    assert said == (
-        "Agreement says nothing here: the full model's 100.0 % (95 % interval: 96.3 to 100.0 %) does not rise above "
-        "the 100.0 % that its commonest answer, 'yes', scores alone."
-    )
-
-
-def test_the_figure_says_that_an_accuracy_says_nothing(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(pareto.FigureCanvasAgg, "draw", keeping(pareto.FigureCanvasAgg.draw, drawn))
-    full = np.repeat(np.arange(100) < 60, 2).astype(float)
-    pareto.draw(Quality(figures_of(labelled(full, 0.55), RAN)))
-    pareto.draw(Quality(figures_of(labelled(full, 0.2), RAN)))
-    pareto.draw(replace(Quality(figures_of(FULL, RAN)), figure=AGREEMENT))
-    told, fine, agreement = drawn
-    assert "Accuracy says nothing here" in " ".join(told.get_supxlabel().split())
-    assert fine.get_supxlabel() == ""
-    assert "commonest label alone" in told.axes[0].get_legend_handles_labels()[1]
-    assert [axis.get_ylabel() for axis in told.axes[::2]] == ["Accuracy, 95 % interval", "Agreement, 95 % interval"]
-    assert [axis.get_ylabel() for axis in agreement.axes] == ["Agreement, 95 % interval", ""]
-
-
 def test_flops_that_nobody_counted_are_said_in_table_and_figure(monkeypatch):
     drawn = []
     monkeypatch.setattr(pareto.FigureCanvasAgg, "draw", keeping(pareto.FigureCanvasAgg.draw, drawn))
@@ -366,18 +328,6 @@ def keeping(draw, drawn):
 
 
 # -- methods beside each other --------------------------------------------------------------------------------
-
-
-def test_no_zero_is_negative():
-    row = {"x": -0.0, "x_low": -0.0004, "x_high": 0.0004}
-    assert points(row, "x", 100) == "0.0 ± 0.0"
-    assert points({**row, "x": -0.0001}, "x", 100, signed=True) == "+0.0 ± 0.0"
-    ours = {**Quality(figures_of(FULL, RAN)).settings[0], "kl": -1e-9}
-    assert "-0.0" not in str(with_rows(Quality(figures_of(FULL, RAN)), ours).table())
-    nearly = Estimate(-1e-9, -0.0, 1e-9)
-    assert str(nearly.to_dict()).count("-0.0") == 0
-    assert tuned.points(nearly) == "0.0 [0.0, 0.0]"
-    assert tuned.points(nearly, "+") == "+0.0 [+0.0, +0.0]"
 
 
 def test_methods_are_compared_with_each_other_on_the_same_questions():
