@@ -23,7 +23,7 @@ from foveate.families import base
 from foveate.registry import family_for
 from foveate.testing import Recorder, check
 from foveate.testing.checking import REPLAYED, Checking
-from foveate.testing.hiding import Oracle, columns_of
+from foveate.testing.hiding import Oracle
 from tests.models import FAMILIES, batch, tiny
 
 WINDOWS = ("gemma3", "gemma4")
@@ -368,29 +368,6 @@ def test_hiding_columns_is_leaving_them_out():
     hidden = oracle.nothing()
     hidden[:, 0, oracle.vision[3:20]] = True
     torch.testing.assert_close(oracle.logits(hidden), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_columns_make_a_left_padded_batch():
-    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "types": torch.tensor([[0, 1, 2]]), "pixels": torch.ones(2, 4)}
-    made = columns_of(inputs, [[0, 1, 2], [2, 2, 1, 0, 2]])
-    assert made["input_ids"].tolist() == [[0, 0, 5, 6, 7], [7, 7, 6, 5, 7]]
-    assert made["types"].tolist() == [[0, 0, 0, 1, 2], [2, 2, 1, 0, 2]]
-    assert made["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
-    assert made["pixels"] is inputs["pixels"]
-
-
-@pytest.mark.usefixtures("graphs_on_cpu")  # "not served" is a wide word, for which names are broken in two
-def test_a_result_prints_what_an_issue_needs():
-    found = checked("llava")
-    values = found.to_dict()
-    assert values["passed"] is True
-    assert values["about"]["model"] == "LlavaForConditionalGeneration (llava)"
-    assert {"torch", "transformers", "foveate", "dtype", "device", "attention"} <= set(values["about"])
-    text = str(found)
-    assert text.startswith("foveate check: passed")
-    assert all(row.name in text for row in found.rows)
-    assert f"transformers {values['about']['transformers']}" in text.splitlines()[-1]
-    assert "<table" in found._repr_html_()
 
 
 def test_a_picture_and_text_behind_it_are_needed():

@@ -26,7 +26,6 @@ from PIL import Image
 
 import foveate as fv
 from foveate import embedded
-from foveate.testing import Recorder
 from tests.ask.test_pictures import png_claiming
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
@@ -179,17 +178,6 @@ def test_an_answer_is_that_of_ask_whole_and_streamed(client, picture, expected):
             assert len({chunk.id for chunk in chunks}) == 1
             assert last.foveate == whole.foveate
             assert (whole.foveate["retention"] < 0.11) == bool(not place)
-
-
-def test_what_was_used_is_counted(client, picture):
-    vlm = fv.load("embedded")
-    answer = vlm.ask(embedded.picture(), QUESTIONS[0], method=METHOD, tokens=60, max_new_tokens=8)
-    reply = asked(client, shown(picture), said(QUESTIONS[0]), method=METHOD, tokens=60, max_tokens=8)
-    usage = reply.usage
-    assert (usage.prompt_tokens, usage.completion_tokens) == (answer.prompt.tokens, len(answer.tokens))
-    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    spent = {"retention": answer.retention, "tokens": answer.spent, "vision_tokens": 576, "notes": list(answer.notes)}
-    assert reply.foveate == spent
 
 
 def test_it_says_why_an_answer_ended(client, picture):
@@ -461,17 +449,6 @@ def test_a_server_of_ones_own_answers_clients_side_by_side(picture, expected):
     assert answers == [expected[question][0 if settings else 1] for question, settings in pairs]
     assert f"embedded at {address.replace('localhost', '127.0.0.1')}/v1; no method" in first[0]
     assert "50,000,000 pixels, 16,384 tokens, 120 s, 16 waiting" in first[0]
-
-
-def test_a_server_replays_prompts(graphs_on_cpu, picture, monkeypatch):
-    replays, replay = [], Recorder.replay
-    monkeypatch.setattr(Recorder, "replay", lambda tape: replays.append(tape) or replay(tape))
-    with listening(fv.load("embedded", device="cpu", cuda_graphs=True)) as client:
-        said_each = [
-            asked(client, shown(picture), said(QUESTIONS[0]), method=METHOD, max_tokens=8).choices for _ in range(3)
-        ]
-    assert said_each[0] == said_each[1] == said_each[2]
-    assert len(replays) > 4  # of tower, decoder and steps, as they are recorded and behind it
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line():

@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 import foveate as fv
-from foveate import embedded
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, MOST
-from foveate.app.subjects import FRAMES, examples
-from foveate.ask.media import FEW
+from foveate.app.subjects import examples
 from tests.app.serving import HAS_GRADIO
 from tests.films import film
 
@@ -86,50 +84,6 @@ def clip(tmp_path):
     return film(tmp_path / "clip.mp4", 12, size=(64, 48))
 
 
-def test_a_visitor_says_how_many_frames_of_a_film_are_read(asking, clip, picture):
-    assert asking.frames.visible is False
-    assert asking.frames.value == FEW  # this model reads pictures
-    for frames in (3, 5):
-        *_, shown = asking.upload(str(clip), NAMES, 33, frames)
-        assert len(shown[asking.subject].medium) == frames
-        assert shown[asking.frames].visible
-        assert f"“{asking.frames.label}”" in shown[asking.notice].value
-    *_, shown = asking.upload(str(picture), NAMES, 33, 5)
-    assert shown[asking.frames].visible is False
-    assert asking.choose(NAMES, 33, SimpleNamespace(index=-1))[asking.frames].visible is False
-
-
-def test_more_frames_than_the_memory_holds_are_refused_and_the_film_stays_in_the_box(asking, clip, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("foveate.plain.memory.available", lambda: 300_000)
-        *_, refused = asking.upload(str(clip), NAMES, 33, 12)
-    assert asking.file not in refused
-    assert refused[asking.frames].visible
-    assert f"“{asking.frames.label}”" in refused[asking.notice].value
-
-
-def test_other_frames_of_a_film_that_left_the_box_are_asked_for_in_vain(asking):
-    *_, refused = asking.upload(None, NAMES, 33, 12)
-    assert alerts("The video") in refused[asking.notice].value
-    assert refused[asking.frames].visible is False
-
-
-def test_of_a_film_it_is_said_where_the_model_reads_none_and_which_does(page, asking):
-    *_, replied = asking.reply(examples()[-1], "?", [], 40)
-    for shown in (asking.choose(NAMES, 33, SimpleNamespace(index=-1)), replied):
-        assert f"foveate demo --model {embedded.FILMS}" in shown[asking.notice].value
-    films = fv.load(embedded.FILMS)
-    reading = asyncio.run(laid_out(page, lambda: page.AskPanel(films, 3)))
-    shown = reading.choose(NAMES, 33, SimpleNamespace(index=-1))
-    assert not shown[reading.notice].visible
-    assert reading.frames.value == FRAMES
-
-
-def test_a_name_that_is_none_is_refused_without_a_shell(asking, subject):
-    refused = asking.limit(subject, ["fether"], 33)
-    assert "foveate methods" not in refused[asking.refusal].value
-
-
 def test_an_example_brings_its_questions_and_empties_the_box(asking):
     chosen = asking.choose(NAMES, 33, SimpleNamespace(index=2))
     subject = examples()[2]
@@ -162,17 +116,6 @@ def test_answers_come_beside_one_another_and_end_with_all_that_can_be_taken_alon
     assert last[asking.python].visible
     for words in (repr(question), "examples()[1]", repr(NAMES), "retention=0.4", "max_new_tokens=3", repr(vlm.name)):
         assert words in last[asking.code], words
-
-
-def test_unsure_answers_are_the_full_model_s_where_a_visitor_asks_for_that(asking, vlm):
-    subject = examples()[1]
-    *_, last = asking.reply(subject, QUESTION, NAMES, 40, 0.99)
-    full = vlm.ask(subject.medium, QUESTION, max_new_tokens=3).text
-    assert last[asking.answers].count("asked again") == len(NAMES)  # of random weights no answer is that sure
-    assert last[asking.answers].count(f"<p class='fv-text'>{full}</p>") == 1 + len(NAMES)
-    assert last[asking.slider].visible  # what the first looks kept
-    assert last[asking.share].visible
-    assert "sure=0.99" in last[asking.code]
 
 
 def test_where_nothing_is_dropped_there_is_no_slider_and_nothing_to_share(asking, subject):

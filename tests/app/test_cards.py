@@ -1,17 +1,14 @@
 """What the page shows of answers: numbers that are the answer's, escaped text, and the right picture at every stop."""
 
-import base64
-import io
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, Said, ask, cards
-from foveate.app.subjects import MOST_FRAMES, Subject, examples, read_upload
+from foveate.app.subjects import read_upload
 from foveate.viz.canvas import data_url
 from foveate.viz.mosaic import plain_panel
 from tests.app.conftest import asking
@@ -53,15 +50,6 @@ def test_every_measure_has_a_bar_and_is_explained(replies):
     below = page.split("</article>")[-1]
     assert [term for term in ("FLOPs", "KV cache", "Time") if f"<b>{term}</b>:" not in " ".join(below.split())] == []
     assert "<b>FLOPs</b>" not in cards([Said(FULL), Said("v2drop")])  # nothing to explain yet
-
-
-def test_a_picture_counts_one_place_and_says_that_a_card_does_not(replies):
-    subject, made = replies
-    html = way_of(subject, made).to_html(2)
-    (_, *layers) = [stage.after[0] for stage in dropping_stages([made[1]])]
-    assert made[1].answer.spent != layers[0]
-    assert f"{layers[0]} of 36 tokens here" in html
-    assert "mean" in html
 
 
 def test_a_card_says_in_words_whether_its_answer_is_right(replies):
@@ -120,26 +108,3 @@ def test_a_panel_shows_what_was_left_at_the_stop(replies):
     for stop in (0, last):
         assert way.to_html(stop).count("<figure class='fv-panel'") == len(way.panels)
         assert len(re.findall(r"<figure [^>]*[0-9]'>", way.to_html(stop))) == 3
-
-
-def test_all_frames_of_a_film_are_shown_and_it_is_called_one(vlm):
-    first = examples()[-1]
-    levels = np.arange(MOST_FRAMES) * 8  # a level of grey a frame
-    frames = np.broadcast_to(levels[:, None, None, None], (MOST_FRAMES, 84, 84, 3)).astype(np.uint8)
-    film = Subject(replace(first.medium, frames=frames, seconds=tuple(map(float, levels)), chosen=True), "")
-    (last,) = [list(ask(vlm, film, QUESTION, "random", asking("random", 0.4, 2)))[-1]]
-    way = way_of(film, [last])
-    for _, html, *_ in way.panels[:2]:
-        _, _, data = re.search(r"src='([^']*)'", html)[1].partition(",")
-        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"))
-        assert all((abs(pixels - float(level)) < 4).mean() > 0.01 for level in levels)
-    assert way.words[0] == "The video"
-    assert "<b>the video</b>" in way.panels[0][1]
-    assert "picture" not in way.to_html()
-
-
-def test_a_method_whose_tokens_have_no_place_says_so(replies, monkeypatch):
-    subject, made = replies
-    record = made[1].answer.trace.history[0]
-    monkeypatch.setitem(record.__dict__, "boxes", [[None]])
-    assert "not known" in way_of(subject, made[:2]).to_html()

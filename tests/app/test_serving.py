@@ -44,38 +44,6 @@ def test_no_file_outside_its_own_folder_is_served(served, tmp_path):
             assert status >= 400, (route, path)
 
 
-PARTS = {
-    "gallery examples": {"columns": 7, "interactive": False, "allow_preview": False, "selected_index": 0},
-    "file file": {"file_types": ["image", "video"], "file_count": "single"},
-    "textbox question": {"value": "What does the text say?"},
-    "dropdown Methods": {"value": ["v2drop", "visionzip", "random"], "multiselect": True, "allow_custom_value": True},
-    "slider Budget: % of vision tokens to keep": {"minimum": 12, "maximum": 100, "step": 1, "value": 33},
-    "button ask": {"value": "Ask", "variant": "primary", "interactive": True},
-    "button stop": {"value": "Stop", "interactive": True},
-    "slider sure": {"minimum": 0, "maximum": 0.99, "step": 0.01, "value": 0},
-    "slider frames": {"minimum": 1, "maximum": 32, "step": 1, "value": 3, "visible": False},
-    "html notice": {"visible": False},
-    "slider stages": {"minimum": 0, "maximum": 1, "value": 0, "label": "Step through the model", "visible": False},
-    "downloadbutton share": {"visible": False},
-    "accordion python": {"visible": False, "open": False},
-}
-
-
-def test_the_page_has_its_parts_and_says_what_it_runs(served, folder):
-    config = json.loads(served.get("/config")[2])
-    assert (config["title"], config["analytics_enabled"], config["show_error"]) == ("foveate", False, False)
-    parts = {}
-    for part in config["components"]:
-        told = part["props"]
-        parts.setdefault(f"{part['type']} {told.get('elem_id') or told.get('label')}", told)
-    for name, wanted in PARTS.items():
-        assert {fact: parts[name].get(fact) for fact in wanted} == wanted, name
-    words = " ".join(str(part["props"].get("value")) for part in config["components"] if part["type"] == "html")
-    assert "<h1>foveate</h1>" in words
-    assert f"Model: {folder} (llava, 32 decoder layers, float32 on cpu)." in words
-    assert "Press Ask" in words
-
-
 def test_no_program_may_use_an_event_and_stopping_ends_what_is_asked(served):
     events = json.loads(served.get("/config")[2])["dependencies"]
     assert {event["api_visibility"] for event in events} == {"private"}
@@ -207,12 +175,3 @@ def test_without_pyav_pictures_are_asked_about_and_ctrl_c_ends_it_while_an_answe
         code, out, err = served.end(signal.SIGINT)
     assert (code, out, err) == (0, "", "foveate: the page is closed.\n")
     assert served.files == []
-
-
-def test_notes_begin_with_a_capital_but_names_of_files_stay_as_they_are():
-    from foveate.app.page import notice
-
-    shown = notice(["anim.gif has 3 frames", "the sides are <cut> off", "anim.gif has 3 frames"])
-    assert shown.value.count("anim.gif has 3 frames") == 1
-    assert "The sides are &lt;cut&gt; off" in shown.value
-    assert not notice([]).visible

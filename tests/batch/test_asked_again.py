@@ -85,15 +85,6 @@ def test_a_run_that_is_killed_between_the_two_looks_goes_on(questions, answer, l
     ]
 
 
-def test_a_folder_that_was_begun_with_another_threshold_is_refused(questions, answer, look):
-    path = questions(4)
-    answer(path, method=look)
-    with pytest.raises(fv.InputError, match="other settings"):
-        answer(path, method=replace(look, sure=look.sure / 2))
-    with pytest.raises(fv.InputError, match="other settings"):
-        answer(path, method=look.method)
-
-
 def promised(look, again, conditions):
     values = {"agreement": 0.95, "samples": 500, "wrong": 1, "tried": 1, "pictures": 500, "again": again}
     values |= {"tokens": 9.0, "first": 4.0, "full": 9.0}

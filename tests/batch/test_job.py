@@ -1,6 +1,5 @@
 """A job from end to end on a tiny model: killed, stopped, in several processes, it gives what one run would have."""
 
-import base64
 import faulthandler
 import json
 import os
@@ -195,17 +194,6 @@ def test_of_a_reason_numbers_and_what_is_a_rows_own_are_left_out_and_nothing_els
     assert job._reasons(path) == {shown: 1}
 
 
-def test_counting_the_reason_of_a_long_row_takes_hardly_longer_than_reading_it(tmp_path):
-    path = tmp_path / "bad.jsonl"
-    row = {"image": base64.b64encode(os.urandom(2**20)).decode(), "reason": "It is damaged."}
-    path.write_text(json.dumps(row) + "\n")
-    read, counted = (
-        min(timed(call) for _ in range(3))
-        for call in (lambda: json.loads(path.read_text()), lambda: job._reasons(path))
-    )
-    assert counted < 30 * read
-
-
 def timed(call):
     begun = time.process_time()
     call()
@@ -223,21 +211,6 @@ def test_rows_without_a_picture_are_bad_or_meant_and_change_no_mean(questions, a
         summary = answer(path, out=f"meant-{image}", columns=SampleColumns(text_only=True))
         assert (summary.bad, summary.answered) == (0, 7)
         assert (summary.retention, summary.vision_tokens) == (whole.retention, whole.vision_tokens)
-
-
-def test_bad_rows_with_pictures_of_their_own_are_an_input_again(pictures, answer, tmp_path):
-    text = base64.b64encode((pictures / "0.png").read_bytes()).decode()
-    rows = [{"id": 1, "image": text, "question": "What"}, {"id": 2.0, "image": text, "question": 7}]
-    (path := tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert answer(path, within=str(tmp_path)).answered == 1
-    (row,) = rows_in(tmp_path / "out").values()
-    assert row["id"] == 1
-    assert row["image"] is None
-    (bad,) = bad_in(tmp_path / "out").values()
-    path.write_text(json.dumps({**bad, "question": "What"}))
-    assert answer(path, out="again").answered == 1
-    (again,) = rows_in(tmp_path / "again").values()
-    assert (again["id"], again["answer"]) == (2, row["answer"])
 
 
 def test_rows_with_a_label_are_scored(questions, answer, tmp_path):

@@ -1,16 +1,13 @@
 """One model: alike prompts in batches, one look at a picture, halves where memory is short, bad rows by themselves."""
 
-import os
-import zlib
 from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.batch.rows import RowAnswerer, RowAsking
+from foveate.batch.rows import RowAnswerer
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
 from foveate.runs.samples import MediaSample
@@ -87,16 +84,6 @@ def test_a_picture_with_several_questions_is_looked_at_once(asking, vlm, picture
     hook.remove()
     assert (calls.sizes, calls.shared, len(towers)) == ([4, 4], [True, True], 2)
     assert told(shared) == told(rows_of(RowAnswerer(replace(asking, batch_size=1), vlm), rows))
-
-
-def test_where_the_question_stands_before_the_picture_each_row_looks_for_itself(asking, vlm, pictures, monkeypatch):
-    template = "{{ messages[0]['content'][-1]['text'] }} <image> ASSISTANT:"
-    monkeypatch.setattr(vlm.processor, "chat_template", template)
-    calls = Calls(monkeypatch)
-    rows = rows_about(pictures, 4, same=4)
-    results = rows_of(RowAnswerer(replace(asking, batch_size=4), vlm), rows)
-    assert (calls.tried, calls.shared) == ([4], [False])
-    assert told(results) == told(rows_of(RowAnswerer(replace(asking, batch_size=1), vlm), rows))
 
 
 def test_a_method_that_reads_the_question_is_asked_one_by_one(asking, vlm, pictures, monkeypatch):
@@ -211,57 +198,6 @@ def test_a_budget_that_no_picture_here_can_meet_costs_rows_and_not_the_run(askin
 
 # Files
 
-HOSTILE = {
-    "corrupt.png": "damaged|not a picture",
-    "cut.png": "damaged",
-    "empty.png": r"is empty \(0 bytes\)",
-    "huge.png": "damaged, or no picture|decompression bomb|memory",
-    "notes.txt": "not a picture that Pillow can read",
-    "dangling.png": "No such file",
-    "folder.png": "is a folder",
-    "circle.png": "symbolic links",
-    "pipe.png": "a pipe",
-    "film.mp4": "film|video|PyAV",
-    "missing.png": "No such file",
-    "nul\0.png": "null",
-}
-
-
-@pytest.fixture(scope="module")
-def hostile(tmp_path_factory, pictures):
-    """A folder of files that no model should be shown, and three that are fine."""
-    folder = tmp_path_factory.mktemp("hostile")
-    good = (pictures / "0.png").read_bytes()
-    (folder / "corrupt.png").write_bytes(os.urandom(999))
-    (folder / "cut.png").write_bytes(good[: len(good) // 2])
-    (folder / "empty.png").touch()
-    header = bytearray(good)
-    header[16:24] = (99_999).to_bytes(4) * 2
-    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4)
-    (folder / "huge.png").write_bytes(header)
-    (folder / "notes.txt").write_text("no picture")
-    (folder / "dangling.png").symlink_to("nowhere")
-    (folder / "inside").mkdir()
-    (folder / "folder.png").symlink_to("inside")
-    (folder / "circle.png").symlink_to("circle.png")
-    os.mkfifo(folder / "pipe.png")
-    (folder / "film.mp4").write_bytes(os.urandom(999))
-    (folder / "grün 猫.png").write_bytes(good)
-    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(good)
-    (folder / "link.png").symlink_to(pictures / "0.png")
-    return folder
-
-
-def test_hostile_files_are_bad_rows_each_with_its_reason(asking, vlm, hostile):
-    names = [*HOSTILE, "grün 猫.png", os.fsdecode(b"caf\xe9.png"), "link.png"]
-    rows = [sample(number, (str(hostile / name),)) for number, name in enumerate(names)]
-    results = by_number(rows_of(RowAnswerer(asking, vlm), rows))
-    for result, reason in zip(results, HOSTILE.values(), strict=False):
-        assert "reason" in result
-        with pytest.raises(ValueError, match=reason):
-            raise ValueError(result["reason"])
-    assert [("answer" in result) for result in results[len(HOSTILE) :]] == [True] * 3
-
 
 def test_files_outside_a_folder_are_not_read(asking, vlm, pictures, hostile):
     asking = replace(asking, within=str(hostile))
@@ -287,18 +223,3 @@ def test_questions_about_none_two_and_moving_pictures(asking, vlm, pictures, tmp
     assert "nothing to drop" in results[0]["notes"][0]
     assert results[1]["notes"] == []
     assert "this model reads no videos" in results[2]["notes"][0]
-
-
-def test_a_cropped_picture_and_a_missed_budget_are_notes(asking, vlm, tmp_path):
-    Image.new("RGB", (300, 100), "red").save(tmp_path / "wide.png")
-    row = sample(0, (str(tmp_path / "wide.png"),))
-    (result,) = rows_of(RowAnswerer(asking, vlm), [row])
-    assert "cuts off 67%" in result["notes"][0]
-    (result,) = rows_of(RowAnswerer(replace(asking, fit="pad"), vlm), [row])
-    assert result["notes"] == []
-
-
-def test_the_untouched_model_keeps_everything(model, vlm, pictures):
-    asking = RowAsking(model=str(model), max_new_tokens=4)
-    (result,) = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 1))
-    assert (result["retention"], result["tokens"]) == (1.0, 36.0)

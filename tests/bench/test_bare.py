@@ -79,16 +79,6 @@ def check_numbers(model, plain, inputs):
         torch.testing.assert_close(found, text.norm(hidden), atol=1e-5, rtol=1e-5)
 
 
-def test_layers_that_read_no_position_ids_are_given_none():
-    model, inputs, seen = tiny("llava"), batch("llava", ("tit",)), []
-    known = family_for(model)
-    with torch.no_grad(), bare(known, (3,) * DEPTH):
-        watch = known.layers[0].register_forward_pre_hook(lambda *call: seen.append(call[-1]), with_kwargs=True)
-        model(**inputs)
-        watch.remove()
-    assert [kwargs["position_ids"] for kwargs in seen] == [None]
-
-
 def test_hooks_come_off_whatever_happens():
     model, inputs = tiny("llava"), batch("llava", ("tit",))
     known, seen = family_for(model), []
@@ -103,11 +93,3 @@ def test_hooks_come_off_whatever_happens():
     assert seen == [2]
     foreign.remove()
     assert not any(layer._forward_pre_hooks for layer in known.layers)
-
-
-def test_prompts_of_different_lengths_and_masks_that_are_no_tensors_are_not_sliced():
-    model = tiny("llava")
-    assert obstacle(family_for(model), batch("llava", ("titit", "tit"))) == "the prompts of the batch differ in length"
-    assert obstacle(family_for(model), {}) == ""
-    flex = tiny("llava", "flex_attention")
-    assert "flex" in obstacle(family_for(flex), batch("llava", ("tit",)))

@@ -77,17 +77,6 @@ def test_every_method_has_a_row_at_every_budget():
     assert list(solved()[0]) == [f"{name} 192" for name in USUAL]  # a third of the usual ones
 
 
-def test_what_has_a_schedule_of_its_own_has_one_row_without_a_budget():
-    methods, _ = solved("uniform:layers=2;keep=0.5", retention=(0.5, 0.25))
-    assert methods == {"uniform:layers=2;keep=0.5": fv.Uniform(layers=(2,), keep=(0.5,))}
-
-
-@pytest.mark.parametrize(("name", "seed"), [("random", 7), ("random:seed=3", 3)])
-def test_random_dropping_has_the_seed_of_the_run_unless_it_is_written(name, seed):
-    methods, _ = solved(name, retention=(0.5,), seed=7)
-    assert methods[f"{name} 288"].seed == seed
-
-
 def test_a_control_that_cannot_meet_a_budget_cuts_before_the_decoder():
     methods, infeasible = solved("random", "v2drop", tokens=(20,))
     assert list(methods) == ["random 20"]

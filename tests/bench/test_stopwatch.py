@@ -36,15 +36,6 @@ def test_a_call_inside_a_call_does_not_count(watch):
     assert watch.parts() == {"tower": 1}
 
 
-def test_calls_one_after_the_other_count_each_also_after_one_that_failed(watch):
-    core = Core()
-    with watch.watching(core, nn.Identity()):
-        with pytest.raises(ValueError, match="no pixels"):
-            core.get_image_features(None)
-        core.get_image_features(1)
-    assert watch.parts() == {"tower": 2}
-
-
 def test_of_the_decoder_only_the_first_forward_counts(watch):
     text = nn.Identity()
     with watch.watching(Core(), text):

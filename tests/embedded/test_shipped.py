@@ -69,16 +69,6 @@ def test_it_loads_without_a_network_and_in_another_dtype(monkeypatch):
     assert next(model.parameters()).dtype == torch.bfloat16
 
 
-def test_the_tokenizer_is_the_one_that_training_builds(loaded):
-    from tokenizer import build
-
-    _, processor = loaded
-    for words in ("What does the text say?", "List the objects from left to right.", "K7XQ", "blue moon"):
-        assert processor.tokenizer.encode(words, add_special_tokens=False) == (
-            build().encode(words, add_special_tokens=False).ids
-        )
-
-
 def test_the_demo_question_is_answered_rightly(loaded):
     with Image.open(embedded.picture()) as image:
         assert image.size == (336, 336)

@@ -85,15 +85,6 @@ def test_the_first_answer_about_another_picture_says_it_once(name, tmp_path):
     assert vlm.ask(photo(), "What does the text say?", max_new_tokens=1).notes == ()
 
 
-def test_a_film_says_it_too():
-    vlm = fv.load(embedded.FILMS)
-    frames = [Image.fromarray(frame.image) for frame in film("demo", 0).frames]
-    assert vlm.ask([frames], "Which object appears first?", max_new_tokens=1).notes == ()
-    with pytest.warns(UserWarning, match="drawings"):
-        answer = vlm.ask([[photo().resize((64, 48))] * 4], "Which object appears first?", max_new_tokens=1)
-    assert answer.notes == (embedded.STRANGE,)
-
-
 def test_another_model_says_nothing(tmp_path):
     model, processor = embedded.load()
     assert fv.VLM(model, processor, name="mine").prepare(photo(), "What is it?").notes == ()

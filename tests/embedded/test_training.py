@@ -1,7 +1,5 @@
 """The training code: packing, resume, growing, export. Tiny networks, no trained weights."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from PIL import Image
@@ -9,9 +7,6 @@ from PIL import Image
 from data import ask, pictures
 from export import export, import_network, llava, processor
 from foveate.embedded import TASKS
-from foveate.embedded.film_model import for_films
-from foveate.embedded.films import film
-from foveate.embedded.questions import all_questions, film_questions
 from foveate.embedded.scenes import rng_for, scene
 from network import Network, Shape
 from packing import pack
@@ -27,17 +22,6 @@ EVERY = dict.fromkeys(TASKS, 1.0)
 @pytest.fixture(scope="module")
 def tokenizer():
     return build()
-
-
-def test_questions_and_answers_survive_the_tokenizer(tokenizer):
-    for index in range(40):
-        for questions in all_questions(scene("held-out", index), rng_for("held-out", index, 1)).values():
-            for q in questions:
-                for words in (q.question, q.answer):
-                    ids = tokenizer.encode(words, add_special_tokens=False).ids
-                    assert tokenizer.decode(ids) == words
-    ids = tokenizer.encode("é ∑ 汉", add_special_tokens=False).ids
-    assert tokenizer.decode(ids) == "é ∑ 汉"
 
 
 def logits(network, prefix, questions, tokenizer):
@@ -100,24 +84,6 @@ def test_the_exported_model_gives_our_logits(tmp_path, tokenizer):
     with torch.enable_grad():  # training goes on from the exported folder alone
         report = Trainer("x", small_stage(), again).advance()
     assert 0 < report["loss"] < 50
-
-
-@torch.no_grad()
-def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
-    network = Network(replace(TINY, grid=24)).eval()
-    model, preparer = llava(network), processor()
-    model, preparer = for_films(model, preparer)
-    one = film("held-out", 2, frames=4)
-    questions = film_questions(one, rng_for("held-out", 2, 1))[:3]
-    features, _ = network.tower(pictures(list(one.frames)), torch.float32)
-    prefix = network.prefix(features, frames=4)
-    assert prefix.shape[1] == 2 + 4 * 144 + 3
-    frames = [frame.image for frame in one.frames]
-
-    def answered(text):
-        return model(**preparer(videos=[frames], text=f"USER: <video>\n{text}", return_tensors="pt"))
-
-    check_logits(network, prefix, questions, tokenizer, answered)
 
 
 def small_stage(**settings) -> Stage:

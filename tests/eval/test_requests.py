@@ -1,8 +1,6 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
-from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from foveate.ask import answers, prompt
 from foveate.ask.conversation import Conversation
@@ -11,7 +9,6 @@ from foveate.errors import UnsupportedError
 from foveate.eval.lmms.requests import Request, RequestAnswerer
 from foveate.eval.records import open_answers
 from foveate.methods.v2drop import V2Drop
-from tests import models
 from tests.cli.conftest import save_tiny_llava
 
 GREEDY = {"max_new_tokens": 4, "temperature": 0, "do_sample": False, "num_beams": 1}
@@ -94,41 +91,3 @@ def test_an_answer_ends_before_what_the_task_says(llava, requests):
 def test_sampling_is_refused_with_the_way_out(llava):
     with pytest.raises(UnsupportedError, match=r"answers here are greedy.*--gen_kwargs temperature=0"):
         RequestAnswerer(llava)([request_for(0, "this", 0, temperature=0.7)])
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batch_size):
-    """A model whose token counts depend on the picture; up to three pictures a sample."""
-    model = models.tiny("qwen2_vl")
-    words = ["tit", "titt", "titit", "tititit", "itit", "ttt"]
-    monkeypatch.setattr(
-        prompt,
-        "PROTOCOLS",
-        {"own": lambda _, __, one: BatchFeature(models.batch("qwen2_vl", [one.turns[0][1][0][1]]))},
-    )
-    tokenizer = SimpleNamespace(all_special_tokens=[], convert_ids_to_tokens=lambda ids: [f"<{one}>" for one in ids])
-    processor = SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens)), tokenizer=tokenizer)
-    loaded = VLM(model, processor, "tiny")
-    asked = [
-        Request(
-            "task",
-            "test",
-            at,
-            lambda word=word: [{"role": "user", "content": [{"type": "text", "text": word}]}],
-            GREEDY,
-        )
-        for at, word in enumerate(words)
-    ]
-    found = RequestAnswerer(loaded, V2Drop(tokens=5), batch_size=batch_size)
-    texts = found(asked)
-    counts = {row["vision_tokens"] for row in found.records.values()}
-    assert len(counts) > 2
-    for row in found.records.values():
-        if row["vision_tokens"]:
-            expected = V2Drop.for_budget(model, tokens=5, vision_tokens=row["vision_tokens"])
-            assert row["setting"] == expected.to_dict()
-            assert row["spent"] == pytest.approx(5, abs=1)
-        else:
-            assert (row["setting"], row["retention"]) == (None, 1.0)
-    alone = RequestAnswerer(loaded, found.method)
-    assert [alone([one])[0] for one in asked] == texts

@@ -14,9 +14,8 @@ from PIL import Image
 from foveate import cli
 from foveate.ask import prompt
 from foveate.ask.loading import load
-from foveate.errors import BudgetError, InputError
+from foveate.errors import BudgetError
 from foveate.integrations.lmms_eval import manifest
-from foveate.runs.store import open_store
 from tests.forked import forked
 from tests.integrations.conftest import QUESTIONS
 
@@ -102,17 +101,6 @@ def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, c
     assert "waiting up to 0.3 s" in waits
     assert refuses.startswith(f"foveate: {lock.parent} is in use by another run")
     plugin.Foveate(log=str(tmp_path)).clean()
-
-
-def test_a_log_is_refused_to_a_second_run_also_where_the_harness_shares_locks(tmp_path, monkeypatch):
-    from lmms_eval.evaluator import _enable_reentrant_filelocks
-
-    monkeypatch.setattr("foveate.runs.store.PATIENCE", 0.3)
-    _enable_reentrant_filelocks()  # as `simple_evaluate` does
-    assert FileLock(tmp_path / "one") is FileLock(tmp_path / "one")
-    refusal = pytest.raises(InputError, match="is in use by another run")
-    with open_store(tmp_path / "log", ("id",)), refusal, open_store(tmp_path / "log", ("id",)):
-        pass
 
 
 def test_samples_say_what_their_answers_spent_and_every_answer_is_kept(written):

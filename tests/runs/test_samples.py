@@ -226,13 +226,6 @@ def test_ids_that_are_there_twice_are_refused_with_their_rows(tmp_path):
     assert samples_in(path), SampleColumns(id=None).count() == 5
 
 
-def test_hashes_that_agree_are_no_ids_that_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr("foveate.runs.samples._hash", len)
-    path = tmp_path / "in.jsonl"
-    write_lines(path, [{**ROWS[0], "id": name} for name in ("a", "b", "cc")])
-    assert samples_in(path).count() == 3
-
-
 def test_rows_without_ids_are_numbered_also_beside_one_that_has_one(tmp_path):
     path = tmp_path / "in.jsonl"
     without = {key: value for key, value in ROWS[0].items() if key != "id"}
@@ -349,11 +342,3 @@ def test_a_film_that_a_table_holds_is_a_film(tmp_path):
     write_lines(path := tmp_path / "in.jsonl", [{"video": TEXT, "question": "?"}])
     (sample,) = samples_of(path)
     assert sample.media[0].startswith("data:video/")
-
-
-def test_reading_a_table_leaves_the_limit_of_cells_of_the_process(tmp_path):
-    (path := tmp_path / "in.csv").write_text(f"image,question\na.png,{'x' * 200_000}\n")
-    before = csv.field_size_limit()
-    (sample,) = samples_in(path).read()
-    assert len(sample.question) == 200_000
-    assert csv.field_size_limit() == before

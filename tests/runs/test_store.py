@@ -1,10 +1,8 @@
 """The folder: who may use it, what it refuses, and that no moment in which a run is killed costs or doubles a row."""
 
-import errno
 import os
 import signal
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -342,20 +340,6 @@ def test_a_setting_may_change_as_long_as_nothing_is_answered(job):
     assert whole(job.out)
 
 
-def test_parquet_parts_hold_the_same_rows(job):
-    import pyarrow.parquet
-
-    run(job, Echo())
-    run(replace(job, out=job.out.with_name("parquet"), parts="parquet"), Echo())
-    rows = {}
-    for part in sorted(job.out.with_name("parquet").glob("part-*.parquet")):
-        for row in pyarrow.parquet.read_table(part).to_pylist():
-            del row["prepare_seconds"], row["answer_seconds"]
-            rows[row["row"]] = row
-    assert rows == rows_in(job.out)
-    assert bad_in(job.out.with_name("parquet")) == bad_in(job.out)
-
-
 @FORKS
 def test_a_parquet_run_that_is_killed_anywhere_ends_with_every_row_once(job):
     import pyarrow.parquet
@@ -367,23 +351,6 @@ def test_a_parquet_run_that_is_killed_anywhere_ends_with_every_row_once(job):
     assert times > 2
     numbers = [n for part in job.out.glob("part-*") for n in pyarrow.parquet.read_table(part)["row"].to_pylist()]
     assert sorted([*numbers, *bad_in(job.out)]) == list(range(40))
-
-
-def test_a_folder_that_may_not_be_read_is_one_error(tmp_path, monkeypatch):
-    def refuse(path):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    with open_store(tmp_path, "row") as kept:
-        monkeypatch.setattr(Path, "iterdir", refuse)
-        with pytest.raises(fv.InputError, match="cannot be read: Permission denied"):
-            list(kept.read(set()))
-
-
-def test_names_that_are_no_text_are_written_as_they_are(tmp_path):
-    name = os.fsdecode(b"caf\xe9\x00.png")
-    with open_store(tmp_path, "row") as kept:
-        kept.add([], [{"row": 0, "image": name}])
-    assert bad_in(tmp_path)[0]["image"] == name
 
 
 def test_a_store_knows_what_it_has_and_goes_on_in_the_part_that_is_open(tmp_path):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from foveate.plain.stats import Estimate
-from foveate.tuning.choice import best_of, compare_untuned
+from foveate.tuning.choice import best_of
 from foveate.tuning.tuned import Tuned
 
 
@@ -52,25 +52,6 @@ def test_each_picture_counts_once():
 
 def rows(ahead):
     return [SimpleNamespace(name="tuned", ahead=ahead), SimpleNamespace(name="grid", ahead=ahead)]
-
-
-@pytest.mark.parametrize(
-    ("ahead", "says"),
-    [
-        (Estimate(0.1, 0.05, 0.2), None),
-        (
-            Estimate(0.02, -0.05, 0.1),
-            "as far as 14 pictures tell: the tuned setting is +2.0 [-5.0, +10.0]",
-        ),
-        (Estimate(-0.2, -0.3, -0.1), "better"),
-        (None, None),
-    ],
-)
-def test_it_is_said_where_the_method_untuned_is_as_good(ahead, says):
-    notes = compare_untuned("v2drop untuned at 64 tokens", rows(ahead), 14, stays=False)
-    assert len(notes) == (says is not None)
-    assert says is None or says in notes[0]
-    assert "best of the grid" in "".join(compare_untuned("v2drop", rows(ahead), 14, stays=True)) or says is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import os
 import random
 import struct
 import sys
-import tracemalloc
 import warnings
 from fractions import Fraction
 from functools import cache
@@ -19,7 +18,6 @@ from PIL import Image
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.plain import memory
 from foveate.video import decoding, read, shape_of
-from foveate.video.survey import survey, video_stream
 from foveate.video.wanted import FramesWanted
 from tests.ask.test_pictures import png_claiming
 from tests.films import QUARTERS, brightness, encoded, film, matrix, sound
@@ -441,21 +439,6 @@ def test_a_frame_does_not_depend_on_the_way_to_it(tmp_path, kind, codec, options
             assert (frame == every.frames[number]).all()
 
 
-def test_what_a_decoder_learns_from_the_first_packet_counts_for_all_frames(tmp_path):
-    """By an old build of x264 in it, FFmpeg decodes 4:4:4 otherwise: of this film, made by a new one, wrongly."""
-    options = {"crf": "4", "g": "50"}
-    path = film(tmp_path / "film.mp4", 150, draw=moving, size=(256, 256), pixels="yuv444p", stream_options=options)
-    new = read(path, frames=150)
-    data = path.read_bytes()
-    at = data.index(b"x264 - core ") + 12
-    path.write_bytes(data[:at] + b"140" + data[at + 3 :])
-    with pytest.warns(UserWarning, match="is damaged"):
-        old, one = read(path, frames=150), read(path, frames=1)
-    number = old.seconds.index(one.seconds[0])
-    assert (one.frames[0] == old.frames[number]).all()
-    assert (one.frames[0] != new.frames[number]).any()
-
-
 @pytest.mark.parametrize(
     ("kind", "codec", "least"), [("mp4", "libx264", 1.0), ("mkv", "libx264", 0.8), ("ts", "libx264", 0.8),
      ("avi", "mpeg4", 1.0), ("mpg", "mpeg2video", 1.0), ("mp4", "libx265", 0.6)]
@@ -531,32 +514,6 @@ def test_a_song_with_a_cover_is_no_video(tmp_path):
         read(path)
 
 
-def test_of_long_sound_nothing_is_kept(tmp_path):
-    """Of twenty minutes beside few frames, as of a lecture with its slides."""
-    path = tmp_path / "lecture.mkv"
-    with av.open(str(path), "w") as container:
-        slides, voice = container.add_stream("mjpeg", rate=1), container.add_stream("pcm_s16le", rate=8000)
-        slides.width, slides.height, slides.pix_fmt, voice.layout = 32, 32, "yuvj420p", "mono"
-        picture = slides.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24"))[0]
-        for second in range(1200):
-            packets = [(slides, bytes(picture), 0, 1000)] if second % 300 == 0 else []
-            packets += [(voice, bytes(800), at, 50) for at in range(0, 1000, 50)]
-            for stream, content, at, length in packets:
-                packet = av.Packet(content)
-                packet.stream, packet.time_base, packet.duration = stream, Fraction(1, 1000), length
-                packet.pts = packet.dts = 1000 * second + at
-                packet.is_keyframe = True
-                container.mux(packet)
-    with av.open(str(path)) as container:
-        tracemalloc.start()
-        found = survey(container, video_stream(container, path))
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    assert found.times == pytest.approx((0, 300, 600, 900))
-    assert found.promised is None
-    assert peak < 200_000  # 24,000 packets
-
-
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -616,27 +573,6 @@ def test_a_name_with_a_number_in_it_is_no_pattern(folder, steady):
     assert len(read(path, frames=99)) == 60
 
 
-def test_a_title_in_latin_1_is_no_damage(tmp_path):
-    with av.open(str(path := tmp_path / "film.mkv"), "w") as container:
-        container.metadata["title"] = "cafeteria"
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
-        container.mux(stream.encode())
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"cafeteria", "cafétéria".encode("latin-1")))
-    assert path.read_bytes() != content
-    assert len(read(path)) == 1
-
-
-def test_places_before_the_beginning_of_a_file_are_a_number_to_ffmpeg(steady):
-    with steady.open("rb") as file:
-        source = decoding._File(file, steady)
-        assert source.seek(-5) < 0
-        assert source.seek(2**70) < 0
-        assert (source.seek(4), source.tell(), source.read(4)) == (4, 4, b"ftyp")
-
-
 def test_damaged_videos_end_in_one_line_each(folder, steady, capfd):
     whole, path = steady.read_bytes(), folder / "mutant.mp4"
     draw, lines = np.random.default_rng(0), []
@@ -662,24 +598,6 @@ def test_frames_that_are_too_large_are_refused_before_they_are_decoded(tmp_path,
     (path := tmp_path / "film.mp4").write_bytes(png_claiming(wide, wide))
     with pytest.raises(InputError, match=says):
         read(path)
-
-
-def test_whatever_pyav_raises_of_a_file_is_one_line(steady, monkeypatch):
-    for error in (
-        OverflowError("value too large to convert"),
-        TypeError("no time base"),
-        MemoryError(),
-        OSError(5, "No disk"),
-    ):
-
-        def fails(*_, error=error):
-            raise error
-
-        monkeypatch.setattr(decoding, "survey", fails)
-        says = r"steady\.mp4 (is damaged|takes more memory than there is|cannot be read: No disk\.)"
-        with pytest.raises(InputError, match=says) as refused:
-            read(steady)
-        assert "\n" not in str(refused.value)
 
 
 def test_room_is_asked_for_by_the_header_and_by_the_first_frame(steady, monkeypatch):

@@ -10,7 +10,7 @@ from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
 from foveate.viz.canvas import Page
 from foveate.viz.comparison import GAP
-from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scale, stage_panels
+from foveate.viz.mosaic import MOST, SIDE, plain_panel, stage_panels
 from tests.viz.test_frames import RED, pixels_of
 from tests.viz.test_showing import brightest, clip, run
 
@@ -42,23 +42,10 @@ def test_a_stage_that_dropped_nothing_has_no_panel():
     assert everything.height < both.height
 
 
-def test_several_pictures_share_a_panel():
-    blue = Image.new("RGB", (60, 30), BLUE)
-    one, two = draw_comparison([("", record())], red()), draw_comparison([("", record("titi"))], [red(), blue])
-    assert two.height - one.height < SIDE / 2
-    assert pixels_of(two, BLUE) > 1.3 * SIDE * SIDE / 2
-
-
 def test_of_a_clip_some_frames_are_drawn():
     many, few = (draw_comparison([("", record("t" + "i" * count, HALF))], clip(count).frames) for count in (12, MOST))
     assert many.size == few.size
     assert brightest(many) > 0
-
-
-def test_a_long_label_is_cut_and_dollars_are_dollars():
-    short, long = (draw_comparison([(text, record())], red(), "$5 or $6_0?") for text in ("v2drop", "a word " * 300))
-    assert long.size == short.size
-    assert long.tobytes() != short.tobytes()
 
 
 def test_merged_tokens_have_their_legend():
@@ -75,20 +62,6 @@ def test_cuts_between_layers_say_why_few_tokens_can_be_enough(monkeypatch):
     assert "Earlier layers" not in written[-1]
     draw_comparison([("before the decoder", record(method=fv.DivPrune(tokens=5))), ("two cuts", record())], red())
     assert "Earlier layers" in written[-1]
-
-
-def test_a_panel_has_the_area_of_a_square_and_no_side_too_long():
-    for width, height in ((60, 60), (90, 40), (30, 200), (3000, 100)):
-        (pixels,) = scale([Image.new("RGB", (width, height))])
-        assert pixels.shape[0] * pixels.shape[1] <= 1.02 * SIDE * SIDE
-        assert max(pixels.shape) <= LONGEST * SIDE
-
-
-def test_pictures_of_a_panel_lie_in_a_grid_whose_free_cells_are_grey():
-    sheet = _mosaic([np.full((10, 10, 3), shade, np.uint8) for shade in (0, 50, 100, 150, 200)])
-    assert sheet.shape == (22, 34, 3)
-    assert sheet[5, [5, 17, 29], 0].tolist() == [0, 50, 100]
-    assert sheet[17, [5, 17, 29], 0].tolist() == [150, 200, 232]
 
 
 def test_a_stage_has_a_panel_of_its_own_at_any_size():

@@ -54,20 +54,11 @@ def test_bars_are_the_tokens_kept_of_each_frame():
     assert np.array(heights) / heights[0] == pytest.approx([1, 2 / 3, 1 / 3], abs=0.03)
 
 
-def test_a_stage_that_kept_nothing_has_no_bar():
-    assert bars(draw_frames(frames(3), [("nothing", [])])).sum() == 0
-
-
 def test_of_many_frames_some_are_drawn_and_the_histogram_has_all():
     many, few = draw_frames(frames(100), [("all", range(600))]), draw_frames(frames(40), [("all", range(240))])
     assert many.size == few.size
     runs = (np.diff(np.concatenate(([0], (bars(many) > 0).astype(int)))) == 1).sum()
     assert runs > 40
-
-
-def test_upright_frames_stand_closer():
-    upright, square = (draw_frames(frames(15, size), []) for size in ((30, 60), (60, 60)))
-    assert upright.height < square.height - 150  # in one row, not in two
 
 
 def test_a_merged_stage_is_tinted_and_says_so():
@@ -76,13 +67,6 @@ def test_a_merged_stage_is_tinted_and_says_so():
     tinted, plain = draw_frames(frames(2), [("merged", origin, assign)]), draw_frames(frames(2), [("kept", origin)])
     assert tinted.width == plain.width
     assert tinted.tobytes() != plain.tobytes()
-
-
-def test_a_token_without_a_place_counts_for_its_frame():
-    nowhere = torch.full((1, 4), float("nan"))
-    first, last = frames(2)
-    last = Frame(last.picture, torch.cat((grid_boxes(2, 3), nowhere)), last.label)
-    assert (bars(draw_frames([first, last], [("newline", [12])])) > 0).sum() > 20
 
 
 def test_what_does_not_fit_together_is_refused():

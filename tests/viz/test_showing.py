@@ -54,14 +54,6 @@ def test_two_frames_that_the_model_makes_one_of_are_one_in_the_sheet():
     assert brightest(trace.show(clip(6))) == pytest.approx(brightest(trace.show(clip(3))), rel=0.01)
 
 
-def test_a_clip_may_stand_for_as_many_pictures():
-    trace = run("llava", "tiiit")
-    sheet, rows = trace.show(clip(3)), trace.show(clip(3).images())
-    assert sheet.size != rows.size
-    mixed = run("llava_onevision", "titvt")
-    assert mixed.show([Image.new("RGB", (20, 20), "red"), clip(3)]).width > 500
-
-
 def test_clips_that_are_not_the_samples_are_refused():
     with pytest.raises(fv.InputError, match="got 7"):
         run("llava_onevision", "tvt").show(clip(7))

@@ -1,19 +1,13 @@
 """The picture of the stages: kept patches untouched, dropped ones grey and dark, nothing global touched."""
 
-import itertools
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from foveate.errors import ShapeError
-from foveate.viz import draw_stages, stack
-from foveate.viz.canvas import HAIRLINE
+from foveate.viz import draw_stages
 from foveate.viz.dim import TINT, coverage, dim, group_colour
-from foveate.viz.stills import PANEL
 
 NAN = float("nan")
 
@@ -49,28 +43,6 @@ def test_dropped_patches_are_told_from_kept_ones_in_dark_and_bright_pictures(sha
     assert np.ptp(kept) == 0
     assert np.ptp(dropped) >= 15  # the hatch
     assert np.abs(dropped - shade).max() >= 20
-
-
-def test_every_panel_has_a_hairline_around_it_that_covers_no_pixel():
-    white = Image.new("RGB", (60, 60), "white")
-    sheet = np.asarray(draw_stages([white], [grid(2, 2)], [("all", range(4))]))
-    lines = (sheet == HAIRLINE).all(axis=-1)
-    assert lines.sum() == 2 * (4 * PANEL + 4)
-    rows, columns = lines.nonzero()
-    assert rows.max() - rows.min() == PANEL + 1
-    assert (sheet[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.min() + 1 + PANEL] == 255).all()
-
-
-def test_every_caption_stands_above_its_panel():
-    white = Image.new("RGB", (60, 60), "white")
-    sheet = np.asarray(draw_stages([white], [grid(2, 2)], [("one", range(4)), ("two", range(4))]))
-    rows, columns = (sheet == HAIRLINE).all(axis=-1).nonzero()
-    above = sheet[: rows.min()]
-    starts = [int(columns.min())]
-    starts += [int(at) for before, at in itertools.pairwise(np.unique(columns)) if at - before > 1]
-    assert len(starts) == 3
-    for start in starts:
-        assert above[:, start : start + PANEL].min() < 100
 
 
 def test_a_pixel_counts_every_box_over_it_and_edges_go_to_the_nearest_pixel():
@@ -129,14 +101,6 @@ def test_ordinals_run_over_all_images_and_land_in_the_right_one():
     assert panel(sheet, 2, 3, blue) == pytest.approx(panel(sheet, 0, 3, blue) / 2, rel=0.02)
 
 
-def test_a_title_and_long_captions_make_the_figure_taller_not_wider():
-    image, boxes = [Image.new("RGB", (50, 50))], [grid(2, 2)]
-    short = draw_stages(image, boxes, [("a", [0])])
-    tall = draw_stages(image, boxes, [("a caption " * 8, [0])], title="a title " * 12)
-    assert tall.width == short.width
-    assert tall.height > short.height
-
-
 @pytest.mark.parametrize(
     ("images", "boxes", "kept", "says"),
     [
@@ -150,26 +114,6 @@ def test_a_title_and_long_captions_make_the_figure_taller_not_wider():
 def test_things_that_do_not_fit_together_are_refused(images, boxes, kept, says):
     with pytest.raises(ShapeError, match=says):
         draw_stages([Image.new("RGB", (8, 8))] * images, boxes, [("cut", kept)])
-
-
-def test_drawing_leaves_pyplot_alone():
-    program = """
-import sys
-from PIL import Image
-from foveate.viz import draw_stages
-draw_stages([Image.new("RGB", (8, 8))], [[[0, 0, 1, 1]]], [("cut", [0])])
-sys.exit("matplotlib.pyplot" in sys.modules)
-"""
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
-
-
-def test_stacked_pictures_lie_below_one_another():
-    red, blue = Image.new("RGB", (300, 40), "red"), Image.new("L", (200, 30), 7)
-    sheet = stack([red, blue])
-    assert sheet.size == (300, 70)
-    assert [sheet.getpixel(at) for at in ((299, 39), (199, 40), (200, 69))] == [(255, 0, 0), (7,) * 3, (255,) * 3]
-    with pytest.raises(ShapeError, match="no picture"):
-        stack([])
 
 
 def test_merged_patches_are_tinted_kept_ones_untouched_and_dropped_ones_dark():

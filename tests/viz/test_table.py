@@ -1,14 +1,11 @@
 """A table of text: plain, as HTML, for rich and in files."""
 
-import copy
 import csv
-import pickle
 from html.parser import HTMLParser
 from io import StringIO
 
 import pytest
 from hypothesis import given, strategies as st
-from markdown_it import MarkdownIt
 from rich.console import Console
 
 from foveate.plain.table import between, in_file, number
@@ -52,23 +49,10 @@ def test_a_cell_of_several_lines_makes_a_taller_row():
     assert "1.02<br>[0.98–1.06]" in sheet.to_html()
 
 
-def test_a_section_is_a_gap_and_short_rows_are_filled():
-    sheet = Table("", ["a", "b"], [("1",), SECTION, ("2", "3")])
-    assert [line.split() for line in sheet.to_text().split("\n")][-3:] == [["1"], [], ["2", "3"]]
-    assert sheet.rows == (("1", ""), SECTION, ("2", "3"))
-    assert sheet.to_html().count("border-top") == 2  # the two cells below the gap
-
-
 def test_a_long_cell_is_wrapped_where_that_is_allowed():
     sheet = Table("", ["name", Column("answer", wrap=True)], [("a long name", "one two three four five")])
     lines = sheet.to_text(32).split("\n")
     assert [line.strip() for line in lines[-2:]] == ["a long name   one two three", "four five"]
-
-
-def test_where_no_column_may_be_wrapped_nothing_is_cut_off():
-    text = Table("", ["a", "b"], [("x" * 30, "y" * 10)], ["a note of six words here"]).to_text(20)
-    assert "x" * 30 in text
-    assert "y" * 10 in text
 
 
 def test_html_is_escaped():
@@ -137,33 +121,6 @@ def read_csv(text):
     return list(csv.reader(StringIO(text, newline="")))
 
 
-def read_markdown(text):
-    """(head and rows of the table, other paragraphs) as a browser shows them."""
-    parser = HTMLParser()
-    rows, paragraphs = [], []
-
-    def start(tag, _):
-        if tag == "tr":
-            rows.append([])
-        if tag in ("td", "th"):
-            rows[-1].append("")
-        if tag == "p":
-            paragraphs.append("")
-        place.append(tag)
-
-    def data(piece):
-        if place[-1] in ("td", "th"):
-            rows[-1][-1] += piece
-        elif "p" in place:
-            paragraphs[-1] += piece
-
-    place = [""]
-    parser.handle_starttag, parser.handle_data = start, data
-    parser.handle_endtag = lambda _: place.pop()
-    parser.feed(MarkdownIt().enable(["table", "strikethrough"]).render(text))
-    return rows, paragraphs
-
-
 def test_csv_has_numbers_as_they_are_and_a_column_for_each_end_of_an_interval():
     head, full, v2drop, odd = read_csv(in_file([ACCURACY], ".csv"))
     assert head == ["name", "Accuracy", "Accuracy low", "Accuracy high", "verdict", "FLOPs %", "FLOPs"]
@@ -181,35 +138,9 @@ def test_any_text_and_number_is_read_back_from_csv(rows):
     assert [float(value) for _, value in read] == pytest.approx([value for _, value in rows], rel=1e-14)
 
 
-def test_a_number_is_text_and_can_be_copied_and_pickled():
-    cell = number(0.25, ".0%")
-    for twin in (cell, copy.deepcopy(cell), pickle.loads(pickle.dumps(cell))):
-        assert (twin, twin.values) == ("25%", {"%": 25})
-
-
 def test_several_tables_of_csv_stand_apart_under_their_titles():
     rows = read_csv(in_file([SPEED, Table("", ["a"], [("1",)])], ".csv"))
     assert rows == [["Speed"], ["name", "ms"], ["full model", "12.5"], ["v2drop", "6.1"], [], ["a"], ["1"]]
-
-
-def test_markdown_is_read_back_as_what_is_printed():
-    wild = Table("*Title*", ["", "a | b"], [(WILD, "x"), ("", "two\nlines")], ["A note | of *stars* and <b>."])
-    rows, paragraphs = read_markdown(in_file([ACCURACY, wild], ".md"))
-    assert rows == [
-        ["", "Accuracy", "", "FLOPs"],
-        ["full model", "61.4 ± 2.1", "", "100%"],
-        ["v2drop", "-1.0 ± 0.2", "worse", "12%"],
-        ["[odd]", "infeasible", "two lines", "not counted"],
-        ["", "a | b"],
-        [WILD, "x"],
-        ["", "two lines"],
-    ]
-    assert [text for text in paragraphs if text] == [
-        "Accuracy",
-        "A note | of | pipes.",
-        "*Title*",
-        "A note | of *stars* and <b>.",
-    ]
 
 
 def test_cells_may_be_markdown_themselves():
