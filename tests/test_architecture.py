@@ -35,10 +35,6 @@ def test_every_function_named_is_there(file, function):
         node = next(child for child in ast.walk(node) if isinstance(child, named) and child.name == part)
 
 
-def test_the_page_names_places_at_all():
-    assert len(PLACES) > 8
-
-
 def test_the_house_is_drawn_as_the_imports_are_held():
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
@@ -105,31 +101,7 @@ def test_no_import_hides_in_a_string():
     assert found == FOLDERS
 
 
-def test_what_collects_a_folder_stands_above_it():
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    layers = next(contract["layers"] for contract in settings["contracts"] if contract["type"] == "layers")
-    place = {room: number for number, layer in enumerate(layers) for room in layer.split(" | ")}
-    for file, folders in FOLDERS.items():
-        for folder in folders:
-            assert place[file.removesuffix(".py")] < place[folder.removeprefix("foveate.")]
-
-
 # -- words ------------------------------------------------------------------------------------------------------------
-
-GIVEN_UP = {
-    "answering", "answerer", "asking", "going", "questioning", "See", "noting", "_Room", "note_cut", "Cell", "sheet",
-    "_sheet", "Sheet",
-}  # fmt: skip
-"""Names of files, classes and functions that gave way to one of the thirty words; see the page."""
-
-
-def test_names_that_were_given_up_stay_away():
-    for path in (ROOT / "src" / "foveate").rglob("*.py"):
-        assert path.stem.strip("_") not in GIVEN_UP, path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                assert node.name not in GIVEN_UP, f"{path}: {node.name}"
-                assert not (ast.get_docstring(node) or "").startswith("The same"), f"{path}: {node.name}"
 
 
 def test_no_two_classes_share_a_name():

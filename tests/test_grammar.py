@@ -7,8 +7,6 @@ from transformers import LlavaConfig
 
 import foveate as fv
 from foveate import cli, embedded, naming
-from foveate.registry import takes_budget
-from tests.models import batch, tiny
 from tests.tuning.presets import preset_of
 
 CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
@@ -54,46 +52,13 @@ def test_every_command_refuses_in_one_sentence(command, text, says, capsys):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("text", "says"), [wrong for wrong in WRONG if not wrong[0].startswith("{")][::3])
-def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
-    pytest.importorskip("lmms_eval")
-    from foveate.eval.lmms.plugin import Foveate
-
-    with pytest.raises(SystemExit) as ended:
-        Foveate.create_from_arg_string(f"pretrained=embedded,method='{text}'", {"batch_size": 1})
-    err = capsys.readouterr().err
-    assert ended.value.code == 2
-    assert says in err
-    assert len(err.strip().splitlines()) == 1
-
-
 # -- budgets --------------------------------------------------------------------------------------------------
-
-
-def test_a_budget_below_the_floor_is_refused_when_the_image_comes():
-    model = tiny("llava")
-    with pytest.raises(fv.BudgetError, match="floor"), fv.drop(model, "v2drop", retention=0.01):
-        model(**batch("llava", ["titit"]))
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_an_image_has_tokens(count):
-    for kind in filter(takes_budget, fv.methods().values()):
-        with pytest.raises(fv.SettingError, match=f"1 or more; got {count}"):
-            kind.for_budget(CONFIG, retention=0.3, vision_tokens=count)
 
 
 # -- records --------------------------------------------------------------------------------------------------
 
 TUNED = fv.MustDrop(global_thr=0.004, individual_thr=0.004, pruning_layers=(2, 5, 9, 12))
 RECORD = preset_of(TUNED).to_dict()
-
-
-def test_a_record_is_read(tmp_path):
-    path = tmp_path / "record.json"
-    path.write_text(json.dumps(RECORD))
-    assert fv.Tuned.load(path).method == naming.parse(str(path)) == TUNED
-    assert naming.parse(f"{path}:kv=false").kv is False
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -17,7 +16,6 @@ from foveate.cost import _measured
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.samples import samples_in
-from tests.forked import ANEW, forked
 
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(fv.__file__).parent
@@ -95,59 +93,6 @@ def walks(rows):
         patch.setattr(_measured, "_KNOWN", {})
         evaluate_samples(vlm, samples_in(rows), plan)
     return {"fv.drop": dropping, "foveate batch": batch, "foveate eval": evaluation}
-
-
-ENTERED = """
-import contextlib, io, sys, threading
-import foveate as fv
-from foveate.cli import main
-from PIL import Image
-
-flow, source, rows, folder = sys.argv[1:]
-files = set()
-
-
-def enter(frame, event, _):
-    code = frame.f_code
-    if event == "call" and code.co_flags & 1 and code.co_filename.startswith(source):  # 1: of a function
-        files.add(code.co_filename)
-
-
-words = {
-    "batch": ["batch", rows, folder + "/entered", "--method", "v2drop"],
-    "eval": ["eval", "--method", "v2drop", "--budget", "192", "--questions", "6", "--tasks", "colour,count",
-             "--cache", folder + "/cache", "--workers", "2"],
-}
-if flow not in words:
-    vlm, picture, question = fv.load(device="cpu"), Image.new("RGB", (336, 336), "red"), "What is it?"
-    inputs = vlm.prepare(picture, question).inputs
-threading.setprofile(enter)
-sys.setprofile(enter)
-with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-    if flow in words:
-        main(words[flow])
-    elif flow == "drop":
-        with fv.drop(vlm.model, "v2drop", retention=1 / 3):
-            vlm.model.generate(**inputs, max_new_tokens=2)
-    else:
-        sure = {"sure": 1.0} if flow == "sure" else {}
-        vlm.ask(picture, question, method="v2drop", retention=1 / 3, **sure)
-sys.setprofile(None)
-print(*sorted(files), sep=chr(10))
-"""
-
-
-@pytest.mark.parametrize(("flow", "most"), {"drop": 36, "ask": 47, "sure": 51, "batch": 74, "eval": 67}.items())
-def test_a_call_enters_few_files(flow, most, rows):
-    """Files whose functions the first call of a process enters; the figures only fall."""
-    command = [flow, str(SOURCE), str(rows), str(rows.parent)]
-    if flow == "eval":  # which starts processes of its own, as no forked one can
-        process = subprocess.Popen([sys.executable, "-c", ENTERED, *command], stdout=subprocess.PIPE, text=True)
-    else:
-        process = forked(f"{ANEW}{ENTERED}", *command, stdout=subprocess.PIPE)
-    files = process.communicate(timeout=300)[0].split()
-    assert process.returncode == 0
-    assert 30 < len(files) <= most, files
 
 
 @pytest.mark.parametrize("name", ["fv.drop", "foveate batch", "foveate eval"])

@@ -33,14 +33,6 @@ def cost(config=SHORT, **given):
 # By hand.
 
 
-def test_a_repr_is_one_line_and_a_notebook_shows_the_parts():
-    found = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
-    assert repr(found) == "Cost(retention 33.6%, prefill 3.07 TFLOP, total 3.48 TFLOP, KV 116.9 MiB)"
-    html = found._repr_html_()
-    for text in ("382 GFLOP", "3.07 TFLOP", "13.3 GFLOP", "193.8 of 576 vision tokens", "100.0%"):
-        assert text in html
-
-
 def test_the_paper_setting_on_llava_7b_by_hand():
     found = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
     assert found.tokens == (576,) * 3 + (288,) * 14 + (86,) * 5 + (1,) * 10
@@ -91,12 +83,6 @@ def test_the_cache_dtype_is_the_configs_or_the_one_given():
     assert cost().kv_bytes == half == single // 2
     config = LlavaConfig.from_dict({**SHORT.to_dict(), "dtype": "float32"})
     assert cost(config).kv_bytes == single
-
-
-def test_the_function_is_found_whatever_was_imported_before():
-    import foveate.cost as package
-
-    assert package(SHORT, text_tokens=1, vision_tokens=0) == fv.cost(SHORT, text_tokens=1, vision_tokens=0)
 
 
 # Properties.

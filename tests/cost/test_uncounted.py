@@ -4,9 +4,6 @@ import pytest
 from transformers import LlavaConfig
 
 import foveate as fv
-from foveate import embedded
-from foveate.app.replies import FULL, Said, cards
-from foveate.bench.results import _scoring
 from foveate.contract import Cuts, Hidden, LayerStage, Method, Shape
 
 SIZES = {"text_tokens": 40, "vision_tokens": 576}
@@ -68,27 +65,3 @@ def test_methods_of_foveate_are_counted(name):
         fv.cost(LlavaConfig(), method=Ours(), **SIZES).scoring_flops
         == fv.cost(LlavaConfig(), method=fv.FastV(), **SIZES).scoring_flops
     )
-
-
-def test_answers_and_commands_say_so():
-    vlm = fv.load()
-    answer = vlm.ask(embedded.picture(), "What is it?", method=Norm(), max_new_tokens=1)
-    assert answer.flops is None
-    assert (answer.saved.prefill_flops, answer.saved.total_flops) == (None, None)
-    assert answer.saved.kv_bytes > 0
-    assert answer.to_dict()["saved"]["total_flops"] is None
-    assert dict(answer.lines())["FLOPs"].startswith("not counted: ")
-    counted = vlm.ask(embedded.picture(), "What is it?", method=Norm(says=True), max_new_tokens=1)
-    assert "saved in the decoder's prefill" in dict(counted.lines())["FLOPs"]
-    assert _scoring({"scoring_share": None}) == "not counted"
-    assert _scoring({"scoring_share": 0.01}) == "1.00%"
-
-
-def test_the_page_says_so():
-    vlm = fv.load()
-    full, mine, told = (
-        Said(name, "", vlm.ask(embedded.picture(), "What is it?", method=method, max_new_tokens=1))
-        for name, method in ((FULL, None), ("mine", Norm()), ("told", Norm(says=True)))
-    )
-    assert "not counted" in cards([full, mine], "")
-    assert "not counted" not in cards([full, told], "")

@@ -418,20 +418,6 @@ def test_padding_of_tiles_is_neither_kept_nor_counted(kernel, pick):
         torch.testing.assert_close(alone[is_real[tile]], together[tile][is_real[tile]], **CLOSE)
 
 
-def test_padded_tiles_are_copies_too():
-    model = strong("idefics3")
-    vision = model.config.vision_config
-    pixels = torch.randn(1, 2, 3, vision.image_size, vision.image_size, generator=torch.Generator().manual_seed(1))
-    mask = torch.ones(1, 2, vision.image_size, vision.image_size, dtype=torch.long)
-    mask[0, 1, :, vision.image_size // 2 :] = 0
-
-    def run():
-        return model.model.get_image_features(pixel_values=pixels, pixel_attention_mask=mask)
-
-    for ours, theirs in zip(thinned(model, run, 1 / 3, 0.0), of_copies(model, "image", run, 1 / 3, 0.0), strict=True):
-        torch.testing.assert_close(ours, theirs, **CLOSE)
-
-
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava"])
 def test_neighbours_are_those_of_the_picture(family):
     """Rows of a Qwen stand token by token, and window by window: the trace has them in raster order."""

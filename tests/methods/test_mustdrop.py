@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -10,7 +8,7 @@ from foveate.core.merge import window_similarity
 from foveate.methods.mustdrop import PEAK, SHARE, MustDrop
 from tests import golden
 from tests.contract.test_cuts import Config
-from tests.models import batch, generate, tiny
+from tests.models import batch, tiny
 from tests.probes import OneLeft
 
 CUTS = {"pruning_layers": (1, 3), "merge_window": 2}
@@ -265,14 +263,6 @@ def merged_similarity(case):
     return found[0]
 
 
-def test_key_tokens_survive_every_cut():
-    with fv.drop(tiny("llava"), MustDrop(pruning_layers=(1, 3), global_thr=2, individual_thr=2, key_rate=0.2)) as trace:
-        generate(tiny("llava"), batch("llava", ["titt"]))
-    first, second = (stage for stage in trace.stages if stage.where == "layer")
-    assert first.after == (math.ceil(0.2 * first.before[0]),)
-    assert first.kept[0].tolist() == second.kept[0].tolist()
-
-
 @pytest.mark.parametrize("thresholds", [(0.001, 0.001), (2.0, 2.0)])
 def test_without_text_after_the_image_nothing_leaves_whatever_the_thresholds(thresholds):
     gamma, alpha = thresholds
@@ -280,19 +270,3 @@ def test_without_text_after_the_image_nothing_leaves_whatever_the_thresholds(thr
     with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
         tiny("llava")(**batch("llava", ["ti"]))
     assert {stage.after for stage in trace.stages if stage.where == "layer"} == {(25,)}
-
-
-def test_an_image_that_has_lost_everything_beside_one_that_has_not():
-    """Several seeds and thresholds: some leave one image of two without tokens at an early cut."""
-    emptied = 0
-    for seed in range(6):
-        for gamma in (0.045, 0.055, 0.07, 0.1):
-            method = MustDrop(
-                global_thr=gamma, individual_thr=0.05, pruning_layers=(0, 1, 2, 3), key_rate=0, merge_windows=False
-            )
-            with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
-                tiny("llava")(**batch("llava", ["titit"], seed=seed))
-            for stage in trace.stages[:3]:
-                kept = stage.kept[0]
-                emptied += (kept < 25).any() != (kept >= 25).any()
-    assert emptied

@@ -6,9 +6,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
 from foveate import naming
-from foveate.bench.paired import PairedRun
-from foveate.bench.results import rows_of
-from foveate.bench.workload import Workload
 from foveate.contract import Cut, Method, PatchStage, PixelView, Shape
 from foveate.families.derived import Derived
 from foveate.families.support import reach
@@ -241,18 +238,6 @@ def test_frames_are_apart_and_the_second_picture_of_a_temporal_patch_counts():
     assert of(moved)[1, row, column]
 
 
-def test_images_alike_go_through_the_stage_together():
-    model = tiny("qwen2_vl")
-    pixels = [pixels_of("qwen2_vl", screen("qwen2_vl", seed))[0] for seed in range(3)]
-    inputs = {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor([[1, 10, 12]] * 3)}
-    for method in (PixelPrune(), PixelPrune(tau=0.1)):
-        with fv.drop(model, method), torch.no_grad():
-            cuts = [image._foveate.cut for image in model.model.get_image_features(**inputs).pooler_output]
-        for cut, own in zip(cuts, pixels, strict=True):
-            (view,) = family_for(model).pixel_views(own, torch.tensor([[1, 10, 12]]))
-            assert cut.source.tolist() == stays(method, view).flatten().nonzero()[:, 0].tolist()
-
-
 # -- chains, refusals, cost ------------------------------------------------------------------------------------
 
 
@@ -376,21 +361,3 @@ def test_the_cost_asks_for_what_only_a_run_tells():
 
 def test_a_count_that_is_known_needs_no_pixels_to_be_planned():
     assert PatchCut(keep=0.5).plan(6, (24,), [((4, 6),)]) == (12,) * 6
-
-
-def test_a_text_prompt_has_no_tower_tokens():
-    model = tiny("qwen2_vl")
-    with fv.drop(model, PixelPrune()) as trace:
-        generate(model, batch("qwen2_vl", ["tt", "t"]))
-    assert trace.latest.tower_tokens == [[], []]
-
-
-def test_a_bench_counts_the_tower_on_what_is_left():
-    model, inputs = tiny("qwen2_5_vl"), with_screens("qwen2_5_vl")
-    workload = Workload(inputs, batch=1, text_tokens=10, sizes=(6, 9), grids=[[(2, 3)], [(3, 3)]])
-    run = PairedRun(model, workload, new_tokens=1)
-    run.prepare({"pixelprune": PixelPrune()}, bare=False)
-    list(run.run(pairs=1))
-    rows = {row["name"]: row for row in rows_of(run)}
-    assert rows["pixelprune"]["ttft_flops"] < rows["pixelprune: random"]["ttft_flops"] < 1
-    assert rows["pixelprune"]["prefill_flops"] == rows["pixelprune: random"]["prefill_flops"]

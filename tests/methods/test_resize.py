@@ -1,5 +1,3 @@
-import copy
-
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -206,22 +204,3 @@ def test_the_smaller_towers_flops_are_counted(family):
 def test_it_spends_what_average_pooling_spends(rows, columns, keep):
     size, grids = rows * columns, [((rows, columns),)]
     assert Resize(keep=keep).plan(8, (size,), grids) == AveragePool(keep=keep).plan(8, (size,), grids)
-
-
-def test_a_family_that_does_not_know_how_says_so():
-    class Plain(fv.Family):
-        model_type = "plain"
-
-        def __init__(self):
-            pass
-
-    with pytest.raises(fv.UnsupportedError, match="plain"):
-        Plain().encode_smaller(None, "image", {}, None)
-
-
-def test_half_precision_pixels_stay_half():
-    model = copy.deepcopy(tiny("llava")).to(torch.bfloat16)
-    pixels = batch("llava", ["tit"])["pixel_values"].bfloat16()
-    with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
-        (got,) = model.model.get_image_features(pixel_values=pixels).pooler_output
-    assert got.dtype == torch.bfloat16

@@ -3,8 +3,6 @@
 The backend "eager" runs what was traced as it is, so this is about tracing, guards and graph breaks alone.
 """
 
-import logging
-
 import pytest
 import torch
 import transformers
@@ -61,34 +59,6 @@ def test_contexts_come_and_go_around_a_compiled_model(compiled, methods):
         torch.testing.assert_close(logits(model, method), expected[method], atol=1e-6, rtol=1e-5)
     assert counters["stats"]["unique_graphs"] > 2  # dynamo did trace
     assert not torch.equal(expected[None], expected[ONE])
-
-
-class Said(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.lines = []
-
-    def emit(self, record):
-        self.lines.append(record.getMessage())
-
-
-def test_nothing_of_ours_is_logged():
-    """What Dynamo says of the host's own code it may say; of foveate's it sees nothing."""
-    model, inputs, said = shallow(), batch("llava", WORDS), Said()
-    logger = logging.getLogger("torch._dynamo")
-    logger.addHandler(said)
-    try:
-        torch._dynamo.reset()
-        method = fv.VisionZip(retention=0.4) + ONE + fv.FastV(layers=(1,), keep=(0.5,))
-        with fv.drop(model, method) as trace, torch.no_grad():
-            torch.compile(model, backend="eager")(**inputs)
-        assert len(trace.stages) == 2  # in the tower; before layer 1, by hidden states and by attention
-    finally:
-        logger.removeHandler(said)
-    assert counters["stats"]["unique_graphs"] > 2  # it traced
-    assert [line for line in said.lines if "foveate" in line] == []
 
 
 def test_decoding_in_an_open_context_traces_nothing_anew():

@@ -70,16 +70,6 @@ def test_half_on_disk_is_all_in_memory(name, family, spread):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("family", SOME)
-def test_generation_half_on_disk(family, spread):
-    model, inputs = spread(family), batch(family, MIXED)
-    with fv.drop(model, METHOD):
-        out = generate(model, inputs, new_tokens=3)
-    with fv.drop(tiny(family), METHOD):
-        expected = generate(tiny(family), inputs, new_tokens=3)
-    assert torch.equal(torch.cat(out.logits), torch.cat(expected.logits))
-
-
 @pytest.mark.parametrize(
     ("way", "name", "family"),
     [("cpu", "v2drop-0", "qwen2_vl"), ("disk", "visiondrop-0", "llava"), ("cpu", "mustdrop-0", "llava")],

@@ -9,13 +9,12 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import foveate as fv
-from foveate._transformers import cache_in
 from foveate.contract import Attention, LayerView, Shape
 from foveate.core.attention import attention_rows
 from foveate.engine.cutting import SampleRows
 from tests.invariants.settings import EXAMPLES, PAIRS
-from tests.models import batch, generate, is_vision, tiny
-from tests.setups.running import SETUPS, SOME, prefill
+from tests.models import batch, is_vision, tiny
+from tests.setups.running import SETUPS, prefill
 
 DTYPES = [torch.bfloat16, torch.float16]
 
@@ -113,13 +112,3 @@ def test_scores_that_half_precision_cannot_tell_apart():
     hidden[5, 0] = 1.0078125
     (stage,) = fv.V2Drop(layers=(3,), keep=(0.25,)).stages(Shape(depth=32))
     assert stage.cut(LayerView(hidden=hidden, hidden_before=before)).source.tolist() == [0, 5]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", SOME)
-def test_a_batch_generates(family, dtype):
-    model, inputs = half(family, dtype, ("titt", "tit", "tt"))
-    with fv.drop(model, fv.V2Drop(layers=(1, 3), keep=(0.5, 0.5))) as trace:
-        out = generate(model, inputs, new_tokens=3)
-    assert {layer.keys.dtype for layer in cache_in(out).layers} == {dtype}
-    assert trace.retention[0] < 1

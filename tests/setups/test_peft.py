@@ -8,11 +8,10 @@ import torch
 
 import foveate as fv
 from foveate._transformers import with_cache
-from foveate.registry import family_for
 from tests.invariants.settings import EXAMPLES
 from tests.invariants.test_restore import state
 from tests.models import MIXED, NO_PLACEHOLDERS, batch, generate, tiny
-from tests.setups.running import FIRST, METHOD, SETUPS, SOME, prefill, same_prefill
+from tests.setups.running import FIRST, METHOD, SETUPS, prefill, same_prefill
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT still reads it
@@ -50,17 +49,6 @@ def test_an_adapter_is_its_merged_weights(name, family, pairs):
     assert state(wrapped) == before
 
 
-@pytest.mark.parametrize("family", SOME)
-def test_generation_through_the_wrapper(family, pairs):
-    wrapped, merged = pairs(family)
-    inputs = batch(family, MIXED)
-    with fv.drop(wrapped, METHOD):
-        out = generate(wrapped, inputs, new_tokens=3)
-    with fv.drop(merged, METHOD):
-        expected = generate(merged, inputs, new_tokens=3)
-    assert torch.equal(out.sequences, expected.sequences)
-
-
 def test_scoring_rows_go_through_the_adapter():
     """Adapters on the queries and keys of one layer, which nothing but its scores can tell before it has run."""
     model, inputs = copy.deepcopy(tiny("llava")), batch("llava", ["tit"])
@@ -72,16 +60,6 @@ def test_scoring_rows_go_through_the_adapter():
         _, without = prefill(wrapped, inputs, method)
     assert without == prefill(tiny("llava"), inputs, method)[1]
     assert kept != without
-
-
-def test_wrapping_the_same_model_twice_is_still_one_model():
-    wrapped = peft.get_peft_model(copy.deepcopy(tiny("llava")), peft.LoraConfig(**QUERIES))
-    base = wrapped.get_base_model()
-    assert family_for(wrapped).model is base
-    with fv.drop(wrapped, METHOD), pytest.raises(fv.SessionError, match="cannot be nested"), fv.drop(base, METHOD):
-        pass
-    fv.apply(wrapped, METHOD)
-    fv.remove(base)
 
 
 def test_assisted_decoding_is_refused_through_the_wrapper():

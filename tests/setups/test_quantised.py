@@ -1,16 +1,12 @@
 """Quantised linear layers: modules that stand in for `nn.Linear` and have no float weight."""
 
 import copy
-import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import foveate as fv
-from tests import oracle
-from tests.invariants.references import reference
-from tests.invariants.settings import FILMS, works
 from tests.models import MIXED, batch, generate, tiny
 from tests.setups.running import FIRST, METHOD, SETUPS, SOME, prefill, same_prefill
 
@@ -74,41 +70,3 @@ def test_generation_with_quantised_layers(family, pairs):
         with fv.drop(model, METHOD):
             found.append(torch.cat(generate(model, inputs, new_tokens=3).logits))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def dynamic():
-    """Torch's own dynamic quantisation of the decoder: activations are rounded too, by what comes in at once."""
-
-    def of(family):
-        model = copy.deepcopy(tiny(family))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.ao.quantization.quantize_dynamic(model.model.language_model, {nn.Linear}, torch.qint8, inplace=True)
-        return model
-
-    return of
-
-
-@pytest.mark.skipif(
-    not set(torch.backends.quantized.supported_engines) - {"none"}, reason="torch has no quantised kernels here"
-)
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_torchs_dynamic_quantisation(family, dynamic):
-    model, inputs = dynamic(family), batch(family, ["titit"])
-    attention = model.model.language_model.layers[0].self_attn
-    assert "quantized" in type(attention.q_proj).__module__
-    plain = generate(model, inputs, new_tokens=2)
-    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))):
-        assert torch.equal(torch.cat(generate(model, inputs, new_tokens=2).logits), torch.cat(plain.logits))
-    with fv.drop(model, METHOD) as trace, torch.no_grad():
-        logits = model(**inputs).logits[0, -1:]
-    told = reference(METHOD, family, model, inputs, trace)
-    with torch.no_grad():
-        expected, _ = oracle.forward(model, inputs, torch.tensor([], dtype=torch.long), **told)
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
-    for name in (name for name in FIRST if works(name, family) or name in FILMS):
-        method = FIRST[name]
-        with fv.drop(model, method) as trace:
-            assert torch.isfinite(torch.cat(generate(model, inputs, new_tokens=2).logits)).all()
-        assert trace.retention[0] < 1 or name in FILMS or any(trace.latest.tower_rows)

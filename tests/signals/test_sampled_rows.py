@@ -96,18 +96,6 @@ def test_sampled_rows_may_see_all_of_their_image(family):
         torch.testing.assert_close(got, plain(signal, dense, image), **CLOSE)
 
 
-@pytest.mark.parametrize("count", ["as many", "more"])
-@pytest.mark.parametrize("family", KINDS)
-def test_a_sample_of_all_rows_is_bit_for_bit_all_of_them(family, count):
-    inputs = batch(family, ["titit"])
-    most = max(len(image) for image in images_of(inputs))
-    sample = most if count == "as many" else most + 1
-    for both_ways in (False, True):
-        (sampled,) = read(tiny(family), inputs, ways(sample, both_ways))
-        (whole,) = read(tiny(family), inputs, ways(None, both_ways))
-        assert all(torch.equal(got, wanted) for got, wanted in zip(sampled.values(), whole.values(), strict=True))
-
-
 def test_other_rows_are_never_computed(monkeypatch):
     asked = []
     original = attending.attention_rows

@@ -58,33 +58,3 @@ def test_frames_with_a_time_are_films_of_one_frame(folders, pictures, family):
         live = live.see(picture, at=at)
     assert_as_afresh(vlm, live, parts)
     assert live.forget(0).prompt("What ?").vision_tokens == 2 * live.prompt("What ?").vision_tokens // 3
-
-
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision"])
-def test_what_was_said_stays_whatever_is_forgotten(folders, pictures, family):
-    vlm = fv.load(folders[family], device="cpu")
-    live = vlm.look(pictures[0], method="vidcom2")
-    for number, at in ((1, None), (2, 2.0), (0, None), (1, 4.0)):
-        live = live.see(pictures[number], at=at, after=[f"w{20 + number} ?", f"w{30 + number}"])
-    for place in (2, 0, 1):
-        live = live.forget(place)
-        prompt = live.prompt("What ?")
-        assert len(prompt.conversation.texts) == 4 * 2 + 1
-        assert torch.equal(prompt.inputs["input_ids"], prepare(vlm, prompt.conversation).inputs["input_ids"])
-        assert len(live.ask("What ?", **NEW).tokens) == 5
-
-
-@pytest.mark.parametrize("method", ["v2drop", "evs"])
-@pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision"])
-def test_a_stream_stays_within_its_memory(folders, pictures, family, method):
-    vlm = fv.load(folders[family], device="cpu")
-    live = vlm.look(pictures[0], method=method, retention=0.5)
-    columns, sizes = [], []
-    for number in range(1, 31):
-        live = live.see(pictures[number % 3], at=number, memory=80)
-        assert live.rows <= 80
-        columns.append(live.tokens)
-        sizes.append(live.nbytes)
-    assert max(columns[20:]) <= max(columns[:20])
-    assert max(sizes[20:]) <= max(sizes[:20])
-    assert live.pictures[-1].at == 30
