@@ -26,7 +26,6 @@ from transformers import (
 import foveate
 from foveate import cli, embedded, registry
 from foveate.ask.generation import Generation
-from foveate.eval.plan import BASELINES
 from foveate.tuning import tuning
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling
@@ -198,33 +197,6 @@ def test_lines_that_install_foveate_can_work():
     assert re.findall(r"pip install [^\n`]*(?<!of )\bfoveate(?:\[|[\"'`.\s]*$)", text, re.MULTILINE) == []
     named = re.findall(r"""pip install (?:-e )?["']\.\[(\w+)\]""", text) + re.findall(r"install_line\('(\w+)'\)", text)
     assert {"app", "batch", "eval", "ray", "vision"} <= set(named) <= set(extras)
-
-
-def test_lines_that_install_torchvision_name_it_and_torch_in_the_releases_of_the_tests():
-    """Of the two, pip takes the newest torchvision alone, which brings another torch."""
-    releases = re.findall(r"^torch(?:vision)?==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    files = [path for path in ROOT.glob("examples/**/*") if path.suffix in (".ipynb", ".md", ".py", ".txt")]
-    text = "\n".join(path.read_text() for path in [*PAGES, *files, *ROOT.glob("src/**/*.py")])
-    lines = re.findall(r"pip install [^`\n]*(?:\bvision\b|torchvision)[^`\n]*", text)
-    assert len(releases) == 2
-    assert lines
-    assert [line for line in lines if not all(release in line for release in releases)] == []
-
-
-def test_the_readme_begins_with_a_line_that_needs_no_torchvision():
-    assert re.findall(r"^pip install .*$", (ROOT / "README.md").read_text(), re.MULTILINE)[0] == "pip install ."
-
-
-def test_the_readme_promises_no_more_than_there_is():
-    page = (ROOT / "README.md").read_text()
-    methods, controls, families = map(
-        int, re.search(r"(\d+) methods, (\d+) controls and (\d+) families", page).groups()
-    )
-    assert methods <= len(registry.methods()) - len(BASELINES)
-    assert controls <= len(BASELINES)
-    assert families <= len(registry.families())
-    golden = int(re.search(r"(\d+) methods are tested against vectors", page)[1])
-    assert golden <= sum((ROOT / "tests/golden" / name).is_dir() for name in registry.methods())
 
 
 def used(page):

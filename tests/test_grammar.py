@@ -1,27 +1,16 @@
 """One grammar for methods, everywhere: in Python, in every command, and in lmms-eval; and what it refuses."""
 
-import json
-
 import pytest
 from transformers import LlavaConfig
 
 import foveate as fv
-from foveate import cli, embedded, naming
+from foveate import cli, embedded
 from tests.tuning.presets import preset_of
 
 CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
 
 
 # -- what a text says -----------------------------------------------------------------------------------------
-
-
-def test_a_file_says_the_same(tmp_path):
-    path = tmp_path / "a+b.json"
-    path.write_text(json.dumps(fv.V2Drop(metric="l1").to_dict()))
-    assert naming.parse(str(path)) == fv.V2Drop(metric="l1")
-    path.write_text('{"method": 3}')
-    with pytest.raises(fv.InputError, match="names no method"):
-        naming.parse(str(path))
 
 
 WRONG = [

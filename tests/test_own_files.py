@@ -1,6 +1,5 @@
 """A Python file with a method, named where a method's name goes."""
 
-import importlib
 import json
 import pickle
 import subprocess
@@ -11,7 +10,6 @@ import pytest
 
 import foveate as fv
 from foveate.contract.method import Chain
-from foveate.eval import provenance
 from foveate.eval.records import key_of
 from foveate.naming import is_bare, method_of, parse, settings_given
 from foveate.plain.own_files import digests_of
@@ -225,23 +223,3 @@ def test_what_it_does_not_import_and_installed_packages_are_no_part_of_its_code(
     mine.write_text(f"import json\nimport numpy\nimport torch.nn as nn\nfrom PIL import Image\n{BODY}")
     Path("other.py").write_text("x = 1\n")
     assert list(digests_of(mine)) == [""]
-
-
-def test_a_registered_method_is_known_by_its_package_and_a_notebooks_by_itself_alone(tmp_path, monkeypatch):
-    (package := tmp_path / "site-packages/dropper").mkdir(parents=True)
-    for name in ("__init__", "rank"):
-        (package / f"{name}.py").write_text("")
-    (package / "mine.py").write_text(f"from dropper import rank\n{BODY}")
-    monkeypatch.syspath_prepend(package.parent)
-    kind = importlib.import_module("dropper.mine").Mine
-    keys = set()
-    for name in ("mine", "rank", "__init__"):
-        provenance.code_of.cache_clear()
-        keys.add(key_of(kind()))
-        (package / f"{name}.py").write_text(f"x = 1\n{(package / f'{name}.py').read_text()}")
-    provenance.code_of.cache_clear()
-    assert len(keys | {key_of(kind())}) == 4
-    one, other = ({"__name__": "a_notebook"} for _ in range(2))
-    for names in (one, other):
-        exec(BODY, names)
-    assert key_of(one["Mine"]()) == key_of(one["Mine"]()) != key_of(other["Mine"]())

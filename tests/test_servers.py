@@ -372,15 +372,6 @@ def test_pixels_are_limited_before_they_are_unpacked(client, picture, tmp_path):
         assert asked(small, {**clip, "max_frames": 2}, said("What ?"), max_tokens=2).usage.completion_tokens
 
 
-def test_tokens_and_bytes_are_limited(picture):
-    with listening(fv.load("embedded"), "--tokens", 640, "--size", 300_000) as client:
-        assert asked(client, shown(picture), said("What ?"), max_tokens=40)
-        long = refused(client, shown(picture), said("What ?"), max_tokens=200, status=413)
-        assert long.code == "context_length_exceeded"
-        refused(client, shown(picture), shown(picture), said("What ?"), max_tokens=1, status=413)
-        assert "at most 300,000 are read" in refused(client, said("?" * 300_000), status=413).message
-
-
 def test_too_many_requests_and_too_long_ones_are_refused(endless):
     with listening(endless, "--waiting", 0, "--seconds", 1, "--tokens", 1_000_000) as client:
         ask = partial(asked, client, said("What is this ?"), model=endless.name, max_tokens=900_000)

@@ -210,16 +210,6 @@ def test_a_method_that_leaves_something_on_the_model_is_found(monkeypatch):
             vars(tiny_model(family).model.model).pop("left_behind", None)
 
 
-def test_tiny_models_are_those_of_a_seed_and_unknown_ones_are_named():
-    state = torch.get_rng_state()
-    tiny_model.cache_clear()
-    assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(fv.UnknownNameError, match="llava_onevision"):
-        tiny_model("gemma")
-    with pytest.raises(fv.UnknownNameError, match="videos"):
-        tiny_model().inputs("tv")
-
-
 class Uncounted(Own):
     """Does not say what its arithmetic costs."""
 

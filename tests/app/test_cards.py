@@ -1,6 +1,5 @@
 """What the page shows of answers: numbers that are the answer's, escaped text, and the right picture at every stop."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -9,8 +8,6 @@ from PIL import Image
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, Said, ask, cards
 from foveate.app.subjects import read_upload
-from foveate.viz.canvas import data_url
-from foveate.viz.mosaic import plain_panel
 from tests.app.conftest import asking
 
 QUESTION = "What is this ?"
@@ -90,21 +87,3 @@ def test_the_slider_stops_wherever_something_was_dropped(replies):
     assert words[:2] == ("The picture", "In the projector")
     layers = sorted(stage.layer for stage in dropped if stage.layer)
     assert words[2:] == tuple(f"Before decoder layer {layer} of 32" for layer in layers)
-
-
-def test_a_panel_shows_what_was_left_at_the_stop(replies):
-    subject, made = replies
-    way = way_of(subject, made)
-    plain = data_url(Image.fromarray(plain_panel(subject.pictures, 360)))
-    last = len(way.words) - 1
-    shown = [[html for _, html, since, until in way.panels if since <= stop <= until] for stop in range(last + 1)]
-    assert [len(panels) for panels in shown] == [3] * (last + 1)
-    assert "".join(shown[0]).count(plain) == 3
-    assert "".join(shown[-1]).count(plain) == 1
-    (_, *layers) = [stage.after[0] for stage in dropping_stages([made[1]])]
-    assert f"<b>v2drop</b> {layers[-1]} of 36 tokens" in shown[-1][1]
-    (pooled,) = dropping_stages([made[2]])
-    assert all(f"<b>averagepool</b> {pooled.after[0]} of 36 tokens" in panels[2] for panels in shown[1:])
-    for stop in (0, last):
-        assert way.to_html(stop).count("<figure class='fv-panel'") == len(way.panels)
-        assert len(re.findall(r"<figure [^>]*[0-9]'>", way.to_html(stop))) == 3

@@ -66,11 +66,3 @@ def test_the_command_gives_the_pages_answers(kind, vlm, folder, picture, tmp_pat
     assert [found["full"]["answer"], *(one["answer"] for one in found["methods"])] == [
         row.partition(": ")[2].partition(" (")[0] for row in said(vlm, subject)
     ]
-
-
-def test_there_is_no_command_where_no_file_is_what_was_asked_about(picture, monkeypatch):
-    assert command(examples()[0], QUESTION, METHODS, "embedded", FEW) == ""
-    assert command(examples()[-1], QUESTION, METHODS, "embedded", FEW) == ""
-    assert command(read_upload(picture), QUESTION, [], "embedded", FEW) == ""
-    monkeypatch.setattr(subjects, "SIDE", 60)
-    assert command(read_upload(picture), QUESTION, METHODS, "embedded", FEW) == ""

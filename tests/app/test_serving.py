@@ -86,24 +86,6 @@ def test_an_event_cannot_name_a_file_of_the_machine_nor_an_address_in_it_nor_any
     assert "was not uploaded by a user" in err
 
 
-def test_a_film_cannot_name_a_file_of_the_machine_nor_an_address_in_it(served, tmp_path):
-    secret = film(tmp_path / "secret.mp4", 4)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(0.2)
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}/a.mp4"
-        for place in (secret, f"file://{secret}", address):
-            for text in (
-                f"ffconcat version 1.0\nfile '{place}'\n",
-                f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{place}\n",
-            ):
-                (script := tmp_path / "clip.mp4").write_text(text)
-                said = served.use("file", served.upload(script), [], 33, 8)
-                assert "role='alert'" in said
-                assert "img src" not in said
-        with pytest.raises(TimeoutError):
-            listening.accept()
-
-
 def test_other_frames_of_a_film_are_read_where_a_visitor_wants_them(served, tmp_path):
     clip = served.upload(film(tmp_path / "clip.mp4", 40))
     for part, frames in (("file", 3), ("frames", 5)):

@@ -255,50 +255,6 @@ def test_the_ids_are_those_of_the_conversation_whatever_is_forgotten(small, pict
     assert forgotten > 4
 
 
-def test_texts_leave_with_their_pictures_where_that_is_asked_for(small, pictures):
-    live = small.look(messages=[{"role": "system", "content": "Be brief."}, user(image(pictures[0]))], method="vidcom2")
-    for number in range(12):
-        said = [f"What is number {number}?", f"It is {number}."]
-        live = live.see(pictures[number % 4], after=said, memory=500, with_texts=True)
-        assert live.rows <= 500
-    assert live.conversation.texts == ["Be brief.", "What is number 11?", "It is 11."]
-    prompt = live.prompt("And now?")
-    assert_same_prompt(prompt, prepare(small, prompt.conversation))
-    for _ in range(8):
-        live = live.see(pictures[0], after=said)
-    with pytest.raises(fv.SettingError, match="texts"):
-        live.see(pictures[0], after=said, memory=300)
-
-
-def test_a_look_over_several_turns_says_how_its_pictures_are_forgotten(small, pictures):
-    messages = [
-        user(text("Look."), image(pictures[0]), text("What?")),
-        {"role": "assistant", "content": "A cat."},
-        user(image(pictures[1])),
-    ]
-    with pytest.warns(UserWarning, match="with_texts"):
-        live = small.look(messages=messages)
-    assert "with_texts" in live.notes[0]
-    assert live.ask("What?", **NEW).notes == ()
-    live = live.see(pictures[2], after=["And now?", "A dog."])
-    with pytest.raises(fv.UnsupportedError, match="with_texts"):
-        live.forget(0)
-    left = live.forget(0, with_texts=True)
-    assert left.notes == ()
-    assert_same_prompt(
-        left.prompt("What?"), small.prepare(messages=[user(text("Look."), image(pictures[2]), text("What?"))])
-    )
-
-
-def test_notes_leave_with_the_picture_that_they_are_about(cropping, wide, demo):
-    with pytest.warns(UserWarning, match="cuts off"):
-        live = cropping.look(wide, method="vidcom2").see(demo)
-    assert "cuts off" in live.notes[0]
-    assert live.notes == live.prompt("What?").notes
-    assert live.forget(0).notes == live.forget(0).prompt("What?").notes == ()
-    assert live.forget(1).notes == live.notes
-
-
 def test_turns_of_any_roles_stand_between_pictures(small, pictures):
     messages = [
         {"role": "system", "content": "Be brief."},

@@ -11,8 +11,8 @@ from transformers import LlavaImageProcessorPil
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.media import Picture, as_frames, crop_note, pad, read_media, read_once, square
-from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.ask.media import Picture, as_frames, crop_note, read_media, read_once, square
+from foveate.errors import InputError, SettingError
 from foveate.plain import memory
 from foveate.video import read
 from tests.ask.conftest import clip_of, random_vlm
@@ -73,34 +73,12 @@ def test_a_square_picture_stays_as_it_is_bit_for_bit(vlm, demo):
     assert vlm.ask(demo, QUESTION, fit="pad").text == "36KUM"
 
 
-def test_frames_of_a_clip_are_noted_and_padded_too(vlm):
-    pictures = [noise(64, 32, seed) for seed in range(2)]
-    clip = clip_of(*pictures)
-    notes = vlm.prepare(clip, QUESTION).notes
-    assert notes[1].startswith("the processor cuts off 50% of film.mp4 (left and right)")
-    prompt = vlm.prepare(clip, QUESTION, fit="pad")
-    assert len(prompt.notes) == 1
-    by_hand = [square(picture, vlm.processor) for picture in pictures]
-    assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, by_hand, QUESTION))
-    assert prompt.clips[0].frames.shape == (2, 64, 64, 3)
-    assert pad(clip, vlm.processor).seconds == clip.seconds
-
-
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava_next", "internvl"])
 def test_processors_that_show_all_of_a_picture_crop_nothing(family):
     """Tiles and squeezed pictures lose nothing, whatever their processors' settings say."""
     vlm = random_vlm(family)
     vlm.processor.image_processor = fv.load().processor.image_processor
     assert not vlm.crops
-
-
-def test_the_protocol_of_the_papers_has_one_system_text_before_all_others(vlm):
-    turns = [("system", "Be brief."), ("user", QUESTION), ("system", "Be kind.")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    ids = vlm.prepare(messages=messages[:2], protocol="llava").inputs["input_ids"][0]
-    assert "Be brief." in vlm.processor.decode(ids)
-    with pytest.raises(UnsupportedError, match="system"):
-        vlm.prepare(messages=messages, protocol="llava")
 
 
 def test_few_frames_do_where_nobody_said_how_many():
@@ -150,14 +128,6 @@ def test_a_square_that_does_not_fit_into_memory_is_refused(vlm, monkeypatch, how
 def test_a_line_of_pixels_is_refused(vlm, size):
     with pytest.raises(InputError, match=f"A picture is {size[0]} x {size[1]} pixels, more than 200 times as long"):
         vlm.prepare(noise(*size), QUESTION)
-
-
-def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 2.0**24)
-    clip = clip_of(*(noise(400, 10, seed) for seed in range(8)))
-    with pytest.raises(InputError, match="17 MiB"):
-        pad(clip, vlm.processor)
-    assert len(pad(clip.thinned(7), vlm.processor)) == 7
 
 
 def test_an_array_without_pixels_is_no_picture():

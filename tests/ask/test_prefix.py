@@ -123,17 +123,6 @@ def test_half_a_letter_and_a_placeholder_are_refused(prefix):
         prefix.ask("What is <image>?")
 
 
-@pytest.mark.parametrize(
-    "setting",
-    ["assistant_model", "prompt_lookup_num_tokens", "use_cache", "past_key_values", "cache", "num_return_sequences"],
-)
-def test_settings_that_would_give_wrong_tokens_are_refused(prefix, setting):
-    with pytest.raises(fv.SettingError, match=f"has no setting {setting}"):
-        prefix.ask("What?", **{setting: None})
-    with pytest.raises(fv.SettingError, match=f"has no setting {setting}"):
-        prefix.ask_many(["What?"], **{setting: None})
-
-
 def test_nothing_to_look_at_is_refused(vlm, picture):
     with pytest.raises(fv.SettingError, match="look"):
         vlm.look([])
@@ -254,17 +243,6 @@ def test_with_other_adapters_nothing_is_asked(vlm, picture, changed):
     changed(wrapped)
     with pytest.raises(fv.SessionError, match="adapted"):
         prefix.ask("What?")
-
-
-def test_threads_wait_for_one_another(vlm, picture, prefix):
-    """A question of another thread has a context open meanwhile: that is no reason to refuse."""
-    answers, expected = [], prefix.ask("What?", **NEW).tokens
-    threads = [threading.Thread(target=lambda: answers.append(prefix.ask("What?", **NEW).tokens)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [expected] * 3
 
 
 # -- templates ----------------------------------------------------------------------------------------------------

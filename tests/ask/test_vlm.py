@@ -1,7 +1,6 @@
 """Asking: what goes in, what comes out, in what order, and how the model is left."""
 
 import threading
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 import foveate as fv
 from foveate import embedded
 from foveate.ask import answers as module
-from foveate.ask.answers import batches
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from tests.ask.conftest import INDEX, clip_of, image, prompt_of, random_vlm, text, user
@@ -203,19 +201,6 @@ def test_a_cropped_picture_is_a_warning_at_the_users_line_and_a_note(cropping, w
     assert answer.notes == (str(heard[0].message),)
 
 
-def test_nothing_is_ever_printed(small, demo, wide, capfd, monkeypatch):
-    monkeypatch.setattr(small.tokenizer, "model_max_length", 60)  # beyond it transformers has something to say
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        small.ask(wide, QUESTION, method="v2drop", retention=0.5, max_new_tokens=1)
-        small.ask(demo, QUESTION, temperature=0.7, top_k=3, seed=1, max_new_tokens=3)
-        small.ask(demo, QUESTION, num_beams=2, max_new_tokens=3, stop=("Q",))
-        list(small.ask(demo, QUESTION, stream=True, max_new_tokens=3))
-        list(small.ask_many([(demo, QUESTION)], max_new_tokens=3))
-        small.ask(demo, QUESTION, choices=["36KUM", "ABC"])
-    assert capfd.readouterr() == ("", "")
-
-
 # -- many ---------------------------------------------------------------------------------------------------------
 
 
@@ -259,15 +244,6 @@ def test_questions_are_read_as_they_are_needed(small, demo, monkeypatch):
         next(answers)
     assert len(read_so_far) == 6
     answers.close()
-
-
-def test_a_batch_holds_what_fits_together():
-    def sample(length, size=4):
-        return {"input_ids": torch.zeros(1, length), "pixel_values": torch.zeros(1, 3, size, size)}
-
-    samples = [sample(5), sample(9), sample(6, 8), sample(6)]
-    groups = list(batches(range(4), 2, samples.__getitem__))
-    assert groups == [[0, 3], [1], [2]]
 
 
 @pytest.mark.parametrize(

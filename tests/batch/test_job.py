@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 
 import foveate as fv
-from foveate.batch import job
 from foveate.batch.job import InHand, Job, run
 from foveate.eval import provenance
 from foveate.runs.listener import Listener
@@ -180,20 +179,6 @@ def test_a_limit_asks_the_first_rows_and_a_later_run_the_others(questions, answe
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("reason", "row", "shown"),
-    [
-        ("It ends in .mp4, .mkv, .webm or the like.", {}, "It ends in .mp4, .mkv, .webm or the like."),
-        ("It has 9,216 tokens, made for 2,048. Shorten it.", {}, "It has N tokens, made for N. Shorten it."),
-        ("v2drop is at 1.5. Is this it?", {"id": "is", "label": "v2"}, "v2drop … at N. Is this it?"),
-        ("/a/b.png cannot be read.", {"image": ["/a/b.png"], "id": 7}, "… cannot be read."),
-    ],
-)
-def test_of_a_reason_numbers_and_what_is_a_rows_own_are_left_out_and_nothing_else(tmp_path, reason, row, shown):
-    (path := tmp_path / "bad.jsonl").write_text(json.dumps({**row, "reason": reason}))
-    assert job._reasons(path) == {shown: 1}
-
-
 def timed(call):
     begun = time.process_time()
     call()
@@ -270,19 +255,6 @@ def test_a_run_that_fails_gives_the_handler_back(tmp_path, handler):
     assert handler[1:] == ["disabled"]
     assert handler[0].closed
     assert InHand(tmp_path).crashed is None
-
-
-def test_where_nothing_can_be_noted_chunks_come_all_the_same(tmp_path, handler, monkeypatch):
-    assert list(InHand(tmp_path / "nowhere").following(CHUNKS, name_of)) == CHUNKS
-    assert handler == []
-    with monkeypatch.context() as patch:
-        patch.setattr(faulthandler, "is_enabled", lambda: True)
-        assert list(InHand(tmp_path).following(CHUNKS, name_of)) == CHUNKS
-    assert handler == []
-    crashes = InHand(tmp_path)
-    os.symlink("/dev/full", tmp_path / ".in-hand")
-    assert list(crashes.following(CHUNKS, name_of)) == CHUNKS
-    assert handler[1:] == ["disabled"]
 
 
 class Broken(fv.contract.Cuts):

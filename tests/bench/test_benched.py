@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate import registry
 from foveate._transformers import cache_in
 from foveate.bench.benched import budgeted_methods, from_checkpoint, named_methods
 from foveate.bench.memory import hold
@@ -90,24 +89,6 @@ def test_all_is_every_method_that_takes_the_budget_but_random_which_stands_besid
     assert names == {name for name, kind in fv.methods().items() if kind().open} - {"random"}
     assert "finalkv" not in names
     assert methods["v2drop 192"] == fv.V2Drop(retention=1 / 3)
-
-
-def test_a_method_that_refuses_the_model_is_left_out_of_all():
-    class Picky(fv.Uniform):
-        name = "picky"
-
-        def solve(self, depth, entered, started):
-            raise fv.SettingError("picky wants 40 layers")
-
-    fv.register_method(Picky)
-    try:
-        methods, infeasible = solved("all", passes_over=fv.SettingError)
-        with pytest.raises(fv.SettingError, match="wants 40 layers"):
-            solved("picky", "v2drop")
-    finally:
-        registry._extra_methods.pop("picky")
-    assert infeasible["picky 192"] == "picky wants 40 layers"
-    assert "v2drop 192" in methods
 
 
 @pytest.mark.parametrize(

@@ -140,22 +140,6 @@ def test_a_cache_that_holds_something_else_is_told(measured):
     assert any("v2drop: the cache holds 7 bytes" in note for note in result_sheets(list(rows.values()))[-1].notes)
 
 
-def test_tables_have_speed_ups_and_of_the_untouched_model_milliseconds(measured):
-    _, _, rows = measured
-    prefill, call, sizes = result_sheets(list(rows.values()), "title")
-    heads = [column.head for column in prefill.columns]
-    assert heads == ["", "Tower ms", "FLOPs", "Prefill", "of limit", "÷ random", "÷ bare"]
-    assert [cells[0] for cells in prefill.rows] == list(rows)
-    assert [cells[0] for cells in sizes.rows] == [name for name in rows if not name.endswith(": bare")]
-    untouched, v2drop = (next(cells for cells in prefill.rows if cells[0] == name) for name in (FULL, "v2drop"))
-    assert untouched[3] == f"{1000 * rows[FULL]['prefill']:.1f} ms"
-    speed = 1 / rows["v2drop"]["prefill_ratio"]
-    assert v2drop[3] == f"{speed:.3f}\n[{speed:.3f}–{speed:.3f}]"
-    assert v2drop[4:6] == ("100.0%", "1.000\n[1.000–1.000]")
-    assert [column.head for column in call.columns][2:4] == ["÷ random", "Scoring"]
-    assert [column.head for column in call.columns][-2:] == ["Context ms", "Items/s"]
-
-
 def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
     words = "".join(result_sheets(list(measured[2].values()))[-1].notes)
     assert "2 paired rounds. " in words

@@ -32,15 +32,6 @@ def test_those_that_are_compared_run_one_right_after_the_other():
     }  # fmt: skip
 
 
-def test_the_order_is_that_of_the_seed():
-    def order(seed):
-        calls = []
-        list(rounds({name: lambda name=name: calls.append(name) for name in "abcd"}, 5, seed))
-        return calls
-
-    assert order(3) == order(3) != order(4)
-
-
 def test_rounds_that_are_finished_are_not_lost_when_a_later_one_is_interrupted():
     def run():
         calls.append(1)

@@ -64,20 +64,6 @@ def test_a_model_takes_its_prompt_and_drops_from_it(name):
     assert cost.tower_flops > 0
 
 
-def test_several_pictures_and_a_video_of_patches():
-    known = shrunk("qwen2-vl-7b")
-    assert synthetic(known, PromptRequest(images=3)).sizes == (1296,) * 3
-    assert synthetic(known, PromptRequest(frames=8)).sizes == (4 * 576,)
-    assert synthetic(known, PromptRequest(frames=8)).grids == [[(24, 24)] * 4]
-    assert synthetic(known, PromptRequest(frames=8)).videos == (True,)
-    assert synthetic(known, PromptRequest(images=2)).videos == (False, False)
-    film = synthetic(shape("llava-onevision-7b"), PromptRequest(frames=8))
-    assert (film.sizes, film.tower_images, film.grids) == ((8 * 196 + 1,), (8,), [[(14, 14)] * 8])
-    inputs = synthetic(shape("cpu-qwen"), PromptRequest(images=2, batch=2), CPU).inputs
-    assert inputs["image_grid_thw"].tolist() == [[1, 48, 48]] * 4
-    assert (inputs["mm_token_type_ids"] == 1).sum() == 4 * 576
-
-
 @pytest.mark.parametrize("name", shapes())
 def test_tokens_of_a_shape_are_in_its_vocabulary(name):
     config = shape(name).make_config()

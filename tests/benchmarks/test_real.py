@@ -1,6 +1,5 @@
 """The day on a GPU: cells that fail are named, what is done is not run twice, and the page has it all."""
 
-import json
 import runpy
 import signal
 import sys
@@ -143,35 +142,3 @@ def test_a_record_with_its_controls_is_taken_and_shown(real, shared):
 def test_a_record_without_what_makes_it_evidence_is_refused(change, says, real, shared):
     change(shared)
     assert any(says in fault for fault in real["records"].faults(shared))
-
-
-def test_a_run_is_collected_without_answers_and_paths(real, shared, tmp_path):
-    record = {name: shared[name] for name in ("commit", "versions", "device", "model")}
-    record |= {"retention": [2 / 9], "limit": 100, "missing": {}}
-    (tmp_path / "record.json").write_text(json.dumps(record))
-    extra = {"settings": ["/home/me"], "note": "", "task": None}
-    rows = [{**one, **extra} for one in shared["tasks"]["pope"]] + [row("random", 2 / 9, task="a task")]
-    quality = {"tasks": {"pope": {"rows": rows}}}
-    (tmp_path / "quality-a--b.json").write_text(json.dumps(quality))
-    (tmp_path / "sure-a--b.json").write_text(json.dumps({"weights": "a@b", "rows": []}))
-    (tmp_path / "check-a--b.json").write_text(json.dumps({"passed": True, "model": "/home/me/model"}))
-    assert real["records"].main([str(tmp_path)]) == 0
-    text = (tmp_path / "share.json").read_text()
-    assert "/home/me" not in text
-    assert len(json.loads(text)["tasks"]["pope"]) == 5
-
-
-def test_a_benchmarks_answers_say_how_well_they_know_themselves():
-    script = runpy.run_path(str(FOLDER / "sure.py"))
-    records = []
-    for number in range(100):
-        question = f"pope/test/{number}/x"
-        about = {"question": question, "spent": 64.0, "vision_tokens": 576, "tokens": [1, 2], "setting": {}}
-        agrees = number >= 4
-        records.append({**about, "method": "full", "answer": "yes", "confidence": 0.9})
-        answer = "yes" if agrees else "no"
-        records.append({**about, "method": "divprune x", "answer": answer, "confidence": number / 100})
-    (found,) = script["rows_of"](records)
-    assert (found["task"], found["questions"], found["agreement"], found["auroc"]) == ("pope", 100, 0.96, 1.0)
-    assert found["again_in_hindsight"] == 0.02
-    assert found["again_promised"] == 1.0  # too few samples to promise anything at 98 %

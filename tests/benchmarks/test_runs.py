@@ -10,10 +10,9 @@ import pytest
 import torch
 from benchmarks.speed import whole
 
-import foveate as fv
 from foveate.ask.generation import generate
 from foveate.bench.benched import Benched
-from foveate.bench.shapes import NamedShape, shape
+from foveate.bench.shapes import shape
 from foveate.bench.workload import Workload, synthetic
 from foveate.plain.flags import PromptRequest
 from foveate.registry import family_for
@@ -57,32 +56,6 @@ def test_one_look_for_several_questions(tmp_path):
         assert held == pytest.approx(whole * (tokens + 2) / 578, rel=0.05), method
 
 
-def test_a_second_look(tmp_path):
-    out = tmp_path / "record.json"
-    few = ["--pool", "4", "--fresh", "3", "--timed", "1", "--calibrations", "2"]
-    script("second_look/run.py").main(["--out", str(out), *few])
-    record = json.loads(out.read_text())
-    assert (len(record["answers"]["pool"]), len(record["answers"]["fresh"])) == (4, 3)
-    assert [row["run"] for row in record["times"]] == ["full again", "few tokens", "asked again"]
-
-
-def test_equal_pixels_leave_a_screenshot_and_not_a_photograph():
-    run = script("pixels/run.py")
-    model = run.model_of("qwen2_5_vl", blocks=1, layers=1)
-    share = {}
-    for name in ("screenshot", "photograph"):
-        inputs = run.processed(run.PICTURES[name](run.SIZE), "qwen2_5_vl")
-        share[name] = 1 - run.decided(model, inputs, fv.PixelPrune(tau=0.0)).float().mean().item()
-    assert share["photograph"] < 0.4 < share["screenshot"]
-
-
-def test_a_share_at_equal_flops_is_the_largest_that_is_not_too_dear():
-    run = script("tower/run.py")
-    most = run.flops("vidcom2", run.THIRD)
-    share = run.equal(run.CHAINS[0], most)
-    assert run.flops(run.CHAINS[0], share) <= run.ALIKE * most < run.flops(run.CHAINS[0], share + 2 / 999)
-
-
 def test_layers_that_share_weights_are_those_of_the_whole_model():
     of, cpu = shape("cpu-qwen"), torch.device("cpu")
     of = replace(of, image={"tokens": 64, "grid": [1, 16, 16]})
@@ -95,19 +68,6 @@ def test_layers_that_share_weights_are_those_of_the_whole_model():
     inputs = synthetic(of, PromptRequest(), cpu, torch.float32).inputs
     said, same = (generate(model, inputs, 4).sequences for model in (shared, plain))
     assert torch.equal(said, same)
-
-
-@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "internvl3-8b"])
-def test_resize_costs_what_the_thinned_tower_costs(name):
-    """Of the shape as it is timed, with fewer blocks and layers; blocks that see whole pictures are among them."""
-    first, of = script("speed/first.py"), shape(name)
-    config = first.shallower(of.config, first.DEPTHS[name])
-    small = NamedShape(of.name, of.of, config, first.PICTURES.get(name, of.image))
-    made = small.make_config()
-    benched = Benched(name, small, made, synthetic(small, PromptRequest(images=first.IMAGES[name])))
-    methods = first.methods_of(benched)
-    thin, resized = (benched.workload.cost(made, methods[row]).total_flops for row in (first.THIN, "resize"))
-    assert abs(resized / thin - 1) < 0.03
 
 
 @pytest.fixture
@@ -153,34 +113,6 @@ def test_a_quarter_of_an_hour_on_a_gpu(gpu):
     assert record["timed"]["idle share"]["full"] == 0.5
 
 
-@pytest.mark.usefixtures("graphs_on_cpu")
-@pytest.mark.filterwarnings("ignore:cuda_graphs")
-def test_what_was_not_replayed_has_no_ratio_and_stops_what_follows(gpu, monkeypatch):
-    def fail(tape, call):
-        raise RuntimeError("no capture")
-
-    monkeypatch.setattr("foveate.testing.Recorder.record", fail)
-    rows = gpu("--only", "timed")["timed"]["rows"]
-    assert "no capture" in rows["full as a graph"]["ran"]
-    assert not [name for name in rows["full as a graph"] if "faster" in name]
-    assert not [name for row in rows.values() for name in row if "full as a graph" in name]
-    with pytest.raises(SystemExit, match="differ"):
-        gpu("--only", "tiny", "timed")
-
-
-def test_a_part_that_does_not_fit_is_not_begun(gpu):
-    assert "60 s" in gpu("--only", "equal", "--seconds", "30")["equal"]["not begun"]
-
-
 def test_prefills_of_all_methods_are_timed_without_graphs(gpu):
     rows = gpu("--methods", "--only", "cpu-tiny:1", "--rounds", "2")["cases"]["cpu-tiny:1"]["methods"]
     assert list(rows) == ["full", "full again", "v2drop:1/2", "fastv:1/2"]
-
-
-def test_on_a_cpu_a_gpu_benchmark_says_what_it_would_do(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["gpu.py"])
-    script("speed/gpu.py").main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [
-        "tiny", "bench", "equal", "timed", "tower", "answers", "static"
-    ]  # fmt: skip

@@ -145,25 +145,6 @@ def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
     assert err.index("each process loads the model") < err.index("Answering")
 
 
-@pytest.mark.usefixtures("graphs_on_cpu")
-def test_a_row_says_how_its_prompt_ran_and_the_summary_counts_them(batch, table, tmp_path):
-    rows = [json.loads(line) | {"graph": number} for number, line in enumerate(table.read_text().splitlines())]
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert batch("--batch-size", 1, path=table)[0] == 0
-    (tmp_path / "out").rename(tmp_path / "plain")
-    code, out, _ = batch("--batch-size", 1, "--cuda-graphs", path=table)
-    assert code == 0
-    assert "As a graph  66.7% of the answers were replayed; 1: the first of its layout; 1: recorded" in out
-    assert answers(tmp_path / "out") == answers(tmp_path / "plain")
-    ran = columns(tmp_path / "out")
-    assert [row["graph"] for row in ran] == ["the first of its layout", "recorded", *4 * ["replayed"]]
-    assert [row["input_graph"] for row in ran] == list(range(6))  # a column of the user's own
-    assert [row["graph"] for row in columns(tmp_path / "plain")] == list(range(6))
-    code, _, err = batch("--batch-size", 1, path=table)
-    assert code == 1
-    assert "cuda_graphs" in err
-
-
 def columns(out):
     """Rows in order."""
     rows = [json.loads(line) for part in out.glob("part-*.jsonl") for line in part.read_text().splitlines()]

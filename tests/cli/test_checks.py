@@ -1,20 +1,16 @@
 """What cannot be done is refused before torch is imported, in the words that it would be refused with later."""
 
 import json
-import re
 import subprocess
 import sys
-from contextlib import suppress
 
 import pytest
 
 from foveate import embedded
 from foveate.cli.checks import check_methods
-from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError
+from foveate.errors import InputError
 from foveate.methods.uniform import Uniform
-from foveate.naming import parse
 from foveate.plain import inventory
-from tests.test_grammar import WRONG
 
 PICTURE = str(embedded.picture())
 SLOW = ("torch", "transformers", "numpy", "matplotlib", "PIL", "pydantic", "gradio", "pyarrow")
@@ -85,18 +81,6 @@ def test_refusals_load_nothing_slow(ended, arguments, says):
 @pytest.mark.parametrize("command", LISTS, ids=" ".join)
 def test_lists_load_nothing_slow(ended, command):
     assert ended[tuple(command)] == [0, "", []]
-
-
-@pytest.mark.parametrize("text", [text for text, _ in WRONG], ids=[text[:40] for text, _ in WRONG])
-def test_a_name_is_refused_in_the_same_words_as_later(text):
-    with pytest.raises(FoveateError) as later:
-        parse(text)
-    if "No method" in str(later.value):
-        with pytest.raises(UnknownNameError, match=re.escape(str(later.value))):
-            check_methods([text])
-    else:
-        with suppress(SettingError, InputError):  # what is no text of a method may be refused early too
-            check_methods([text])
 
 
 @pytest.mark.parametrize(

@@ -61,21 +61,6 @@ def test_it_is_calibrated_written_and_asked_with(run, samples, tmp_path):
     assert (code, "another max_new_tokens: 64 there, 5 here" in err) == (2, True)
 
 
-def test_batch_has_columns_and_eval_a_row(run, samples, file, tmp_path):
-    out = tmp_path / "answers"
-    code, said, _ = run("batch", samples, out, "--number-rows", "--method", file)
-    rows = [json.loads(line) for part in out.glob("part-*") for line in part.read_text().splitlines()]
-    assert (code, len(rows), "Asked again" in said) == (0, 6, True)
-    assert all(row["again"] == (row["confidence"] < 0.95) for row in rows)
-    where = ("--cache", tmp_path / "cache", "--workers", 1, "--no-baselines")
-    code, said, _ = run("eval", "--samples", samples, "--method", file, *where, "--json")
-    (row,) = [row for row in json.loads(said)["rows"] if row["name"] == "vidcom2 64, else full" and row["task"] is None]
-    assert code == 0
-    assert row["again"] == pytest.approx(sum(one["again"] for one in rows) / 6, abs=1e-4)
-    code, said, _ = run("eval", "--samples", samples, "--method", file, *where)
-    assert (code, "Again" in said) == (0, True)
-
-
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

@@ -144,15 +144,6 @@ def test_a_tower_that_gives_nan_is_not_the_methods_fault():
     assert trace.stages[0].after == (12,)
 
 
-def test_running_out_of_memory_stays_what_it_is():
-    def hungry(view):
-        raise torch.OutOfMemoryError
-
-    tiny = tiny_model()
-    with pytest.raises(torch.OutOfMemoryError), fv.drop(tiny.model, with_score(hungry)):
-        tiny.model(**tiny.inputs("tit"))
-
-
 def test_numbers_on_a_device_are_read_where_the_answer_ends(monkeypatch):
     """No host sync in a forward: doubts are read at the end of `generate` or the context, or at the next prompt."""
     tiny, method = tiny_model(), with_score(lambda view: ones(view) * NAN)

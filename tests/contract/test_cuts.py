@@ -49,29 +49,6 @@ def test_ranking_each_image_keeps_its_share_of_each():
     assert cut_of(together, torch.arange(30)).count == 15
 
 
-@given(
-    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
-    keep=st.lists(st.floats(0, 1), min_size=1, max_size=3),
-    scope=st.sampled_from(["sample", "image", "frame"]),
-    min_keep=st.integers(0, 3),
-)
-def test_what_is_cut_is_what_was_planned(sizes, keep, scope, min_keep):
-    layers = tuple(range(1, len(keep) + 1))
-    method = fv.Uniform(layers=layers, keep=tuple(keep), scope=scope, min_keep=min_keep)
-    plan = method.plan(len(keep) + 1, sizes)
-    entered = [sum(sizes)] if scope == "sample" else sizes
-    left = list(entered)
-    for stage in method.stages(Shape(depth=len(keep) + 1)):
-        for unit, (tokens, whole) in enumerate(zip(left, entered, strict=True)):
-            cut = stage.cut(LayerView(tokens=torch.arange(tokens), arriving=Arriving(tokens, whole, whole)))
-            if cut is not None:
-                source = cut.source.tolist()
-                assert source == sorted(set(source))
-                assert not source or source[-1] < tokens
-                left[unit] = len(source)
-        assert sum(left) == plan[stage.layer]
-
-
 @pytest.mark.parametrize("tokens", [64, 128])
 def test_the_token_that_a_last_cut_leaves_is_in_the_equation(tokens):
     """Cuts 1, 17, 22 once spent 64.22 for 64 tokens and 128.19 for 128."""

@@ -13,7 +13,7 @@ from foveate.ask.generation import Generation
 from foveate.bench.benched import budgeted_methods, named_methods
 from foveate.cli.commands import parse_command
 from foveate.cli.options import BudgetOptions
-from foveate.cli.setup import parse_drop, parse_methods, tell_budgets
+from foveate.cli.setup import parse_drop, parse_methods
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, follow
 from foveate.contract.method import meet
@@ -276,16 +276,6 @@ def test_a_name_alone_keeps_a_third_where_it_is_asked_and_looked_with(name):
     ]
     assert [answer.asked for answer in answers] == [1 / 3] * 4
     assert [answer.retention for answer in answers] == [pytest.approx(1 / 3, abs=0.01)] * 4
-
-
-def test_commands_say_what_is_spent_where_nobody_gives_a_budget(capfd):
-    budgets = BudgetOptions()
-    tell_budgets(parse_methods(["fastv", "finalkv", "v2drop:metric=l1"], budgets), budgets)
-    said = capfd.readouterr().err
-    assert "no budget given: using --retention 1/3" in said
-    assert "v2drop:metric=l1 keeps as many tokens as its own settings say" in said
-    tell_budgets(parse_methods(["finalkv", "v2drop/llava-1.5-7b/192"], budgets), budgets)
-    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("door", [dropped, asked, on_the_command_line, in_lmms_eval])

@@ -61,25 +61,6 @@ def test_a_budget_below_the_first_frame_is_refused_before_the_video_is_there():
         film_cost(fv.EVS(retention=0.02), grids=[FILM], videos=True)
 
 
-@pytest.mark.parametrize(
-    ("method", "known", "told"),
-    [
-        (fv.EVS(), {}, "depends on more than their number: pass grids=…, and videos=…"),
-        (fv.EVS(), {"grids": [FILM]}, "depends on whether these grids are frames: pass videos=…"),
-        (
-            fv.VidCom2(),
-            {"grids": [FILM], "videos": True},
-            "VidCom2 keeps depends on the picture or the question: run it",
-        ),
-        (fv.EVS(), {"grids": [FILM], "videos": [True, True]}, "one entry per image or video; got 2 for 1"),
-    ],
-)
-def test_what_is_missing_is_said_in_one_sentence(method, known, told):
-    with pytest.raises(fv.SettingError, match=told) as raised:
-        film_cost(method, **known)
-    assert str(raised.value).count(". ") == 0
-
-
 def test_a_picture_of_several_views_keeps_all_and_scoring_it_costs_nothing():
     cost = film_cost(fv.EVS(), grids=[FILM], videos=False)
     assert (cost.retention, cost.scoring_flops) == (1.0, 0)

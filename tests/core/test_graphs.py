@@ -106,16 +106,3 @@ def test_a_loop_that_cannot_be_captured_runs_as_it_is_and_says_so_once(sim, recw
     assert "capturing" in str(warning.message)
     assert max_min(to_cuda(torch.rand(6, 6)), 2).shape == (2,)
     assert [kind for kind, *_ in sim.faults] == ["read in capture"] * 2
-
-
-def test_elsewhere_a_loop_runs_as_it_is():
-    ran = []
-
-    @as_graph
-    def loop(tensor, count):
-        ran.append(count)
-        return tensor[:count]
-
-    assert loop(torch.arange(4), count=2).tolist() == [0, 1]
-    assert loop(torch.arange(4), count=2).tolist() == [0, 1]
-    assert ran == [2, 2]

@@ -127,14 +127,6 @@ def test_rows_come_back_and_move_as_far_as_the_one_they_went_with(dtype):
                 torch.testing.assert_close(full[sample, j], moved.to(dtype), atol=1e-5, rtol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_distances_of_half_precision_are_float32(dtype):
-    rows = (drawn(24, 7) + 20).to(dtype)  # long and near one another: in half precision all would tie
-    assert spread_in_steps(rows, 8).tolist() == looped_picks(rows, 8, 64)
-    kept = spread_in_steps(rows, 8)
-    assert nearest(rows, kept).tolist() == looped_parents(rows, kept)
-
-
 def test_ends_of_what_is_left():
     stays = torch.tensor([True, True, False, False, True, False])
     assert ends_of_left(torch.tensor([0, 2, 4, 6]), stays).tolist() == [0, 2, 3]

@@ -7,7 +7,6 @@ from transformers import AutoConfig
 import foveate as fv
 from foveate import embedded
 from foveate.cost.fitting import largest, within_flops
-from tests.cost.test_uncounted import Scored
 
 EMBEDDED = AutoConfig.from_pretrained(embedded.path())
 SHARES = st.floats(0.01, 0.99)
@@ -59,21 +58,6 @@ def test_prompts_take_no_more_flops_than_they_may_on_average(share):
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(fv.SettingError, match="flops"):
         within_flops(fv.V2Drop(), share, {counted(9): 1})
-
-
-def test_what_is_below_the_floor_and_what_nobody_counted_is_refused():
-    method, costs = fv.V2Drop(layers=(3,)), {counted(9): 1, counted(70): 1}
-    with pytest.raises(fv.BudgetError, match=r"floor is \d+(\.\d)?%") as refused:
-        within_flops(method, 0.1, costs)
-    floor = refused.value.floor
-    assert 0.1 < floor < 1
-    assert within_flops(method, floor * 1.01, costs).layers == (3,)
-    with pytest.raises(fv.BudgetError):
-        within_flops(method, floor * 0.99, costs)
-    with pytest.raises(fv.BudgetError, match="floor"):  # the tower alone takes more
-        within_flops(fv.DivPrune(), 0.01, costs)
-    with pytest.raises(fv.SettingError, match="not counted"):
-        within_flops(Scored(), 0.5, {counted(9): 1})
 
 
 def counted(text):

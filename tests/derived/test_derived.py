@@ -7,13 +7,13 @@ each model gets every proof, some of them every second model, and each method is
 import functools
 import itertools
 import os
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 import foveate as fv
-from foveate._transformers import cache_in, with_cache
+from foveate._transformers import cache_in
 from foveate.ask.look import look_at, resume
 from foveate.contract import ImageStage, Shape, follow
 from foveate.contract.method import Method
@@ -376,19 +376,6 @@ def test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name):
     assert all(map(torch.equal, generate(model, inputs).logits, plain.logits))
 
 
-@pytest.mark.skipif(not known("llama4"), reason="transformers' own fails before")
-def test_a_prompt_in_which_rows_are_scaled_by_their_number_is_refused():
-    model, case = make("llama4")
-    for layer in family_for(model).layers:
-        layer.self_attn.floor_scale, layer.self_attn.attn_scale = 20, 0.5  # 8,192 in released models
-    short, long = case.batch(model, ["tit"]), case.batch(model, ["titit"])
-    assert short["input_ids"].shape[1] < 20 <= long["input_ids"].shape[1]
-    check_hidden(model, short, BETWEEN_LAYERS["random"])
-    refused = pytest.raises(fv.UnsupportedError, match="scale")
-    with fv.drop(model, BETWEEN_LAYERS["random"]), torch.no_grad(), refused:
-        model(**long)
-
-
 INDEXED = [name for name in ("dots3_note", "mistral_large4", "hy_v4_vl") if known(name)]
 
 
@@ -408,22 +395,6 @@ def test_layers_that_pick_keys_are_served_while_they_pick_all(name):
         generate(model, inputs)
     with fv.drop(model, few), refused:  # once its answer is long
         model.generate(**inputs, do_sample=False, max_new_tokens=vision, bad_words_ids=BANNED)
-
-
-@pytest.mark.skipif(not known("kimi_k25"), reason="transformers is too old")
-def test_attention_to_earlier_turns_is_not_read_of_latents():
-    model, case = tiny("kimi_k25")
-    first, second = case.batch(model, ["tit"]), case.batch(model, ["titt"])
-    columns = first["input_ids"].shape[1] + second["input_ids"].shape[1]
-    second["attention_mask"] = torch.ones(1, columns, dtype=torch.long)
-    for method, refused in (
-        (BETWEEN_LAYERS["v2drop"], nullcontext()),
-        (BETWEEN_LAYERS["fastv"], pytest.raises(fv.UnsupportedError, match="latents")),
-    ):
-        with fv.drop(model, method), torch.no_grad():
-            cache = cache_in(model(**first, use_cache=True))
-            with refused:
-                model(**second, **with_cache(cache), use_cache=True)
 
 
 def test_each_method_is_seen_on_many_models():

@@ -7,7 +7,6 @@ from hypothesis import given, strategies as st
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 import foveate as fv
-from foveate.core.tensors import Memo
 from foveate.engine import cache as cache_module
 from foveate.engine.cache import PrunedLayer, pruned_layer
 from foveate.engine.copies import settle
@@ -169,25 +168,6 @@ def test_of_the_last_rows_some_stay_and_everything_before_them(data):
     if layer.get_seq_length() == 8:  # of the first turn it is known
         assert layer.ragged == bool((layer.base < 0).any())
         assert layer.keys.shape[2] == max(map(len, stays))
-
-
-def test_layers_alike_work_out_once_what_stays():
-    wanted = torch.tensor([[False, False, True, True], [True, False, True, True], [False, True, False, True]])
-    memo = Memo()
-    first, second, other = (filled(columns, 6, made=memo) for columns in (COLUMNS, COLUMNS, COLUMNS.clone()))
-    for layer in (first, second, other):
-        layer.keep(wanted, [2, 3, 2])
-        assert slots(layer) == [[0, 5], [0, 3, 5], [1, 5]]
-    assert first.base is second.base
-    assert other.base is not first.base
-    more, wanted = torch.tensor([[-1, 7], [6, 8], [7, 8]]), torch.tensor([[False, True]] * 3)
-    for layer in (first, second):  # a second turn
-        fill(layer, more, 3)
-    assert first.base is second.base
-    for layer in (first, second):
-        layer.keep(wanted, [1, 1, 1])
-        assert slots(layer) == [[0, 5, 7], [0, 3, 5, 8], [1, 5, 8]]
-    assert first.base is second.base
 
 
 @given(data=st.data(), got=SAMPLES, window=st.integers(2, 9))

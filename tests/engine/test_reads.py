@@ -3,7 +3,6 @@
 import copy
 import functools
 import io
-import itertools
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from foveate._transformers import cache_in, with_cache
 from foveate.ask.answer import kv_bytes
 from foveate.contract import CachedAttention, Cut, DecodeStage, Method
 from foveate.core.rank import top
-from foveate.engine.arguments import Remap
 from foveate.engine.cache import Chosen
 from foveate.engine.copies import copy_of, nbytes
 from foveate.methods.dycoke import DyCoke
@@ -420,19 +418,6 @@ def all_but_hidden(columns, stays, counts):
     return Chosen(columns.masked_fill(~stays, -1), order, ragged=True)
 
 
-def test_all_layers_share_one_mask_a_step(monkeypatch):
-    made = []
-    remap = Remap.__call__
-    monkeypatch.setattr(Remap, "__call__", lambda *args: made.append(1) or remap(*args))
-    model, inputs = tiny("llava"), batch("llava", ["titit", "tit", "ttt"])
-    for method in (READ, STEP):
-        with fv.drop(model, method):
-            generate(model, inputs, new_tokens=2)
-            made.clear()
-            generate(model, inputs, new_tokens=4)
-        assert len(made) == 3 * (1 + (method is STEP))  # of each step; layers that read all have their own
-
-
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
 def test_windows_and_states_are_left_alone(family):
     model, inputs = tiny(family), batch(family, ["titt"])
@@ -447,17 +432,6 @@ def test_windows_and_states_are_left_alone(family):
     other = next(index for index in range(DEPTH - 1) if index not in full)
     with pytest.raises(fv.UnsupportedError, match=f"Layer {other} has"), fv.drop(model, DyCoke(p=0.5, layer=other + 1)):
         generate(model, inputs)
-
-
-def test_guesses_and_a_model_without_a_cache():
-    model, inputs = tiny("llava"), batch("llava", ["titt"])
-    for method in (READ, STEP):
-        with fv.drop(model, method), pytest.raises(fv.UnsupportedError, match="decoding"):
-            generate(model, inputs, prompt_lookup_num_tokens=2)
-        with fv.drop(model, method) as trace:
-            bare = generate(model, inputs, use_cache=False)
-        assert torch.equal(torch.stack(bare.logits), torch.stack(generate(model, inputs, use_cache=False).logits))
-        assert trace.reads == {}
 
 
 def test_after_an_error_the_model_and_the_cache_are_as_before():
@@ -480,22 +454,6 @@ def tired_after(length):
 
 
 # -- DyCoke's second stage -----------------------------------------------------------------------------------------
-
-
-def test_what_is_like_the_step_before_is_not_gathered_again():
-    mask = batch("llava", ["titt", "ttt"])["attention_mask"]
-    with fv.drop(tiny("llava"), STEP) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["titt", "ttt"]), **with_cache(cache := DynamicCache()), use_cache=True)
-        made = []
-        for _ in range(6):  # one token again and again: it attends alike sooner or later
-            mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-            tiny("llava")(input_ids=torch.tensor([[7]] * 2), **with_cache(cache), attention_mask=mask)
-            made.append(id(cache.layers[-1].reads))
-    again = sum(a == b for a, b in itertools.pairwise(made))
-    assert again > 0
-    assert trace.reuse == again / 6  # the sample without pictures does not count
-    assert trace.to_dict()["reuse"] == trace.reuse
-    assert trace.reads == dict.fromkeys(range(3, DEPTH), (7, 0))
 
 
 def test_a_second_prompt_begins_anew():

@@ -99,19 +99,6 @@ def test_only_the_last_calls_are_kept():
     assert len(tower.looks) == KEPT + 2
 
 
-def test_rows_of_several_calls_come_together():
-    tower, memo = Tower(), TowerMemo()
-    memo(tower, pictures(1, 2))
-    memo(tower, pictures(3, 4))
-    shown = memo(tower, pictures(4, 1, 4))
-    assert tower.looks == [2, 2]
-    assert shown.last_hidden_state[:, 0].tolist() == [8, 2, 8]
-    assert shown.hidden_states[0][:, 0].tolist() == [4, 1, 4]
-    assert shown.hidden_states[1] is None
-    memo(tower, pictures(4, 5))
-    assert tower.looks == [2, 2, 2]
-
-
 def test_rows_that_differ_in_one_number_are_not_alike():
     tower, memo = Tower(), TowerMemo()
     first = torch.zeros(1, 3, 64, 64)

@@ -7,7 +7,6 @@ from PIL import Image
 
 import foveate as fv
 from foveate.engine import session
-from foveate.methods.mustdrop import MustDrop
 from tests.models import batch, generate, tiny
 
 METHOD = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
@@ -68,20 +67,6 @@ def cells(html):
     return [re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows], notes
 
 
-def test_a_notebook_shows_a_row_a_stage_and_the_retention():
-    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
-        assert trace._repr_html_() == "Trace(nothing ran yet)"
-        tiny("llava")(**batch("llava", ["ti"]))
-    rows, notes = cells(trace._repr_html_())
-    assert rows == [
-        ["Stage", "Before", "After", "Kept"],
-        ["before layer 1", "25", "12", "48.0%"],
-        ["before layer 3", "12", "4", "33.3%"],
-    ]
-    assert notes == ["Retention 40.7%, the mean over 6 decoder layers."]
-    assert trace.latest._repr_html_() == trace._repr_html_()
-
-
 def test_show_draws_the_part_the_processor_cut_out(tmp_path):
     picture = Image.new("RGB", (200, 100), "white")
     picture.paste((255, 0, 0), (0, 0, 50, 100))  # outside the centre square
@@ -92,20 +77,6 @@ def test_show_draws_the_part_the_processor_cut_out(tmp_path):
     colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 24)}
     assert (255, 0, 0) not in colours
     assert drawn.width > drawn.height
-
-
-def test_show_draws_merged_tokens_and_the_cache_for_decoding_as_panels_of_their_own():
-    method = MustDrop(pruning_layers=(1, 3), merge_window=2, merge_threshold=-1, global_thr=0.1, individual_thr=0.2)
-    with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["tit"]))
-    assert [stage.where for stage in trace.stages] == ["tower", "layer", "layer", "kv"]
-    picture = Image.new("RGB", (70, 70), (200, 200, 200))
-    drawn = trace.show(picture)
-    assert drawn.width > 5 * 350
-    wide = drawn.width // 5
-    tower, decoding = (drawn.crop((at * wide, 0, (at + 1) * wide, drawn.height)) for at in (1, 4))
-    assert len(tower.getcolors(1 << 20)) > 4  # four windows, each in a tint of its own
-    assert tower.tobytes() != decoding.tobytes()
 
 
 def test_a_mask_that_leaves_far_fewer_than_the_budget_says_so():

@@ -1,5 +1,4 @@
 import pickle
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -8,7 +7,6 @@ import foveate as fv
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load, reloading
 from foveate.ask.second_look import conditions_of
-from foveate.engine.tower_memo import TowerMemo
 from foveate.eval.asked import _begin, outstanding, prompts_of, run
 from foveate.eval.held_out import questions
 from foveate.eval.records import key_of, open_answers
@@ -63,25 +61,6 @@ def test_every_question_is_answered_under_every_method(loaded, asked, methods, w
 def store(tmp_path):
     with open_answers({}, tmp_path) as store:
         yield store
-
-
-def test_a_tower_looks_once_at_a_picture_where_methods_leave_it_alone(loaded, asked, store, tmp_path, monkeypatch):
-    """And every value is what it is where each method looks again."""
-    apart = [kind.for_budget(loaded.model, tokens=64) for kind in (fv.FastV, fv.V2Drop, fv.DivPrune)]
-    methods = [*apart, fv.MustDrop.for_budget(loaded.model, tokens=96)]
-    looks = []
-    with loaded.model.model.vision_tower.encoder.layers[0].register_forward_pre_hook(
-        lambda _, given: looks.append(len(given[0]))
-    ):
-        ask(loaded, asked, apart, store)
-    assert looks == [1] * len({one.picture for one in asked})
-    ask(loaded, asked, methods, store)
-    monkeypatch.setattr(TowerMemo, "around", lambda *_: nullcontext())
-    with open_answers({}, tmp_path / "again") as again:
-        ask(loaded, asked, methods, again)
-        for method in (None, *methods):
-            for one in asked:
-                assert again.get(key_of(method), one.key) == store.get(key_of(method), one.key)
 
 
 def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, whole, tmp_path):

@@ -169,32 +169,6 @@ def test_video_mme_is_given_for_each_length_of_video_too():
     assert tasks["short"]["accuracy"] == pytest.approx(4 / 6, abs=1e-5)
 
 
-@pytest.mark.parametrize("split", ["en_dev_static", "en_dev"])
-def test_mmbench_is_a_mean_of_questions_right_however_their_choices_are_turned(split):
-    from lmms_eval.tasks.mmbench import en_utils
-
-    function = {
-        "en_dev_static": en_utils.mmbench_aggregate_dev_results_static,
-        "en_dev": en_utils.mmbench_aggregate_dev_results_eval,
-    }[split]
-    log, expected = [], []
-    for question in range(6):
-        right = [question % 3 != 0, question % 2 == 0]
-        expected.append(all(right))
-        for turn, hit in enumerate(right):
-            doc = {"index": question + 1_000_000 * turn, "question": "?", "answer": "A", "hint": "", "source": "s"}
-            doc |= {"split": "dev", "category": "c", "L2-category": "l", "A": "one", "B": "two"}
-            inputs = en_utils.mmbench_process_results(doc, ["A" if hit else "B"])
-            document = 2 * question + turn
-            log.append({"document": document, "picture": document // 4, "inputs": inputs})
-    report = report_of("mmbench", gpt_eval_score=100 * np.mean(expected))
-    found = metric_of("mmbench", {"gpt_eval_score": function}, report)
-    rows, aggregate = alone(found, log)
-    assert found(log) == pytest.approx(found.value)
-    assert [row["document"] for row in rows] == list(range(0, 12, 2))
-    assert (scores(rows), aggregate) == ([float(hit) for hit in expected], None)
-
-
 def test_a_task_without_a_figure_is_refused():
     with pytest.raises(UnsupportedError, match="gives no figure"):
         metric_of("t", {"submission": mean}, report_of("t", submission=None))

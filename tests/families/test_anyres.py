@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.families.llava_next import LlavaNext, LlavaNextVideo
+from foveate.families.llava_next import LlavaNext
 from foveate.methods.resize import Resize
 from foveate.registry import family_for
 from tests.families.llavas import next_video
@@ -131,14 +131,6 @@ def test_a_next_videos_frames_are_scored_as_they_are_pooled(mode):
         assert cuts_of(reduced)[index].source.tolist() == best
         torch.testing.assert_close(reduced.pooler_output[index, :5], whole[index, best])
         assert not reduced.pooler_output[index, 5:].any()
-
-
-def test_boxes_of_pooled_frames_leave_out_what_fills_no_cell():
-    model, _ = video("average")
-    (boxes,) = LlavaNextVideo.boxes(model.config, "video", {}, [12])
-    cells = torch.tensor([[0, 0, 2, 2], [2, 0, 4, 2], [0, 2, 2, 4], [2, 2, 4, 4]]) / 5
-    torch.testing.assert_close(boxes[:4], cells)
-    assert torch.equal(boxes[4:8], boxes[:4])
 
 
 @pytest.mark.parametrize("mode", ["average", "conv"])

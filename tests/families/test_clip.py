@@ -5,7 +5,6 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 import foveate as fv
-from foveate.errors import UnsupportedError
 from foveate.families.clip import ClipEncoder
 from foveate.testing import tiny_model
 from foveate.testing.models import CLIP
@@ -77,16 +76,6 @@ def test_patches_are_where_clip_puts_them(clip, encoder):
     with torch.no_grad():
         wanted = clip.visual_projection(clip.vision_model.post_layernorm(states))[0]
     torch.testing.assert_close(encoder.features(states[0]), wanted)
-
-
-def test_features_of_another_tower_are_refused(encoder):
-    """A Qwen2-VL shows what its merger makes."""
-    made = tiny_model("qwen2_vl")
-    with (
-        fv.drop(made.model, "cdpruner", tokens=4, resources={"clip": encoder}),
-        pytest.raises(UnsupportedError, match="width 32"),
-    ):
-        made.model(**made.inputs("tit"))
 
 
 def test_cdpruner_follows_the_question_in_clips_space(clip, encoder):

@@ -237,15 +237,6 @@ def test_heads_side_by_side_where_queries_share_keys():
     assert not torch.allclose(values, call.read(PAID))
 
 
-@pytest.mark.parametrize("name", ["exaone4_5", "lfm2_vl", "lighton_ocr", "qianfan_ocr"])
-def test_half_precision_tells_the_same(name):
-    known = Call(name).feeding()
-    for dtype in (torch.bfloat16, torch.float16):
-        other = Call(name, dtype=dtype).feeding()
-        assert owners(other) == owners(known)
-        assert other.seeing == known.seeing
-
-
 @pytest.mark.parametrize("trained", [True, False])
 def test_models_without_gradients(trained):
     call = Call("lighton_ocr")
@@ -322,15 +313,6 @@ def test_a_model_is_left_as_it_was():
     assert [id(getattr(part, "config", None)) for part in call.family.core.modules()] == configs
 
 
-def test_a_model_may_write_into_what_blocks_answer():
-    call = Call("deepseek_vl")
-    (blocks,) = feeds.blocks_of(call.family.core, call.family.layers)
-    known = owners(call.feeding())
-    blocks[-1][0].register_forward_hook(lambda block, args, output: output.mul_(2))
-    feeds._FEEDINGS.clear()
-    assert owners(call.feeding()) == known
-
-
 @pytest.mark.parametrize(
     ("keys", "mask", "options"),
     [
@@ -366,40 +348,3 @@ def test_refuses_a_projector_without_a_backward():
     call.family.core.aligner.register_forward_pre_hook(lambda module, args: OneWay.apply(args[0]))
     with pytest.raises(UnsupportedError, match="gradient"):
         call.feeding()
-
-
-class Quantised(nn.Module):
-    """A linear layer of int8 weights, through whose kernel no gradient goes."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.scale = linear.weight.detach().abs().amax() / 127
-        self.packed = (linear.weight.detach() / self.scale).round().to(torch.int8)
-        self.bias = linear.bias
-
-    @torch.no_grad()
-    def forward(self, rows: Tensor) -> Tensor:
-        return nn.functional.linear(rows, self.packed * self.scale, self.bias)
-
-
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
-@pytest.mark.parametrize("by", ["a kernel", "torch"])
-@pytest.mark.parametrize("name", ["aya_vision", "deepseek_vl"])
-def test_quantised_layers_feed_the_tokens_that_they_fed_before(name, by):
-    call = Call(name)
-    before = call.feeding()
-    if by == "torch":
-        torch.ao.quantization.quantize_dynamic(call.family.core, {nn.Linear}, inplace=True)
-    for module in list(call.family.core.modules()):
-        for child, linear in list(module.named_children()):
-            if type(linear) is nn.Linear:
-                setattr(module, child, Quantised(linear))
-    after = call.feeding(anew=True)
-    assert (after.last, after.seeing, after.lengths, after.tokens) == (
-        before.last,
-        before.seeing,
-        before.lengths,
-        before.tokens,
-    )
-    for group, as_before in zip(after.groups, before.groups, strict=True):
-        assert torch.equal(group.tokens, as_before.tokens)

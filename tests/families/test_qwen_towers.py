@@ -4,12 +4,9 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given as given_, strategies as st
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate as fv
-from foveate.families.tap import Segments
 from foveate.families.tower import block_of
 from foveate.registry import family_for
 from tests.families.shown import KEYS, PAID, Shown
@@ -76,6 +73,18 @@ def test_a_method_that_keeps_all_in_the_tower_changes_no_feature(family):
 KEEP_ALL = fv.Uniform(layers=(1,), keep=(1.0,))
 
 
+class Counted(TorchDispatchMode):
+    """Counts calls of an operator."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.name, self.calls = name, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.calls += operator.overloadpacket._qualified_op_name.endswith(self.name)
+        return operator(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize("modality", ["image", "video"])
 @pytest.mark.parametrize("family", QWENS)
@@ -101,30 +110,6 @@ def test_a_tower_in_a_context_makes_the_bits_it_makes_untouched(family, modality
     assert all(torch.equal(*pair) for pair in zip(plain, ours, strict=True))
     if kernel == "sdpa":
         assert calls["in a context"] < calls["untouched"]
-
-
-class Counted(TorchDispatchMode):
-    """Counts calls of an operator."""
-
-    def __init__(self, name):
-        super().__init__()
-        self.name, self.calls = name, 0
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.calls += operator.overloadpacket._qualified_op_name.endswith(self.name)
-        return operator(*args, **(kwargs or {}))
-
-
-@given_(st.lists(st.integers(1, 6), min_size=2, max_size=8))
-def test_sequences_of_one_length_at_once_are_each_alone(lengths):
-    ends = torch.tensor([0, *lengths]).cumsum(0)
-    states = torch.randn(3, 1, 2, int(ends[-1]), 8)
-
-    def kernel(*heads):
-        return scaled_dot_product_attention(*heads).transpose(1, 2), None
-
-    each = [kernel(*(part.split(lengths, dim=2)[index] for part in states))[0] for index in range(len(lengths))]
-    torch.testing.assert_close(Segments(ends, states.device).attend(kernel, *states), torch.cat(each, dim=1))
 
 
 def test_a_user_who_hands_the_tower_its_arguments_is_left_alone():

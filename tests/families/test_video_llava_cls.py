@@ -77,27 +77,6 @@ def test_the_tower_ranks_patches_of_all_frames_together():
     torch.testing.assert_close(reduced[free[:12]], whole[tokens])
 
 
-def test_pooling_and_smaller_frames_leave_the_cls_alone():
-    model, inputs = tiny("video_llava"), video()
-    (whole,) = features(model, inputs, "video")
-    with fv.drop(model, fv.AveragePool(keep=0.2)) as pooled:
-        (averaged,) = features(model, inputs, "video")
-        generate(model, inputs, new_tokens=1)
-    members = [one for one in pooled.stages[0].merged[0] if len(one) > 1]
-    assert torch.equal(averaged[FIRST], whole[FIRST])
-    torch.testing.assert_close(averaged[1], whole[members[0]].mean(dim=0))
-    with fv.drop(model, fv.Resize(keep=0.4)) as trace:
-        (resized,) = features(model, inputs, "video")
-        generate(model, inputs, new_tokens=1)
-    small = torch.nn.functional.interpolate(inputs["pixel_values_videos"][0], (42, 42), mode="bilinear", antialias=True)
-    with torch.no_grad():
-        states = model.model.get_video_features(small[None], interpolate_pos_encoding=True).pooler_output
-    torch.testing.assert_close(resized[FIRST], states[:, 0])
-    assert trace.stages[0].after == (3 * 9 + 3,)
-    free = [token for token in range(78) if token not in FIRST]
-    torch.testing.assert_close(resized[free[:27]], states[:, 1:].flatten(0, 1))
-
-
 def test_a_picture_by_its_old_name():
     """transformers' processor gives pictures as pixel_values_images."""
     model, inputs = tiny("video_llava"), batch("video_llava", ["titit"])

@@ -5,14 +5,12 @@ import socket
 import subprocess
 import sys
 from statistics import mean
-from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 from PIL import Image
 
 from foveate import cli
-from foveate.ask import prompt
 from foveate.ask.loading import load
 from foveate.errors import BudgetError
 from foveate.integrations.lmms_eval import manifest
@@ -137,28 +135,6 @@ def test_logs_are_paired_and_say_what_lmms_eval_said(written, run, tasks, tmp_pa
         agrees = mean(texts[0][document] == texts[1][document] for document in range(QUESTIONS))
         assert rows[1]["agreement"] == agrees
         assert rows[2]["paired"][0]["name"] == "v2drop:metric=cosine"
-
-
-def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, monkeypatch, tmp_path):
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
-
-    from foveate.eval.lmms import plugin
-
-    told = []
-
-    def encode(model, processor, conversation):
-        told.append(conversation.turns[0][1][-1][1])
-        return encoder(model, processor, conversation)
-
-    encoder = prompt.PROTOCOLS["llava"]
-    monkeypatch.setattr(prompt, "PROTOCOLS", {**prompt.PROTOCOLS, "llava": encode})
-    monkeypatch.setattr(plugin, "load", lambda *_, **__: loaded)
-    manager = TaskManager(include_path=str(tasks))
-    arguments = SimpleNamespace(output_path=str(tmp_path), process_with_media=True, reasoning_tags=None)
-    model = plugin.Foveate(protocol="llava")
-    simple_evaluate(model, tasks=["foveate_textvqa", "foveate_pope"], task_manager=manager, limit=1, cli_args=arguments)
-    assert sum("\nReference OCR token: " in text for text in told) == 1
 
 
 def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):

@@ -10,7 +10,7 @@ import foveate as fv
 from foveate._transformers import cache_in, recomputes_from_outside, with_cache
 from foveate.engine.cache import PrunedLayer
 from tests import oracle
-from tests.invariants.settings import EXAMPLES, KINDS, kernel_of, works
+from tests.invariants.settings import KINDS, kernel_of
 from tests.models import (
     ENCODES_FIRST,
     FAMILIES,
@@ -22,7 +22,6 @@ from tests.models import (
     sample,
     slots,
     tiny,
-    with_video,
 )
 
 METHOD = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
@@ -47,35 +46,6 @@ def test_beam_search_on_a_ragged_batch(family):
             torch.testing.assert_close(
                 out.sequences_scores[2 * index : 2 * index + 2], alone.sequences_scores, atol=1e-4, rtol=1e-4
             )
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_beams_share_what_the_tower_has_made_of_their_pictures(family):
-    """transformers repeats a sample's features for its beams; in one tensor they carry nothing with them."""
-    name = ("image merge", "averagepool-0")[FAMILIES.index(family) % 2]
-    prompts = ["titt", "titit", "tt", *([with_video(family)] * bool(TINY[family].videos))]
-    if TINY[
-        family
-    ].apart:  # transformers repeats every picture of a prompt by itself, and puts them where others belong
-        prompts = ["titt", "tit", "tt"]
-    words = [word for word in prompts if works(name, family)]
-    if not words:
-        return
-    model = tiny(family)
-    with fv.drop(model, EXAMPLES[name]) as together:
-        out = generate(model, batch(family, words), num_beams=2, output_scores=True)
-        for index, word in enumerate(words):
-            one = batch(family, [word])
-            with_boxes = [list(sample) for sample in together.history[0].boxes[2 * index : 2 * index + 2]]
-            alone = generate(model, one, num_beams=2, output_scores=True)
-            start = prompt_length(batch(family, words))
-            assert torch.equal(out.sequences[index, start:], alone.sequences[0, prompt_length(one) :])
-            torch.testing.assert_close(out.sequences_scores[index], alone.sequences_scores[0], atol=1e-4, rtol=1e-4)
-            first, second = together.history[0].stages[0].kept[2 * index : 2 * index + 2]
-            assert torch.equal(first, second)
-            boxes = [one for sample in together.history[-1].boxes[:1] for one in sample]
-            for mine in with_boxes:
-                assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(mine, boxes, strict=True))
 
 
 @pytest.mark.parametrize("family", KINDS)

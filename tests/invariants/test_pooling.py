@@ -1,7 +1,5 @@
 """Invariant: `trace.pooling_mask` marks the columns whose rows ran to the end, and no other, on every family."""
 
-import pickle
-
 import pytest
 import torch
 
@@ -133,30 +131,6 @@ def test_a_prefill_that_failed_has_none():
         handle.remove()
     with pytest.raises(fv.SessionError, match="end"):
         _ = trace.pooling_mask
-
-
-def test_multiplying_a_mask_in_place_and_pickling_change_nothing():
-    model, inputs = tiny("llava"), batch("llava", ["titit", "tit"])
-    with torch.no_grad(), fv.drop(model, METHOD) as trace:
-        model(**inputs)
-    other = pickle.loads(pickle.dumps(trace))
-    inputs["attention_mask"] *= trace.pooling_mask
-    assert torch.equal(inputs["attention_mask"], trace.pooling_mask)
-    inputs["attention_mask"].zero_()  # a buffer that the next batch is written to
-    assert torch.equal(pickle.loads(pickle.dumps(trace)).pooling_mask, trace.pooling_mask)
-    assert torch.equal(other.pooling_mask, trace.pooling_mask)
-    assert torch.equal(pickle.loads(pickle.dumps(other)).pooling_mask, trace.pooling_mask)
-
-
-def test_a_buffer_for_masks_may_be_written_to_before_anybody_asks():
-    model, inputs = tiny("llava"), batch("llava", ["titit", "tit"])
-    with torch.no_grad(), fv.drop(model, METHOD) as trace:
-        model(**inputs)
-        model(**inputs)
-    first, second = trace.history
-    mask = second.pooling_mask
-    inputs["attention_mask"].zero_()
-    assert torch.equal(first.pooling_mask, mask)
 
 
 @pytest.mark.parametrize("method", [METHOD, fv.DivPrune(retention=1 / 3)], ids=["v2drop", "divprune"])

@@ -77,21 +77,6 @@ def test_what_a_family_shows_is_pooled_behind_the_projector(family):
     assert reduced.shape == whole.shape
 
 
-def test_newlines_of_tile_rows_leave_and_the_one_that_ends_a_single_view_stays():
-    core, inputs = tiny("llava_onevision").model, batch("llava_onevision", ["tit"])
-    pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
-    with fv.drop(core, AveragePool(keep=0.4)), torch.no_grad():
-        (tiled,) = core.get_image_features(pixel_values=pixels, image_sizes=sizes).pooler_output
-        two = {"pixel_values": pixels[:, :1].repeat(2, 1, 1, 1, 1), "image_sizes": sizes.repeat(2, 1)}
-        single, _ = core.get_image_features(**two, batch_num_images=torch.tensor([2])).pooler_output
-    newlines = tiled._foveate.boxes().isnan().any(dim=-1).nonzero()[:, 0].tolist()
-    assert len(newlines) > 1
-    assert not set(newlines) & set(tiled._foveate.cut.source.tolist())
-    assert len(single) == 26
-    assert single._foveate.cut.source.tolist()[-1] == 25
-    assert torch.equal(single[len(single._foveate.cut.source) - 1], core.image_newline)
-
-
 @pytest.mark.parametrize("family", QWENS)
 def test_a_video_of_patches_is_pooled_frame_by_frame(family):
     model, vision = tiny(family), tiny(family).config.vision_config
@@ -125,19 +110,6 @@ def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
     (left, *_) = method.plan(28, (size,), [((rows, columns),)])
     assert 1 <= left <= tokens + 1e-6
     assert left > tokens / 2
-
-
-def test_a_count_alone_does_not_say_how_wide_a_grid_is():
-    method = AveragePool(keep=0.25)
-    assert method.plan(32, (576,)) is None
-    assert method.plan(32, ()) == (0,) * 32
-    with pytest.raises(fv.SettingError, match=r"grids=…"):
-        fv.cost(tiny("qwen2_vl"), text_tokens=9, vision_tokens=64, method=method)
-    told = fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method)  # LLaVA's are known
-    assert told.tokens == (6,) * DEPTH
-    assert told.scoring_flops == 25 * 32
-    with pytest.raises(fv.SettingError, match="for 1"):
-        fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method, grids=[((5, 5),), ((5, 5),)])
 
 
 def test_tokens_without_a_known_place_are_refused():

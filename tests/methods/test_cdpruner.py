@@ -77,15 +77,6 @@ def test_in_clips_space_what_is_least_like_the_text_comes_first():
     assert kept_with_clip(ROWS, ROWS, EAST[0], 2) == [2, 3]
 
 
-def test_with_clip_a_newline_comes_last():
-    """A newline has no patch, so its row of zeros would be more relevant than all that are like the text."""
-    patches = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 0.0], [0.8, 0.3]])
-    rows = torch.eye(4)
-    assert kept_with_clip(rows, patches, EAST[0], 1) == [3]
-    assert kept_with_clip(rows, patches, EAST[0], 2) == [1, 3]
-    assert 2 not in kept_with_clip(rows, patches, EAST[0], 3) or 0 not in kept_with_clip(rows, patches, EAST[0], 3)
-
-
 @given(tokens=st.integers(3, 8), words=st.integers(1, 4), seed=st.integers(0, 2**16), data=st.data())
 def test_picks_are_those_that_make_the_determinant_largest(tokens, words, seed, data):
     rng = torch.Generator().manual_seed(seed)
@@ -158,14 +149,6 @@ def test_an_encoder_that_is_handed_in_gets_patches_and_the_question(method):
     with fv.drop(made.model, method, tokens=6) as without:
         made.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert without.stages[0].kept[0].tolist() != together.stages[0].kept[0].tolist()
-
-
-def test_the_encoder_sees_what_the_projector_sees_in_a_family_with_newlines():
-    made = tiny_model("llava_onevision")
-    with fv.drop(made.model, "cdpruner", tokens=8, resources={"clip": Encoder()}) as trace:
-        made.model.generate(**made.inputs("tit", "titt"), max_new_tokens=2, do_sample=False)
-    newlines = {25 + 6 * row + 5 for row in range(5)}
-    assert all(not newlines & set(kept.tolist()) for kept in trace.stages[0].kept)
 
 
 def test_what_is_handed_in_must_be_what_is_read():

@@ -126,15 +126,3 @@ def test_what_drops_in_the_tower_in_pixels_or_in_caches_goes_beside_it():
     chain = fv.Resize(keep=0.5) + fv.FastV(keep=(0.5,)) + fv.FinalKV() + Coordinates()
     alone = fv.Resize(keep=0.5) + fv.FastV(keep=(0.5,)) + fv.FinalKV()
     assert [stage.place for stage in chain.stages(SHAPE)] == [stage.place for stage in alone.stages(SHAPE)]
-
-
-def test_arithmetic_that_nobody_has_counted_stays_uncounted():
-    class Elsewhere(fv.FastV):
-        name = "elsewhere"
-
-        def score(self, view, layer):
-            return view.attention
-
-    (stage,) = (Elsewhere(keep=(0.5,)) + Coordinates()).stages(SHAPE)
-    assert not stage.is_counted
-    assert stage_of(fv.FastV(keep=(0.5,))).is_counted

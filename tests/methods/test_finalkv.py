@@ -5,7 +5,6 @@ import torch
 
 import foveate as fv
 from foveate._transformers import cache_in
-from foveate.engine.cache import PrunedLayer
 from foveate.methods.finalkv import FinalKV
 from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
 
@@ -78,29 +77,3 @@ def padded(where):
         if where == "between":
             ids[count - 2 :], mask[count - 2 :] = ids[count - 2 :].roll(1), mask[count - 2 :].roll(1)
     return inputs
-
-
-@pytest.mark.parametrize("where", ["left", "right", "between"])
-@pytest.mark.parametrize(
-    "method",
-    [
-        V2DROP + FinalKV(first_layer=0),
-        VISIONDROP + FinalKV(),
-        fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2),
-        fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2, positions="keep"),
-    ],
-)
-def test_how_many_rows_of_a_cache_stay_is_known_without_asking_the_device(method, where, monkeypatch):
-    said, keep = [], PrunedLayer.keep
-
-    def noting(layer, wanted, counts):
-        said.append((wanted.sum(dim=1).tolist(), list(counts)))
-        keep(layer, wanted, counts)
-        assert layer.ragged == bool((layer.base < 0).any())
-
-    monkeypatch.setattr(PrunedLayer, "keep", noting)
-    inputs = padded(where)
-    _, trace = prefill(method, inputs)
-    assert trace.stages[-1].where == "kv"
-    assert said
-    assert all(there == counts for there, counts in said)

@@ -4,7 +4,6 @@ import statistics
 import torch
 from hypothesis import given, strategies as st
 
-import foveate as fv
 from foveate.contract import ImageView, LayerView, Shape
 from foveate.core.views import Arriving
 from foveate.methods.holov import HoloV
@@ -77,24 +76,6 @@ def test_crops_are_windows_of_the_grid_and_not_runs_of_the_raster():
     runs = -1 - notes_of(torch.rand(10), (), crops=4)["crop"]  # on no known grid
     assert runs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
     assert (-1 - notes_of(torch.rand(3), (), crops=4)["crop"]).tolist() == [0, 1, 2]
-
-
-def test_the_released_rule_token_by_token():
-    """Runs 0 1 2 3 and 4 5 6 7, of mean attention 0.3 and 0.1: of four tokens three and one, whatever they look like.
-
-    Of seven that is 5.25 and 1.75: floors 5 and 1, one more for the first; it has room for 4, and the second gets two.
-    """
-    attention = torch.tensor([0.1, 0.5, 0.2, 0.4, 0.1, 0.05, 0.05, 0.2])
-    for rows in (torch.eye(8), torch.ones(8, 8), torch.randn(8, 8)):
-        assert kept(rows, attention, ((2, 4),), rule="released", crops=2, tokens=4) == [1, 2, 3, 7]
-        assert kept(rows, attention, ((2, 4),), rule="released", crops=2, tokens=7) == [0, 1, 2, 3, 4, 5, 7]
-        assert kept(rows, attention, ((2, 4),), rule="released", crops=2, tokens=4, tau=0.0) == [1, 3, 4, 7]
-    runs = -1 - notes_of(torch.rand(576 + 10), ((24, 24), (2, 5)), rule="released")["crop"]
-    assert runs.tolist() == [token // 36 for token in range(576)] + list(range(16, 26))
-    _, pick = HoloV().stages(Shape(depth=32, cls=True))
-    assert pick.reads == ()
-    assert pick.flops(Arriving.all_of(9), 4) == 0
-    assert {fv.preset(f"holov/llava-1.5-7b/{tokens}").rule for tokens in (192, 128, 64)} == {"released"}
 
 
 @given(

@@ -3,11 +3,9 @@ import math
 import torch
 from hypothesis import given, strategies as st
 
-import foveate as fv
 from foveate.contract import LayerView, Shape
 from foveate.methods.mmtok import MMTok
 from tests.methods import cosine, covering, stays
-from tests.models import batch, is_vision, tiny
 
 EXAMPLES = [MMTok(keep=0.4), MMTok(tokens=6, alpha=1.0, tau_text=0.1, positions="keep")]
 SMALLEST = MMTok(keep=0.001)
@@ -53,26 +51,3 @@ def test_without_text_vision_tokens_alone_are_covered():
     assert kept(text[:0], rows, features, tokens=4) == kept(text[:0], rows * 0, features, tokens=4)
     same = torch.ones(9, 6)  # words say nothing about tokens that are all alike
     assert kept(text[:0], rows, features, tokens=1) == by_hand(text, same, features, 1)
-
-
-def test_on_a_model_it_is_the_towers_features_and_the_text_behind_each_image():
-    model, inputs = tiny("llava"), batch("llava", ["titit"])
-    columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0].view(2, -1)
-    seen = {}
-    hooks = [
-        model.get_decoder().layers[0].register_forward_pre_hook(lambda _, args: seen.update(rows=args[0][0])),
-        model.model.multi_modal_projector.register_forward_pre_hook(lambda _, args: seen.update(tower=args[0])),
-    ]
-    with fv.drop(model, MMTok(tokens=5)) as trace, torch.no_grad():
-        model(**inputs)
-    for hook in hooks:
-        hook.remove()
-    text = torch.ones(len(seen["rows"]), dtype=torch.bool)
-    text[columns.flatten()] = False
-    found = []
-    for image, (own, features) in enumerate(zip(columns, seen["tower"], strict=True)):
-        behind = text & (torch.arange(len(text)) > own[-1])
-        picked = by_hand(seen["rows"][behind], seen["rows"][own], features, 5)
-        found += [image * columns.shape[1] + token for token in picked]
-    (stage,) = trace.stages
-    assert stage.kept[0].tolist() == found

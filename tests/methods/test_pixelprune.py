@@ -287,16 +287,6 @@ def test_what_cannot_stand_behind_it_is_refused(chain, said):
         generate(model, with_screens("qwen2_vl"))
 
 
-def test_frames_are_not_ranked_behind_what_dropped_before_the_decoder():
-    model, inputs = tiny("qwen2_vl"), batch("qwen2_vl", ["titvt"])
-    with (
-        fv.drop(model, PixelPrune(tau=1.0) + fv.DivPrune(scope="frame")),
-        pytest.raises(fv.UnsupportedError, match="separately"),
-        torch.no_grad(),
-    ):
-        model(**inputs)
-
-
 def test_it_takes_no_budget_and_other_families_say_why_they_refuse_it():
     with pytest.raises(fv.SettingError, match="PixelPrune"):
         PixelPrune().with_budget(retention=0.3)
@@ -307,16 +297,6 @@ def test_it_takes_no_budget_and_other_families_say_why_they_refuse_it():
         "gemma4": "its pooler derives the cells of patches, and their number, from the full length.",
         "derived": "how it cuts pictures into patches is not known.",
     }
-
-
-def test_a_stage_of_patches_says_who_stays_and_nothing_else():
-    view = view_of(drawn((3, 3), 0, 0, frames=1))
-    for choose in (
-        lambda view, count: Cut.merge(torch.tensor([0]), torch.zeros(1, 2), torch.zeros(9, dtype=torch.int64)),
-        lambda view, count: Cut.stay(9, {"note": torch.zeros(9)}),
-    ):
-        with pytest.raises(fv.SettingError, match=r"no rows|without notes"):
-            PatchStage(choose=choose).cut(view)
 
 
 class EveryThird(Method):
@@ -349,14 +329,6 @@ def test_the_tower_is_counted_on_what_is_left(family):
         given_ = {} if method is None else {"tokens": [len(places)] * 6, "tower_tokens": [places]}
         told = fv.cost(model, method=method, **known, **given_)
         assert told.tower_flops + told.projector_flops == counter.get_total_flops()
-
-
-def test_the_cost_asks_for_what_only_a_run_tells():
-    config = tiny("qwen2_vl").config
-    with pytest.raises(fv.SettingError, match="tower_tokens"):
-        fv.cost(config, text_tokens=5, vision_tokens=48, method=PixelPrune(), tokens=[9] * 6)
-    with pytest.raises(fv.SettingError, match="for 1"):
-        fv.cost(config, text_tokens=5, vision_tokens=8, method=PixelPrune(), tokens=[2] * 6, tower_tokens=[[0], [1]])
 
 
 def test_a_count_that_is_known_needs_no_pixels_to_be_planned():

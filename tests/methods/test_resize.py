@@ -137,22 +137,6 @@ def test_onevisions_tiles_are_packed_as_the_model_packs_its_own():
     assert cut.source[15] == 25 + 10  # the first tile row's newline for a newline
 
 
-@pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("keep", [0.05, 0.3, 0.7, 0.97])
-def test_tiles_of_any_size_and_share_hold_together(count, keep):
-    model, inputs = tiny("llava_onevision"), batch("llava_onevision", ["t" + "it" * count])
-    with fv.drop(model, Resize(keep=keep)) as trace, torch.no_grad():
-        model(**inputs)
-    if keep == 0.97 and not trace.stages:
-        return
-    (stage,) = trace.stages
-    assert stage.after[0] <= stage.before[0]
-    origin = stage.origin[0]
-    assert (origin.diff() > 0).all()
-    assert all(centre in members for centre, members in zip(origin.tolist(), stage.merged[0], strict=True))
-    assert sum(len(members) for members in stage.merged[0]) == stage.before[0]
-
-
 def test_a_onevision_video_is_resized_frame_by_frame():
     model = tiny("llava_onevision")
     pixels = torch.randn(1, 3, 3, 70, 70, generator=torch.Generator().manual_seed(0))

@@ -1,16 +1,13 @@
 import copy
 import functools
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate import embedded
 from foveate.contract import (
-    Arriving,
     ImageView,
     Method,
     PatchView,
@@ -50,20 +47,6 @@ def test_how_many_rows_run(keep, rows, left):
 def test_the_block_is_a_share_of_those_that_are_read_halves_up(at, blocks, first):
     (stage,) = ThinTower(at=at).stages(Shape(6))
     assert stage.first(blocks) == first
-
-
-@pytest.mark.parametrize(
-    ("keep", "grid", "like"),
-    [(1 / 3, (4, 6), "unlike"), (0.3, (4, 6), "unlike"), (0.29, (4, 6), "maxmin"), (0.5, None, "maxmin")],
-)
-def test_by_itself_it_takes_neighbours_where_there_are_some_and_enough_rows_stay(keep, grid, like):
-    view = PatchView(torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), grid)
-    stages = [ThinTower(keep=keep, pick=pick).stages(Shape(6))[0] for pick in ("auto", like)]
-    usual, wanted = (stage.cut(view) for stage in stages)
-    assert torch.equal(usual.source, wanted.source)
-    assert torch.equal(usual.parent, wanted.parent)
-    arriving = replace(Arriving.all_of(24), grids=() if grid is None else (grid,))
-    assert stages[0].flops(arriving, 8) == stages[1].flops(arriving, 8)
 
 
 # -- what follows --------------------------------------------------------------------------------------------------
@@ -248,18 +231,6 @@ def test_a_compiled_block_is_refused():
         model(**batch("llava", ["tit"]))
 
 
-def test_it_looks_before_it_is_asked():
-    vlm = fv.load()
-    asked = vlm.ask(embedded.picture(), "What is there?", method="thintower+vidcom2", retention=0.5)
-    assert "thintower+vidcom2" in repr(asked)
-    looked = vlm.look(embedded.picture(), method="thintower+vidcom2", retention=0.5).ask("What is there?")
-    assert looked.text == asked.text
-    assert looked.trace.stages[0].rows
-    assert "rows that ran in the vision tower: 576 to 192" in str(dict(asked.lines())["Stages"])
-    assert asked.cost.tower_flops < asked.cost_untouched.tower_flops
-    assert asked.show().width > 0
-
-
 # -- costs ---------------------------------------------------------------------------------------------------------
 
 
@@ -296,11 +267,3 @@ def unlike_flops(trace, tower):
     """Products of rows with their neighbours, which torch's counter takes for no matrix products."""
     width = getattr(tower.config, "embed_dim", None) or tower.config.hidden_size
     return sum(4 * rows * width for rows in trace.stages[0].before)
-
-
-def test_windows_are_taken_to_keep_the_picture_s_share():
-    config = tiny("qwen2_5_vl").config
-    cost = functools.partial(fv.cost, config, text_tokens=7, vision_tokens=80, grids=[[(8, 10)]])
-    plain, thin, all_rows = cost(), cost(method=ThinTower()), cost(method=ThinTower(keep=0.999))
-    assert thin.tower_flops < plain.tower_flops
-    assert all_rows.tower_flops == plain.tower_flops

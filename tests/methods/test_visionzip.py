@@ -1,10 +1,8 @@
 import pytest
 import torch
-from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.contract import Arriving, ImageView, TowerAttention, TowerKeys
-from foveate.core.grid import crops_of
 from foveate.methods.visionzip import VisionZip
 from tests.methods import stage_of
 
@@ -91,18 +89,3 @@ def test_a_newline_that_is_added_later_counts():
 
 
 # -- crops ---------------------------------------------------------------------------------------------------------
-
-
-@given(seed=st.integers(0, 2**16), tall=st.integers(1, 6), wide=st.integers(1, 6), data=st.data())
-def test_every_token_of_any_map_has_a_row_of_its_own_crop(seed, tall, wide, data):
-    grids = ((3, 3), (tall, wide))
-    tokens = 9 + tall * wide
-    count = data.draw(st.integers(2, tokens - 1))
-    view = random_view(tokens, seed, grids=grids)
-    cut = stage_of(VisionZip(tokens=count), cls=False).cut(view)
-    assert cut.count == count
-    assert len(set(cut.source.tolist())) == count
-    crop_of = {token: number for number, crop in enumerate(crops_of(grids, tokens)) for token in crop.tolist()}
-    for token, row in enumerate(cut.parent.tolist()):
-        assert row < 0 or crop_of[token] == crop_of[int(cut.source[row])]
-    assert cut.parent[cut.source].tolist() == list(range(count))

@@ -5,15 +5,13 @@ import sys
 
 import pytest
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import foveate as fv
 from foveate.contract import Attention, LayerView, Shape
 from foveate.core.attention import attention_rows
 from foveate.engine.cutting import SampleRows
 from tests.invariants.settings import EXAMPLES, PAIRS
-from tests.models import batch, is_vision, tiny
+from tests.models import batch, tiny
 from tests.setups.running import SETUPS, prefill
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -64,39 +62,6 @@ def test_what_is_kept_is_what_exact_scores_keep(name, family, dtype, monkeypatch
 
 
 AFTER = tuple(Attention(rows="after", layer="next", over=over) for over in ("mean", "max"))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
-def test_scores_read_the_queries_and_keys_that_the_kernel_gets(family, dtype):
-    """Those of the layer in its own dtype, not of a copy in float32."""
-
-    class Reading(fv.Uniform):
-        reads = AFTER
-
-        def pick(self, view, count):
-            read["rows"] = tuple(view[signal] for signal in AFTER)
-            return super().pick(view, count)
-
-    def noting(module, query, key, value, attention_mask, **kwargs):
-        if module.layer_idx == 2:
-            read["pair"] = query[0], key[0], kwargs["scaling"]
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-
-    read, (model, inputs) = {}, half(family, dtype, ("tit",))
-    AttentionInterface.register("noting", noting)
-    model.config.get_text_config()._attn_implementation = "noting"
-    with torch.no_grad():
-        model(**inputs)
-    query, key, scaling = read.pop("pair")
-    prefill(model, inputs, Reading(layers=(2,), keep=(0.5,)))
-    vision = is_vision(inputs["input_ids"][0]).nonzero()[:, 0]
-    after = torch.arange(int(vision[-1]) + 1, inputs["input_ids"].shape[1])
-    (expected,) = exact_rows(query[:, after], key, scaling, last_key=after)
-    rows = expected.mean(dim=0)[:, vision]
-    for got, wanted in zip(read["rows"], (rows.mean(dim=0), rows.amax(dim=0)), strict=True):
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-3)
 
 
 def test_scores_that_half_precision_cannot_tell_apart():

@@ -40,19 +40,6 @@ def test_a_thread_of_its_own(family):
     assert trace.kv_lengths == expected.kv_lengths
 
 
-@pytest.mark.parametrize("family", SOME)
-def test_threads_take_turns(family):
-    model = tiny(family)
-    words = ("ti", "titi", "tit", "tti")
-    with fv.drop(model, METHOD):
-        alone = {word: generate(model, batch(family, [word]), new_tokens=4).sequences for word in words}
-        with ThreadPoolExecutor(len(words)) as pool:
-            asked = words * 4
-            together = list(pool.map(lambda word: generate(model, batch(family, [word]), new_tokens=4), asked))
-    for word, answer in zip(asked, together, strict=True):
-        assert torch.equal(answer.sequences, alone[word])
-
-
 def test_a_forward_beside_a_running_generate_is_refused():
     model, inputs, refused = tiny("llava"), batch("llava", ["tit"]), []
 

@@ -12,9 +12,8 @@ from foveate.families.tower import block_of
 from foveate.registry import family_for
 from tests.families import test_qwen2_5_vl as windowed
 from tests.families.shown import Shown
-from tests.families.test_qwen_towers import entering
 from tests.families.test_tower import llava, prompt
-from tests.models import batch, given as inputs_of, tiny
+from tests.models import batch, tiny
 from tests.signals.test_signals import CLOSE
 
 SIGNALS = [
@@ -107,35 +106,6 @@ def test_features_are_the_towers_where_the_family_shows_them(family):
             with torch.no_grad():
                 projected = model.model.multi_modal_projector(made)
             torch.testing.assert_close(projected, tokens, **CLOSE)
-
-
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
-def test_of_any_block_of_a_tower_that_merges_patches(family):
-    model, visual, known = tiny(family), tiny(family).model.visual, family_for(tiny(family))
-    inputs = inputs_of(model, batch(family, ["titit"]), "image")
-    reads = [signal for signal in SIGNALS if getattr(signal, "by", "patches") == "patches"]
-    reducer = Shown(reads=tuple(reads))
-    with torch.no_grad():
-        known.encode(lambda **new: model.model.get_image_features(**{**inputs, **new}), "image", inputs, reducer)
-    grids = inputs["image_grid_thw"].tolist()
-    patches = [height * width for _, height, width in grids]
-    for signal in reads:
-        block = visual.blocks[signal.block if signal.block is not None else -1]
-        attention = block.attn
-        with torch.no_grad():
-            normed, rotary = entering(visual, block, lambda: model.model.get_image_features(**inputs))
-            q, k, _ = attention.qkv(normed).view(len(normed), 3, attention.num_heads, -1).unbind(1)
-            turned = rotated(attention, q, k, rotary)
-        for view, *states in zip(reducer.views, *(part.split(patches) for part in (*turned, k)), strict=True):
-            queries, keys, raw = (one.flatten(1)[:, None] if signal.heads == "joined" else one for one in states)
-            if isinstance(signal, TowerKeys):
-                wanted = raw.mean(dim=1)
-            else:
-                logits = torch.einsum("qhd,khd->hqk", queries, keys) / queries.shape[-1] ** 0.5
-                wanted = logits.softmax(-1).mean(dim=(0, 1))[:, None]
-            wanted = wanted.view(len(view), 4, -1).mean(dim=1)
-            torch.testing.assert_close(view.read(signal), wanted, **CLOSE)
-            assert view.read(signal).std() > 1e-6
 
 
 def rotated(attention, queries, keys, rotary):

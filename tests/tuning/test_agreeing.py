@@ -11,7 +11,7 @@ from foveate.eval.asked import prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of
 from foveate.plain.stats import bound
-from foveate.tuning.agreeing import BUDGETS, settings_of
+from foveate.tuning.agreeing import BUDGETS
 from foveate.tuning.parts import by_picture, digest_of
 from foveate.tuning.promise import fewest
 
@@ -81,12 +81,6 @@ def test_what_was_answered_is_not_asked_again(vlm, sure, asked, prompts):
     assert replace(again.promise, date="") == replace(sure.promise, date="")
 
 
-def test_its_file_is_what_it_is(sure, tmp_path):
-    sure.save(tmp_path / "sure.json")
-    assert fv.SecondLook.load(tmp_path / "sure.json") == sure
-    assert json.loads((tmp_path / "sure.json").read_text())["sentence"] == sure.sentence
-
-
 def test_questions_that_share_pictures_make_it_approximate_and_the_file_says_so(vlm, tmp_path):
     by_picture = {}
     for question in questions(TASKS, 9 * NEEDED, (78,)):
@@ -153,16 +147,3 @@ def test_a_model_without_a_processor_and_samples_that_are_none_are_refused(vlm, 
         fv.tune(vlm.model, prompts, agreement=0.9)
     with pytest.raises(fv.SettingError):
         fv.tune(vlm, [], agreement=0.9)
-
-
-def test_what_is_tried_is_three_budgets_of_an_open_method_or_what_is_given():
-    assert [method.retention for method in settings_of("vidcom2")] == list(BUDGETS)
-    assert len(settings_of(fv.VisionDrop())) == 3
-    preset = fv.preset("v2drop/llava-1.5-7b/192")
-    assert settings_of(preset) == (preset,)
-
-
-def test_a_promise_of_another_model_is_not_this_ones(vlm, sure):
-    other = replace(sure.promise, conditions={**sure.promise.conditions, "dtype": "bfloat16"})
-    with pytest.raises(fv.SettingError, match="another dtype: bfloat16 there, float32 here"):
-        next(vlm.ask_many([(None, "What is it ?")], method=replace(sure, promise=other)))

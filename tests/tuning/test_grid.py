@@ -55,16 +55,3 @@ def test_of_a_chain_the_member_that_spends_is_tried_and_the_others_stay():
     assert every[0] == chain
     with pytest.raises(SettingError, match="budget"):
         grid(fv.FinalKV() + fv.Read(layer=1), DEPTH)
-
-
-def test_mustdrop_has_two_ratios_of_its_thresholds_and_more_tokens_stay_the_larger_the_share():
-    usual, other = grid(fv.MustDrop(), DEPTH)
-    for setting, ratio in ((usual, 1), (other, 0.2)):
-        few, many = setting.at_scale(0.1), setting.at_scale(0.9)
-        assert few.individual_thr == pytest.approx(ratio * few.global_thr)
-        assert few.global_thr > many.global_thr
-    own = fv.MustDrop(global_thr=0.01, individual_thr=0.02)
-    assert grid(own, DEPTH) == [own]
-    for setting in (fv.MustDrop(filter=False), fv.MustDrop(global_thr=0.0)):
-        with pytest.raises(SettingError, match="filter"):
-            setting.at_scale(0.5)

@@ -498,22 +498,6 @@ def test_sound_alone_is_refused(tmp_path):
         read(sound(tmp_path / "song.m4a"))
 
 
-def test_a_song_with_a_cover_is_no_video(tmp_path):
-    path = tmp_path / "song.mp3"
-    with av.open(str(path), "w") as container:
-        stream, cover = container.add_stream("mp3", rate=44100), container.add_stream("png")
-        cover.width, cover.height, cover.pix_fmt = 16, 16, "rgb24"
-        picture = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
-        container.mux([*cover.encode(picture), *cover.encode()])
-        for index in range(20):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
-            frame.rate, frame.pts = 44100, 1152 * index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    with pytest.raises(InputError, match="sound"):
-        read(path)
-
-
 @pytest.mark.parametrize(
     ("asked", "says"),
     [

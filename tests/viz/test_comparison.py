@@ -1,16 +1,13 @@
 """Several methods on one page: the pictures once, a row a method, a panel a stage that changed something."""
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import foveate as fv
 from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
 from foveate.viz.canvas import Page
-from foveate.viz.comparison import GAP
-from foveate.viz.mosaic import MOST, SIDE, plain_panel, stage_panels
+from foveate.viz.mosaic import MOST, SIDE
 from tests.viz.test_frames import RED, pixels_of
 from tests.viz.test_showing import brightest, clip, run
 
@@ -64,30 +61,6 @@ def test_cuts_between_layers_say_why_few_tokens_can_be_enough(monkeypatch):
     assert "Earlier layers" in written[-1]
 
 
-def test_a_stage_has_a_panel_of_its_own_at_any_size():
-    panels = stage_panels(record(), red(), side=90)
-    assert [(panel.place, panel.layer, panel.before, panel.after) for panel in panels] == [
-        ("before layer 1", 1, 25, 12),
-        ("before layer 3", 3, 12, 4),
-    ]
-    for panel in panels:
-        assert panel.pixels.shape == (90, 90, 3)
-        kept = (panel.pixels == np.array(RED, np.uint8)).all(axis=-1).mean()
-        assert kept == pytest.approx(panel.after / 25, abs=0.02)
-    assert (plain_panel([red()], 90) == np.array(RED, np.uint8)).all()
-
-
 def test_without_a_method_there_is_nothing_to_draw():
     with pytest.raises(ShapeError, match="no method"):
         draw_comparison([], red())
-
-
-def test_each_sample_of_a_batch_can_be_drawn():
-    from tests.models import batch, tiny
-
-    with fv.drop(tiny("llava"), TWO_CUTS) as trace, torch.no_grad():
-        tiny("llava")(**batch("llava", ["ti", "titi"]))
-    first, second = (
-        draw_comparison([("", trace.latest)], [red()] * count, sample=sample) for sample, count in ((0, 1), (1, 2))
-    )
-    assert second.width > first.width + GAP

@@ -131,16 +131,6 @@ def test_merged_patches_are_tinted_kept_ones_untouched_and_dropped_ones_dark():
     assert merged.height > kept.height  # a legend
 
 
-def test_a_group_spread_over_two_images_is_tinted_in_both_and_framed_in_one():
-    grey = Image.new("RGB", (60, 60), (200, 200, 200))
-    sheet = draw_stages([grey, grey], [grid(1, 2), grid(1, 2)], [("cut", [0, 3, 1], [0, 2, 2, 1])])
-    tint, frame = 200 + TINT * (group_colour(1) - 200), group_colour(1)
-    top, bottom = (sheet.crop((0, at, sheet.width, at + sheet.height // 2)) for at in (0, sheet.height // 2))
-    assert panel(top, 1, 2, tint) > 10_000 < panel(bottom, 1, 2, tint)
-    assert panel(top, 1, 2, frame) > 300
-    assert panel(bottom, 1, 2, frame) == 0
-
-
 def test_a_cls_row_is_nowhere_and_rows_of_one_token_are_no_merging():
     red = Image.new("RGB", (64, 64), (210, 20, 20))
     sheet = draw_stages([red], [grid(2, 2)], [("cut", [-1, 0, 3], [1, -1, -1, 2])])

@@ -1,7 +1,5 @@
 """The pixels with which pictures have no more tokens than somebody wants, on a processor that scales by pixels."""
 
-import json
-
 import pytest
 from PIL import Image
 
@@ -52,13 +50,3 @@ def test_fewer_than_the_fewest_are_refused(vlm, pictures):
     tokens_at(vlm, pictures, 16 * STEP)
     with pytest.raises(SettingError, match="at least"):
         most_pixels(vlm, vlm.prepare(pictures, "What happens ?"), 1)
-
-
-def test_the_command_says_what_to_set(run, vlm, pictures):
-    code, out, err = run("count", *pictures, "--model", vlm.name, "--tokens", 8, "--json")
-    assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert sum(told["media"]) == told["vision_tokens"] > 8
-    assert tokens_at(vlm, pictures, told["max_pixels"]) <= 8
-    _, out, _ = run("count", pictures[0], "--model", vlm.name, "--tokens", 4)
-    assert "max_pixels" in out

@@ -8,12 +8,9 @@ import torch
 from PIL import Image
 
 import foveate as fv
-from foveate.ask.counting import prepare_blank
 from foveate.ask.loading import load
 from foveate.cli.compare import METHODS
-from foveate.plain.flags import EMBEDDED
-from foveate.video import decoding, read
-from foveate.video.wanted import FramesWanted
+from foveate.video import read
 from tests import oracle
 from tests.cli.checkpoints import TEMPLATE, save_qwen3_5
 from tests.films import film
@@ -182,23 +179,3 @@ def test_videos_of_unequal_length_that_a_model_does_not_take_are_refused_with_wh
     assert err.endswith("Take the same number of frames of each video: 3.\n")
     told = json.loads(run("generate", *asked, 3, "--model", folders["llava_onevision"])[1])
     assert told["vision_tokens"] == [56]  # nothing stands between them
-
-
-@pytest.mark.parametrize("asked", [{}, {"frames": 5}, {"fps": 2}])
-@pytest.mark.parametrize("family", [*FAMILIES, "embedded"])
-def test_a_film_is_counted_by_its_container(run, folders, loaded, clip, monkeypatch, family, asked):
-    model = loaded.get(family) or load(EMBEDDED, weights=False)
-    prompt = model.prepare([clip], "What is this?", **asked)
-    monkeypatch.setattr(decoding, "_Decoder", None)
-    flags = [word for name, value in asked.items() for word in (f"--{name}", value)]
-    code, out, _ = run("count", clip, "--model", folders.get(family, EMBEDDED), *flags, "--json")
-    assert code == 0
-    told = json.loads(out)
-    assert (told["vision_tokens"], told["text_tokens"]) == (prompt.vision_tokens, prompt.text_tokens)
-    assert told["flops"] == prompt.cost().model_flops
-    blank = prepare_blank(model, [decoding.clip_of(clip, FramesWanted(**asked), blank=True)], "What is this?", **asked)
-    pixels = [value for value in blank.inputs.values() if value.is_floating_point()]
-    assert pixels
-    assert not any(stride for value in pixels for stride in value.stride())
-    for name, value in blank.inputs.items():
-        assert (value.shape, value.dtype) == (prompt.inputs[name].shape, prompt.inputs[name].dtype)
