@@ -18,16 +18,9 @@ from tests import films
 
 SIZES = ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width")
 FILM = (
-    "fps",
-    "nframes",
-    "num_frames",
-    "max_frames",
-    "min_frames",
-    "video_start",
-    "video_end",
-    "start_time",
+    "fps", "nframes", "num_frames", "max_frames", "min_frames", "video_start", "video_end", "start_time",
     "end_time",
-)
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

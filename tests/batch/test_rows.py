@@ -199,16 +199,12 @@ def test_a_budget_that_no_picture_here_can_meet_costs_rows_and_not_the_run(askin
 # Files
 
 
-def test_files_outside_a_folder_are_not_read(asking, vlm, pictures, hostile):
-    asking = replace(asking, within=str(hostile))
-    paths = [
-        pictures / "0.png",
-        hostile / ".." / pictures.name / "0.png",
-        hostile / "link.png",
-        hostile / "grün 猫.png",
-    ]
+def test_files_outside_a_folder_are_not_read(asking, vlm, pictures, tmp_path):
+    (inside := tmp_path / "grün 猫.png").write_bytes((pictures / "0.png").read_bytes())
+    (link := tmp_path / "link.png").symlink_to(pictures / "0.png")
+    paths = [pictures / "0.png", tmp_path / ".." / "0.png", link, inside]
     rows = [sample(number, (str(path),)) for number, path in enumerate(paths)]
-    results = by_number(rows_of(RowAnswerer(asking, vlm), rows))
+    results = by_number(rows_of(RowAnswerer(replace(asking, within=str(tmp_path)), vlm), rows))
     assert ["lies outside of" in result["reason"] for result in results[:3]] == [True] * 3
     assert "answer" in results[3]
 

@@ -39,19 +39,9 @@ def row(name, budget, **figures):
 def test_a_plan_names_every_cell_and_runs_nothing(real, tmp_path, capsys):
     out = tmp_path / "real"
     flags = [
-        "--task",
-        "pope_full",
-        "gqa",
-        "--method",
-        "v2drop",
-        "--draws",
-        "2",
-        "--model",
-        "embedded",
-        "cpu-small",
-        "--vllm",
-        str(tmp_path / "python"),
-    ]
+        "--task", "pope_full", "gqa", "--method", "v2drop", "--draws", "2", "--model", "embedded", "cpu-small",
+        "--vllm", str(tmp_path / "python"),
+    ]  # fmt: skip
     assert real["main"](["--plan", "--out", str(out), *flags]) == 0
     said = capsys.readouterr().out
     cells = [line.split()[:3] for line in said.splitlines() if line.startswith(("  embedded", "  cpu-small"))]
