@@ -102,7 +102,10 @@ def _adapters(hinted: Any) -> dict[str, TypeAdapter[Any]]:
     if dataclasses.is_dataclass(hinted):
         hints = {field.name: hints[field.name] for field in dataclasses.fields(hinted) if field.init and field.compare}
     for name, hint in hints.items():
-        if dataclasses.is_dataclass(hint) or not dataclasses.is_dataclass(hinted):
+        bare = getattr(hint, "__origin__", hint)  # of Annotated: the type itself
+        if dataclasses.is_dataclass(bare):
+            hints[name] = _hint_of(bare)
+        elif not dataclasses.is_dataclass(hinted):
             hints[name] = _hint_of(hint)
     config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     return {name: TypeAdapter(hint, config=config) for name, hint in hints.items() if hint is not None}
