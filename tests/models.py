@@ -168,6 +168,13 @@ def slots(past: Any) -> list[int]:
     return [layer.keys.shape[-2] if hasattr(layer, "keys") else 0 for layer in past.layers]
 
 
+def always_kept(family: str, size: int) -> Sequence[int]:
+    """The tokens of an image or video of `size` tokens that always stay, such as a frame's CLS."""
+    kind = fv.families()[family]
+    (picture,) = kind.pictures(tiny(family).config, "image", {}, [size])
+    return picture.beside if kind.keeps_beside else ()
+
+
 def is_vision(ids: Tensor) -> Tensor:
     """Which ids stand for vision tokens."""
     return (ids == IMAGE) | (ids == VIDEO)

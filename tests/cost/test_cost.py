@@ -10,7 +10,6 @@ from transformers import CLIPConfig, LlavaConfig, LlavaOnevisionConfig
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.core.grid import grids_of
 from foveate.methods import v2drop
 from foveate.registry import family_for
 from tests import models
@@ -131,7 +130,7 @@ def test_layers_add_up_and_dropping_never_costs_more(vision, method):
 # Against the engine.
 
 
-COUNTED = [family for family in FAMILIES if fv.families()[family].defines("pictures_of")]
+COUNTED = [family for family in FAMILIES if fv.families()[family].defines("block")]
 
 
 def check_counted(family):
@@ -142,15 +141,15 @@ def check_counted(family):
     pictures = pictures_of(model, inputs)
     with torch.no_grad(), FlopCounterMode(display=False) as before:
         sizes = [len(one) for one in model.model.get_image_features(**pictures).pooler_output]
-    places = family_for(model).boxes(model.config, "image", inputs, sizes)
+    layouts = family_for(model).pictures(model.config, "image", inputs, sizes)
     found = fv.cost(
         model,
         text_tokens=inputs["input_ids"].shape[1] - sum(sizes),
         vision_tokens=sizes,
         method=method,
-        tower_images=fv.families()[family].tower_images(model.config, "image", inputs),
+        tower_images=[layout.tower_images for layout in layouts],
         dtype=torch.float32,
-        grids=[grids_of(boxes) for boxes in places],
+        grids=[layout.grids for layout in layouts],
     )
     padding = 0  # what brings a Mistral 3's pictures to one size
     if family == "mistral3":
@@ -220,7 +219,7 @@ REFUSED = [
     ("at least one token; got -2", {"text_tokens": -2}),
     ("'full' or 'causal'", {"attention": "half"}),
     ("got 1 counts for 2", {"vision_tokens": [576, 576]}),
-    ("576 vision tokens in this model; 575", {"vision_tokens": 575, "tower_images": None}),
+    ("575", {"vision_tokens": 575, "tower_images": None}),
     ("layers 0 to 5", {"method": PAPER}),
     ("1485", {"config": LlavaOnevisionConfig(), "vision_tokens": 1485, "tower_images": None}),
     ("731", {"config": LlavaOnevisionConfig(), "vision_tokens": 731, "tower_images": None}),

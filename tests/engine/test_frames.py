@@ -7,6 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.contract.budget import keep_count
+from foveate.families.base import Family
 from tests.models import FAMILIES, TINY, batch, tiny
 
 FRAMES = {"qwen2_vl": (4, 4, 4), "qwen3_vl": (4, 4, 4), "llava_onevision": (9, 9, 10)}  # a newline ends the last
@@ -74,7 +75,7 @@ def test_frames_that_went_in_as_pictures_are_ranked_alike_by_frame_and_by_image(
 
 
 def test_where_nobody_knows_the_frames_ranking_by_frame_is_refused(monkeypatch):
-    monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.boxes", lambda self, m, g, lengths: [None] * len(lengths))
+    monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.pictures", Family.pictures)
     with pytest.raises(fv.UnsupportedError, match="image"):
         run("qwen2_vl", "tvt", fv.V2Drop(**SHORT, scope="frame"))
     trace = run("qwen2_vl", "tvt")

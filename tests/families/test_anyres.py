@@ -26,7 +26,8 @@ def test_boxes_against_a_hand_calculation():
     are picture: scaled by 210 / 200 it is 34.65 pixels high, 2 patches and a bit, and an even number of rows leaves."""
     given = prompt((33, 200))
     assert tokens_of(given) == 25 + 3 * (15 + 1)
-    (boxes,) = LlavaNext.boxes(tiny("llava_next").config, "image", given, [73])
+    (picture,) = LlavaNext.pictures(tiny("llava_next").config, "image", given, [73])
+    boxes = picture.boxes
     assert boxes[7].tolist() == pytest.approx([2 / 5, 1 / 5, 3 / 5, 2 / 5])  # base view, second row, third column
     assert boxes[25].tolist() == pytest.approx([0, 0, 1 / 15, 1 / 3])
     assert boxes[25 + 16 + 3].tolist() == pytest.approx([3 / 15, 1 / 3, 4 / 15, 2 / 3])
@@ -38,7 +39,8 @@ def test_boxes_against_a_hand_calculation():
 def test_every_token_has_a_box_for_any_shape_and_newlines_close_every_row(family, size):
     given = prompt(size)
     count = tokens_of(given, family)
-    (boxes,) = family_for(tiny(family)).boxes(tiny(family).config, "image", given, [count])
+    (picture,) = family_for(tiny(family)).pictures(tiny(family).config, "image", given, [count])
+    boxes = picture.boxes
     nowhere = boxes.isnan().any(-1)
     assert len(boxes) == count
     assert nowhere[-1]
@@ -97,7 +99,8 @@ def test_the_tower_ranks_patches_of_all_crops_and_padding_never_stays(size, down
 
 def test_a_base_view_alone_keeps_its_newline():
     """No pinpoint makes one, but the model packs one so."""
-    (boxes,) = LlavaNext.boxes(tiny("llava_next").config, "image", {"image_sizes": torch.tensor([[70, 70]])}, [26])
+    (picture,) = LlavaNext.pictures(tiny("llava_next").config, "image", {"image_sizes": torch.tensor([[70, 70]])}, [26])
+    boxes = picture.boxes
     assert boxes.isnan().any(-1).tolist() == [False] * 25 + [True]
 
 

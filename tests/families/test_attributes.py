@@ -17,6 +17,7 @@ from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate.families.support import reach
 from foveate.families.tower import TowerLayout
+from foveate.families.vision import PictureLayout
 from tests.models import batch, tiny
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "new-family.md"
@@ -136,15 +137,15 @@ READ = {
         [lambda *_: [[2]], lambda *_: [[1, 1]]],
         [[[2]], [[1, 1]]],
     ),
-    "token_grids": (
+    "pictures": (
         lambda: dropped(DEEP, lambda trace: trace.latest.boxes[0][0][1].tolist()),
-        [KEEP, classmethod(lambda *_: [((1, 25),)])],
+        [KEEP, classmethod(lambda *_: [PictureLayout(((1, 25),))])],
         [pytest.approx([0.2, 0, 0.4, 0.2]), pytest.approx([0.04, 0, 0.08, 1])],
     ),
-    "boxes": (
-        lambda: dropped(DEEP, lambda trace: trace.latest.boxes[0][0] is None),
-        [KEEP, classmethod(lambda *_: [None])],
+    "keeps_beside": (
+        lambda: dropped(fv.Uniform(layers=(4,), keep=(0.5,)), lambda trace: trace.stages[0].after[0]),
         [False, True],
+        [12, 13],
     ),
     "tower_blocks": (lambda: len(parts().blocks), ["encoder.layers", "encoder.mine"], [3, "has no encoder.mine"]),
     "tower_attention": (
@@ -160,11 +161,6 @@ READ = {
     "needs_all_rows": (lambda: dropped(Seeing(what="rows")), [None, "it is mine"], ["Trace", "it is mine"]),
     "encode_subset": (lambda: seen("pixels"), [KEEP, refuse], [(5, 5), "mine"]),
     "block": (lambda: seen("pixels"), [KEEP, classmethod(lambda *_: 5)], [(5, 5), (1, 1)]),
-    "pictures_of": (
-        lambda: tower_flops() // FLOPS,
-        [classmethod(lambda *_: 1), classmethod(lambda *_: 3)],
-        [1, 3],
-    ),
     "encode": (lambda: seen("keys"), [KEEP, refuse], [True, "mine"]),
     "token_means": (
         lambda: reach(Seeing(what="keys"), registry.family_kind("llava"), tiny("llava").config).refused is None,
@@ -181,8 +177,25 @@ READ = {
     "closing_tokens": (lambda: end_of_pictures(tiny("llava"), ids), [0, 1], [2, 3]),
 }
 """What shows the attribute on a tiny LLaVA-1.5, two values of it, and what each must show: a part of a message."""
-BESIDE = {"image_lengths": {"tiled": True}, "tiled": {"image_lengths": lambda *_: [[2]]}, "token_means": NO_ENCODER}
+BESIDE = {
+    "image_lengths": {"tiled": True},
+    "tiled": {"image_lengths": lambda *_: [[2]]},
+    "token_means": NO_ENCODER,
+    "keeps_beside": {"pictures": classmethod(lambda *_: [PictureLayout(((4, 6),), beside=(24,))])},
+}
 FLOPS = fv.cost(tiny("llava").config, text_tokens=4, vision_tokens=25).tower_flops
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_images_of_a_picture_are_counted(count, monkeypatch):
+    pictures = classmethod(lambda *_: [PictureLayout(images=count)])
+    monkeypatch.setitem(registry._extra_families, "llava", type("Own", (Llava,), {"pictures": pictures}))
+    assert tower_flops() == count * FLOPS
+
+
+def test_a_family_of_an_earlier_foveate_is_told_what_to_override():
+    with pytest.raises(fv.SettingError, match="PictureLayout"):
+        type("Old", (Llava,), {"boxes": classmethod(lambda *_: [None])})
 
 
 @pytest.mark.parametrize("name", READ)

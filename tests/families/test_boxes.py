@@ -38,7 +38,7 @@ def test_every_token_has_a_box_and_together_they_cover_the_picture(family):
 
 def test_onevision_video_frames_end_in_one_newline():
     model = tiny("llava_onevision")
-    boxes = family_for(model).boxes(model.config, "video", {}, [4 * 9 + 1])[0]
+    boxes = family_for(model).pictures(model.config, "video", {}, [4 * 9 + 1])[0].boxes
     assert boxes.isnan().any(-1).tolist() == [False] * 36 + [True]
     assert torch.equal(boxes[:9], boxes[9:18])
 
@@ -51,7 +51,7 @@ def test_a_family_that_cannot_tell_says_so_when_asked_to_draw():
         model(**inputs)
     with pytest.raises(fv.InputError, match="1 images"):
         trace.show([Image.new("RGB", (70, 70))] * 2)
-    trace.latest.boxes = [Family.boxes(model.config, "image", {}, [25])]
+    trace.latest.boxes = [[picture.boxes for picture in Family.pictures(model.config, "image", {}, [25])]]
     with pytest.raises(fv.InputError, match="not known"):
         trace.show(Image.new("RGB", (70, 70)))
 

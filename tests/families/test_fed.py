@@ -17,6 +17,7 @@ from foveate.families import feeding as feeds
 from foveate.families.derived import Derived
 from foveate.families.feeding import encode_fed, feeding, has_cls
 from foveate.families.tap import tap
+from foveate.families.vision import PictureLayout
 from foveate.registry import family_for
 from tests import tiny_derived
 from tests.families.shown import KEYS, PAID, Shown
@@ -183,9 +184,8 @@ def test_refuses_to_rank_tokens_that_are_made_of_no_row():
 
 def test_newlines_are_left_out_where_the_family_tells_them(monkeypatch):
     call = Call("hunyuan_vl")
-    boxes = torch.zeros(21, 4)
-    boxes[~call.feeding().is_fed] = float("nan")
-    monkeypatch.setattr(Told, "boxes", lambda *_: [boxes])
+    beside = (~call.feeding().is_fed).nonzero()[:, 0].tolist()
+    monkeypatch.setattr(Told, "pictures", lambda *_: [PictureLayout(((1, 12),), beside)])
     assert len(call.read(PAID)) == 12
     assert (call.read(PAID) > 0).all()
 

@@ -95,14 +95,16 @@ def test_the_whole_tells_which_mosaic_the_tiles_make(grid):
 def test_tokens_look_where_their_tiles_do():
     family, pixels = family_for(models.tiny("internvl")), torch.cat((cut_up(2, 3), cut_up(1, 1)[:1], cut_up(3, 1)))
     given = family.arguments_kept({"pixel_values": pixels})
-    wide, single, tall = family.boxes(family.model.config, "image", given, [7 * 9, 9, 4 * 9])
+    pictures = family.pictures(family.model.config, "image", given, [7 * 9, 9, 4 * 9])
+    wide, single, tall = (picture.boxes for picture in pictures)
     assert wide[0].tolist() == pytest.approx([0, 0, 1 / 9, 1 / 6])
     assert wide[9 * 4 + 5].tolist() == pytest.approx([5 / 9, 4 / 6, 6 / 9, 5 / 6])  # second row of tiles, second column
     assert wide[-9:].tolist() == single.tolist()
     assert grids_of(wide) == ((3, 3),) * 7
     assert grids_of(tall) == ((9, 3), (3, 3))  # one column of tiles is one grid
-    assert family.token_grids(family.model.config, "image", {}, [63, 9]) == [((3, 3),) * 7, ((3, 3),)]
-    assert family.boxes(family.model.config, "image", given, [9, 9]) == [None, None]  # not the tiles of this call
+    assert [picture.grids for picture in pictures] == [((3, 3),) * 7, ((3, 3),), ((3, 3),) * 4]
+    others = family.pictures(family.model.config, "image", given, [9, 9])
+    assert [picture.boxes for picture in others] == [None, None]  # not the tiles of this call
 
 
 @pytest.mark.skipif("not models.ENCODES_FIRST", reason="here a model takes no features made before")
@@ -148,5 +150,5 @@ def test_a_frame_of_a_video_is_an_image():
 
 
 def test_a_count_that_is_no_multiple_of_a_tile_is_refused():
-    with pytest.raises(fv.SettingError, match="31"):
+    with pytest.raises(fv.SettingError, match="27"):
         fv.cost(models.tiny("internvl"), text_tokens=5, vision_tokens=[27, 31])

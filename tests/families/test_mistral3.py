@@ -132,5 +132,9 @@ def test_rows_stay_between_the_breaks_of_their_row():
 def test_a_small_picture_beside_a_large_one_is_not_its_padding():
     """Padding is no part of a picture: its boxes and its smaller copy are of its own pixels."""
     model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tii"])
-    boxes = family_for(model).boxes(model.config, "image", models.given(model, inputs), [12, 10])
-    assert [one[-1].tolist() for one in boxes] == [pytest.approx([0.75, 2 / 3, 1, 1]), pytest.approx([0.8, 0.5, 1, 1])]
+    pictures = family_for(model).pictures(model.config, "image", models.given(model, inputs), [12, 10])
+    corners = [picture.boxes[-1].tolist() for picture in pictures]
+    assert corners == [
+        pytest.approx([0.75, 2 / 3, 1, 1]),
+        pytest.approx([0.8, 0.5, 1, 1]),
+    ]

@@ -10,7 +10,7 @@ import foveate as fv
 from foveate.contract.method import Method
 from tests import oracle
 from tests.invariants import facts
-from tests.models import IMAGE, TINY, VIDEO, cuts_of, generate, given, is_vision
+from tests.models import IMAGE, TINY, VIDEO, always_kept, cuts_of, generate, given, is_vision
 
 BANNED = [IMAGE, VIDEO, 93, 94]
 
@@ -75,7 +75,7 @@ def tower(
     rows = []
     for cut, one in zip(cuts, features, strict=True):
         stays = torch.zeros(len(one), dtype=torch.bool)
-        stays[list(fv.families()[family].always_kept(model.config, len(one)))] = True
+        stays[list(always_kept(family, len(one)))] = True
         kept = torch.arange(int((~stays).sum())) if cut is None else cut.source
         rows.append((kept, one[~stays][: len(kept)], one[stays]))
     assert sum(len(left) + len(fixed) for left, _, fixed in rows) == after

@@ -8,7 +8,7 @@ import foveate as fv
 from foveate._transformers import cache_in
 from tests.invariants import facts
 from tests.invariants.settings import EXAMPLES, PAIRS, part
-from tests.models import DEPTH, TINY, batch, features, generate, is_vision, mixed, slots, tiny
+from tests.models import DEPTH, TINY, always_kept, batch, features, generate, is_vision, mixed, slots, tiny
 
 
 @pytest.mark.parametrize(("name", "family"), part(PAIRS, 1, of=2))
@@ -22,7 +22,7 @@ def test_lengths_and_retention_are_as_planned(name, family):
     for index, word in enumerate(words):
         one = batch(family, [word])
         text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
-        always = [fv.families()[family].always_kept(model.config, size) for size in sizes]
+        always = [always_kept(family, size) for size in sizes]
         fixed, groups = sum(map(len, always)), [size - len(few) for size, few in zip(sizes, always, strict=True)]
         if facts.by_frame(method):
             frames = zip(trace.latest.frames[index], always, strict=True)

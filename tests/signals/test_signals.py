@@ -27,10 +27,9 @@ from foveate.contract import (
     TowerAttention,
     TowerKeys,
 )
-from foveate.families.base import Family
 from tests import oracle
 from tests.invariants.settings import kernel_of
-from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, tiny
+from tests.models import DEPTH, FAMILIES, TINY, always_kept, batch, is_vision, tiny
 from tests.signals import handed
 
 LAYER, BACK, CLIP_HEADS = 3, 2, 2
@@ -252,7 +251,7 @@ class Standing(fv.Method):
 STOOD = []
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if fv.families()[family].boxes is not Family.boxes])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if fv.families()[family].defines("pictures")])
 def test_cells_are_where_the_boxes_of_the_tokens_are(family):
     """Of two pictures, one of them a video where there are videos that can be beside pictures."""
     word = "titvt" if TINY[family].videos and not TINY[family].apart else "titit"
@@ -261,9 +260,8 @@ def test_cells_are_where_the_boxes_of_the_tokens_are(family):
         tiny(family)(**batch(family, [word]))
     images = len(trace.latest.boxes[0])  # some families have an image for each frame
     whole, left = STOOD[:images], STOOD[images:]
-    fixed = [fv.families()[family].always_kept(tiny(family).config, len(boxes)) for boxes in trace.latest.boxes[0]]
-    for (_, cells, grids), boxes, always in zip(whole, trace.latest.boxes[0], fixed, strict=True):
-        boxes = boxes[[place for place in range(len(boxes)) if place not in always]]
+    for (_, cells, grids), boxes in zip(whole, trace.latest.boxes[0], strict=True):
+        boxes = boxes[[place for place in range(len(boxes)) if place not in always_kept(family, len(boxes))]]
         inside = ~boxes.isnan().any(dim=1)
         assert (cells[~inside] == -1).all()
         assert [tuple(cell) for cell in cells[inside].tolist()] == [

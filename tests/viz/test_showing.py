@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
+from foveate.families.base import Family
 from foveate.video import Clip
 from foveate.viz import showing
 from tests.models import batch, tiny
@@ -64,7 +65,7 @@ def test_clips_that_are_not_the_samples_are_refused():
 
 
 def test_where_nobody_knows_where_tokens_look_they_are_not_drawn(monkeypatch):
-    monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.boxes", lambda self, m, g, lengths: [None] * len(lengths))
+    monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.pictures", Family.pictures)
     with pytest.raises(fv.InputError, match="known"):
         run("qwen2_vl", "tvt").show(clip(3))
 

@@ -83,7 +83,8 @@ def test_a_family_that_is_not_known_has_no_places_and_takes_what_reads_rows():
 
     assert family_of(transformers.LlavaConfig()).model_type == "llava"
     assert family_of(SimpleNamespace(model_type="of_nobody")) is Neutral
-    assert Neutral.token_grids(None, "image", {}, [9]) is None
+    (picture,) = Neutral.pictures(None, "image", {}, [9])
+    assert picture.grids is None
 
 
 def test_an_architecture_without_images_and_one_with_m_rope_are_refused():

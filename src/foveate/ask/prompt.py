@@ -17,10 +17,11 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Card, Loaded, quiet
 from foveate.ask.media import Media, Picture, as_frames, crop_note, pad, read_media, refuse_thin, square
 from foveate.contract.method import Method
-from foveate.core.grid import Grid, grids_of
+from foveate.core.grid import Grid
 from foveate.cost import Cost, RunCounts, cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError, UnknownNameError, UnsupportedError
+from foveate.families.vision import PictureLayout
 from foveate.naming import asked_share
 from foveate.plain.upstream import brief, first_line, is_out_of_memory, trim
 from foveate.video import Clip
@@ -149,32 +150,28 @@ class Prompt:
             **ran,
         )
 
-    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[object] | None]) -> list[Any] | None:
-        """Query the family for all images and for all videos, and merge the values in the prompt's order.
-
-        Args:
-            ask: Called with a kind and the `sizes` of its media. Returns one value per medium, or None.
-
-        Returns:
-            One value per medium, or None if the family does not know them all.
-        """
-        answers = {}
+    @property
+    def _layouts(self) -> list[PictureLayout]:
+        """How each medium becomes vision tokens. Empty if the family does not tell them apart."""
+        sizes: Sequence[int] = self.sizes
+        if len(sizes) != len(self.kinds):  # one sum
+            sizes = [0] * len(self.kinds)
+        by_kind = {}
         for kind in set(self.kinds):
-            sizes = [size for size, other in zip(self.sizes, self.kinds, strict=False) if other == kind]
-            values = ask(kind, sizes)
-            if values is None or len(values) != self.kinds.count(kind):
-                return None
-            answers[kind] = iter(values)
-        return [next(answers[kind]) for kind in self.kinds]
+            own = [size for size, other in zip(sizes, self.kinds, strict=True) if other == kind]
+            layouts = self.card.family.pictures(self.card.config, kind, self.inputs, own)
+            if len(layouts) != len(own):
+                return []
+            by_kind[kind] = iter(layouts)
+        return [next(by_kind[kind]) for kind in self.kinds]
 
     @property
     def tower_images(self) -> list[int] | None:
         """Images that the vision tower encodes for each of `sizes`, or None if unknown; see `foveate.cost`."""
-        card = self.card
-        pictures = self._by_kind(lambda kind, _: card.family.tower_images(card.config, kind, self.inputs))
-        if pictures is not None and len(pictures) != len(self.sizes):  # `sizes` is one sum
-            return [sum(pictures)]
-        return pictures
+        counts = [picture.tower_images for picture in self._layouts if picture.tower_images is not None]
+        if len(counts) < len(self.kinds):
+            return None
+        return counts if len(counts) == len(self.sizes) else [sum(counts)]  # `sizes` is one sum
 
     @property
     def videos(self) -> list[bool] | None:
@@ -188,12 +185,8 @@ class Prompt:
         """Rows and columns of the tokens of each image or frame, or None if unknown."""
         if not self.sizes or len(self.sizes) != len(self.kinds):  # `sizes` is one sum
             return None
-        card = self.card
-        boxes = self._by_kind(lambda kind, sizes: card.family.boxes(card.config, kind, self.inputs, sizes))
-        places = [image for image in boxes or () if image is not None]
-        if len(places) != len(self.sizes):
-            return None
-        return [grids_of(image) for image in places]
+        grids = [picture.grids for picture in self._layouts if picture.grids is not None]
+        return grids if len(grids) == len(self.sizes) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the input as plain values."""

@@ -84,7 +84,7 @@ def join(grids: Sequence[Cut]) -> Cut:
 
 
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
-    """The grids of an image's tokens, in order, from the region that each token covers (see `Family.boxes`).
+    """The grids of an image's tokens, in order, from the region that each token covers (see `PictureLayout.boxes`).
 
     A token begins a new grid if it is neither right of the previous token nor the first of the row below. So tiles that
     are stacked in a single column are read as one grid. Newlines cover no region and belong to no grid.
@@ -115,7 +115,7 @@ def cells_of(boxes: Tensor, grids: Sequence[Grid]) -> Tensor | None:
     None if the number of tokens that cover a region differs from the number of cells in the grids.
 
     Args:
-        boxes: The region that each token covers (see `Family.boxes`).
+        boxes: The region that each token covers (see `PictureLayout.boxes`).
         grids: Rows and columns of their grids, in order.
     """
     places = (~boxes.isnan().any(dim=-1)).nonzero()[:, 0]
@@ -129,7 +129,7 @@ def cells_of(boxes: Tensor, grids: Sequence[Grid]) -> Tensor | None:
 
 
 def frames_of(boxes: Tensor) -> tuple[int, ...]:
-    """The number of tokens in each frame of a video, from the region that each token covers (see `Family.boxes`).
+    """The number of tokens in each frame of a video, from the region that each token covers (`PictureLayout.boxes`).
 
     A frame begins at the top left corner of the image. A token that covers no region, such as a closing newline,
     belongs to the frame before it; at the beginning of the video, such as a CLS, to the first frame.

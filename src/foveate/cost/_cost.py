@@ -228,11 +228,15 @@ def cost(
         ran[needed] = known[needed]
 
     # Grids from the config take precedence over given ones, because tiles on top of each other look like one grid.
-    grids = family.token_grids(config, "image", {}, prompt.sizes) or prompt.grids
+    pictures = family.pictures(config, "image", {}, prompt.sizes)
+    known_grids = [picture.grids for picture in pictures if picture.grids is not None]
+    grids = known_grids if 0 < len(known_grids) == len(pictures) else prompt.grids
     tower_grids = grids if prompt.grids else None
     prompt = replace(prompt, grids=grids)
     # A method ranks and counts all tokens except those that always stay, such as newlines.
-    ranked = [size - len(family.always_kept(config, size)) for size in prompt.sizes]
+    ranked = list(prompt.sizes)
+    if family.keeps_beside:
+        ranked = [size - len(picture.beside) for size, picture in zip(prompt.sizes, pictures, strict=True)]
     vision = sum(prompt.sizes)
     always = vision - sum(ranked)
     if tokens is None:
@@ -256,7 +260,7 @@ def cost(
     if not vision:
         of_tower = Flops(0, 0)
     elif decoder.tower is not None:
-        of_tower = Pictures(decoder.tower, family, config, prompt, ranked, tower_grids).flops(stages, ran)
+        of_tower = Pictures(decoder.tower, family, config, prompt, pictures, ranked, tower_grids).flops(stages, ran)
     elif any(isinstance(stage, ThinStage) for stage in stages):
         scoring = None
     if scoring is not None:

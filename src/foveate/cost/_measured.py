@@ -317,7 +317,7 @@ class _Encoded(NamedTuple):
 
 def _tower(family: Family, config: Any) -> TowerFlops | None:
     """Measure the tower on one picture and on two; None if it does not run without weights."""
-    if not family.defines("pictures_of"):
+    if not family.defines("block"):
         return None
     try:
         run = _encode(family, config, "image", 1)

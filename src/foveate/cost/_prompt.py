@@ -37,7 +37,7 @@ class Known(RunCounts, total=False):
         tower_images: Number of pictures that the tower encodes for each image or video: crops (LLaVA-OneVision: the
             base view and its tiles), frames, or temporal patches (Qwen-VL). By default derived from the token counts:
             for LLaVA the count divided by that of one picture, for LLaVA-OneVision the only number that gives the
-            count, for Qwen-VL one (an image). `Family.tower_images` reads it from a processor's output.
+            count, for Qwen-VL one (an image). `Family.pictures` reads it from a processor's output.
         grids: Rows and columns of the tokens in each image's frames or views, for methods that work on grids
             (AveragePool, Resize) and for towers whose cost depends on them (Qwen2.5-VL's windows). `[[(24, 24)]]` is
             one LLaVA-1.5 image, whose grids are known by default.

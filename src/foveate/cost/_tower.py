@@ -16,6 +16,7 @@ from foveate.cost._prompt import Grids, PromptLengths, RunCounts
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.tower import feature_layers
+from foveate.families.vision import PictureLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,10 @@ class Pictures:
 
     Attributes:
         tower: The tower.
-        family: The family, which tells how many pictures an image has.
+        family: The family.
         config: The model's config.
         prompt: The token counts.
+        media: What these counts tell of each image or video.
         ranked: Vision tokens of each image that a method ranks.
         grids: Rows and columns of each image's frames or views, if the caller gave them. The cost of some towers
             depends on them.
@@ -119,6 +121,7 @@ class Pictures:
     family: type[Family]
     config: Any
     prompt: PromptLengths
+    media: Sequence[PictureLayout]
     ranked: Sequence[int]
     grids: Grids | None
 
@@ -138,8 +141,8 @@ class Pictures:
         patches = [int(picture.sum()) * tower.unit for picture in pictures]
         beside = sum(tower.beside * count // tower.patches for count in patches)
         projector = 0
-        for size, of_image in zip(self.prompt.sizes, images, strict=True):
-            is_film = len(of_image) > 0 and self.family.frames_of(self.config, size) == len(of_image)
+        for medium, of_image in zip(self.media, images, strict=True):
+            is_film = 0 < medium.frames == len(of_image)
             projector += sum(tower.projector_flops(picture, is_film) for picture in of_image)
         windows = [tower.windows(picture) for picture in pictures]
 
@@ -237,8 +240,17 @@ class Pictures:
                 f"The cost of {self.family.title}'s tower depends on the windows of each picture. Pass the rows and "
                 "columns of its tokens as grids=[[(height // 28, width // 28)], …], one entry per frame of each image."
             )
-        size, counts = self.prompt.sizes[index], self.prompt.pictures
-        count = counts[index] if counts else self.family.pictures_of(self.config, size)
+        size, count = self.prompt.sizes[index], self.media[index].tower_images
+        if self.prompt.pictures:
+            count = self.prompt.pictures[index]
+        elif not size:
+            return []
+        if count is None:
+            raise SettingError(
+                f"{size} vision tokens do not tell how many pictures the tower encodes: in {self.family.title} no "
+                "number makes so many, or several do. Pass tower_images=…: for an image the number of its tiles and "
+                "the base view, or 1; for a video the number of its frames. Family.pictures reads it from the inputs."
+            )
         if self.tower.grid is not None:
             return [self.tower.grid] * count
         if count < 1 or size % count:

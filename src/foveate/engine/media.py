@@ -32,7 +32,7 @@ class MediaTokens:
         cut: What a stage in the tower or behind it did to them, if any looked at them. If the cut changes anything, its
             rows are the first rows of the features.
         fixed: Indices of tokens that are not patches and always stay, such as a frame's CLS. They are not ranked
-            (`Family.always_kept`).
+            (`Family.keeps_beside`).
         video: Whether it is a video.
         ran: Which of its rows ran in late blocks of the tower, one entry per segment; empty if all did.
     """
@@ -155,17 +155,19 @@ def tag(
     lengths = [len(tensor) for tensor in features]
     if family.tiled:
         lengths = lengths_in(prompt, sum(lengths_of(features)))
-    # Boxes are computed once for all images, when first needed: grids on the device cost a host sync. The trace holds
+    # Made once for all images, when first needed: grids on the device cost a host sync. The trace holds
     # this function, so it must not hold pixels or the model.
     of_call = family.model.config, modality, family.arguments_kept(arguments), lengths
-    boxes = cache(partial(type(family).boxes, *of_call))
-    fixed = [()] * len(lengths) if family.tiled else family.fixed_tokens(*of_call)
+    pictures = cache(partial(type(family).pictures, *of_call))
+    fixed: list[Sequence[int]] = [()] * len(lengths)
+    if family.keeps_beside:
+        fixed = [picture.beside for picture in pictures()]
     media = []
     ran_of: list[Sequence[Cut]] = [()] * len(lengths)
     if ran:  # otherwise avoid the host sync
-        ran_of = _by_image(ran, lengths, type(family).tower_images(family.model.config, modality, arguments))
+        ran_of = _by_image(ran, lengths, [picture.tower_images or 1 for picture in pictures()])
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        own = partial(lambda index: boxes()[index], index)
+        own = partial(lambda index: pictures()[index].boxes, index)
         media.append(MediaTokens(length, own, cut, fixed[index], modality == "video", ran_of[index]))
     by_sample, counts = [media], [len(sample) for sample in prompt or ()]
     if sum(counts) == len(media):
@@ -178,14 +180,12 @@ def tag(
         setattr(tensor, TAG, image)
 
 
-def _by_image(ran: Sequence[Cut], lengths: Sequence[int], counts: Sequence[int] | None) -> list[Sequence[Cut]]:
-    """Divide the tower's segments among the images: by the family's counts, one each, or in proportion to their tokens.
+def _by_image(ran: Sequence[Cut], lengths: Sequence[int], counts: Sequence[int]) -> list[Sequence[Cut]]:
+    """Divide the tower's segments among the images: by the family's counts, or in proportion to their tokens.
 
     If that does not add up, every image gets none.
     """
-    if counts is None and len(ran) == len(lengths):
-        counts = [1] * len(lengths)
-    elif counts is None or sum(counts) != len(ran):
+    if sum(counts) != len(ran):
         counts = [len(ran) * length // max(1, sum(lengths)) for length in lengths]
     if sum(counts) != len(ran):
         counts = [0] * len(lengths)
@@ -266,9 +266,8 @@ def tagged_media(
         if image is None:
             if program.encodes is not None:
                 guards.refuse_foreign_features(program.method)
-            fixed: Sequence[int] = ()
-            if not family.tiled:  # tiled families only have tokens of patches
-                fixed = family.always_kept(family.model.config, length)
+            (picture,) = family.pictures(family.model.config, modality, {}, [length])
+            fixed = picture.beside if family.keeps_beside else ()
             image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
         media.append(image)
     return media

@@ -197,7 +197,7 @@ class PrefillRecord:
 
     @cached_property
     def boxes(self) -> list[list[Tensor | None]]:
-        """For each sample and image: the box of the image that each token covers, or None (see `Family.boxes`)."""
+        """For each sample and image: the box of the image that each token covers, or None (`PictureLayout.boxes`)."""
         return [[image.boxes() for image in media] for media in self.media]
 
     @cached_property

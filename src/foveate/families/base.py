@@ -15,14 +15,13 @@ from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.core.signals import Cells, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import take_along
-from foveate.errors import UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, lengths_of, move_additions, place_rows, put_images, stays_whole
 from foveate.families.tap import queries_and_keys_of
 from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,
-    Grids,
     Inputs,
     KeysOf,
     Reducer,
@@ -33,13 +32,17 @@ from foveate.families.tower import (
     encoder_layers,
     feature_layers,
 )
-from foveate.families.vision import boxes_on
+from foveate.families.vision import PictureLayout
 
 TOWERS = (
     *("visual", "vision_tower", "image_tower", "vision_model"),  # under one of these names for images
     *("video_tower", "high_res_vision_model"),
 )
 """Names under which a core has its vision towers."""
+PICTURES = frozenset(
+    {"always_kept", "boxes", "fixed_tokens", "frames_of", "pictures_of", "token_grids", "tower_images"}
+)
+"""Methods of families in foveate 0.3 and before, in the place of `Family.pictures`."""
 
 
 class Family:
@@ -59,11 +62,14 @@ class Family:
             family sets it.
         grows: True if an image has the same rows over a cache as in a whole prompt, given `shares_prefix`.
         closing_tokens: Number of tokens after an image that show where it ends, and so belong to it.
+        keeps_beside: True if the tokens beside a picture's grids, such as a frame's CLS, always stay: they are not
+            ranked, and a method's counts do not include them. False: they are newlines.
         decoder: Name of the decoder in the core.
         mergers: Names of the core's function that locates vision tokens (see `vision_masks`); the first existing one is
             used. If there is none, ids locate them (see `masks_by_ids`).
         videos: True if the model supports videos.
-        projects_frames: True if the projector treats a video's frames differently from images (see `frames_of`).
+        projects_frames: True if the projector treats a video's frames differently from images (see `frames` of
+            `PictureLayout`).
         tiled: True if features come in pieces other than images, such as tiles. Then the prompt shows which pieces
             belong to which image (see `image_lengths`).
         runs_grids: True if the tower runs on the token grids of images, so that these determine its cost.
@@ -89,6 +95,7 @@ class Family:
     shares_prefix: ClassVar[bool] = False
     grows: ClassVar[bool] = True
     closing_tokens: ClassVar[int] = 0
+    keeps_beside: ClassVar[bool] = False
     decoder: ClassVar[str] = "language_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
     videos: ClassVar[bool] = False
@@ -103,6 +110,14 @@ class Family:
     needs_all_rows: ClassVar[str | None] = "it is not known how its blocks would run on some of them"
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __init_subclass__(cls) -> None:
+        old = sorted(PICTURES & vars(cls).keys())
+        if old:
+            raise SettingError(
+                f"{cls.__name__} overrides {', '.join(old)}, which foveate no longer calls. Override pictures instead, "
+                "which returns a PictureLayout for each picture: docs/guides/new-family.md."
+            )
 
     def __init__(self, model: Any) -> None:
         require(self.oldest, type(self).__name__)
@@ -196,7 +211,7 @@ class Family:
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """The reason why a stage cannot read this signal, if the tower has or lacks a CLS. None if it can."""
-        if isinstance(signal, Cells) and not (cls.defines("boxes") or cls.defines("token_grids")):
+        if isinstance(signal, Cells) and not cls.defines("pictures"):
             return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
             return None
@@ -457,13 +472,8 @@ class Family:
             stats: Scores and keys of each image's tokens. None if no method reads them.
         """
         features = images_of(output, reducer.lengths if self.tiled else None)
-        sizes = [len(image) for image in features]
-        places: Sequence[Tensor | None] = [None] * len(sizes)
-        grids = self.token_grids(self.model.config, modality, inputs, sizes)
-        # If the grids contain all tokens, there are no newlines, and no boxes are needed to find them.
-        if grids is None or [sum(map(math.prod, frames)) for frames in grids] != sizes:
-            places = self.boxes(self.model.config, modality, self.arguments_kept(inputs), sizes)
-        cuts = reduce_apart(features, places, reducer, stats, grids, partial(self.view_extras, output))
+        pictures = self.pictures(self.model.config, modality, inputs, lengths_of(features))
+        cuts = reduce_apart(features, pictures, reducer, stats, partial(self.view_extras, output))
         self.place(output, features, cuts)
         return cuts
 
@@ -489,7 +499,7 @@ class Family:
         """
         return encode_leaving(self, run, modality, inputs, reducer)
 
-    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
         """The tower's input for each image or video, (images, channels, height, width) without padding."""
         pixels: Tensor = inputs[pixels_name(inputs)]
         return list(pixels if pixels.dim() == 5 else pixels[:, None])
@@ -572,89 +582,31 @@ class Family:
         return 1
 
     @classmethod
-    def always_kept(cls, config: Any, size: int) -> Sequence[int]:
-        """Indices of the tokens that always stay, because they are not patches, in an image or video of `size` tokens.
-
-        They are not ranked, and a method's counts do not include them.
-        """
-        return ()
-
-    @classmethod
-    def fixed_tokens(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Sequence[int]]:
-        """`always_kept` for each image of a `get_*_features` call. Arguments as in `boxes`."""
-        return [cls.always_kept(config, length) for length in lengths]
-
-    @classmethod
     def fixed_count(cls, config: Any) -> int | None:
         """Number of vision tokens in every image and video, if the config alone determines it. None if it varies."""
         return None
 
     @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
-        """The token grids of every image (or video). Arguments as in `boxes`; `inputs` may be empty.
-
-        None if neither the config nor the arguments determine them.
-        """
-        return None
-
-    @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        """The region that each vision token covers, for every image (or video) of a `get_*_features` call.
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
+        """How each image (or video) of a `get_*_features` call becomes vision tokens.
 
         Args:
             config: The model's config.
-            modality: "image" or "video".
-            inputs: The call's arguments by name, those of `arguments_kept`.
-            lengths: Number of vision tokens in each image.
-
-        Returns:
-            For each image (tokens, 4) float32: x0, y0, x1, y1 in [0, 1] of the image as the processor cut it, NaN for a
-            token without a place. None if the family cannot tell. The default: the cells of `token_grids`.
+            modality: "image" or "video". Not reliable if `inputs` is empty.
+            inputs: The call's arguments by name, those of `arguments_kept`. Empty if there are only lengths.
+            lengths: Number of vision tokens in each image. 0: unknown.
         """
-        grids = cls.token_grids(config, modality, inputs, lengths)
-        if grids is None:
-            return [None] * len(lengths)
-        return [boxes_on(frames) for frames in grids]
+        return [PictureLayout()] * len(lengths)
 
     def arguments_kept(self, inputs: Inputs) -> dict[str, Any]:
-        """The arguments of a `get_*_features` call that `boxes` reads. A trace keeps them, so pixels are left out."""
+        """The arguments of a `get_*_features` call that `pictures` reads. A trace keeps them, so without pixels."""
         names = [name for name in inputs if not name.startswith("pixel_values")]
         return {name: inputs[name] for name in names}
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
-        """The argument of this name in `foveate.cost`, read from a processor's output.
-
-        Args:
-            config: The model's config.
-            modality: "image" or "video".
-            inputs: The model's inputs by name.
-
-        Returns:
-            Number of images that the tower encodes for each image (or video). None if the token counts determine it.
-        """
-        return None
-
-    @classmethod
     def block(cls, config: Any) -> int:
-        """Number of patches along the side of a token, for a tower with images of one size."""
+        """Number of patches along the side of a token. `foveate.cost` counts the tower if a family defines this."""
         raise NotImplementedError(f"{cls.__name__} must define block.")
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        """Number of images that the tower encodes to make `size` vision tokens, if `tower_images` is not given.
-
-        `foveate.cost` counts the tower of a family that defines this.
-
-        Raises:
-            SettingError: If the size does not determine it, or no number of images makes so many tokens.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        """Frames of a video of `size` vision tokens, if `projects_frames`. 0 if no number of frames makes so many."""
-        return 0
 
 
 def outside_lists(model: nn.Module) -> list[nn.Module]:

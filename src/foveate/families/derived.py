@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from foveate._transformers import attention_of, indexes, keeps_index, kind_of
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid
 from foveate.core.signals import Attention, CachedAttention, KeyNorms, Keys, Pivots, Signal, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, outside_lists
@@ -30,7 +29,7 @@ from foveate.families.proved import PROVED
 from foveate.families.tap import takes_index
 from foveate.families.tiles import run_lengths, runs
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower
-from foveate.families.vision import grid_boxes
+from foveate.families.vision import PictureLayout
 
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
@@ -160,7 +159,7 @@ class Derived(Family):
     ) -> list[Cut | None]:
         """As in the base class. Tokens of unknown places are all ranked, since none is known to be a newline."""
         features = images_of(output, reducer.lengths)
-        cuts = reduce_apart(features, [None] * len(features), reducer, stats, [()] * len(features))
+        cuts = reduce_apart(features, [PictureLayout(())] * len(features), reducer, stats)
         self.place(output, features, cuts)
         return cuts
 
@@ -411,31 +410,27 @@ class HunYuanVL(Derived):
 
     model_type: ClassVar[str] = "hunyuan_vl"
     tiled: ClassVar[bool] = False
+    keeps_beside: ClassVar[bool] = True
 
     @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        boxes = list[Tensor | None]()
-        for rows, columns in _grids(config, inputs):
-            lines = torch.full((rows, columns + 1, 4), float("nan"))
-            lines[:, :-1] = grid_boxes(rows, columns).view(rows, columns, 4)
-            end = lines[0, -1:]
-            boxes.append(torch.cat((end, lines.flatten(0, 1), end)))
-        return boxes
-
-    @classmethod
-    def fixed_tokens(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Sequence[int]]:
-        boxes = cls.boxes(config, modality, inputs, lengths)
-        return [own.isnan().any(dim=-1).nonzero()[:, 0].tolist() for own in boxes if own is not None]
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
+        if "image_grid_thw" not in inputs:
+            return super().pictures(config, modality, inputs, lengths)
+        side, pictures = config.vision_config.spatial_merge_size, []
+        for _, height, width in inputs["image_grid_thw"].tolist():
+            rows, columns = height // side, width // side
+            end = rows * (columns + 1) + 1
+            pictures.append(PictureLayout(((rows, columns),), (*range(0, end, columns + 1), end)))
+        return pictures
 
     def reduce_features(
         self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
     ) -> list[Cut | None]:
-        config, images = self.model.config, list(output.pooler_output)
-        boxes = self.boxes(config, modality, inputs, ())
-        cells = [(~own.isnan().any(dim=-1)).to(images[0].device) for own in boxes if own is not None]
+        images = list(output.pooler_output)
+        pictures = self.pictures(self.model.config, modality, inputs, ())
+        cells = [picture.in_grids.to(images[0].device) for picture in pictures]
         of_cells = [image[own] for image, own in zip(images, cells, strict=True)]
-        grids = [(grid,) for grid in _grids(config, inputs)]
-        cuts = reduce_apart(of_cells, [None] * len(images), reducer, stats, grids)
+        cuts = reduce_apart(of_cells, [PictureLayout(picture.grids) for picture in pictures], reducer, stats)
         for index, (own, cut) in enumerate(zip(cells, cuts, strict=True)):
             if cut is not None and not cut.stays_whole:
                 images[index] = images[index].index_put((own,), place_rows(of_cells[index], cut))
@@ -461,12 +456,6 @@ class Ovis2(Derived):
                 images[before[start]] = images.get(before[start], 0) + end - start
             samples.append(list(images.values()))
         return samples
-
-
-def _grids(config: Any, inputs: Inputs) -> list[Grid]:
-    """Rows and columns of each image's tokens."""
-    side = config.vision_config.spatial_merge_size
-    return [(rows // side, columns // side) for _, rows, columns in inputs["image_grid_thw"].tolist()]
 
 
 OVERRIDES: Mapping[str, type[Derived]] = {kind.model_type: kind for kind in (HunYuanVL, Ovis2)}

@@ -293,7 +293,9 @@ def _measure(family: Any, run: Run, inputs: Inputs) -> Feeding:
                 # Linear layers of any kind of weights: modules without children, or with "linear" in their type.
                 linear = [p for p in outside if not [*p.children()] or "linear" in type(p).__name__.lower()]
                 trace.attach(patches, lists, linear)
-                output = run(**{k: v.clone() for k, v in inputs.items() if isinstance(v, Tensor) and v.is_inference()})
+                # Autograd cannot save inference tensors, but it can save copies made here.
+                tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+                output = run(**{name: tensor.clone() for name, tensor in tensors.items() if tensor.is_inference()})
             tokens = torch.cat([piece.flatten(0, -2) for piece in pieces_of(output)])
             ran = [blocks for blocks in lists if any(block in trace.leaves for block, _ in blocks)]
             if not ran:
@@ -483,13 +485,12 @@ def _ranked_tokens(
     """
     if bool(fed.is_fed.all()):
         return [slice(None)] * len(sizes)
-    config, ranked = family.model.config, list[Tensor | slice]()
-    places = family.boxes(config, modality, family.arguments_kept(inputs), sizes)
-    for is_fed, boxes in zip(torch.split(fed.is_fed.cpu(), list(sizes)), places, strict=True):
-        is_newline = torch.zeros_like(is_fed) if boxes is None else boxes.isnan().any(dim=-1).cpu()
-        is_known = is_fed | is_newline
-        is_known[[*family.always_kept(config, len(is_fed))]] = True
-        if not is_known.all():
+    ranked = list[Tensor | slice]()
+    pictures = family.pictures(family.model.config, modality, inputs, sizes)
+    for is_fed, picture in zip(torch.split(fed.is_fed.cpu(), list(sizes)), pictures, strict=True):
+        is_newline = torch.zeros_like(is_fed)
+        is_newline[[*picture.beside]] = True
+        if not (is_fed | is_newline).all():
             raise UnsupportedError(
                 f"{int((~is_fed).sum())} of {len(is_fed)} vision tokens of a picture come from no row of the tower "
                 "(newlines or separators), and foveate cannot tell which. Use a method that drops between layers."

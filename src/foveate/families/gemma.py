@@ -18,10 +18,10 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.families.base import Family
-from foveate.families.llava import Llava, pictures_in, side_of
+from foveate.families.llava import Llava, side_of, squares
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, coarser_grids
-from foveate.families.vision import smaller
+from foveate.families.tower import Encoded, Inputs, KeysOf, Reducer, Run, Taps, coarser_grids
+from foveate.families.vision import PictureLayout, smaller
 
 
 class PaliGemma(Llava):
@@ -88,19 +88,12 @@ class Gemma3(Family):
         return output, replace_images(output, cuts)
 
     @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
-        rows, columns = _grid(config)
-        if any(length != rows * columns for length in lengths):
-            return None
-        return [((rows, columns),)] * len(lengths)
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
+        return squares(_grid(config), config.mm_tokens_per_image, lengths)
 
     @classmethod
     def block(cls, config: Any) -> int:
         return side_of(config) // _grid(config)[0]
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        return pictures_in(size, config.mm_tokens_per_image)
 
 
 def _grid(config: Any) -> Grid:
@@ -219,8 +212,8 @@ class Gemma4(Family):
         return [tuple(next(frames) for _ in range(count)) for count in counts]
 
     @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
         _, positions = INPUTS[modality]
         if positions not in inputs:
-            return None
-        return cls._grids(config, modality, inputs)
+            return super().pictures(config, modality, inputs, lengths)
+        return [PictureLayout(grids) for grids in cls._grids(config, modality, inputs)]

@@ -1,15 +1,16 @@
 """LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from foveate.core.grid import Grid
 from foveate.core.patching import Patcher
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family, pixels_name
 from foveate.families.placing import replace_images
-from foveate.families.tower import Encoded, Grids, Inputs, ReducedRun, Reducer, Run, coarser_grids
-from foveate.families.vision import CLIP, picture_sizes, smaller
+from foveate.families.tower import Encoded, Inputs, ReducedRun, Reducer, Run, coarser_grids
+from foveate.families.vision import CLIP, PictureLayout, picture_sizes, smaller
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
@@ -96,19 +97,13 @@ class Llava(OfClip):
         return picture_tokens(config)
 
     @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
         if inputs.get("image_sizes") is not None:  # Pixtral takes images of any shape
             patch = config.vision_config.patch_size
-            pictures = picture_sizes(inputs["image_sizes"])
-            return [((height // patch, width // patch),) for height, width in pictures]
+            sizes = picture_sizes(inputs["image_sizes"])
+            return [PictureLayout(((height // patch, width // patch),)) for height, width in sizes]
         side = side_of(config)
-        if any(length != side * side for length in lengths):
-            return None
-        return [((side, side),)] * len(lengths)
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        return pictures_in(size, picture_tokens(config))
+        return squares((side, side), cls.fixed_count(config), lengths)
 
 
 class VipLlava(Llava):
@@ -149,18 +144,19 @@ def picture_tokens(config: Any) -> int:
     return side_of(config) ** 2 + _rows_beside(config)
 
 
-def pictures_in(size: int, each: int) -> int:
-    """Number of images of `each` vision tokens that make `size` tokens.
+def squares(grid: Grid, each: int | None, lengths: Sequence[int]) -> list[PictureLayout]:
+    """Images of one size.
 
-    Raises:
-        SettingError: If the size is not a multiple of `each`.
+    Args:
+        grid: Rows and columns of an image's tokens.
+        each: Number of vision tokens that the tower makes of an image. None if these vary.
+        lengths: Number of vision tokens in each entry: of one image, or of several together.
     """
-    if size % each:
-        raise SettingError(
-            f"A picture has {each} vision tokens in this model; {size} is not a multiple of that. Pass "
-            "tower_images=…, the number of pictures that the tower encodes."
-        )
-    return size // each
+    pictures = []
+    for length in lengths:
+        images = length // each if each and length % each == 0 else None
+        pictures.append(PictureLayout((grid,) if length == math.prod(grid) else None, images=images))
+    return pictures
 
 
 def _rows_beside(config: Any) -> int:

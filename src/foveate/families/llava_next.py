@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,16 +20,12 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
-from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.llava import OfClip, side_of
 from foveate.families.newlines import reduce_apart
 from foveate.families.placing import lengths_of, replace_images
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, coarser_grids
-from foveate.families.vision import grid_boxes, picture_sizes
-
-NOWHERE = torch.full((1, 4), float("nan"))
-"""The box of a newline."""
+from foveate.families.vision import PictureLayout, picture_sizes
 
 
 class AnyResolution(OfClip):
@@ -53,12 +50,11 @@ class AnyResolution(OfClip):
         """Tokens along a side of a video's frame, and the share of that side that they cover."""
         raise NotImplementedError
 
-    def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
-        """The parts with which the model pools frames to `rows` x `columns` tokens.
+    def pool_to(self, patches: Patcher, cells: Grid) -> Grid:
+        """Make the model pool frames to these rows and columns of tokens, until the patcher restores it.
 
         Returns:
-            The owner and the name of the model's pooling function; a function that pools maps instead, (frames, width,
-            rows, columns); and the rows and columns of these maps, in patches.
+            The rows and columns of the frames that it then gets, in patches.
         """
         raise NotImplementedError
 
@@ -69,9 +65,9 @@ class AnyResolution(OfClip):
         """
         raise NotImplementedError
 
-    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
-        pixels = super().pictures(modality, inputs, reducer)
-        views = self.tower_images(self.model.config, modality, inputs) or ()
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+        pixels = super().tower_pixels(modality, inputs, reducer)
+        views = self.views_of(self.model.config, modality, inputs)
         if len(pixels) == len(views):  # an image's views may be followed by padding
             return [of_image[:count] for of_image, count in zip(pixels, views, strict=True)]
         return torch.split(torch.cat([*pixels]), list(views))
@@ -84,42 +80,65 @@ class AnyResolution(OfClip):
         return torch.cat(self.pack_views(modality, views, inputs))[:, 0] > 0
 
     @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
         if modality == "video":
-            return [cls.film_boxes(config, length) for length in lengths]
-        sizes = picture_sizes(inputs["image_sizes"])
-        pairs = zip(lengths, sizes, strict=True)
-        return [cls.image_boxes(config, length, size) for length, size in pairs]
+            pictures = [cls.film(config, length) for length in lengths]
+            if "pixel_values_videos" not in inputs:
+                return pictures
+        elif inputs.get("image_sizes") is not None:
+            sizes = zip(lengths, picture_sizes(inputs["image_sizes"]), strict=True)
+            pictures = [cls.image(config, length, size) for length, size in sizes]
+        else:
+            return [cls.of_length(config, length) for length in lengths]
+        counts = zip(pictures, cls.views_of(config, modality, inputs), strict=True)
+        return [replace(picture, images=count) for picture, count in counts]
 
     @classmethod
-    def film_boxes(cls, config: Any, length: int) -> Tensor | None:
-        """The region that each of the `length` tokens of a video covers. None if these are not whole frames."""
+    def film(cls, config: Any, length: int) -> PictureLayout:
+        """A video of `length` tokens: frames, and newlines after all of them."""
         side, share = cls.frame_side(config)
         frames, rest = divmod(length - cls.film_newlines, side**2)
         if rest:
-            return None
-        frame = grid_boxes(side, side) * share
-        return torch.cat((frame.repeat(frames, 1), NOWHERE.expand(cls.film_newlines, 4)))
+            return PictureLayout()
+        newlines = range(length - cls.film_newlines, length)
+        return PictureLayout(((side, side),) * frames, newlines, place=lambda cells: cells * share)
 
     @classmethod
-    def image_boxes(cls, config: Any, length: int, size: tuple[int, int]) -> Tensor | None:
-        """The region that each of the `length` tokens of an image of this height and width covers.
+    def image(cls, config: Any, length: int, size: tuple[int, int]) -> PictureLayout:
+        """An image of `length` tokens, of this height and width.
 
-        The base view, then the map of tiles, with a newline after each row; or a base view and one newline. None if
-        the image has another number of tokens.
+        The base view, then the map of tiles, with a newline after each row; or a base view and one newline. Its grids
+        are unknown if it has another number of tokens.
         """
         side = side_of(config)
-        base = grid_boxes(side, side)
-        if length == len(base) + 1:  # no tiles
-            return torch.cat((base, NOWHERE))
+        base = side**2
+        if length == base + 1:  # no tiles
+            return PictureLayout(((side, side),), (base,))
         tall, wide = tiles_of(config, size)
         patches = _filled_part(tall * side, wide * side, *size)
         rows, columns = cls.shrunk(config, *patches)
-        if length != len(base) + rows * (columns + 1):
-            return None
-        cells = grid_boxes(rows, columns).view(rows, columns, 4)
-        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline after each row
-        return torch.cat((base, cells.flatten(0, 1)))
+        if length != base + rows * (columns + 1):
+            return PictureLayout()
+        grids = [(side, side)]
+        if rows * columns:  # an image may be so long that at most the newlines of its map are left
+            grids.append((rows, columns))
+        return PictureLayout(tuple(grids), range(base + columns, length, columns + 1))
+
+    @classmethod
+    def of_length(cls, config: Any, length: int) -> PictureLayout:
+        """What the number of tokens alone tells of an image or a video: nothing if there are several possibilities."""
+        counts = set(cls._mosaic_counts(config, length))
+        frames = 0
+        if cls.projects_frames:
+            side, _ = cls.frame_side(config)
+            frames, rest = divmod(length, side**2)
+            if rest not in (0, cls.film_newlines):
+                frames = 0
+        if frames:
+            counts.add(frames)
+        if length == side_of(config) ** 2 + 1:  # a base view and one newline
+            counts.add(1)
+        return PictureLayout(images=counts.pop() if len(counts) == 1 else None, frames=frames)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, on the packed tokens. Scores and keys of all views are packed like the features.
@@ -133,8 +152,8 @@ class AnyResolution(OfClip):
         with Patcher() as patches:
             patches.hook(self.core.multi_modal_projector, "before", lambda _, states: projected.extend(states))
             output = taps.run(run)
-        views = self.tower_images(self.model.config, modality, inputs)
-        assert views is not None
+        config = self.model.config
+        views = self.views_of(config, modality, inputs)
 
         @functools.cache
         def stats(signal: TowerSignal) -> list[Tensor]:
@@ -151,8 +170,8 @@ class AnyResolution(OfClip):
             return {"made": lambda: tower_features()[index]} if modality == "image" else {}
 
         images = output.pooler_output
-        places = self.boxes(self.model.config, modality, inputs, lengths_of(images))
-        cuts = reduce_apart(images, places, reducer, stats, more=more)
+        pictures = self.pictures(config, modality, inputs, lengths_of(images))
+        cuts = reduce_apart(images, pictures, reducer, stats, more)
         self.place(output, images, cuts)
         return output, cuts
 
@@ -223,53 +242,18 @@ class AnyResolution(OfClip):
         coarse, cuts = coarser_grids(reducer, [((side, side),) * frames] * videos, self.film_newlines)
         if cuts[0] is None:
             return run(), cuts
-        owner, name, pool, grid = self.pooling(*coarse[0][0])
         with Patcher() as patches:
-            patches.wrap(owner, name, lambda _, states: pool_frames(pool, grid, states))
-            output = self.run_smaller(run, inputs, grid)
+            output = self.run_smaller(run, inputs, self.pool_to(patches, coarse[0][0]))
         return output, replace_images(output, cuts)
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
+    def views_of(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...]:
+        """Number of crops of each image, the base view included, or of frames of each video."""
         if modality == "video":
             videos, frames = inputs["pixel_values_videos"].shape[:2]
             return (int(frames),) * int(videos)
         sizes = picture_sizes(inputs["image_sizes"])
         return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and the tiles
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        """Number of crops or frames that the tower encodes to make `size` vision tokens, if only one is possible.
-
-        Raises:
-            SettingError: If several numbers of images make so many tokens, or none does.
-        """
-        if size == 0:
-            return 0
-        counts = set(cls._mosaic_counts(config, size))
-        if frames := cls.frames_of(config, size):
-            counts.add(frames)
-        if size == side_of(config) ** 2 + 1:  # a base view and one newline
-            counts.add(1)
-        if len(counts) == 1:
-            return counts.pop()
-        what = "fit no picture or video"
-        if counts:
-            what = f"may come from {', '.join(map(str, sorted(counts)))} pictures"
-        raise SettingError(
-            f"{size} vision tokens {what} of this model ({cls.model_type}). Pass tower_images=…: for an image, the "
-            "number of its tiles plus 1 for the base view; for a video, the number of its frames. "
-            "Family.tower_images reads it from the inputs."
-        )
-
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        """As in the base class, with closing newlines or without."""
-        if not cls.projects_frames:
-            return 0
-        side, _ = cls.frame_side(config)
-        frames, rest = divmod(size, side**2)
-        return frames if rest in (0, cls.film_newlines) else 0
 
     @classmethod
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
@@ -322,9 +306,11 @@ class LlavaNextVideo(LlavaNext):
         cells = side // stride
         return cells, cells * stride / side
 
-    def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
+    def pool_to(self, patches: Patcher, cells: Grid) -> Grid:
         resampler, stride = self.core.vision_resampler, self.model.config.spatial_pool_stride
-        return resampler, "forward", resampler.pool, (stride * rows, stride * columns)
+        grid = (stride * cells[0], stride * cells[1])
+        patches.wrap(resampler, "forward", lambda _, states: pool_frames(resampler.pool, grid, states))
+        return grid
 
 
 class LlavaOnevision(AnyResolution):
@@ -358,15 +344,17 @@ class LlavaOnevision(AnyResolution):
     def frame_side(cls, config: Any) -> tuple[int, float]:
         return math.ceil(side_of(config) / 2), 1
 
-    def pooling(self, rows: int, columns: int) -> tuple[Any, str, Callable[[Tensor], Tensor], Grid]:
-        pool = partial(interpolate, size=(rows, columns), mode="bilinear")
-        return self.core, "apply_pooling", pool, (min(self.side, 2 * rows), min(self.side, 2 * columns))
+    def pool_to(self, patches: Patcher, cells: Grid) -> Grid:
+        grid = (min(self.side, 2 * cells[0]), min(self.side, 2 * cells[1]))
+        pool = partial(interpolate, size=cells, mode="bilinear")
+        patches.wrap(self.core, "apply_pooling", lambda _, states: pool_frames(pool, grid, states))
+        return grid
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
-        crops = super().tower_images(config, modality, inputs)
+    def views_of(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...]:
+        crops = super().views_of(config, modality, inputs)
         in_sample = inputs.get("batch_num_images")
-        if modality == "video" or in_sample is None or crops is None:
+        if modality == "video" or in_sample is None:
             return crops
         counts, left = [], iter(crops)
         for images in map(int, in_sample):

@@ -13,8 +13,8 @@ from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.tiles import block_means
-from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
-from foveate.families.vision import CLIP, picture_sizes, smaller
+from foveate.families.tower import Encoded, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
+from foveate.families.vision import CLIP, PictureLayout, picture_sizes, smaller
 
 
 def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
@@ -45,15 +45,15 @@ class Mistral3(Family):
         grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
         return TowerLayout([rows * columns for rows, columns in grids], grids)
 
-    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
         sizes = zip(inputs["pixel_values"], picture_sizes(inputs["image_sizes"]), strict=True)
         return [picture[None, :, :height, :width] for picture, (height, width) in sizes]
 
     @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
         if "image_sizes" not in inputs:
-            return None
-        return [(grid,) for grid in _grids(inputs, _side(config))]
+            return [PictureLayout(images=1)] * len(lengths)
+        return [PictureLayout((grid,)) for grid in _grids(inputs, _side(config))]
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         sizes = picture_sizes(inputs["image_sizes"])  # copy before work is queued, so that the host does not wait
@@ -97,10 +97,6 @@ class Mistral3(Family):
     @classmethod
     def block(cls, config: Any) -> int:
         return int(config.spatial_merge_size)
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        return 1
 
 
 def _side(config: Any) -> int:

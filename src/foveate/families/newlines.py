@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut, look_up
-from foveate.core.grid import Grid, closing_rows, grids_of
+from foveate.core.grid import closing_rows
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
+from foveate.families.vision import PictureLayout
 
 Stats = Callable[[TowerSignal], Sequence[Tensor] | Tensor]
 """Returns the tower's values of each image's tokens, newlines excluded, (tokens, numbers) float32; see
@@ -23,25 +24,21 @@ Stats = Callable[[TowerSignal], Sequence[Tensor] | Tensor]
 
 def reduce_apart(
     images: Sequence[Tensor],
-    boxes: Sequence[Tensor | None],
+    pictures: Sequence[PictureLayout],
     reducer: Reducer,
     stats: Stats | None = None,
-    grids: Sequence[tuple[Grid, ...]] | None = None,
     more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Cut | None]:
     """Reduce each image's tokens after the projector. The newline that ends an image stays; others are dropped.
 
     Args:
         images: (tokens, width) each.
-        boxes: The region that each token covers, (tokens, 4) each, on the host; NaN for a newline. None if `grids`
-            contains all tokens.
+        pictures: The grids of each image's tokens, and the newlines beside these.
         reducer: Reduces the tokens.
         stats: Attention and keys in the tower. None if no method reads them.
-        grids: The grids of each image's tokens, if they are known without the boxes.
         more: Called with an image's index. Returns its other attributes of `TowerView` by name, newlines excluded.
     """
-    frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
-    parts = [_Image(*image) for image in zip(images, boxes, frames, strict=True)]
+    parts = [_Image(*image) for image in zip(images, pictures, strict=True)]
     views = (image.view(partial(read_stats, stats, index), more(index)) for index, image in enumerate(parts))
     cuts = reducer.reduce(views)
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
@@ -54,8 +51,7 @@ class _Image:
 
     Args:
         features: (tokens, width), newlines included.
-        boxes: The region that each token covers; NaN for a newline. None if there are only grids.
-        grids: The grids of the tokens.
+        picture: The grids of the tokens, and the newlines beside these.
 
     Attributes:
         tokens: Indices of the tokens that are not newlines. None: all.
@@ -65,20 +61,16 @@ class _Image:
     tokens: Tensor | None = None
     closing: Tensor | None = None
 
-    def __init__(self, features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> None:
-        if boxes is None and grids is None:
+    def __init__(self, features: Tensor, picture: PictureLayout) -> None:
+        if picture.grids is None:
             raise UnsupportedError(
                 "The places of this image's tokens are not known, so its newline tokens cannot be found. "
                 "Use a method that drops between layers."
             )
-        self.features, self.grids = features, grids or ()
-        if boxes is None:
-            return
-        self.grids = grids or grids_of(boxes)
-        newline = boxes.isnan().any(dim=-1)
-        if newline.any():
-            self.tokens = send((~newline).nonzero()[:, 0], features.device)
-            newlines = send(newline.nonzero()[:, 0], features.device)
+        self.features, self.grids = features, picture.grids
+        if picture.beside:
+            self.tokens = send(picture.in_grids.nonzero()[:, 0], features.device)
+            newlines = send(torch.tensor(picture.beside), features.device)
             self.closing = newlines[: closing_rows(len(newlines))]
 
     def view(self, read: Callable[[TowerSignal], Tensor], more: Mapping[str, Any]) -> TowerView:

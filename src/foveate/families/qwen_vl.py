@@ -27,8 +27,8 @@ from foveate.families.base import Family, pixels_name
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tap import attend_at_once, segments_of
 from foveate.families.thinning import is_compiled, units_left
-from foveate.families.tower import Encoded, Grids, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
-from foveate.families.vision import CLIP, smaller
+from foveate.families.tower import Encoded, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
+from foveate.families.vision import CLIP, PictureLayout, smaller
 
 PRECOMPUTED = {
     "cu_seqlens", "cu_window_seqlens", "interp_indices", "interp_weights", "max_seqlen", "max_window_seqlen",
@@ -67,11 +67,16 @@ class Qwen2VL(Family):
     _replay: Callable[..., Any] | None = None
 
     @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
-        grids, side = inputs.get(f"{modality}_grid_thw"), config.vision_config.spatial_merge_size
+    def block(cls, config: Any) -> int:
+        return int(config.vision_config.spatial_merge_size)
+
+    @classmethod
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
+        """As in the base class. An image to the tower is a temporal patch, whose patches attend to one another."""
+        grids, side = inputs.get(f"{modality}_grid_thw"), cls.block(config)
         if grids is None:
-            return None
-        return [((height // side, width // side),) * times for times, height, width in grids.tolist()]
+            return [PictureLayout(images=1)] * len(lengths)
+        return [PictureLayout(((height // side, width // side),) * times) for times, height, width in grids.tolist()]
 
     # -- the tower ---------------------------------------------------------------------------------------------
 
@@ -100,9 +105,8 @@ class Qwen2VL(Family):
         """As in the base class. The patches are joined to images, resized to whole tokens and split again."""
         config, name, grid_name = self.model.config, pixels_name(inputs), f"{modality}_grid_thw"
         vision, grids = config.vision_config, inputs[grid_name].cpu()
-        usual = self.token_grids(config, modality, {grid_name: grids}, ())
-        assert usual is not None
-        coarse, cuts = coarser_grids(reducer, usual)
+        usual = self.pictures(config, modality, {grid_name: grids}, ())
+        coarse, cuts = coarser_grids(reducer, [picture.grids or () for picture in usual])
         pictures = list(inputs[name].split(grids.prod(-1).tolist()))
         small_grids = grids.clone()
         for index, (cells, cut) in enumerate(zip(coarse, cuts, strict=True)):
@@ -298,18 +302,6 @@ class Qwen2VL(Family):
     def _rows_of(self, grids: Tensor, patches: Tensor) -> Tensor:
         """The places in the blocks of patches, given their places in the tower's input."""
         return patches
-
-    # -- costs -------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
-        grids = inputs[f"{modality}_grid_thw"]  # (images, 3): temporal patches, rows, columns
-        return tuple(int(times) for times, _, _ in grids)
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        """As in the base class. An image to the tower is a temporal patch, whose patches attend to one another."""
-        return 1
 
 
 def _resize(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:

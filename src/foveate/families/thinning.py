@@ -322,7 +322,7 @@ def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer
     tower, config = family.tower_parts(modality, run, inputs), family.model.config
     side, size = family.block(config), config.vision_config.patch_size
     pixels = side * (size if isinstance(size, int) else size[0])
-    views = [_pixel_view(family, pictures, pixels) for pictures in family.pictures(modality, inputs, reducer)]
+    views = [_pixel_view(family, pictures, pixels) for pictures in family.tower_pixels(modality, inputs, reducer)]
     cuts = reducer.leave(views)
     if all(cut is None for cut in cuts):
         return run(), cuts

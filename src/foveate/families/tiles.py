@@ -1,9 +1,11 @@
 """InternVL3, SmolVLM and Idefics3: square tiles and one tile of the whole image, s x s patches per token, 1-D RoPE."""
 
+import functools
 import inspect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,10 +15,10 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
 from foveate.families.base import Family
-from foveate.families.llava import pictures_in, side_of
+from foveate.families.llava import side_of
 from foveate.families.placing import replace_images
-from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, Taps
-from foveate.families.vision import IMAGENET, blocks, grid_boxes, smaller
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
+from foveate.families.vision import IMAGENET, PictureLayout, blocks, smaller
 
 THUMBNAIL = 32  # side, in pixels, of the thumbnails from which the layout of an image's tiles is found
 
@@ -47,7 +49,7 @@ class Tiled(Family):
         pixels: Tensor = inputs["pixel_values"]
         return pixels
 
-    def pictures(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
         tiles, tokens = self.tiles(inputs), self.side(self.model.config) ** 2
         return torch.split(tiles, [length // tokens for length in reducer.lengths(len(tiles) * tokens)])
 
@@ -63,23 +65,23 @@ class Tiled(Family):
         return {**super().arguments_kept(inputs), "pixel_values": small}
 
     @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        side = cls.side(config)
-        tokens = side**2  # tokens in a tile
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
+        grid = (cls.side(config), cls.side(config))
+        tokens = math.prod(grid)  # tokens in a tile
         counts = [length // tokens for length in lengths]
-        tiles = cls.tiles(inputs)
-        if sum(counts) != len(tiles) or any(length % tokens for length in lengths):
-            return [None] * len(lengths)
-        images = torch.split(tiles.cpu(), counts)
-        return [_boxes(side, image) for image in images]
-
-    @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
-        side = cls.side(config)
-        tokens = side**2  # tokens in a tile
         if any(length % tokens for length in lengths):
-            return None
-        return [((side, side),) * (length // tokens) for length in lengths]
+            return super().pictures(config, modality, inputs, lengths)
+
+        @functools.cache
+        def images() -> Sequence[Tensor]:
+            """The tiles of each image. Empty if they are not those of this call."""
+            tiles = cls.tiles(inputs)
+            return torch.split(tiles.cpu(), counts) if sum(counts) == len(tiles) else ()
+
+        def place(index: int, cells: Tensor) -> Tensor | None:
+            return _on_mosaic(images()[index], cells) if images() else None
+
+        return [PictureLayout((grid,) * count, place=partial(place, index)) for index, count in enumerate(counts)]
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
         for tile in range(len(taps.samples(signal))):
@@ -112,11 +114,6 @@ class Tiled(Family):
         features = torch.cat(output.pooler_output).view(len(pixels), side**2, -1)
         output.pooler_output = self.form(features, inputs)
         return output, cuts
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        """As in the base class. An image to the tower is a tile."""
-        return pictures_in(size, cls.side(config) ** 2)
 
 
 def block_means(patches: Tensor, block: int) -> Tensor:
@@ -171,20 +168,19 @@ def mosaic(tiles: Tensor) -> Grid:
     return min(grids, key=unlike)
 
 
-def _boxes(side: int, tiles: Tensor) -> Tensor:
-    """The region that each token of an image's tiles covers, (tokens, 4). The view of the whole image is last."""
-    view = grid_boxes(side, side)
-    if len(tiles) == 1:
-        return view
-    rows, columns = mosaic(tiles) if len(tiles) > 2 else (1, 1)
-    # Move each tile's boxes to its place in the layout, and scale them to the image's [0, 1]: x0, y0, x1, y1.
+def _on_mosaic(tiles: Tensor, cells: Tensor) -> Tensor:
+    """Move the cells of an image's tiles, (cells, 4), to the tiles' places. The view of the whole image is last."""
+    count = len(tiles) - 1
+    if not count:
+        return cells
+    rows, columns = mosaic(tiles) if count > 1 else (1, 1)
+    # Move each tile's cells to its place in the layout, and scale them to the image's [0, 1]: x0, y0, x1, y1.
     sides = torch.tensor([columns, rows, columns, rows])
-    parts = []
-    for row in range(rows):
-        for column in range(columns):
-            place = torch.tensor([column, row, column, row])
-            parts.append((view + place) / sides)
-    return torch.cat((*parts, view))
+    row, column = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).T
+    places = torch.stack((column, row, column, row), dim=-1)  # (tiles, 4)
+    *of_tiles, view = torch.split(cells, len(cells) // len(tiles))
+    moved = (torch.stack(of_tiles) + places[:, None]) / sides
+    return torch.cat((*moved, view))
 
 
 class InternVL(Tiled):

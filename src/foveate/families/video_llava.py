@@ -11,15 +11,11 @@ from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
-from foveate.errors import SettingError
-from foveate.families.llava import Llava, picture_tokens, side_of
+from foveate.families.llava import Llava, picture_tokens, side_of, squares
 from foveate.families.newlines import Stats, read_stats
 from foveate.families.placing import place_rows, replace_images, stays_whole
-from foveate.families.tower import Encoded, Grids, Inputs, Reducer, Run, coarser_grids
-from foveate.families.vision import grid_boxes
-
-CLS = torch.full((1, 4), float("nan"))
-"""The box of a CLS."""
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, coarser_grids
+from foveate.families.vision import PictureLayout
 
 
 class VideoLlava(Llava):
@@ -29,6 +25,7 @@ class VideoLlava(Llava):
     title: ClassVar[str] = "Video-LLaVA"
     videos: ClassVar[bool] = True
     projects_frames: ClassVar[bool] = True
+    keeps_beside: ClassVar[bool] = True
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
         if modality != "video":
@@ -36,23 +33,17 @@ class VideoLlava(Llava):
         return int(inputs["pixel_values_videos"].shape[1])
 
     @classmethod
-    def always_kept(cls, config: Any, size: int) -> Sequence[int]:
-        """As in the base class: the CLS of each frame of a video."""
-        if not cls.frames_of(config, size):
-            return ()
-        return range(0, size, picture_tokens(config) + 1)
-
-    @classmethod
-    def boxes(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        if modality != "video":
-            return super().boxes(config, modality, inputs, lengths)
-        side = side_of(config)
-        frame = torch.cat((CLS, grid_boxes(side, side)))
-        videos: list[Tensor | None] = []
-        for length in lengths:
-            frames = cls.frames_of(config, length)
-            videos.append(frame.repeat(frames, 1) if frames else None)
-        return videos
+    def pictures(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[PictureLayout]:
+        """As in the base class. The number of tokens shows whether it is an image or a video, in which a CLS begins
+        each frame.
+        """
+        side, each = side_of(config), picture_tokens(config)
+        pictures = squares((side, side), each, lengths)
+        for index, length in enumerate(lengths):
+            frames, rest = divmod(length, each + 1)
+            if frames and not rest:
+                pictures[index] = PictureLayout(((side, side),) * frames, range(0, length, each + 1), frames=frames)
+        return pictures
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
@@ -132,38 +123,6 @@ class VideoLlava(Llava):
     def fixed_count(cls, config: Any) -> int | None:
         """None: a video has more tokens than an image."""
         return None
-
-    @classmethod
-    def token_grids(cls, config: Any, modality: str, inputs: Inputs, lengths: Sequence[int]) -> Grids | None:
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        # Number of frames of a video; 1 for an image; 0 if the size fits neither.
-        counts = [cls.frames_of(config, length) or int(length == side * side) for length in lengths]
-        if not all(counts):
-            return None
-        return [((side, side),) * count for count in counts]
-
-    @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
-        if modality != "video":
-            return None
-        videos, frames = inputs["pixel_values_videos"].shape[:2]
-        return (int(frames),) * int(videos)
-
-    @classmethod
-    def pictures_of(cls, config: Any, size: int) -> int:
-        each = picture_tokens(config)
-        frames = cls.frames_of(config, size)
-        if size % each and not frames:
-            raise SettingError(
-                f"A picture has {each} vision tokens and a frame {each + 1} in this model; {size} is not a "
-                "multiple of either. Pass the number of pictures or frames as tower_images=…."
-            )
-        return frames or size // each
-
-    @classmethod
-    def frames_of(cls, config: Any, size: int) -> int:
-        frames, rest = divmod(size, picture_tokens(config) + 1)
-        return 0 if rest else frames
 
 
 def _patches(states: Tensor, frames: int) -> Tensor:

@@ -1,6 +1,9 @@
-"""Images: their sizes, the regions that grid cells cover, and smaller images for a tower."""
+"""Images: how they become vision tokens, the regions that these cover, and smaller images for a tower."""
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +16,56 @@ Normal = tuple[tuple[float, ...], tuple[float, ...]]
 CLIP: Normal = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """What a processor subtracts from each channel of pixels in [0, 1], and what it then divides them by."""
 IMAGENET: Normal = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureLayout:
+    """How an image or a video becomes vision tokens. Example: two frames of 1 x 2 tokens, each after a CLS.
+
+        CLS a b CLS c d        grids ((1, 2), (1, 2)), beside (0, 3)
+
+    Attributes:
+        grids: Rows and columns of the tokens of each view or frame, in order. None if unknown.
+        beside: Indices of the tokens that are in no grid, such as newlines.
+        images: Number of images that the tower encodes for it, if not one for each grid.
+        frames: Number of frames of a video that has so many tokens. 0 if there is none, or the family does not tell.
+        place: Turns the cells of the grids, each in [0, 1] of its grid, into regions of the image, (cells, 4). Returns
+            None if it cannot tell. None: every grid shows the whole image.
+    """
+
+    grids: tuple[Grid, ...] | None = None
+    beside: Sequence[int] = ()
+    images: int | None = None
+    frames: int = 0
+    place: Callable[[Tensor], Tensor | None] | None = None
+
+    @property
+    def tower_images(self) -> int | None:
+        """Number of images that the tower encodes for it: tiles, frames and the like. None if unknown."""
+        return self.images or len(self.grids or ()) or None
+
+    @property
+    def in_grids(self) -> Tensor:
+        """Mark the tokens that are in a grid, (tokens,) bool."""
+        cells = sum(map(math.prod, self.grids or ()))
+        is_cell = torch.ones(cells + len(self.beside), dtype=torch.bool)
+        is_cell[[*self.beside]] = False
+        return is_cell
+
+    @functools.cached_property
+    def boxes(self) -> Tensor | None:
+        """The region that each token covers, (tokens, 4) float32; NaN for a token beside the grids. None if unknown.
+
+        A region is x0, y0, x1, y1 in [0, 1] of the image as the processor cut it.
+        """
+        cells = boxes_on(self.grids) if self.grids else None
+        if cells is not None and self.place is not None:
+            cells = self.place(cells)
+        if cells is None:
+            return None
+        boxes = cells.new_full((len(cells) + len(self.beside), 4), math.nan)
+        boxes[self.in_grids] = cells
+        return boxes
 
 
 def picture_sizes(sizes: Any) -> list[tuple[int, int]]:

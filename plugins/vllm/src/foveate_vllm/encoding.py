@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.engine.encode import TowerReducer
@@ -14,6 +13,7 @@ from foveate.engine.hosts import Entered, Project, before_decoder, enter
 from foveate.engine.program import Program
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import rows_left
+from foveate.families.vision import PictureLayout
 from foveate_vllm import guards
 from foveate_vllm.processing import KEEP, RATE
 from foveate_vllm.setting import Rate, Setting
@@ -106,15 +106,14 @@ def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Row
 def reduced_apart(
     stages: Program,
     images: Sequence[Tensor],
-    boxes: Sequence[Tensor | None],
-    grids: Sequence[tuple[Grid, ...]] | None = None,
+    pictures: Sequence[PictureLayout],
     stats: Stats | None = None,
     more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Entered]:
     """Return the rows of images behind the projector that enter. Newlines are not ranked. Arguments: `reduce_apart`."""
     cuts: Sequence[Any] = [None] * len(images)
     if stages.encodes is not None:
-        cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, grids, more)
+        cuts = reduce_apart(images, pictures, TowerReducer(stages), stats, more)
     rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
     return before_decoder(stages, [len(image) for image in images], cuts, rows)
 

@@ -20,10 +20,10 @@ from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 
 from foveate import registry
-from foveate.core.grid import Grid, grids_of
 from foveate.engine.hosts import Entered
 from foveate.engine.program import Program
 from foveate.families.base import Family
+from foveate.families.vision import PictureLayout
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, by_rate, ready, reduced_apart
@@ -60,16 +60,12 @@ def _setting_of(config: Any) -> Setting:
     return setting
 
 
-def _places(
+def _pictures(
     family: type[Family], config: Any, sizes: Sequence[int], inputs: Mapping[str, Any]
-) -> tuple[list[Tensor | None], list[tuple[Grid, ...]]]:
-    """Return the boxes of the tokens of images of these sizes, if the family knows them, and the images' grids."""
-    boxes: list[Tensor | None] = [None] * len(sizes)
-    grids = family.token_grids(config, "image", inputs, sizes)
-    if grids is None and inputs.get("image_sizes") is not None:
-        boxes = family.boxes(config, "image", inputs, sizes)
-        grids = [() if box is None else grids_of(box) for box in boxes]
-    return boxes, [()] * len(sizes) if grids is None else list(grids)
+) -> list[PictureLayout]:
+    """Return the grids of images of these sizes. If the family does not know them, all tokens are in no known place."""
+    pictures = family.pictures(config, "image", inputs, sizes)
+    return [PictureLayout(()) if picture.grids is None else picture for picture in pictures]
 
 
 class GenericInfo(DroppingInfo):
@@ -99,8 +95,8 @@ class GenericProcessor(DroppingProcessor):
         inner = [span_of(update._resolve_content(index))[1] for index in range(len(mm_items["image"]))]
         outputs[INNER] = inner
         counts = [int((own < 0).sum()) for own in inner]
-        _, grids = _places(self.info.family, self.info.get_hf_config(), counts, outputs)
-        return list(zip(counts, grids, strict=True))
+        pictures = _pictures(self.info.family, self.info.get_hf_config(), counts, outputs)
+        return [(count, picture.grids or ()) for count, picture in zip(counts, pictures, strict=True)]
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
@@ -138,11 +134,11 @@ class GenericModel(BetweenLayers):
         if not asked:
             return ready(kwargs) or super().embed_multimodal(**kwargs)  # type: ignore[misc]
         images = [image.flatten(0, -2) for image in super().embed_multimodal(**kwargs)]  # type: ignore[misc]
-        boxes, grids = _places(self.family, self.config, [len(image) for image in images], kwargs)
+        pictures = _pictures(self.family, self.config, [len(image) for image in images], kwargs)
 
         def of_rate(stages: Program, chosen: Sequence[int]) -> list[Entered]:
-            own: Any = [[of[index] for index in chosen] for of in (images, boxes, grids)]
-            return reduced_apart(stages, *own)
+            own = [images[index] for index in chosen]
+            return reduced_apart(stages, own, [pictures[index] for index in chosen])
 
         entered = by_rate(self.foveate, asked, of_rate)
         return [self._with_tokens(one, own) for one, own in zip(entered, inner, strict=True)]

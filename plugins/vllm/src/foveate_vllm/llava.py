@@ -42,9 +42,9 @@ class LlavaProcessor(DroppingProcessor, LlavaMultiModalProcessor):
 
     def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature, kwargs: Mapping[str, Any]) -> Sequence[Sized]:
         size = self.info.get_max_image_tokens()  # images are cropped to one square
-        grids = Llava.token_grids(self.info.get_hf_config(), "image", {}, (size,))
-        assert grids is not None
-        return [(size, grids[0])] * len(outputs["pixel_values"])
+        (picture,) = Llava.pictures(self.info.get_hf_config(), "image", {}, (size,))
+        assert picture.grids is not None
+        return [(size, picture.grids)] * len(outputs["pixel_values"])
 
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=LlavaDummyInputsBuilder)

@@ -17,7 +17,7 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataItems
 
-from foveate.core.grid import Grid, grids_of
+from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
 from foveate.engine.program import Program
@@ -53,8 +53,7 @@ class LlavaNextProcessor(DroppingProcessor, LlavaNextMultiModalProcessor):
     def _size(self, height: int, width: int) -> tuple[int, tuple[Grid, ...]]:
         """Return the tokens of an image, and the grids of its views without newlines."""
         count = self.info.get_num_image_tokens(image_width=width, image_height=height)
-        boxes = LlavaNext.image_boxes(self.info.get_hf_config(), count, (height, width))
-        return count, () if boxes is None else grids_of(boxes)
+        return count, LlavaNext.image(self.info.get_hf_config(), count, (height, width)).grids or ()
 
 
 @MULTIMODAL_REGISTRY.register_processor(LlavaNextProcessor, info=LlavaNextInfo, dummy_inputs=LlavaDummyInputsBuilder)
@@ -134,21 +133,15 @@ class _Packed:
     def entering(self, stages: Program, indices: Sequence[int]) -> list[Tensor]:
         """Return the rows of some images that enter the decoder."""
         images = [self._images[index] for index in indices]
-        boxes = [self._boxes(index) for index in indices]
+        config = self._model.config
+        pictures = [LlavaNext.image(config, len(self._images[index]), self._sizes[index]) for index in indices]
 
         @functools.cache
         def stats(signal: TowerSignal) -> list[Tensor]:
             return [self._read(index, signal) for index in indices]
 
-        entered = reduced_apart(
-            stages, images, boxes, None, stats, lambda at: {"made": lambda: self._made(indices[at])}
-        )
+        entered = reduced_apart(stages, images, pictures, stats, lambda at: {"made": lambda: self._made(indices[at])})
         return [image.rows for image in entered]
-
-    def _boxes(self, index: int) -> Tensor | None:
-        """Return the box of the image that each token covers."""
-        config = self._model.config
-        return LlavaNext.image_boxes(config, len(self._images[index]), self._sizes[index])
 
     def _read(self, index: int, signal: TowerSignal) -> Tensor:
         """Return a signal of an image's tokens, without newlines: (tokens, numbers)."""
