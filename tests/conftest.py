@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parent
 TIERS = {
     "doors": (
-        "app", "arrive", "batch", "benchmarks", "cli", "eval", "found", "integrations", "runs", "tune", "test_chat.py",
-        "test_check.py", "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_on_cuda.py", "test_servers.py",
-        "test_testing.py", "test_walk.py", "test_with_torchvision.py",
+        "app", "batch", "benchmarks", "cli", "eval", "integrations", "rough_use", "runs", "setups", "tuning",
+        "test_chat.py", "test_check.py", "test_docs.py", "test_mutants.py", "test_notebooks.py", "test_on_cuda.py",
+        "test_servers.py", "test_testing.py", "test_walk.py", "test_with_torchvision.py",
     ),
     "model": (),
     "unit": ("core", "contract", "methods", "golden", "plain"),
@@ -134,7 +134,7 @@ def graphs_on_cpu(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def others():
+def other_models():
     """In the place of every family's tiny model the other one, for the tests of a file."""
     from tests import models
 
