@@ -56,7 +56,7 @@ def looks_of(vlm, method, places=(0, 1, 2)):
         whole = torch.cat((ids, QUESTION))
         if not looks:
             looks.append(look_at(vlm.model, alone, method))
-            seen.append(Seen.at_first(prompt, None, looks[0], method, LastFrame()))
+            seen.append(Seen(prompt, None, looks[0].ids, prompt.first, method).with_record(looks[0]))
             continue
         brought = whole[looks[-1].tokens : end_of_pictures(vlm.model, whole)]
         new = Seen(prompt, None, brought[None], int(models.is_vision(brought).nonzero()[0]))

@@ -128,7 +128,7 @@ def test_nothing_to_look_at_is_refused(vlm, picture):
         vlm.look([])
     with pytest.raises(fv.SettingError, match="look"):
         vlm.look(messages=[user(text("Hello."))])
-    with pytest.raises(fv.SettingError, match="leave media out"):
+    with pytest.raises(fv.SettingError, match="messages"):
         vlm.look(picture, messages=[user(image(picture))])
     with pytest.raises(fv.SettingError, match="budget"):
         vlm.look(picture, retention=0.3)

@@ -63,11 +63,6 @@ class Seen:
     at: float | None = None
     last: LastFrame = field(default_factory=LastFrame)
 
-    @classmethod
-    def at_first(cls, prompt: Prompt, wording: Wording, look: Look, method: Method | None, last: LastFrame) -> "Seen":
-        """Make the first entry of a look."""
-        return cls(prompt, wording, look.ids, first_of(prompt), method=method, last=last).with_record(look)
-
     def with_record(self, look: Look) -> "Seen":
         """Return this entry with the look's record, and with its pixels reduced to their shape."""
         prompt = replace(self.prompt, inputs={**self.prompt.inputs, **without_pixels(self.prompt.inputs)})
@@ -99,18 +94,13 @@ class Seen:
         Per-token inputs are cut from the prompt, with 0 for the text before the media: (1, columns). Other inputs are
         kept, with pixels reduced to their shape.
         """
-        shape, start, own = self.prompt.inputs["input_ids"].shape, first_of(self.prompt), {}
+        shape, start, own = self.prompt.inputs["input_ids"].shape, self.prompt.first, {}
         for name, value in self.prompt.inputs.items():
             own[name] = value
             if value.shape == shape:
                 theirs = value[:, start : start + self.columns - self.first]
                 own[name] = torch.nn.functional.pad(theirs, (self.first, 0))
         return without_pixels(own)
-
-
-def first_of(prompt: Prompt) -> int:
-    """Return the column of a prompt's first vision token."""
-    return int(is_vision(prompt.card.config, prompt.inputs["input_ids"][0]).nonzero()[0])
 
 
 def inputs_of(pictures: Sequence[Seen]) -> dict[str, Tensor]:
@@ -227,7 +217,7 @@ def coming(
         )
     lead = lead_of(loaded, conversation, parts, alone.vision_tokens)
     own = alone.inputs["input_ids"][0]
-    start, end = first_of(alone), end_of_pictures(loaded.model, own)
+    start, end = alone.first, end_of_pictures(loaded.model, own)
     behind = Wording.of(loaded, alone.conversation.without_last_text(), QUESTION, own)
     return Seen(alone, behind, torch.cat((lead, own[start:end]))[None], len(lead), at=at)
 
@@ -389,7 +379,8 @@ def without(
     with loaded.lock, quiet():
         lead = lead_of(loaded, before, later.parts, later.prompt.vision_tokens)
     ids = torch.cat((gone.ids[0], later.ids[0, : later.first]))
-    start, count = alike(lead, ids), len(ids) - len(lead)
+    shorter, count = min(len(lead), len(ids)), len(ids) - len(lead)
+    start = int((lead[:shorter] == ids[:shorter]).cumprod(dim=0).sum())  # how many ids both begin with
     if count < 0 or not torch.equal(ids[start + count :], lead[start:]):
         raise UnsupportedError(
             f"Picture {place} cannot be forgotten: the tokens of the text around it change without it. Set with_texts "
@@ -397,12 +388,6 @@ def without(
         )
     left = replace(later, ids=torch.cat((lead, later.ids[0, later.first :]))[None], first=len(lead))
     return offset + start, offset + start + count, (*pictures[:place], left, *pictures[place + 2 :])
-
-
-def alike(ids: Tensor, others: Tensor) -> int:
-    """Return the length of the common beginning of two id sequences."""
-    pairs = zip(ids.tolist(), others.tolist(), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def refuse_unturnable(family: Family, columns: int) -> None:

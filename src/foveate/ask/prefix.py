@@ -31,6 +31,12 @@ from foveate.registry import family_for
 from foveate.video import Clip
 
 
+class More(Decoding, total=False):
+    """The keywords of `Prefix.ask` besides `after` and `stream`."""
+
+    choices: Sequence[str]
+
+
 class Prefix:
     """Images or videos that a model has looked at once. `VLM.look` makes it.
 
@@ -64,7 +70,8 @@ class Prefix:
             last = LastFrame()
             look = look_at(loaded.model, prompt.inputs, *going_on(method, last, loaded.cuda_graphs))
             self.look = watch(look, loaded.model)
-        self.pictures: tuple[Seen, ...] = (Seen.at_first(prompt, self._wording, look, method, last),)
+        seen = Seen(prompt, self._wording, look.ids, prompt.first, method, last=last)
+        self.pictures: tuple[Seen, ...] = (seen.with_record(look),)
 
     # -- what it is -------------------------------------------------------------------------------------------
 
@@ -229,27 +236,15 @@ class Prefix:
 
     @overload
     def ask(
-        self,
-        question: str,
-        *,
-        after: Sequence[str] = (),
-        choices: Sequence[str] = (),
-        stream: Literal[False] = False,
-        **decoding: Unpack[Decoding],
+        self, question: str, *, after: Sequence[str] = ..., stream: Literal[False] = ..., **more: Unpack[More]
     ) -> Answer: ...
     @overload
     def ask(
-        self, question: str, *, after: Sequence[str] = (), stream: Literal[True], **decoding: Unpack[Decoding]
+        self, question: str, *, after: Sequence[str] = ..., stream: Literal[True], **more: Unpack[More]
     ) -> Stream: ...
     @overload
     def ask(
-        self,
-        question: str,
-        *,
-        after: Sequence[str] = (),
-        choices: Sequence[str] = (),
-        stream: bool,
-        **decoding: Unpack[Decoding],
+        self, question: str, *, after: Sequence[str] = ..., stream: bool, **more: Unpack[More]
     ) -> Answer | Stream: ...
     @check_call("An answer")
     def ask(
@@ -306,8 +301,6 @@ class Prefix:
         Raises:
             FoveateError: As for `ask`.
         """
-        if isinstance(questions, str):
-            raise SettingError(f"questions must be several texts; got one, {brief(questions)}. Use ask.")
         answerer = Answerer(self.loaded, self.method, Generation(**decoding), batch_size)
         return in_order(answerer.replies(questions, lambda question, _: self.prompt(question), look=self.look))
 
@@ -359,6 +352,6 @@ def _in_turn(after: Sequence[str]) -> Sequence[str]:
     Raises:
         SettingError: If their number is odd.
     """
-    if not isinstance(after, Sequence) or isinstance(after, str) or len(after) % 2:
+    if len(after) % 2:
         raise SettingError(f"after must be questions and answers in turn, an even number of texts; got {brief(after)}.")
     return after

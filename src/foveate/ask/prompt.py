@@ -96,6 +96,11 @@ class Prompt:
         return sum(self.sizes)
 
     @property
+    def first(self) -> int:
+        """Column of the first vision token."""
+        return int(is_vision(self.card.config, self.inputs["input_ids"][0]).nonzero()[0])
+
+    @property
     def looks(self) -> int:
         """How many times the model processes the images, each time with its own budget."""
         return 1
@@ -279,11 +284,9 @@ def prepare(
     Raises:
         InputError: If a text is invalid, an image is extremely thin, or the processor refuses the media or makes
             tokens that the model does not have.
-        SettingError: If `fit` is invalid, or all texts are empty.
+        SettingError: If all texts are empty.
         UnsupportedError: If the processor or the protocol does not support the media.
     """
-    if fit not in ("own", "pad"):
-        raise SettingError(f'fit must be "own" or "pad"; got {brief(fit)}.')
     for text in conversation.texts:
         check_text(text)
         refuse_special(loaded, text)

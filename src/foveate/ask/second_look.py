@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,13 +19,13 @@ from foveate._transformers import PreTrainedModel, adapters_of
 from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.contract.method import BUDGET, Method
+from foveate.core.fields import check
 from foveate.errors import InputError, SettingError
 from foveate.naming import members_of, name_of
 from foveate.plain.filed import Record
 from foveate.plain.spelling import SECOND_LOOK
 from foveate.plain.stats import RISK, bound, wilson
 from foveate.plain.table import Column, Table, number
-from foveate.plain.upstream import brief
 from foveate.registry import PlainMethod
 
 GIVEN = {"dtype": "dtype", "kernel": "attention", "max_new_tokens": "max_new_tokens", "stop": "stop"}
@@ -154,11 +153,7 @@ class SecondLook(Record):
     def __post_init__(self) -> None:
         if not isinstance(self.method, Method):
             raise SettingError(f"A second look needs a method, such as fv.VidCom2(tokens=64); got {self.method!r}.")
-        if not isinstance(self.sure, Real) or isinstance(self.sure, bool) or not 0 <= self.sure <= 1:
-            raise SettingError(f"sure must be a probability between 0 and 1, such as 0.9; got {brief(self.sure)}.")
-        if not isinstance(self.promise, Promise | None):
-            raise SettingError(f"promise must be that of a calibration, or None; got {brief(self.promise)}.")
-        object.__setattr__(self, "sure", float(self.sure))  # it may be a NumPy number
+        check(self)
 
     def __repr__(self) -> str:
         return f"SecondLook({self.name}: below {self.sure:.3g})"

@@ -47,6 +47,13 @@ class Question:
     messages: Messages | None = None
 
 
+class Rest(Asking, total=False):
+    """The keywords of `VLM.ask` besides `stream`."""
+
+    messages: Messages | None
+    choices: Sequence[str]
+
+
 class VLM(Loaded):
     """A vision-language model with its processor, ready to be asked.
 
@@ -75,35 +82,15 @@ class VLM(Loaded):
 
     @overload
     def ask(
-        self,
-        media: Media | None = None,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        choices: Sequence[str] = (),
-        stream: Literal[False] = False,
-        **asking: Unpack[Asking],
+        self, media: Media | None = ..., prompt: str | None = ..., *, stream: Literal[False] = ..., **rest: Unpack[Rest]
     ) -> Answer: ...
     @overload
     def ask(
-        self,
-        media: Media | None = None,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        stream: Literal[True],
-        **asking: Unpack[Asking],
+        self, media: Media | None = ..., prompt: str | None = ..., *, stream: Literal[True], **rest: Unpack[Rest]
     ) -> Stream: ...
     @overload
     def ask(
-        self,
-        media: Media | None = None,
-        prompt: str | None = None,
-        *,
-        messages: Messages | None = None,
-        choices: Sequence[str] = (),
-        stream: bool,
-        **asking: Unpack[Asking],
+        self, media: Media | None = ..., prompt: str | None = ..., *, stream: bool, **rest: Unpack[Rest]
     ) -> Answer | Stream: ...
     @check_call("An answer")
     def ask(
@@ -239,12 +226,10 @@ class VLM(Loaded):
         showing, drops, _ = in_parts(looking)
         if isinstance(drops, SecondLook):
             raise SettingError("A second look needs a question: pass it to ask or ask_many, or its .method to look.")
-        if messages is not None and media is not None:
-            raise SettingError("messages already hold the pictures and texts: leave media out.")
-        if messages is None:
-            conversation = conversation_about(self, media, QUESTION, None, showing)
-        else:
-            conversation = Conversation.of(messages, showing.get("frames"), showing.get("fps")).with_text(QUESTION)
+        question = QUESTION if messages is None else None
+        conversation = conversation_about(self, media, question, messages, showing)
+        if messages is not None:
+            conversation = conversation.with_text(QUESTION)
         prompt = self._prepare(conversation, showing)
         prefix = Prefix(self, prompt, method_in(self, drops, prompt.vision_tokens))
         for note in prefix.notes:
