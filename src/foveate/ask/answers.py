@@ -299,7 +299,11 @@ class Answerer:
         """Yield the replies to a batch. A batch that fails is halved until a single question fails."""
         begun = time.perf_counter()
         prompts = [entry.prompt for entry in batch]
-        recorders = [*[FirstToken()] * self.first, *[LeastSure()] * self.confidence]
+        recorders: list[FirstToken | LeastSure] = []
+        if self.first:
+            recorders.append(FirstToken())
+        if self.confidence:
+            recorders.append(LeastSure())
         extra = {"logits_processor": recorders} if recorders else {}
         try:
             with self._remembering():

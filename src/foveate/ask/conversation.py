@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,9 +115,12 @@ class Conversation:
 
     def without_media(self, places: Collection[int]) -> "Conversation":
         """Remove the images and videos with these indices among all media. Turns stay, even if empty."""
-        numbers, turns = itertools.count(), []
-        for role, parts in self.turns:
-            turns.append((role, tuple(part for part in parts if part[0] not in MEDIA or next(numbers) not in places)))
+        numbers = itertools.count()
+        return self._with_parts(lambda part: [part] * (part[0] not in MEDIA or next(numbers) not in places))
+
+    def _with_parts(self, change: Callable[[Part], Sequence[Part]]) -> "Conversation":
+        """Replace each part by others; `change` is called in order."""
+        turns = [(role, tuple(new for part in parts for new in change(part))) for role, parts in self.turns]
         return replace(self, turns=tuple(turns))
 
     def split(self, count: int) -> tuple["Conversation", "Conversation"]:
@@ -201,26 +204,20 @@ class Conversation:
             frames_as_images: Insert a video as one image per frame.
         """
         places = iter(media)
-        turns = []
-        for role, parts in self.turns:
-            replaced: list[Part] = []
-            for kind, value in parts:
-                medium = next(places) if kind in MEDIA else value
-                if frames_as_images and isinstance(medium, Clip):
-                    replaced += [("image", Picture(None, image)) for image in medium.images()]
-                else:
-                    replaced.append((kind, medium))
-            turns.append((role, tuple(replaced)))
-        return replace(self, turns=tuple(turns))
+
+        def change(part: Part) -> list[Part]:
+            kind, value = part
+            medium = next(places) if kind in MEDIA else value
+            if frames_as_images and isinstance(medium, Clip):
+                return [("image", Picture(None, image)) for image in medium.images()]
+            return [(kind, medium)]
+
+        return self._with_parts(change)
 
     def with_ocr(self, question: str, tokens: Sequence[str]) -> "Conversation":
         """Add OCR tokens after the question, in the format of LLaVA's TextVQA evaluation."""
         line = f"\nReference OCR token: {', '.join(tokens)}"
-        turns = []
-        for role, parts in self.turns:
-            longer = [(kind, _behind(question, line, value) if kind == "text" else value) for kind, value in parts]
-            turns.append((role, tuple(longer)))
-        return replace(self, turns=tuple(turns))
+        return self._with_parts(lambda part: [_behind(question, line, part)])
 
     def refuse_more(self, names: Sequence[str] | None = None) -> None:
         """Refuse further keys of messages, because the model would not see them.
@@ -257,13 +254,14 @@ class Conversation:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _behind(question: str, line: str, text: str) -> str:
-    """Insert a line after the question, if the text has the question and no OCR line yet."""
-    start = text.lower().find(question.lower())
+def _behind(question: str, line: str, part: Part) -> Part:
+    """Insert a line after the question, if the part is a text with the question and no OCR line yet."""
+    kind, text = part
+    start = text.lower().find(question.lower()) if kind == "text" else -1
     if start < 0 or "Reference OCR token:" in text:
-        return text
+        return part
     end = start + len(question)
-    return text[:end] + line + text[end:]
+    return kind, text[:end] + line + text[end:]
 
 
 def what_is_said(values: Mapping[Any, object]) -> dict[str, Any]:

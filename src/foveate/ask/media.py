@@ -322,9 +322,7 @@ THIN = 200
 """Maximum ratio of an image's sides. Processors scale the shorter side up, so thinner images would fill the memory."""
 
 
-def read_media(
-    media: Media, frames: int | None = None, fps: float | None = None, *, blank: bool = False
-) -> list[Picture | Clip]:
+def read_media(media: Media, frames: int | None = None, fps: float | None = None) -> list[Picture | Clip]:
     """Read images and videos, in order. A GIF or animated WebP is a video if `frames` or `fps` is given.
 
     Args:
@@ -333,7 +331,6 @@ def read_media(
             (frames, height, width, 3) uint8.
         frames: Maximum frames of a video; see `foveate.video.read`.
         fps: Frames per second read from a video.
-        blank: Return black frames instead of decoding video files, if only sizes and times matter.
 
     Raises:
         InputError: If a file cannot be read, or an array is not an image.
@@ -343,7 +340,7 @@ def read_media(
     several = isinstance(media, Sequence) and not isinstance(media, str | bytes | bytearray | memoryview)
     listed: list[object] = list(media) if several else [media]  # type: ignore[arg-type]
     wanted = FramesWanted(frames, fps)
-    return [read_medium(medium, wanted, blank=blank) for medium in listed]
+    return [read_medium(medium, wanted) for medium in listed]
 
 
 def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[object, Any]) -> Any:
@@ -374,7 +371,7 @@ def read_medium(
         source: The image or video.
         wanted: The frames to read from a video. For a list of frames, its `fps` is the list's frame rate (default 2).
         kind: "image" or "video", to override the file's name and content. None decides by them.
-        blank: Return black frames instead of decoding a video file.
+        blank: Return black frames instead of decoding a video file, if only sizes and times matter.
     """
     if isinstance(source, Picture | Clip):
         return source

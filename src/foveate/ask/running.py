@@ -123,7 +123,7 @@ def drops_of(
     if isinstance(method, str) and is_second_look(method):
         method = SecondLook.load(unquote(method.strip()))
     if isinstance(method, SecondLook):
-        if not tokens == retention == sure is None:
+        if (tokens, retention, sure) != (None, None, None):
             raise SettingError(
                 "A second look has a budget and threshold of its own: leave tokens, retention and sure out."
             )

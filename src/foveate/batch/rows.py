@@ -18,13 +18,14 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne
 from foveate.core.fields import check
-from foveate.engine.session import drop
+from foveate.engine.program import Program
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
 from foveate.plain.files import scheme_of
 from foveate.plain.flags import GraphOptions, MediaOptions
 from foveate.plain.upstream import brief, first_line
+from foveate.registry import family_for
 from foveate.runs.crew import device_at
 from foveate.runs.samples import OF_BAD, ROOT, Bad, MediaSample, as_said, labels_in
 
@@ -187,8 +188,7 @@ class RowAnswerer:
         except BudgetError:  # whether the budget can be met depends on the picture
             return
         if method is not None:
-            with drop(self.vlm.model, method):
-                pass
+            Program.on(method, family_for(self.vlm.model))
 
 
 def _row(reply: Reply[MediaSample]) -> Row:

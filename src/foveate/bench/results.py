@@ -185,7 +185,9 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
 def _scoring(row: ResultRow) -> str:
     """The FLOPs share of a method's scores. Empty for the full model, and if the image decides the number of rows."""
     share = row.get("scoring_share", 0)
-    return "not counted" if share is None else number(share, ".2%") if share else ""
+    if share is None:
+        return "not counted"
+    return number(share, ".2%") if share else ""
 
 
 def _call_cells(row: ResultRow) -> dict[str, str]:

@@ -12,6 +12,7 @@ from docstring_parser import parse
 
 from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
+from foveate.plain.spelling import in_words
 from foveate.registry import families, method_in, methods, support, takes_budget
 
 POSITIONS = 'After a cut, give rows new consecutive position ids ("reindex"), or keep their old ones ("keep")'
@@ -100,19 +101,12 @@ def _words(hint: Any) -> str:
     if origin is Annotated:
         return _words(get_args(hint)[0])
     if origin is Literal:
-        return _either(map(str, get_args(hint)))
+        return in_words(map(str, get_args(hint)), "or")
     if origin in (Union, types.UnionType):
-        return _either(_words(part) for part in get_args(hint))
+        return in_words(dict.fromkeys(_words(part) for part in get_args(hint)), "or")
     if origin is tuple:
         word = _words(get_args(hint)[0])
         if word.endswith("s"):
             return f"lists of {word}"
         return f"{word}s"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _either(words: Iterable[str]) -> str:
-    *others, last = dict.fromkeys(words)
-    if others:
-        return f"{', '.join(others)} or {last}"
-    return last

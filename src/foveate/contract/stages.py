@@ -128,13 +128,8 @@ class Stage:
             inner = type(self).__post_init__ is not Stage.__post_init__
             warnings.warn(message, DeprecationWarning, stacklevel=3 + inner)
             object.__setattr__(self, "host", None)  # a copy of the stage warns no more
-        kind = type(self).__name__
-        for signal in self.reads:
-            if not isinstance(signal, Signal):
-                raise SettingError(
-                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract."
-                )
         check(self)
+        kind = type(self).__name__
         if self.place < Place.LAYER and self.unit != "image":
             raise SettingError(f"{kind} works on one image or video at a time: leave unit out; got {self.unit!r}.")
         ways = [way for way in WAYS if getattr(self, way) is not None]

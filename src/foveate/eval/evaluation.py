@@ -104,7 +104,10 @@ def evaluate_samples(
     """
     listener = listener or Listener()
     with listener.stage("Reading samples", None):
-        readable, bad, columns, alike = _read(samples)
+        rows = [(sample, _question_of(sample)) for sample in samples.read()]
+    readable = [question for _, question in rows if isinstance(question, Asked)]
+    bad = [question for _, question in rows if isinstance(question, Bad)]
+    columns = {name for sample, _ in rows for name in sample.record}
     if unread := sorted(columns - {*samples.columns.media, *samples.columns.question, samples.columns.id, *READ}):
         near = "".join(nearest(name, READ) for name in unread)
         listener.note(f"columns that are not read: {trim(', '.join(unread))}.{near}")
@@ -129,49 +132,40 @@ def evaluate_samples(
     prompts = (vlm.prepare(question.media(), question.text) for question in asked if vlm.name in embedded.NAMES)
     if any(embedded.STRANGE in prompt.notes for prompt in prompts):
         listener.note(embedded.STRANGE)
-    vision_tokens = vlm.card.family.fixed_count(vlm.model.config) if alike else None
+    vision_tokens = None
+    if all(isinstance(question, Bad) or _is_picture(sample) for sample, question in rows):
+        vision_tokens = vlm.card.family.fixed_count(vlm.model.config)
     quality = _compare(vlm, asked, plan or Plan(), listener, vision_tokens)
     left_out = [{"row": row.number, "reason": row.reason} for row in bad]
     origin = {"what": "foveate eval --samples", "samples": samples.source.digest(), "bad": left_out}
     return replace(quality, origin={**origin, **quality.origin})
 
 
-def _read(samples: Samples) -> tuple[list[Asked], list[Bad], set[str], bool]:
-    """Return the questions, the bad rows, all column names, and whether every question is about one picture."""
-    asked: list[Asked] = []
-    bad: list[Bad] = []
-    columns: set[str] = set()
-    alike = True
-    for sample in samples.read():
-        columns.update(sample.record)
-        if isinstance(sample, Bad):
-            bad.append(sample)
-            continue
-        try:
-            asked.append(_question_of(sample))
-            alike = alike and len(sample.media) == 1 and not is_video(Path(sample.media[0]))
-        except InputError as error:
-            bad.append(Bad(sample.number, sample.record, str(error)))
-    return asked, bad, columns, alike
+def _is_picture(sample: MediaSample | Bad) -> bool:
+    """Return whether a sample is about one picture."""
+    return isinstance(sample, MediaSample) and len(sample.media) == 1 and not is_video(Path(sample.media[0]))
 
 
-def _question_of(sample: MediaSample) -> Asked:
-    """Make a question of a sample. Its pictures are decoded once, to find damaged ones here.
-
-    Raises:
-        InputError: If a file cannot be read.
-    """
-    picture = provenance.join_digests([sha256_of(source) for source in sample.media])
-    for source in sample.media:
-        if not is_video(Path(source)):
-            read_medium(source)
+def _question_of(sample: MediaSample | Bad) -> Asked | Bad:
+    """Make a question of a sample. Its pictures are decoded once, to find damaged ones here."""
+    if isinstance(sample, Bad):
+        return sample
+    try:
+        picture = provenance.join_digests([sha256_of(source) for source in sample.media])
+        for source in sample.media:
+            if not is_video(Path(source)):
+                read_medium(source)
+        labels = labels_in(sample.record)
+        task = plain(sample.record, "task")
+    except InputError as error:
+        return Bad(sample.number, sample.record, str(error))
     return Asked(
         key=f"{picture}/{sample.question}",
         picture=picture,
-        task=plain(sample.record, "task") or "samples",
+        task=task or "samples",
         text=sample.question,
         media=partial(_same_files, sample.media, picture),
-        labels=labels_in(sample.record),
+        labels=labels,
         reading=as_said,
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.ask.prompt import Prompt
@@ -203,6 +204,7 @@ def _meet(
         layers = getattr(method, "layers", ())
         if not method.open or not isinstance(method, Cuts) or method.earliest > 0 or layers is not None:
             raise
-        early, _ = _meet(replace(method, layers=(0,)), share, model, vision_tokens, costs)  # type: ignore[call-arg]
+        first: dict[str, Any] = {"layers": (0,)}  # a setting of most Cuts
+        early, _ = _meet(replace(method, **first), share, model, vision_tokens, costs)
         return early, "cut before the decoder"  # any budget can be met there
     return asked, ""

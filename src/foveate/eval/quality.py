@@ -8,6 +8,7 @@ from typing import Any
 from foveate.contract.budget import is_met
 from foveate.eval.pairing import FULL_MODEL, RIVALS, Row, has_collapsed, verdict
 from foveate.eval.plan import BASELINES
+from foveate.plain.spelling import in_words
 from foveate.plain.stats import LEAST, wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
 
@@ -273,7 +274,7 @@ class Quality:
                     of_method.setdefault(f"{words} {rival}", []).append(f"{row['tokens']:.0f}")
         sentences = []
         for name, of_method in tokens.items():
-            phrases = [f"{words} at {_in_words(counts)} tokens" for words, counts in of_method.items()]
+            phrases = [f"{words} at {in_words(counts, 'and')} tokens" for words, counts in of_method.items()]
             sentences.append(f"{name}: {'; '.join(phrases)}.")
         return sentences
 
@@ -373,11 +374,3 @@ def _format(figure: float | None, form: str) -> str:
 
 def _percents(rows: Iterable[Row]) -> list[str]:
     return [number(100 * row["accuracy"], ".0f") for row in rows]
-
-
-def _in_words(texts: list[str]) -> str:
-    """Join texts: `192, 128 and 64`."""
-    *others, last = texts
-    if not others:
-        return last
-    return f"{', '.join(others)} and {last}"

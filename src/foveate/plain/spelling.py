@@ -230,6 +230,12 @@ def nearest(name: str, names: Iterable[str], most: int = 1) -> str:
     return f" Did you mean {' or '.join(near)}?"
 
 
+def in_words(texts: Iterable[str], last: str) -> str:
+    """Join texts with commas, and the last one with a word: `192, 128 and 64`."""
+    *others, text = texts
+    return f"{', '.join(others)} {last} {text}" if others else text
+
+
 def unknown(what: str, name: str, names: Iterable[str], command: str) -> UnknownNameError:
     """Return the error for an unknown name, with similar names and the command that lists all."""
     return UnknownNameError(f"No {what} {brief(name)}.{nearest(name, names, 3)}{FOR_ALL}{command}.")

@@ -236,8 +236,41 @@ def end_unguarded() -> None:
         os._exit(UNGUARDED)
 
 
-_process: dict[str, Any] = {}
-"""State of a pool's process: its worker or the error of loading it, and the event that stops it."""
+class Employee:
+    """One process of a crew, with its worker.
+
+    An error of loading it is raised by the first `ask`. At the start it would only look as if the process had died.
+
+    Args:
+        task: Loads what the process needs.
+        place, count: Which process of how many it is.
+        stopped: An event, after which the worker ends once the rows in progress are done. None: it is never set.
+    """
+
+    def __init__(self, task: Task, place: int, count: int, stopped: Any = None) -> None:
+        self._stopped = (lambda: False) if stopped is None else stopped.is_set
+        self._error: Exception | None = None
+        try:
+            self._worker: Any = task(place, count)
+        except Exception as error:
+            self._error = error
+
+    def ask(self, item: object) -> object:
+        """Return all rows of an item, or the worker's `about()` if it is None."""
+        if self._error is not None:
+            raise self._error
+        try:
+            if item is None:
+                return self._worker.about()
+            return [row for rows in self._worker(item, self._stopped) for row in rows]
+        except Exception as error:
+            if isinstance(error, FoveateError) or (where := fault(error)) is None:
+                raise
+            raise InputError(where) from error  # pickling would lose the traceback's lines
+
+
+_process: dict[str, Employee] = {}
+"""The employee of this process, if it belongs to a pool."""
 
 
 def _begin(task: Task, place: int, count: int, stopped: object) -> None:
@@ -246,29 +279,11 @@ def _begin(task: Task, place: int, count: int, stopped: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    _process["stopped"] = stopped
-    try:
-        _process["worker"] = task(place, count)
-    except Exception as error:  # raising here would only break the pool; `_ask` raises it
-        _process["error"] = error
+    _process["employee"] = Employee(task, place, count, stopped)
 
 
 def _ask(item: object) -> object:
-    if "error" in _process:
-        raise _process["error"]
-    try:
-        return rows_of(_process["worker"], item, _process["stopped"].is_set)
-    except Exception as error:
-        if isinstance(error, FoveateError) or (where := fault(error)) is None:
-            raise
-        raise InputError(where) from error  # pickling would lose the traceback's lines
-
-
-def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> object:
-    """Return all rows of an item, or the worker's `about()` if it is None."""
-    if item is None:
-        return worker.about()
-    return [row for rows in worker(item, stopped) for row in rows]
+    return _process["employee"].ask(item)
 
 
 def _end_with_parent() -> None:

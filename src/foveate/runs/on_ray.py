@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.upstream import first_line, install_line
-from foveate.runs.crew import Task, Together, check_count, rows_of
+from foveate.runs.crew import Employee, Task, Together, check_count
 
 
 class Actors(Together):
@@ -51,7 +51,7 @@ class Actors(Together):
             needs = {"num_gpus": 1}
         else:
             needs = {"num_cpus": min(1.0, cores / self._count)}
-        self._actor = ray.remote(**needs)(_Actor)
+        self._actor = ray.remote(**needs)(Employee)
         self._actors: dict[int, Any] = {}
         for place in range(self._count):
             self._hire(place)
@@ -64,7 +64,7 @@ class Actors(Together):
             self._ray.shutdown()
 
     def _hire(self, place: int) -> None:
-        self._actors[place] = self._actor.remote(self._task, self._count)
+        self._actors[place] = self._actor.remote(self._task, 0, self._count)
 
     def _ask(self, place: int, item: object) -> Future[object]:
         asked: Future[object] = self._actors[place].ask.remote(item).future()
@@ -79,22 +79,3 @@ class Actors(Together):
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             raise InputError(f"Ray failed: {first_line(error)} Run again: the answers so far are kept.") from error
-
-
-class _Actor:
-    """A Ray actor with a worker.
-
-    An error at the start is raised by the first `ask`, because Ray would treat it as a death.
-    """
-
-    def __init__(self, task: Task, count: int) -> None:
-        self._error: Exception | None = None
-        try:
-            self._worker = task(0, count)
-        except Exception as error:
-            self._error = error
-
-    def ask(self, item: object) -> object:
-        if self._error is not None:
-            raise self._error
-        return rows_of(self._worker, item)

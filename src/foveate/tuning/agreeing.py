@@ -107,7 +107,10 @@ def agree(
     kinds = list(how.get("tasks", ())) or ["samples"] * len(every)
     if len(kinds) != len(every):
         raise SettingError(f"tasks must name one task for each sample; got {len(kinds)} for {len(every)}.")
-    once = sorted({digest(prompt.inputs): place for place, prompt in reversed(list(enumerate(every)))}.values())
+    first: dict[str, int] = {}  # where each sample is for the first time
+    for place, prompt in enumerate(every):
+        first.setdefault(digest(prompt.inputs), place)
+    once = list(first.values())
     prompts, questions = _at(once, every), [question_of(every[place], kinds[place]) for place in once]
     about, inputs = by_picture(prompts), digest_of(by_picture(every))
     for part in (part for text in texts for part in parse_text(text)):

@@ -31,10 +31,8 @@ def prompt_of(vlm: VLM, sample: Any) -> Prompt:
         sample: A (media, question) pair, or a prompt.
 
     Raises:
-        SettingError: If `sample` is neither, or `vlm` is not a `VLM`.
+        SettingError: If `sample` is neither.
     """
-    if not isinstance(vlm, VLM):
-        raise SettingError("Tuning needs a VLM (foveate.load) to ask questions, not a model alone.")
     if isinstance(sample, Prompt):
         return sample
     if not isinstance(sample, tuple | list) or len(sample) != 2:

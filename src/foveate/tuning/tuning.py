@@ -62,7 +62,7 @@ class Tuning(Agreeing, total=False):
 
 @overload
 def tune(
-    model: Any,
+    model: VLM,
     samples: Iterable[Any],
     *,
     agreement: None = None,
@@ -71,11 +71,11 @@ def tune(
 ) -> Tuned: ...
 @overload
 def tune(
-    model: Any, samples: Iterable[Any], *, agreement: float, method: Method | str | None = None, **how: Unpack[Tuning]
+    model: VLM, samples: Iterable[Any], *, agreement: float, method: Method | str | None = None, **how: Unpack[Tuning]
 ) -> SecondLook: ...
 @check_call("Tuning")
 def tune(
-    model: Any,
+    model: VLM,
     samples: Iterable[Any],
     *,
     agreement: float | None = None,

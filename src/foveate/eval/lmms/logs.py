@@ -178,8 +178,9 @@ def _check_documents(full: Run, run: Run) -> None:
     for task, samples in full.samples.items():
         if full.version(task) != run.version(task):
             raise InputError(f"{pair} are of different versions of {task}.")
-        if (sides := [_documents_of(of_run) for of_run in (samples, run.samples[task])])[0] != sides[1]:
-            document = min(number for number, _ in sides[0] ^ sides[1])
+        theirs, ours = _documents_of(samples), _documents_of(run.samples[task])
+        if ours != theirs:
+            document = min(number for number, _ in ours ^ theirs)
             raise InputError(f"{pair} are of different documents: {document} of {task} is not the same in both.")
 
 
