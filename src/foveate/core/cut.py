@@ -1,8 +1,9 @@
 """Cut: what becomes of the tokens that arrive at a stage. Every method returns it, for one sample."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,9 @@ from foveate.core.rank import put_marked_first
 from foveate.errors import ShapeError
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-_set = object.__setattr__
-"""A cut sets its attributes when it is made, and computes some of them on first use."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Cut:
     """The result of a stage: which tokens stay, are dropped, or are merged.
 
@@ -34,35 +34,12 @@ class Cut:
             row has its source's note, and zeros if it has no source.
     """
 
-    __slots__ = ("_count", "_parts", "arriving", "notes")
-
     arriving: int
-    notes: Mapping[str, Tensor]
     _count: int | Tensor | None
+    """Number of rows that are left. None: those of the mask."""
     _parts: dict[str, Tensor]
-
-    def __init__(
-        self,
-        arriving: int,
-        count: int | Tensor | None,
-        parts: dict[str, Tensor],
-        notes: Mapping[str, Tensor] = NOTHING,
-    ) -> None:
-        """Use `keep`, `take`, `merge` and so on.
-
-        Args:
-            arriving: See `Cut`.
-            count: Number of rows that are left. None: those of the mask.
-            parts: `stays`, or some of `source`, `parent` and `rows`; the others are computed on first use.
-            notes: See `Cut`.
-        """
-        _set(self, "arriving", arriving)
-        _set(self, "notes", notes)
-        _set(self, "_count", count)
-        _set(self, "_parts", parts)
-
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"A cut cannot be changed; got a new {name}. Use with_notes for a cut with other notes.")
+    """`stays`, or some of `source`, `parent` and `rows`; the others are computed on first use."""
+    notes: Mapping[str, Tensor] = field(default_factory=lambda: NOTHING)
 
     def __reduce__(self) -> Any:
         """Pickle the cut on the CPU."""
@@ -135,7 +112,7 @@ class Cut:
     def count(self) -> int | Tensor:
         """Number of rows that are left: an int, or an int64 tensor without dimensions if only the device knows it."""
         if self._count is None:
-            _set(self, "_count", self._parts["stays"].sum())
+            object.__setattr__(self, "_count", self._parts["stays"].sum())
         assert self._count is not None
         return self._count
 

@@ -124,12 +124,12 @@ class Quality:
         return [
             row["name"],
             number(row["tokens"], ".1f"),
-            "not counted" if row["flops"] is None and self.full["flops"] else _format(row["flops"], ".0%"),
+            "not counted" if row["flops"] is None and self.full["flops"] else number(row["flops"], ".0%"),
             points(row, "accuracy", self.unit),
             points(row, "agreement", 100),
-            _format(row["share"], ".0%"),
-            _format(row["kl"], "z.2f"),
-            _format(row.get("again"), ".1%"),
+            number(row["share"], ".0%"),
+            number(row["kl"], "z.2f"),
+            number(row.get("again"), ".1%"),
             _hard(row),
             *differences,
         ]
@@ -363,13 +363,6 @@ def _hard(row: Row) -> str:
         return ""
     count = row["hard_questions"]
     return Number(f"{row['hard']:.0%} of {count}", {"%": 100 * row["hard"], "questions": count})
-
-
-def _format(figure: float | None, form: str) -> str:
-    """Format a figure without its interval; empty if unknown."""
-    if figure is None:
-        return ""
-    return number(figure, form)
 
 
 def _percents(rows: Iterable[Row]) -> list[str]:

@@ -251,8 +251,10 @@ class Table:
             yield Text(note)
 
 
-def number(value: float, form: str) -> Number:
-    """Return a cell with one number, formatted by `format`. If the form ends in "%", CSV has the value in percent."""
+def number(value: float | None, form: str) -> Number:
+    """Return a cell with one number, formatted by `format`, empty for None. With "%", CSV has the value in percent."""
+    if value is None:
+        return Number("")
     if form.endswith("%"):
         values = {"%": 100 * value}
     else:
