@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -74,18 +75,17 @@ class Numbers:
         self._count += 1
 
 
+@dataclass(eq=False)
 class Store:
     """The folder of a run. `open_store` makes it.
 
-    Args:
+    Attributes:
         path: The folder.
         keys: The fields that identify a row.
         part_rows: Lines per part.
         to_parquet: Converts a full part to Parquet; None keeps JSON lines.
         checked: Whether each line has a checksum, to notice damage.
         alone: Whether no other process writes, so that damaged lines can be removed.
-
-    Attributes:
         manifest: What the rows depend on; empty in a new folder.
         done: The keys of all rows, including bad ones; see `read`.
         bad: Number of rows without a result.
@@ -93,31 +93,24 @@ class Store:
         damaged: Number of damaged lines found.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        keys: Sequence[str],
-        part_rows: int,
-        to_parquet: ToParquet | None,
-        checked: bool,
-        alone: bool,
-    ) -> None:
-        self.path = path
+    path: Path
+    keys: Sequence[str]
+    part_rows: int
+    to_parquet: ToParquet | None
+    checked: bool
+    alone: bool
+
+    def __post_init__(self) -> None:
         self.done: set[Any] | Numbers = set()
         self.bad = self.broken = self.damaged = 0
-        self._keys = tuple(keys)
-        self._key_of = itemgetter(*keys)
-        self._checked = checked
-        self._alone = alone
-        self._part_rows = part_rows
-        self._to_parquet = to_parquet
+        self._key_of = itemgetter(*self.keys)
         self._files: dict[str, int] = {}
         self._part: str | None = None
         self._lines = 0
         self._synced = time.monotonic()
-        self.manifest = _manifest(path / MANIFEST)
+        self.manifest = _manifest(self.path / MANIFEST)
         if not self.manifest:
-            _refuse_others(path)
+            _refuse_others(self.path)
 
     def parts(self) -> list[Path]:
         """Return the files with results, in order."""
@@ -162,7 +155,7 @@ class Store:
         """
         self.done, self.bad, self.broken = done, 0, 0
         try:
-            for path in self.path.iterdir() if self._alone else ():
+            for path in self.path.iterdir() if self.alone else ():
                 # Remove unfinished files, and JSON lines that were already converted to Parquet before a kill.
                 doubled = (
                     NAME.fullmatch(path.name) and path.suffix == ".jsonl" and path.with_suffix(".parquet").exists()
@@ -185,7 +178,7 @@ class Store:
         if path.suffix == ".parquet":
             pyarrow = arrow()
             try:
-                rows = pyarrow.parquet.read_table(path, columns=list(self._keys)).to_pylist()
+                rows = pyarrow.parquet.read_table(path, columns=list(self.keys)).to_pylist()
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{spell(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
         else:
@@ -213,7 +206,7 @@ class Store:
                     self.damaged += 1
                 else:
                     yield row
-        if self.damaged > before and self._alone:
+        if self.damaged > before and self.alone:
             with path.open("rb") as file:
                 lines = [line for line in file if self._row_of(line) is not None]
             _publish(path, lambda part: part.write_bytes(b"".join(lines)))
@@ -224,7 +217,7 @@ class Store:
             with suppress(ValueError, RecursionError, LookupError, TypeError):
                 row: dict[str, object] = json.loads(line)
                 self._key_of(row)
-                if not self._checked or row.pop(CHECKSUM) == _checksum(row):
+                if not self.checked or row.pop(CHECKSUM) == _checksum(row):
                     return row
         return None
 
@@ -268,7 +261,7 @@ class Store:
         """Close the store, and convert parts to Parquet if `to_parquet` is set."""
         self.close()
         self._part = None
-        for path in self.parts() if self._to_parquet is not None else ():
+        for path in self.parts() if self.to_parquet is not None else ():
             if path.suffix == ".jsonl":
                 self._make_parquet(path)
 
@@ -283,20 +276,20 @@ class Store:
                     self._part, self._lines = last.name, sum(1 for _ in file)
             elif last is not None:
                 self._part = _next(last.name)
-        if self._lines >= self._part_rows:
+        if self._lines >= self.part_rows:
             following = _next(self._part)
-            if self._to_parquet is not None:
+            if self.to_parquet is not None:
                 self.close()
                 self._make_parquet(self.path / self._part)
             self._part, self._lines = following, 0
-        return self._part_rows - self._lines
+        return self.part_rows - self._lines
 
     def _append(self, name: str, rows: Sequence[Row]) -> None:
         path = self.path / name
         with _explain(path):
             if name not in self._files:
                 self._files[name] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
-            checked = ({**row, CHECKSUM: _checksum(row)} for row in rows) if self._checked else rows
+            checked = ({**row, CHECKSUM: _checksum(row)} for row in rows) if self.checked else rows
             # Values without a JSON type, such as dates, become texts. A file's name may have bytes that are not UTF-8
             # (lone surrogates in Python); the error handler writes them as JSON escapes.
             lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in checked]
@@ -311,8 +304,8 @@ class Store:
                 os.fsync(number)
 
     def _make_parquet(self, path: Path) -> None:
-        assert self._to_parquet is not None
-        table = self._to_parquet([json.loads(line) for line in path.read_bytes().splitlines()])
+        assert self.to_parquet is not None
+        table = self.to_parquet([json.loads(line) for line in path.read_bytes().splitlines()])
         _publish(path.with_suffix(".parquet"), lambda part: arrow().parquet.write_table(table, part))
         path.unlink()
 
