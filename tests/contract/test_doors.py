@@ -126,7 +126,9 @@ def in_batch(name, retention=None):
 
 def in_eval(name, retention=None):
     plan = Plan(methods=[name], retention=() if retention is None else (retention,), baselines=False)
-    contender, *_ = contenders_at(plan.by_name(), model(), plan.shares_of(TOKENS), TOKENS, (0,), given=plan.has_budgets)
+    contender, *_ = contenders_at(
+        plan.by_name(), model(), plan.shares_of(TOKENS), TOKENS, (0,), given=retention is not None
+    )
     if not contender.draws or contender.note:  # a control that cuts before the decoder instead, and says so
         raise fv.BudgetError(contender.infeasible or contender.note)
     return contender.draws[0]

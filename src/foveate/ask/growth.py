@@ -8,7 +8,7 @@ import inspect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from foveate.ask.media import Medium, Picture, read_medium
 from foveate.ask.prompt import Prompt, encode, is_vision, prepare, reads_videos, text_of
 from foveate.ask.wording import QUESTION, Wording, end_of_head
 from foveate.contract.method import LastFrame, Method
-from foveate.core.grid import Grid
 from foveate.engine.cache import pruned_layer
 from foveate.engine.copies import copy_of, settle
 from foveate.engine.session import drop_or_not
@@ -133,12 +132,15 @@ class GrownPrompt(Prompt):
     pictures: tuple[Prompt, ...] = ()
     methods: tuple[Method | None, ...] = ()
 
-    def _of_all(self, name: str) -> list[Any] | None:
-        """Concatenate a property over all looks. Return None if one of them does not know it."""
+    sizes = property(lambda self: self._of_all("sizes"))
+    tower_images = property(lambda self: self._of_all("tower_images"))
+    videos = property(lambda self: self._of_all("videos"))
+    grids = property(lambda self: self._of_all("grids"))
+
+    def _of_all(self, name: str) -> Any:
+        """Join a property of all looks. Return None if one of them does not know its own."""
         parts = [getattr(prompt, name) for prompt in self.pictures]
-        if any(part is None for part in parts):
-            return None
-        return list(itertools.chain(*parts))
+        return None if None in parts else type(parts[0])(itertools.chain(*parts))
 
     @property
     def looks(self) -> int:
@@ -152,22 +154,6 @@ class GrownPrompt(Prompt):
                 return None
             total += share * prompt.vision_tokens
         return total / self.vision_tokens
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(self._of_all("sizes") or ())
-
-    @property
-    def tower_images(self) -> list[int] | None:
-        return self._of_all("tower_images")
-
-    @property
-    def videos(self) -> list[bool] | None:
-        return self._of_all("videos")
-
-    @property
-    def grids(self) -> list[tuple[Grid, ...]] | None:
-        return self._of_all("grids")
 
 
 # -- what a picture brings ----------------------------------------------------------------------------------------

@@ -213,8 +213,9 @@ def _compare(
         look.refuse_others(vlm, Generation(max_new_tokens=plan.max_new_tokens))
     shares = plan.shares_of(vision_tokens)
     passes_over = SettingError if plan.flops and plan.methods == USUAL else BudgetError
+    has_budgets = bool(plan.tokens or plan.retention or plan.flops)
     contenders = budgeted(
-        plan.by_name(), shares=shares, seeds=range(plan.draws), given=plan.has_budgets, passes_over=passes_over
+        plan.by_name(), shares=shares, seeds=range(plan.draws), given=has_budgets, passes_over=passes_over
     )
     contenders += [Contender(look.name, None, (look.method,), sure=look.sure) for look in plan.second_looks()]
     with open_questioning(vlm, asked, plan, listener) as asking:

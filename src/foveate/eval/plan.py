@@ -73,11 +73,6 @@ class Plan:
                 f"{', '.join(own)}: it takes no budget or has its own. Leave flops out, or name other methods."
             )
 
-    @property
-    def has_budgets(self) -> bool:
-        """Whether any budget is given."""
-        return bool(self.tokens or self.retention or self.flops)
-
     def by_name(self) -> dict[str, Method]:
         """Return the methods by name, with the baselines last and without second looks."""
         names = dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ())))
