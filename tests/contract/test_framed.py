@@ -5,8 +5,9 @@ import torch
 
 import foveate as fv
 from foveate.bench.shapes import shape
-from foveate.contract import Shape, follow
+from foveate.contract import Shape
 from foveate.core.grid import grids_of
+from foveate.cost._scoring import scoring_flops
 from tests.models import DEPTH, batch, tiny
 
 FILM = [(14, 14)] * 32
@@ -68,7 +69,7 @@ def test_a_picture_of_several_views_keeps_all_and_scoring_it_costs_nothing():
 
 def test_scoring_is_paid_for_what_loses_tokens():
     stages = fv.EVS().stages(Shape(4))
-    paid = follow.scoring_flops(stages, 4, 16, (10, 12), [[(2, 5)], [(2, 3)] * 2], [False, True])
+    paid = scoring_flops(stages, 4, 16, (10, 12), [[(2, 5)], [(2, 3)] * 2], [False, True])
     assert paid == 6 * 16 * 12
 
 

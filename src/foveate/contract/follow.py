@@ -1,4 +1,4 @@
-"""Derive from a method's stages which layers cut, the tokens that each layer processes, what is read, and its cost.
+"""Derive from a method's stages which layers cut, the tokens that each layer processes, and what is read.
 
 Each function walks through the stages in order, so no method has to.
 """
@@ -6,11 +6,10 @@ Each function walks through the stages in order, so no method has to.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from foveate.contract.stages import CacheStage, DecodeStage, LayerStage, PixelStage, Place, Stage, ThinStage
+from foveate.contract.stages import CacheStage, DecodeStage, LayerStage, PixelStage, Place, Stage
 from foveate.core.grid import Grid, closing_rows
-from foveate.core.signals import Signal
 from foveate.core.views import Arriving
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import SettingError
 
 
 def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -141,7 +140,7 @@ class Units:
             return None
         images = []
         for image in self.images:
-            left = _count_before_decoder(stage, image) if early else stage.left(image)
+            left = count_before_decoder(stage, image) if early else stage.left(image)
             if left is None:
                 return None
             images.append(replace(image, tokens=left, grids=() if early else image.grids))
@@ -175,13 +174,13 @@ def layer_plan(
     Returns:
         None if the counts depend on the image or the question, or on grids or frames that are not given.
     """
-    units = _units_by_layer(stages, depth, _arriving(sizes, grids, videos))
+    units = units_by_layer(stages, depth, units_of(sizes, grids, videos))
     if units is None:
         return None
     return tuple(layer.all.tokens for layer in units)
 
 
-def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> list[Units] | None:
+def units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> list[Units] | None:
     """Return the counts of `layer_plan` per image where they are known."""
     units: Units | None = arriving
     for stage in stages:
@@ -207,7 +206,7 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
     return left
 
 
-def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, videos: Sequence[bool] | None) -> Units:
+def units_of(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, videos: Sequence[bool] | None) -> Units:
     """Return the counts of a sample's images before any stage."""
     kinds: Sequence[bool | None] = videos or [None] * len(sizes)
     images = []
@@ -218,7 +217,7 @@ def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, vide
     return Units(images, Arriving.all_of(sum(sizes)))
 
 
-def _count_before_decoder(stage: Stage, image: Arriving) -> int | None:
+def count_before_decoder(stage: Stage, image: Arriving) -> int | None:
     """Return how many tokens of an image a stage before the decoder leaves, newlines included; None if unknown.
 
     Stages do not see newlines, so they are counted apart. A LLaVA-NeXT image of one tile has 576 patches and one
@@ -244,68 +243,3 @@ def coarse_grids(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...
         if isinstance(stage, PixelStage):
             arriving = replace(arriving, grids=stage.coarsen(arriving))
     return arriving.grids
-
-
-# -- the cost of scoring --------------------------------------------------------------------------------------
-
-
-def scoring_flops(
-    stages: Sequence[Stage],
-    depth: int,
-    width: int,
-    sizes: Sequence[int],
-    grids: Sequence[Sequence[Grid]] | None = None,
-    videos: Sequence[bool] | None = None,
-) -> int:
-    """FLOPs of scoring one sample.
-
-    Counts the signals that the layers do not compute anyway, and the stages' own arithmetic. Sorting is not counted. A
-    stage before the decoder skips an image of which it keeps everything.
-
-    Args:
-        stages: Stages of a method, in order.
-        depth: Decoder layers.
-        width: Width of the residual stream.
-        sizes: Vision tokens of each image as they enter the model.
-        grids, videos: See `layer_plan`.
-
-    Raises:
-        UnsupportedError: If a stage reads a signal whose cost is unknown.
-    """
-    for signal in [signal for stage in stages for signal in stage.reads]:
-        if type(signal).__module__ != Signal.__module__:  # a signal defined elsewhere must not count as free
-            raise UnsupportedError(f"The cost of {signal!r} is unknown. Define the signal in foveate.core.signals.")
-    total = sum(sizes)
-    arriving_units = _arriving(sizes, grids, videos)
-    units = _units_by_layer(stages, depth, arriving_units)
-    flops = 0
-    for stage in stages:
-        if stage.place < Place.LAYER and stage.flops is not None and not isinstance(stage, ThinStage):
-            images = arriving_units.images or []
-            if stage.drops:
-                images = [image for image in images if _count_before_decoder(stage, image) != image.tokens]
-            flops += stage.flops(Arriving.all_of(sum(image.tokens for image in images)), width)
-    if units is None or min(layer.all.tokens for layer in units) == total:  # unknown, or nothing dropped: no stage runs
-        return flops
-    for stage in layer_stages(stages):
-        # The tokens that the previous layer processed; before layer 0, all of them.
-        before = (arriving_units, *units)[stage.layer]
-        arriving = Arriving(before.all.tokens, total, units[0].all.tokens)
-        if stage.flops is not None:
-            flops += stage.flops(arriving, width)
-        flops += _reading_flops(stage, before, width)
-    return flops
-
-
-def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:
-    """FLOPs of the coming layer's queries, keys and products that are computed only for this stage."""
-    rows = units.all.tokens
-    images = [image.tokens for image in units.images or [units.all]]
-    asked = [signal.queries(rows, images) for signal in stage.reads]
-    queries = max((count for count in asked if count is not None), default=None)
-    if queries is None:
-        return 0
-    # A row times a (width, width) matrix takes 2 · width² FLOPs; a query times a key takes 2 · width over all heads.
-    projections = (queries + rows) * 2 * width**2
-    products = queries * rows * 2 * width
-    return projections + products

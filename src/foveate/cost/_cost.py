@@ -15,6 +15,7 @@ from foveate.contract.stages import PatchStage, Shape, Stage, ThinStage
 from foveate.core.fields import check_call
 from foveate.cost._measured import measure
 from foveate.cost._prompt import Known, PromptLengths, RunCounts
+from foveate.cost._scoring import scoring_flops
 from foveate.cost._tower import Flops, Pictures
 from foveate.errors import SettingError
 from foveate.plain.table import SECTION, Column, Table
@@ -253,7 +254,7 @@ def cost(
             decoder.layers, cached, follow.read_plan(stages, [count - always for count in cached]), strict=True
         )
     ]
-    scoring: int | None = follow.scoring_flops(stages, depth, decoder.width, ranked, grids, prompt.videos)
+    scoring: int | None = scoring_flops(stages, depth, decoder.width, ranked, grids, prompt.videos)
     if not all(stage.is_counted for stage in stages):
         scoring = None
 
