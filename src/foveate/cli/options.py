@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
 
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.files import local_path
-from foveate.plain.flags import Flag, number_in, whole
+from foveate.plain.flags import Flag, flag_of, number_in, whole
 from foveate.plain.table import ENDINGS
 
 JSON = ".json"
@@ -45,13 +44,7 @@ def _path_of(words: list[str]) -> Path:
         raise UsageError(str(error)) from error
 
 
-FILE = PrimitiveConstructorSpec[Path](
-    nargs=1,
-    metavar="FILE",
-    instance_from_str=_path_of,
-    is_instance=lambda value: isinstance(value, Path),
-    str_from_instance=lambda value: [str(value)],
-)
+FILE = flag_of(Path, "FILE", _path_of)
 """A path or `file:` URL."""
 File = Annotated[Path, FILE]
 Images = Annotated[tuple[File, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[IMAGE…]", help_behavior_hint="")]

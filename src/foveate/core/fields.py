@@ -77,20 +77,20 @@ def check_call(owner: str) -> Callable[[F], F]:
 
 def _convert(owner: str, hinted: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     """Check and convert the values that have an adapter."""
-    adapters = _adapters(hinted)
-    return {name: _validate(owner, name, value, adapters[name]) for name, value in values.items() if name in adapters}
-
-
-def _validate(owner: str, name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
-    try:
-        return adapter.validate_python(_plain(value))
-    except ValidationError as error:
-        within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
-        if isinstance(within, SettingError):  # raised by a method nested in the settings
-            raise within from None
-        raise SettingError(_sentence(owner, name, value, error)) from None
-    except RecursionError:
-        raise SettingError(f"{owner}: {name} nests too many values inside each other; got {brief(value)}.") from None
+    adapters, converted = _adapters(hinted), {}
+    for name, value in values.items():
+        try:
+            if name in adapters:
+                converted[name] = adapters[name].validate_python(_plain(value))
+        except ValidationError as error:
+            within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+            if isinstance(within, SettingError):  # raised by a method nested in the settings
+                raise within from None
+            raise SettingError(_sentence(owner, name, value, error)) from None
+        except RecursionError:
+            deep = f"{owner}: {name} nests too many values inside each other; got {brief(value)}."
+            raise SettingError(deep) from None
+    return converted
 
 
 @cache

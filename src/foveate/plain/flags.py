@@ -13,6 +13,17 @@ from foveate.plain.spelling import fractions
 EMBEDDED = "embedded"
 
 
+def flag_of(kind: type, metavar: str, read: Callable[[list[str]], Any]) -> PrimitiveConstructorSpec[Any]:
+    """Return the type of a flag with one word, from which `read` makes a value. The flag may also be None."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
 def number_in(
     kind: type, metavar: str, fits: Callable[[Any], bool], says: str, spelled: Callable[[str], str] = fractions
 ) -> PrimitiveConstructorSpec[Any]:
@@ -27,13 +38,7 @@ def number_in(
             raise ValueError(f"{words[0]} is not {says}.")
         return number
 
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar,
-        instance_from_str=read,
-        is_instance=lambda value: value is None or isinstance(value, kind),
-        str_from_instance=lambda value: [str(value)],
-    )
+    return flag_of(kind, metavar, read)
 
 
 def whole(least: int, most: int = 1_000_000) -> PrimitiveConstructorSpec[Any]:
