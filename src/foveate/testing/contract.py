@@ -94,7 +94,7 @@ class MethodContract:
                 before = [tensor.clone() for tensor in tensors]
                 first, second = stage.cut(view()), stage.cut(view())
                 where = f"{stage} of {method}"
-                assert alike(first, second), f"{where} gives another result when it is called again"
+                assert equal_cuts(first, second), f"{where} gives another result when it is called again"
                 same = all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
                 assert same, f"{where} writes into its input tensors"
 
@@ -365,7 +365,7 @@ def _words_of(
     return view, tensors
 
 
-def alike(first: Cut | None, second: Cut | None) -> bool:
+def equal_cuts(first: Cut | None, second: Cut | None) -> bool:
     """Return True if two cuts are equal."""
     if first is None or second is None:
         return first is second
