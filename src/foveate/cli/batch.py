@@ -144,8 +144,7 @@ class Batch:
             show_json(summary.to_dict())
         else:
             show(label_lines(_lines(summary)))
-        for text in filter(None, (summary.strange, summary.caution)):
-            note(text)
+        note(summary.strange, summary.caution)
         listener.end(summary.left)
         if summary.bad:
             return BAD_ROWS

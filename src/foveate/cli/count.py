@@ -81,8 +81,7 @@ class Count:
                 alone = [prompt]
             else:
                 alone = [prepare_blank(vlm, [medium], QUESTION, **self.media.showing) for medium in media]
-        for text in prompt.notes:
-            note(text)
+        note(*prompt.notes)
         counts = [of_medium.vision_tokens for of_medium in alone]
         values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts}
         try:

@@ -88,11 +88,12 @@ def discard() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def note(text: str) -> None:
-    """Print a line to stderr, after the program's name. A failed write is ignored."""
-    line = "\n".join(printable(part) for part in text.split("\n"))  # file names may hold terminal escape sequences
-    with suppress(OSError):
-        Screen(stderr=True, highlight=False, soft_wrap=True).print(Text(f"foveate: {line}"))
+def note(*texts: str | None) -> None:
+    """Print each text to stderr, after the program's name. None is no text, and a failed write is ignored."""
+    for text in filter(None, texts):
+        line = "\n".join(map(printable, text.split("\n")))  # file names may hold terminal escape sequences
+        with suppress(OSError):
+            Screen(stderr=True, highlight=False, soft_wrap=True).print(Text(f"foveate: {line}"))
 
 
 @contextmanager

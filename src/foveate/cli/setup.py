@@ -92,8 +92,7 @@ def set_up(
     with busy("Preparing the pictures"):
         prompts = [vlm.prepare(media, question, **showing) for question in questions]
     tell_budgets(drops, budgets)
-    for text in prompts[0].notes:
-        note(text)
+    note(*prompts[0].notes)
     feasible: dict[str, Method | SecondLook] = {}
     infeasible: dict[str, str] = {}
     for name, method in drops.items():
@@ -110,9 +109,7 @@ def set_up(
             continue
         feasible[name] = method
         if isinstance(method, Method):
-            caution = method.caution(asked_share(method, prompts[0].vision_tokens) or 1)
-            if caution is not None:
-                note(caution)
+            note(method.caution(asked_share(method, prompts[0].vision_tokens) or 1))
     return Setup(vlm, prompts, feasible, infeasible)
 
 
@@ -134,8 +131,7 @@ def read_each(sources: Sequence[Path | str], *, wanted: FramesWanted | None = No
             failures.append(error)
     if failures and not media:
         raise failures[0]
-    for failure in failures:
-        note(f"left out: {failure}")
+    note(*(f"left out: {failure}" for failure in failures))
     return media
 
 

@@ -234,16 +234,14 @@ class Tune:
         may_narrow = len(methods) == 1 and not self._budgets
         sure = agree(vlm, prompts, tried, self.agreement, methods, may_narrow=may_narrow, **how)
         assert sure.promise is not None
-        for text in sure.promise.notes:
-            note(text)
+        note(*sure.promise.notes)
         table = sure.table()
         shown = [table] if self.outputs.out is None else [table, Text(f"Second look: {self.outputs.out}")]
         finish(sure.to_dict(), Group(*shown), self.outputs, tables=[table])
 
     def _hand_out(self, tunings: "Mapping[str, Tuned]") -> None:
         """Write the preset files and print every result, even if a file cannot be written."""
-        for text in dict.fromkeys(text for tuned in tunings.values() for text in tuned.notes):
-            note(text)
+        note(*dict.fromkeys(text for tuned in tunings.values() for text in tuned.notes))
         for file in own_files(self.method):
             note(f"a preset file does not store the code of {file}: append the settings below to --method {file}:")
         shown: list[Any] = []
