@@ -4,7 +4,6 @@ transformers trusts a folder: it follows an index of weights out of the folder a
 arbitrary exceptions for damaged files. foveate therefore checks the files first, and its errors name the file.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError
+from foveate.plain.spelling import read_json
 from foveate.plain.upstream import brief, trim
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -256,16 +256,9 @@ class ModelFolder:
     def _json_object(self, file: str) -> dict[str, Any]:
         self._check_fetched(file)
         try:
-            value = json.loads((self.path / file).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise self._refusal(f"{file} cannot be read: {error.strerror}.") from error
-        except (ValueError, RecursionError) as error:
-            raise self._refusal(f"{file} is not valid JSON: {trim(str(error), 80)}. Download it again.") from error
-        if not isinstance(value, dict):
-            raise self._refusal(
-                f"{file} must hold a JSON object; got {trim(json.dumps(value), 80)}. Download it again."
-            )
-        return value
+            return read_json(self.path / file)
+        except InputError as error:
+            raise self._refusal(f"{error} Download it again.") from error
 
     def _check_fetched(self, file: str) -> None:
         """Refuse a file that is only a git-lfs pointer."""

@@ -203,7 +203,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} does not hold a JSON object.")
+        raise InputError(f"{path} must hold a JSON object; got {trim(json.dumps(values), 80)}.")
     return values
 
 
