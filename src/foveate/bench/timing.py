@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any, TypeVar
 
+from foveate.core.tensors import alike
 from foveate.plain.stats import median_of
 
 LEAST_FOR_95 = 6
@@ -58,14 +59,12 @@ def rounds(
             random order, so that the machine's drift within a round hardly affects their ratio.
     """
     draw = Random(seed)
-    groups: dict[str, list[str]] = {}
-    for name in runs:
-        neighbour = (beside or {}).get(name, name)
-        groups.setdefault(neighbour, []).append(name)
+    names = list(runs)
+    groups = alike((beside or {}).get(name, name) for name in names)
     for number in range(count + 1):
         answers: dict[str, T] = {}
-        for group in draw.sample(list(groups.values()), len(groups)):
-            for name in draw.sample(group, len(group)):
+        for group in draw.sample(groups, len(groups)):
+            for name in [names[place] for place in draw.sample(group, len(group))]:
                 answers[name] = runs[name]()
         after()
         if number:

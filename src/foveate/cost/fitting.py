@@ -5,6 +5,7 @@ from math import ceil
 from typing import Any, TypeVar
 
 from foveate.contract.method import Method
+from foveate.core.tensors import alike
 from foveate.cost._cost import Cost
 from foveate.errors import BudgetError, SettingError
 
@@ -98,10 +99,9 @@ def _floor(at: Callable[[float], Method], price: Callable[[Method], float]) -> f
 
 def costs_of(prompts: Iterable[Any]) -> Costs:
     """Group prompts of equal cost: return `Prompt.cost` of one prompt per group, and the size of the group."""
-    kinds: dict[Any, list[Callable[[Method | None], Cost]]] = {}
-    for prompt in prompts:
-        kinds.setdefault((prompt.text_tokens, prompt.sizes, str(prompt.grids)), []).append(prompt.cost)
-    return {alike[0]: len(alike) for alike in kinds.values()}
+    prompts = list(prompts)
+    kinds = alike((prompt.text_tokens, prompt.sizes, str(prompt.grids)) for prompt in prompts)
+    return {prompts[places[0]].cost: len(places) for places in kinds}
 
 
 def _flops(cost: Cost, method: Method | None) -> int:

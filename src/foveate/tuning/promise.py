@@ -17,6 +17,7 @@ import random
 from collections.abc import Hashable, Sequence
 from itertools import groupby
 
+from foveate.core.tensors import alike
 from foveate.errors import SettingError
 from foveate.plain.stats import RISK, bound
 
@@ -77,8 +78,5 @@ def one_each(pictures: Sequence[Hashable], seed: int = 0) -> list[int]:
 
     Questions about one picture are not independent, so only one counts for the bound.
     """
-    places: dict[Hashable, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        places.setdefault(picture, []).append(place)
     drawn = random.Random(seed)
-    return sorted(drawn.choice(group) for group in places.values())
+    return sorted(drawn.choice(places) for places in alike(pictures))
