@@ -18,7 +18,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne
 from foveate.core.fields import check
-from foveate.engine.program import Program
+from foveate.engine.session import Session
 from foveate.errors import BudgetError, FoveateError, InputError
 from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
@@ -188,7 +188,7 @@ class RowAnswerer:
         except BudgetError:  # whether the budget can be met depends on the picture
             return
         if method is not None:
-            Program.on(method, family_for(self.vlm.model))
+            Session(family_for(self.vlm.model), method, {})
 
 
 def _row(reply: Reply[MediaSample]) -> Row:
