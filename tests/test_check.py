@@ -18,7 +18,7 @@ from foveate.engine.forward import RowMap
 from foveate.engine.handed import rows_of
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
-from foveate.engine.trace import StageRecord
+from foveate.engine.trace import PrefillRecord, StageRecord
 from foveate.families import base
 from foveate.registry import family_for
 from foveate.testing import Recorder, check
@@ -251,6 +251,14 @@ def touched_where_nothing_drops(original):
     return around
 
 
+def marks_moved(original):
+    return property(lambda record: original.func(record).roll(1, dims=1))
+
+
+def marks_everywhere(original):
+    return property(lambda record: torch.ones_like(original.func(record)))
+
+
 def leaves_something(original):
     def detach(self):
         original(self)
@@ -283,6 +291,8 @@ FAULTS = [
     ("llava", StageRecord, "kept", another_trace, "two cuts"),
     ("qwen3_vl", base, "move_additions", nothing_moved, "behind the projector"),
     ("llava", LayerRunner, "run", touched_where_nothing_drops, "keeping everything"),
+    ("llava", PrefillRecord, "pooling_mask", marks_moved, "the pooling mask"),
+    ("qwen3_5", PrefillRecord, "pooling_mask", marks_everywhere, "the pooling mask"),
     ("llava", Session, "detach", leaves_something, "the model is restored"),
 ]
 

@@ -123,7 +123,7 @@ class Checking:
         self._depth = len(self._family.layers)
         self._cuttable = min(self._family.lenders, default=self._depth)  # later layers may get only the last row
         self._probes = probes(self._cuttable, self._family.recurrent)
-        self.runs = 19 + 3 * len(self._probes)
+        self.runs = 21 + 3 * len(self._probes)
         self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
 
@@ -146,6 +146,7 @@ class Checking:
             "cache = no cache": self._without_cache,
             "batch = alone": self._in_batch,
             REPLAYED: self._replay,
+            "the pooling mask marks the rows of the last layer": self._mark,
             "the model is restored, also after an error": partial(self._restore, state, plain),
         }
         rows += [self._row(name, compare) for name, compare in comparisons.items()]
@@ -367,6 +368,31 @@ class Checking:
         if latest != "replayed":
             raise _NotServedError(f"not replayed: {latest}")
         return Compared(difference(logits, plain), wrong)
+
+    def _mark(self) -> str:
+        """Check that the pooling mask marks as many rows as are left, and none that the last layer did not run on."""
+        hidden: list[Tensor] = []
+
+        def shift(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            output = original(*args, **kwargs)
+            return output + 1 if isinstance(output, Tensor) else (output[0] + 1, *output[1:])
+
+        with Patcher() as patches:
+            patches.hook(self._family.text, "after", lambda text, args, output: hidden.append(output[0]))
+            for shifted in (False, True):
+                if shifted:
+                    steps = len(hidden)
+                    patches.wrap(self._family.layers[-1], "forward", shift)
+                with self._drop(self._probes[0].method) as trace:
+                    self._force(self._inputs)
+        if hidden[0].shape[1] == 1:
+            raise _NotServedError("in generate, the last layers run on the prompt's last row alone")
+        moved = (hidden[0] != hidden[steps]).any(dim=-1)[0]
+        marks = trace.latest.pooling_mask[0].bool()
+        left = self.tokens - len(self._oracle.vision) + trace.cuts[-1].after[0]
+        if int(marks.sum()) != left:
+            return f"it marks {int(marks.sum())} rows, and {left} are left"
+        return "" if bool(moved[marks.to(moved.device)].all()) else "it marks rows that the last layer did not run on"
 
     def _restore(self, state: dict[str, Any], plain: Tensor) -> str:
         """Check that the model is restored after a context ends, normally or with an exception."""
