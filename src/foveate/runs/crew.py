@@ -256,17 +256,22 @@ class Employee:
             self._error = error
 
     def ask(self, item: object) -> object:
-        """Return all rows of an item, or the worker's `about()` if it is None."""
+        """Return `rows_of` an item."""
         if self._error is not None:
             raise self._error
         try:
-            if item is None:
-                return self._worker.about()
-            return [row for rows in self._worker(item, self._stopped) for row in rows]
+            return rows_of(self._worker, item, self._stopped)
         except Exception as error:
             if isinstance(error, FoveateError) or (where := fault(error)) is None:
                 raise
             raise InputError(where) from error  # pickling would lose the traceback's lines
+
+
+def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> object:
+    """Return all rows of an item, or the worker's `about()` if it is None."""
+    if item is None:
+        return worker.about()
+    return [row for rows in worker(item, stopped) for row in rows]
 
 
 _process: dict[str, Employee] = {}
