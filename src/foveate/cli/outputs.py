@@ -85,7 +85,7 @@ def finish(
                 text = in_file(tables, ending)
             else:
                 text = as_json(values)
-            _publish(outputs.out, lambda part: part.write_text(text, encoding="utf-8"), outputs.force)
+            write_text(outputs.out, text, force=outputs.force)
         if figure is not None and draw is not None:
             picture, kind = draw(), PICTURES[figure.suffix.lower()]
             _publish(figure, lambda part: picture.save(part, format=kind), outputs.force)
@@ -96,8 +96,19 @@ def finish(
             show(shown)
 
 
+def write_text(path: Path, text: str, *, force: bool = False) -> None:
+    """Write UTF-8 text atomically.
+
+    Args:
+        path: The file. If it was created by others since `check_targets`, the text goes to `NAME-2` next to it.
+        text: The content.
+        force: Overwrite an existing file.
+    """
+    _publish(path, lambda part: part.write_text(text, encoding="utf-8"), force)
+
+
 def _publish(path: Path, write: Callable[[Path], object], force: bool) -> None:
-    """Write a file, and print a note if it had to get another name: others have created it since `check_targets`."""
+    """Write a file, and print a note if it had to get another name."""
     published = publish(path, write, force=force)
     if published != path.resolve():
         note(f"{path} was created by another program and is left unchanged; the result is in {published}.")
