@@ -79,28 +79,6 @@ def test_the_files_that_any_docstring_comment_or_page_names_are_there():
     assert {(str(path), name) for path, name in gone if not any(word in name for word in FOR_READERS)} == set()
 
 
-# -- imports that are strings -----------------------------------------------------------------------------------------
-
-FOLDERS = {"registry.py": {"foveate.methods", "foveate.families"}}
-"""What collects the modules of folders, and so stands above them."""
-BY_NAME = {"__init__.py", "room.py"}
-"""What loads a public name when it is first used."""
-
-
-def test_no_import_hides_in_a_string():
-    """The linter reads import statements; a module that is imported by its name could close a circle unseen."""
-    found = {}
-    for path in (ROOT / "src" / "foveate").rglob("*.py"):
-        calls = (node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-        for call in calls:
-            name = ast.unparse(call.func).rpartition(".")[2]
-            if name in ("import_module", "__import__") and path.name not in BY_NAME:
-                found.setdefault(path.name, set()).add(
-                    ast.unparse(call.args[0]).removeprefix("f").strip("'").partition(".{")[0]
-                )
-    assert found == FOLDERS
-
-
 # -- words ------------------------------------------------------------------------------------------------------------
 
 

@@ -380,15 +380,6 @@ def test_hiding_columns_is_leaving_them_out():
     torch.testing.assert_close(oracle.logits(hidden), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_picture_and_text_behind_it_are_needed():
-    model = tiny("llava")
-    for word in ("ttt", "ti"):
-        with pytest.raises(fv.FoveateError, match="picture"):
-            check(model, batch("llava", [word]))
-    with pytest.raises(fv.FoveateError, match="one sample"):
-        check(model, batch("llava", ["tit", "titt"]))
-
-
 def test_a_model_inside_a_context_is_refused():
     model = tiny("llava")
     with fv.drop(model, "random"), pytest.raises(fv.SessionError):

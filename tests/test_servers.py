@@ -201,30 +201,9 @@ def test_it_says_why_an_answer_ended(client, picture):
     refused(client, said("What ?"), stop="")
 
 
-def test_a_server_has_a_method_where_a_request_names_none(picture, expected):
-    with listening(fv.load("embedded"), "--method", METHOD, "--retention", RETENTION) as client:
-        ask = partial(asked, client, shown(picture), said(QUESTIONS[0]), max_tokens=8)
-        assert ask().foveate["retention"] == pytest.approx(RETENTION, rel=0.02)
-        assert ask(retention=0.5).foveate["retention"] == pytest.approx(0.5, rel=0.02)
-        assert ask(method="random").foveate["retention"] == pytest.approx(1 / 3, rel=0.02)
-        assert ask(method=None).choices[0].message.content == expected[QUESTIONS[0]][1]
-
-
 def test_a_request_without_a_picture_says_that_the_method_had_nothing_to_drop(client):
     reply = asked(client, said("What is it?"), method="v2drop", max_tokens=1)
     assert "nothing to drop" in reply.foveate["notes"][0]
-
-
-def test_a_conversation_goes_on(client, picture):
-    turns = [
-        {"role": "user", "content": [shown(picture), said(QUESTIONS[0])]},
-        {"role": "assistant", "content": "3"},
-        {"role": "user", "content": QUESTIONS[1]},
-    ]
-    images = [{"type": "image", "path": embedded.picture()}, said(QUESTIONS[0])]
-    same = [{"role": "user", "content": images}, *turns[1:]]
-    answer = fv.load("embedded").ask(messages=same, max_new_tokens=8)
-    assert asked(client, messages=turns, max_tokens=8).choices[0].message.content == answer.text
 
 
 def test_a_conversation_that_goes_on_runs_its_pictures_once(picture):

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-import foveate as fv
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, MOST
 from foveate.app.subjects import examples
@@ -45,15 +44,6 @@ async def laid_out(page, make):
 
 def alerts(words):
     return f"role='alert'>{words}"
-
-
-def test_the_embedded_model_says_of_each_picture_that_it_did_not_draw_what_it_knows(page, picture):
-    panel = asyncio.run(laid_out(page, lambda: page.AskPanel(fv.load(), 3)))
-    for _ in range(2):
-        _, shown = panel.upload(str(picture), NAMES, 33)
-        assert "drawings" in shown[panel.notice].value
-    shown = panel.show(examples()[-2], NAMES, 33)
-    assert not shown[panel.notice].visible
 
 
 def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_path):

@@ -37,18 +37,6 @@ def test_a_card_says_what_the_answer_took(replies):
     assert "The right answer is <b>seven</b>" in page
 
 
-def test_every_measure_has_a_bar_and_is_explained(replies):
-    _, made = replies
-    page = cards(made)
-    for reply, card in zip(made, page.split("<article")[1:], strict=True):
-        assert card.count("fv-bar") == 4
-        assert f"total ({reply.seconds / made[0].seconds:.0%})" in card
-        assert "mean" in card
-    below = page.split("</article>")[-1]
-    assert [term for term in ("FLOPs", "KV cache", "Time") if f"<b>{term}</b>:" not in " ".join(below.split())] == []
-    assert "<b>FLOPs</b>" not in cards([Said(FULL), Said("v2drop")])  # nothing to explain yet
-
-
 def test_a_card_says_in_words_whether_its_answer_is_right(replies):
     _, (full, v2drop, _) = replies
     answers = [replace(full, text="Seven."), replace(v2drop, text="eight"), Said("random", error="no budget")]
@@ -73,17 +61,3 @@ def test_nothing_that_is_shown_is_read_as_html(vlm, replies):
     for shown in (page, way):
         assert "<script" not in shown
     assert "&lt;script&gt;" in way
-
-
-def dropping_stages(replies):
-    return [stage for reply in replies for stage in reply.answer.trace.stages if stage.after[0] < stage.before[0]]
-
-
-def test_the_slider_stops_wherever_something_was_dropped(replies):
-    subject, made = replies
-    words = way_of(subject, made).words
-    dropped = dropping_stages(made[1:])
-    assert len(words) == 1 + len({stage.place for stage in dropped}) > 3
-    assert words[:2] == ("The picture", "In the projector")
-    layers = sorted(stage.layer for stage in dropped if stage.layer)
-    assert words[2:] == tuple(f"Before decoder layer {layer} of 32" for layer in layers)

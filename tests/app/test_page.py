@@ -234,16 +234,6 @@ def test_a_video_brings_a_slider_of_its_frames_and_the_model_that_reads_videos(p
     page.wait_for_function("() => document.querySelector('#notice').innerText.includes('6 frames are read')")
 
 
-def test_the_budget_names_what_the_methods_need_and_begins_there(page):
-    budget = page.locator(".fv-budget")
-    least = budget.locator("input[type=range]").get_attribute("min")
-    assert f"need at least {least} %" in budget.inner_text()
-    choose(page, "fastv:layers=9")
-    page.wait_for_function(f"() => document.querySelector('.fv-budget input[type=range]').min > {least}")
-    least = budget.locator("input[type=range]").get_attribute("min")
-    assert f"need at least {least} %" in budget.inner_text()
-
-
 def test_two_visitors_do_not_share_a_picture(browser, served, picture):
     for other in opened(browser, served):
         upload(other, picture)

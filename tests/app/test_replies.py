@@ -36,15 +36,6 @@ def test_the_full_model_drops_nothing_also_as_a_graph(vlm, subject, graphs_on_cp
         assert last.dropping is last.answer
 
 
-@pytest.mark.parametrize(
-    ("method", "words"), [("nosuch", "nosuch"), ("v2drop:bogus=1", "bogus"), ("mustdrop:nothing", "nothing")]
-)
-def test_what_cannot_run_is_said_in_the_reply(vlm, subject, method, words):
-    (reply,) = replies(vlm, subject, method)
-    assert words in reply.error
-    assert reply.answer is None
-
-
 def test_every_time_is_that_of_a_first_look(vlm, subject):
     runs = []
     hook = family_for(vlm.model).tower.register_forward_hook(lambda *_: runs.append(1))
@@ -52,19 +43,6 @@ def test_every_time_is_that_of_a_first_look(vlm, subject):
         assert replies(vlm, subject, "v2drop")[-1].answer.looked == 0
     hook.remove()
     assert len(runs) == 2
-
-
-def test_a_method_that_names_a_file_is_refused_and_the_file_not_read(tmp_path):
-    secret = tmp_path / "secret.json"
-    secret.write_text('{"password": "hush"}')
-    for text in (str(secret), f"v2drop+{secret}", f"{secret}:layers=3", "tuned.json"):
-        with pytest.raises(SettingError, match="names") as caught:
-            check_names("?", [text])
-        assert "hush" not in str(caught.value), text
-    assert check_names("?", ["visionzip+v2drop:metric=l1", "random", "random"]) == [
-        "visionzip+v2drop:metric=l1",
-        "random",
-    ]
 
 
 def test_a_question_without_words_and_a_sixth_method_are_refused():

@@ -6,11 +6,9 @@ from PIL import Image
 
 from foveate import embedded
 from foveate.app import subjects
-from foveate.app.subjects import CONTROL, examples, read_upload
+from foveate.app.subjects import examples, read_upload
 from foveate.ask.media import read_picture
 from foveate.errors import InputError
-from foveate.video import Clip
-from tests.films import film
 
 
 def test_a_picture_is_read_and_knows_its_name(picture):
@@ -48,19 +46,6 @@ def test_a_bad_file_is_refused_in_one_line_without_the_servers_folder(tmp_path, 
         read_upload(path)
     assert str(tmp_path) not in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_of_a_film_as_many_frames_are_read_as_the_visitor_wants(tmp_path):
-    path = tmp_path / "clip.mp4"
-    film(path, 12, size=(64, 48))
-    subject = read_upload(path, 4)
-    assert isinstance(subject.medium, Clip)
-    assert subject.medium.frames.shape == (4, 48, 64, 3)
-    assert len(subject.pictures) == 4
-    assert subject.source == "read('clip.mp4', frames=4)"
-    assert "4 frames" in subject.notes[0]
-    assert CONTROL in subject.notes[0]
-    assert str(tmp_path) not in " ".join(subject.notes)
 
 
 def test_the_first_is_the_picture_that_ships_with_its_question():

@@ -136,13 +136,9 @@ def test_the_embedded_template_says_the_system_text_and_refuses_other_roles(vlm)
 @pytest.mark.parametrize(
     "messages",
     [
-        [io.BytesIO()],
         [{"role": io.BytesIO(), "content": "Who?"}],
         [{"role": "user", "content": io.BytesIO()}],
-        [{"role": "user", "content": b"Who?"}],
-        [{"role": "user", "content": [io.BytesIO()]}],
         [{"role": "user", "content": [{"type": io.BytesIO(), "text": "Who?"}]}],
-        [{"role": "user", "content": [{"type": "text", "text": io.BytesIO()}]}],
         [{"role": "user", "content": [{"type": "image", "image": object()}]}],
         [{"role": "user", "content": [{"type": "image", "image": "a.png", "detail": io.BytesIO()}]}],
         [{"role": "user", "content": "Who?", "images": io.BytesIO()}],

@@ -8,11 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig
 
 import foveate as fv
-from foveate.ask.answer import kv_bytes
 from foveate.ask.generation import FirstToken
 from foveate.ask.look import can_share, look_at, refuse_unshareable, resume, together
 from foveate.ask.running import answers_to
-from foveate.engine.copies import copy_of, tensors_of
+from foveate.engine.copies import tensors_of
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from foveate.registry import family_for
@@ -226,28 +225,6 @@ def test_looks_live_beside_one_another_and_beside_fresh_questions(family, monkey
 
 
 # -- memory -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [None, "v2drop-0"])
-def test_a_batch_holds_the_rows_of_the_look_once(name, monkeypatch):
-    vlm, method = random_vlm("llava", monkeypatch), method_of(name)
-    prompt = asked(vlm, lengths=(5,))[0]
-    ask = prefix_of(vlm, prompt, method)
-    cache = copy_of(ask.look.cache, 8)
-    for layer, original in zip(cache.layers, ask.look.cache.layers, strict=True):
-        assert layer.head[0] is original.keys
-        assert layer.keys.shape[0] == 8
-        assert layer.keys.shape[-2] == 0
-    held, whole = kv_bytes(cache)
-    head = sum(layer.keys.nbytes + layer.values.nbytes for layer in ask.look.cache.layers)
-    assert held == head
-    assert whole == (head if method is None else kv_bytes(ask.look.cache)[1])
-    with pytest.raises(fv.UnsupportedError, match="tokens"):
-        cache.layers[-1].crop(-1)
-    answers = ask(*[prompt] * 8)
-    alone = ask(prompt)[0]
-    own = alone.kv_bytes - head
-    assert sum(answer.kv_bytes for answer in answers) == pytest.approx(head + 8 * own, abs=8)
 
 
 def test_of_pixels_only_the_shape_stays_and_nothing_holds_more_memory_than_it_says():

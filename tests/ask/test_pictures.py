@@ -356,36 +356,6 @@ def test_a_side_that_cannot_be_meant_is_refused_by_the_header(tmp_path, size):
         read_picture(path)
 
 
-def psd(layers=b""):
-    """A Photoshop file of one colour, with these layers under it."""
-    head = b"8BPS" + struct.pack(">HxxxxxxHIIHH", 1, 3, 8, 8, 8, 3)
-    planes = b"".join(bytes([value]) * 64 for value in (200, 30, 60))
-    return head + struct.pack(">III", 0, 0, len(layers)) + layers + struct.pack(">H", 0) + planes
-
-
-def layer(colour):
-    """The block of a Photoshop file with one layer, of which the whole picture is not made."""
-    channels = b"".join(struct.pack(">HI", number, 66) for number in range(3))
-    record = struct.pack(">4iH", 0, 0, 8, 8, 3) + channels + b"8BIMnorm" + bytes([255, 0, 0, 0])
-    record += struct.pack(">I", 12) + struct.pack(">II", 0, 0) + b"\x01a\0\0"
-    pixels = b"".join(struct.pack(">H", 0) + bytes([value]) * 64 for value in colour)
-    inner = struct.pack(">h", 2) + record * 2 + pixels * 2
-    return struct.pack(">I", len(inner)) + inner
-
-
-@pytest.mark.parametrize("layers", [b"", layer((1, 2, 3))])
-def test_a_photoshop_file_is_its_whole_picture(tmp_path, layers):
-    (path := tmp_path / "healthy.psd").write_bytes(psd(layers=layers))
-    with Image.open(path) as image:
-        assert image.n_frames == (2 if layers else 0)
-    assert (pixel(path), read_picture(path).note) == ((200, 30, 60), None)
-
-
-def test_a_spider_file_is_read(tmp_path):
-    Image.fromarray(np.full((8, 8), 0.4, np.float32)).save(path := tmp_path / "healthy.spi", "SPIDER")
-    assert pixel(path) == (102, 102, 102)
-
-
 def unknown_bmp():
     noise().save(file := io.BytesIO(), "BMP")
     data = bytearray(file.getvalue())

@@ -294,16 +294,13 @@ def changed(file, change):
     "change",
     [
         lambda values: values.update(sure=1.5),
-        lambda values: values.update(sure="0.5"),
         lambda values: values.update(sure=True),
         lambda values: values.update(sure=math.nan),
         lambda values: values.update(sure=0.1),  # its sentence says another
         lambda values: values.pop("sentence"),
         lambda values: values["promise"].update(wrong=101),
         lambda values: values["promise"].update(wrong=2),  # of 100: 5.2 %
-        lambda values: values["promise"].update(tried=0),
         lambda values: values.pop("method"),
-        lambda values: values.update(more=1),
         lambda values: values["promise"].update(more=1),
         lambda values: values["promise"].pop("conditions"),
         lambda values: values["promise"].update(agreement=0.99),
@@ -333,7 +330,6 @@ def test_a_conversation_is_refused_where_the_samples_were_questions(vlm, promise
         ({"max_new_tokens": "7"}, "give max_new_tokens=7.", "calibrate again"),
         ({"max_new_tokens": "7", "kernel": "eager"}, "give attention=eager and give max_new_tokens=7", "again"),
         ({"weights": "others"}, "or calibrate again", "give "),
-        ({"max_new_tokens": "7", "processor": "x"}, "or calibrate again", "give "),
     ],
 )
 def test_what_differs_from_the_calibration_is_said_and_what_to_give(vlm, promised, others, says, hides):

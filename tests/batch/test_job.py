@@ -14,7 +14,6 @@ import foveate as fv
 from foveate.batch.job import InHand, Job, run
 from foveate.eval import provenance
 from foveate.runs.listener import Listener
-from foveate.runs.samples import SampleColumns
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
 from tests.forked import alive, forked
@@ -185,19 +184,6 @@ def timed(call):
     return time.process_time() - begun
 
 
-def test_rows_without_a_picture_are_bad_or_meant_and_change_no_mean(questions, answer, tmp_path):
-    path = questions(6)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    whole = answer(path, out="whole")
-    for image in ([], None):
-        without = {"id": "t", "image": image, "question": "Is"}
-        path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, without]))
-        assert answer(path, out=f"bad-{image}").bad == 1
-        summary = answer(path, out=f"meant-{image}", columns=SampleColumns(text_only=True))
-        assert (summary.bad, summary.answered) == (0, 7)
-        assert (summary.retention, summary.vision_tokens) == (whole.retention, whole.vision_tokens)
-
-
 def test_rows_with_a_label_are_scored(questions, answer, tmp_path):
     path = questions(6)
     answer(path, out="before")
@@ -246,15 +232,6 @@ def test_the_rows_in_hand_and_a_crash_are_read_back(tmp_path, handler):
     assert next(crashes, None) is None
     assert handler[1:] == ["disabled"]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_fails_gives_the_handler_back(tmp_path, handler):
-    crashes = InHand(tmp_path).following(CHUNKS, name_of)
-    next(crashes)
-    crashes.close()
-    assert handler[1:] == ["disabled"]
-    assert handler[0].closed
-    assert InHand(tmp_path).crashed is None
 
 
 class Broken(fv.contract.Cuts):

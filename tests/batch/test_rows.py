@@ -166,17 +166,6 @@ def test_a_device_that_fails_ends_the_run_and_makes_no_row_bad(asking, vlm, pict
         rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 2))
 
 
-def test_files_in_hand_take_a_share_of_the_memory_there_is(asking, vlm, pictures, monkeypatch):
-    calls = Calls(monkeypatch)
-    picture = 90 * 90 * answers.BYTES
-    monkeypatch.setattr(answers, "available", lambda: 4 * 2.5 * picture)
-    rows_of(RowAnswerer(replace(asking, batch_size=8), vlm), rows_about(pictures, 7))
-    assert calls.sizes == [3, 3, 1]
-    calls.sizes.clear()
-    rows_of(RowAnswerer(replace(asking, batch_size=8), vlm, share=1 / 2), rows_about(pictures, 7))
-    assert calls.sizes == [2, 2, 2, 1]
-
-
 def test_a_run_that_is_stopped_has_the_results_of_what_was_in_hand(asking, vlm, pictures):
     looks = iter([False] * 5 + [True] * 9)
     results = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 4), lambda: next(looks))

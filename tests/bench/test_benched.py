@@ -4,14 +4,10 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate._transformers import cache_in
 from foveate.bench.benched import budgeted_methods, from_checkpoint, named_methods
-from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
-from foveate.bench.workload import Workload
 from foveate.eval.plan import USUAL
 from foveate.plain.flags import PromptRequest
-from tests.models import FAMILIES, batch, tiny
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +42,6 @@ def vlm_picture():
 def test_a_prompt_that_a_checkpoint_cannot_be_shown_is_refused(vlm, size, says):
     with pytest.raises(fv.SettingError, match=says):
         from_checkpoint(vlm, PromptRequest(**size))
-
-
-@pytest.mark.parametrize("family", [name for name in ("qwen3_5", "gemma3") if name in FAMILIES])
-def test_caches_with_states_and_sliding_windows_are_weighed(family):
-    model, inputs = tiny(family), batch(family, ("tit",))
-    text_tokens = inputs["input_ids"].shape[1] - 25
-    held = hold(model, Workload(inputs, 1, text_tokens, (25,)), None)
-    layers = cache_in(model(**inputs, use_cache=True)).layers
-    with_keys = [layer for layer in layers if getattr(layer, "keys", None) is not None]
-    assert held.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in with_keys) > 0
-    assert held.tokens == (25,) * len(layers)
 
 
 # -- methods at budgets ---

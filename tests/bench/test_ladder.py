@@ -1,7 +1,6 @@
 """Ladders: each step beside the one before it, as graphs where there are some, and steps that cannot run."""
 
-import foveate as fv
-from foveate.bench.ladder import ladder_methods, ladder_rows, ladder_sheet
+from foveate.bench.ladder import ladder_methods, ladder_rows
 from foveate.bench.paired import AGAIN, FULL, GRAPH, PairedRun
 from foveate.bench.results import rows_of
 from foveate.bench.workload import Workload
@@ -32,14 +31,3 @@ def test_steps_that_drop_are_graphs_too_where_there_are_graphs(graphs_on_cpu):
     for median, seconds, before in zip(medians, first_tokens[3:], first_tokens[2:], strict=False):
         ratios = [mine / other for mine, other in zip(seconds, before, strict=True)]
         assert median == sum(ratios) / 2
-
-
-def test_a_step_that_did_not_run_is_not_measured_and_the_next_is_over_the_last_that_ran():
-    methods = {"visiondrop": fv.VisionDrop(tokens=0.5), "thintower+visiondrop": met(fv.DivPrune())}
-    _, rows = climbed(methods)
-    assert rows[2] == {"step": "+ fewer tokens", "name": "visiondrop"}
-    assert rows[3]["ttft_over_before"] == rows[3]["ttft_ratio"]
-    sheet = str(ladder_sheet(rows, "A model", ["visiondrop: did not run: why"]))
-    assert "not measured" in sheet
-    assert "within a round" in sheet
-    assert "did not run: why" in sheet

@@ -147,17 +147,6 @@ def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
     assert "95 % bootstrap interval" in interval_words(6)
 
 
-def test_items_a_second_count_the_batch_and_controls_are_shared():
-    made, _ = paired_run({"a": METHODS["v2drop"], "b": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5), metric="l1")}, batch=2)
-    rows = by_name(made)
-    assert made.candidates["b"].control == "a: random"
-    assert made.candidates["b"].bare == "a: bare"
-    one = made.workload.cost(made.model, tokens=made.candidates["a"].held.tokens)
-    assert rows["a: bare"]["prefill"] == 2 * one.prefill_flops
-    assert rows["a"]["items_per_second"] == 2 / rows["a"]["whole"]
-    assert rows["a"]["kv_bytes"] == rows["a"]["kv_bytes_counted"]
-
-
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(fv.V2Drop, "score", out_of_memory)
     made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1)

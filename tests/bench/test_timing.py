@@ -1,7 +1,6 @@
 """Interleaved timing: order, warm-up, and intervals that mean something."""
 
 import numpy as np
-import pytest
 
 from foveate.bench.timing import Ratio, ratio, rounds
 
@@ -30,21 +29,6 @@ def test_those_that_are_compared_run_one_right_after_the_other():
     assert {"".join(name for name in one if name in "bde") for one in each} == {
         "bde", "bed", "dbe", "deb", "ebd", "edb"
     }  # fmt: skip
-
-
-def test_rounds_that_are_finished_are_not_lost_when_a_later_one_is_interrupted():
-    def run():
-        calls.append(1)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return len(calls)
-
-    calls, found = [], []
-    interrupted = rounds({"a": run, "b": run}, 10)
-    found += [next(interrupted), next(interrupted), next(interrupted)]
-    with pytest.raises(KeyboardInterrupt):
-        next(interrupted)
-    assert [sorted(one.values()) for one in found] == [[3, 4], [5, 6], [7, 8]]
 
 
 def test_the_ratio_is_the_median_over_rounds_so_a_drifting_machine_changes_nothing():

@@ -25,15 +25,6 @@ def test_a_model_that_drops_right_ends_with_0(run, tiny_llava, picture, tmp_path
     assert f"Checking: {runs.split('up to ')[1].split()[0]} done" in err
 
 
-def test_json_is_all_that_is_printed_and_the_embedded_picture_is_taken(run, tiny_llava):
-    code, out, _ = run("check", tiny_llava, "--json", "--dtype", "float32")
-    record = json.loads(out)
-    assert code == 0
-    assert record["passed"] is True
-    assert record["about"]["dtype"] == "float32"
-    assert record["about"]["layers"] == 32
-
-
 def test_a_fault_ends_with_1_and_names_the_rows(run, tiny_llava, monkeypatch):
     update = PrunedLayer.update
 

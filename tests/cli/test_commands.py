@@ -120,17 +120,6 @@ def test_an_answer_is_not_lost_when_its_figure_cannot_be_drawn(ask, picture, tmp
     assert not (tmp_path / "kept.png").exists()
 
 
-def test_several_images_go_into_one_question(ask, picture, tmp_path):
-    Image.new("RGB", (50, 80), "teal").save(second := tmp_path / "second.png")
-    code, out, _ = ask("generate", picture, second, "--json", "--figure", tmp_path / "both.png")
-    assert code == 0
-    result = json.loads(out)
-    assert result["vision_tokens"] == [36, 36]
-    assert result["trace"]["vision_tokens"] == [72]
-    with Image.open(tmp_path / "both.png") as drawn:
-        assert drawn.height > 700  # a row an image
-
-
 def test_compare_json_has_a_record_a_method_at_one_budget(ask, picture, tmp_path):
     figure = tmp_path / "all.png"
     names = ("--method", "v2drop", "--method", "random", "--method", "v2drop/llava-1.5-7b/128")

@@ -9,28 +9,17 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from inspect import currentframe
-from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import torch
 from torch._inductor.exc import CppCompileError, InductorError
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from foveate import embedded
-from foveate.ask.vlm import VLM
 from foveate.cli.lists import Methods
-from foveate.errors import InputError
 from foveate.plain.own_files import MODULE
-from foveate.video import Clip
 from tests.cli.conftest import QUESTION, save_tiny_llava
-
-LLAVA = SimpleNamespace(config=SimpleNamespace(model_type="llava"))
-"""As much of a model as a prompt that is refused needs."""
-TOKENIZER = SimpleNamespace(bos_token=None, all_special_tokens=[], convert_ids_to_tokens=list)
-"""And of a tokenizer."""
 
 
 @pytest.mark.parametrize(
@@ -173,34 +162,8 @@ def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
     assert "foveate: this is a bug in foveate: ValueError: a mistake of our own. Please report it" in err
 
 
-def test_a_lack_of_memory_is_no_misfit(ask, picture, monkeypatch):
-    greedy = Mock(
-        side_effect=RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
-    )
-    monkeypatch.setattr("foveate.ask.running.kv_bytes", greedy)
-    monkeypatch.setattr("foveate.ask.running.generate", greedy)
-    code, _, err = ask("generate", picture)
-    assert code == 1
-    assert "memory" in err
-
-
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there")
 def test_a_kernel_that_is_not_installed_ends_in_one_line(run):
     code, out, err = run("generate", "--attention", "flash_attention_2")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or use another" in err
-
-
-def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
-    """As Qwen3-VL's does not."""
-
-    class Processor:
-        image_token, tokenizer, video_processor = "<image>", TOKENIZER, object()
-
-        def __call__(self, **_):
-            raise ValueError("t:1 must be larger than temporal_factor:2\nYou can try: nothing")
-
-    clip = Clip(Path("one.mp4"), np.zeros((1, 4, 6, 3), np.uint8), (0.0,), 0.0, 0.1, 10.0)
-    says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Pass a single frame as a picture instead\.$"
-    with pytest.raises(InputError, match=says):
-        VLM(LLAVA, Processor(), "m").prepare(clip, "What ?")

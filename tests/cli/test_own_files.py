@@ -65,19 +65,6 @@ def test_where_its_error_shows_no_line_of_it_the_file_is_named(mine, run):
     assert "mine.py" in err
 
 
-def test_batch_goes_on_with_the_same_file_alone(mine, run, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    shutil.copy(picture(), tmp_path / "pictures")
-    asked = ("batch", "pictures", "answers", "--prompt", "What is it?", "--method", "./mine.py", "--max-new-tokens", 2)
-    code, _, err = run(*asked, "--workers", 2)
-    assert code == 0, err
-    assert run(*asked)[0] == 0
-    mine.write_text(OPEN.replace("return view", "return -view"))
-    code, _, err = run(*asked)
-    assert code == 1
-    assert "method code" in err
-
-
 def test_batch_is_refused_once_a_file_that_it_imports_is_changed(beside, run, tmp_path):
     (tmp_path / "pictures").mkdir()
     shutil.copy(picture(), tmp_path / "pictures")

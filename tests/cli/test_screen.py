@@ -35,16 +35,6 @@ def test_a_line_at_the_start_every_thirty_seconds_and_at_the_end(capsys):
     assert lines_of(capsys) == ["foveate: Answering: 1000 done in 16 min 40 s"]
 
 
-def test_a_quick_run_is_two_lines_and_one_without_anything_to_do_none(capsys):
-    with counting("Answering", 600) as add:
-        for _ in range(600):
-            add(1)
-    assert lines_of(capsys) == ["foveate: Answering: 600 to do", "foveate: Answering: 600 done in 0 s"]
-    with counting("Answering", 0):
-        pass
-    assert lines_of(capsys) == []
-
-
 def test_a_run_that_fails_is_not_said_to_have_ended(capsys):
     def interrupt():
         raise KeyboardInterrupt

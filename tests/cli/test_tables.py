@@ -63,20 +63,6 @@ def test_compare(written):
     assert ends == close([ratio["median"], ratio["low"], ratio["high"]])
 
 
-def test_bench(written):
-    (prefill, call, sizes), values = written("bench")
-    rows = {row["name"]: row for row in values["rows"]}
-    assert [row["name"] for row in prefill] == [row["name"] for row in sizes] == list(rows)
-    for shown, row in zip(call, rows.values(), strict=True):
-        if row["name"] == "untouched":
-            assert float(shown["Token ms"]) == close(1000 * row["tpot"])
-            assert shown["Token"] == ""
-        else:
-            ends = [float(shown[f"Token{end}"]) for end in ("", " low", " high")]
-            assert ends == close([1 / row[f"tpot_ratio{end}"] for end in ("", "_high", "_low")])
-    assert [float(row["KV MiB"]) for row in sizes] == close([row["kv_bytes"] / 2**20 for row in rows.values()])
-
-
 def test_eval(written):
     (first, *_), values = written("eval")
     rows = {row["name"]: row for row in values["rows"] if row["task"] is None}
@@ -86,17 +72,6 @@ def test_eval(written):
         assert float(shown["Tokens"]) == close(row["tokens"])
         ends = [float(shown[f"Accuracy{end}"]) for end in ("", " low", " high")]
         assert ends == close([100 * row[f"accuracy{end}"] for end in ("", "_low", "_high")])
-
-
-def test_tune(written):
-    [rows], values = written("tune")
-    assert [row["name"] for row in rows] == [row["name"] for row in values["rows"]]
-    for shown, row in zip(rows, values["rows"], strict=True):
-        assert float(shown["Tokens"]) == close(row["tokens"])
-        assert float(shown["Agreement, %"]) == close(100 * row["agreement"]["value"])
-        low = row["agreement"]["low"]  # None where so few pictures have no interval
-        assert shown["Agreement, % low"] == "" if low is None else float(shown["Agreement, % low"]) == close(100 * low)
-        assert float(shown["√KL"]) == close(row["root"]["value"])
 
 
 @pytest.mark.parametrize("ending", ["md", "tex"])

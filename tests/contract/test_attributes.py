@@ -15,7 +15,6 @@ from foveate.contract import (
     Cuts,
     Frames,
     Hidden,
-    ImageStage,
     Layers,
     LayerView,
     Once,
@@ -23,8 +22,6 @@ from foveate.contract import (
     Positions,
     Shape,
     Shares,
-    ThinStage,
-    TowerStage,
     Unit,
     follow,
 )
@@ -301,16 +298,3 @@ def test_what_an_attribute_forbids_is_refused_by_the_methods_name(kind, settings
 
 def test_the_cut_after_the_first_layer_is_allowed_where_the_setting_names_the_layer_before():
     assert cuts(own(first_layer=2, behind=1), layers=(1,), keep=(0.5,)) == (2,)
-
-
-@pytest.mark.parametrize(
-    "stage",
-    [
-        lambda: ImageStage(unit="sample", keep=0.5),
-        lambda: TowerStage(1, unit="frame"),
-        lambda: ThinStage(unit="sample"),
-    ],
-)
-def test_a_unit_that_no_stage_before_the_decoder_ranks_is_refused(stage):
-    with pytest.raises(fv.SettingError, match="leave unit out"):
-        stage()

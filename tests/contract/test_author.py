@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import Cut, Cuts, Frames, Hidden, ImageStage, LayerStage, Method, Once, OwnSignal, TowerAttention
+from foveate.contract import Cut, Cuts, Frames, Hidden, ImageStage, LayerStage, Method, Once, OwnSignal
 from foveate.core.author import Author
 from foveate.testing import tiny_model
 
@@ -161,21 +161,3 @@ def test_numbers_on_a_device_are_read_where_the_answer_ends(monkeypatch):
     with pytest.raises(fv.MethodError, match="my_method"):
         tiny.model(**tiny.inputs("tit"))
     fv.remove(tiny.model)
-
-
-class Entering(Before):
-    reads = (TowerAttention(),)
-
-
-@pytest.mark.parametrize(
-    ("method", "word"),
-    [
-        (Entering(), "override steps"),
-        (with_score(ones, ImageStage, reads=(OwnSignal(ones),)), r"OwnSignal\(ones, .*decoder layer"),
-    ],
-)
-def test_what_is_read_at_a_wrong_place_is_said_in_the_authors_words(method, word):
-    tiny = tiny_model()
-    with pytest.raises(fv.UnsupportedError, match=f"my_method reads .*{word}") as raised, fv.drop(tiny.model, method):
-        pass
-    assert "0x" not in str(raised.value)

@@ -23,16 +23,13 @@ V2DROP, VISIONDROP, MUSTDROP = fv.V2Drop, fv.VisionDrop, fv.MustDrop
 
 WRONG_TYPES = [
     (V2DROP, {"keep": 0.5}, "keep should be a valid tuple; got 0.5"),
-    (V2DROP, {"keep": torch.tensor([0.5])}, "keep should be a valid tuple"),
     (V2DROP, {"keep": ("half", 0.3, 0.0)}, r"keep\[0\] should be a valid number"),
     (V2DROP, {"layers": (True, 17, 22)}, r"layers\[0\] should be a valid integer"),
     (V2DROP, {"min_keep": 1.5}, "min_keep should be a valid integer; got 1.5"),
     (V2DROP, {"reverse": 1}, "reverse should be a valid boolean"),
     (V2DROP, {"metric": ["l2"]}, "metric should be 'l2', 'l1', 'cosine' or 'relative'"),
     (VISIONDROP, {"image_token_list": ((1,),)}, r"image_token_list\[0\]\[1\] is missing"),
-    (VISIONDROP, {"image_token_list": ((1, 2, 3),)}, r"image_token_list\[0\] has too many values"),
     (Chain, {"members": (5, V2DROP())}, r"members\[0\] should be"),
-    (Chain, {"members": ({"method": "v2drop"},)}, r"members\[0\] should be"),
 ]
 NOT_FINITE = [
     (V2DROP, {"keep": (math.inf, 0.3, 0.0)}, r"keep\[0\] should be a finite number"),
@@ -68,15 +65,12 @@ CONTRADICTIONS = [
     (V2DROP, {"retention": 0.3, "keep": (0.5, 0.3, 0.0)}, "either keep or a budget"),
     (V2DROP, {"retention": 0.0}, "retention must be above 0"),
     (VISIONDROP, {"retention": 0.3, "image_token_list": ((1, 1),)}, "either image_token_list or a budget"),
-    (AveragePool, {"keep": 0.5, "tokens": 4}, "either keep or a budget"),
     (fv.CLSE, {"keep": (0.5, 0.6, 0.1)}, "that never increase"),
     (fv.CLSE, {"keep": (0.5, 0.4, 0.1), "tokens": 9}, "either keep or a budget"),
     (fv.DART, {"target": 100, "retention": 0.3}, "either target or a budget"),
     (fv.DyCoke, {"k": 0.5, "retention": 0.5}, "either k or a budget"),
     (fv.PyramidDrop, {"image_token_ratio_list": (0.5, 0.25, 0.3)}, "that never increase"),
-    (fv.SparseVLM, {"targets": (9, 6, 3), "tokens": 9}, "either targets or a budget"),
     (fv.VisionZip, {"dominant": 12, "retention": 0.3}, "not both"),
-    (fv.VScan, {"keep": (0.5,)}, r"keep\[1\] is missing"),
     (fv.VScan, {"keep": (0.5, 0.5), "tokens": 9}, "either keep or a budget"),
 ]
 REFUSED = [*WRONG_TYPES, *NOT_FINITE, *OUT_OF_RANGE, *CONTRADICTIONS]

@@ -59,15 +59,6 @@ def test_threads_and_modes_share_a_graph():
     assert all(answers)
 
 
-@needs_cuda
-def test_samples_together_run_as_they_are():
-    rows = torch.randn(3, 40, 16).cuda()
-    distance = torch.stack([1 - cosines(one) for one in rows])
-    for _ in range(3):
-        together = torch.func.vmap(lambda one: max_min(one, 9))(distance)
-        assert torch.equal(together, torch.stack([max_min.__wrapped__(one, 9) for one in distance]))
-
-
 @pytest.fixture
 def sim(monkeypatch):
     from tests.simcuda import simulated

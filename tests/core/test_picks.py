@@ -58,12 +58,6 @@ def test_exact_cosines_are_symmetric_and_1_with_themselves():
         assert torch.equal(cosines(rows), cosines(rows).T)
 
 
-def test_exact_cosines_of_a_batch_are_those_of_each_sample_alone():
-    rows = torch.randn(4, 64, 48, generator=torch.Generator().manual_seed(0))
-    together = batched(lambda one: cosines(one, exact=True), rows)
-    assert torch.equal(together, torch.stack([cosines(one, exact=True) for one in rows]))
-
-
 # -- max-min ---------------------------------------------------------------------------------------------------
 
 
@@ -281,29 +275,6 @@ def test_quotas_equal_shares_by_hand(data, groups):
 # -- all of them -----------------------------------------------------------------------------------------------
 
 
-def test_a_batch_is_each_sample_alone():
-    rng = torch.Generator().manual_seed(3)
-    scores = torch.rand(3, 20, generator=rng)
-    similarity = torch.stack([cosines(points(20, seed), exact=True) for seed in range(3)])
-    order = torch.stack([torch.randperm(20, generator=rng) for _ in range(3)])
-    room = torch.randint(0, 9, (3, 20), generator=rng)
-    functions = [
-        lambda scores, similarity, order, room: max_min(1 - similarity, 7),
-        lambda scores, similarity, order, room: cover(similarity, 7, scores),
-        # No more than there are dimensions: behind these only rounding is left, which differs between processors.
-        lambda scores, similarity, order, room: determinantal(similarity, 6),
-        lambda scores, similarity, order, room: suppress(scores, similarity, 0.5, 7),
-        lambda scores, similarity, order, room: suppress(scores, similarity, scores.mean(), 7),
-        lambda scores, similarity, order, room: thin(order[:17], similarity, 7),
-        lambda scores, similarity, order, room: quotas(scores, room, 31),
-    ]
-    for function in functions:
-        together = batched(function, scores, similarity, order, room)
-        alone = [function(*sample) for sample in zip(scores, similarity, order, room, strict=True)]
-        assert torch.equal(together, torch.stack(alone))
-        assert together.dtype == torch.int64
-
-
 @pytest.mark.parametrize(
     ("pick", "count"),
     list(itertools.product((max_min, cover, determinantal), (-1, 4))),
@@ -327,19 +298,3 @@ def test_each_crop_picks_its_share():
     assert pick_by_crop(grids, values, 5, largest).tolist() == [0, 2, 4, 5, 11]  # 2, 2 and 1
     assert pick_by_crop(grids, values, 1, largest).tolist() == [2]  # two crops get nothing
     assert pick_by_crop((), values, 3, largest).tolist() == [5, 7, 11]
-
-
-def test_a_batch_of_images_is_each_alone_and_crops_of_one_size_run_together():
-    rows = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
-    calls = []
-
-    def picked(rows):
-        def largest(tokens, count):
-            calls.append(count)
-            return rows[tokens].sort(descending=True, stable=True).indices[:count]
-
-        return pick_by_crop(((4, 4), (4, 8)), rows, 13, largest)
-
-    together = torch.func.vmap(picked)(rows)
-    assert calls == [5, 4]  # one crop of 5, two of 4
-    assert torch.equal(together, torch.stack([picked(one) for one in rows]))

@@ -318,29 +318,6 @@ def test_copies_go_on_apart(long, made):
 
 
 @torch.no_grad()
-def test_a_crop_gives_places_back_unless_a_copy_looks_at_them(long):
-    """A round of guesses that are refused, and another, copies nothing; a copy keeps what it has seen."""
-    layer = filled(COLUMNS, 6, tail=3)
-    decode(layer, 9)
-    place, other = layer.keys.data_ptr(), None
-    for _ in range(3):
-        for column in (10, 11, 12):
-            decode(layer, column)
-        layer.crop(-3)
-        assert (layer.seen, layer.keys.data_ptr()) == (10, place)
-    assert slots(layer)[0] == [0, 5, *range(6, 10)]
-    for column in (10, 11):
-        decode(layer, column)
-    other, kept = copy.copy(layer), layer.keys.clone()
-    layer.crop(-2)
-    keys, _ = decode(layer, 10)
-    decode(layer, 11)
-    assert torch.equal(other.keys, kept)
-    assert keys.data_ptr() != place
-    assert slots(layer)[0] == slots(other)[0] == [0, 5, *range(6, 12)]
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("change", ["reorder", "repeat", "keep", "crop", "settle"])
 def test_what_changes_the_rows_ends_the_room(long, change):
     """Nothing is written where somebody may still look, and no memory is held that nobody reads."""

@@ -144,15 +144,6 @@ def test_the_figure_shows_every_method(quality):
     assert min(drawn.size) > 500
 
 
-def test_a_budget_that_is_not_met_is_said_below_the_table(quality):
-    said = " ".join(quality.notes())
-    assert "spender at 30 tokens: the budget is not met, 11.1% requested, 5.2% spent." in said
-    assert "resize at 60 tokens: the budget is not met" in said
-    assert "ours at" not in said
-    tokens = with_rows(quality, {**quality.settings[0], "budget": 192.0})
-    assert "192 tokens requested, 64.0 spent" in " ".join(tokens.notes())
-
-
 def test_what_is_right_throughout_has_an_interval_all_the_same(quality):
     full = quality.full
     assert (full["accuracy_low"], full["accuracy_high"]) == (pytest.approx(0.963, abs=1e-3), 1)  # 100 of 100 pictures
@@ -302,19 +293,6 @@ def test_a_task_that_the_full_model_fails_is_said_to_say_nothing():
     errors = replace(failed, higher_is_better=False)
     assert nothing(errors) == []
     assert nothing(replace(failed, unit=1.0)) == []
-
-
-def test_flops_that_nobody_counted_are_said_in_table_and_figure(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(pareto.FigureCanvasAgg, "draw", keeping(pareto.FigureCanvasAgg.draw, drawn))
-    theirs = (contender("theirs", 64 / 576, 6), [log(right(0.7), flops=None)])
-    quality = Quality(figures_of(FULL, [theirs, *RAN]))
-    contenders = {row[0]: row[2] for row in quality.table().rows if row}
-    assert (contenders["theirs"], contenders["ours"]) == ("not counted", "25%")
-    pareto.draw(quality)
-    labels = [axis.get_xlabel() for axis in drawn[0].axes[2:]]
-    assert "not counted" not in labels[0]
-    assert labels[1].endswith("\nnot counted: theirs")
 
 
 def keeping(draw, drawn):

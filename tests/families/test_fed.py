@@ -261,30 +261,6 @@ def test_the_last_block_is_the_one_that_the_projector_reads(name, last):
     assert known.attention_of(TowerAttention("patches", layer=1)) is known.attentions[-1]
 
 
-@pytest.mark.filterwarnings("ignore:Idefics3.*is not among the models")
-def test_measured_anew_where_as_many_pixels_are_fewer_tokens():
-    model, runs = tiny("idefics3"), []
-    family, inputs = Told(model), given(model, batch("idefics3", ["tiit"]))
-
-    def run(**other: Any) -> Any:
-        runs.append(1)
-        return model.model.get_image_features(**{**inputs, **other})
-
-    def tokens() -> int:
-        with torch.no_grad():
-            encode_fed(family, run, "image", inputs, Whole(reads=(PAID,)))
-        return len(family.stats(PAID)[0])
-
-    feeds._FEEDINGS.pop(family.core, None)
-    every = tokens()
-    assert len(runs) == 2
-    black = inputs["pixel_values"].clone()
-    black[:, 0] = 0  # as what pads the pictures of a sample, and the tower does not see it
-    inputs["pixel_values"] = black
-    assert tokens() < every
-    assert len(runs) == 2 + 3
-
-
 def test_nothing_is_told_where_nothing_is_read():
     call = Call("aria")  # no reader of its tower could be served
     encode_fed(call.family, call.run, "image", call.inputs, Whole(reads=()))

@@ -12,7 +12,6 @@ from PIL import Image
 
 from foveate import cli
 from foveate.ask.loading import load
-from foveate.errors import BudgetError
 from foveate.integrations.lmms_eval import manifest
 from tests.forked import forked
 from tests.integrations.conftest import QUESTIONS
@@ -149,20 +148,6 @@ def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
     model.answerer = None
     with pytest.raises(AttributeError):
         model.generate_until([None])
-
-
-def test_a_budget_that_a_sample_cannot_meet_ends_the_run_in_one_line(capsys):
-    from foveate.eval.lmms.plugin import Foveate
-
-    def answer(requests):
-        raise BudgetError("its floor is 55 tokens", floor=0.1)
-
-    model = Foveate.create_from_arg_string("device=cpu", {"batch_size": "1"})
-    model.answerer = answer
-    with pytest.raises(SystemExit) as ended:
-        model.generate_until([])
-    assert ended.value.code in (1, 2)
-    assert "foveate: its floor is 55 tokens" in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -148,23 +148,3 @@ def test_a_stage_that_would_not_run_is_refused(family, said):
     with pytest.raises(fv.UnsupportedError, match=re.escape(said)), fv.drop(tiny(family), Mine()):
         pass
     assert said in reach(Mine(), fv.families()[family]).refused
-
-
-def test_a_stage_beside_resize_or_mustdrop_is_refused():
-    class Mine(Method):
-        name = "mine"
-        stage = PixelStage(coarsen=halved)
-
-        def stages(self, shape):
-            return (self.stage,)
-
-    class Deeper(Mine):
-        stage = TowerStage(1, **PATCHES)
-
-    chains = {
-        "has 2 PixelStages": fv.Resize(keep=0.5) + Mine(),
-        "has 2 TowerStages": fv.MustDrop(retention=0.5) + Deeper(),
-    }
-    for said, chain in chains.items():
-        with pytest.raises(fv.UnsupportedError, match=said), fv.drop(tiny("llava"), chain):
-            pass

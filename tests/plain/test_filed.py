@@ -54,12 +54,3 @@ def test_other_values_are_refused(values, says):
 def test_another_format_is_refused():
     with pytest.raises(InputError, match="not a list of parts"):
         Record.from_dict(RECORD.to_dict() | {"format": "parts 2"})
-
-
-def test_a_file_is_overwritten_only_where_that_is_asked_for(tmp_path):
-    path = tmp_path / "record.json"
-    RECORD.save(path)
-    with pytest.raises(InputError, match="exists already"):
-        RECORD.save(path)
-    Record("b", ()).save(path, force=True)
-    assert Record.load(path) == Record("b", ())

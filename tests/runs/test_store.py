@@ -62,19 +62,6 @@ def test_rows_are_on_the_disk_after_some_seconds_and_not_after_each(tmp_path, mo
         assert len(synced) == begun + 1
 
 
-def test_what_is_done_is_not_asked_again(job):
-    run(job, Echo())
-    before = {path: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"}
-
-    class Nobody(Echo):
-        def __enter__(self):
-            raise AssertionError("a model is loaded")
-
-    summary = run(job, Nobody())
-    assert (summary.answered, summary.bad, summary.asked, summary.rate) == (35, 5, 0, None)
-    assert before == {path: path.stat().st_mtime_ns for path in job.out.iterdir() if path.name != ".lock"}
-
-
 class Stopping(Listener):
     """Stops a run after so many rows."""
 

@@ -61,18 +61,6 @@ def test_contexts_come_and_go_around_a_compiled_model(compiled, methods):
     assert not torch.equal(expected[None], expected[ONE])
 
 
-def test_decoding_in_an_open_context_traces_nothing_anew():
-    model, inputs = shallow(), batch("llava", WORDS)
-    torch._dynamo.reset()
-    model = layer_by_layer(model)
-    with fv.drop(model, ONE):
-        generate(model, inputs, new_tokens=3)
-        generate(model, inputs, new_tokens=3)
-        counters.clear()
-        generate(model, inputs, new_tokens=6)
-    assert counters["frames"]["total"] == 0
-
-
 def test_generates_own_compilation_needs_a_static_cache_and_is_refused():
     model, inputs = shallow(), batch("llava", WORDS)
     settings = {"cache_implementation": "static", "max_new_tokens": 3, "do_sample": False, **NO_PLACEHOLDERS}

@@ -48,16 +48,6 @@ def test_a_pipeline_answers_as_its_model_does(pipe, given):
     assert answer(pipe, prompt) == plain
 
 
-def test_a_batch_through_a_pipeline(pipe):
-    prompts = [chat("red"), chat("blue", "What is w1 w2 w3 ?")]
-    pipe.tokenizer.padding_side = "left"
-    with fv.drop(pipe, METHOD) as trace:
-        together = answer(pipe, prompts, batch_size=2)
-        assert trace.vision_tokens == [36, 36]
-        alone = [answer(pipe, [prompt]) for prompt in prompts]
-    assert [one[0]["generated_text"] for one in together] == [one[0][0]["generated_text"] for one in alone]
-
-
 def test_a_pipeline_of_a_model_without_a_family_is_refused(pipe):
     class Other:
         model = torch.nn.Linear(1, 1)

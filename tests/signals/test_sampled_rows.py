@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from foveate.contract import Attention
-from foveate.engine import attending
 from tests import oracle
 from tests.models import batch, is_vision, tiny
 from tests.signals import handed, read
@@ -94,18 +93,3 @@ def test_sampled_rows_may_see_all_of_their_image(family):
     (seen,) = read(model, inputs, signals)
     for signal, got in seen.items():
         torch.testing.assert_close(got, plain(signal, dense, image), **CLOSE)
-
-
-def test_other_rows_are_never_computed(monkeypatch):
-    asked = []
-    original = attending.attention_rows
-
-    def noted(queries, keys, *args, **options):
-        asked.append(queries.shape[1])
-        return original(queries, keys, *args, **options)
-
-    monkeypatch.setattr(attending, "attention_rows", noted)
-    signal = Attention(rows="vision", layer="next", sample=FEW)
-    (seen,) = read(tiny("llava"), batch("llava", ["titit"]), (signal,))
-    assert asked == [FEW, FEW]
-    assert len(seen[signal]) == 50

@@ -1,7 +1,6 @@
 """A second look from samples of one's own: what is promised, on how many pictures, and when nothing is."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -70,15 +69,6 @@ def test_its_figures_are_those_of_asking(vlm, sure, prompts):
     assert promise.tokens == pytest.approx(64 + promise.again * 576)
     answer = vlm.ask(picture(), "What is it ?", method=sure)
     assert answer.again == (answer.confidence < sure.sure)
-
-
-def test_what_was_answered_is_not_asked_again(vlm, sure, asked, prompts):
-    calls = []
-    with vlm.model.register_forward_pre_hook(lambda *_: calls.append(1)):
-        tasks = [question.task for question in asked]
-        again = fv.tune(vlm, prompts, agreement=0.9, method="vidcom2", tokens=64, tasks=tasks)
-    assert not calls
-    assert replace(again.promise, date="") == replace(sure.promise, date="")
 
 
 def test_questions_that_share_pictures_make_it_approximate_and_the_file_says_so(vlm, tmp_path):

@@ -80,20 +80,6 @@ def test_blank_frames_have_the_size_and_the_times_of_those_that_are_read(folder,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-@pytest.mark.parametrize("turn", QUARTERS)
-def test_the_header_says_how_a_film_is_turned(tmp_path, turn, suffix):
-    path = matrix(film(tmp_path / "phone.mp4", 3, size=(64, 32)), QUARTERS[turn])
-    other = tmp_path / f"other.{suffix}"
-    with av.open(str(path)) as phone, av.open(str(other), "w") as container:
-        stream = container.add_stream_from_template(phone.streams.video[0])
-        for packet in phone.demux():
-            if packet.size:
-                packet.stream = stream
-                container.mux(packet)
-    assert shape_of(other) == read(other).frames.shape[:3]
-
-
 def test_frames_are_the_middles_of_equal_parts(steady):
     clip = read(steady, frames=4)
     assert clip.frames.shape == (4, 48, 64, 3)

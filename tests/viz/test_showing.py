@@ -68,13 +68,3 @@ def test_where_nobody_knows_where_tokens_look_they_are_not_drawn(monkeypatch):
     monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.pictures", Family.pictures)
     with pytest.raises(fv.InputError, match="known"):
         run("qwen2_vl", "tvt").show(clip(3))
-
-
-def test_a_file_held_sideways_is_drawn_upright(tmp_path):
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photo.save(path := tmp_path / "phone.png", exif=exif)
-    trace = run("llava", "tit")
-    upright = trace.show(photo.transpose(Image.Transpose.ROTATE_270))
-    assert trace.show(path).tobytes() == trace.show(path.as_uri()).tobytes() == upright.tobytes()

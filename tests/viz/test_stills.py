@@ -36,15 +36,6 @@ def test_keeping_everything_shows_the_picture_itself():
     assert (dim(picture, grid(5, 7), np.arange(35)) == picture).all()
 
 
-@pytest.mark.parametrize("shade", [0, 20, 60, 255])
-def test_dropped_patches_are_told_from_kept_ones_in_dark_and_bright_pictures(shade):
-    shown = dim(plain((shade,) * 3), grid(2, 2), np.array([1])).astype(int)
-    kept, dropped = shown[:20, 20:, 0], shown[20:, :20, 0]
-    assert np.ptp(kept) == 0
-    assert np.ptp(dropped) >= 15  # the hatch
-    assert np.abs(dropped - shade).max() >= 20
-
-
 def test_a_pixel_counts_every_box_over_it_and_edges_go_to_the_nearest_pixel():
     boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [NAN, NAN, NAN, NAN]])  # the last token has no place
     assert coverage(boxes, 4, 4).tolist() == [[2, 2, 1, 1], [2, 2, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]

@@ -9,7 +9,6 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask.loading import load
-from foveate.cli.compare import METHODS
 from foveate.video import read
 from tests import oracle
 from tests.cli.checkpoints import TEMPLATE, save_qwen3_5
@@ -69,19 +68,6 @@ def test_generate_answers_about_a_video_file(run, folders, clip, tmp_path, famil
         assert drawn.width > 700
 
 
-def test_compare_runs_every_method_on_a_video(run, folders, clip, tmp_path):
-    figure = tmp_path / "all.png"
-    asked = (clip, *QUESTION, "--model", folders["qwen2_vl"], "--frames", 4, "--pairs", 2, *THIRD)
-    code, out, err = run("compare", *asked, "--figure", figure, "--json")
-    assert code == 0
-    assert err.startswith("foveate: Timing")
-    told = json.loads(out)
-    names = {row["name"].partition(" as ")[0] for row in (*told["methods"], *told["infeasible"])}
-    assert names == set(METHODS)
-    assert len(told["methods"]) >= 5
-    assert figure.exists()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_model_gets_is_what_its_own_processor_makes_of_the_frames(loaded, clip, family):
     one, found = loaded[family], read(clip, frames=6)
@@ -130,27 +116,6 @@ def test_dropping_is_the_independent_recompute(loaded, clip, family, scope):
     torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
     counts = trace.kept_by_frame()[0]
     assert (max(counts) - min(counts) <= 1) == (scope == "frame")
-
-
-def test_a_preset_may_be_run_frame_by_frame(run, folders, clip):
-    asked = (clip, *QUESTION, "--frames", 8, "--model", folders["llava_onevision"], "--set", "scope=frame")
-    asked += ("--method", "v2drop/llava-onevision-7b/25%")
-    code, out, _ = run("generate", *asked, "--json")
-    assert code == 0
-    first = json.loads(out)["trace"]["kept_by_frame"][0][0]
-    assert max(first) - min(first) <= 1
-
-
-@pytest.mark.parametrize(("family", "place"), [("qwen2_vl", 0), ("llava_onevision", 1)])
-def test_a_picture_and_a_video_go_into_one_question(run, folders, clip, family, place, tmp_path):
-    Image.new("RGB", (84, 56), "purple").save(still := tmp_path / "still.png")
-    files = (clip, still) if place == 0 else (still, clip)
-    asked = (*files, *QUESTION, "--frames", 4, "--model", folders[family], "--figure", tmp_path / "kept.png", "--json")
-    code, out, err = run("generate", *asked, *THIRD)
-    assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert told["vision_tokens"][place] == TOKENS[family](4)
-    assert len(told["vision_tokens"]) == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)
