@@ -6,7 +6,6 @@ import torch
 import foveate as fv
 from foveate.bench.shapes import shape
 from foveate.contract import Shape
-from foveate.core.grid import grids_of
 from foveate.cost._scoring import scoring_flops
 from tests.models import DEPTH, batch, tiny
 
@@ -27,8 +26,8 @@ def test_a_picture_and_a_video_are_planned_as_they_are_run(family, method):
     model = tiny(family)
     with fv.drop(model, method) as trace, torch.no_grad():
         model(**batch(family, ["titvt"]))
-    boxes = list(trace.latest.boxes[0])
-    sizes, grids = [len(image) for image in boxes], [grids_of(image) for image in boxes]
+    media = trace.latest.media[0]
+    sizes, grids = [image.length for image in media], [image.layout().grids for image in media]
     planned = method.plan(DEPTH, sizes, grids, [False, True])
     assert planned == tuple(trace.stages[-1].after) * DEPTH
     assert planned[0] < sum(sizes)

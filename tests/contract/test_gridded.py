@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.core.grid import grids_of
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from tests.models import DEPTH, FAMILIES, batch, tiny
@@ -12,8 +11,8 @@ from tests.models import DEPTH, FAMILIES, batch, tiny
 
 def seen(trace):
     """Tokens and grids of each image of the first sample."""
-    boxes = list(trace.latest.boxes[0])
-    return [len(one) for one in boxes], [grids_of(one) for one in boxes]
+    media = trace.latest.media[0]
+    return [image.length for image in media], [image.layout().grids for image in media]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from foveate.core.grid import cells_of, closing_rows, coarser, crops_of, frames_of, grids_of, into_cells, join
+from foveate.core.grid import closing_rows, coarser, crops_of, frames_of, into_cells, join
 from foveate.families.vision import grid_boxes
 
 sides = st.integers(1, 40)
@@ -79,12 +79,6 @@ def test_grids_are_joined_one_behind_the_other():
     assert merge.parent.tolist() == [0, 0, 0, 0, 1, 2]
 
 
-@given(grids=st.lists(st.tuples(sides, sides), min_size=1, max_size=4), newline=st.booleans())
-def test_grids_are_read_off_where_tokens_look(grids, newline):
-    boxes = torch.cat([grid_boxes(*grid) for grid in grids] + [torch.full((int(newline), 4), float("nan"))])
-    assert grids_of(boxes) == tuple(grids)
-
-
 @given(rows=sides, columns=sides, count=st.integers(1, 9), newline=st.booleans())
 def test_frames_begin_at_the_corner_and_a_closing_newline_is_of_the_last(rows, columns, count, newline):
     frames = [grid_boxes(rows, columns)] * count
@@ -101,18 +95,6 @@ def test_a_token_without_a_place_that_begins_each_frame_is_of_the_frame_behind_i
 
 def test_only_a_newline_that_ends_the_image_stays():
     assert [closing_rows(count) for count in (0, 1, 2, 9)] == [0, 1, 0, 0]
-
-
-def test_cells_count_frames_rows_and_columns_and_pass_newlines_over():
-    nowhere = [float("nan")] * 4
-    # A view of 1 x 2, then a tile of 2 x 1 with a newline behind each row.
-    boxes = torch.tensor(
-        [[0, 0, 0.5, 1], [0.5, 0, 1, 1], [0, 0, 1, 0.5], nowhere, [0, 0.5, 1, 1], nowhere], dtype=torch.float32
-    )
-    none = [-1, -1, -1]
-    cells = cells_of(boxes, ((1, 2), (2, 1)))
-    assert cells.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], none, [1, 1, 0], none]
-    assert cells_of(boxes, ((1, 2),)) is None  # two tokens more than cells
 
 
 def lists(crops):

@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.families.base import Family
-from foveate.families.vision import grid_boxes
+from foveate.families.vision import PictureLayout, grid_boxes
 from foveate.registry import family_for
 from tests.models import FAMILIES, TINY, batch, generate, tiny
 
@@ -34,6 +34,16 @@ def test_every_token_has_a_box_and_together_they_cover_the_picture(family):
     for sample, count in zip(trace.latest.boxes, trace.vision_tokens, strict=True):
         assert sum(len(boxes) for boxes in sample) == count
         assert all(covered(boxes) > 0.97 for boxes in sample)
+
+
+def test_cells_count_grids_rows_and_columns_and_pass_newlines_over():
+    """A view of 1 x 2, then a tile of 2 x 1 with a newline behind each row."""
+    none = [-1, -1, -1]
+    layout = PictureLayout(((1, 2), (2, 1)), beside=(3, 5))
+    assert layout.cells.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], none, [1, 1, 0], none]
+    assert layout.boxes.isnan().any(-1).tolist() == [False, False, False, True, False, True]
+    assert layout.boxes[4].tolist() == [0, 0.5, 1, 1]
+    assert PictureLayout().cells.tolist() == []
 
 
 def test_onevision_video_frames_end_in_one_newline():

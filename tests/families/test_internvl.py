@@ -10,7 +10,6 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
-from foveate.core.grid import grids_of
 from foveate.families.tiles import mosaic
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
@@ -100,11 +99,19 @@ def test_tokens_look_where_their_tiles_do():
     assert wide[0].tolist() == pytest.approx([0, 0, 1 / 9, 1 / 6])
     assert wide[9 * 4 + 5].tolist() == pytest.approx([5 / 9, 4 / 6, 6 / 9, 5 / 6])  # second row of tiles, second column
     assert wide[-9:].tolist() == single.tolist()
-    assert grids_of(wide) == ((3, 3),) * 7
-    assert grids_of(tall) == ((9, 3), (3, 3))  # one column of tiles is one grid
+    assert tall[9].tolist() == pytest.approx([0, 1 / 3, 1 / 3, 4 / 9])  # the second of three tiles in a column
     assert [picture.grids for picture in pictures] == [((3, 3),) * 7, ((3, 3),), ((3, 3),) * 4]
     others = family.pictures(family.model.config, "image", given, [9, 9])
     assert [picture.boxes for picture in others] == [None, None]  # not the tiles of this call
+
+
+def test_tiles_in_one_column_are_views_of_their_own():
+    model, ids = models.tiny("internvl"), torch.tensor([[1, 93, *[IMAGE] * 36, 94, 7]])
+    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
+        model(input_ids=ids, pixel_values=cut_up(3, 1))
+    cells, grids = trace.latest.media[0][0].cells
+    assert grids == ((3, 3),) * 4
+    assert cells[::9].tolist() == [[view, 0, 0] for view in range(4)]
 
 
 @pytest.mark.skipif("not models.ENCODES_FIRST", reason="here a model takes no features made before")

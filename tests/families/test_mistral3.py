@@ -10,7 +10,6 @@ from torch import Tensor
 
 import foveate as fv
 from foveate.contract import Arriving
-from foveate.core.grid import grids_of
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
@@ -93,7 +92,7 @@ def test_a_side_that_is_no_whole_number_of_tokens():
             (reduced,) = model.model.get_image_features(**pictures).pooler_output
     assert len(whole) == 6
     assert len(reduced._foveate.cut.source) == 3 + 1
-    assert grids_of(reduced._foveate.boxes()) == ((3, 2),)
+    assert reduced._foveate.layout().grids == ((3, 2),)
 
 
 def test_a_smaller_picture_is_what_the_model_makes_of_it_alone():

@@ -83,51 +83,6 @@ def join(grids: Sequence[Cut]) -> Cut:
     return Cut.join(torch.cat(sources), torch.cat(parents))
 
 
-def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
-    """The grids of an image's tokens, in order, from the region that each token covers (see `PictureLayout.boxes`).
-
-    A token begins a new grid if it is neither right of the previous token nor the first of the row below. So tiles that
-    are stacked in a single column are read as one grid. Newlines cover no region and belong to no grid.
-    """
-    looks_somewhere = ~boxes.isnan().any(dim=-1)
-    corners = boxes[looks_somewhere, :2].tolist()  # left and top of each token
-    starts: list[int] = []
-    first_left = previous_left = previous_top = 0.0
-    for at, (left, top) in enumerate(corners):
-        right = top == previous_top and left > previous_left
-        below = top > previous_top and left == first_left
-        if at == 0 or not (right or below):
-            starts.append(at)
-            first_left = left
-        previous_left, previous_top = left, top
-    grids = []
-    for start, end in itertools.pairwise([*starts, len(corners)]):
-        _, first_top = corners[start]
-        tops = [top for _, top in corners[start:end]]
-        columns = tops.count(first_top)
-        grids.append(((end - start) // columns, columns))
-    return tuple(grids)
-
-
-def cells_of(boxes: Tensor, grids: Sequence[Grid]) -> Tensor | None:
-    """Frame (or view), row and column of each token of an image: (tokens, 3) int64, −1 for tokens that cover no region.
-
-    None if the number of tokens that cover a region differs from the number of cells in the grids.
-
-    Args:
-        boxes: The region that each token covers (see `PictureLayout.boxes`).
-        grids: Rows and columns of their grids, in order.
-    """
-    places = (~boxes.isnan().any(dim=-1)).nonzero()[:, 0]
-    parts = [boxes.new_zeros(0, 3, dtype=torch.int64)]
-    for frame, (rows, columns) in enumerate(grids):
-        parts.append(torch.cartesian_prod(torch.tensor([frame]), torch.arange(rows), torch.arange(columns)).view(-1, 3))
-    cells = torch.cat(parts)
-    if len(cells) != len(places):
-        return None
-    return torch.full((len(boxes), 3), -1).index_put((places,), cells)
-
-
 def frames_of(boxes: Tensor) -> tuple[int, ...]:
     """The number of tokens in each frame of a video, from the region that each token covers (`PictureLayout.boxes`).
 

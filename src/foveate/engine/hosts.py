@@ -15,11 +15,12 @@ from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.encode import TowerReducer, count_masks
 from foveate.engine.left import Left
-from foveate.engine.media import MediaTokens, nowhere
+from foveate.engine.media import MediaTokens
 from foveate.engine.program import Program
 from foveate.engine.samples import read_samples
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left
+from foveate.families.vision import PictureLayout
 
 Project = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """Projects the rows of each image, (rows, width of the tower) -> (rows, width of the decoder)."""
@@ -84,7 +85,7 @@ def before_decoder(
 
     def look(hidden: Tensor, cut: Cut) -> Cut | None:
         # Treat the image as a sequence of its own: the image's rows, followed by text.
-        media = [MediaTokens(cut.arriving, nowhere, cut if len(hidden) < cut.arriving else None)]
+        media = [MediaTokens(cut.arriving, PictureLayout, cut if len(hidden) < cut.arriving else None)]
         (sample,) = read_samples([(torch.arange(cut.arriving + 1)[None] < cut.arriving, media)], None)
         left = replace(Left.of(0, sample, hidden.device), source=cut.source.to(hidden.device), sizes=(len(hidden),))
         left.notes |= cut.notes

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from foveate._transformers import FeatureCall
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid, cells_of, frames_of, grids_of
+from foveate.core.grid import Grid, frames_of
 from foveate.engine import guards
 from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
+from foveate.families.vision import PictureLayout
 
 TAG = "_foveate"
 """The only attribute that foveate sets on objects it does not own: on the output of a `get_*_features` call and on
@@ -28,7 +29,7 @@ class MediaTokens:
 
     Attributes:
         length: How many there are.
-        boxes: Computes the box of the image that each token covers. Called only when needed, because it may be slow.
+        layout: Returns its grids and where they are. Called only when needed, because it may be slow.
         cut: What a stage in the tower or behind it did to them, if any looked at them. If the cut changes anything, its
             rows are the first rows of the features.
         fixed: Indices of tokens that are not patches and always stay, such as a frame's CLS. They are not ranked
@@ -38,7 +39,7 @@ class MediaTokens:
     """
 
     length: int
-    boxes: Callable[[], Tensor | None]
+    layout: Callable[[], PictureLayout]
     cut: Cut | None = None
     fixed: Sequence[int] = ()
     video: bool = False
@@ -48,10 +49,15 @@ class MediaTokens:
         return self  # assisted decoding copies what `generate` has encoded; nothing changes it
 
     def __reduce__(self) -> Any:
-        """Pickle with tensors on the host and boxes computed."""
-        boxes = self.boxes()
-        places = nowhere if boxes is None else partial(Tensor.cpu, boxes.cpu())
-        return MediaTokens, (self.length, places, self.cut, self.fixed, self.video, tuple(self.ran))
+        """Pickle with boxes computed, and without the pixels that they may come from."""
+        layout, boxes = PictureLayout(), self.boxes()
+        if boxes is not None:
+            layout = replace(self.layout(), place=partial(Tensor.type_as, boxes[self.layout().in_grids]))
+        return MediaTokens, (self.length, partial(replace, layout), self.cut, self.fixed, self.video, tuple(self.ran))
+
+    def boxes(self) -> Tensor | None:
+        """The box of the image that each token covers. None if unknown."""
+        return self.layout().boxes
 
     @property
     def free(self) -> int:
@@ -82,18 +88,11 @@ class MediaTokens:
     def cells(self) -> tuple[Tensor, tuple[Grid, ...]]:
         """Frame, row and column of each of its free tokens, (free, 3) int64 on the host, and rows and columns of each
         frame. Both are empty if unknown."""
-        boxes = self.boxes()
-        grids: tuple[Grid, ...] = ()
-        cells: Tensor | None = None
-        if boxes is not None:
-            free = torch.ones(self.length, dtype=torch.bool)
-            free[list(self.fixed)] = False
-            boxes = boxes.cpu()[free]
-            grids = grids_of(boxes)
-            cells = cells_of(boxes, grids)
-        if cells is None:
-            return torch.zeros(0, 3, dtype=torch.int64), ()
-        return cells, grids
+        layout = self.layout()
+        cells = layout.cells
+        if self.fixed:  # these are the tokens beside the grids
+            cells = cells[layout.in_grids]
+        return cells, layout.grids or ()
 
     @property
     def started(self) -> int:
@@ -125,10 +124,6 @@ class Encoded:
 
     def __deepcopy__(self, memo: Any) -> "Encoded":
         return self
-
-
-def nowhere() -> None:
-    """Return None: the boxes of tokens whose place in the image is unknown."""
 
 
 def tag(
@@ -167,7 +162,7 @@ def tag(
     if ran:  # otherwise avoid the host sync
         ran_of = _by_image(ran, lengths, [picture.tower_images or 1 for picture in pictures()])
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        own = partial(lambda index: pictures()[index].boxes, index)
+        own = partial(lambda index: pictures()[index], index)
         media.append(MediaTokens(length, own, cut, fixed[index], modality == "video", ran_of[index]))
     by_sample, counts = [media], [len(sample) for sample in prompt or ()]
     if sum(counts) == len(media):
@@ -268,7 +263,7 @@ def tagged_media(
                 guards.refuse_foreign_features(program.method)
             (picture,) = family.pictures(family.model.config, modality, {}, [length])
             fixed = picture.beside if family.keeps_beside else ()
-            image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
+            image = MediaTokens(length, PictureLayout, fixed=fixed, video=modality == "video")
         media.append(image)
     return media
 

@@ -16,13 +16,14 @@ from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
-from foveate.engine.media import MediaTokens, image_lengths, nowhere, tagged_media
+from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
+from foveate.families.vision import PictureLayout
 
 PART = 4096
 """Tokens whose embeddings are looked up at once."""
@@ -267,7 +268,7 @@ def _media_in(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -
         if program.encodes is not None:
             guards.refuse_foreign_features(program.method)
         runs = image_lengths(family, modality, mask, arrival.ids) or []
-        return [MediaTokens(length, nowhere, video=modality == "video") for length in itertools.chain(*runs)]
+        return [MediaTokens(length, PictureLayout, video=modality == "video") for length in itertools.chain(*runs)]
     if modality not in arrival.encoded:
         return []
     output = arrival.encoded[modality]

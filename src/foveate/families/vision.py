@@ -52,6 +52,15 @@ class PictureLayout:
         is_cell[[*self.beside]] = False
         return is_cell
 
+    @property
+    def cells(self) -> Tensor:
+        """Grid, row and column of each token, (tokens, 3) int64; −1 for a token beside the grids."""
+        of_grids = [torch.zeros(0, 3, dtype=torch.int64)]
+        for index, (rows, columns) in enumerate(self.grids or ()):
+            of_grids.append(torch.cartesian_prod(torch.tensor([index]), torch.arange(rows), torch.arange(columns)))
+        in_grids = self.in_grids
+        return torch.full((len(in_grids), 3), -1).index_put((in_grids,), torch.cat(of_grids))
+
     @functools.cached_property
     def boxes(self) -> Tensor | None:
         """The region that each token covers, (tokens, 4) float32; NaN for a token beside the grids. None if unknown.

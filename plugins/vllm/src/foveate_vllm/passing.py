@@ -13,9 +13,10 @@ from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine.cutting import SampleRows, count_images, decide_left, note_attending
 from foveate.engine.left import Left, lefts_of
-from foveate.engine.media import MediaTokens, nowhere
+from foveate.engine.media import MediaTokens
 from foveate.engine.program import Program, hidden_note
 from foveate.engine.samples import Begun, Sample, read_samples
+from foveate.families.vision import PictureLayout
 from foveate_vllm import guards
 from foveate_vllm.heads import Heads, HeadsReader, heads_ahead, heads_of
 from foveate_vllm.layout import Batch, Images, Layout
@@ -228,7 +229,7 @@ def _samples_of(batch: Batch, images: Images) -> tuple[list[int], list[Sample]]:
     live = torch.zeros(len(requests), batch.rows, dtype=torch.bool)
     for row, request in zip(live, requests, strict=True):
         row[batch.starts[request] : batch.starts[request + 1]] = True
-    media = [MediaTokens(size, nowhere) for request in requests for size in sizes[request]]
+    media = [MediaTokens(size, PictureLayout) for request in requests for size in sizes[request]]
     samples = read_samples([(live & images.places[: batch.rows], media)], live)
     if images.whole is not None:
         samples = [_with_whole(sample, images.whole) for sample in samples]
