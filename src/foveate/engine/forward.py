@@ -336,18 +336,15 @@ class Forward:
         family: The model's family.
         outcome: The result so far.
         position_ids: See `Arrival`.
-        backend: Name of the attention implementation.
         idle: Whether every layer runs untouched: nothing will be dropped, and nothing is missing in the cache.
         drops: Whether tokens may be dropped in this forward.
-        live: (samples, unpruned columns), nonzero where a column is not padding; None if there is no padding or
-            tokens cannot be dropped.
+        live: (samples, unpruned columns), nonzero where a column is not padding; None if there is no padding.
         memo: Masks, tables and copies that several layers share.
         cache: The cache that the first layer got; None if the model runs without one.
         caches: Whether the model was told to cache.
         plans: Vision tokens that each layer will process, per sample; None if unknown beforehand.
         noted: The latest prefill's record, to which the reads of decode steps are added.
-        steps: In a text-only step that reads the whole cache: its pruned layers (None: another kind of layer). Else
-            empty.
+        steps: Whether it is a step of text on a cache whose layers lost tokens, and reads all of what they hold.
         segment: The segment of previous layers that the next layer may continue; None if it cannot.
         hands_on: Whether layers pass rows on to one another.
         unpadded: (samples, span) int64, 1 where a column of a prompt is not padding; on the prompt's device.
@@ -376,7 +373,6 @@ class Forward:
     family: Family
     outcome: Outcome = field(default_factory=Outcome)
     position_ids: Tensor | None = None
-    backend: str = "sdpa"
     idle: bool = False
     drops: bool = False
     live: Tensor | None = None
@@ -385,7 +381,7 @@ class Forward:
     caches: bool = False
     plans: Sequence[Sequence[int] | None] = ()
     noted: PrefillRecord | None = None
-    steps: Sequence[PrunedLayer | None] = ()
+    steps: bool = False
     segment: Segment | None = None
     hands_on: bool = False
     unpadded: Tensor | None = None
@@ -406,10 +402,14 @@ class Forward:
     entering_rows: Tensor = NOTHING
     entered: Tensor = NOTHING
 
-    def drop_in(self, samples: list[Sample], embeds: Tensor, last_only: bool) -> None:
+    @property
+    def backend(self) -> str:
+        """Name of the attention implementation."""
+        return str(self.family.text.config._attn_implementation)
+
+    def drop_in(self, embeds: Tensor, last_only: bool) -> None:
         """Start a forward that drops tokens, on embeddings (samples, columns, width); see `Arrival`."""
-        self.drops = True
-        self.span = embeds.shape[1]
+        samples, self.drops = self.samples, True
         self.outcome.lefts = lefts_of(samples, embeds.device)
         if not last_only:
             # A run ends where the next token belongs to another: runs 0 0 1 end at the second and third token.

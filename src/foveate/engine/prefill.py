@@ -21,7 +21,6 @@ from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import SessionError, UnsupportedError
-from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.families.vision import PictureLayout
 
@@ -43,71 +42,94 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     Returns:
         The decoder's input if tower cuts changed it, else None. Also sets `forward.outcome.record` for a prefill.
     """
-    program, family = forward.program, forward.family
-    forward.position_ids = arrival.position_ids
-    embeds = kwargs.get("inputs_embeds")
+    program, embeds = forward.program, kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
     forward.count, forward.span = (0, 0) if prompt is None else prompt.shape[:2]
-    layers = [layer if type(layer) is PrunedLayer else None for layer in getattr(cache, "layers", ())]
-    is_prompt = prompt is not None and (prompt.shape[1] > 1 or arrival.goes_on)
-    reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
-    # Idle until tokens may be dropped below, unless cache layers lost tokens in an earlier forward.
-    forward.idle = True
-    steps = program.reading is None and prompt is not None and not family.lenders
-    for layer in layers:
-        if layer is None:
-            continue
-        forward.idle = False
-        # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
-        if (layer.reads is not None or layer.memory) and (is_prompt or program.reading is None):
-            layer.settle()
-        steps = steps and layer.window is None
-    live: Tensor | None = None
-    for arguments in (kwargs, arrival.arguments):  # a core may build the decoder's masks itself
-        mask = arguments.get("attention_mask")
-        if live is None and isinstance(mask, Tensor) and mask.dim() == 2:
-            live = mask
-    for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-        encodes = hasattr(family.core, f"get_{modality}_features") or not family.gathers
-        if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
-            core = "get_image_features or get_video_features of the model's core"
-            raise unknown(f"encodes {name} in another way than by {core}")
-    masks = [(mask, _media_in(forward, arrival, modality, mask)) for modality, mask in arrival.placeholders]
+    forward.position_ids, forward.live = arrival.position_ids, _live(kwargs, arrival.arguments)
+    is_prompt = forward.span > 1 or (prompt is not None and arrival.goes_on)
+    # The cache comes first: a layer that reads less must be whole before anything below looks at its length.
+    _open_cache(forward, cache, is_prompt)
+    masks = _media(forward, arrival)
     if prompt is not None and (is_prompt or masks):
-        forward.unpadded = torch.ones(prompt.shape[:2], dtype=torch.int64, device=prompt.device)
-        if live is not None:
-            forward.unpadded *= (live[:, -forward.span :] != 0).to(prompt.device)  # in front: columns of earlier turns
-    if arrival.encoded and arrival.arguments and not masks:
-        raise UnsupportedError(
-            "The model encoded pictures but did not report their positions in the prompt, so foveate cannot drop "
-            "tokens. Write a family for this model: docs/guides/new-family.md."
-        )
-    if embeds is None or not masks:
-        if is_prompt and program.stages:
-            _refuse_unseen(forward, arrival, arrival.arguments or kwargs, live, cache)
-        # A fresh prompt without images is a prefill too, though nothing can be dropped. A decode step is not.
-        if prompt is not None and prompt.shape[1] > 1 and (cache is None or length_of(cache) == 0):
-            rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
-            forward.outcome.record = PrefillRecord(len(family.layers), rows, (0,) * forward.count)
-        if not forward.idle or reads:
-            forward.backend = str(family.text.config._attn_implementation)
-        if steps and not forward.idle:
-            forward.steps, forward.cache = layers, cache
-        if reads:
-            begin_turn(forward, cache, prompt, live)
-        return None
-    span = embeds.shape[1]
-    samples = read_samples(masks, None if live is None else forward.unpadded, program.by_frame, program.reads_cells)
+        forward.unpadded = _unpadded(forward, prompt.device)
+    reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
+    if embeds is not None and masks:
+        # Reads the samples with `unpadded`.
+        return _begin_images(forward, arrival, kwargs, cache, masks, reads)
+    _begin_text(forward, arrival, kwargs, cache, is_prompt)
+    if reads:
+        begin_turn(forward, cache, prompt)
+    return None
+
+
+def _live(*calls: Mapping[str, Any]) -> Tensor | None:
+    """Return the first 2-D mask of these calls: which columns are not padding, those of earlier turns in front."""
+    masks = (arguments.get("attention_mask") for arguments in calls)  # a core may build the decoder's masks itself
+    return next((mask for mask in masks if isinstance(mask, Tensor) and mask.dim() == 2), None)
+
+
+def _open_cache(forward: Forward, cache: Any, is_prompt: bool) -> None:
+    """Let every layer run untouched for now, unless layers of the cache lost tokens. End limited reads of these."""
+    pruned = [layer for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer]
+    forward.idle = not pruned
+    # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
+    for layer in pruned if is_prompt or forward.program.reading is None else ():
+        if layer.reads is not None or layer.memory:
+            layer.settle()
+
+
+def _unpadded(forward: Forward, device: torch.device) -> Tensor:
+    """Return 1 where a column of the prompt is not padding, (samples, span) int64."""
+    unpadded = torch.ones(forward.count, forward.span, dtype=torch.int64, device=device)
+    if forward.live is None:
+        return unpadded
+    return unpadded * (forward.live[:, -forward.span :] != 0).to(device)  # in front: columns of earlier turns
+
+
+def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any, is_prompt: bool) -> None:
+    """Begin a forward in which no vision token is known: a prompt of text, or a decode step."""
+    program, live = forward.program, forward.live
+    if is_prompt and program.stages:
+        _refuse_unseen(forward, arrival, arrival.arguments or kwargs, cache)
+    # A fresh prompt without images is a prefill too, though nothing can be dropped. A decode step is not.
+    if forward.span > 1 and (cache is None or length_of(cache) == 0):
+        rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
+        forward.outcome.record = PrefillRecord(len(forward.family.layers), rows, (0,) * forward.count)
+    # A decoder that is called by position shows no span.
+    if not forward.idle and forward.span and program.reading is None and not forward.family.lenders:
+        pruned = [layer for layer in cache.layers if type(layer) is PrunedLayer]
+        forward.steps, forward.cache = all(layer.window is None for layer in pruned), cache
+
+
+def _begin_images(
+    forward: Forward,
+    arrival: Arrival,
+    kwargs: dict[str, Any],
+    cache: Any,
+    masks: Sequence[tuple[Tensor, Sequence[MediaTokens]]],
+    reads: bool,
+) -> Tensor | None:
+    """Begin a prompt with images; see `begin`.
+
+    Args:
+        forward, arrival, kwargs, cache: See `begin`.
+        masks: Where the vision tokens are, and their images, by modality.
+        reads: Whether steps may read less after this prompt.
+    """
+    program, family, live = forward.program, forward.family, forward.live
+    embeds, unpadded = kwargs["inputs_embeds"], None if live is None else forward.unpadded
+    forward.samples = samples = read_samples(masks, unpadded, program.by_frame, program.reads_cells)
     # None if unknown beforehand: the tower has cut, or the image or the question decides.
-    plans: list[Sequence[int] | None] = [None] * len(samples)
+    forward.plans = [None] * len(samples)
     if not any(image.changed for sample in samples for image in sample.media):
-        plans = [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
+        forward.plans = [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
     counts = [len(sample.vision) for sample in samples]
-    drops = any(plan is None or (plan and min(plan) < count) for plan, count in zip(plans, counts, strict=True))
-    forward.samples = samples
+    pairs = zip(forward.plans, counts, strict=True)
+    drops = any(plan is None or (plan and min(plan) < count) for plan, count in pairs)
     reads = reads and any(counts)
+    # Refuse before the record is made, so that the trace has no prefill that did not run.
     if drops or reads:
-        columns = span + max(0, 0 if cache is None else length_of(cache))
+        columns = forward.span + max(0, 0 if cache is None else length_of(cache))
         guards.refuse_call(kwargs, live, family, columns, CACHE_LAYERS)
     goes_on = arrival.behind_image and (drops or arrival.behind_cut) and any(sample.starts for sample in samples)
     if goes_on or (drops and arrival.splits):
@@ -115,42 +137,37 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             "Chunked prefill has split an image, so its tokens cannot be ranked together. "
             "Leave prefill_chunk_size unset, or choose a size that splits no image."
         )
-    forward.outcome.record = _record(family, samples, live, span, cache)
-    if program.thin is not None and any(image.ran for sample in samples for image in sample.media):
-        forward.outcome.record.stages.append(_tower_rows(samples))
+    forward.outcome.record = _record(forward, cache)
     if not drops and not reads:  # every layer runs untouched
         counts_in = forward.outcome.record.vision_tokens
         tokens = [torch.arange(count) for count in counts_in]
         stay = [StageRecord("layer", layer, counts_in, counts_in, tokens) for layer in sorted(program.cuts)]
         forward.outcome.record.stages.extend(stay)
         return None
-    forward.backend = str(family.text.config._attn_implementation)
-    forward.live, forward.idle, forward.plans = live, False, plans
+    forward.idle = False
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.later_additions(kwargs)
-    forward.drop_in(samples, embeds, arrival.last_only)
+    forward.drop_in(embeds, arrival.last_only)
+    # What is left of the samples is known now: the question's encodings and the tower's cuts are stored there.
     _note_text(forward, arrival.ids)
     if reads:
-        begin_turn(forward, cache, embeds, live)
+        begin_turn(forward, cache, embeds)
     return _take_tower_cuts(forward, embeds)
 
 
-def _refuse_unseen(
-    forward: Forward, arrival: Arrival, handed: Mapping[str, Any], live: Tensor | None, cache: Any
-) -> None:
+def _refuse_unseen(forward: Forward, arrival: Arrival, handed: Mapping[str, Any], cache: Any) -> None:
     """Refuse a prompt in which no vision token is known, if there may be some.
 
     Args:
         forward: The forward.
         arrival: Knows what ran before the decoder.
         handed: The arguments of the core's forward, or of the decoder's if the core did not run.
-        live: Which columns are not padding, those of earlier turns in front; None: unknown.
         cache: The cache that it begins with; None if there is none.
 
     Raises:
         UnsupportedError: If pictures were encoded past `get_*_features`, or rows are the embedding of no token.
     """
-    family, ids, embeds = forward.family, arrival.asked, handed.get("inputs_embeds")
+    family, live, ids, embeds = forward.family, forward.live, arrival.asked, handed.get("inputs_embeds")
     seen, is_fresh = arrival.unseen, cache is None or length_of(cache) == 0
     if embeds is None and not is_fresh:
         seen = ""  # ids behind a cache are text, even if the model gets the pictures of an earlier turn again
@@ -251,18 +268,33 @@ def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
     return cut
 
 
-def _media_in(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -> list[MediaTokens]:
-    """Return the images (or videos) of a forward's prompt, by the tags of their features.
+def _media(forward: Forward, arrival: Arrival) -> list[tuple[Tensor, list[MediaTokens]]]:
+    """Return where the vision tokens of each modality are, (samples, columns) bool, and its images or videos.
 
     Args:
         forward: Knows the method and the model.
         arrival: Has the encoder outputs.
-        modality: "image" or "video".
-        mask: Where their tokens are, (samples, columns) bool.
 
     Raises:
-        UnsupportedError: If the method reduces in the tower and these features were not computed inside the context.
+        UnsupportedError: If the model encoded pictures in an unknown way or did not say where they are. Or if the
+            method reduces in the tower, and these features were not computed inside the context.
     """
+    core, gathers = forward.family.core, forward.family.gathers
+    for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        encodes = hasattr(core, f"get_{modality}_features") or not gathers
+        if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
+            functions = "get_image_features or get_video_features of the model's core"
+            raise unknown(f"encodes {name} in another way than by {functions}")
+    if arrival.encoded and arrival.arguments and not arrival.placeholders:
+        raise UnsupportedError(
+            "The model encoded pictures but did not report their positions in the prompt, so foveate cannot drop "
+            "tokens. Write a family for this model: docs/guides/new-family.md."
+        )
+    return [(mask, _media_of(forward, arrival, modality, mask)) for modality, mask in arrival.placeholders]
+
+
+def _media_of(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -> list[MediaTokens]:
+    """Return the images (or videos) of a forward's prompt, by the tags of their features."""
     program, family = forward.program, forward.family
     if not hasattr(family.core, f"get_{modality}_features"):
         if program.encodes is not None:
@@ -278,21 +310,25 @@ def _media_in(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -
     return tagged_media(output, lengths, program, family, modality)
 
 
-def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span: int, cache: Any) -> PrefillRecord:
+def _record(forward: Forward, cache: Any) -> PrefillRecord:
     """Build the trace's record of a prefill with images."""
+    family, samples, live = forward.family, forward.samples, forward.live
     rows: Sequence[int] | Tensor = tuple([sample.live for sample in samples])
     # Include earlier turns: the mask has their columns, or the cache their number.
-    if live is not None and live.shape[1] > span:
+    if live is not None and live.shape[1] > forward.span:
         rows = live.sum(dim=1)
     elif live is None and cache is not None:
         rows = tuple(count + max(0, length_of(cache)) for count in rows)
-    return PrefillRecord(
+    record = PrefillRecord(
         depth=len(family.layers),
         rows=rows,
         vision_tokens=tuple([sample.vision_tokens for sample in samples]),
         media=[sample.media for sample in samples],
         fit=family.fit,
     )
+    if forward.program.thin is not None and any(image.ran for sample in samples for image in sample.media):
+        record.stages.append(_tower_rows(samples))
+    return record
 
 
 def _tower_rows(samples: Sequence[Sample]) -> StageRecord:

@@ -68,20 +68,19 @@ def _count(slots: Sequence[Slots]) -> None:
 # -- a prompt -----------------------------------------------------------------------------------------------------
 
 
-def begin_turn(forward: Forward, cache: Any, prompt: Tensor, live: Tensor | None) -> None:
+def begin_turn(forward: Forward, cache: Any, prompt: Tensor) -> None:
     """Note on a prompt's forward what lets later steps read less. Does nothing if there are no vision tokens.
 
     Args:
         forward: Has the samples, if there are images, and the attention of the previous chunk.
         cache: The cache of earlier turns.
         prompt: Ids or embeddings, (samples, columns, …).
-        live: (samples, unpruned columns), nonzero where a column is not padding; None without padding.
     """
     by_layer = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
     earlier = next((kinds for kinds in by_layer if kinds is not None), None)
     if earlier is None and not forward.samples:
         return
-    samples, span = prompt.shape[:2]
+    (samples, span), live = prompt.shape[:2], forward.live
     past, most = max(0, length_of(cache)) if cache is not None else 0, span
     new = prompt.new_ones(samples, span, dtype=torch.int8)
     if forward.samples:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import CACHE_NAMES, LinearAttentionLayer, attention_of, by_name, cache_of, unknown
+from foveate._transformers import LinearAttentionLayer, attention_of, by_name, cache_of, unknown
 from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
-from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, alive_columns, as_seen, find_pruned, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, alive_columns, as_seen, find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
@@ -26,6 +26,8 @@ from foveate.families.tap import PICKED, AttentionHook, every_slot, tapped_layer
 
 BY_NAME = {"attention_mask", "position_embeddings"}
 """Arguments that an ordinary layer gets by name."""
+MISSING = object()
+"""Stands for an argument that is not there, which is not None."""
 REPLACED = ("attention_mask", "position_embeddings", "position_ids")
 """Arguments of a segment's layers that are replaced."""
 
@@ -62,54 +64,74 @@ class LayerRunner:
             self._plain = frozenset(range(1, len(self._layers))) - others
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Run decoder layer `index` on the rows that are left, and write them back into the full-length stream."""
-        if index == 0 and self.arrival is not None and self.begin is not None:
+        """Run decoder layer `index` the way of its forward."""
+        if self.arrival is not None:
+            args, kwargs = self._begin_here(index, args, kwargs)
+        forward = self.forward
+        if forward is None or forward.idle:  # outside the decoder, or nothing to do
+            return original(*args, **kwargs)
+        way = self._run_told if forward.steps else self._run_cut
+        return way(forward, index, original, args, kwargs)
+
+    def _begin_here(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Begin a forward at its first layer, if the decoder's hook could not. Return the layer's arguments."""
+        if index == 0 and self.begin is not None:
             if args:
                 args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
             elif "hidden_states" in kwargs:
                 kwargs["hidden_states"] = self.begin(kwargs["hidden_states"], kwargs)
-        forward = self.forward
-        if self.arrival is None and (forward is None or forward.idle):  # outside the decoder, or nothing to do
-            return original(*args, **kwargs)
-        if self.arrival is not None or forward is None:
+        if self.arrival is not None:
             guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
-        segment, cache = forward.segment, forward.cache
-        if forward.steps or segment is not None:
-            mask, tables = kwargs.get("attention_mask", args), kwargs.get("position_embeddings")
-            usual = cache_of(kwargs) is None if cache is None else cache in map(kwargs.get, CACHE_NAMES)
-            usual &= len(args) == 1
-            stored: PrunedLayer | None = None
-            if usual and forward.steps:
-                stored = forward.steps[index]
-                if stored is None:
-                    return original(*args, **kwargs)
-                if mask is stored.shift is None and tables is not None and not stored.ragged:
-                    stored.announce(None, forward.span, False)
-                    return original(*args, **kwargs)
-            usual &= index in self._plain
-            if usual and segment is not None and mask is segment.mask and tables is segment.tables:
-                alike = type(self._layers[index]) is segment.kind and args[0].device == segment.device
-                if alike and stored is None and index == len(forward.outcome.row_maps):
-                    return self._run_further(forward, segment, index, original, args[0], kwargs)
-                if alike and stored is not None and segment.holds(stored):
-                    stored.announce(*segment.announced)
-                    return original(*args, **{**kwargs, **segment.given})
-            if segment is not None and forward.drops:
-                forward.segment = None
-                args, kwargs = segment.put_back(index, args, kwargs)
-        cache = cache_of(kwargs)
+        return args, kwargs
+
+    def _run_told(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a layer of a step. Its cache is told which columns come; without padding nothing else changes."""
+        stored, segment = find_pruned(forward.cache, index), self._continued(forward, index, args, kwargs)
+        masked = kwargs.get("attention_mask", MISSING) is not None
+        usual = len(args) == 1 and cache_of(kwargs) is forward.cache and kwargs.get("position_embeddings") is not None
+        if stored is not None and usual and not masked and stored.shift is None and not stored.ragged:
+            stored.announce(None, forward.span)
+        elif stored is not None and segment is not None and segment.holds(stored):
+            stored.announce(*segment.announced)
+            kwargs |= segment.given
+        else:
+            return self._run_alone(forward, index, original, args, kwargs)
+        return original(*args, **kwargs)
+
+    def _run_cut(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a layer on the rows that are left: as the layer before it if the model passes it the same."""
+        segment = self._continued(forward, index, args, kwargs)
+        if segment is not None and index == len(forward.outcome.row_maps):
+            return self._run_further(forward, segment, index, original, args[0], kwargs)
+        if forward.segment is not None:
+            args, kwargs = forward.segment.put_back(index, args, kwargs)
+            forward.segment = None
+        return self._run_alone(forward, index, original, args, kwargs)
+
+    def _continued(self, forward: Forward, index: int, args: Any, kwargs: dict[str, Any]) -> Segment | None:
+        """Return the segment of the layers before this one if it is called like them, else None."""
+        segment = forward.segment
+        if segment is None or index not in self._plain or len(args) != 1 or cache_of(kwargs) is not forward.cache:
+            return None
+        # The very same mask and tables: a layer with a window, for example, gets another mask.
+        mask, tables = kwargs.get("attention_mask", MISSING), kwargs.get("position_embeddings")
+        if mask is not segment.mask or tables is not segment.tables or args[0].device != segment.device:
+            return None
+        return segment if type(self._layers[index]) is segment.kind else None
+
+    def _run_alone(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a layer with arguments of its own, after the stages before it."""
+        module, cache = self._layers[index], cache_of(kwargs)
         stored = find_pruned(cache, self._lenders.get(index, index))
         if not forward.drops and stored is None and not forward.ends_turn:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
             stored = stored.reads
-        expected = index
-        if forward.drops:
-            expected = len(forward.outcome.row_maps)
-        module = self._layers[index]
         if args[1:]:
             args, kwargs = args[:1], by_name(module, args, kwargs)
-        usual = self._family.gathers or kwargs.keys() >= BY_NAME
+        expected = len(forward.outcome.row_maps) if forward.drops else index
+        gathers = self._family.gathers
+        usual = gathers or kwargs.keys() >= BY_NAME
         if index != expected or not usual or not (args or "hidden_states" in kwargs):
             guards.refuse_layer_call(index, expected, args, kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -118,21 +140,15 @@ class LayerRunner:
             streams = Streams.of(hidden, (forward.count, forward.span))
             hidden, original = streams.fold(hidden), streams.around(original)
         if forward.drops and index == 0:
-            gathers = self._family.gathers
             guards.refuse_first_layer(module, kwargs, hidden.shape[1], forward.caches, CACHE_LAYERS, gathers)
             forward.cache = cache
         elif forward.drops and cache is not forward.cache:
             guards.refuse_other_cache(index)
         call = LayerCall(index, module, hidden, hidden, kwargs, not args, stored, cache, streams)
         del hidden, args  # so that only the call holds the input
-        if index in self._lenders:
-            run = self._run_borrower
-        else:
-            run = self._run_call
+        run = self._run_borrower if index in self._lenders else self._run_call
         output = run(forward, call, original)
-        if streams is None:
-            return output
-        return with_hidden(output, streams.unfold)
+        return output if streams is None else with_hidden(output, streams.unfold)
 
     def _run_call(self, forward: Forward, call: LayerCall, original: Original) -> Any:
         """Run the stages before a layer, then the layer."""
@@ -184,7 +200,7 @@ class LayerRunner:
         else:
             call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced[0])
         if rows is None:
-            begins = bool(forward.steps) and index in self._plain
+            begins = forward.steps and index in self._plain
         else:
             more = self._give_rows(forward, call, rows)
             alone = recurrent or more or past
@@ -318,9 +334,6 @@ class LayerRunner:
             stored.shift = segment.stored.shift
         forward.outcome.row_maps.append(rows)
         output = original(hidden, **{**kwargs, **segment.given})
-        if forward.hands_on and index < self._last:
-            segment.full, segment.handed = entered, output[0] if isinstance(output, tuple) else output
-            return output
         return self._hand_on(forward, index, rows, entered, output)
 
     def _hand_on(self, forward: Forward, index: int, rows: RowMap, entered: Tensor, output: Any) -> Any:
