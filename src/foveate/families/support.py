@@ -1,7 +1,7 @@
 """Support: what a method does on a family, derived from its stages, without a model or a hand-written table."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from foveate.contract import follow
@@ -207,32 +207,31 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
     sure, can = set[str](), set[str]()
-    counted = True  # all counts so far are the same for any image and question
+    of_image = (arriving.tokens,), (arriving.grids,), (arriving.video,)
+    tokens, known = arriving.tokens, True  # the counts so far are the same for any image and question
+    counted: list[Stage] = []
     for stage in stages:
         if isinstance(stage, ThinStage):
             sure.add("tower")  # rows leave, and are restored
-            continue
-        if stage.place is Place.CACHE:
+        elif stage.place is Place.CACHE:
             if not follow.cut_layers(stages):
                 can.add("kv")
             elif follow.cached_layers(stages):
                 (sure if "layer" in sure else can).add("kv")
-            continue
-        is_read = stage.place is Place.DECODE
-        if stage.place >= Place.LAYER and not is_read and arriving.grids:  # the image enters the decoder
-            arriving = replace(arriving, started=arriving.tokens, grids=())
-        left = stage.left(arriving) if stage.drops or is_read else arriving.tokens
-        if left is None or left < arriving.tokens:
-            where = "read" if is_read else _where(stage, several=len(early) > 1)
-            (sure if counted and left is not None else can).add(where)
-        if is_read:
-            continue
-        if left is None:
-            counted = False
-            if stage.place < Place.LAYER:  # the remaining tokens form no grid
-                arriving = replace(arriving, grids=())
-        elif left < arriving.tokens:
-            arriving = replace(arriving, tokens=left)
+        elif stage.place is Place.DECODE:
+            left = stage.left(Arriving.all_of(tokens))
+            if left is None or left < tokens:
+                (can if left is None or not known else sure).add("read")
+        elif stage.drops:
+            # Stages whose counts are unknown are left out: what comes behind them may drop, but need not.
+            plan = follow.layer_plan([*counted, stage], depth, *of_image)
+            if plan is None or plan[-1] < tokens:
+                (sure if known and plan else can).add(_where(stage, several=len(early) > 1))
+            if plan is None:
+                known = False
+            else:
+                counted.append(stage)
+                tokens = plan[-1]
     return Reach(frozenset(sure), frozenset(can - sure))
 
 
