@@ -15,7 +15,7 @@ from foveate.engine import arguments, runner
 from foveate.engine.arguments import Positions, Remap
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.forward import RowMap
-from foveate.engine.handed import rows_of
+from foveate.engine.handed import gather_rows
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
 from foveate.engine.trace import PrefillRecord, StageRecord
@@ -156,7 +156,7 @@ def positions_plus_one(original):
 
     def tables(self, forward, call, rows):
         places = (rows.source + 1).clamp(0, call.hidden.shape[1] - 1)
-        return tuple(rows_of(table, places, rows._samples) for table in call.kwargs["position_embeddings"])
+        return tuple(gather_rows(table, places, rows._samples) for table in call.kwargs["position_embeddings"])
 
     return tables
 
@@ -192,13 +192,13 @@ def one_wrong_row_gathered(original):
     def gather(self, full):
         columns = self.columns.clone()
         columns[:, 5] = columns[:, 4]
-        return rows_of(full, columns, self._samples)
+        return gather_rows(full, columns, self._samples)
 
     return gather
 
 
 def rows_of_the_first_sample(original):
-    return lambda self, full: rows_of(full, self.columns, 0 * self._samples)
+    return lambda self, full: gather_rows(full, self.columns, 0 * self._samples)
 
 
 def one_row_not_put_back(original):

@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 import foveate as fv
 from foveate.engine import cache as cache_module
 from foveate.engine.cache import PrunedLayer, pruned_layer
-from foveate.engine.copies import settle
+from foveate.engine.copies import compact
 
 WIDTH = 2
 
@@ -335,7 +335,7 @@ def test_what_changes_the_rows_ends_the_room(long, change):
         case "crop":
             layer.crop(-1)
         case "settle":
-            settle(cache)
+            compact(cache)
     assert change == "crop" or layer._room is None
     decode(layer, layer.seen)
     assert torch.equal(before, kept)

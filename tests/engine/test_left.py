@@ -82,7 +82,7 @@ def test_a_merge_is_stored_where_its_image_or_its_run_begins(runs, slots, column
     entered = ints(0, 1, 2)
     left = Left(0, None, ints(3, 4, 5), ints(), slots=entered, source=entered, sizes=(3,), runs=runs)
     cut = Cut.merge(torch.tensor([1]), torch.tensor([[7.0]]), torch.tensor([-1, 0, 0]), {"size": torch.tensor([2])})
-    rows, before = left.take(cut, (1,))
+    rows, before = left.apply(cut, (1,))
     assert (rows.tolist(), before.tolist()) == ([[7.0]], [1])
     assert (left.source.tolist(), left.parent.tolist()) == ([1], [-1, 0, 0])
     assert (left.slots.tolist(), left.columns.tolist()) == (slots, columns)

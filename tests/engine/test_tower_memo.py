@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 import foveate as fv
 from foveate.core.patching import Patcher
 from foveate.engine.session import drop_or_not
-from foveate.engine.tower_memo import KEPT, TowerMemo, state_of
+from foveate.engine.tower_memo import KEPT, TowerMemo, tower_state
 from foveate.registry import family_for
 from foveate.testing import Sides
 from tests import models
@@ -138,8 +138,8 @@ def test_a_tower_that_is_changed_looks_again(change):
     module, tower, memo = Module().eval(), Tower(), TowerMemo()
     for number in (1, 2):
         with torch.no_grad():
-            memo(tower, pictures(1), state=lambda: state_of(module))
-            memo(tower, pictures(1), state=lambda: state_of(module))
+            memo(tower, pictures(1), state=lambda: tower_state(module))
+            memo(tower, pictures(1), state=lambda: tower_state(module))
             assert len(tower.looks) == number
             CHANGES[change](module)
     torch.set_autocast_enabled("cpu", False)
@@ -148,11 +148,11 @@ def test_a_tower_that_is_changed_looks_again(change):
 def test_a_tower_that_learns_or_drops_out_always_looks():
     module, tower, memo = Module().eval(), Tower(), TowerMemo()
     for _ in range(2):
-        memo(tower, pictures(1), state=lambda: state_of(module))
+        memo(tower, pictures(1), state=lambda: tower_state(module))
     module.fc.train()
     with torch.no_grad():
         for _ in range(2):
-            memo(tower, pictures(1), state=lambda: state_of(module))
+            memo(tower, pictures(1), state=lambda: tower_state(module))
     assert len(tower.looks) == 4
 
 

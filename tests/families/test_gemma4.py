@@ -10,7 +10,7 @@ from torch import Tensor
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.engine.copies import copy_of, settle
+from foveate.engine.copies import compact, copy_of
 from foveate.families.gemma import Gemma4
 from foveate.methods.resize import Resize
 from foveate.registry import family_for
@@ -186,7 +186,7 @@ def test_questions_go_on_from_what_those_have_seen(edge):
     rest = whole["input_ids"][:, seen:]
     texts = torch.cat((rest, rest.flip(1)))
     with fv.drop(edge, fv.Uniform(layers=(1, 4), keep=(0.6, 0.4))), torch.no_grad():
-        cache = settle(cache_in(edge(**looked, **pixels, use_cache=True)))
+        cache = compact(cache_in(edge(**looked, **pixels, use_cache=True)))
         both = edge(
             input_ids=texts, attention_mask=torch.ones(2, seen + 6, dtype=torch.long), **with_cache(copy_of(cache, 2)),
             **{types: torch.zeros_like(texts)},

@@ -24,7 +24,7 @@ from foveate.ask.prompt import Prompt, encode, is_vision, prepare, reads_videos,
 from foveate.ask.wording import QUESTION, Wording, end_of_head
 from foveate.contract.method import LastFrame, Method
 from foveate.engine.cache import pruned_layer
-from foveate.engine.copies import copy_of, settle
+from foveate.engine.copies import compact, copy_of
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import PrefillRecord
 from foveate.errors import UnsupportedError
@@ -282,7 +282,7 @@ def grow(
         run["position_ids"] = positions[..., look.tokens :]
     with drop_or_not(model, *going_on(method, new.last, cuda_graphs)) as trace:
         cache = prefill(model, {**run, **with_cache(copy_of(look.cache))})
-    return replace(look, ids=ids, inputs=inputs, cache=settle(cache), trace=trace)
+    return replace(look, ids=ids, inputs=inputs, cache=compact(cache), trace=trace)
 
 
 def going_on(method: Method | None, last: LastFrame, cuda_graphs: bool) -> tuple[Method | None, bool]:
@@ -335,7 +335,7 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
             if not isinstance(layer, DummyLayer) and layer.is_initialized:
                 turn = partial(turn_back, family, index) if turns(attention_of(family.layers[index])) else None
                 pruned_layer(cache, index).forget(start, end, turn, back)
-    return replace(look, ids=ids, inputs=inputs, cache=settle(cache))
+    return replace(look, ids=ids, inputs=inputs, cache=compact(cache))
 
 
 def without(

@@ -18,7 +18,7 @@ from foveate.ask.prompt import collate, is_vision
 from foveate.contract.follow import cached_layers, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
-from foveate.engine.copies import copy_of, nbytes, settle
+from foveate.engine.copies import compact, copy_of, nbytes
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
@@ -137,7 +137,7 @@ def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None
     begun = collate([beginning(model, inputs)], pad_id(model))
     with drop_or_not(model, method, cuda_graphs) as trace:
         cache = prefill(model, begun)
-    return Look(begun["input_ids"], without_pixels(begun), settle(cache), trace)
+    return Look(begun["input_ids"], without_pixels(begun), compact(cache), trace)
 
 
 def without_pixels(inputs: Inputs) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ class Positions:
                 "positions as the ends of packed sequences. Load the model with attn_implementation='sdpa'."
             )
         if not scales and rows.numbered is None:
-            taken: Tensor | None = rows.take(call.kwargs.get("position_ids"))
+            taken: Tensor | None = rows.at_rows(call.kwargs.get("position_ids"))
             return taken
         if rows.numbered is not None:
             return _numbers(forward, rows, call.hidden, call.shift).to(call.hidden.device)

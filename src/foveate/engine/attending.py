@@ -18,6 +18,7 @@ from foveate.core.tensors import BLOCK_NUMBERS, alike, send
 from foveate.engine.left import Left
 from foveate.engine.samples import Unit
 from foveate.errors import UnsupportedError
+from foveate.families.tap import Tapped
 
 RATERS = "raters"
 """Name of the tensor in `Left.text` that marks the raters."""
@@ -46,9 +47,7 @@ class RowsReader(ABC):
         self._softcap: float | None = None
 
     @abstractmethod
-    def _queries_and_keys(
-        self, asking: Tensor, signal: Attention | None = None, image: int = -1
-    ) -> tuple[Tensor, Tensor, float]:
+    def _queries_and_keys(self, asking: Tensor, signal: Attention | None = None, image: int = -1) -> Tapped:
         """Return queries of the rows `asking`, (asking,) int64, keys of all rows, and the scaling factor.
 
         Queries are (heads, asking, head size), keys (key heads, rows, head size). `signal` and `image` (−1: all) say
@@ -151,7 +150,7 @@ class RowsReader(ABC):
         if name == "hidden":
             return self._layer_input()
         if name == "queries":
-            return self._queries_and_keys(self._vision)[0]
+            return self._queries_and_keys(self._vision).queries
         heads = self._all_keys() if name == "keys" else self._values()
         return heads[:, self._vision]
 
@@ -218,7 +217,7 @@ class RowsReader(ABC):
     def _all_keys(self) -> Tensor:
         """Return keys of all rows after RoPE, (key heads, rows, head size)."""
         if self._made_keys is None:
-            _, self._made_keys, _ = self._queries_and_keys(self._vision[:0])
+            self._made_keys = self._queries_and_keys(self._vision[:0]).keys
         return self._made_keys
 
     # -- attention rows ----------------------------------------------------------------------------------------

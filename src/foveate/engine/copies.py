@@ -19,7 +19,7 @@ from foveate.engine.cache import CACHE_LAYERS, FOLLOWING, MEMO_SIZE, PrunedLayer
 STATES = ("conv_states", "recurrent_states")
 
 
-def settle(cache: Any) -> Any:
+def compact(cache: Any) -> Any:
     """Give every tensor of a cache its own memory. Rows that a window keeps are views of longer tensors.
 
     Raises:
@@ -34,11 +34,11 @@ def settle(cache: Any) -> Any:
             layer.settle()
             if layer._room is not None:
                 layer.keys, layer.values = layer._room.copies(layer.keys, layer.values)
-        layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
+        layer.keys, layer.values = _own_memory(layer.keys), _own_memory(layer.values)
         if type(layer) is PrunedLayer:
             layer._room = None
             if layer.base is not None:
-                layer.base = bases.setdefault(id(layer.base), _compact(layer.base))
+                layer.base = bases.setdefault(id(layer.base), _own_memory(layer.base))
     return cache
 
 
@@ -67,7 +67,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
         spread: The repeated tensors made so far, by original.
         samples: How many samples the copy has.
     """
-    if type(layer) not in CACHE_LAYERS:  # it may write in place; `settle` refuses it
+    if type(layer) not in CACHE_LAYERS:  # it may write in place; `compact` refuses it
         return copy.deepcopy(layer)
     copied = copy.copy(layer)
     if isinstance(layer, LinearAttentionLayer):
@@ -117,7 +117,7 @@ def nbytes(cache: Any) -> int:
     return sum(held.values())
 
 
-def _compact(tensor: Tensor) -> Tensor:
+def _own_memory(tensor: Tensor) -> Tensor:
     """Return the tensor in memory of exactly its size."""
     if tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor

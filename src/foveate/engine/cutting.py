@@ -384,7 +384,7 @@ def _cut(forward: Forward, call: LayerCall, lefts: Sequence[Left], reader_of: Re
         decided.append((left, decide_left(rows, program)))
     dropped, merged = False, []
     for left, decision in count_images(decided):
-        taken = left.take(*decision)
+        taken = left.apply(*decision)
         if taken is None:
             continue
         dropped = True

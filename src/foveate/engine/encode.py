@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._transformers import FeatureCall
 from foveate.contract import follow
 from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
@@ -243,23 +244,16 @@ def _dropping(cuts: Sequence[Cut | None]) -> list[Cut | None]:
     return [None if cut is None or cut.count == cut.arriving else cut for cut in count_masks(cuts)]
 
 
-def encode(
-    family: Family,
-    program: Program,
-    modality: str,
-    run: Callable[..., Any],
-    arguments: dict[str, Any],
-    prompt: PromptLengths | None = None,
+def encode_media(
+    family: Family, program: Program, call: FeatureCall, prompt: PromptLengths
 ) -> tuple[Any, list[Cut | None], list[Cut]]:
     """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
 
     Args:
         family: The model's family.
         program: The method's stages.
-        modality: "image" or "video".
-        run: Calls the original function; arguments passed to it replace the call's own.
-        arguments: The call's arguments by name.
-        prompt: Returns the vision tokens of each image of each sample; None if no prompt was seen.
+        call: The call.
+        prompt: Returns the vision tokens of each image of each sample.
 
     Returns:
         The original's output, with each image's rows in the first places of its features. The cut of each image. And
@@ -275,13 +269,13 @@ def encode(
         "thin": lambda run, *_: (run(), []),
     }
     assert program.encodes is not None
-    reducer = TowerReducer(program, prompt, video=modality == "video")
+    reducer = TowerReducer(program, prompt, video=call.modality == "video")
     thinning: AbstractContextManager[list[Cut]] = nullcontext([])
     if program.thin is not None:
-        thinning = running_thin(family.tower_parts(modality, run, arguments), reducer)
+        thinning = running_thin(family.tower_parts(call.modality, call.run, call.arguments), reducer)
     try:
         with thinning as ran:
-            output, cuts = ways[program.encodes](run, modality, arguments, reducer)
+            output, cuts = ways[program.encodes](call.run, call.modality, call.arguments, reducer)
     except (NotImplementedError, RuntimeError) as error:
         if program.encodes == "pixels" and any(weight.is_meta for weight in family.core.parameters()):
             raise UnsupportedError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveate.core.tensors import Change, Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.handed import Original, Streams, at_rows, rows_of
+from foveate.engine.handed import Original, Streams, at_rows, gather_rows
 from foveate.engine.left import Left, lefts_of
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample
@@ -20,7 +20,7 @@ from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
-TENSORS = ("columns", "source", "valid", "_real", "_numbers", "owners", "_first")
+ROW_TENSORS = ("columns", "source", "valid", "_real", "_numbers", "owners", "_first")
 """Attributes of a `RowMap` that are tensors or nested tensors; some may be None."""
 
 
@@ -120,7 +120,7 @@ class RowMap:
         """Return this map with `change` applied to its tensors."""
         copy = object.__new__(RowMap)
         copy.__dict__.update(self.__dict__)
-        for name in TENSORS:
+        for name in ROW_TENSORS:
             setattr(copy, name, on_tensors(getattr(self, name), change))
         copy.memo, copy._copies = Memo(), {copy.columns.device: copy}
         return copy
@@ -143,7 +143,7 @@ class RowMap:
         """Gather the rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
         if self.owners is None:
             return full.index_select(-2, self._first)
-        return rows_of(full, self.columns, self.owners)
+        return gather_rows(full, self.columns, self.owners)
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
         """Return a copy of `full` with the real rows written back. Dropped columns keep their last value."""
@@ -155,7 +155,7 @@ class RowMap:
         real, own = self._real
         return full.index_put((self.owners, own), torch.where(real, rows, full[self.owners, own]))
 
-    def take(self, value: Any) -> Any:
+    def at_rows(self, value: Any) -> Any:
         """Reduce an argument of a layer to the rows: see `at_rows`."""
         shape = len(self.columns), self._span
         return at_rows(value, shape, self.columns, self.owners, self.source.clamp(min=0))
@@ -175,7 +175,7 @@ class RowMap:
         """Gather the rows of full-length tables, such as a (cos, sin) pair, each at its source's position."""
         take: Callable[[Tensor], Tensor] = self.gather
         if self.source is not self.columns:
-            take = partial(rows_of, places=self.source.clamp(min=0), samples=self.owners)
+            take = partial(gather_rows, places=self.source.clamp(min=0), samples=self.owners)
         if isinstance(tables, tuple):
             return tuple([take(table) for table in tables])
         if tables is None:
@@ -215,7 +215,7 @@ class RowMap:
         return self.memo.once(shift, "shift", before)
 
 
-NOTHING = torch.zeros(0, 0, dtype=torch.bool)
+UNSET = torch.zeros(0, 0, dtype=torch.bool)
 
 
 @dataclass(slots=True, eq=False)
@@ -387,8 +387,8 @@ class Forward:
     unpadded: Tensor | None = None
 
     ends_turn: bool = False
-    kinds: Tensor = NOTHING
-    asking: Tensor = NOTHING
+    kinds: Tensor = UNSET
+    asking: Tensor = UNSET
     most: int = 0
     asked: dict[int, Tensor] = field(default_factory=dict)
 
@@ -397,10 +397,10 @@ class Forward:
     samples: list[Sample] = field(default_factory=list)
     additions: list[Tensor] | None = None
     image_ends: Tensor | None = None
-    text: Tensor = NOTHING
-    first: Tensor = NOTHING
-    entering_rows: Tensor = NOTHING
-    entered: Tensor = NOTHING
+    text: Tensor = UNSET
+    first: Tensor = UNSET
+    entering_rows: Tensor = UNSET
+    entered: Tensor = UNSET
 
     @property
     def backend(self) -> str:

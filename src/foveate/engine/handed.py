@@ -10,7 +10,7 @@ Original = Callable[..., Any]
 """The model's function that a hook wraps."""
 
 
-def rows_of(full: Tensor, places: Tensor, samples: Tensor | None) -> Tensor:
+def gather_rows(full: Tensor, places: Tensor, samples: Tensor | None) -> Tensor:
     """Gather rows: (…, samples or 1, columns, width) -> (…, samples, rows, width). M-RoPE's axes may be in front.
 
     `samples` is None if there is only one.
@@ -46,7 +46,7 @@ def at_rows(value: Any, shape: tuple[int, int], places: Tensor, owners: Tensor |
     if axis is None:
         return value
     wide = value.reshape(*value.shape[: axis + 1], -1)  # (…, samples or 1, columns, numbers)
-    rows = rows_of(wide, places if value.is_floating_point() else source, owners)
+    rows = gather_rows(wide, places if value.is_floating_point() else source, owners)
     return rows.reshape(*rows.shape[:-1], *value.shape[axis + 1 :])
 
 

@@ -15,7 +15,7 @@ from foveate.engine.program import CELLS
 from foveate.engine.samples import Begun, Sample, Unit
 from foveate.errors import SettingError
 
-TENSORS = ("vision", "words", "slots", "source", "runs", "parent", "notes", "text", "ordinals")
+LEFT_TENSORS = ("vision", "words", "slots", "source", "runs", "parent", "notes", "text", "ordinals")
 """Attributes of `Left` that are tensors or nested tensors; some may be None."""
 
 
@@ -118,12 +118,12 @@ class Left:
             self._with(lambda tensor: tensor.to(device))
 
     def _with(self, change: Change) -> Self:
-        for name in TENSORS:
+        for name in LEFT_TENSORS:
             setattr(self, name, on_tensors(getattr(self, name), change))
         self._columns = None
         return self
 
-    def take(self, cut: Cut, sizes: tuple[int, ...] | None) -> tuple[Tensor | None, Tensor] | None:
+    def apply(self, cut: Cut, sizes: tuple[int, ...] | None) -> tuple[Tensor | None, Tensor] | None:
         """Drop and merge rows, in everything except the stream.
 
         Tokens that stay keep their places. Merged rows move to the first places of the run of the token they stand for.
@@ -151,7 +151,7 @@ class Left:
         return None, before
 
     def _merge(self, cut: Cut, sizes: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
-        """Merge as `take` does. The new rows are stored at the first slots of their images or runs.
+        """Merge as `apply` does. The new rows are stored at the first slots of their images or runs.
 
         Example: the three tokens of the class docstring, nothing dropped before, left as one row:
 

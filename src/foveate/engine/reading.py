@@ -17,7 +17,7 @@ from foveate.engine.arguments import Positions, ids_of, visibility
 from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.handed import at_rows, rows_of
+from foveate.engine.handed import at_rows, gather_rows
 from foveate.engine.left import Left
 from foveate.engine.program import rotary_note
 from foveate.engine.samples import image_units, sample_unit
@@ -204,14 +204,12 @@ class AttentionReader(RowsReader):
         ones = cos.new_ones(1, len(self._columns), size)
         return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[0, 0]
 
-    def _queries_and_keys(
-        self, asking: Tensor, signal: Attention | None = None, image: int = -1
-    ) -> tuple[Tensor, Tensor, float]:
+    def _queries_and_keys(self, asking: Tensor, signal: Attention | None = None, image: int = -1) -> Tapped:
         if self.attended is not None:
             # The layer's own attention has computed them for all its rows.
             query, keys, scaling, _ = self.attended
             count = query.shape[2]
-            return self._of_rows(query, count)[:, asking], self._of_rows(keys, count), scaling
+            return Tapped(self._of_rows(query, count)[:, asking], self._of_rows(keys, count), scaling)
         if signal is None:
             return self.project(asking[None], self._own).sample(0)
         assert self._ahead is not None
@@ -240,7 +238,7 @@ class AttentionReader(RowsReader):
         """
         call, rows = self._call, self._rows
         columns, owners = rows.columns[samples, self._start :], None if rows.owners is None else rows.owners[samples]
-        hidden, more = rows_of(self._hidden, columns, owners), dict[str, Any]()
+        hidden, more = gather_rows(self._hidden, columns, owners), dict[str, Any]()
         if self._family.gathers:
             given = {**call.more, "position_ids": call.kwargs.get("position_ids")}
             source = rows.source.clamp(min=0)[samples, self._start :]

@@ -188,10 +188,9 @@ class LayerRunner:
         recurrent, lends = index in self._recurrent, index in self._lending
         if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends)):
             call.stored = pruned_layer(call.cache, index)  # even for all columns: borrowers may see fewer of them
-        stored = call.stored
+        stored, past = call.stored, call.past
         announced: tuple[Tensor | None, int, bool] = None, span, False
         if rows is not None:
-            past = call.past
             announced = rows.unpruned(past), span, rows.valid is not None
         elif stored is None:
             return
@@ -199,17 +198,16 @@ class LayerRunner:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
             call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced[0])
-        if rows is None:
-            begins = forward.steps and index in self._plain
-        else:
-            more = self._give_rows(forward, call, rows)
-            alone = recurrent or more or past
+        begins = forward.steps and index in self._plain
+        if rows is not None:
+            # The next layer gets the same if this one has no state, no argument of its own and no earlier turn. Caches
+            # of earlier turns hold other columns in later layers, before which tokens were dropped.
+            alone = self._give_rows(forward, call, rows) or recurrent or past
             later = () if call.cache is None else call.cache.layers[index + 1 :]
             is_new = not any(getattr(layer, "is_initialized", False) for layer in later)
             begins = index + 1 in self._plain and not alone and is_new
         if stored is not None:
-            if forward.drops:
-                stored.lends = lends
+            stored.lends = lends
             stored.announce(*announced)
             if rows is not None and rows.numbered is not None:
                 stored.shift = rows.shift(stored.shift, forward.entering_rows)
@@ -306,7 +304,7 @@ class LayerRunner:
         """
         more = {}
         for name, value in call.more.items() if self._family.gathers else ():
-            taken = rows.take(value)
+            taken = rows.at_rows(value)
             if taken is not value:
                 more[name] = _with_pads(name, taken, rows)
         if call.kwargs.get("position_embeddings") is not None:

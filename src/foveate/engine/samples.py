@@ -15,7 +15,7 @@ from foveate.engine.media import MediaTokens
 from foveate.errors import UnsupportedError
 
 Array = np.ndarray[Any, np.dtype[Any]]
-NOTHING = torch.zeros(0, dtype=torch.int64)
+NO_COLUMNS = torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class Sample:
     ordinals: tuple[Tensor, Tensor] | None = None
     cells: Tensor | None = None
     grids: tuple[tuple[Grid, ...], ...] = ()
-    words: Tensor = NOTHING
+    words: Tensor = NO_COLUMNS
 
     @property
     def fixed(self) -> int:

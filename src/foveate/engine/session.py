@@ -27,14 +27,14 @@ from foveate.core.fields import check_call
 from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
-from foveate.engine.encode import encode
+from foveate.engine.encode import encode_media
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.handed import Original, Streams
 from foveate.engine.media import prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
-from foveate.engine.tower_memo import memos, state_of
+from foveate.engine.tower_memo import memos, tower_state
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -281,7 +281,7 @@ def surround_towers(
     memo, outermost = memos.get(family.core), list[tuple[Any, Any]]()
     if memo is not None and (program is None or not program.in_tower):
         for tower in family.towers:
-            state = functools.partial(state_of, tower, vars(tower).get("forward"))
+            state = functools.partial(tower_state, tower, vars(tower).get("forward"))
             outermost.append((tower, functools.partial(memo, state=state)))
     if program is not None:
         family.patch_tower(patches, None if replayer is None else replayer.run_tower)
@@ -481,7 +481,7 @@ class Session:
             if self._program.encodes is None:
                 output = call.run()
             else:
-                output, cuts, ran = encode(self._family, self._program, modality, call.run, call.arguments, prompt)
+                output, cuts, ran = encode_media(self._family, self._program, call, prompt)
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # a plain tuple comes from a user's return_dict=False, never from the model

@@ -31,7 +31,7 @@ class TowerOutputs:
     """A call of a tower with its output, image by image or as a whole.
 
     Attributes:
-        state: What the output depends on besides the arguments; see `state_of`.
+        state: What the output depends on besides the arguments; see `tower_state`.
         spec: The structure of the arguments.
         parts: For each image what `_images_of` returns, or for the whole call its arguments, flattened.
         outputs: A copy of the output of each part.
@@ -73,7 +73,7 @@ class TowerMemo:
         Args:
             look: The tower's forward.
             args, options: Its arguments.
-            state: Returns what else the output depends on; see `state_of`.
+            state: Returns what else the output depends on; see `tower_state`.
         """
         options.pop("use_cache", None)  # transformers 5.24 passes it on to towers, which do not take it
         leaves, spec = tree_flatten((args, options))
@@ -112,7 +112,7 @@ class TowerMemo:
         return _join([outputs[place] for place in places])
 
 
-def state_of(tower: nn.Module, wrapper: Any = None) -> list[Any] | None:
+def tower_state(tower: nn.Module, wrapper: Any = None) -> list[Any] | None:
     """List all that a tower's output depends on besides its arguments; None if it is random or has gradients.
 
     These are its modules with their weights, settings, adapters, hooks and wrappers. Values are not read: a weight that

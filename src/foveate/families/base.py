@@ -18,7 +18,7 @@ from foveate.core.tensors import take_along
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, lengths_of, move_additions, place_rows, put_images, stays_whole
-from foveate.families.tap import queries_and_keys_of
+from foveate.families.tap import Tapped, queries_and_keys_of
 from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,
@@ -331,7 +331,7 @@ class Family:
 
     def queries_and_keys(
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: Any, others: Mapping[str, Any] | None = None
-    ) -> tuple[Tensor, Tensor, float]:
+    ) -> Tapped:
         """Compute the queries and keys of a decoder layer's attention from its input, without running the layer.
 
         Args:
@@ -371,7 +371,7 @@ class Family:
         query = self.query_projection(attention)
         asking = heads(take_along(normed, places, dim=1), query, q_norm, *tables)
         keys = heads(normed, attention.k_proj, k_norm, *rotary)
-        return asking, keys, float(attention.scaling)
+        return Tapped(asking, keys, float(attention.scaling))
 
     def rotate(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Apply RoPE as a decoder layer applies it to queries and to keys.

@@ -11,6 +11,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 from foveate.core.patching import Patcher
 from foveate.engine.attending import RowsReader
 from foveate.engine.left import Left
+from foveate.families.tap import Tapped
 
 __all__ = ["Heads", "HeadsReader", "heads_ahead", "heads_of"]
 
@@ -83,11 +84,11 @@ class HeadsReader(RowsReader):
         super().__init__(left, columns, width)
         self._heads = heads
 
-    def _queries_and_keys(self, asking: Tensor, *_: Any) -> tuple[Tensor, Tensor, float]:
+    def _queries_and_keys(self, asking: Tensor, *_: Any) -> Tapped:
         heads = self._heads()
         # (rows, heads, head size) -> (heads, rows, head size)
         query, key = heads.query.transpose(0, 1)[:, asking], heads.key.transpose(0, 1)
-        return _of_all_processes(query), _of_all_processes(key), heads.scaling
+        return Tapped(_of_all_processes(query), _of_all_processes(key), heads.scaling)
 
     def _rotated_ones(self, size: int) -> Tensor:
         raise NotImplementedError  # refused by guards.refuse_stages

@@ -123,7 +123,7 @@ class Passing:
         if any(decision.cut.rows is not None for _, decision in decided):
             guards.refuse_merging(index)
         for left, decision in count_images(decided):
-            left.take(*decision)
+            left.apply(*decision)
         if index in self._cuts:
             self._lay_out(self._cuts.index(index))
 
