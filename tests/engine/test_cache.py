@@ -8,7 +8,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 import foveate as fv
 from foveate.engine import cache as cache_module
-from foveate.engine.cache import PrunedLayer, pruned_layer
+from foveate.engine.cache import PrunedLayer, WindowedLayer, pruned_layer
 from foveate.engine.copies import compact
 
 WIDTH = 2
@@ -43,8 +43,10 @@ def filled(columns, span, tail=0, made=None, window=None, record=False):
     """A pruned layer that got these of a prompt, then `tail` decoded tokens; where it has a `window`, a sliding one.
 
     Layers of one cache share what they have `made`."""
-    kind = DynamicLayer() if window is None else DynamicSlidingWindowLayer(sliding_window=window)
-    layer = PrunedLayer(kind, made)
+    if window is None:
+        layer = PrunedLayer(DynamicLayer(), made)
+    else:
+        layer = WindowedLayer(DynamicSlidingWindowLayer(sliding_window=window), made)
     if record:
         layer.activate_past_recording()
     fill(layer, columns, span)

@@ -32,8 +32,7 @@ MEMO_SIZE = 8
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of the kept tokens of one decoder layer.
 
-    Its lengths are those of the unpruned sequence, so the model's own masks and positions stay right. A layer with a
-    sliding window keeps at most `window − 1` slots between calls, as transformers' own does: no later row sees more.
+    Its lengths are those of the unpruned sequence, so the model's own masks and positions stay right.
 
     Attributes:
         base: (samples, slots) int64, the unpruned column of each of the first slots, −1 for a pad. The
@@ -41,8 +40,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         base_end: The unpruned column where the tail begins.
         ragged: Whether any slot is a pad.
         seen: The unpruned length.
-        window: Unpruned columns a row sees, its own included; None if all.
-        record_past: Whether slots outside the window are kept until `crop`.
+        window: Unpruned columns a row sees, its own included; None if all. See `WindowedLayer`.
         shift: (samples,) int64, by how much positions have shrunk on this layer, if rows are renumbered; else None.
         head: Keys and values that all samples share as their beginning, (1, heads, slots, head size) each. `keys` and
             `values` then hold what each sample added. None if each sample has its own rows.
@@ -61,6 +59,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = True
 
+    window: int | None = None
     _inside = True  # whether the last update was announced
     base: Tensor | None = None
     ragged = False
@@ -86,8 +85,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.is_initialized:
             self.device = layer.device
         self.is_sliding = layer.is_sliding  # which mask the model builds for layers of this type
-        self.window: int | None = getattr(layer, "sliding_window", None)
-        self.record_past: bool = getattr(layer, "record_past", False)
         self.seen: int = layer.get_seq_length()
         # If a window evicted slots, fewer are stored than were seen.
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
@@ -100,15 +97,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             state["keys"], state["values"] = self._room.copies(self.keys, self.values)
         return state
 
-    def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
-        """Announce what the next `update` brings.
-
-        Args:
-            columns: Unpruned columns of its rows, (samples, rows), −1 for a pad; None: the next `span` columns.
-            span: Unpruned columns the call covers.
-            ragged: Whether any row is a pad.
-        """
-        self._announced = columns, span, ragged
+    # -- slots, and the columns they stand for -------------------------------------------------------------------------
 
     @property
     def states(self) -> tuple[Tensor, Tensor]:
@@ -116,14 +105,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.head is None:
             return self.keys, self.values
         return _behind(self.head[0], self.keys), _behind(self.head[1], self.values)
-
-    def share(self, samples: int) -> None:
-        """Let `samples` samples continue from the rows of the single one, which are stored once.
-
-        `base` and `shift` must already be of that many samples. Not for layers with a window, whose rows leave.
-        """
-        self.head, self._room = (self.keys, self.values), None
-        self.keys, self.values = (rows[..., :0, :].repeat_interleave(samples, dim=0) for rows in self.head)
 
     def columns(self, coming: Tensor | int, samples: int, device: torch.device) -> Tensor:
         """Return the unpruned column of every slot once `coming` (columns, or a number of next columns) is added.
@@ -140,6 +121,18 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             return torch.cat((tail, coming), dim=1)
         return torch.cat((self.base, tail, coming), dim=1)
 
+    # -- rows that come ------------------------------------------------------------------------------------------------
+
+    def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
+        """Announce what the next `update` brings.
+
+        Args:
+            columns: Unpruned columns of its rows, (samples, rows), −1 for a pad; None: the next `span` columns.
+            span: Unpruned columns the call covers.
+            ragged: Whether any row is a pad.
+        """
+        self._announced = columns, span, ragged
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, (samples, heads, rows, head size), and return all.
 
@@ -154,8 +147,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self._announced is None and self._pruned:
             guards.refuse_pruned_cache_outside()
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
-        plain, self._announced = self._announced is None, None
-        self._inside = not plain
+        self._inside, self._announced = self._announced is not None, None
         came, rows = key_states.shape[-2], span if columns is None else columns.shape[1]
         if came != rows:
             raise unknown(f"stores {came} rows in a layer of the cache where its decoder layer ran on {rows}")
@@ -179,11 +171,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
         if self.lends:
             self.returned = self.columns(0, len(keys), keys.device)
-        if self.window is not None and not self.record_past:
-            self._evict()
-        elif self.window is not None and plain:  # outside the context, masks have the window's size
-            reach = self.window - 1 + span
-            return keys[..., -reach:, :], values[..., -reach:, :]
         return keys, values
 
     def update_indexer(self, states: Tensor) -> Tensor:
@@ -213,6 +200,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self._grown = id(self.keys)
         return self.keys, self.values
 
+    # -- a part that steps read ----------------------------------------------------------------------------------------
+
     def read(self, chosen: "Chosen") -> None:
         """Let steps read only these slots, and the rows added since reading was first limited."""
         keys, values = self.states
@@ -238,26 +227,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.values = torch.cat((self.values, reads.values[..., -rows:, :]), dim=-2)
         self._room = None
 
-    def _evict(self) -> None:
-        """Remove slots that no later row sees: all but the last `window − 1`.
-
-        Slots ascend in columns, so the earlier ones are outside the window in every sample.
-        """
-        assert self.window is not None
-        gone = 0
-        if self.is_initialized:
-            gone = self.keys.shape[-2] - (self.window - 1)
-        if gone <= 0:
-            return
-        self.keys = self.keys[..., gone:, :]
-        self.values = self.values[..., gone:, :]
-        base = self.base
-        held = 0 if base is None else base.shape[1]
-        if base is not None and gone < held:
-            self.base = self._memo.once(lambda: base[:, gone:], "without first", base, gone)
-        else:
-            self.base, self.ragged = None, False
-            self.base_end += gone - held
+    # -- lengths -------------------------------------------------------------------------------------------------------
 
     def get_seq_length(self) -> int:
         """Return the unpruned length."""
@@ -265,10 +235,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many columns the model's own masks cover, and how many come before them."""
-        before = 0
-        if self.window is not None:
-            before = max(0, self.seen - self.window + 1)
-        return self.seen - before + query_length, before
+        return self.seen + query_length, 0
 
     @property
     def slots(self) -> int:
@@ -297,18 +264,15 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
         return count
 
-    def activate_past_recording(self) -> None:
-        """Keep slots outside the window until `crop`, so that tokens can be taken back."""
-        self.record_past = True
+    # -- samples -------------------------------------------------------------------------------------------------------
 
-    def reset(self) -> None:
-        super().reset()
-        self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
-        self.seen = 0
-        self.base, self.base_end, self.ragged = None, 0, False
-        self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
-        self.memory = {}
-        self._announced, self._pruned = None, False
+    def share(self, samples: int) -> None:
+        """Let `samples` samples continue from the rows of the single one, which are stored once.
+
+        `base` and `shift` must already be of that many samples. Not for layers with a window, whose rows leave.
+        """
+        self.head, self._room = (self.keys, self.values), None
+        self.keys, self.values = (rows[..., :0, :].repeat_interleave(samples, dim=0) for rows in self.head)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._follow(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
@@ -329,6 +293,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.reads is not None:
             self.reads._follow(change)
 
+    # -- slots that go -------------------------------------------------------------------------------------------------
+
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as in transformers)."""
         if tokens_to_remove > 0:
@@ -336,11 +302,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
                 f"crop takes a negative number, minus the number of tokens to remove; got {tokens_to_remove}."
             )
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 passes a tensor
-        if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
-            raise UnsupportedError(
-                f"A layer with a sliding window of {self.window} tokens has discarded all earlier tokens, so the cache "
-                "cannot be cropped. Call activate_past_recording on the cache before the prompt."
-            )
         end = self.seen + tokens_to_remove
         if self.alive is not None:
             self.alive = self.alive[:, :end]
@@ -368,8 +329,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self._keep_slots(Chosen.of(self.base, 0, stays, max(counts), ragged=min(counts) < max(counts)))
             self.base_end = end
         self.seen = end
-        if self.window is not None:
-            self._evict()
 
     def forget(self, start: int, end: int, turn: Callable[[Tensor, int], Tensor] | None, positions: int | None) -> None:
         """Remove the slots of some columns of one sample, and shift the columns after them down.
@@ -433,10 +392,83 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
 
+    def reset(self) -> None:
+        super().reset()
+        self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
+        self.seen = 0
+        self.base, self.base_end, self.ragged = None, 0, False
+        self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
+        self.memory = {}
+        self._announced, self._pruned = None, False
+
     def _keep_slots(self, chosen: "Chosen") -> None:
         """Keep these slots and no others."""
         self.base, self.ragged, self._room = chosen.base, chosen.ragged, None
         self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
+
+
+class WindowedLayer(PrunedLayer):
+    """A `PrunedLayer` whose rows see a sliding window.
+
+    It keeps at most `window − 1` slots between calls, as transformers' own does: no later row sees more.
+
+    Attributes:
+        record_past: Whether slots outside the window are kept until `crop`.
+    """
+
+    window: int
+
+    def __init__(self, layer: DynamicSlidingWindowLayer, memo: Memo | None = None) -> None:
+        super().__init__(layer, memo)
+        self.window = layer.sliding_window
+        self.record_past: bool = getattr(layer, "record_past", False)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As `PrunedLayer.update`. The rows that come see all slots that were there before."""
+        keys, values = super().update(key_states, value_states)
+        if not self.record_past:
+            self._evict()
+        elif not self._inside:  # outside the context, masks have the window's size
+            reach = self.window - 1 + key_states.shape[-2]
+            return keys[..., -reach:, :], values[..., -reach:, :]
+        return keys, values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many columns the model's own masks cover, and how many come before them."""
+        before = max(0, self.seen - self.window + 1)
+        return self.seen - before + query_length, before
+
+    def activate_past_recording(self) -> None:
+        """Keep slots outside the window until `crop`, so that tokens can be taken back."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """As `PrunedLayer.crop`. Without `record_past`, only while the window has discarded nothing."""
+        if tokens_to_remove < 0 and not self.record_past and self.seen >= self.window:
+            raise UnsupportedError(
+                f"A layer with a sliding window of {self.window} tokens has discarded all earlier tokens, so the cache "
+                "cannot be cropped. Call activate_past_recording on the cache before the prompt."
+            )
+        super().crop(tokens_to_remove)
+        self._evict()
+
+    def _evict(self) -> None:
+        """Remove slots that no later row sees: all but the last `window − 1`.
+
+        Slots ascend in columns, so the earlier ones are outside the window in every sample.
+        """
+        gone = self.keys.shape[-2] - (self.window - 1) if self.is_initialized else 0
+        if gone <= 0:
+            return
+        self.keys = self.keys[..., gone:, :]
+        self.values = self.values[..., gone:, :]
+        base = self.base
+        held = 0 if base is None else base.shape[1]
+        if base is not None and gone < held:
+            self.base = self._memo.once(lambda: base[:, gone:], "without first", base, gone)
+        else:
+            self.base, self.ragged = None, False
+            self.base_end += gone - held
 
 
 @dataclass(frozen=True, slots=True)
@@ -525,7 +557,7 @@ def as_seen(columns: Tensor, alive: Tensor) -> Tensor:
 
 
 CACHE_LAYERS = (
-    DynamicLayer, DynamicSlidingWindowLayer, IndexedLayer, LinearAttentionLayer, DummyLayer, PrunedLayer
+    DynamicLayer, DynamicSlidingWindowLayer, IndexedLayer, LinearAttentionLayer, DummyLayer, PrunedLayer, WindowedLayer
 )  # fmt: skip
 """Kinds of cache layers that may be mixed with pruned ones."""
 
@@ -541,8 +573,8 @@ def length_of(cache: Any) -> int:
 def find_pruned(cache: Any, index: int) -> PrunedLayer | None:
     """Return the cache's pruned layer at `index`; None if none of its tokens were ever dropped."""
     layers = getattr(cache, "layers", ())
-    if index < len(layers) and type(layers[index]) is PrunedLayer:
-        return layers[index]  # type: ignore[no-any-return]
+    if index < len(layers) and isinstance(layers[index], PrunedLayer):
+        return layers[index]
     return None
 
 
@@ -551,10 +583,10 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
     while len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
-    if type(layer) is PrunedLayer:
+    if isinstance(layer, PrunedLayer):
         return layer
-    other = cache.layers[index - 1]  # for index 0 this is the last layer
-    if type(other) is not PrunedLayer:
-        other = next((other for other in cache.layers if type(other) is PrunedLayer), None)
-    cache.layers[index] = pruned = PrunedLayer(layer, None if other is None else other._memo)
+    others = [cache.layers[index - 1], *cache.layers]  # for index 0 the first of these is the last layer
+    memo = next((other._memo for other in others if isinstance(other, PrunedLayer)), None)
+    kind = PrunedLayer if getattr(layer, "sliding_window", None) is None else WindowedLayer
+    cache.layers[index] = pruned = kind(layer, memo)
     return pruned

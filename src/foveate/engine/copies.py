@@ -30,12 +30,12 @@ def compact(cache: Any) -> Any:
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer | DummyLayer) or not layer.is_initialized:
             continue
-        if type(layer) is PrunedLayer:
+        if isinstance(layer, PrunedLayer):
             layer.settle()
             if layer._room is not None:
                 layer.keys, layer.values = layer._room.copies(layer.keys, layer.values)
         layer.keys, layer.values = _own_memory(layer.keys), _own_memory(layer.values)
-        if type(layer) is PrunedLayer:
+        if isinstance(layer, PrunedLayer):
             layer._room = None
             if layer.base is not None:
                 layer.base = bases.setdefault(id(layer.base), _own_memory(layer.base))
@@ -85,7 +85,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
             return tensor
         return spread.once(lambda: tensor.repeat_interleave(samples, dim=0), tensor)
 
-    if type(layer) is PrunedLayer:
+    if isinstance(layer, PrunedLayer):
         copied._memo, copied.counted = memo, None
         for name in FOLLOWING:
             setattr(copied, name, on_tensors(getattr(layer, name), repeat))

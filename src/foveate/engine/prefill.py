@@ -70,7 +70,7 @@ def _live(*calls: Mapping[str, Any]) -> Tensor | None:
 
 def _open_cache(forward: Forward, cache: Any, is_prompt: bool) -> None:
     """Let every layer run untouched for now, unless layers of the cache lost tokens. End limited reads of these."""
-    pruned = [layer for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer]
+    pruned = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer)]
     forward.idle = not pruned
     # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
     for layer in pruned if is_prompt or forward.program.reading is None else ():
@@ -97,7 +97,7 @@ def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cach
         forward.outcome.record = PrefillRecord(len(forward.family.layers), rows, (0,) * forward.count)
     # A decoder that is called by position shows no span.
     if not forward.idle and forward.span and program.reading is None and not forward.family.lenders:
-        pruned = [layer for layer in cache.layers if type(layer) is PrunedLayer]
+        pruned = [layer for layer in cache.layers if isinstance(layer, PrunedLayer)]
         forward.steps, forward.cache = all(layer.window is None for layer in pruned), cache
 
 
@@ -387,7 +387,7 @@ def finish(forward: Forward, cache: Any) -> None:
     counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same slots are counted once
     slots = {}
     for index, layer in enumerate(cache.layers):
-        if type(layer) is PrunedLayer and layer.base is not None:
+        if isinstance(layer, PrunedLayer) and layer.base is not None:
             alike = id(layer.base), id(layer.head), layer.keys.shape[-2]
             if alike not in counts:
                 counts[alike] = layer.valid_slots(dead)
@@ -417,7 +417,7 @@ def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
         layer = None
         if index < len(cache.layers):
             layer = cache.layers[index]
-        if type(layer) is not PrunedLayer or not layer.is_whole:
+        if not isinstance(layer, PrunedLayer) or not layer.is_whole:
             raise unknown(f"does not store in layer {index} of the cache the rows that decoder layer {index} ran on")
 
 

@@ -163,7 +163,7 @@ class AttentionReader(RowsReader):
         if stored is not None and stored.is_initialized and stored.get_seq_length():
             self._past, self._seen = stored.keys[self._member], stored.get_seq_length()
             samples, device = len(stored.keys), stored.keys.device
-            if type(stored) is PrunedLayer:
+            if isinstance(stored, PrunedLayer):
                 columns, ragged = stored.columns(0, samples, device), stored.ragged
             else:
                 columns = torch.arange(self._seen - stored.keys.shape[2], self._seen, device=device).expand(samples, -1)

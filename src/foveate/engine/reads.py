@@ -76,7 +76,7 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor) -> None:
         cache: The cache of earlier turns.
         prompt: Ids or embeddings, (samples, columns, …).
     """
-    by_layer = (layer.kinds for layer in getattr(cache, "layers", ()) if type(layer) is PrunedLayer)
+    by_layer = (layer.kinds for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer))
     earlier = next((kinds for kinds in by_layer if kinds is not None), None)
     if earlier is None and not forward.samples:
         return

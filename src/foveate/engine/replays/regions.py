@@ -89,7 +89,7 @@ class MadeByDecoder:
 
         for layer in self.layers:
             layer.keys, layer.values = layer.keys[..., :-pads, :], layer.values[..., :-pads, :]
-            if type(layer) is not PrunedLayer:
+            if not isinstance(layer, PrunedLayer):
                 continue
             layer.seen, layer._grown = layer.seen - pads, id(layer.keys)
             if layer.base is not None:
@@ -350,7 +350,7 @@ def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
                 attributes[name] = change(value)
             elif type(value) is dict:  # states of a recurrent layer
                 attributes[name] = {key: change(one) if isinstance(one, Tensor) else one for key, one in value.items()}
-        if type(other) is PrunedLayer:
+        if isinstance(other, PrunedLayer):
             other._memo, other._grown = memo, id(other.keys)
         others.append(other)
     return others
