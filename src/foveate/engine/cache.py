@@ -573,9 +573,8 @@ def length_of(cache: Any) -> int:
 def find_pruned(cache: Any, index: int) -> PrunedLayer | None:
     """Return the cache's pruned layer at `index`; None if none of its tokens were ever dropped."""
     layers = getattr(cache, "layers", ())
-    if index < len(layers) and isinstance(layers[index], PrunedLayer):
-        return layers[index]
-    return None
+    layer = layers[index] if index < len(layers) else None
+    return layer if isinstance(layer, PrunedLayer) else None
 
 
 def pruned_layer(cache: Any, index: int) -> PrunedLayer:

@@ -54,7 +54,6 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         forward.unpadded = _unpadded(forward, prompt.device)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     if embeds is not None and masks:
-        # Reads the samples with `unpadded`.
         return _begin_images(forward, arrival, kwargs, cache, masks, reads)
     _begin_text(forward, arrival, kwargs, cache, is_prompt)
     if reads:
@@ -119,8 +118,7 @@ def _begin_images(
     program, family, live = forward.program, forward.family, forward.live
     embeds, unpadded = kwargs["inputs_embeds"], None if live is None else forward.unpadded
     forward.samples = samples = read_samples(masks, unpadded, program.by_frame, program.reads_cells)
-    # None if unknown beforehand: the tower has cut, or the image or the question decides.
-    forward.plans = [None] * len(samples)
+    forward.plans = [None] * len(samples)  # unknown beforehand: the tower has cut, or the image or the question decides
     if not any(image.changed for sample in samples for image in sample.media):
         forward.plans = [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]
     counts = [len(sample.vision) for sample in samples]
@@ -138,11 +136,8 @@ def _begin_images(
             "Leave prefill_chunk_size unset, or choose a size that splits no image."
         )
     forward.outcome.record = _record(forward, cache)
-    if not drops and not reads:  # every layer runs untouched
-        counts_in = forward.outcome.record.vision_tokens
-        tokens = [torch.arange(count) for count in counts_in]
-        stay = [StageRecord("layer", layer, counts_in, counts_in, tokens) for layer in sorted(program.cuts)]
-        forward.outcome.record.stages.extend(stay)
+    if not drops and not reads:
+        _record_untouched(forward)
         return None
     forward.idle = False
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
@@ -329,6 +324,14 @@ def _record(forward: Forward, cache: Any) -> PrefillRecord:
     if forward.program.thin is not None and any(image.ran for sample in samples for image in sample.media):
         record.stages.append(_tower_rows(samples))
     return record
+
+
+def _record_untouched(forward: Forward) -> None:
+    """Record that every token stays before every layer that may cut."""
+    record = forward.outcome.record
+    assert record is not None
+    counts, tokens = record.vision_tokens, [torch.arange(count) for count in record.vision_tokens]
+    record.stages += [StageRecord("layer", layer, counts, counts, tokens) for layer in sorted(forward.program.cuts)]
 
 
 def _tower_rows(samples: Sequence[Sample]) -> StageRecord:

@@ -207,7 +207,7 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
     sure, can = set[str](), set[str]()
-    of_image = (arriving.tokens,), (arriving.grids,), (arriving.video,)
+    of_image = (arriving.tokens,), (arriving.grids,), () if arriving.video is None else (arriving.video,)
     tokens, known = arriving.tokens, True  # the counts so far are the same for any image and question
     counted: list[Stage] = []
     for stage in stages:
