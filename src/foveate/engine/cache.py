@@ -326,7 +326,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.base is not None and end < self.base_end:  # samples lose different numbers of the first slots
             stays = (self.base < end) & (self.base >= 0)
             counts = stays.sum(dim=1).tolist()
-            self._keep_slots(Chosen.of(self.base, 0, stays, max(counts), ragged=min(counts) < max(counts)))
+            self._keep_slots(Chosen.exactly(self.base, stays, counts))
             self.base_end = end
         self.seen = end
 
@@ -488,7 +488,7 @@ class Chosen:
     counts: tuple[int, ...] | None = None
 
     @classmethod
-    def read(cls, columns: Tensor, stays: Tensor, counts: Sequence[int]) -> Self:
+    def exactly(cls, columns: Tensor, stays: Tensor, counts: Sequence[int]) -> Self:
         """Choose these slots, (samples, slots) bool. `columns` are those of all slots, `counts` the sums of `stays`."""
         chosen = cls.of(columns, 0, stays, max(counts), ragged=min(counts) < max(counts))
         return replace(chosen, counts=tuple(counts))

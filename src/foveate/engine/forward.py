@@ -285,7 +285,7 @@ class Arrival:
         behind_cut: Whether tokens had been dropped there.
         position_ids: (samples or 1, columns); None until the model has made them, and if no stage renumbers rows.
         unseen: What may have put pictures into the prompt past `get_*_features`, in words; empty: nothing did.
-        asked: The ids that `generate` feeds, (samples, columns). The model may still get embeddings.
+        generate_ids: The ids that `generate` feeds, (samples, columns). The model may still get embeddings.
     """
 
     last_only: bool = False
@@ -300,7 +300,7 @@ class Arrival:
     behind_cut: bool = False
     position_ids: Tensor | None = None
     unseen: str = ""
-    asked: Tensor | None = None
+    generate_ids: Tensor | None = None
 
 
 @dataclass(eq=False)

@@ -162,7 +162,7 @@ def _refuse_unseen(forward: Forward, arrival: Arrival, handed: Mapping[str, Any]
     Raises:
         UnsupportedError: If pictures were encoded past `get_*_features`, or rows are the embedding of no token.
     """
-    family, live, ids, embeds = forward.family, forward.live, arrival.asked, handed.get("inputs_embeds")
+    family, live, ids, embeds = forward.family, forward.live, arrival.generate_ids, handed.get("inputs_embeds")
     seen, is_fresh = arrival.unseen, cache is None or length_of(cache) == 0
     if embeds is None and not is_fresh:
         seen = ""  # ids behind a cache are text, even if the model gets the pictures of an earlier turn again
@@ -358,12 +358,23 @@ def finish(forward: Forward, cache: Any) -> None:
     record, rows = forward.outcome.record, forward.outcome.rows
     if record is not None and forward.unpadded is not None:
         record._left = forward.unpadded, *((None, None) if rows is None else (rows.columns, rows.valid))
-    if record is not None and not forward.drops:
+    if forward.drops:
+        _refuse_other_counts(forward)
+        if cache not in (None, forward.cache):
+            guards.refuse_other_cache(None)
+        cache = forward.cache
+        if cache is not None:
+            _refuse_lost_rows(forward, cache)
+            _cut_cache(forward, cache)
+    if record is not None:
         record.cached, record.windows = cache is not None, _windows(cache)
-    if forward.ends_turn and not forward.drops and cache is not None:
+        record.slots = _slots_left(forward, cache) if forward.drops and cache is not None else {}
+    if forward.ends_turn and cache is not None:  # last, since steps read less of what is left
         end_turn(forward, cache)
-    if record is None or not forward.drops:
-        return
+
+
+def _refuse_other_counts(forward: Forward) -> None:
+    """Refuse a forward that ran other layers than the model has, or left other tokens than the method's plan says."""
     ran, depth = len(forward.outcome.row_maps), len(forward.family.layers)
     if ran < depth:
         raise SessionError(
@@ -378,26 +389,18 @@ def finish(forward: Forward, cache: Any) -> None:
                 f"Sample {number} has {left} vision tokens left, but the method's plan says {plan[-1] + sample.fixed}. "
                 "This is a bug in foveate or in the method. Please report it with the output of `foveate check MODEL`."
             )
-    if cache not in (None, forward.cache):
-        guards.refuse_other_cache(None)
-    cache = forward.cache
-    record.cached = cache is not None
-    if cache is None:
-        return
-    _refuse_lost_rows(forward, cache)
-    _cut_cache(forward, cache)
+
+
+def _slots_left(forward: Forward, cache: Any) -> dict[int, Callable[[], list[int]]]:
+    """Return what counts each sample's slots, for each layer whose tokens were dropped."""
     dead = [sample.rows - sample.live for sample in forward.samples]
     counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same slots are counted once
     slots = {}
     for index, layer in enumerate(cache.layers):
         if isinstance(layer, PrunedLayer) and layer.base is not None:
             alike = id(layer.base), id(layer.head), layer.keys.shape[-2]
-            if alike not in counts:
-                counts[alike] = layer.valid_slots(dead)
-            slots[index] = counts[alike]
-    record.windows, record.slots = _windows(cache), slots
-    if forward.ends_turn:
-        end_turn(forward, cache)
+            slots[index] = counts.setdefault(alike, layer.valid_slots(dead))
+    return slots
 
 
 def _windows(cache: Any) -> dict[int, int]:

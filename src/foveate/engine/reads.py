@@ -174,7 +174,7 @@ def pick_slots(stage: DecodeStage, slots: Slots, signals: dict[str, Tensor]) -> 
 
 def _choose(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
     totals = [text + count for (_, text), count in zip(slots.counts, counts, strict=True)]
-    return Chosen.read(slots.columns, reads, totals)
+    return Chosen.exactly(slots.columns, reads, totals)
 
 
 # -- while a layer attends ----------------------------------------------------------------------------------------

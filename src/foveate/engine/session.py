@@ -180,7 +180,7 @@ def remove(model: nn.Module) -> None:
     try:
         session.detach()
     finally:
-        session.detach()
+        session.detach()  # as in `_open`
     session._program.refuse_doubts()
 
 
@@ -535,7 +535,7 @@ class Session:
         forward = Forward(self._program, self._family)
         self._runner.arrival, self._runner.forward = None, forward
         cache, generating = cache_of(kwargs), self._generating
-        arrival.splits, arrival.asked = generating.splits, generating.ids
+        arrival.splits, arrival.generate_ids = generating.splits, generating.ids
         arrival.unseen, self._tower_run, self._pixels = self._tower_run or self._pixels, "", ""
         if generating.inside and cache is not None and length_of(cache) in generating.inside:
             arrival.goes_on, forward.asked = True, generating.asked

@@ -407,6 +407,7 @@ def join_records(records: Sequence[PrefillRecord], cache: Any, columns: Sequence
             origins.append(torch.where(origin < 0, origin, origin + start))
             assigns.append(torch.where(assign < 0, assign, assign + rows))
             rows += len(origin)
+        # If none of them merged, each row is one token, and the joined cut says no more than its origin.
         merges = any(cut is not None and cut.assign[0] is not None for cut in now)
         assigned = torch.cat(assigns) if merges else None
         where, layer = PLACES[place[0]], place[1] if PLACES[place[0]] == "layer" else None
@@ -414,6 +415,7 @@ def join_records(records: Sequence[PrefillRecord], cache: Any, columns: Sequence
     media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
     slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
     length, entered = (cache.get_seq_length(),), (sum(counts),)
+    # Text that the joined prompts have in front counts as left.
     pairs = zip(records, columns, strict=True)
     masks = [pad(one.pooling_mask, (count - one.pooling_mask.shape[1], 0), value=1) for one, count in pairs]
     left = torch.cat(masks, dim=1), None, None
