@@ -345,7 +345,7 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
     lefts = forward.outcome.on(call.hidden.device)
     if layer == 0 and program.finds_raters:
         for left in lefts:
-            left.text[RATERS] = raters_of(forward, left, call.hidden[left.member])
+            left.text[RATERS] = raters_of(left, call.hidden[left.member])
     if program.before(layer):
         _cut(forward, call, lefts, reader_of)
     for left in lefts:

@@ -344,7 +344,8 @@ class Forward:
         caches: Whether the model was told to cache.
         plans: Vision tokens that each layer will process, per sample; None if unknown beforehand.
         noted: The latest prefill's record, to which the reads of decode steps are added.
-        steps: Whether it is a step of text on a cache whose layers lost tokens, and reads all of what they hold.
+        steps: In a step of text that reads the whole cache: its pruned layers (None: another kind of layer). Else
+            empty.
         segment: The segment of previous layers that the next layer may continue; None if it cannot.
         hands_on: Whether layers pass rows on to one another.
         unpadded: (samples, span) int64, 1 where a column of a prompt is not padding; on the prompt's device.
@@ -381,7 +382,7 @@ class Forward:
     caches: bool = False
     plans: Sequence[Sequence[int] | None] = ()
     noted: PrefillRecord | None = None
-    steps: bool = False
+    steps: Sequence[PrunedLayer | None] = ()
     segment: Segment | None = None
     hands_on: bool = False
     unpadded: Tensor | None = None

@@ -184,7 +184,7 @@ def refuse_call(
 
 
 def refuse_first_layer(
-    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type], gathers: bool = False
+    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type], gathers: bool
 ) -> None:
     """Refuse the first layer's call if its cache or a per-column argument is unknown.
 

@@ -132,7 +132,7 @@ def tag(
     output: Any,
     cuts: Sequence[Cut | None],
     prompt: Sequence[Sequence[int]] | None,
-    ran: Sequence[Cut] = (),
+    ran: Sequence[Cut],
 ) -> None:
     """Tag the output of a `get_*_features` call, and each image's features in it.
 

@@ -96,8 +96,10 @@ def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cach
         forward.outcome.record = PrefillRecord(len(forward.family.layers), rows, (0,) * forward.count)
     # A decoder that is called by position shows no span.
     if not forward.idle and forward.span and program.reading is None and not forward.family.lenders:
-        pruned = [layer for layer in cache.layers if isinstance(layer, PrunedLayer)]
-        forward.steps, forward.cache = all(layer.window is None for layer in pruned), cache
+        layers = [layer if isinstance(layer, PrunedLayer) else None for layer in cache.layers]
+        windows = [layer.window for layer in layers if layer is not None]
+        if not any(windows):
+            forward.steps, forward.cache = layers, cache
 
 
 def _begin_images(

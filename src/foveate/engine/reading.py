@@ -27,7 +27,7 @@ from foveate.families.tap import Tapped, unturning
 # -- raters -------------------------------------------------------------------------------------------------------
 
 
-def raters_of(forward: Forward, left: Left, hidden: Tensor) -> Tensor:
+def raters_of(left: Left, hidden: Tensor) -> Tensor:
     """Return which columns are raters of each image of a sample, (images, columns) bool: see `Attention`.
 
     `hidden` is the sample's stream that enters the decoder, (columns, width).

@@ -86,17 +86,19 @@ class LayerRunner:
 
     def _run_told(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a layer of a step. Its cache is told which columns come; without padding nothing else changes."""
-        stored, segment = find_pruned(forward.cache, index), self._continued(forward, index, args, kwargs)
-        masked = kwargs.get("attention_mask", MISSING) is not None
-        usual = len(args) == 1 and cache_of(kwargs) is forward.cache and kwargs.get("position_embeddings") is not None
-        if stored is not None and usual and not masked and stored.shift is None and not stored.ragged:
+        stored = forward.steps[index]
+        if stored is None:
+            return original(*args, **kwargs)
+        as_is = kwargs.get("attention_mask", MISSING) is None and kwargs.get("position_embeddings") is not None
+        as_is = as_is and stored.shift is None and not stored.ragged
+        if as_is and len(args) == 1 and cache_of(kwargs) is forward.cache:
             stored.announce(None, forward.span)
-        elif stored is not None and segment is not None and segment.holds(stored):
+            return original(*args, **kwargs)
+        segment = self._continued(forward, index, args, kwargs)
+        if segment is not None and segment.holds(stored):
             stored.announce(*segment.announced)
-            kwargs |= segment.given
-        else:
-            return self._run_alone(forward, index, original, args, kwargs)
-        return original(*args, **kwargs)
+            return original(*args, **{**kwargs, **segment.given})
+        return self._run_alone(forward, index, original, args, kwargs)
 
     def _run_cut(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a layer on the rows that are left: as the layer before it if the model passes it the same."""
@@ -198,7 +200,7 @@ class LayerRunner:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
             call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced[0])
-        begins = forward.steps and index in self._plain
+        begins = bool(forward.steps) and index in self._plain
         if rows is not None:
             # The next layer gets the same if this one has no state, no argument of its own and no earlier turn. Caches
             # of earlier turns hold other columns in later layers, before which tokens were dropped.
