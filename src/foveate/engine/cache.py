@@ -152,21 +152,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if came != rows:
             raise unknown(f"stores {came} rows in a layer of the cache where its decoder layer ran on {rows}")
         if columns is not None:
-            if self.seen:
-                samples, device = len(columns), columns.device
-                key = "joined", columns, self.base, self.base_end, self.seen
-                self.base = self._memo.once(lambda: self.columns(columns, samples, device), *key)
-            else:
-                self.base = columns
+            samples, device = len(columns), columns.device
+            key = "joined", columns, self.base, self.base_end, self.seen
+            self.base = self._memo.once(lambda: self.columns(columns, samples, device), *key)
             self.base_end = self.seen + span
             self.ragged |= ragged
             self._pruned = True
         self.seen += span
-        if self.is_initialized and (self._room is not None or self.keys.shape[-2] >= LONG):
-            keys, values = self._append(key_states, value_states)
-        else:
-            keys, values = super().update(key_states, value_states)
-            self._room, self._grown = None, id(keys)
+        keys, values = self._append(key_states, value_states)
         if self.head is not None:  # a copy, freed when the layer has attended
             keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
         if self.lends:
@@ -187,10 +180,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return states.new_zeros(len(states), (self.reads or self).slots, states.shape[-1])
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Append rows and return all. From the second step on, rows are written into a room without copying all."""
+        """Append rows and return all. From the second step on, rows of a long layer are written into a room."""
         coming = key_states.shape[-2]
+        is_long = self.is_initialized and (self._room is not None or self.keys.shape[-2] >= LONG)
         grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
-        if grows and id(self.keys) == self._grown:  # unchanged since the previous step
+        if is_long and grows and id(self.keys) == self._grown:  # unchanged since the previous step
             if self._room is None or not self._room.has_place(coming):
                 self._room = Room(self.keys, self.values)
             self.keys, self.values = self._room.put(key_states, value_states)
