@@ -404,7 +404,7 @@ def test_reading_a_copy_of_some_rows_is_reading_all_with_the_others_hidden(kerne
         Rising.asked = 0
         with fv.drop(model, method) as trace:
             made.append(generate(model, inputs))
-        monkeypatch.setattr(Chosen, "read", all_but_hidden)
+        monkeypatch.setattr(Chosen, "exactly", all_but_hidden)
     if "rising" in str(method).lower():
         assert [counts[1] for counts in trace.reads.values()] == [3, 1, 3, 1, 3, 1]
     copies, hidden = (torch.stack(out.logits) for out in made)
