@@ -80,9 +80,9 @@ def _open_cache(forward: Forward, cache: Any, is_prompt: bool) -> None:
 def _unpadded(forward: Forward, device: torch.device) -> Tensor:
     """Return 1 where a column of the prompt is not padding, (samples, span) int64."""
     unpadded = torch.ones(forward.count, forward.span, dtype=torch.int64, device=device)
-    if forward.live is None:
-        return unpadded
-    return unpadded * (forward.live[:, -forward.span :] != 0).to(device)  # in front: columns of earlier turns
+    if forward.live is not None:
+        unpadded *= (forward.live[:, -forward.span :] != 0).to(device)  # in front: columns of earlier turns
+    return unpadded
 
 
 def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any, is_prompt: bool) -> None:
