@@ -1,6 +1,7 @@
 """Count a prompt's tokens with little memory: prepare blank videos, and find `max_pixels` for a number of tokens."""
 
 import copy
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -111,11 +112,5 @@ def most_pixels(loaded: Loaded, prompt: Prompt, tokens: int) -> int:
     if (floor := tokens_at(step)) > tokens:
         raise SettingError(f"This prompt has at least {floor} vision tokens; got {tokens}.")
     # More pixels never give fewer tokens, so bisect for the largest size that fits.
-    fits, above = 1, most // step + 1
-    while above - fits > 1:
-        middle = (fits + above) // 2
-        if tokens_at(middle * step) <= tokens:
-            fits = middle
-        else:
-            above = middle
-    return int(fits * step)
+    larger = range(2, most // step + 1)
+    return int(step * (1 + bisect_right(larger, tokens, key=lambda size: tokens_at(size * step))))

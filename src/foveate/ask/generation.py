@@ -215,10 +215,8 @@ def without_padding(model: PreTrainedModel, ids: Tensor) -> tuple[int, ...]:
     """Cut the new ids of one sample, (new,) int64, after the first end id."""
     ends = ends_of(model)
     tokens: list[int] = ids.tolist()
-    for place, token in enumerate(tokens):
-        if token in ends:
-            return tuple(tokens[: place + 1])
-    return tuple(tokens)
+    last = next((place for place, token in enumerate(tokens, start=1) if token in ends), None)
+    return tuple(tokens[:last])
 
 
 def ends_of(model: PreTrainedModel) -> set[int]:

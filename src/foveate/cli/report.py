@@ -1,6 +1,7 @@
 """Comparison of an answer with the full model's, for `generate` and `compare`."""
 
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any
 
 from foveate.ask.answer import Answer
@@ -11,11 +12,8 @@ from foveate.plain.table import Number
 
 def agreement(answer: Answer, full: Answer) -> dict[str, Any]:
     """Count the leading tokens that an answer shares with the full model's."""
-    same = 0
-    for token, other in zip(answer.tokens, full.tokens, strict=False):
-        if token != other:
-            break
-        same += 1
+    pairs = zip(answer.tokens, full.tokens, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return {"identical": answer.tokens == full.tokens, "same_leading_tokens": same, "full_tokens": len(full.tokens)}
 
 
