@@ -211,6 +211,14 @@ def test_scoring_counts_every_move_the_engine_measures(changed, monkeypatch):
     assert fv.cost(model, text_tokens=10, vision_tokens=[25, 25], method=method).scoring_flops == sum(moves)
 
 
+def test_pictures_of_different_sizes_in_one_count_cost_what_they_cost_together():
+    """Breaks between the rows of a Mistral 3's pictures hide where one ends. All attend to one another in its tower."""
+    one, two = (
+        fv.cost(tiny("mistral3"), text_tokens=5, vision_tokens=11, tower_images=count).tower_flops for count in (1, 2)
+    )
+    assert one == two > 0
+
+
 # What is refused.
 
 REFUSED = [

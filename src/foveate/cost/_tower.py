@@ -253,6 +253,8 @@ class Pictures:
             )
         if self.tower.grid is not None:
             return [self.tower.grid] * count
+        if count and size % count and self.tower.joined:  # of different sizes; their number does not matter there
+            count = 1
         if count < 1 or size % count:
             raise SettingError(
                 f"{size} vision tokens do not divide into {count} temporal patches. Check vision_tokens and "
