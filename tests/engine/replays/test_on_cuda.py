@@ -13,8 +13,9 @@ from foveate.core.graphs import GraphTape
 from foveate.engine.replays import recordings, replayer, twins
 from foveate.engine.replays.recordings import MOST_TAPES
 from foveate.engine.replays.replayer import Replayer
-from tests.engine.replays.test_replayer import KEEPS_ALL, LAYOUT, RAGGED
-from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2DROP
+from tests.engine.replays.test_replayer import KEEPS_ALL, LAYOUT, RAGGED, in_turns
+from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, V2DROP
+from tests.invariants.settings import EVERYTHING
 from tests.models import FAMILIES, batch, tiny
 from tests.simcuda import simulated, to_cuda, to_host
 
@@ -122,8 +123,9 @@ def replays(sim, distances, model, family, method, words=(LAYOUT,)):
     ],
 )
 def test_four_lineages_and_six_methods_are_replayed(sim, distances, family, words):
-    model = on_cuda(family)
-    for method in SIX.values():
+    """Every other method alone, the rest in a ragged batch; with FOVEATE_TESTS=all all of them in both."""
+    model, methods = on_cuda(family), list(SIX.values())
+    for method in methods if EVERYTHING else methods[words == RAGGED :: 2]:
         graphs, faults = replays(sim, distances, model, family, method, words)
         assert graphs.decoder.replayed == 1
         assert graphs.steps.replayed >= 4
@@ -133,9 +135,8 @@ def test_four_lineages_and_six_methods_are_replayed(sim, distances, family, word
 
 @pytest.mark.further
 @pytest.mark.filterwarnings("ignore:cuda_graphs")
-@pytest.mark.parametrize("name", [name for name in ONE_OF_EACH if name.split("-")[0] not in SIX])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_every_method_is_replayed(sim, distances, family, name):
+@pytest.mark.parametrize(("name", "family"), [pair for pair in in_turns(1) if pair[0].split("-")[0] not in SIX])
+def test_every_method_is_replayed(sim, distances, name, family):
     graphs, faults = replays(sim, distances, on_cuda(family), family, METHODS[name])
     assert bool(faults) == (name in NUMBERS_DECIDE)
     assert faults or not graphs.decoder.failed

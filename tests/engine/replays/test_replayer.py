@@ -23,6 +23,7 @@ from foveate.errors import SettingError
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
 from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2DROP
+from tests.invariants.settings import EVERYTHING
 from tests.models import FAMILIES, batch, cached, tiny
 
 LAYOUT = "itt"  # of 32 columns or a multiple of these in some families, padded to that in others
@@ -103,9 +104,18 @@ def replays(family, name):
     return trace.graphs.decoder
 
 
-@pytest.mark.parametrize("name", [name for name in ONE_OF_EACH if name not in NUMBERS_DECIDE])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-def test_every_method_is_replayed(family, name, graphs_on_cpu):
+def in_turns(shift=0):
+    """Each method on one of two families, on the other with another `shift`; on both with FOVEATE_TESTS=all."""
+    both = ("llava", "qwen2_5_vl")
+    return [
+        (name, family)
+        for at, name in enumerate(ONE_OF_EACH)
+        for family in (both if EVERYTHING else (both[(at + shift) % 2],))
+    ]
+
+
+@pytest.mark.parametrize(("name", "family"), [pair for pair in in_turns() if pair[0] not in NUMBERS_DECIDE])
+def test_every_method_is_replayed(name, family, graphs_on_cpu):
     counts = replays(family, name)
     if "in every step" not in counts.latest:
         # Where pictures decide how many tokens stay, prompts of one layout come in several.
