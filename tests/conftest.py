@@ -125,11 +125,11 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def graphs_on_cpu(monkeypatch):
     """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
-    from foveate.core import graphs
+    from foveate.core import tapes
     from foveate.engine.replays import recordings
     from foveate.testing import Recorder
 
-    monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: Recorder())
+    monkeypatch.setitem(tapes.TAPES, "cpu", lambda device, pool: Recorder())
     monkeypatch.setattr(recordings, "_tapes", weakref.WeakKeyDictionary())
 
 

@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate as fv
-from foveate.core import graphs
+from foveate.core import tapes
 from foveate.engine import arguments, runner
 from foveate.engine.arguments import Positions, Remap
 from foveate.engine.cache import PrunedLayer
@@ -67,7 +67,7 @@ def test_every_family_passes(family):
 
 def replayed(tape, monkeypatch):
     """The row about graphs, of a check on a device whose tapes are such."""
-    monkeypatch.setitem(graphs.TAPES, "cpu", lambda device, pool: tape())
+    monkeypatch.setitem(tapes.TAPES, "cpu", lambda device, pool: tape())
     return next(row for row in checked("llava").rows if row.name == REPLAYED)
 
 

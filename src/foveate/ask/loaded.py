@@ -14,7 +14,7 @@ from transformers import GenerationConfig, ProcessorMixin
 
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.core.fields import check_call
-from foveate.core.graphs import refuse_without_graphs
+from foveate.core.tapes import refuse_without_graphs
 from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.plain.upstream import Shared

@@ -26,7 +26,7 @@ from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
 from foveate.core.fields import check_call
-from foveate.core.graphs import refuse_without_graphs
+from foveate.core.tapes import refuse_without_graphs
 from foveate.core.tensors import seeded
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.folders import CONFIG, INDEX, WEIGHTS_OR_INDEX, ModelFolder, folder_of

@@ -108,7 +108,7 @@ class Bench(PromptRequest, MethodsOptions):
         import torch
 
         from foveate.cli.setup import find_device
-        from foveate.core.graphs import refuse_without_graphs
+        from foveate.core.tapes import refuse_without_graphs
 
         device: torch.device = find_device(self.models.device)
         if device.index is not None and device.type != "cpu":
@@ -215,7 +215,7 @@ class Bench(PromptRequest, MethodsOptions):
         Returns:
             The exception that stopped the rounds, or None.
         """
-        from foveate.core.graphs import TAPES
+        from foveate.core.tapes import TAPES
 
         try:
             with counting("Measuring memory", None) as advance:

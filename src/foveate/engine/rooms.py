@@ -18,6 +18,7 @@ class Room:
         keys, values: The current rows, (samples, heads, rows, head size) each.
 
     Attributes:
+        filled: How many places are filled.
         looked_at: Whether a copy may read the current rows.
     """
 
@@ -26,7 +27,7 @@ class Room:
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         places = keys.shape[-2] + max(4 * MOST_STEP, keys.shape[-2] // 8)
         self._keys, self._values = (one.new_empty(*one.shape[:2], places, one.shape[-1]) for one in (keys, values))
-        self._filled = 0
+        self.filled = 0
         self._rows: Tensor | None = None  # kept alive so that no other tensor gets its id
         self.put(keys, values)
 
@@ -37,30 +38,30 @@ class Room:
 
     def has_place(self, coming: int) -> bool:
         """Return whether `coming` more rows fit."""
-        return coming <= self.places - self._filled
+        return coming <= self.places - self.filled
 
     def put(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append rows, (samples, heads, rows, head size) each, and return all."""
-        start, end = self._filled, self._filled + keys.shape[-2]
+        start, end = self.filled, self.filled + keys.shape[-2]
         self._keys[..., start:end, :] = keys
         self._values[..., start:end, :] = values
         return self.grow(end - start)
 
     def grow(self, rows: int) -> tuple[Tensor, Tensor]:
         """Count `rows` rows that were already written behind the others, and return all rows."""
-        self._filled += rows
+        self.filled += rows
         return self.rows()
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return all rows, as a layer holds them."""
-        self._rows = self._keys[..., : self._filled, :]
-        return self._rows, self._values[..., : self._filled, :]
+        self._rows = self._keys[..., : self.filled, :]
+        return self._rows, self._values[..., : self.filled, :]
 
     def gives_back(self, keys: Tensor, rows: int) -> bool:
         """Free the places of the last rows, if the layer holds these `keys` from here and no copy reads them."""
         if keys is not self._rows or self.looked_at or torch.is_grad_enabled():
             return False
-        self._filled -= rows
+        self.filled -= rows
         return True
 
     def copies(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -431,7 +431,7 @@ class Session:
                 end = embeds.shape[1]
             self._generating = Generating(ids, chunk, range(start + 1, end))
             if self._replayer is not None:
-                self._replayer.end, self._replayer.looked_at = end_of(arguments, config, end), {}
+                self._replayer.end, self._replayer.looked_at = end_of(arguments, config, end), set()
                 self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
             self._runner.arrival = self._runner.forward = None
             try:

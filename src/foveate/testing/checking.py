@@ -14,8 +14,8 @@ from transformers import LogitsProcessorList
 from foveate.contract import Chain, follow
 from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape
-from foveate.core.graphs import TAPES
 from foveate.core.patching import Patcher
+from foveate.core.tapes import TAPES
 from foveate.engine.session import drop, refuse_open
 from foveate.engine.trace import StageRecord
 from foveate.errors import InputError, SessionError, SettingError, UnsupportedError

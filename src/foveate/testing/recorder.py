@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from foveate.core.graphs import as_if_capturing
 from foveate.core.patching import Patcher
+from foveate.core.tapes import as_if_capturing
 from foveate.errors import UnsupportedError
 
 T = TypeVar("T")

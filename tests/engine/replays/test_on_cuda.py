@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.core.graphs import GraphTape
+from foveate.core.tapes import GraphTape
 from foveate.engine.replays import recordings, replayer, twins
 from foveate.engine.replays.recordings import MOST_TAPES
 from foveate.engine.replays.replayer import Replayer

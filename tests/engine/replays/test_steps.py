@@ -12,7 +12,7 @@ from transformers import DynamicCache
 import foveate as fv
 from foveate import embedded
 from foveate._transformers import cache_in, with_cache
-from foveate.engine.replays import recordings, replayer
+from foveate.engine.replays import recordings, replayer, rooms
 from foveate.engine.replays.rooms import LentRoom, Rooms
 from foveate.registry import family_for
 from foveate.testing import Recorder, Sides
@@ -117,7 +117,7 @@ def test_an_end_in_the_middle_of_a_batch(model, graphs_on_cpu):
 
 def test_answers_that_outgrow_their_room(model, graphs_on_cpu, monkeypatch):
     monkeypatch.setattr("foveate.engine.session.MOST_ROOM", 4)
-    monkeypatch.setattr(replayer, "MORE", 4)
+    monkeypatch.setattr(rooms, "MORE", 4)
     counts = replays(model, V2DROP, prompts("llava", count=2), tokens=90)
     assert counts.recorded > 1
     assert counts.replayed > 140
@@ -280,7 +280,7 @@ def test_a_recording_that_forgets_its_row_is_thrown_away(model, graphs_on_cpu, m
         assert counted(replays(model, V2DROP, prompts("llava", count=2))) == (0, 0)
 
 
-@pytest.mark.parametrize("what", ["reserve", "fill"])
+@pytest.mark.parametrize("what", ["_reserve", "fill"])
 def test_no_memory_for_rooms(model, what, graphs_on_cpu, monkeypatch, recwarn):
     def fail(*_):
         raise torch.OutOfMemoryError("no more")
@@ -296,8 +296,8 @@ def test_rooms_are_shared_and_do_not_grow(model, graphs_on_cpu):
         for _ in range(2):
             for word in words:
                 model.generate(**batch("llava", [word]), max_new_tokens=8)
-            rooms = recordings._tapes[family_for(model).core].rooms(torch.device("cpu"))
-            sizes.append(sum(tensor.nbytes for tensor in rooms.memory))
+            memory = recordings._tapes[family_for(model).core].rooms(torch.device("cpu")).memory
+            sizes.append(sum(tensor.nbytes for pair in memory.values() for tensor in pair))
     assert sizes[0] == sizes[1]
 
 

@@ -1,6 +1,8 @@
-"""Each layer, at once: a module and those inside it, as a recording found them."""
+"""Each layer, at once: a module and those inside it, and the version of all that their forwards read."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import itertools
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +16,10 @@ KNOWN = ("torch", "transformers", "peft")
 """Packages whose modules compute from their weights, plain attributes and arguments alone."""
 OF_TORCH = {*vars(nn.Module()), "forward", "config"} - {"training"}
 """Attributes that are looked at elsewhere."""
+NUMBERS = itertools.count()
+Look = tuple[list[Any], list[Any]]
+"""Objects that a module's forward may read, kept alive so that no other gets their identity; and values: addresses of
+weights, and adapters."""
 
 
 class Modules:
@@ -21,45 +27,44 @@ class Modules:
 
     Args:
         outer: The module.
+        before: What was inside it before. Its recordings are gone, so its last version is used again.
 
     Attributes:
-        state: A number for what forwards branch on: plain attributes, also of configs, and PEFT's adapters. Equal for
-            equal values.
+        version: A number for what forwards branch on: plain attributes, also of configs, and PEFT's adapters. Equal for
+            equal values; no other module has it.
     """
 
-    def __init__(self, outer: nn.Module) -> None:
+    def __init__(self, outer: nn.Module, before: "Modules | None" = None) -> None:
         modules = list(outer.modules())
-        self._tables = [table for one in modules for table in (one._parameters, one._buffers, one._modules)]
-        self._vars = [vars(one) for one in modules]
-        self._hooks = [table for one in modules[1:] for table in (one._forward_pre_hooks, one._forward_hooks)]
+        self._vars = [vars(module) for module in modules]
         self._kinds: list[Any] = list(dict.fromkeys(map(type, modules)))
-        self._layers = [one for one in modules if adapters_of([one])]
+        self._layers = [module for module in modules if adapters_of([module])]
         self._experts: list[Any] = [getattr(one, "config", None) for one in modules if hasattr(one, "_apply_gate")]
-        self._configured = [one for one in self._vars if "config" in one]
-        configs = {id(config): vars(config) for config in map(_config, self._configured)}
-        attributes = [(one, name) for one in self._vars for name in one.keys() - OF_TORCH]
-        attributes += [(config, name) for config in configs.values() for name in config]
-        self._plain = [(one, name) for one, name in attributes if isinstance(one[name], PLAIN_VALUES)]
-        self._others = [(one, name) for one, name in attributes if not isinstance(one[name], PLAIN_VALUES)]
-        self._values = self._now()
-        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
-        self._pointers = [tensor.data_ptr() for tensor in self._tensors]
+        configs = {id(config): vars(config) for config in map(_config, self._vars) if config is not None}
+        self._attributes = [*self._vars, *configs.values()]
+        self._weights = [table for one in modules for table in (one._parameters, one._buffers, one._modules)]
+        self._hooks = [table for one in modules[1:] for table in (one._forward_pre_hooks, one._forward_hooks)]
+        self._objects, plain = self._read()
+        self._tensors = [value for value in self._objects if isinstance(value, Tensor)]
+        self._pointers = self._places()
         self._devices = {tensor.device for tensor in self._tensors}
-        self._count = self._attributes()
-        self._states: dict[Hashable, int] = {}
-        self.state = 0
-        self.look()
+        self.version: int = next(NUMBERS) if before is None else before.version
+        self._versions = {(plain, tuple(adapters_of(self._layers))): self.version}
 
-    def look(self) -> bool:
-        """Set `state`. Returns False if modules or weights are others, or the weights are at other addresses."""
-        if self._attributes() != self._count or list(map(id, self._now())) != list(map(id, self._values)):
+    def look(self) -> Look:
+        """List all that forwards may read."""
+        tables = (*self._weights, *self._hooks, *self._attributes)
+        objects = [*itertools.chain.from_iterable(map(dict.values, tables)), *[kind.forward for kind in self._kinds]]
+        return objects, [*self._places(), *adapters_of(self._layers)]
+
+    def read(self) -> bool:
+        """Set `version`. Returns False if modules or weights are others, or the weights are at other addresses."""
+        objects, plain = self._read()
+        if not _are_same(objects, self._objects) or self._places() != self._pointers:
             return False
-        values = tuple([one.get(name) for one, name in self._plain]), tuple(adapters_of(self._layers))
-        try:
-            self.state = self._states.setdefault(values, len(self._states))
-        except TypeError:  # an attribute is no longer plain
-            return False
-        return [tensor.data_ptr() for tensor in self._tensors] == self._pointers
+        values = plain, tuple(adapters_of(self._layers))
+        self.version = self._versions.setdefault(values, next(NUMBERS))
+        return True
 
     def obstacle(self, wrappers: Sequence[Original], hooks: int) -> str | None:
         """Return why their forward cannot be replayed now; None if it can.
@@ -76,9 +81,9 @@ class Modules:
         hooked = [hook for table in self._hooks if table for hook in table.values()]
         # Ignore transformers' own hooks, which collect hidden states on request.
         others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
-        if list(map(id, around)) != list(map(id, wrappers)) or len(others) != hooks:
+        if not _are_same(around, wrappers) or len(others) != hooks:
             return "other hooks or wrappers are on modules inside"
-        if any(is_tapped(attributes["config"]) for attributes in self._configured):
+        if any(is_tapped(attributes.get("config")) for attributes in self._vars):
             return "a stage reads attention in it"
         if any(getattr(config, "_experts_implementation", None) == "eager" for config in self._experts):
             return "eager experts read on the host which of them run; set_experts_implementation has others"
@@ -86,14 +91,25 @@ class Modules:
             return "its weights are on several devices"
         return None
 
-    def _now(self) -> list[Any]:
-        values = [value for table in self._tables for value in table.values()]
-        values += [one.get(name) for one, name in self._others] + list(map(_config, self._configured))
-        return values + [kind.forward for kind in self._kinds]
+    def _read(self) -> tuple[list[Any], tuple[Any, ...]]:
+        """List the objects that forwards read, such as weights, with the names of attributes; and plain attributes."""
+        objects = [value for table in self._weights for value in table.values()]
+        objects += [*map(_config, self._vars), *[kind.forward for kind in self._kinds]]
+        attributes = [one for table in self._attributes for one in table.items() if one[0] not in OF_TORCH]
+        objects += [name if isinstance(value, PLAIN_VALUES) else value for name, value in attributes]
+        return objects, tuple([value for _, value in attributes if isinstance(value, PLAIN_VALUES)])
 
-    def _attributes(self) -> int:
-        """Count the attributes, since a forward may ask whether there is one."""
-        return sum([len(one) - ("forward" in one) for one in self._vars])
+    def _places(self) -> list[int]:
+        return [tensor.data_ptr() for tensor in self._tensors]
+
+
+def are_same(one: Look, other: Look) -> bool:
+    """Return whether nothing was assigned between two looks."""
+    return one[1] == other[1] and _are_same(one[0], other[0])
+
+
+def _are_same(ones: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(ones) == len(others) and all(map(operator.is_, ones, others))
 
 
 def _config(attributes: Mapping[str, Any]) -> Any:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from foveate.core.graphs import GraphTape, Lane, stream_of
+from foveate.core.tapes import Lane, Recording, stream_of
 from foveate.engine.replays.modules import Modules
 from foveate.engine.replays.rooms import Rooms
 from foveate.registry import family_for
@@ -22,21 +22,15 @@ MOST_SEEN = 256
 
 
 @dataclass(slots=True, eq=False)
-class Recording:
+class RecordedRegion(Recording):
     """A recorded region.
 
     Attributes:
-        tape: Its kernels.
-        given: Input tensors; a new call's values are copied into them.
-        tensors: Output tensors.
         made: The results that contain `tensors`.
         held: See `regions.Region`.
         replayed: Whether it was ever used.
     """
 
-    tape: GraphTape
-    given: tuple[Tensor, ...]
-    tensors: list[Tensor]
     made: Any
     held: Any
     replayed: bool = False
@@ -70,7 +64,7 @@ class Tapes:
 
     def clear(self) -> None:
         """Drop everything."""
-        self.recordings: defaultdict[str, OrderedDict[Hashable, Recording]] = defaultdict(OrderedDict)
+        self.recordings: defaultdict[str, OrderedDict[Hashable, RecordedRegion]] = defaultdict(OrderedDict)
         self.seen: OrderedDict[Hashable, Layout] = OrderedDict()
         self.modules: dict[nn.Module, Modules] = {}
         self.lanes: dict[Any, Lane] = {}

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only, tree_unflatten
 
@@ -17,7 +16,7 @@ from foveate.engine.arguments import move_up
 from foveate.engine.cache import MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
-from foveate.engine.replays.rooms import RecordedLayer, Rooms, grow
+from foveate.engine.replays.rooms import RecordedLayer, Rooms, SharedColumns
 from foveate.engine.replays.twins import outcome_with, outcome_without, twin_of
 from foveate.engine.runner import LayerRunner
 from foveate.engine.samples import Sample
@@ -29,11 +28,12 @@ Key = tuple[Any, ...]
 class Region:
     """A part of a forward whose kernels are the same for every call with the same key.
 
-    Subclasses have four functions. `plain` runs the part as called. `twin` returns a function that runs it on copies of
-    its tensors and changes nothing else of the call. `collect` returns what a plain run has left: nested tensors or a
-    `MadeByDecoder`. `answer` stores the results of a replay where a plain run would, and returns the same output.
+    Subclasses have three functions. `twin` returns a function that runs it on copies of its tensors and changes nothing
+    else of the call. `collect` returns what a plain run has left: nested tensors or a `MadeByDecoder`. `answer` stores
+    the results of a replay where a plain run would, and returns the same output.
 
     Attributes:
+        plain: Runs the part as called.
         key: What calls must have in common; its first entry is the kind of region.
         tensors: The tensors that the part reads, except weights.
         original: The function that is called.
@@ -41,6 +41,7 @@ class Region:
         held: Tensors that a recording must keep alive: made before the call, and equal for every call with this key.
     """
 
+    plain: Callable[[], Any]
     key: Key
     tensors: list[Tensor]
     original: Original
@@ -98,36 +99,21 @@ class MadeByDecoder:
 
 
 @dataclass(slots=True, eq=False)
-class InDecoder(Region):
-    """A decoder's call. Its cache is not among the flattened arguments.
+class DecoderCall(Region):
+    """A decoder's call on a prompt. It also reads the outcome so far.
 
     Attributes:
         forward: The forward, which has begun.
         runner: Runs the forward's layers.
-        kwargs: All arguments.
-        cache: The cache among these.
-    """
-
-    forward: Forward
-    runner: LayerRunner
-    kwargs: dict[str, Any]
-    cache: Any
-
-    def plain(self) -> Any:
-        """Run it as it was called."""
-        return self.original(**self.kwargs)
-
-
-@dataclass(slots=True, eq=False)
-class DecoderCall(InDecoder):
-    """A decoder's call on a prompt, with an empty cache or None. It also reads the outcome so far.
-
-    Attributes:
+        cache: The cache among the arguments, empty, and not among the flattened ones; None if there is none.
         columns: Columns of vision tokens, if the decoder adds features to them after its first layers.
         shown: The forward as it is recorded: with pads.
         pads: How many pads are behind each sample there, so that texts of several lengths share a recording.
     """
 
+    forward: Forward
+    runner: LayerRunner
+    cache: Any
     columns: Tensor | None
     shown: Forward
     pads: int
@@ -188,69 +174,30 @@ def _last_hidden(output: Any) -> Tensor:
 
 
 @dataclass(slots=True, eq=False)
-class SameRows:
-    """Layers whose caches hold rows of the same columns.
-
-    Attributes:
-        layers: Indices of the layers.
-        places: Number of places in their rooms.
-        place: Where new rows go, (rows,) int64.
-        columns: The unpruned column at each place, (samples, places) int64, −1 for a pad; None: the place itself.
-        shift: See `PrunedLayer`.
-    """
-
-    layers: list[int]
-    places: int
-    place: Tensor
-    columns: Tensor | None
-    shift: Tensor | None
-
-    def mask(self, change: Change, numbers: Tensor, live: Tensor | None, like: Tensor | None) -> Tensor:
-        """Return what new rows see, (samples or 1, 1, rows, places): bool, or an additive mask of `like`'s dtype."""
-        # New rows at places 3 4 see places 0 to 3 and 0 to 4.
-        seen = (numbers[: self.places] <= change(self.place)[:, None])[None]  # (1, rows, places)
-        if self.columns is not None:
-            columns = change(self.columns)
-            there = columns >= 0
-            if live is not None:
-                there &= live.gather(1, columns.clamp(min=0, max=live.shape[1] - 1))
-            seen = seen & there[:, None]
-        elif live is not None:
-            seen = seen & live[:, None, : self.places]
-        if like is None:
-            return seen[:, None]
-        lowest = torch.finfo(like.dtype).min
-        return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, lowest)[:, None]
-
-
-@dataclass(slots=True, eq=False)
-class StepCall(InDecoder):
+class StepCall(Region):
     """A decoder's call on rows that continue from a cache of pruned layers. It also reads `rows` and `live`.
 
     Attributes:
+        forward, runner, cache: See `DecoderCall`.
         rooms: Memory of the recordings' rows.
-        rows: For each layer, the group of layers that hold the same columns.
+        by_layer: For each layer, what it shares with others whose rooms hold the same columns.
         live: (samples, columns) bool, which unpruned columns are not padding, including those to come; None: all.
     """
 
+    forward: Forward
+    runner: LayerRunner
+    cache: Any
     rooms: Rooms
-    rows: list[SameRows]
+    by_layer: list[SharedColumns]
     live: Tensor | None
-
-    @property
-    def places(self) -> list[int]:
-        """Number of places in each layer's room."""
-        return [one.places for one in self.rows]
 
     def twin(self, given: Sequence[Tensor]) -> Callable[[], "MadeByDecoder"]:
         """See `Region`."""
         change = swap(self.tensors, given)
         kwargs = self.arguments(given)
         cache, seen = copy.copy(self.cache), self.cache.get_seq_length()
-        rooms = self.rooms.fill(self.cache, self.places)
-        cache.layers = [
-            RecordedLayer(room, change(one.place), seen) for room, one in zip(rooms, self.rows, strict=True)
-        ]
+        rooms = self.rooms.fill(self.cache, self.by_layer)
+        cache.layers = [RecordedLayer(room, change(room.shared.place), seen) for room in rooms]
         kwargs |= with_cache(cache)
         forward, runner, embeds = self.forward, self.runner, kwargs["inputs_embeds"]
         family, numbers = forward.family, self.rooms.numbers
@@ -261,10 +208,10 @@ class StepCall(InDecoder):
             twin = Forward(forward.program, family)
             with Patcher() as patches:
                 patches.put(runner, "forward", twin)
-                for one in dict.fromkeys(self.rows):
-                    mask = one.mask(change, numbers, live, like)
-                    shift = None if one.shift is None else change(one.shift)
-                    for index in one.layers:
+                for shared in dict.fromkeys(self.by_layer):
+                    mask = shared.mask(change, numbers, live, like)
+                    shift = None if shared.shift is None else change(shared.shift)
+                    for index in shared.layers:
                         layer = family.layers[index]
                         original = partial(type(layer).forward, layer)
                         patches.put(layer, "forward", partial(_run_step, twin, index, original, mask, shift))
@@ -285,7 +232,7 @@ class StepCall(InDecoder):
 
     def answer(self, made: "MadeByDecoder") -> Any:
         """See `Region`."""
-        grow(self.cache, self.forward.span)
+        self.rooms.grow(self.cache, self.forward.span)
         return made.kind(last_hidden_state=made.hidden, **with_cache(self.cache))
 
 
@@ -312,13 +259,10 @@ class TowerCall(Region):
 
     on_host: Mapping[str, Any]
 
-    def plain(self) -> Any:
-        """Run it as it was called."""
-        return self._run(self.tensors)
-
     def twin(self, given: Sequence[Tensor]) -> Callable[[], Any]:
         """See `Region`."""
-        return lambda: self.collect(self._run(given))
+        args, kwargs = self.arguments(given)
+        return partial(self.original, *args, **kwargs, **self.on_host)
 
     def collect(self, output: Any) -> Any:
         """See `Region`."""
@@ -327,10 +271,6 @@ class TowerCall(Region):
     def answer(self, made: Any) -> Any:
         """See `Region`."""
         return made
-
-    def _run(self, tensors: Sequence[Tensor]) -> Any:
-        args, kwargs = self.arguments(tensors)
-        return self.original(*args, **kwargs, **self.on_host)
 
 
 def swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:

@@ -1,9 +1,11 @@
 """Each layer, at once: runs a tower, a prefill or a step without a graph, records it, or replays its recording."""
 
+import copy
 import math
 import re
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,18 +18,17 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from transformers import DynamicCache
 
 from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
-from foveate.core import graphs
-from foveate.core.graphs import copies_of, kind_of_value, line_of, remember, stream_of, tape_on
+from foveate.core.tapes import copies_of, kind_of_value, line_of, refuse_without_graphs, remember, stream_of, tape_on
 from foveate.core.tensors import PLAIN_VALUES, send
-from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.replays.modules import Modules
-from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, Recording, tapes_of
-from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, SameRows, StepCall, TowerCall, swap
-from foveate.engine.replays.rooms import LentRoom, columns_of
-from foveate.engine.replays.twins import is_unpadded, layout_of, outcome_with, with_pads
+from foveate.engine.replays.modules import Look, Modules, are_same
+from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
+from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, StepCall, TowerCall, layers_with, swap
+from foveate.engine.replays.rooms import MORE, power_of_two
+from foveate.engine.replays.twins import HELD, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.families.base import Family
@@ -39,8 +40,6 @@ MAY_BE_PADDED = {
     *("visual_pos_masks", "deepstack_visual_embeds"),
 }
 """Tensors among a decoder's arguments that can be extended to more columns."""
-MORE = 64
-"""Fewest places of a room, and the extra rows it has if the length of the answer has no known limit."""
 SPANS = (1, 32, 64, 128)
 """Numbers of new rows for which steps are recorded; other numbers are padded to the next of these."""
 NOTHING: Mapping[str, Any] = {}
@@ -51,6 +50,8 @@ CHOICE += r"|cudnn_(enabled|benchmark|deterministic|allow_tf32))"
 CHOICES = [getattr(torch._C, name) for name in sorted(vars(torch._C)) if re.fullmatch(CHOICE, name)]
 """Functions that return global settings by which torch chooses kernels."""
 Call = DecoderCall | StepCall | TowerCall
+Parts = tuple[Key, list[Tensor], list[Any], Any]
+"""A region's key, tensors, and flattened arguments."""
 FIRST = "the first of its layout"
 CANNOT = "it cannot be recorded"
 WAITS = "its last recording was dropped before it was replayed"
@@ -68,8 +69,8 @@ class Replayer:
     Attributes:
         end: The most columns that a prompt and its answer can have in the running `generate`; 0: no limit is set.
         beams: Number of beams of a beam search.
-        looked_at: What `_state` said of towers and decoder in the running `generate`, during which they do not change.
-            None outside: every call looks.
+        looked_at: The towers and decoders that were looked at in the running `generate`, during which they do not
+            change. None outside: every call looks.
 
     Raises:
         SettingError: If the model's device has no graphs.
@@ -81,10 +82,12 @@ class Replayer:
         self._runner = runner
         trace.graphs = self._graphs = Graphs()
         self._device = next(family.text.parameters()).device
-        graphs.refuse_without_graphs(self._device)
+        refuse_without_graphs(self._device)
         self._tapes = tapes_of(family.core)
         self.end, self.beams = 0, 1
-        self.looked_at: dict[nn.Module, int | str] | None = None
+        self.looked_at: set[nn.Module] | None = None
+        self._looks: dict[nn.Module, tuple[Look, int | str]] = {}
+        self._empty: Any = None
         self._wrapped = [module for module in (family.text, *family.towers) if "forward" in vars(module)]
         others = family.recurrent or family.lenders or family.indexed
         self._pads_texts = family.shares_prefix and not program.reads_text and not others
@@ -124,18 +127,17 @@ class Replayer:
             held: Tensors computed from these that kernels will read.
             kwargs: The other arguments.
         """
-        why: Key | str = "a stage acts inside the tower"
+        parts: Parts | str = "a stage acts inside the tower"
         if not self._program.in_tower:
-            leaves, spec = tree_flatten((args, kwargs))
-            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
             sort = "tower", type(self._family), self._family.towers.index(tower), tuple(on_host), tuple(numbers)
-            why = self._key(tower, sort, leaves, spec, tensors)
-        if isinstance(why, str):
-            self._graphs.tower.note_plain(why)
-            return original(*args, **kwargs, **on_host)
-        region = TowerCall(why, tensors, original, leaves, spec, held, on_host)
-        return self._run(region, self._graphs.tower)
+            parts = self._parts(tower, sort, (args, kwargs), ())
+        plain = partial(original, *args, **kwargs, **on_host)
+        if isinstance(parts, str):
+            self._graphs.tower.note_plain(parts)
+            return plain()
+        key, tensors, leaves, spec = parts
+        return self._run(TowerCall(plain, key, tensors, original, leaves, spec, held, on_host), self._graphs.tower)
 
     # -- keys of calls ----------------------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class Replayer:
         if forward.ends_turn:
             return "a stage reads in every step of decoding"
         if cache is None and kwargs.get("use_cache", text.config.use_cache):
-            cache = DynamicCache(config=text.config)
+            cache = self._fresh_cache(text.config)
             kwargs = {**kwargs, **with_cache(cache)}
         if cache is not None and not _is_fresh(cache):
             return "the cache is not an empty DynamicCache"
@@ -164,23 +166,28 @@ class Replayer:
             pads = -forward.span % COLUMNS if shown_tensors <= MAY_BE_PADDED else 0
         if pads:
             handed, shown = _pad_columns(handed, pads), with_pads(forward, pads)
-        leaves, spec = tree_flatten(handed)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        tensors += _tensors_of(shown.outcome, self._device)
         sort = "decoder", self._program.method, type(self._family), layout_of(shown), cache is None
-        key = self._key(text, sort, leaves, spec, tensors)
-        if isinstance(key, str):
-            return key
+        parts = self._parts(text, sort, handed, _tensors_of(shown.outcome, self._device))
+        if isinstance(parts, str):
+            return parts
+        key, tensors, leaves, spec = parts
         columns = None
         if forward.additions is not None or self._family.later_additions(kwargs) is not None:
             places = [sample.vision + index * shown.span for index, sample in enumerate(shown.samples)]
             columns = send(torch.cat(places), self._device)
-        # Tensors that layers read and that were sent to the device before the first layer; equal for one layout.
-        sent = shown.text, shown.first, shown.entering_rows, shown.image_ends
-        held = sent, forward.live, columns
+        held = [getattr(shown, name) for name in HELD], columns
+        plain, runner = partial(original, **kwargs), self._runner
         return DecoderCall(
-            key, tensors, original, leaves, spec, held, forward, self._runner, kwargs, cache, columns, shown, pads
+            plain, key, tensors, original, leaves, spec, held, forward, runner, cache, columns, shown, pads
         )
+
+    def _fresh_cache(self, config: Any) -> Any:
+        """Return an empty cache. It takes long to make from a config, so later ones are copies of the first."""
+        if self._empty is None:
+            self._empty = DynamicCache(config=config)
+        cache = copy.copy(self._empty)
+        cache.layers = layers_with(cache.layers, lambda tensor: tensor)
+        return cache
 
     def _step_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> StepCall | str:
         """Return the decoder's call on rows that continue from a cache, or why it runs without a graph."""
@@ -188,51 +195,37 @@ class Replayer:
         why = self._obstacle_to_steps(forward, cache, kwargs)
         if why is not None:
             return why
-        layers = [pruned_layer(cache, index) for index in range(len(family.layers))]
-        seen, span = layers[0].seen, next(span for span in SPANS if span >= forward.span)
+        seen, span = cache.get_seq_length(), next(span for span in SPANS if span >= forward.span)
         if self.end:  # equal for all steps of an answer, so that they share rooms of one size
             self.end = max(self.end, seen + span)
-        more = self.end - seen if self.end else max(span, MORE)
-        rows: dict[Hashable, SameRows] = {}
-        by_layer: list[SameRows] = []
-        places = [_places(layer, span, more) for layer in layers]
         rooms = self._tapes.rooms(self._device)
-        before = rooms.generation
+        before = rooms.memory
         try:
-            rooms.reserve(cache, places)
+            by_layer = rooms.plan(cache, span, self.end - seen if self.end else max(span, MORE))
         except torch.OutOfMemoryError:
             return "there is no memory for rooms"
-        if rooms.generation != before:
+        if rooms.memory is not before:
             self._drop("steps")  # they write to memory that is no longer read
-        for index, (layer, count) in enumerate(zip(layers, places, strict=True)):
-            kind = layer.slots, count, id(layer.base), layer.base_end, id(layer.shift)
-            if kind not in rows:
-                place = rooms.numbers[layer.slots : layer.slots + span]
-                rows[kind] = SameRows([], count, place, columns_of(layer, count), layer.shift)
-            rows[kind].layers.append(index)
-            by_layer.append(rows[kind])
+        groups = list(dict.fromkeys(by_layer))
         live = None
         if mask is not None:
-            width = _power(max(self.end, seen + span, *places))
+            width = power_of_two(max(self.end, seen + span, *[shared.places for shared in groups]))
             live = pad(mask != 0, (0, width - mask.shape[1]), value=True)
         handed = {name: one for name, one in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
         if span > forward.span:
             handed = _pad_columns(handed, span - forward.span)
-        leaves, spec = tree_flatten(handed)
-        groups = list(rows.values())
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        tensors += [one for group in groups for one in (group.place, group.columns, group.shift) if one is not None]
-        if live is not None:
-            tensors.append(live)
-        kinds = [(tuple(one.layers), one.places, one.columns is None, one.shift is None) for one in groups]
-        layout = "steps", type(family), rooms.generation, tuple(kinds), forward.backend
-        key = self._key(family.text, layout, leaves, spec, tensors)
-        if isinstance(key, str):
-            return key
+        more = [tensor for shared in groups for tensor in shared.tensors] + ([] if live is None else [live])
+        held = rooms.memory, rooms.numbers
+        layout = tuple([shared.layout for shared in groups])
+        sort = "steps", type(family), id(rooms.memory), layout, forward.backend
+        parts = self._parts(family.text, sort, handed, more)
+        if isinstance(parts, str):
+            return parts
+        key, tensors, leaves, spec = parts
+        plain, runner = partial(original, **kwargs), self._runner
         return StepCall(
-            key, tensors, original, leaves, spec, rooms.memory, forward, self._runner, kwargs, cache, rooms, by_layer,
-            live,
-        )  # fmt: skip
+            plain, key, tensors, original, leaves, spec, held, forward, runner, cache, rooms, by_layer, live
+        )
 
     def _obstacle_to_steps(self, forward: Forward, cache: Any, kwargs: Mapping[str, Any]) -> str | None:
         """Return why rows that continue from a cache run without a graph; None if they may be replayed."""
@@ -260,9 +253,18 @@ class Replayer:
             return "the attention mask is of another shape"
         return None
 
-    def _key(self, module: Any, sort: Any, leaves: Any, spec: Any, tensors: Sequence[Tensor]) -> Key | str:
-        """Return what two calls must have in common to run the same kernels, or why this one runs without a graph."""
+    def _parts(self, module: Any, sort: tuple[Any, ...], arguments: Any, more: Sequence[Tensor]) -> Parts | str:
+        """Return the parts of a region that every call has, or why this one runs without a graph.
+
+        Args:
+            module: The tower or decoder.
+            sort: What two calls must have in common, besides what is true for all modules.
+            arguments: The arguments, nested.
+            more: Further tensors that it reads.
+        """
         device, modes = self._device, _modes()
+        leaves, spec = tree_flatten(arguments)
+        tensors = [*[leaf for leaf in leaves if isinstance(leaf, Tensor)], *more]
         if torch.is_grad_enabled() or module.training:
             return TRAINS
         if torch.is_autocast_enabled(device.type):
@@ -285,16 +287,16 @@ class Replayer:
             hash(key)
         except TypeError:
             return "settings that cannot be compared"
-        return key
+        return key, tensors, leaves, spec
 
     def _state(self, module: nn.Module) -> int | str:
         """Return a number for all that the decoder's or a tower's forward branches on, or why it runs without a graph.
 
         Recordings of other modules or weights are dropped.
         """
-        if self.looked_at is not None and module in self.looked_at:
-            return self.looked_at[module]
         tapes, hooks = self._tapes, 0
+        if self.looked_at is not None and module in self.looked_at:
+            return self._looks[module][1]
         wrappers: list[Original] = []
         kinds = ["tower"]
         if module is self._family.text:
@@ -302,16 +304,19 @@ class Replayer:
             kinds = ["decoder", "steps"]
         with tapes.lock:
             modules = tapes.modules.get(module)
-            if modules is None or not modules.look():
-                modules = tapes.modules[module] = Modules(module)
-                for kind in kinds:
-                    self._drop(kind)
-            state = modules.obstacle(wrappers, hooks) or modules.state
-        if module in self._wrapped:
-            state = "another wrapper is on it"
+            before = self._looks.get(module)
+            if modules is None or before is None or not are_same(modules.look(), before[0]):
+                if modules is None or not modules.read():
+                    modules = tapes.modules[module] = Modules(module, modules)
+                    for kind in kinds:
+                        self._drop(kind)
+                state = modules.obstacle(wrappers, hooks) or modules.version
+                if module in self._wrapped:
+                    state = "another wrapper is on it"
+                self._looks[module] = before = modules.look(), state
         if self.looked_at is not None:
-            self.looked_at[module] = state
-        return state
+            self.looked_at.add(module)
+        return before[1]
 
     # -- record, and replay -----------------------------------------------------------------------------------
 
@@ -338,14 +343,11 @@ class Replayer:
             counts.replayed, counts.latest = counts.replayed + 1, "replayed"
             return region.answer(made)
 
-    def _replay(self, region: Call, recording: Recording) -> Any:
+    def _replay(self, region: Call, recording: RecordedRegion) -> Any:
         """Replay a recording, and return its results in new tensors."""
         if isinstance(region, StepCall):
-            region.rooms.lend(region.cache, region.places)
-        torch._foreach_copy_(recording.given, region.tensors)
-        recording.tape.replay()
-        fresh = [torch.empty_like(tensor) for tensor in recording.tensors]
-        torch._foreach_copy_(fresh, recording.tensors)
+            region.rooms.lend(region.cache, region.by_layer)
+        fresh = recording.replay(region.tensors)
         self._tapes.recordings[region.key[0]].move_to_end(region.key)
         recording.replayed = True
         return region.real(recording.made, swap(recording.tensors, fresh))
@@ -389,7 +391,7 @@ class Replayer:
         if why is not None:
             self._give_up(region.key, counts, why)
             return output
-        recording = Recording(tape, copies, list(tensors), made[0], region.held)
+        recording = RecordedRegion(tape, copies, list(tensors), made[0], region.held)
         kind = self._tapes.recordings[region.key[0]]
         kind[region.key] = recording
         self._drop(region.key[0], max(0, len(kind) - MOST_TAPES))
@@ -441,18 +443,6 @@ class Replayer:
 
 
 # -- tensors, caches, modes ----------------------------------------------------------------------------------------
-
-
-def _places(layer: PrunedLayer, coming: int, more: int) -> int:
-    """Return the size of a layer's room, or the size it needs so that `more` rows fit."""
-    if isinstance(layer._room, LentRoom) and layer._room.has_place(coming):
-        return layer._room.places
-    return _power(max(MORE, layer.slots + more))
-
-
-def _power(count: int) -> int:
-    """Return the smallest power of two that is at least `count`."""
-    return 1 << (count - 1).bit_length()
 
 
 def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:

@@ -4,15 +4,72 @@ The graphs of a model share it. It is lent to one cache at a time; the previous 
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate._transformers import DynamicLayer
-from foveate.engine.cache import PrunedLayer
+from foveate.core.tensors import Change
+from foveate.engine.cache import PrunedLayer, pruned_layer
 from foveate.engine.rooms import Room
+
+MORE = 64
+"""Fewest places of a room, and the extra rows it has if the length of the answer has no known limit."""
+
+
+@dataclass(slots=True, eq=False)
+class SharedColumns:
+    """What layers have in common whose rooms hold the same columns.
+
+    Attributes:
+        layers: Indices of the layers.
+        places: Number of places in their rooms.
+        columns: The unpruned column at each place, (samples, places) int64, −1 for a pad; None: the place itself.
+        base, base_end, shift: See `PrunedLayer`.
+        place: Where new rows go, (rows,) int64.
+    """
+
+    layers: list[int]
+    places: int
+    columns: Tensor | None
+    base: Tensor | None
+    base_end: int
+    shift: Tensor | None
+    place: Tensor
+
+    def are_of(self, layer: PrunedLayer) -> bool:
+        """Return whether a layer's rows have these columns."""
+        return layer.base is self.base and layer.base_end == self.base_end and layer.shift is self.shift
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that a recorded step reads."""
+        return [tensor for tensor in (self.place, self.columns, self.shift) if tensor is not None]
+
+    @property
+    def layout(self) -> Hashable:
+        """What two steps must have in common to run the same kernels."""
+        return tuple(self.layers), self.places, self.columns is None, self.shift is None
+
+    def mask(self, change: Change, numbers: Tensor, live: Tensor | None, like: Tensor | None) -> Tensor:
+        """Return what new rows see, (samples or 1, 1, rows, places): bool, or an additive mask of `like`'s dtype."""
+        # New rows at places 3 4 see places 0 to 3 and 0 to 4.
+        seen = (numbers[: self.places] <= change(self.place)[:, None])[None]  # (1, rows, places)
+        if self.columns is not None:
+            columns = change(self.columns)
+            there = columns >= 0
+            if live is not None:
+                there &= live.gather(1, columns.clamp(min=0, max=live.shape[1] - 1))
+            seen = seen & there[:, None]
+        elif live is not None:
+            seen = seen & live[:, None, : self.places]
+        if like is None:
+            return seen[:, None]
+        lowest = torch.finfo(like.dtype).min
+        return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, lowest)[:, None]
 
 
 class LentRoom(Room):
@@ -20,15 +77,20 @@ class LentRoom(Room):
 
     Args:
         keys, values: The current rows, (samples, heads, rows, head size) each.
-        memory: The memory, (samples, heads, places, head size) each.
+        memory: The memory of keys and of values, (numbers,) each.
+        shared: Says how many places the room has, and which columns are there.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, memory: tuple[Tensor, Tensor]) -> None:
-        self._keys, self._values = memory
+    def __init__(self, keys: Tensor, values: Tensor, memory: Sequence[Tensor], shared: SharedColumns) -> None:
+        self._keys, self._values = [
+            whole[: _numbers(rows, shared.places)].view(*rows.shape[:2], shared.places, rows.shape[-1])
+            for whole, rows in zip(memory, (keys, values), strict=True)
+        ]
+        self.shared = shared
         # A step multiplies free places by a weight of 0, which for inf or NaN would not give 0.
         self._keys[..., keys.shape[-2] :, :] = 0
         self._values[..., keys.shape[-2] :, :] = 0
-        self._filled = 0
+        self.filled = 0
         self.put(keys, values)
 
     def put_at(self, places: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,9 +101,10 @@ class LentRoom(Room):
         """Return copies, because the memory will be another cache's."""
         return keys.clone(), values.clone()
 
-    def holds(self, layer: PrunedLayer) -> bool:
+    def holds(self, layer: Any) -> bool:
         """Return whether the rows of a layer are here."""
-        return layer._room is self and id(layer.keys) == layer._grown
+        is_here = type(layer) is PrunedLayer and layer._room is self and id(layer.keys) == layer._grown
+        return is_here and self.shared.are_of(layer)
 
     def move_in(self, layer: PrunedLayer) -> None:
         """Let a layer use the rows, which are already here."""
@@ -60,31 +123,133 @@ class RecordedLayer(DynamicLayer):  # type: ignore[misc]
 
     Args:
         room: Where new rows go.
-        places: Their places there, (rows,) int64.
+        place: Their places there, (rows,) int64.
         seen: See `PrunedLayer`.
     """
 
-    def __init__(self, room: LentRoom, places: Tensor, seen: int) -> None:
+    def __init__(self, room: LentRoom, place: Tensor, seen: int) -> None:
         super().__init__()
-        self._room, self._places, self._seen = room, places, seen
+        self._room, self._place, self._seen = room, place, seen
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values of new rows, (samples, heads, rows, head size) each, and return all of the room."""
-        return self._room.put_at(self._places, key_states, value_states)
+        return self._room.put_at(self._place, key_states, value_states)
 
     def get_seq_length(self) -> int:
         """Return the unpruned length when it was recorded."""
         return self._seen
 
 
-def grow(cache: Any, rows: int) -> None:
-    """Count `rows` rows that a replay has written into the rooms of a cache's layers."""
-    for layer in cache.layers:
-        layer.keys, layer.values = layer._room.grow(rows)
-        layer._grown, layer.seen = id(layer.keys), layer.seen + rows
+class Rooms:
+    """Memory of all layers' rooms. It grows with the largest cache and is lent to one cache at a time.
+
+    Args:
+        device: Where recordings run.
+
+    Attributes:
+        numbers: 0 1 2 …, (places,) int64. A slice of it gives the places of new rows.
+        memory: For each layer, the memory of keys and of values, (numbers,) each. Replaced by another dict when it
+            grows, because earlier recordings write to memory that is no longer read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.numbers = torch.zeros(0, dtype=torch.int64, device=device)
+        self.memory: dict[int, list[Tensor]] = {}
+        self._rooms: list[LentRoom] = []
+        self._tenants: list[weakref.ref[PrunedLayer]] = []  # the layers whose rows are here
+
+    def are_let_to(self, cache: Any) -> bool:
+        """Return whether the rows of a cache are here."""
+        if not self._tenants or len(self._tenants) != len(cache.layers):
+            return False
+        layers = zip(cache.layers, self._tenants, self._rooms, strict=True)
+        return all(tenant() is layer and room.holds(layer) for layer, tenant, room in layers)
+
+    def plan(self, cache: Any, rows: int, more: int) -> list[SharedColumns]:
+        """Plan rooms for a cache and `rows` more rows, and allocate memory for them. No row moves.
+
+        Args:
+            cache: A cache whose layers hold rows. They become pruned layers.
+            rows: How many rows come now.
+            more: How many rows a new room has places for.
+
+        Returns:
+            For each layer, what it shares with others.
+
+        Raises:
+            OutOfMemoryError: If there is no memory for rooms.
+        """
+        slots = {room.shared: room.filled for room in self._rooms}
+        usual = [room.filled == slots[room.shared] and room.has_place(rows) for room in self._rooms]
+        if all(usual) and self.are_let_to(cache):
+            by_layer = [room.shared for room in self._rooms]
+        else:
+            slots, by_layer = {}, []
+            groups: dict[Any, SharedColumns] = {}
+            for index in range(len(cache.layers)):
+                layer = pruned_layer(cache, index)
+                places = power_of_two(max(MORE, layer.slots + more))
+                base, end, shift = layer.base, layer.base_end, layer.shift
+                alike = layer.slots, places, id(base), end, id(shift)
+                if alike not in groups:
+                    columns = _columns_of(layer, places)
+                    groups[alike] = shared = SharedColumns([], places, columns, base, end, shift, self.numbers)
+                    slots[shared] = layer.slots
+                groups[alike].layers.append(index)
+                by_layer.append(groups[alike])
+            self._reserve(cache.layers, by_layer)
+        for shared, first in slots.items():
+            shared.place = self.numbers[first : first + rows]
+        return by_layer
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _reserve(self, layers: Sequence[PrunedLayer], by_layer: Sequence[SharedColumns]) -> None:
+        """Allocate memory for the rooms of these layers, if needed."""
+        most, memory = max(shared.places for shared in by_layer), dict(self.memory)
+        for index, (layer, shared) in enumerate(zip(layers, by_layer, strict=True)):
+            states, now = (layer.keys, layer.values), memory.get(index)
+            sizes = [_numbers(rows, shared.places) for rows in states]
+            fits = now is not None and all(
+                one.dtype == rows.dtype and len(one) >= size for one, rows, size in zip(now, states, sizes, strict=True)
+            )
+            if not fits:
+                memory[index] = [rows.new_empty(size) for rows, size in zip(states, sizes, strict=True)]
+        if most > len(self.numbers):
+            self.memory, self.numbers = memory, torch.arange(most, device=self.numbers.device)
+        elif any(memory[index] is not self.memory.get(index) for index in memory):
+            self.memory = memory
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fill(self, cache: Any, by_layer: Sequence[SharedColumns]) -> list[LentRoom]:
+        """Return rooms as planned, filled with the rows of a cache of pruned layers. Previous layers move out."""
+        for tenant, room in zip(self._tenants, self._rooms, strict=False):
+            layer = tenant()
+            if layer is not None:
+                room.move_out(layer)
+        self._tenants, self._rooms = [], []
+        for index, (layer, shared) in enumerate(zip(cache.layers, by_layer, strict=True)):
+            keys, values = layer.states
+            self._rooms.append(LentRoom(keys, values, self.memory[index], shared))
+        return self._rooms
+
+    def lend(self, cache: Any, by_layer: Sequence[SharedColumns]) -> None:
+        """Move the rows of a pruned cache into rooms as planned."""
+        if [id(room.shared) for room in self._rooms] == list(map(id, by_layer)) and self.are_let_to(cache):
+            return
+        for layer, room in zip(cache.layers, self.fill(cache, by_layer), strict=True):
+            room.move_in(layer)
+            self._tenants.append(weakref.ref(layer))
+
+    def grow(self, cache: Any, rows: int) -> None:
+        """Count `rows` rows that a replay has written into the rooms of a cache's layers."""
+        for layer, room in zip(cache.layers, self._rooms, strict=True):
+            layer.keys, layer.values = room.grow(rows)
+            layer._grown, layer.seen = id(layer.keys), layer.seen + rows
 
 
-def columns_of(layer: PrunedLayer, places: int) -> Tensor | None:
+def _columns_of(layer: PrunedLayer, places: int) -> Tensor | None:
     """Return the columns of the first `places` slots, counting future ones, (samples, places) int64.
 
     None if each slot's column is its index.
@@ -96,79 +261,12 @@ def columns_of(layer: PrunedLayer, places: int) -> Tensor | None:
     return layer._memo.once(lambda: layer.columns(places - layer.slots, len(keys), keys.device), *alike)
 
 
-class Rooms:
-    """Memory of all layers' rooms. It grows with the largest cache and is lent to one cache at a time.
-
-    Args:
-        device: Where recordings run.
-
-    Attributes:
-        generation: How often memory was allocated. Recordings of an earlier generation write to memory no longer read.
-        numbers: 0 1 2 …, (places,) int64. A slice of it gives the places of new rows.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.generation = 0
-        self.numbers = torch.zeros(0, dtype=torch.int64, device=device)
-        self._memory: dict[int, tuple[Tensor, Tensor]] = {}
-        self._rooms: list[LentRoom] = []
-        self._tenants: list[Callable[[], Any]] = []  # weak references to the layers whose rows are here
-
-    @property
-    def memory(self) -> list[Tensor]:
-        """All tensors of the memory, (numbers,) each."""
-        return [self.numbers, *(states for pair in self._memory.values() for states in pair)]
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def reserve(self, cache: Any, places: Sequence[int]) -> None:
-        """Allocate memory for `places` places in each of a cache's layers, if needed."""
-        if max(places) > len(self.numbers):
-            self.numbers = torch.arange(max(places), device=self.numbers.device)
-            self.generation += 1
-        for index, (layer, count) in enumerate(zip(cache.layers, places, strict=True)):
-            memory = self._memory.get(index, ())
-            wanted = [(rows, _numbers(rows, count)) for rows in (layer.keys, layer.values)]
-            fits = [
-                room.dtype == rows.dtype and len(room) >= size
-                for room, (rows, size) in zip(memory, wanted, strict=False)
-            ]
-            if not fits or not all(fits):
-                keys, values = [rows.new_empty(size) for rows, size in wanted]
-                self._memory[index] = keys, values
-                self.generation += 1
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def fill(self, cache: Any, places: Sequence[int]) -> list[LentRoom]:
-        """Return rooms of these sizes, filled with the rows of a cache of pruned layers. Previous layers move out."""
-        for tenant, room in zip(self._tenants, self._rooms, strict=False):
-            layer = tenant()
-            if layer is not None:
-                room.move_out(layer)
-        self._tenants, self._rooms = [], []
-        for index, (layer, count) in enumerate(zip(cache.layers, places, strict=True)):
-            keys, values = layer.states
-            memory = [
-                room[: _numbers(rows, count)].view(*rows.shape[:2], count, rows.shape[-1])
-                for room, rows in zip(self._memory[index], (keys, values), strict=True)
-            ]
-            self._rooms.append(LentRoom(keys, values, (memory[0], memory[1])))
-        return self._rooms
-
-    def lend(self, cache: Any, places: Sequence[int]) -> None:
-        """Move the rows of a pruned cache into these rooms. `places` has the number of places of each layer's room."""
-        is_let = len(self._tenants) == len(cache.layers)
-        if is_let and [room.places for room in self._rooms] == list(places):
-            rooms = zip(cache.layers, self._tenants, self._rooms, strict=True)
-            if all(tenant() is layer and room.holds(layer) for layer, tenant, room in rooms):
-                return
-        for layer, room in zip(cache.layers, self.fill(cache, places), strict=True):
-            room.move_in(layer)
-            self._tenants.append(weakref.ref(layer))
-
-
 def _numbers(rows: Tensor, places: int) -> int:
     """Return how many numbers `places` places need for rows of shape (samples, heads, slots, head size)."""
     samples, heads, _, size = rows.shape
     return samples * heads * places * size
+
+
+def power_of_two(count: int) -> int:
+    """Return the smallest power of two that is at least `count`."""
+    return 1 << (count - 1).bit_length()

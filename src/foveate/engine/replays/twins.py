@@ -13,6 +13,11 @@ from foveate.engine.left import Left
 from foveate.engine.samples import Sample
 from foveate.engine.trace import StageRecord
 
+IN_LAYOUT = ("span", "count", "drops", "hands_on", "caches", "backend")
+"""Attributes of a forward that its layers depend on, beside its samples, plans and outcome."""
+HELD = ("text", "first", "entering_rows", "image_ends", "live")
+"""Tensors that its layers read, equal for one layout: a recording keeps those of the first call alive."""
+
 
 def twin_of(forward: Forward, change: Change, kwargs: dict[str, Any]) -> Forward:
     """Return a copy of a begun forward with `change` applied to its tensors, for arguments `kwargs`."""
@@ -79,11 +84,11 @@ def layout_of(forward: Forward) -> Hashable:
     """Return all facts of a begun forward on the host that its layers depend on, as a hashable value."""
     outcome = forward.outcome
     assert outcome.record is not None
-    flags = forward.drops, forward.hands_on, forward.caches, forward.backend, forward.image_ends is None
+    values = [getattr(forward, name) for name in IN_LAYOUT]
     plans = tuple([None if plan is None else tuple(plan) for plan in forward.plans])
     lefts = tuple([(left.member, left.sizes, tuple(left.notes), tuple(left.text)) for left in outcome.lefts])
     samples = tuple([_layout_of(sample) for sample in forward.samples])
-    return forward.span, flags, plans, samples, lefts, len(outcome.record.stages)
+    return *values, forward.image_ends is None, plans, samples, lefts, len(outcome.record.stages)
 
 
 def _layout_of(sample: Sample) -> Hashable:
