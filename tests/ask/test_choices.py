@@ -8,14 +8,15 @@ import torch
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.running import choice_of, log_probabilities
+from foveate.ask.running import Choices, choices_of, log_probabilities
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from tests.ask.conftest import prompt_of, random_vlm
 from tests.methods.test_mustdrop import EXAMPLES
-from tests.models import TINY, batch, generate, tiny
+from tests.models import TINY, batch, generate, mixed, tiny
 
 QUESTION = embedded.QUESTION
+HALF = 0.05  # the embedded model runs in bfloat16, in which a batch rounds otherwise
 SETTINGS = fv.Generation().arguments(None)
 CHOICES = [(11,), (12, 13, 14), (11, 15), (13, 12)]
 FAMILIES = (
@@ -31,6 +32,7 @@ METHODS = {
     "read": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)) + Read(keep=0.4),
 }
 CLOSE = {"abs": 2e-4}
+ENDS = (40, 41)
 
 
 def longer(family, inputs, tokens):
@@ -80,8 +82,18 @@ def test_without_dropping_they_are_those_of_one_forward(family):
     else:
         expected = [plain(family, inputs, tokens) for tokens in CHOICES]
     values, cache = log_probabilities(tiny(family), inputs, CHOICES, SETTINGS)
-    assert values == pytest.approx(expected, **CLOSE)
+    assert values[0].tolist() == pytest.approx(expected, **CLOSE)
     assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_a_batch_have_the_values_of_each_alone(family):
+    words = mixed(family)
+    with fv.drop(tiny(family), METHODS["v2drop"]):
+        values, _ = log_probabilities(tiny(family), batch(family, words), CHOICES, SETTINGS, ENDS)
+        for row, word in zip(values, words, strict=True):
+            (alone,), _ = log_probabilities(tiny(family), batch(family, [word]), CHOICES, SETTINGS, ENDS)
+            assert row.tolist() == pytest.approx(alone.tolist(), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +112,8 @@ def test_with_a_method_they_are_those_of_generating_each_from_scratch(family, me
     with fv.drop(tiny(family), setting) as trace:
         values, _ = log_probabilities(tiny(family), inputs, CHOICES, SETTINGS)
         again, _ = log_probabilities(tiny(family), inputs, CHOICES, SETTINGS)
-    assert values == pytest.approx(expected, **CLOSE)
-    assert again == values
+    assert values[0].tolist() == pytest.approx(expected, **CLOSE)
+    assert torch.equal(again, values)
     assert trace.history
 
 
@@ -114,7 +126,7 @@ def test_the_end_of_an_answer_keeps_its_probability(monkeypatch):
         likeliest = int(tiny("llava")(**longer("llava", inputs, (12,))).logits[0, -1].argmax())
     monkeypatch.setattr(tiny("llava").generation_config, "eos_token_id", [likeliest, 95])
     values, _ = log_probabilities(tiny("llava"), inputs, CHOICES, SETTINGS)
-    assert values == pytest.approx(expected, **CLOSE)
+    assert values[0].tolist() == pytest.approx(expected, **CLOSE)
 
 
 @pytest.mark.parametrize("method", [None, "v2drop"])
@@ -138,7 +150,7 @@ def test_where_one_begins_another_the_end_counts_for_all(method, monkeypatch):
     else:
         with fv.drop(vlm, setting):
             values, _ = log_probabilities(vlm, prompt, CHOICES, SETTINGS, ends)
-    assert values == pytest.approx(expected, **CLOSE)
+    assert values[0].tolist() == pytest.approx(expected, **CLOSE)
 
 
 # -- asking -------------------------------------------------------------------------------------------------------
@@ -181,6 +193,56 @@ def test_a_model_that_ends_no_answer_cannot_tell_a_choice_from_a_longer_one():
     })()  # fmt: skip
     prompt = prompt_of(vlm, batch("llava", ["ti"]))
     with pytest.raises(fv.SettingError, match="no end token"):
-        choice_of(vlm, prompt, ["a", "ab"], None)
+        Choices.of(vlm, ["a", "ab"])
     vlm.processor.tokenizer.eos_token_id = 40
-    assert set(choice_of(vlm, prompt, ["a", "ab"], None).choices) == {"a", "ab"}
+    (answer,) = choices_of(vlm, [prompt], Choices.of(vlm, ["a", "ab"]), None)
+    assert set(answer.choices) == {"a", "ab"}
+
+
+# -- many ----------------------------------------------------------------------------------------------------------
+
+ASKED = ["What does the text say?", "What is it? Say it in one word, please.", "What?"]
+CANDIDATES = ["yes", "no", "36KUM"]
+
+
+@pytest.mark.parametrize("method", [None, "v2drop", "fastv"])
+def test_many_questions_have_the_values_of_each_alone(vlm, demo, method):
+    pairs = [(demo, question) for question in ASKED] + [([], "Is it?")]
+    many = list(vlm.ask_many(pairs, choices=CANDIDATES, method=method))
+    for pair, answer in zip(pairs, many, strict=True):
+        alone = vlm.ask(*pair, choices=CANDIDATES, method=method)
+        assert answer.text == alone.text
+        assert list(answer.choices) == CANDIDATES
+        assert list(answer.choices.values()) == pytest.approx(list(alone.choices.values()), abs=HALF)
+        assert answer.retention == pytest.approx(alone.retention)
+
+
+def test_many_questions_of_a_look_have_the_values_of_each_alone(vlm, demo):
+    prefix = vlm.look(demo, method="divprune", retention=1 / 3)
+    for question, answer in zip(ASKED, prefix.ask_many(ASKED, choices=CANDIDATES), strict=True):
+        alone = prefix.ask(question, choices=CANDIDATES)
+        assert list(answer.choices.values()) == pytest.approx(list(alone.choices.values()), abs=HALF)
+        assert answer.looked == prefix.tokens
+
+
+def test_choices_of_one_token_run_a_batch_once(vlm, demo):
+    runs = []
+    hook = vlm.model.get_decoder().register_forward_hook(lambda _, args, output: runs.append(1))
+    try:
+        list(vlm.ask_many([(demo, "Is it?"), (demo, "Is it so?")], choices=["yes", "no"], method="fastv"))
+        once = len(runs)
+        list(vlm.ask_many([(demo, "Is it?"), (demo, "Is it so?")], choices=["yes", "36KUM"], method="fastv"))
+    finally:
+        hook.remove()
+    assert once == 1
+    assert len(runs) > 2
+
+
+@pytest.mark.parametrize("choices", [["yes"], ["yes", ""], ["yes", "yes"]])
+def test_bad_choices_are_told_before_anything_runs(vlm, choices):
+    with pytest.raises(fv.SettingError):
+        vlm.ask_many([("nothing.png", "Is it?")], choices=choices)
+    with pytest.raises(fv.SettingError, match="scored"):
+        vlm.ask_many([("nothing.png", "Is it?")], choices=["yes", "no"], temperature=1.0)
+    with pytest.raises(fv.SettingError, match="second look"):
+        vlm.ask_many([("nothing.png", "Is it?")], choices=["yes", "no"], method="vidcom2", sure=0.9)

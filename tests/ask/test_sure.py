@@ -55,7 +55,7 @@ def forced(vlm, prompt, method, tokens):
             values, _ = log_probabilities(
                 vlm.model, prompt.inputs, [tokens[:count]], Generation().arguments(vlm.tokenizer)
             )
-            logs.append(values[0])
+            logs.append(float(values))
     return math.exp(min(after - before for before, after in zip([0.0, *logs], logs, strict=False)))
 
 

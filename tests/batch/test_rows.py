@@ -7,7 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.batch.rows import RowAnswerer
+from foveate.batch.rows import RowAnswerer, RowAsking
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
 from foveate.runs.samples import MediaSample
@@ -73,6 +73,18 @@ def test_answers_are_those_of_a_question_alone(asking, vlm, pictures):
         assert (result["vision_tokens"], result["tokens"]) == (36, alone.spent)
         assert result["new_tokens"] == len(alone.tokens)
     assert {result["retention"] for result in results} == {round(15 / 36, 6)}
+
+
+def test_choices_have_the_values_of_a_question_alone(asking, vlm, pictures):
+    rows, candidates = rows_about(pictures, 6, same=2), ("yes", "no dog")
+    results = rows_of(RowAnswerer(replace(asking, batch_size=4, choices=candidates), vlm), rows)
+    for row, result in zip(rows, by_number(results), strict=True):
+        alone = vlm.ask(row.media[0], row.question, choices=candidates, method="v2drop:layers=1,2,3;keep=0.5,0.3,0")
+        assert result["answer"] == alone.text
+        assert result["choices"] == pytest.approx(dict(alone.choices), abs=1e-4)
+    with pytest.raises(fv.SettingError):
+        RowAnswerer(replace(asking, choices=("yes", "yes")), vlm)
+    assert RowAsking(model="m", choices=candidates).to_dict()["choices"] == list(candidates)
 
 
 def test_a_picture_with_several_questions_is_looked_at_once(asking, vlm, pictures, monkeypatch):

@@ -21,7 +21,7 @@ from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together, watch
 from foveate.ask.media import BYTES, Picture
 from foveate.ask.prompt import Prompt
-from foveate.ask.running import answers_to, fitting
+from foveate.ask.running import Choices, answers_to, choices_of, fitting
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
@@ -106,19 +106,22 @@ class Answerer:
         method: The method for each prompt that has vision tokens, or a second look. None is the untouched model.
         settings: The decoding settings.
         batch_size: Maximum questions per batch.
+        choices: Candidate answers, one of which is each answer; empty: answers are free.
         first: Store the log-probabilities of each answer's first token.
         confidence: Store the probability of each answer's least likely token.
         share: Share of the machine's memory for this model, if several run.
         tower: Vision tower outputs shared with the answerers of other methods.
 
     Raises:
-        SettingError: If a second look was calibrated under other conditions, or decoding is not greedy.
+        SettingError: If a second look was calibrated under other conditions, or decoding is not greedy; and as
+            `Choices.of`.
     """
 
     loaded: Loaded
     method: AnyLook = None
     settings: Generation = field(default_factory=Generation)
     batch_size: int = 8
+    choices: Sequence[str] = ()
     first: bool = False
     confidence: bool = False
     share: float = 1.0
@@ -131,7 +134,7 @@ class Answerer:
         self._drops: Method | None = None
         self._own_memo: TowerMemo | None = None
         if isinstance(self.method, SecondLook):
-            self.method.refuse_with(self.settings)
+            self.method.refuse_with(self.settings, self.choices)
             self.method.refuse_others(self.loaded, self.settings)
             self._second, self._drops, self.confidence = self.method, self.method.method, True
             if self.tower is None:  # the second look reuses the tower outputs of the first
@@ -140,6 +143,8 @@ class Answerer:
         else:
             self._drops = self.method
         self._memo: TowerMemo | None = None
+        self.settings.refuse_with(self.choices, stream=False)
+        self._choices = Choices.of(self.loaded, self.choices) if self.choices else None
 
     def replies(
         self,
@@ -307,7 +312,12 @@ class Answerer:
         extra = {"logits_processor": recorders} if recorders else {}
         try:
             with self._remembering():
-                answers = answers_to(self.loaded, prompts, self._drops, self.settings, look=origin.look, extra=extra)
+                if self._choices is not None:
+                    answers = choices_of(self.loaded, prompts, self._choices, self._drops, origin.look)
+                else:
+                    answers = answers_to(
+                        self.loaded, prompts, self._drops, self.settings, look=origin.look, extra=extra
+                    )
         except Exception as error:
             _refuse_broken(error)
             failure = error

@@ -148,25 +148,26 @@ class LeastSure:
 
 
 class Forced:
-    """A transformers logits processor that forces the given tokens, then scores any of `ends`.
+    """A transformers logits processor that forces the given tokens on every sample, then scores any of `ends`.
 
     Attributes:
-        value: Sum of the natural log-probabilities so far.
+        logs: Sums of the natural log-probabilities so far, (samples,) float32 on the model's device.
     """
 
     def __init__(self, tokens: Sequence[int], ends: Collection[int]) -> None:
-        self.value = 0.0
+        self.logs = torch.zeros(1)
         self._left = list(tokens)
         self._ends = sorted(ends)
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        logs = scores.float().log_softmax(dim=-1)[0]
+        logs = scores.float().log_softmax(dim=-1)  # (samples, vocabulary)
+        before = self.logs.to(logs.device)
         if not self._left:
-            self.value += float(logs[self._ends].logsumexp(dim=0))
+            self.logs = before + logs[:, self._ends].logsumexp(dim=1)
             return scores
         token = self._left.pop(0)
-        self.value += float(logs[token])
-        # (1, vocabulary): 0 at the token and −∞ elsewhere, so greedy decoding must take it.
+        self.logs = before + logs[:, token]
+        # (samples, vocabulary): 0 at the token and −∞ elsewhere, so greedy decoding must take it.
         forced = torch.full_like(scores, -torch.inf)
         forced[:, token] = 0.0
         return forced

@@ -286,7 +286,12 @@ class Prefix:
 
     @check_call("An answer")
     def ask_many(
-        self, questions: Iterable[str], *, batch_size: AtLeastOne = 8, **decoding: Unpack[Decoding]
+        self,
+        questions: Iterable[str],
+        *,
+        batch_size: AtLeastOne = 8,
+        choices: Sequence[str] = (),
+        **decoding: Unpack[Decoding],
     ) -> Iterator[Answer]:
         """Ask many questions, in batches. Return the answers in the order of the questions.
 
@@ -296,12 +301,13 @@ class Prefix:
         Args:
             questions: Texts, read lazily, so a generator works.
             batch_size: Maximum questions per batch.
+            choices: Candidate answers to each question, as for `VLM.ask`. The images run once for all of them.
             **decoding: As for `VLM.ask`.
 
         Raises:
             FoveateError: As for `ask`.
         """
-        answerer = Answerer(self.loaded, self.method, Generation(**decoding), batch_size)
+        answerer = Answerer(self.loaded, self.method, Generation(**decoding), batch_size, choices)
         return in_order(answerer.replies(questions, lambda question, _: self.prompt(question), look=self.look))
 
     def prompt(self, *texts: str | Conversation) -> Prompt:

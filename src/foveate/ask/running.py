@@ -3,12 +3,11 @@
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
 from foveate.ask.answer import OVERFLOW, Answer, kv_bytes
@@ -163,7 +162,7 @@ def reply_to(
 ) -> Answer | Stream:
     """Answer one prompt freely, from `choices`, or as a stream; see `answers_to` for the other arguments."""
     if choices:
-        return choice_of(loaded, prompt, choices, method, look)
+        return choices_of(loaded, [prompt], Choices.of(loaded, choices), method, look)[0]
     if not stream:
         return answers_to(loaded, [prompt], method, settings, look)[0]
 
@@ -316,68 +315,80 @@ def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
 # -- choices ------------------------------------------------------------------------------------------------------
 
 
-def choice_of(
-    loaded: Loaded, prompt: Prompt, choices: Sequence[str], method: Method | None, look: Look | None = None
-) -> Answer:
-    """Answer with the likeliest of several choices. The answer holds the log-probability of each.
+@dataclass(frozen=True)
+class Choices:
+    """Candidate answers.
 
-    Args:
-        loaded: The model and its processor.
-        prompt: The prompt.
-        choices: The candidate answers.
-        method: The method.
-        look: The beginning that the prompt continues from, or None.
-
-    Raises:
-        SettingError: If there are fewer than two choices or two are equal. Also if one choice is the beginning of
-            another and the model has no end token to tell them apart.
+    Attributes:
+        texts: The texts.
+        ids: Their token ids, as at the start of an answer.
+        ends: Ids that end an answer, if one choice is the beginning of another; else none.
     """
-    ids = tokens_of(loaded.tokenizer, choices)
-    ends: set[int] = set()
-    if any(longer[: len(short)] == short for short, longer in itertools.permutations(ids, 2)):
-        ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
-        if None in ends:
-            raise SettingError("One choice begins another, and the model has no end token to tell them apart.")
+
+    texts: Sequence[str]
+    ids: Sequence[tuple[int, ...]]
+    ends: Collection[int] = ()
+
+    @classmethod
+    def of(cls, loaded: Loaded, texts: Sequence[str]) -> "Choices":
+        """Read the texts.
+
+        Raises:
+            SettingError: If there are fewer than two, one has no tokens, or two have the same tokens. Also if one is
+                the beginning of another and the model has no end token to tell them apart.
+        """
+        if len(texts) < 2:
+            raise SettingError(f"choices must be a list of two or more texts; got {brief(list(texts))}.")
+        ids = []
+        for text in texts:
+            check_text(text, "A choice")
+            ids.append(tuple(loaded.tokenizer(text, add_special_tokens=False).input_ids))
+            if not ids[-1]:
+                raise SettingError(f"Every choice must have at least one token; got {brief(text)}.")
+        if len(set(ids)) < len(ids):
+            raise SettingError(f"No two choices may have the same tokens; got {brief(list(texts))}.")
+        ends: set[int] = set()
+        if any(longer[: len(short)] == short for short, longer in itertools.permutations(ids, 2)):
+            ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
+            if None in ends:
+                raise SettingError("One choice begins another, and the model has no end token to tell them apart.")
+        return cls(texts, ids, ends)
+
+
+def choices_of(
+    loaded: Loaded, prompts: Sequence[Prompt], choices: Choices, method: Method | None, look: Look | None = None
+) -> list[Answer]:
+    """Answer each prompt of a batch with its likeliest choice; see `answers_to` for the other arguments.
+
+    An answer holds the log-probability of each choice. If every choice is one token, that takes one forward.
+    """
     idle: Method | None = None
-    if not prompt.vision_tokens:
+    if not prompts[0].vision_tokens:
         method, idle = None, method
     settings = Generation().arguments(loaded.tokenizer)
-    with _begin(loaded, [prompt], method, look) as (inputs, trace):
-        values, cache = log_probabilities(loaded.model, inputs, ids, settings, ends)
+    with _begin(loaded, prompts, method, look) as (inputs, trace):
+        values, cache = log_probabilities(loaded.model, inputs, choices.ids, settings, choices.ends)
         held, undropped = kv_bytes(cache)
-        (prompt,) = _with_overflow([prompt], cache)
-    best = max(range(len(choices)), key=lambda place: values[place])
-    return Answer(
-        prompt=prompt,
-        text=choices[best],
-        tokens=ids[best],
-        method=method,
-        trace=trace,
-        kv_bytes=held,
-        kv_bytes_whole=undropped,
-        choices=dict(zip(choices, values, strict=True)),
-        looked=0 if look is None else look.tokens,
-        idle=idle,
-    )
-
-
-def tokens_of(tokenizer: PreTrainedTokenizerBase, choices: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the token ids of each choice, as at the start of an answer.
-
-    Raises:
-        SettingError: If there are fewer than two choices, one has no tokens, or two have the same tokens.
-    """
-    if len(choices) < 2:
-        raise SettingError(f"choices must be a list of two or more texts; got {brief(list(choices))}.")
-    ids = []
-    for choice in choices:
-        check_text(choice, "A choice")
-        ids.append(tuple(tokenizer(choice, add_special_tokens=False).input_ids))
-        if not ids[-1]:
-            raise SettingError(f"Every choice must have at least one token; got {brief(choice)}.")
-    if len(set(ids)) < len(ids):
-        raise SettingError(f"No two choices may have the same tokens; got {brief(list(choices))}.")
-    return ids
+        prompts = _with_overflow(prompts, cache)
+    answers = []
+    for sample, (prompt, row) in enumerate(zip(prompts, values.tolist(), strict=True)):
+        best = row.index(max(row))
+        answers.append(
+            Answer(
+                prompt=prompt,
+                text=choices.texts[best],
+                tokens=choices.ids[best],
+                method=method,
+                trace=trace,
+                sample=sample,
+                kv_bytes=held // len(prompts),
+                kv_bytes_whole=undropped // len(prompts),
+                choices=dict(zip(choices.texts, row, strict=True)),
+                looked=0 if look is None else look.tokens,
+                idle=idle,
+            )
+        )
+    return answers
 
 
 def log_probabilities(
@@ -386,25 +397,26 @@ def log_probabilities(
     choices: Sequence[tuple[int, ...]],
     settings: Mapping[str, object],
     ends: Collection[int] = (),
-) -> tuple[list[float], Cache]:
-    """Return the natural log-probability of each choice after a prompt, summed over its tokens, and the prompt's cache.
+) -> tuple[Tensor, Cache]:
+    """Return the natural log-probability of each choice after each prompt, and the prompts' cache.
 
     Args:
         model: A transformers model; it drops if a context is open.
-        inputs: The prompt, batch 1, with the look's cache if it continues from a look.
+        inputs: The prompts, with the look's cache if they continue from a look.
         choices: Token ids of each choice.
         settings: Greedy settings for `generate`.
         ends: End-of-answer ids. If given, the probability that one of them follows the choice is included.
+
+    Returns:
+        (samples, choices) float32 on the CPU, summed over the tokens of each choice.
     """
     first = FirstToken()
     out = run(model, inputs, {**settings, "max_new_tokens": 1}, logits_processor=[first])
     assert first.logs is not None
-    values = []
-    for tokens in choices:
-        value = float(first.logs[0, tokens[0]])
+    values = first.logs[:, [tokens[0] for tokens in choices]]
+    for place, tokens in enumerate(choices):
         if len(tokens) > 1 or ends:
-            value += _rest(model, inputs, tokens, copy_of(cache_in(out)), settings, ends)
-        values.append(value)
+            values[:, place] += _rest(model, inputs, tokens, copy_of(cache_in(out)), settings, ends)
     return values, cache_in(out)
 
 
@@ -415,18 +427,18 @@ def _rest(
     cache: Cache,
     settings: Mapping[str, object],
     ends: Collection[int],
-) -> float:
-    """Return the log-probability of all tokens of a choice except the first, and of the end.
+) -> Tensor:
+    """Return the log-probability of all tokens of a choice except the first, and of the end: (samples,) on the CPU.
 
-    The first token is appended to the prompt: (1, tokens) -> (1, tokens + 1). The others are forced.
+    The first token is appended to the prompts: (samples, tokens) -> (samples, tokens + 1). The others are forced.
     """
     forced = Forced(tokens[1:], ends)
     text = inputs["input_ids"].shape
     longer = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == text}
     for name, value in longer.items():
         column = {"input_ids": tokens[0], "attention_mask": 1}.get(name, 0)
-        longer[name] = torch.cat((value, value.new_full((1, 1), column)), dim=1)
+        longer[name] = torch.cat((value, value.new_full((text[0], 1), column)), dim=1)
     # No `min_new_tokens`: it would move the probability of the end to the other tokens.
     steps = len(tokens) - 1 + bool(ends)
     run(model, {**longer, **with_cache(cache)}, {**settings, "max_new_tokens": steps}, logits_processor=[forced])
-    return forced.value
+    return forced.logs.cpu()

@@ -168,6 +168,7 @@ class VLM(Loaded):
         questions: Iterable[Question | tuple[Media, str] | Mapping[str, object]],
         *,
         batch_size: AtLeastOne = 8,
+        choices: Sequence[str] = (),
         **asking: Unpack[Asking],
     ) -> Iterator[Answer]:
         """Ask many questions, in batches of similar prompts. Yield the answers in the order of the questions.
@@ -178,13 +179,14 @@ class VLM(Loaded):
             questions: (media, prompt) pairs, `Question`s, or mappings with the keys "media", "prompt" and "messages".
                 They are read lazily, so a generator works.
             batch_size: Maximum questions per batch.
+            choices: Candidate answers to each question, as for `ask`. A batch runs once if each is one token.
             **asking: As for `ask`. A budget applies to each input.
 
         Raises:
             FoveateError: As for `ask`.
         """
         showing, drops, settings = in_parts(asking)
-        answerer = Answerer(self, drops, settings, batch_size)
+        answerer = Answerer(self, drops, settings, batch_size, choices)
 
         def prepare(given: object, shelf: dict[object, Any]) -> Prompt:
             question = _as_question(given)

@@ -72,12 +72,14 @@ class RowAsking(GraphOptions, MediaOptions):
         frames, fps, fit: As for `VLM.ask`.
         method: A method or a second look; None is the untouched model.
         batch_size: Maximum rows per batch.
+        choices: Candidate answers to every row; empty: answers are free.
         within: Base folder of relative paths, which must contain all files. None uses the input's folder as the base,
             and allows any file.
     """
 
     method: AnyLook = None
     batch_size: AtLeastOne = 8
+    choices: tuple[str, ...] = ()
     within: str | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +112,8 @@ class RowAsking(GraphOptions, MediaOptions):
         values["method code"] = [code_of(type(member)) for member in self.members]
         if isinstance(self.method, SecondLook):
             values["sure"] = self.method.sure
+        if self.choices:
+            values["choices"] = list(self.choices)
         if self.cuda_graphs:
             values["cuda_graphs"] = True
         return values
@@ -132,7 +136,7 @@ class RowAnswerer:
         self.vlm = vlm or asking.load()
         self._drops = asking.method
         settings = Generation(max_new_tokens=asking.max_new_tokens)
-        self._answerer = Answerer(self.vlm, self._drops, settings, batch_size=asking.batch_size, share=share)
+        self._answerer = Answerer(self.vlm, self._drops, settings, asking.batch_size, asking.choices, share=share)
         self._try_method()
 
     def about(self) -> dict[str, Any]:
@@ -215,6 +219,8 @@ def _row(reply: Reply[MediaSample]) -> Row:
     }
     if answer.confidence is not None:
         values |= {"confidence": answer.confidence, "again": answer.again}
+    if answer.choices:
+        values["choices"] = dict(answer.choices)
     if answer.trace.graphs is not None:
         values[GRAPH] = answer.trace.graphs.decoder.latest
     with suppress(InputError):  # with a label that is not a text, the row is answered but not scored

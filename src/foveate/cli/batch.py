@@ -70,6 +70,7 @@ class Batch:
       foveate batch questions.jsonl answers/ --model llava-hf/llava-1.5-7b-hf --method visiondrop --retention 0.2
       foveate batch table.csv answers/ --media-column file --question-column text --number-rows --parts parquet
       foveate batch questions.parquet answers/ --workers 4 --json
+      foveate batch photos/ answers/ --prompt "Is there a dog?" --choices yes no
     """
 
     input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -80,6 +81,8 @@ class Batch:
     """the question for every row; replaces the rows' own questions"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """a method, preset, preset file or chain, as for foveate generate (list: foveate methods)"""
+    choices: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ()
+    """answer with the likeliest of these texts; each row then has the log-probability of every one"""
     untouched: Flag = False
     """drop nothing: the full model answers"""
     batch_size: Count = 8
@@ -117,7 +120,12 @@ class Batch:
         drops = None if self.untouched else parse_drop(self.method, self.budgets)
         tell_budgets({self.method: drops}, self.budgets)
         asking = RowAsking(
-            **vars(self.models), **vars(self.media), method=drops, batch_size=self.batch_size, within=root
+            **vars(self.models),
+            **vars(self.media),
+            method=drops,
+            batch_size=self.batch_size,
+            choices=self.choices,
+            within=root,
         )
         job = Job(
             input=self.input,
@@ -154,6 +162,8 @@ class Batch:
         """Refuse flags that contradict each other, and names that do not exist."""
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty. Give the question, or leave it out and name the column.")
+        if len(self.choices) == 1:
+            raise UsageError(f"--choices needs two texts or more; got one, {self.choices[0]!r}.")
         options = self.columns
         if options.number_rows and options.id_column is not None:
             raise UsageError("--number-rows uses row numbers as ids: leave --id-column out.")
