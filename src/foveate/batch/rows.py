@@ -205,7 +205,7 @@ def _row(reply: Reply[MediaSample]) -> Row:
     notes = [note for note in answer.notes if note != answer.caution]  # that one is about the whole job
     if answer.missed is not None:
         notes.append(f"the budget is not met: {answer.missed}.")
-    values = {
+    values: Row = {
         KEY: sample.number,
         "id": sample.id,
         "answer": answer.text,
