@@ -92,7 +92,7 @@ def gpu(monkeypatch, tmp_path):
 
     def run(*options):
         out = tmp_path / "record.json"
-        monkeypatch.setattr("sys.argv", ["gpu.py", "--rounds", "8", "--out", str(out), *options])
+        monkeypatch.setattr("sys.argv", ["gpu.py", "--rounds", "3", "--out", str(out), *options])
         gpu.main()
         return json.loads(out.read_text())
 

@@ -47,7 +47,9 @@ AttentionInterface.register("own_kernel_with_masks", sdpa_attention_forward)
 AttentionMaskInterface.register("own_kernel_with_masks", sdpa_mask)
 
 
-BACKENDS = [("eager", MIXED), ("flash_like", MIXED), ("flash_like", ("titit",))]
+ONE = ("titit",)
+BACKENDS = [("eager", MIXED, 6), ("flash_like", MIXED, 4), ("flash_like", ONE, 4)]
+"""A kernel, the prompts, and how many parts the pairs are taken from. The recompute holds for eager attention too."""
 # These GLMs hand flash attention ids with gaps, which it reads as packed samples, whoever drops.
 GAPS = ("glm46v", "glm4v_moe")
 
@@ -63,12 +65,13 @@ FLEX = [
 @pytest.mark.parametrize(
     ("attention", "words", "name", "family"),
     [
-        (*backend, *pair)
-        for index, backend in enumerate(BACKENDS)
-        for pair in part(FIRST, index, of=3)
-        if backend is not BACKENDS[2] or pair[1] not in GAPS
+        (attention, words, *pair)
+        for index, (attention, words, of) in enumerate(BACKENDS)
+        for pair in part(FIRST, index, of)
+        if words is not ONE or pair[1] not in GAPS
     ]
     + [("flex_attention", MIXED, *pair) for pair in FLEX],
+    ids=lambda value: "alone" if value is ONE else "batch" if value is MIXED else None,
 )
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch
