@@ -226,9 +226,7 @@ class StepCall(Region):
 
     def real(self, made: "MadeByDecoder", change: Change) -> "MadeByDecoder":
         """See `Region`. Removes rows that are pads."""
-        other = made.with_tensors(change)
-        other.hidden = other.hidden[:, : self.forward.span]
-        return other
+        return MadeByDecoder(change(made.hidden)[:, : self.forward.span], (), made.outcome, made.kind)
 
     def answer(self, made: "MadeByDecoder") -> Any:
         """See `Region`."""

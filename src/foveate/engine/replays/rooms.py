@@ -40,10 +40,6 @@ class SharedColumns:
     shift: Tensor | None
     place: Tensor
 
-    def are_of(self, layer: PrunedLayer) -> bool:
-        """Return whether a layer's rows have these columns."""
-        return layer.base is self.base and layer.base_end == self.base_end and layer.shift is self.shift
-
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors that a recorded step reads."""
@@ -101,11 +97,6 @@ class LentRoom(Room):
         """Return copies, because the memory will be another cache's."""
         return keys.clone(), values.clone()
 
-    def holds(self, layer: Any) -> bool:
-        """Return whether the rows of a layer are here."""
-        is_here = type(layer) is PrunedLayer and layer._room is self and id(layer.keys) == layer._grown
-        return is_here and self.shared.are_of(layer)
-
     def move_in(self, layer: PrunedLayer) -> None:
         """Let a layer use the rows, which are already here."""
         layer.keys, layer.values = self.rows()
@@ -156,14 +147,20 @@ class Rooms:
         self.numbers = torch.zeros(0, dtype=torch.int64, device=device)
         self.memory: dict[int, list[Tensor]] = {}
         self._rooms: list[LentRoom] = []
+        self._by_layer: list[SharedColumns] = []
         self._tenants: list[weakref.ref[PrunedLayer]] = []  # the layers whose rows are here
 
     def are_let_to(self, cache: Any) -> bool:
         """Return whether the rows of a cache are here."""
         if not self._tenants or len(self._tenants) != len(cache.layers):
             return False
-        layers = zip(cache.layers, self._tenants, self._rooms, strict=True)
-        return all(tenant() is layer and room.holds(layer) for layer, tenant, room in layers)
+        for there, reference, room in zip(cache.layers, self._tenants, self._rooms, strict=True):
+            layer, shared = reference(), room.shared
+            if layer is None or layer is not there or layer._room is not room or id(layer.keys) != layer._grown:
+                return False
+            if layer.base is not shared.base or layer.base_end != shared.base_end or layer.shift is not shared.shift:
+                return False
+        return True
 
     def plan(self, cache: Any, rows: int, more: int) -> list[SharedColumns]:
         """Plan rooms for a cache and `rows` more rows, and allocate memory for them. No row moves.
@@ -180,9 +177,9 @@ class Rooms:
             OutOfMemoryError: If there is no memory for rooms.
         """
         slots = {room.shared: room.filled for room in self._rooms}
-        usual = [room.filled == slots[room.shared] and room.has_place(rows) for room in self._rooms]
+        usual = [room.filled == slots[room.shared] <= room.shared.places - rows for room in self._rooms]
         if all(usual) and self.are_let_to(cache):
-            by_layer = [room.shared for room in self._rooms]
+            by_layer = self._by_layer
         else:
             slots, by_layer = {}, []
             groups: dict[Any, SharedColumns] = {}
@@ -222,21 +219,21 @@ class Rooms:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def fill(self, cache: Any, by_layer: Sequence[SharedColumns]) -> list[LentRoom]:
+    def fill(self, cache: Any, by_layer: list[SharedColumns]) -> list[LentRoom]:
         """Return rooms as planned, filled with the rows of a cache of pruned layers. Previous layers move out."""
         for tenant, room in zip(self._tenants, self._rooms, strict=False):
             layer = tenant()
             if layer is not None:
                 room.move_out(layer)
-        self._tenants, self._rooms = [], []
+        self._tenants, self._rooms, self._by_layer = [], [], by_layer
         for index, (layer, shared) in enumerate(zip(cache.layers, by_layer, strict=True)):
             keys, values = layer.states
             self._rooms.append(LentRoom(keys, values, self.memory[index], shared))
         return self._rooms
 
-    def lend(self, cache: Any, by_layer: Sequence[SharedColumns]) -> None:
+    def lend(self, cache: Any, by_layer: list[SharedColumns]) -> None:
         """Move the rows of a pruned cache into rooms as planned."""
-        if [id(room.shared) for room in self._rooms] == list(map(id, by_layer)) and self.are_let_to(cache):
+        if by_layer is self._by_layer and self.are_let_to(cache):
             return
         for layer, room in zip(cache.layers, self.fill(cache, by_layer), strict=True):
             room.move_in(layer)
