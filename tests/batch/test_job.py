@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 import foveate as fv
-from foveate.batch.job import InHand, Job, run
+from foveate.batch.job import Job, run
 from foveate.eval import provenance
 from foveate.runs.listener import Listener
 from tests.batch.conftest import bad_in, here, rows_in
@@ -203,35 +203,7 @@ def test_rows_with_a_label_are_scored(questions, answer, tmp_path):
     assert table.column("right").to_pylist().count(True) == 2
 
 
-# -- what is in hand: what it says after a crash, and that it stops no run ----------------------------------------
-
-CHUNKS = [[3, 4, 6], [8]]
-
-
-def name_of(chunk):
-    return f"{chunk[0]} {chunk[-1]}"
-
-
-@pytest.fixture
-def handler(monkeypatch):
-    """What is done with Python's handler of crashes, in the place of it: pytest has its own."""
-    done = []
-    monkeypatch.setattr(faulthandler, "is_enabled", lambda: False)
-    monkeypatch.setattr(faulthandler, "enable", lambda file, all_threads: done.append(file))
-    monkeypatch.setattr(faulthandler, "disable", lambda: done.append("disabled"))
-    return done
-
-
-def test_the_rows_in_hand_and_a_crash_are_read_back(tmp_path, handler):
-    crashes = InHand(tmp_path).following(CHUNKS, name_of)
-    for chunk, rows in zip(CHUNKS, ["3 6", "8 8"], strict=True):
-        assert next(crashes) is chunk
-        assert InHand(tmp_path).crashed is None  # killed
-        handler[0].write(b"Fatal Python error: Segmentation fault\n")
-        assert InHand(tmp_path).crashed == rows
-    assert next(crashes, None) is None
-    assert handler[1:] == ["disabled"]
-    assert list(tmp_path.iterdir()) == []
+# -- a method that fails ------------------------------------------------------------------------------------------
 
 
 class Broken(fv.contract.Cuts):

@@ -1,14 +1,11 @@
-"""A tiny random checkpoint of Qwen3.5 with a real processor, and what a command says of its cache."""
+"""A tiny random checkpoint of Qwen3.5 with a real processor."""
 
-import json
 from pathlib import Path
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-import foveate as fv
-from foveate._transformers import cache_in
 from tests.tiny import IMAGE, VIDEO, VISION_START, VOCABULARY
 
 VISION_END = 94
@@ -69,34 +66,3 @@ def save_qwen3_5(folder: Path) -> Path:
         chat_template=TEMPLATE.replace("MEDIA", "<|vision_start|><|image_pad|><|vision_end|> "),
     )
     return save(folder, made, "Qwen3_5ForConditionalGeneration", processor)
-
-
-def check_bytes(run, folder: Path, picture: Path) -> dict[str, int]:
-    """Compare the bytes that `foveate generate` reports with a count by hand; a layer's bytes without dropping."""
-    asked = ("generate", picture, "--prompt", "What is this ?", "--max-new-tokens", 7, "--model", folder, "--json")
-    shares = {}
-    for retention in (0.4, 1):
-        code, out, err = run(*asked, "--method", "v2drop", "--retention", retention)
-        assert (code, err) == (0, ""), err
-        told = json.loads(out)
-        whole = untouched(folder, picture, len(told["token_ids"]))
-        assert told["kv_bytes_whole"] == sum(whole)
-        shares[retention] = told["saved"]["kv_bytes"]
-        assert shares[retention] == 1 - told["kv_bytes"] / sum(whole)
-        assert abs(told["retention"] - retention) < 0.03
-    assert shares[1] == 0
-    assert 0 < shares[0.4] < 1
-    return whole
-
-
-def untouched(folder: Path, picture: Path, count: int) -> list[int]:
-    """Bytes of each layer's keys and values after so many tokens, with nothing of foveate's in between."""
-    vlm = fv.load(str(folder), device="cpu")
-    inputs = vlm.prepare(picture, "What is this ?").inputs
-    lengths = {"max_new_tokens": count, "min_new_tokens": count}
-    out = vlm.model.generate(**inputs, **lengths, do_sample=False, return_dict_in_generate=True)
-    found = []
-    for layer in cache_in(out).layers:
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        found.append(0 if keys is None else keys.numel() * 4 + values.numel() * 4)  # float32
-    return found

@@ -27,23 +27,6 @@ def test_the_overview_lists_every_command_with_one_line(run, words):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_arguments_that_may_be_left_out_are_in_brackets(run, name):
-    out = run(name, "--help")[1]
-    usage = out.partition("\n\n")[0].split()[3:]
-    assert [word for word in usage if not word.startswith("[")] == (["IN", "OUT"] if name == "batch" else [])
-
-
-def test_help_and_errors_speak_of_their_own_command_and_flag(run):
-    assert "eval" not in run("bench", "--help")[1]
-    assert "2/9 and 1/9" in " ".join(run("eval", "--help")[1].split())
-    for command, flag in (("compare", "--flops"), ("eval", "--flops"), ("tune", "--agreement")):
-        code, _, err = run(command, flag, "40")
-        assert (code, "--budget" in err.partition("helptext")[0]) == (2, False)
-    for command in ("compare", "eval"):
-        assert "--budget" in run(command, "--retention", "40")[2].partition("helptext")[0]
-
-
-@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_explains_itself_with_examples(run, name):
     code, out, _ = run(name, "--help")
     assert code == 0

@@ -250,22 +250,3 @@ def test_names_of_settings_that_are_none():
     refused(lambda: registry.from_dict({"method": "v2drop", 1: 1, "x": 2}), "v2drop has no setting 1, x")
     refused(lambda: naming.parse(f"v2drop:{LONG}"), "write key=value")
     refused(lambda: naming.parse(f"v2drop:{LONG}=1"), "no setting xxx")
-
-
-@pytest.mark.parametrize(
-    ("budget", "says"),
-    [
-        ({"tokens": 10**400}, "tokens must be a finite number above 0; got 1000"),
-        ({"tokens": "x"}, "tokens must be a number; got 'x'"),
-        ({"tokens": 1, "retention": NESTED}, "Give one of tokens= and retention="),
-        ({"tokens": 64, "vision_tokens": 0}, "vision_tokens must be the image's token count, 1 or more; got 0"),
-        ({"tokens": 64, "vision_tokens": "x"}, "vision_tokens must be .* got 'x'"),
-        ({"tokens": 64, "vision_tokens": 57.5}, "vision_tokens must be .* got 57.5"),
-        ({"tokens": 64, "vision_tokens": True}, "vision_tokens must be .* got True"),
-        ({"tokens": 64, "vision_tokens": float("nan")}, "vision_tokens must be .* got nan"),
-        ({"tokens": 64, "vision_tokens": 10**400}, "vision_tokens must be .* got 1000"),
-    ],
-    ids=range(9),
-)
-def test_a_budget_that_nobody_means(budget, says):
-    refused(lambda: fv.V2Drop.for_budget(MODEL, **budget), says)

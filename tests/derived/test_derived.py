@@ -128,6 +128,11 @@ def marked(test, names):
     return [pytest.param(name, marks=marks.get(name, ())) for name in names]
 
 
+def one_in_seven(names):
+    """All models, of which `make test` runs one in seven."""
+    return [pytest.param(name, marks=[pytest.mark.further] * bool(at % 7)) for at, name in enumerate(names)]
+
+
 def drawn(name, methods, more=0):
     """A method for a model, by the model's place in the list of all."""
     fitting = [one for one in methods.values() if name not in BORROWING or max(cuts(one, DEPTH), default=0) < 2]

@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.families.feeding import blocks_of
 from foveate.registry import family_for
-from tests.derived.test_derived import NAMES
+from tests.derived.test_derived import NAMES, one_in_seven
 from tests.tiny_derived import make
 
 KEEP = 0.4
@@ -100,7 +100,7 @@ def entered(model, inputs):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", one_in_seven(NAMES))
 def test_towers_told_from_their_structure(name):
     model, case = make(name)
     inputs = case.batch(model, ["tit"])

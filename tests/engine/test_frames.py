@@ -66,14 +66,6 @@ def test_by_frame_those_that_moved_most_within_their_frame_stay(family):
     assert kept["sample"].stages[0].kept[0].tolist() == sorted(whole.tolist()) != wanted
 
 
-def test_frames_that_went_in_as_pictures_are_ranked_alike_by_frame_and_by_image():
-    by_frame, by_image, together = (
-        run("llava", "tiiit", fv.V2Drop(**SHORT, scope=scope)).stages[0].kept[0].tolist()
-        for scope in ("frame", "image", "sample")
-    )
-    assert by_frame == by_image != together
-
-
 def test_where_nobody_knows_the_frames_ranking_by_frame_is_refused(monkeypatch):
     monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.pictures", Family.pictures)
     with pytest.raises(fv.UnsupportedError, match="image"):

@@ -18,7 +18,7 @@ from foveate.engine.tower_memo import KEPT, TowerMemo, tower_state
 from foveate.registry import family_for
 from foveate.testing import Sides
 from tests import models
-from tests.derived.test_derived import SERVED, tiny
+from tests.derived.test_derived import SERVED, one_in_seven, tiny
 from tests.invariants.settings import examples
 
 TYPES = [*models.FAMILIES, *SERVED]
@@ -188,7 +188,7 @@ def logits(model, inputs, method, memo=None, cuda_graphs=False):
         return model(**inputs).logits, trace
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", one_in_seven(TYPES))
 def test_two_methods_and_a_second_look_at_a_picture_run_its_towers_once(name):
     looks = [fv.V2Drop(layers=(1,), keep=(0.5,)), fv.Random(layers=(1,), keep=(0.5,)), None]
     for words, rounding in (["tit"], 0), (["tit", "tit"], 1e-4):  # fewer rows are rounded in another way

@@ -31,19 +31,3 @@ def test_several_seeds_share_the_questions():
     asked = questions(TASKS[:2], 8, (3, 0, 7))
     assert Counter(one.seed for one in asked) == {3: 3, 0: 3, 7: 2}
     assert asked[:3] == questions(TASKS[:2], 3, (3,))
-
-
-@pytest.mark.parametrize(
-    ("count", "seeds", "says"),
-    [
-        (0, (0,), "got 0 for 1"),
-        (2, (0, 1, 2), "got 2 for 3"),
-        (5, (-1,), "between 0 and 1999; got -1"),
-        (5, (0, 2000), "got 2000"),
-        (5, (1, 1), r"different numbers; got \[1, 1\]"),
-        (5, (), "one or more different"),
-    ],
-)
-def test_counts_and_seeds_out_of_range_are_refused(count, seeds, says):
-    with pytest.raises(fv.SettingError, match=says):
-        questions(TASKS, count, seeds)

@@ -1,16 +1,11 @@
 """Figures of benchmarks as functions of rows; those of papers by lmms-eval's own functions on made-up answers."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from lmms_eval.api.metrics import mean
 
 from foveate.errors import InputError, UnsupportedError
-from foveate.eval.lmms.arguments import Arguments
-from foveate.eval.lmms.logs import Run
 from foveate.eval.lmms.metrics import MME_TOTAL, Metric, metric_of, score_logs
-from foveate.eval.pairing import figures_of
 from foveate.plain.stats import Resampled
 
 
@@ -146,27 +141,6 @@ def test_mme_is_perception_and_cognition_together():
     twice = [*rows[:2], *rows[4:6], *rows[:2]]
     parts = [[row["inputs"][name] for row in rows[at : at + 2]] for name, at in zip(names, (0, 4), strict=True)]
     assert aggregate(twice) == pytest.approx(sum(map(mme_aggregate_results, parts)))
-
-
-def test_video_mme_is_given_for_each_length_of_video_too():
-    from lmms_eval.tasks.videomme.utils import videomme_aggregate_results, videomme_process_results
-
-    name = "videomme_perception_score"
-    samples = []
-    for at, length in enumerate(["short"] * 6 + ["medium"] * 3 + ["long"] * 3):
-        doc = {"question_id": str(at), "duration": length, "videoID": str(at // 3), "domain": "Knowledge"}
-        doc |= {"sub_category": "Astronomy", "task_type": "Counting Problem", "answer": "A"}
-        counts = {"media": f"film {at // 3}", "spent": 1.0, "vision_tokens": 1, "flops": None}
-        samples.append({"filtered_resps": "A", "token_counts": [counts]})
-        samples[-1] |= videomme_process_results(doc, ["A" if at % 3 else "B"])
-    value = videomme_aggregate_results([sample[name] for sample in samples])
-    found = Metric(name, value, True, "1", {name: videomme_aggregate_results})
-    run = Run(Path("results.json"), {}, {}, Arguments(), {"videomme": dict(enumerate(samples))})
-    log = run.log("videomme", found)
-    rows, aggregate = alone(found, log)
-    tasks = {row["task"]: row for row in figures_of(rows, [], aggregate)}
-    assert {task: row["questions"] for task, row in tasks.items()} == {None: 12, "short": 6, "medium": 3, "long": 3}
-    assert tasks["short"]["accuracy"] == pytest.approx(4 / 6, abs=1e-5)
 
 
 def test_a_task_without_a_figure_is_refused():

@@ -203,32 +203,6 @@ def test_rows_leave_once(family):
             pass
 
 
-@pytest.mark.parametrize(
-    ("family", "mean", "std"),
-    [
-        ("llava", [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),
-        ("internvl", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ("paligemma", [0.5] * 3, [0.5] * 3),
-        ("llava_onevision", [0.5] * 3, [0.5] * 3),
-    ],
-)
-def test_levels_are_those_of_the_file(family, mean, std):
-    """Two parts three levels apart are alike at a tau of three, and not below it, as the processor normalises."""
-    model, inputs = tiny(family), batch(family, ["tit"])
-    pixels = inputs["pixel_values"]
-    levels = torch.full_like(pixels, 100.0)
-    levels[..., 2 * unit_of(model.config) * patch_of(model.config) :] = 103.0
-    mean, std = (torch.tensor(one).view(3, 1, 1) for one in (mean, std))
-    inputs["pixel_values"] = (levels / 255 - mean) / std
-    left = []
-    for tau in (3 / 255, 2 / 255):
-        with fv.drop(model, PixelPrune(tau=tau)) as trace, torch.no_grad():
-            model(**inputs)
-        left.append(sum(trace.latest.tower_rows[0][0]) / unit_of(model.config) ** 2)
-    pictures = len(trace.latest.tower_rows[0][0])
-    assert left == [pictures, 2 * pictures]
-
-
 def test_padding_of_a_picture_neither_runs_nor_counts():
     """A tile whose right half is padding; where padding leaves no rectangle, it is refused."""
     model = strong("idefics3")

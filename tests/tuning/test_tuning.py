@@ -85,21 +85,6 @@ def test_a_run_that_is_killed_at_any_moment_comes_to_the_same(tiny, pairs, tmp_p
     assert again.runs < whole.runs
 
 
-def test_thresholds_meet_a_budget_as_pictures_spend_it_and_controls_cost_as_much(tiny, pairs, tmp_path):
-    method = fv.MustDrop(merge_windows=False)
-    tuned = fv.tune(tiny, pairs, method=method, retention=0.6, max_new_tokens=3, cache=tmp_path)
-    assert tuned.tried == 2
-    assert 0.5 < tuned.cost <= 0.6
-    assert tuned.method.budget is None
-    ahead = next(row.ahead for row in tuned.rows if row.name == "grid")
-    assert (ahead.low > 0) != any("untuned at" in note for note in tuned.notes)
-    by_name = {row.name: row for row in tuned.rows}
-    for control in ("random, tuned schedule", "uniform, tuned schedule"):
-        assert by_name[control].tokens == pytest.approx(by_name["tuned"].tokens, rel=0.05)
-    with pytest.raises(fv.BudgetError, match="mustdrop"):
-        fv.tune(tiny, pairs, method=method, retention=0.05, max_new_tokens=3, cache=tmp_path)
-
-
 def test_flops_are_spent_as_they_are_counted(tiny, pairs, tmp_path):
     tuned = fv.tune(tiny, pairs[:8], method=METHOD, flops=0.8, max_new_tokens=3, cache=tmp_path)
     assert 0.75 < tuned.cost <= 0.81
