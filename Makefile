@@ -152,7 +152,7 @@ RUN_TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/
 
 # Every test of tensors and models, with each method and family somewhere in its file; one of each command, page, server
 # and guide. tests/conftest.py says which cases are left out.
-test: setup ## run half of all tests: each unit and model test on some methods and families, the first of each door
+test: setup ## run unit and model tests, each on some methods and families, and the first test of each door
 	@$(RUN_TESTS) -m "(not doors or first) and not further" $(PYTEST)
 
 test-all: setup ## run all tests; FOVEATE_TESTS=all adds every method on every family and kernel (hours)

@@ -9,8 +9,8 @@ from foveate.testing.checking import Checking
 
 
 @pytest.mark.usefixtures("graphs_on_cpu")
-def test_a_model_that_drops_right_ends_with_0(run, tiny_llava, picture, tmp_path):
-    code, out, err = run("check", tiny_llava, "--image", picture, "--out", tmp_path / "check.json")
+def test_a_model_that_drops_right_ends_with_0(run, shallow_llava, picture, tmp_path):
+    code, out, err = run("check", shallow_llava, "--image", picture, "--out", tmp_path / "check.json")
     assert code == 0
     assert out.startswith("foveate check: passed")
     assert "a cut by attention (fastv)" in out
@@ -25,14 +25,14 @@ def test_a_model_that_drops_right_ends_with_0(run, tiny_llava, picture, tmp_path
     assert f"Checking: {runs.split('up to ')[1].split()[0]} done" in err
 
 
-def test_a_fault_ends_with_1_and_names_the_rows(run, tiny_llava, monkeypatch):
+def test_a_fault_ends_with_1_and_names_the_rows(run, shallow_llava, monkeypatch):
     update = PrunedLayer.update
 
     def forgets(self, keys, values, *others, **known):
         return update(self, keys, values * (keys.shape[-2] > 1), *others, **known)
 
     monkeypatch.setattr(PrunedLayer, "update", forgets)
-    code, out, err = run("check", tiny_llava)
+    code, out, err = run("check", shallow_llava)
     assert code == 1
     assert out.startswith("foveate check: FAILED")
     assert "two cuts by hidden states (v2drop): failed: the difference is above the tolerance" in out

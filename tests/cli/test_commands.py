@@ -50,7 +50,6 @@ COMPARED = {"v2drop", "divprune", "vidcom2", "averagepool", "resize", *AT_SCHEDU
     ("method", "where"),
     [
         ("resize", "vision tower: 36 to 12"),
-        ("averagepool", "projector: 36 to 12"),
         ("visiondrop+v2drop:metric=l1", "layer 2"),
         ("v2drop+finalkv", "decoding: "),
     ],
