@@ -14,8 +14,8 @@ from PIL import Image
 import foveate as fv
 from foveate.cli.compare import METHODS
 from foveate.cli.setup import load
-from foveate.families.llava import Llava
 from foveate.families.proved import PROVED
+from foveate.families.vision import PictureLayout
 from foveate.naming import parse
 from foveate.plain.flags import ModelOptions
 from foveate.registry import families, methods, presets
@@ -111,7 +111,7 @@ def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):
 
 
 def test_an_answer_is_not_lost_when_its_figure_cannot_be_drawn(ask, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(Llava, "boxes", lambda self, modality, given, lengths: [None] * len(lengths))
+    monkeypatch.setattr(PictureLayout, "boxes", None)
     code, out, err = ask("generate", picture, "--figure", tmp_path / "kept.png", "--out", tmp_path / "a.json", "--json")
     assert code == 1
     assert "cannot be drawn" in err
