@@ -56,6 +56,58 @@ def test_one_look_for_several_questions(tmp_path):
         assert held == pytest.approx(whole * (tokens + 2) / 578, rel=0.05), method
 
 
+@pytest.fixture(scope="module")
+def retrieval():
+    return script("retrieval/run.py")
+
+
+def test_an_index_of_what_is_left(retrieval, tmp_path, monkeypatch):
+    names = retrieval.main.__globals__
+    chosen = ("all vectors, 576", "random, 64", "Ward behind the full model, 64", "divprune to 192, Ward behind, 64")
+    monkeypatch.setitem(names, "WAYS", [way for way in retrieval.WAYS if way.key in chosen])
+    out, folder = tmp_path / "record.json", tmp_path / "files"
+    size = ["--train", "2", "--test", "2", "--steps", "2", "--seeds", "2", "--rounds", "1"]
+
+    def run(*more):
+        retrieval.main([*size, "--folder", str(folder), "--out", str(out), *more])
+        return json.loads(out.read_text())
+
+    record = run()
+    assert list(record["times"]) == [*chosen[1:], "all vectors again"]
+    for kind in record["kinds"].values():
+        assert [row["vectors"] for row in kind["rows"]] == [576, 64, 64, 64]
+        assert kind["queries"]["text"] >= 2
+    for measured in ("trained", "rows_of", "seconds"):  # a second run reads the files of the first
+        monkeypatch.setitem(names, measured, lambda *_: 1.0)
+    assert run()["kinds"] == record["kinds"]
+    with pytest.raises(SystemExit, match="settings"):
+        run("--steps", "3")
+
+
+def test_every_query_has_one_right_page(retrieval):
+    for kind in retrieval.KINDS:
+        pages = retrieval.drawn(kind, "test", 12)
+        for page in range(12):
+            for text in pages.unique_words(page):
+                assert [text in " ".join(words) for words in pages.words].count(True) == 1
+                assert text in pages.words[page]
+            if (things := pages.combination(page)) is not None:
+                assert pages.has[:, things].all(1).nonzero()[0].tolist() == [page]
+
+
+def test_figures_of_an_index_follow_the_place_of_the_right_page(retrieval):
+    head = SimpleNamespace(query=lambda rows: rows)
+    index = list(torch.eye(8)[:, None])  # one vector a page
+    first, third, last = torch.zeros(3, 1, 8)
+    first[0, 0] = 1
+    third[0, :3] = torch.tensor([3.0, 2.0, 1.0])
+    last[0] = torch.arange(8.0)
+    figures = retrieval.by_page(head, [(0, 0, first), (1, 2, third), (1, 0, last)], index)
+    assert figures[0, :, 0].tolist() == [1, 1]
+    assert figures[1, :, 2].tolist() == [0, 0.5]  # 1 / log2(4)
+    assert figures[1, :, 0].tolist() == [0, 0]
+
+
 def test_layers_that_share_weights_are_those_of_the_whole_model():
     of, cpu = shape("cpu-qwen"), torch.device("cpu")
     of = replace(of, image={"tokens": 64, "grid": [1, 16, 16]})
