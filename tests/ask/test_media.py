@@ -73,6 +73,19 @@ def test_a_square_picture_stays_as_it_is_bit_for_bit(vlm, demo):
     assert vlm.ask(demo, QUESTION, fit="pad").text == "36KUM"
 
 
+def test_frames_of_a_clip_are_noted_and_padded_too(vlm):
+    pictures = [noise(64, 32, seed) for seed in range(2)]
+    clip = clip_of(*pictures)
+    notes = vlm.prepare(clip, QUESTION).notes
+    assert notes[1].startswith("the processor cuts off 50% of film.mp4 (left and right)")
+    prompt = vlm.prepare(clip, QUESTION, fit="pad")
+    assert len(prompt.notes) == 1
+    by_hand = [square(picture, vlm.processor) for picture in pictures]
+    assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, by_hand, QUESTION))
+    assert prompt.clips[0].frames.shape == (2, 64, 64, 3)
+    assert prompt.clips[0].seconds == clip.seconds
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava_next", "internvl"])
 def test_processors_that_show_all_of_a_picture_crop_nothing(family):
     """Tiles and squeezed pictures lose nothing, whatever their processors' settings say."""
