@@ -311,7 +311,7 @@ def test_a_fault_of_foveate_fails(family, owner, name, fault, where, monkeypatch
 
 def test_a_layer_that_nothing_stands_around_anywhere_fails(monkeypatch):
     monkeypatch.setattr(LayerRunner, "run", lambda self, index, original, *args, **kwargs: original(*args, **kwargs))
-    assert len(verdicts(checked("llava"), "failed")) == 9
+    assert len(verdicts(checked("llava"), "failed")) == 10
 
 
 def test_a_cache_of_the_model_that_forgets_fails(monkeypatch):
