@@ -49,8 +49,8 @@ setup: $(READY) ## install everything for tests, checks and documentation, on to
 # lmms-eval requires PyAV below 16, which crashes on some damaged videos. Tests use the version that users without
 # lmms-eval get.
 AV := av==18.1.0
-# Its classes are tested with newer peft than it asks for.
-COLPALI := colpali-engine==0.3.18
+# These are tested with newer versions of peft and pyarrow than they ask for.
+ALONE := colpali-engine==0.3.18 daft==0.7.26
 
 # Video processors and lmms-eval require torchvision. If pip finds a build for another torch (such as CUDA next to a CPU
 # torch), `import transformers` fails; without torchvision, timm breaks accelerate. In that case both go into a separate
@@ -58,7 +58,7 @@ COLPALI := colpali-engine==0.3.18
 $(READY): $(LIGHT)
 	@echo "[3/3] Installing packages for tests, checks and documentation: about 3 minutes and 1.7 GB"
 	@$(QUIET_PIP) -e '.[dev,docs,eval,vision]' -c constraints.txt $(LOGGED)
-	@$(QUIET_PIP) --no-deps --upgrade $(AV) $(COLPALI) $(LOGGED)
+	@$(QUIET_PIP) --no-deps --upgrade $(AV) $(ALONE) $(LOGGED)
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --yes torchvision timm && \
 	  $(QUIET_PIP) --no-deps --upgrade --target $(VENV)/apart torchvision timm -c constraints.txt; } $(LOGGED)
 	@touch $@

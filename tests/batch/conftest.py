@@ -10,7 +10,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.batch.job import Job, run
-from foveate.batch.rows import RowAnswerer, RowAsking
+from foveate.batch.rows import Predictor, RowAsking
 from foveate.naming import parse
 from foveate.runs.crew import Here
 from tests.cli.conftest import save_tiny_llava
@@ -84,7 +84,7 @@ def answer(asking, vlm, tmp_path):
 
 def here(asking, vlm):
     """This process, with a model that is loaded already."""
-    return Here(lambda place, count: RowAnswerer(asking, vlm))
+    return Here(lambda place, count: Predictor(asking, vlm=vlm))
 
 
 def rows_in(out):

@@ -11,7 +11,7 @@ import foveate as fv
 from foveate.ask import answers
 from foveate.ask.second_look import Promise
 from foveate.batch.job import Job, run
-from foveate.batch.rows import RowAnswerer
+from foveate.batch.rows import Predictor
 from foveate.naming import parse
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.test_job import FORKS
@@ -111,4 +111,4 @@ def test_rows_that_are_not_like_the_samples_are_told(questions, answer, look, vl
 
 def test_another_model_than_the_calibrations_is_refused_before_the_first_row(asking, look, vlm):
     with pytest.raises(fv.SettingError, match="another model"):
-        RowAnswerer(replace(asking, method=promised(look, 0.1, {"model": "another"})), vlm)
+        Predictor(replace(asking, method=promised(look, 0.1, {"model": "another"})), vlm=vlm)

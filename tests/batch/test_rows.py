@@ -1,13 +1,16 @@
 """One model: alike prompts in batches, one look at a picture, halves where memory is short, bad rows by themselves."""
 
+import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.batch.rows import RowAnswerer, RowAsking
+from foveate.batch.rows import Predictor, RowAsking
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
 from foveate.runs.samples import MediaSample
@@ -66,7 +69,7 @@ class Calls:
 
 def test_answers_are_those_of_a_question_alone(asking, vlm, pictures):
     rows = rows_about(pictures, 10)
-    results = rows_of(RowAnswerer(replace(asking, batch_size=4), vlm), rows)
+    results = rows_of(Predictor(replace(asking, batch_size=4), vlm=vlm), rows)
     for row, result in zip(rows, by_number(results), strict=True):
         alone = vlm.ask(row.media[0], row.question, method="v2drop:layers=1,2,3;keep=0.5,0.3,0", max_new_tokens=4)
         assert (result["id"], result["answer"], result["retention"]) == (row.id, alone.text, round(alone.retention, 6))
@@ -77,13 +80,13 @@ def test_answers_are_those_of_a_question_alone(asking, vlm, pictures):
 
 def test_choices_have_the_values_of_a_question_alone(asking, vlm, pictures):
     rows, candidates = rows_about(pictures, 6, same=2), ("yes", "no dog")
-    results = rows_of(RowAnswerer(replace(asking, batch_size=4, choices=candidates), vlm), rows)
+    results = rows_of(Predictor(replace(asking, batch_size=4, choices=candidates), vlm=vlm), rows)
     for row, result in zip(rows, by_number(results), strict=True):
         alone = vlm.ask(row.media[0], row.question, choices=candidates, method="v2drop:layers=1,2,3;keep=0.5,0.3,0")
         assert result["answer"] == alone.text
         assert result["choices"] == pytest.approx(dict(alone.choices), abs=1e-4)
     with pytest.raises(fv.SettingError):
-        RowAnswerer(replace(asking, choices=("yes", "yes")), vlm)
+        Predictor(replace(asking, choices=("yes", "yes")), vlm=vlm)
     assert RowAsking(model="m", choices=candidates).to_dict()["choices"] == list(candidates)
 
 
@@ -92,41 +95,41 @@ def test_a_picture_with_several_questions_is_looked_at_once(asking, vlm, picture
     towers = []
     hook = vlm.model.model.vision_tower.register_forward_hook(lambda *_: towers.append(1))
     rows = rows_about(pictures, 8, same=4)
-    shared = rows_of(RowAnswerer(replace(asking, batch_size=4), vlm), rows)
+    shared = rows_of(Predictor(replace(asking, batch_size=4), vlm=vlm), rows)
     hook.remove()
     assert (calls.sizes, calls.shared, len(towers)) == ([4, 4], [True, True], 2)
-    assert told(shared) == told(rows_of(RowAnswerer(replace(asking, batch_size=1), vlm), rows))
+    assert told(shared) == told(rows_of(Predictor(replace(asking, batch_size=1), vlm=vlm), rows))
 
 
 def test_a_method_that_reads_the_question_is_asked_one_by_one(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
     asking = replace(asking, batch_size=4, method=parse("fastv:layers=2"))
-    results = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 4, same=4))
+    results = rows_of(Predictor(asking, vlm=vlm), rows_about(pictures, 4, same=4))
     assert (calls.sizes, calls.shared) == ([4], [False])
     assert len(results) == 4
 
 
 def test_a_batch_without_room_is_halved_and_all_is_answered(asking, vlm, pictures, monkeypatch):
     rows = rows_about(pictures, 10)
-    expected = told(rows_of(RowAnswerer(asking, vlm), rows))
+    expected = told(rows_of(Predictor(asking, vlm=vlm), rows))
     errors = iter([torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), *[torch.OutOfMemoryError()] * 99])
     calls = Calls(monkeypatch, lambda prompts: next(errors) if len(prompts) > 2 else None)
-    assert told(rows_of(RowAnswerer(replace(asking, batch_size=8), vlm), rows)) == expected
+    assert told(rows_of(Predictor(replace(asking, batch_size=8), vlm=vlm), rows)) == expected
     assert calls.tried[:3] == [8, 4, 2]
     assert max(calls.sizes) == 2
     assert calls.tried.count(8) == 1  # what does not fit is not tried again at once
 
 
 def test_a_file_that_has_no_room_beside_others_waits_for_them(asking, vlm, pictures, monkeypatch):
-    prepared = RowAnswerer._prepare
+    prepared = Predictor._prepare
 
     def reads(self, sample, shelf):
         if len(shelf) == 3:
             raise MemoryError
         return prepared(self, sample, shelf)
 
-    monkeypatch.setattr(RowAnswerer, "_prepare", reads)
-    results = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 6))
+    monkeypatch.setattr(Predictor, "_prepare", reads)
+    results = rows_of(Predictor(asking, vlm=vlm), rows_about(pictures, 6))
     assert [(result["row"], "reason" in result) for result in by_number(results)] == [(row, False) for row in range(6)]
 
 
@@ -134,7 +137,7 @@ def test_larger_batches_come_back_after_a_while(asking, vlm, pictures, monkeypat
     monkeypatch.setattr(answers, "CALM", 2)
     short = [True]
     calls = Calls(monkeypatch, lambda prompts: MemoryError() if len(prompts) > 2 and short.pop() else None)
-    answerer = RowAnswerer(replace(asking, batch_size=4), vlm)
+    answerer = Predictor(replace(asking, batch_size=4), vlm=vlm)
     short.append(False)
     short.reverse()
     assert len(rows_of(answerer, rows_about(pictures, 8))) == 8
@@ -155,7 +158,7 @@ def test_a_row_that_does_not_fit_alone_is_bad_and_the_others_are_not(asking, vlm
         )
 
     Calls(monkeypatch, fails)
-    results = by_number(rows_of(RowAnswerer(replace(asking, batch_size=8), vlm), rows))
+    results = by_number(rows_of(Predictor(replace(asking, batch_size=8), vlm=vlm), rows))
     assert [result["row"] for result in results if ("reason" in result)] == [5]
     assert "more memory than there is" in results[5]["reason"]
     assert (results[5]["id"], results[5]["question"]) == ("r5", large)
@@ -167,7 +170,7 @@ def test_whatever_is_raised_for_one_row_costs_that_row(asking, vlm, pictures, mo
         return ZeroDivisionError("by zero") if bad else None
 
     Calls(monkeypatch, fails)
-    results = by_number(rows_of(RowAnswerer(replace(asking, batch_size=4), vlm), rows_about(pictures, 5)))
+    results = by_number(rows_of(Predictor(replace(asking, batch_size=4), vlm=vlm), rows_about(pictures, 5)))
     assert [("reason" in result) for result in results] == [False, False, True, False, False]
     assert results[2]["reason"] == "ZeroDivisionError: by zero."
 
@@ -175,24 +178,24 @@ def test_whatever_is_raised_for_one_row_costs_that_row(asking, vlm, pictures, mo
 def test_a_device_that_fails_ends_the_run_and_makes_no_row_bad(asking, vlm, pictures, monkeypatch):
     Calls(monkeypatch, lambda prompts: RuntimeError("CUDA error: device-side assert triggered"))
     with pytest.raises(fv.UnsupportedError, match="device failed"):
-        rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 2))
+        rows_of(Predictor(asking, vlm=vlm), rows_about(pictures, 2))
 
 
 def test_a_run_that_is_stopped_has_the_results_of_what_was_in_hand(asking, vlm, pictures):
     looks = iter([False] * 5 + [True] * 9)
-    results = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 4), lambda: next(looks))
+    results = rows_of(Predictor(asking, vlm=vlm), rows_about(pictures, 4), lambda: next(looks))
     assert len(results) == 2
-    assert rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 4), lambda: True) == []
+    assert rows_of(Predictor(asking, vlm=vlm), rows_about(pictures, 4), lambda: True) == []
 
 
 def test_a_method_that_the_model_cannot_serve_is_refused_before_the_first_row(asking, vlm):
     with pytest.raises(fv.SettingError, match="layer"):
-        RowAnswerer(replace(asking, method=parse("v2drop:layers=3,17,22;keep=0.5,0.3,0")), vlm)
+        Predictor(replace(asking, method=parse("v2drop:layers=3,17,22;keep=0.5,0.3,0")), vlm=vlm)
 
 
 def test_a_budget_that_no_picture_here_can_meet_costs_rows_and_not_the_run(asking, vlm, pictures):
     asking = replace(asking, method=parse("v2drop:tokens=5000"))
-    (result,) = rows_of(RowAnswerer(asking, vlm), rows_about(pictures, 1))
+    (result,) = rows_of(Predictor(asking, vlm=vlm), rows_about(pictures, 1))
     assert "reason" in result
     assert "5000" in result["reason"]
 
@@ -205,7 +208,7 @@ def test_files_outside_a_folder_are_not_read(asking, vlm, pictures, tmp_path):
     (link := tmp_path / "link.png").symlink_to(pictures / "0.png")
     paths = [pictures / "0.png", tmp_path / ".." / "0.png", link, inside]
     rows = [sample(number, (str(path),)) for number, path in enumerate(paths)]
-    results = by_number(rows_of(RowAnswerer(replace(asking, within=str(tmp_path)), vlm), rows))
+    results = by_number(rows_of(Predictor(replace(asking, within=str(tmp_path)), vlm=vlm), rows))
     assert ["lies outside of" in result["reason"] for result in results[:3]] == [True] * 3
     assert "answer" in results[3]
 
@@ -215,8 +218,62 @@ def test_questions_about_none_two_and_moving_pictures(asking, vlm, pictures, tmp
     two = (str(pictures / "0.png"), str(pictures / "1.png"))
     media = [(), two, (str(tmp_path / "film.mp4"),)]
     rows = [sample(number, paths) for number, paths in enumerate(media)]
-    results = by_number(rows_of(RowAnswerer(replace(asking, frames=2), vlm), rows))
+    results = by_number(rows_of(Predictor(replace(asking, frames=2), vlm=vlm), rows))
     assert [result["vision_tokens"] for result in results] == [0, 72, 72]
     assert "nothing to drop" in results[0]["notes"][0]
     assert results[1]["notes"] == []
     assert "this model reads no videos" in results[2]["notes"][0]
+
+
+# -- columns -------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_gives_a_column_what_alone_asks_give(asking, vlm, pictures):
+    stage = Predictor(asking, vlm=vlm, prompt="What is this")
+    names = [str(pictures / f"{number}.png") for number in range(3)]
+    picture = Image.open(names[2]).convert("RGB")
+    inside = {"bytes": (pictures / "1.png").read_bytes(), "path": None}
+    told = stage(
+        {"image": [names[0], inside, picture, np.asarray(picture), "nofile.png", None], "label": list("abcdef")}
+    )
+    alone = [vlm.ask(name, "What is this", method=asking.method, max_new_tokens=4) for name in names]
+    assert told["answer"] == [*(answer.text for answer in alone), alone[2].text, None, None]
+    assert told["vision_tokens"][:3] == [36] * 3
+    assert told["label"] == list("abcdef")
+    assert told["error"][:4] == [None] * 4
+    assert "nofile.png" in told["error"][4]
+    assert "nothing under" in told["error"][5]
+
+
+def test_a_stage_takes_the_arrays_of_engines_and_their_missing_values(asking, vlm, pictures):
+    stage = Predictor(asking, vlm=vlm, prompt="What is this")
+    names = np.array([str(pictures / "0.png"), str(pictures / "1.png")], dtype=object)
+    assert stage({"image": names})["answer"] == stage({"image": names.tolist()})["answer"]
+    arrays = np.stack([np.asarray(Image.open(name).convert("RGB")) for name in names])
+    assert stage({"image": arrays})["answer"] == stage({"image": names})["answer"]
+    both = np.empty(1, dtype=object)
+    both[0] = names
+    assert stage({"images": both})["vision_tokens"] == [72]
+    assert stage({"image": np.array([names[0], float("nan")], dtype=object)})["answer"][1] is None
+    assert stage({"image": []}) == {"image": [], "answer": [], "error": [], "retention": [], "vision_tokens": []}
+
+
+def test_a_stage_has_choices_and_does_not_lose_columns(asking, vlm, pictures):
+    stage = Predictor(asking.model, vlm=vlm, method="divprune", retention=0.5, choices=("yes", "no"), batch_size=1)
+    told = stage({"image": [str(pictures / "0.png")], "question": ["Is it?"], "answer": ["a column of theirs"]})
+    assert told["answer"] == [max(told["choices"][0], key=told["choices"][0].get)]
+    assert told["input_answer"] == ["a column of theirs"]
+
+
+def test_a_stage_is_pickled_by_its_settings(asking, vlm, pictures):
+    stage = Predictor(asking, vlm=vlm, prompt="What is this")
+    columns = {"image": [str(pictures / "0.png")]}
+    assert pickle.loads(pickle.dumps(stage))(columns)["answer"] == stage(columns)["answer"]
+    assert len(pickle.dumps(stage)) < 2000
+
+
+def test_a_stage_refuses_what_it_does_not_read(asking, vlm):
+    with pytest.raises(fv.InputError, match="metod"):
+        Predictor(asking.model, vlm=vlm, metod="v2drop")
+    with pytest.raises(fv.SettingError, match="length"):
+        Predictor(asking, vlm=vlm)({"image": ["a"], "question": ["b", "c"]})

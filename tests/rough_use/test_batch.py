@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 import foveate as fv
-from foveate.batch.rows import RowAnswerer, bad_row
+from foveate.batch.rows import Predictor, bad_row
 from foveate.naming import parse
 from foveate.runs import samples
 from foveate.runs.crew import rows_of
@@ -47,7 +47,7 @@ def test_a_question_far_beyond_the_model_is_a_bad_row(asking, vlm, pictures, tmp
     path = tmp_path / "in.jsonl"
     write_lines(path, [{**GOOD, "image": str(pictures / "0.png"), "question": "w1 " * 66_667}])
     looks = iter([False, True, True])  # the file is read, and the model is not run
-    (row,) = rows_of(RowAnswerer(asking, vlm), samples_of(path), looks.__next__)
+    (row,) = rows_of(Predictor(asking, vlm=vlm), samples_of(path), looks.__next__)
     assert "model was made for" in row["reason"]
 
 

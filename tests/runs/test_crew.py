@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -28,7 +29,7 @@ def process(monkeypatch):
 
 
 def test_a_model_that_cannot_be_loaded_is_said_by_the_first_call(process, asking, tmp_path):
-    crew._begin(replace(asking, model=str(tmp_path)).begin, 0, 2, None)
+    crew._begin(replace(asking, model=str(tmp_path)).begin, 0, 2, threading.Event())
     for item in (None, []):
         with pytest.raises(fv.InputError, match="cannot be loaded"):
             crew._ask(item)

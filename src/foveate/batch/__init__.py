@@ -3,3 +3,7 @@
 rows        one model that answers chunks of rows
 job         joins an input, a crew of models and a folder; finds what crashed the last run
 """
+
+from foveate.batch.rows import Predictor
+
+__all__ = ["Predictor"]

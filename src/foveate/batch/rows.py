@@ -1,8 +1,9 @@
-"""`RowAnswerer`: one model that answers rows in batches. Files are read once, and failed rows get a reason."""
+"""`Predictor`: one model that answers rows in batches. Files are read once, and failed rows get a reason."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,31 @@ from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
 from foveate.ask.prompt import Prompt
-from foveate.ask.running import method_in
+from foveate.ask.running import drops_of, method_in
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne
 from foveate.core.fields import check
 from foveate.engine.session import Session
-from foveate.errors import BudgetError, FoveateError, InputError
+from foveate.errors import BudgetError, FoveateError, InputError, SettingError
 from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
-from foveate.plain.files import scheme_of
 from foveate.plain.flags import GraphOptions, MediaOptions
+from foveate.plain.spelling import refuse_keys
 from foveate.plain.upstream import brief, first_line
 from foveate.registry import family_for
-from foveate.runs.crew import device_at
-from foveate.runs.samples import OF_BAD, ROOT, Bad, MediaSample, as_said, labels_in
+from foveate.runs.crew import device_at, rows_of
+from foveate.runs.samples import (
+    OF_BAD,
+    ROOT,
+    Bad,
+    MediaSample,
+    as_said,
+    labels_in,
+    samples_of,
+    stands_inside,
+)
 
 KEY = "row"
 """The column with a row's number in the input."""
@@ -93,9 +103,9 @@ class RowAsking(GraphOptions, MediaOptions):
         """
         return load(self.model, **self.loading)
 
-    def begin(self, place: int, count: int) -> "RowAnswerer":
+    def begin(self, place: int, count: int) -> "Predictor":
         """Load the model in process `place` of `count`; see `foveate.runs.crew.Task`."""
-        return RowAnswerer(replace(self, device=device_at(place, self.device)), share=1 / count)
+        return Predictor(replace(self, device=device_at(place, self.device)), share=1 / count)
 
     @property
     def members(self) -> tuple[Method, ...]:
@@ -119,25 +129,78 @@ class RowAsking(GraphOptions, MediaOptions):
         return values
 
 
-class RowAnswerer:
-    """Answers rows with one model.
+class Predictor:
+    """Answers rows with one model: a stage for Ray Data, Daft and other engines, and the worker of `foveate batch`.
+
+        predictor = Predictor("llava-hf/llava-1.5-7b-hf", prompt="What is this?", method="divprune", retention=1/3)
+        predictor({"image": ["a.jpg", "b.jpg"]})["answer"]
+
+    Make one in each process. It is pickled by its settings, so a copy loads the model again.
 
     Args:
-        asking: The model and settings.
+        model: The model's name or folder (see `foveate.load`); or the model and all settings.
+        prompt: The question about every row; None reads the rows' own.
         vlm: The loaded model; None loads it.
         share: Share of the machine's memory for this model, if several run.
+        **asking: `method`, `tokens`, `retention` and `sure` as for `VLM.ask`, and the other settings of `RowAsking`.
 
     Raises:
-        FoveateError: If the model cannot be loaded, or does not support the method.
+        FoveateError: If settings contradict each other, the model cannot be loaded, or it does not support the method.
     """
 
-    def __init__(self, asking: RowAsking, vlm: VLM | None = None, share: float = 1.0) -> None:
-        self.asking = asking
-        self.vlm = vlm or asking.load()
-        self._drops = asking.method
-        settings = Generation(max_new_tokens=asking.max_new_tokens)
-        self._answerer = Answerer(self.vlm, self._drops, settings, asking.batch_size, asking.choices, share=share)
+    def __init__(
+        self,
+        model: str | RowAsking = "embedded",
+        *,
+        prompt: str | None = None,
+        vlm: VLM | None = None,
+        share: float = 1.0,
+        **asking: Any,
+    ) -> None:
+        if not isinstance(model, RowAsking):
+            drops = drops_of(*(asking.pop(name, None) for name in ("method", "tokens", "retention", "sure")))
+            refuse_keys("A Predictor", asking, [field.name for field in fields(RowAsking)])
+            model = RowAsking(model=model, method=drops, **asking)
+        self.asking, self._prompt = model, prompt
+        self.vlm = vlm or model.load()
+        self._drops = model.method
+        settings = Generation(max_new_tokens=model.max_new_tokens)
+        self._answerer = Answerer(self.vlm, self._drops, settings, model.batch_size, model.choices, share=share)
         self._try_method()
+
+    def __reduce__(self) -> Any:
+        return partial(Predictor, self.asking, prompt=self._prompt), ()
+
+    def __call__(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Answer a batch of rows, given and returned by columns. As many rows come out, in their order.
+
+        Args:
+            columns: Media and perhaps questions, under the names that `foveate batch` looks for. Media are paths,
+                `{"bytes": …, "path": …}`, bytes, PIL images or arrays. Relative paths start from the current folder.
+
+        Returns:
+            The columns, and: `answer`, or None; `error`, why there is no answer, or None; `retention` and
+            `vision_tokens`; and `choices`, with choices. A column that has one of these names becomes `input_NAME`.
+
+        Raises:
+            SettingError: If the columns have not the same length.
+            MethodError, UnsupportedError: As `rows`, because all other rows would fail too.
+        """
+        own = {name: list(values) for name, values in columns.items()}
+        counts = {name: len(values) for name, values in own.items()}
+        if len(set(counts.values())) > 1:
+            raise SettingError(f"Columns must have the same length; got {counts}.")
+        records = [dict(zip(own, row, strict=True)) for row in zip(*own.values(), strict=True)]
+        samples = list(samples_of(records, self._prompt).read())
+        names = ("answer", "retention", "vision_tokens", *(["choices"] if self.asking.choices else []))
+        answers: dict[str, list[Any]] = {name: [None] * len(records) for name in (*names, "error")}
+        for row in rows_of(self, samples):
+            if REASON in row:
+                answers["error"][row[KEY]] = row[REASON]
+            else:
+                for name in names:
+                    answers[name][row[KEY]] = row[name]
+        return {f"input_{name}" if name in answers else name: values for name, values in own.items()} | answers
 
     def about(self) -> dict[str, Any]:
         """Return everything about the model that answers depend on, as plain values."""
@@ -145,7 +208,7 @@ class RowAnswerer:
         values["device"] = self.vlm.model.device.type  # without the index: devices of one type give equal answers
         return values
 
-    def __call__(self, item: Sequence[MediaSample | Bad], stopped: Callable[[], bool]) -> Iterator[list[Row]]:
+    def rows(self, item: Sequence[MediaSample | Bad], stopped: Callable[[], bool]) -> Iterator[list[Row]]:
         """Yield a row with an answer or a reason for every sample, in any order.
 
         Args:
@@ -171,8 +234,7 @@ class RowAnswerer:
         asking = self.asking
         if asking.within is not None:
             for path in sample.media:
-                is_file = scheme_of(path) != "data"  # a data: URL is part of the input
-                if is_file and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
+                if not stands_inside(path) and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         media = read_once(sample.media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, **asking.showing)
@@ -238,7 +300,7 @@ def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
     if isinstance(sample, MediaSample):
         own = {"id": sample.id, "question": sample.question}
         record = {name: text for name, text in own.items() if text not in record.values()} | record
-        inside = {place: source for place, source in enumerate(sample.media) if scheme_of(source) == "data"}
+        inside = {place: source for place, source in enumerate(sample.media) if stands_inside(source)}
         if inside:
             value = record[sample.column]
             names = value if isinstance(value, list) else [value]

@@ -88,11 +88,9 @@ class Batch:
     batch_size: Count = 8
     """maximum number of rows answered at a time; a batch that does not fit in memory is halved"""
     workers: MaybeCount = None
-    """worker processes, each with its own copy of the model (default: this process alone);
-    with --ray, the number of actors (default: one per GPU)"""
+    """worker processes, each with its own copy of the model (default: this process alone)"""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
-    """run on a Ray cluster: its address, auto for this machine's cluster, or local to start one;
-    needs pip install -e '.[ray]'"""
+    """gone: see examples/clusters/on_ray.py"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
     """format of the part files in OUT; auto is Parquet if IN is Parquet, else JSON lines"""
     part_rows: Count = 1000
@@ -139,11 +137,7 @@ class Batch:
         )
         listener = _Stopping()
         crew: Crew | None = None
-        if self.ray is not None:
-            from foveate.runs.on_ray import Actors
-
-            crew = Actors(asking.begin, self.workers, self.ray)
-        elif self.workers is not None:
+        if self.workers is not None:
             from foveate.runs.crew import Pool
 
             crew = Pool(asking.begin, self.workers)
@@ -162,6 +156,11 @@ class Batch:
         """Refuse flags that contradict each other, and names that do not exist."""
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty. Give the question, or leave it out and name the column.")
+        if self.ray is not None:
+            raise UsageError(
+                "--ray is gone: give foveate.batch.Predictor to Ray Data, as examples/clusters/on_ray.py does. A job "
+                "that was begun with --ray goes on without it."
+            )
         if len(self.choices) == 1:
             raise UsageError(f"--choices needs two texts or more; got one, {self.choices[0]!r}.")
         options = self.columns

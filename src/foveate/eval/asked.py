@@ -134,7 +134,7 @@ def run(
         store.add(rows)
         advance(len(rows))
 
-    with crew_of(task, workers, partial(_rows, vlm, settings)) as crew:
+    with crew_of(task, workers, _GroupWorker(vlm, settings)) as crew:
         work_through(work, crew, take)
 
 
@@ -144,12 +144,12 @@ def _begin(reload: Callable[[], VLM], conditions: Mapping[str, str], settings: G
     Raises:
         SettingError: If the model differs from that of the first process.
     """
-    vlm = reload()
-    if conditions_of(vlm, settings) != conditions:
+    worker = _GroupWorker(reload(), settings)
+    if worker.about() != conditions:
         raise SettingError(
-            f"{vlm.name} was changed since it was loaded. Set workers=1, or save the model and load that."
+            f"{worker.vlm.name} was changed since it was loaded. Set workers=1, or save the model and load that."
         )
-    return partial(_rows, vlm, settings)
+    return worker
 
 
 def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
@@ -162,18 +162,28 @@ def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
     return prompts
 
 
-def _rows(vlm: VLM, settings: Generation, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
-    """Answer a group of questions. Yield the records of one method at a time; see `foveate.runs.crew.Worker`."""
-    prompts = prompts_of(vlm, work.questions)
-    first = dict(work.first)
-    tower = TowerMemo()
-    for method, places in work.methods:
-        answerer = Answerer(vlm, method, settings, BATCH, first=True, confidence=True, tower=tower)
-        answers = in_order(answerer.replies(places, lambda place, _: prompts[place]))
-        rows = []
-        for place, answer in zip(places, answers, strict=True):
-            question = work.questions[place].key
-            rows.append(record_of(answer, key_of(method), question, first.get(question)))
-            if method is None:
-                first[question] = rows[-1]["first"]
-        yield rows
+@dataclass(frozen=True)
+class _GroupWorker:
+    """Answers groups of questions with one model; see `foveate.runs.crew.Worker`."""
+
+    vlm: VLM
+    settings: Generation
+
+    def about(self) -> dict[str, Any]:
+        return dict(conditions_of(self.vlm, self.settings))
+
+    def rows(self, work: Work, stopped: Stopped) -> Iterator[list[dict[str, object]]]:
+        """Yield the records of one method at a time."""
+        prompts = prompts_of(self.vlm, work.questions)
+        first = dict(work.first)
+        tower = TowerMemo()
+        for method, places in work.methods:
+            answerer = Answerer(self.vlm, method, self.settings, BATCH, first=True, confidence=True, tower=tower)
+            answers = in_order(answerer.replies(places, lambda place, _: prompts[place]))
+            rows = []
+            for place, answer in zip(places, answers, strict=True):
+                question = work.questions[place].key
+                rows.append(record_of(answer, key_of(method), question, first.get(question)))
+                if method is None:
+                    first[question] = rows[-1]["first"]
+            yield rows

@@ -3,7 +3,6 @@
 samples        read samples from a folder of pictures, JSON lines, CSV or Parquet, with labels
 store          store rows in a folder; a run that ended in any way can be continued
 crew           work in this process or several on this machine; retry items whose process died alone, then give up
-on_ray         the same on several machines
 listener       receives the progress of a run
 versions       the versions and the commit that a figure depends on
 """

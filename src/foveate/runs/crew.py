@@ -7,12 +7,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -34,12 +33,16 @@ Done = tuple[Any, list[Any] | None]
 """An item with some of its rows, or with None if its process died."""
 
 
-Worker = Callable[[Any, Stopped], Iterator[list[Any]]]
-"""Works on items in one process, such as a model: yields the rows of an item as they come.
+class Worker(Protocol):
+    """Works on items in one process, such as a model."""
 
-Once the second argument returns True, it ends after the rows in progress. An optional `about()` returns plain values
-that rows depend on besides the items.
-"""
+    def about(self) -> dict[str, Any]:
+        """Return plain values that rows depend on besides the items."""
+
+    def rows(self, item: Any, stopped: Stopped) -> Iterator[list[Any]]:
+        """Yield the rows of an item as they come. Once `stopped` returns True, end after those in progress."""
+
+
 Task = Callable[[int, int], Worker]
 """Loads what process `place` of `count` needs, and returns its worker. Must be picklable."""
 
@@ -55,7 +58,7 @@ class Here:
         self._task = task
 
     def __enter__(self) -> Self:
-        self._begun: Any = self._task(0, 1)
+        self._begun = self._task(0, 1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,90 +66,15 @@ class Here:
 
     def about(self) -> dict[str, object]:
         """Return plain values that rows depend on besides the items."""
-        about: dict[str, object] = self._begun.about()
-        return about
+        return self._begun.about()
 
     def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
         """Yield items with rows as they come, in any order. An item may come several times, each with some rows."""
         for item in items:
-            for rows in self._begun(item, stopped):
+            for rows in self._begun.rows(item, stopped):
                 yield item, rows
             if stopped():
                 return
-
-
-class Together(ABC):
-    """A crew of several processes. If one dies, only its item is lost, and a new process replaces it.
-
-    Args:
-        task: Makes each process's worker.
-        count: Number of processes.
-    """
-
-    died: tuple[type[BaseException], ...]
-    """Exceptions of a future whose process died."""
-
-    def __init__(self, task: Task, count: int) -> None:
-        self._task = task
-        self._count = count
-
-    @abstractmethod
-    def __enter__(self) -> Self: ...
-    @abstractmethod
-    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
-    @abstractmethod
-    def _hire(self, place: int) -> None:
-        """Start the process at a place, or replace it if it has died."""
-
-    @abstractmethod
-    def _ask(self, place: int, item: object) -> Future[object]:
-        """Send an item to a process. The future has its rows, or `about()` if the item is None."""
-
-    def _result(self, place: int, future: Future[object]) -> Any:
-        """Return the result of a place's future, or raise its exception."""
-        return future.result()
-
-    def _stop(self) -> None:  # noqa: B027
-        """Tell all processes to end after the rows in progress, if that is possible."""
-
-    def about(self) -> dict[str, object]:
-        futures = [self._ask(place, None) for place in range(self._count)]
-        try:
-            abouts: list[dict[str, object]] = [self._result(place, future) for place, future in enumerate(futures)]
-        except self.died as error:
-            raise _all_die() from error
-        return abouts[0]
-
-    def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
-        waiting, free, deaths = iter(items), list(range(self._count)), 0
-        pending: dict[Future[object], tuple[int, object]] = {}
-        while True:
-            while free and not stopped() and (item := next(waiting, None)) is not None:
-                place = free.pop()
-                pending[self._ask(place, item)] = place, item
-            if not pending:
-                return
-            done, _ = wait(pending, timeout=LOOK, return_when=FIRST_COMPLETED)
-            if stopped():
-                self._stop()
-            for future in done:
-                place, item = pending.pop(future)
-                free.append(place)
-                try:
-                    rows = self._result(place, future)
-                except self.died as error:
-                    deaths += 1
-                    if deaths > DEATHS:
-                        raise _all_die() from error
-                    self._hire(place)
-                    yield item, None
-                    continue
-                deaths = 0
-                yield item, rows
-
-
-Crew = Here | Together
-"""Works on items while its context lasts."""
 
 
 def _all_die() -> InputError:
@@ -156,18 +84,21 @@ def _all_die() -> InputError:
     )
 
 
-class Pool(Together):
-    """A crew of processes on this machine.
+class Pool:
+    """A crew of processes on this machine. If one dies, only its item is lost, and a new process replaces it.
+
+    Args:
+        task: Makes each process's worker.
+        count: Number of processes.
 
     Raises:
         SettingError: If there are too many for the machine.
     """
 
-    died = (BrokenProcessPool,)
-
     def __init__(self, task: Task, count: int) -> None:
         check_count(count, max(os.cpu_count() or 1, torch.accelerator.device_count()))
-        super().__init__(task, count)
+        self._task = task
+        self._count = count
 
     def __enter__(self) -> Self:
         self._processes = multiprocessing.get_context("spawn")
@@ -187,7 +118,43 @@ class Pool(Together):
         for pool in self._pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
 
+    def about(self) -> dict[str, object]:
+        futures = [self._ask(place, None) for place in range(self._count)]
+        try:
+            abouts: list[dict[str, object]] = [self._result(place, future) for place, future in enumerate(futures)]
+        except BrokenProcessPool as error:
+            raise _all_die() from error
+        return abouts[0]
+
+    def work(self, items: Iterable[object], stopped: Stopped) -> Iterator[Done]:
+        waiting, free, deaths = iter(items), list(range(self._count)), 0
+        pending: dict[Future[object], tuple[int, object]] = {}
+        while True:
+            while free and not stopped() and (item := next(waiting, None)) is not None:
+                place = free.pop()
+                pending[self._ask(place, item)] = place, item
+            if not pending:
+                return
+            done, _ = wait(pending, timeout=LOOK, return_when=FIRST_COMPLETED)
+            if stopped():
+                self._stopped.set()
+            for future in done:
+                place, item = pending.pop(future)
+                free.append(place)
+                try:
+                    rows = self._result(place, future)
+                except BrokenProcessPool as error:
+                    deaths += 1
+                    if deaths > DEATHS:
+                        raise _all_die() from error
+                    self._hire(place)
+                    yield item, None
+                    continue
+                deaths = 0
+                yield item, rows
+
     def _hire(self, place: int) -> None:
+        """Start the process at a place, or replace it if it has died."""
         if place in self._pools:
             self._pools[place].shutdown()
         arguments = (self._task, place, self._count, self._stopped)
@@ -195,6 +162,7 @@ class Pool(Together):
         self._pools[place] = ProcessPoolExecutor(1, self._processes, _begin, arguments)
 
     def _ask(self, place: int, item: object) -> Future[object]:
+        """Send an item to a process. The future has its rows, or `about()` if the item is None."""
         try:
             return self._pools[place].submit(_ask, item)
         except BrokenProcessPool as error:  # it died while idle
@@ -203,6 +171,7 @@ class Pool(Together):
             return broken
 
     def _result(self, place: int, future: Future[object]) -> Any:
+        """Return the result of a place's future, or raise its exception."""
         try:
             return future.result()
         except BrokenProcessPool:
@@ -215,8 +184,9 @@ class Pool(Together):
             'under if __name__ == "__main__":, or set workers=1.'
         )
 
-    def _stop(self) -> None:
-        self._stopped.set()
+
+Crew = Here | Pool
+"""Works on items while its context lasts."""
 
 
 def crew_of(task: Task, workers: int, here: Worker) -> Crew:
@@ -244,34 +214,32 @@ class Employee:
     Args:
         task: Loads what the process needs.
         place, count: Which process of how many it is.
-        stopped: An event, after which the worker ends once the rows in progress are done. None: it is never set.
+        stopped: An event, after which the worker ends once the rows in progress are done.
     """
 
-    def __init__(self, task: Task, place: int, count: int, stopped: Any = None) -> None:
-        self._stopped = (lambda: False) if stopped is None else stopped.is_set
+    def __init__(self, task: Task, place: int, count: int, stopped: Any) -> None:
+        self._stopped = stopped.is_set
         self._error: Exception | None = None
         try:
-            self._worker: Any = task(place, count)
+            self._worker = task(place, count)
         except Exception as error:
             self._error = error
 
     def ask(self, item: object) -> object:
-        """Return `rows_of` an item."""
+        """Return `rows_of` an item, or the worker's `about()` if it is None."""
         if self._error is not None:
             raise self._error
         try:
-            return rows_of(self._worker, item, self._stopped)
+            return self._worker.about() if item is None else rows_of(self._worker, item, self._stopped)
         except Exception as error:
             if isinstance(error, FoveateError) or (where := fault(error)) is None:
                 raise
             raise InputError(where) from error  # pickling would lose the traceback's lines
 
 
-def rows_of(worker: Any, item: object, stopped: Stopped = lambda: False) -> object:
-    """Return all rows of an item, or the worker's `about()` if it is None."""
-    if item is None:
-        return worker.about()
-    return [row for rows in worker(item, stopped) for row in rows]
+def rows_of(worker: Worker, item: object, stopped: Stopped = lambda: False) -> list[Any]:
+    """Return all rows of an item."""
+    return [row for rows in worker.rows(item, stopped) for row in rows]
 
 
 _process: dict[str, Employee] = {}

@@ -56,7 +56,7 @@ class MediaSample:
     Attributes:
         number: Its index in the file, from 0.
         id: Its id, a text or a whole number.
-        media: Absolute paths, or `data:` URLs of media inside the file.
+        media: Absolute paths, or `data:` URLs of media inside the file; images and arrays of rows in memory.
         question: The question.
         record: The file's record by column, without media inside the file.
         column: The column of the media.
@@ -65,7 +65,7 @@ class MediaSample:
 
     number: int
     id: str | int
-    media: tuple[str, ...]
+    media: tuple[Any, ...]
     question: str
     record: Mapping[str, object]
     column: str = "media"
@@ -329,6 +329,28 @@ class _Folder(_Records):
         return None  # new files change the digest, which the next run checks
 
 
+class _InMemory(_Records):
+    """Records that are in memory already, with NumPy's values as engines give them."""
+
+    def __init__(self, rows: Sequence[Mapping[str, object]]) -> None:
+        super().__init__(Path("rows"))
+        self._rows = rows
+
+    def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
+        for row in self._rows:
+            yield {name: _without_numpy(value) for name, value in row.items()}
+
+    def state(self) -> object:
+        return None
+
+
+def _without_numpy(value: Any) -> object:
+    """Return a missing number as None, and an array of texts or of other objects as a list."""
+    if isinstance(value, float) and value != value:
+        return None
+    return value.tolist() if getattr(getattr(value, "dtype", None), "kind", "") in ("O", "U") else value
+
+
 ENDINGS: dict[str, type[_Records]] = {
     ".jsonl": _JsonLines,
     ".ndjson": _JsonLines,
@@ -460,7 +482,7 @@ class Samples:
         columns, root = self.columns, self.root
         if root is None:
             root = str(record[ROOT]) if record.keys() >= OF_BAD else os.path.abspath(self.source.path.parent)
-        name, column, media = None, columns.media[0], tuple[str, ...]()
+        name, column, media = None, columns.media[0], tuple[Any, ...]()
         try:
             name = self._id(record, number)
             if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
@@ -469,7 +491,7 @@ class Samples:
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._in_texts(record, root), str(error), name, root)
-        if any(scheme_of(source) == "data" for source in media):
+        if any(stands_inside(source) for source in media):
             names: list[object] = []  # the paths, and None for media inside the file
             for value in _as_list(record[column]):
                 is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
@@ -540,6 +562,11 @@ def samples_in(
     return Samples(source, columns, question, None if root is None else os.path.abspath(root), source.state())
 
 
+def samples_of(rows: Sequence[Mapping[str, object]], question: str | None = None) -> Samples:
+    """Return the samples of rows in memory; see `samples_in`. Relative paths start from the current folder."""
+    return Samples(_InMemory(rows), SampleColumns(id=None), question, os.getcwd(), None)
+
+
 def _source(path: Path, columns: SampleColumns) -> _Records:
     if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for too long names
         return _Folder(path)
@@ -563,7 +590,8 @@ def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "
         Unreadable: If none has one.
     """
     for name in names:
-        if record.get(name) not in (None, []):
+        value = record.get(name)
+        if value is not None and not (isinstance(value, list) and not value):
             return name
     has = ", ".join(printable(str(key)) for key in record) or "no column"
     raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.{advice}")
@@ -575,8 +603,15 @@ def _as_list(value: object) -> list[object]:
     return [value]
 
 
-def _locate(value: object, root: str, column: str) -> str:
+def stands_inside(source: object) -> bool:
+    """Return whether a picture or film stands in the row, not in a file of its own."""
+    return not isinstance(source, str) or scheme_of(source) == "data"
+
+
+def _locate(value: Any, root: str, column: str) -> Any:
     """Return the absolute path of a picture or film, or a `data:` URL of one inside the file.
+
+    An image or array in memory is returned as it is.
 
     Raises:
         Unreadable: If the value is neither.
@@ -588,6 +623,8 @@ def _locate(value: object, root: str, column: str) -> str:
     head = "data:video/mp4;base64," if is_film else "data:;base64,"
     if isinstance(value, bytes):
         return head + base64.b64encode(value).decode()
+    if not isinstance(value, str) and hasattr(value, "__array_interface__"):
+        return value
     if not isinstance(value, str) or not value:
         raise Unreadable(f"A picture or film must be the path of a file, or a list of them; got {brief(value)}.")
     scheme = scheme_of(value)
