@@ -93,7 +93,7 @@ def test_another_process_says_what_this_one_says(loaded, asked, methods, whole, 
     task = partial(_begin, reloading(loaded), conditions_of(loaded, settings), settings)
     worker = pickle.loads(pickle.dumps(task))(0, 1)
     for item in pickle.loads(pickle.dumps(outstanding(asked, methods, store))):
-        for rows in worker(item, lambda: False):
+        for rows in worker.rows(item, lambda: False):
             store.add(rows)
     assert len(store) == len(whole[0])
     for method in (None, *methods):
