@@ -127,7 +127,7 @@ def graphs_on_cpu(monkeypatch):
     """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
     from foveate.core import tapes
     from foveate.engine.replays import recordings
-    from foveate.testing import Recorder
+    from tests.recorder import Recorder
 
     monkeypatch.setitem(tapes.TAPES, "cpu", lambda device, pool: Recorder())
     monkeypatch.setattr(recordings, "_tapes", weakref.WeakKeyDictionary())

@@ -21,10 +21,11 @@ from foveate.engine.session import Session
 from foveate.engine.trace import PrefillRecord, StageRecord
 from foveate.families import base
 from foveate.registry import family_for
-from foveate.testing import Recorder, check
+from foveate.testing import check
 from foveate.testing.checking import REPLAYED, Checking
 from foveate.testing.hiding import Oracle
 from tests.models import FAMILIES, batch, tiny
+from tests.recorder import Recorder
 
 WINDOWS = ("gemma3", "gemma4")
 """Families whose tiny models have a window that is narrower than the prompt."""

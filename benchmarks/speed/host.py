@@ -28,7 +28,9 @@ from foveate.core import tapes
 from foveate.engine.session import drop_or_not
 from foveate.plain.stats import median_of
 from foveate.runs.versions import commit, versions
-from foveate.testing import Recorder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.recorder import Recorder
 
 OUT = Path(__file__).resolve().with_name("host.json")
 FULL, AGAIN = "full", "full again"

@@ -11,9 +11,9 @@ from foveate._transformers import with_cache
 from foveate.methods.hawk import HAWK
 from foveate.methods.read import Read
 from foveate.registry import family_for
-from foveate.testing import Recorder, Sides
 from tests.invariants.settings import examples
 from tests.models import FAMILIES, batch, tiny
+from tests.recorder import Recorder, Sides
 
 RAGGED = ("titit", "tit", "tittt")
 LINEAGES = ("llava", "llava_next", "llava_onevision", "vipllava", "qwen2_vl", "qwen2_5_vl")

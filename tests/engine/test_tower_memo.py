@@ -16,10 +16,10 @@ from foveate.core.patching import Patcher
 from foveate.engine.session import drop_or_not
 from foveate.engine.tower_memo import KEPT, TowerMemo, tower_state
 from foveate.registry import family_for
-from foveate.testing import Sides
 from tests import models
 from tests.derived.test_derived import SERVED, one_in_seven, tiny
 from tests.invariants.settings import examples
+from tests.recorder import Sides
 
 TYPES = [*models.FAMILIES, *SERVED]
 EXAMPLES = examples()[0]

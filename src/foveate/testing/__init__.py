@@ -4,15 +4,12 @@ from foveate.testing.checked import Checked, Row
 from foveate.testing.checking import check
 from foveate.testing.contract import MethodContract, check_method
 from foveate.testing.models import TinyModel, tiny_model
-from foveate.testing.recorder import Recorder, Sides
 from foveate.testing.views import made_tensors, made_view
 
 __all__ = [
     "Checked",
     "MethodContract",
-    "Recorder",
     "Row",
-    "Sides",
     "TinyModel",
     "check",
     "check_method",

@@ -21,10 +21,10 @@ from foveate.engine.replays.modules import Modules
 from foveate.engine.replays.replayer import Replayer
 from foveate.errors import SettingError
 from foveate.registry import family_for
-from foveate.testing import Recorder, Sides
 from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2DROP
 from tests.invariants.settings import EVERYTHING
 from tests.models import FAMILIES, batch, cached, tiny
+from tests.recorder import Recorder, Sides
 
 LAYOUT = "itt"  # of 32 columns or a multiple of these in some families, padded to that in others
 RAGGED = ("titit", "tit", "tittt")

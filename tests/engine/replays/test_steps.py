@@ -15,7 +15,6 @@ from foveate._transformers import cache_in, with_cache
 from foveate.engine.replays import recordings, replayer, rooms
 from foveate.engine.replays.rooms import LentRoom, Rooms
 from foveate.registry import family_for
-from foveate.testing import Recorder, Sides
 from tests.engine.replays.test_replayer import (
     KEEPS_ALL,
     LAYOUT,
@@ -29,6 +28,7 @@ from tests.engine.replays.test_replayer import (
 )
 from tests.engine.test_crossings import METHODS, V2DROP
 from tests.models import batch, tiny
+from tests.recorder import Recorder, Sides
 
 LINEAGES = ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl"]
 SIX = [V2DROP, *(METHODS[f"{name}-0"] for name in ("visiondrop", "divprune", "fastv", "visionzip", "vidcom2"))]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from foveate.errors import UnsupportedError
-from foveate.testing import Recorder, Sides
+from tests.recorder import Recorder, Sides
 
 THERE = torch.arange(6.0)
 DEVICE = THERE.device
