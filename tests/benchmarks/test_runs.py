@@ -84,6 +84,11 @@ def test_an_index_of_what_is_left(retrieval, tmp_path, monkeypatch):
         run("--steps", "3")
 
 
+def test_the_guide_has_the_tables_of_the_record(retrieval):
+    page = retrieval.GUIDE.read_text()
+    assert retrieval.filled(page, json.loads((retrieval.HERE / "record.json").read_text())) == page
+
+
 def test_every_query_has_one_right_page(retrieval):
     for kind in retrieval.KINDS:
         pages = retrieval.drawn(kind, "test", 12)
