@@ -11,7 +11,7 @@ continues from the files in its folder.
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -91,7 +91,7 @@ class Way:
         settings = {"random": f":layers=0;seed={draw}", "uniform": ":layers=0"}.get(self.method, "")
         return fv.drop(model, method_of(self.method + settings, tokens=self.tokens))
 
-    def pooled(self, page: Tensor) -> Tensor:
+    def pool_page(self, page: Tensor) -> Tensor:
         """What Ward leaves of a page's vectors: (vectors, width) -> (fewer, width), of unit length."""
         return HierarchicalTokenPooling(self.pool, num_protected_tokens=0).pool_one(page) if self.pool > 1 else page
 
@@ -150,7 +150,7 @@ class Pages:
         return chosen
 
 
-def drawn(kind: str, split: str, count: int) -> Pages:
+def pages_of(kind: str, split: str, count: int) -> Pages:
     """Pages with a text and two things or more. Sparse ones have up to 8 things, dense ones about 55 and 5 texts."""
     scenes: list[Scene] = []
     number = FIRST[kind][split]
@@ -182,24 +182,24 @@ def rows_of(vlm: fv.VLM, scenes: Sequence[Scene], trace: Any) -> list[Tensor]:
     return [page[mask] for page, mask in zip(hidden, left, strict=True)]
 
 
-def stored_rows(vlm: fv.VLM, pages: Pages, way: Way, path: Path) -> list[Tensor]:
-    """The rows of all pages, from a file if it is there."""
+def all_rows(vlm: fv.VLM, pages: Pages, way: Way) -> list[Tensor]:
+    """The rows of all pages, in half precision."""
+    rows: list[Tensor] = []
+    for start in range(0, len(pages), BATCH):
+        with way.dropping(vlm.model.model, draw=start) as trace:
+            batch = rows_of(vlm, pages.scenes[start : start + BATCH], trace)
+        rows += [page.half() for page in batch]
+    return rows
+
+
+def from_file(path: Path, compute: Callable[[], Any]) -> Any:
+    """What a file has. If it is not there, compute and save it, whole or not at all."""
     if not path.exists():
-        rows = []
-        for start in range(0, len(pages.scenes), BATCH):
-            with way.dropping(vlm.model.model, draw=start) as trace:
-                batch = rows_of(vlm, pages.scenes[start : start + BATCH], trace)
-            rows += [page.half() for page in batch]
-        save(rows, path)
-    return [page.float() for page in torch.load(path)]
-
-
-def save(value: Any, path: Path) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_suffix(".part")
-    torch.save(value, part)
-    part.replace(path)
-    print(path.stem, flush=True)
+        part = path.with_suffix(".part")
+        torch.save(compute(), part)
+        part.replace(path)
+        print(path.stem, flush=True)
+    return torch.load(path)
 
 
 @torch.no_grad()
@@ -259,8 +259,8 @@ def query(rows: dict[str, Tensor], pages: Pages, page: int, rng: Generator) -> T
     return None if chosen is None else torch.cat([rows[THINGS[number]] for number in chosen])
 
 
-def trained(sets: Sequence[tuple[Pages, Tensor]], rows: dict[str, Tensor], seed: int, steps: int) -> Head:
-    """Train a head to tell the right page of a query from the others in its batch, on all vectors of each.
+def fit(sets: Sequence[tuple[Pages, Tensor]], rows: dict[str, Tensor], seed: int, steps: int) -> dict[str, Tensor]:
+    """Train a head to tell a query's page from the others in its batch, by all vectors of each. Returns its weights.
 
     Args:
         sets: The pages and their rows, (pages, 576, 128). Steps take them in turn.
@@ -285,18 +285,7 @@ def trained(sets: Sequence[tuple[Pages, Tensor]], rows: dict[str, Tensor], seed:
         loss.backward()
         optimizer.step()
         schedule.step()
-    return head
-
-
-def stored_head(
-    sets: Sequence[tuple[Pages, Tensor]], rows: dict[str, Tensor], seed: int, steps: int, path: Path
-) -> Head:
-    """The head of a seed, from a file if it is there."""
-    if not path.exists():
-        save(trained(sets, rows, seed, steps).state_dict(), path)
-    head = Head(torch.zeros(2, sets[0][1].shape[-1]), torch.zeros(2, sets[0][1].shape[-1]))
-    head.load_state_dict(torch.load(path))
-    return head
+    return head.state_dict()
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
@@ -321,8 +310,8 @@ def by_page(head: Head, asked: Sequence[Query], vectors: Sequence[Tensor]) -> ND
     """Mean recall@1 and nDCG@5 of each task's queries on each page: (tasks, 2, pages), NaN where there is no query."""
     tasks, right, rows = zip(*asked, strict=True)
     tasks, right = np.array(tasks), np.array(right)
-    found = scores([head.query(of_query) for of_query in rows], vectors).numpy()
-    rank = (found >= found[np.arange(len(right)), right][:, None]).sum(
+    maxsim = scores([head.query(of_query) for of_query in rows], vectors).numpy()
+    rank = (maxsim >= maxsim[np.arange(len(right)), right][:, None]).sum(
         1
     )  # 1 is best; equal pages come before the right
     figures = np.stack((rank == 1, np.where(rank <= CUTOFF, 1 / np.log2(rank + 1), 0)))
@@ -332,7 +321,7 @@ def by_page(head: Head, asked: Sequence[Query], vectors: Sequence[Tensor]) -> ND
     return result
 
 
-def resampled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def resamples(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over seeds and pages, then that of each resample of both: (seeds, tasks, 2, pages) -> (1 + n, tasks, 2)."""
     seeds, pages = values.shape[0], values.shape[-1]
     rng = np.random.default_rng(0)
@@ -348,7 +337,7 @@ def figures_of(values: dict[Way, NDArray[np.float64]], sizes: dict[Way, float]) 
 
     They are to all vectors, and to Ward behind the full model at as many vectors.
     """
-    means = {way: resampled(of_way) for way, of_way in values.items()}
+    means = {way: resamples(of_way) for way, of_way in values.items()}
     ndcg = {way: of_way[:, :, 1].mean(1) for way, of_way in means.items()}
     behind = {way.vectors: ndcg[way] for way in values if way.method is None}
     rows = []
@@ -366,7 +355,7 @@ def seconds(vlm: fv.VLM, head: Head, way: Way, scenes: Sequence[Scene]) -> float
     with way.dropping(vlm.model.model, draw=0) as trace, torch.no_grad():
         start = process_time()
         for page in rows_of(vlm, scenes, trace):
-            way.pooled(head.page(page))
+            way.pool_page(head.page(page))
         return process_time() - start
 
 
@@ -420,7 +409,7 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join([*lines, f"Control: all vectors, timed again, {control} times the pages a second.", ""])
 
 
-def filled(page: str, record: dict[str, Any]) -> str:
+def guide(page: str, record: dict[str, Any]) -> str:
     """The guide with the table of a record."""
     return between(page, "retrieval", table(record))
 
@@ -437,27 +426,32 @@ def resumable(folder: Path, settings: dict[str, Any]) -> None:
     path.write_text(text)
 
 
-def measured(vlm: fv.VLM, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(vlm: fv.VLM, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of each kind of page, and the times."""
-    splits = {kind: {split: drawn(kind, split, getattr(arguments, split)) for split in FIRST[kind]} for kind in KINDS}
+    splits = {
+        kind: {split: pages_of(kind, split, getattr(arguments, split)) for split in FIRST[kind]} for kind in KINDS
+    }
     texts = {text for of in splits.values() for pages in of.values() for words in pages.words for text in words}
     rows = query_rows(vlm, [*THINGS, *sorted(texts)])
     sets = []
     for kind in KINDS:
         pages = splits[kind]["train"]
-        sets.append((pages, torch.stack(stored_rows(vlm, pages, FULL, folder / f"{kind}-train-all.pt"))))
-    heads = [
-        stored_head(sets, rows, seed, arguments.steps, folder / f"head-{seed}.pt") for seed in range(arguments.seeds)
-    ]
+        of_pages = from_file(folder / f"{kind}-train-all.pt", partial(all_rows, vlm, pages, FULL))
+        sets.append((pages, torch.stack(of_pages).float()))
+    heads = []
+    for seed in range(arguments.seeds):
+        weights = from_file(folder / f"head-{seed}.pt", partial(fit, sets, rows, seed, arguments.steps))
+        heads.append(Head(*torch.zeros(2, 2, weights["page.mean"].numel())))
+        heads[-1].load_state_dict(weights)
     kinds = {}
     for kind in KINDS:
         pages = splits[kind]["test"]
         asked = queries(pages, rows)
         values, sizes = {}, {}
         for way in WAYS:
-            of_pages = stored_rows(vlm, pages, way, folder / f"{kind}-test-{way.rows}.pt")
+            of_pages = from_file(folder / f"{kind}-test-{way.rows}.pt", partial(all_rows, vlm, pages, way))
             with torch.no_grad():
-                vectors = [[way.pooled(head.page(page)) for page in of_pages] for head in heads]
+                vectors = [[way.pool_page(head.page(page.float())) for page in of_pages] for head in heads]
             sizes[way] = float(np.mean([len(page) for page in vectors[0]]))
             values[way] = np.stack([by_page(head, asked, of) for head, of in zip(heads, vectors, strict=True)])
             print(kind, way.key, flush=True)
@@ -483,11 +477,11 @@ def main(words: Sequence[str] | None = None) -> None:
         places = sum(1 / np.log2(place + 1) for place in range(1, CUTOFF + 1))
         chance = {"recall@1": 1 / arguments.test, "nDCG@5": places / arguments.test}
         record = {"command": "python benchmarks/retrieval/run.py", **settings, "chance": chance}
-        record |= measured(fv.load(), arguments.folder, arguments)
+        record |= measure(fv.load(), arguments.folder, arguments)
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if arguments.out == HERE / "record.json":
         record = json.loads(arguments.out.read_text(encoding="utf-8"))
-        GUIDE.write_text(filled(GUIDE.read_text(encoding="utf-8"), record), encoding="utf-8")
+        GUIDE.write_text(guide(GUIDE.read_text(encoding="utf-8"), record), encoding="utf-8")
 
 
 if __name__ == "__main__":

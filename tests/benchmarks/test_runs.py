@@ -77,7 +77,7 @@ def test_an_index_of_what_is_left(retrieval, tmp_path, monkeypatch):
     for kind in record["kinds"].values():
         assert [row["vectors"] for row in kind["rows"]] == [576, 64, 64, 64]
         assert kind["queries"]["text"] >= 2
-    for measured in ("trained", "rows_of", "seconds"):  # a second run reads the files of the first
+    for measured in ("fit", "rows_of", "seconds"):  # a second run reads the files of the first
         monkeypatch.setitem(names, measured, lambda *_: 1.0)
     assert run()["kinds"] == record["kinds"]
     with pytest.raises(SystemExit, match="settings"):
@@ -86,12 +86,12 @@ def test_an_index_of_what_is_left(retrieval, tmp_path, monkeypatch):
 
 def test_the_guide_has_the_tables_of_the_record(retrieval):
     page = retrieval.GUIDE.read_text()
-    assert retrieval.filled(page, json.loads((retrieval.HERE / "record.json").read_text())) == page
+    assert retrieval.guide(page, json.loads((retrieval.HERE / "record.json").read_text())) == page
 
 
 def test_every_query_has_one_right_page(retrieval):
     for kind in retrieval.KINDS:
-        pages = retrieval.drawn(kind, "test", 12)
+        pages = retrieval.pages_of(kind, "test", 12)
         for page in range(12):
             for text in pages.unique_words(page):
                 assert [text in " ".join(words) for words in pages.words].count(True) == 1
