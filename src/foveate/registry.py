@@ -216,10 +216,10 @@ def family_for(model: Any) -> "Family":
     Raises:
         UnsupportedError: If its parts are not found, or dropping would be wrong there; the message says why.
     """
-    from foveate.families.retrieval import reader_of
+    from foveate.families.retrieval import page_reader
 
     outermost = inside(model)
-    reader = reader_of(outermost)
+    reader = page_reader(outermost)
     model_type = getattr(getattr(reader, "config", None), "model_type", None)
     family = family_kind(model_type, type(reader).__name__)(reader)
     if reader is not outermost:

@@ -8,13 +8,13 @@ import torch
 from foveate._transformers import by_name
 from foveate.core.patching import Patcher
 
-AROUND = ("colpali", "colqwen2")
+WRAPPERS = ("colpali", "colqwen2")
 """The `model_type`s of models around another, `vlm`. Their vectors are the prompt's columns, so `pooling_mask` fits."""
 
 
-def reader_of(model: Any) -> Any:
+def page_reader(model: Any) -> Any:
     """The model that reads the pages of a retrieval model, or the argument itself."""
-    if getattr(getattr(model, "config", None), "model_type", None) in AROUND:
+    if getattr(getattr(model, "config", None), "model_type", None) in WRAPPERS:
         return model.vlm
     return model
 
