@@ -196,7 +196,7 @@ def test_lines_that_install_foveate_can_work():
     text = "\n".join(path.read_text() for path in sorted(files))
     assert re.findall(r"pip install [^\n`]*(?<!of )\bfoveate(?:\[|[\"'`.\s]*$)", text, re.MULTILINE) == []
     named = re.findall(r"""pip install (?:-e )?["']\.\[(\w+)\]""", text) + re.findall(r"install_line\('(\w+)'\)", text)
-    assert {"app", "batch", "eval", "ray", "vision"} <= set(named) <= set(extras)
+    assert {"app", "batch", "eval", "vision"} <= set(named) <= set(extras)
 
 
 def used(page):

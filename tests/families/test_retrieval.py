@@ -47,6 +47,7 @@ def qwen():
 @pytest.fixture(scope="module")
 def pali():
     """A ColPali with random weights, and a page."""
+    tiny("paligemma")  # skips where it is not served
     config = PaliGemmaConfig(
         text_config=TEXT, vision_config=TOWER, image_token_index=IMAGE, image_token_id=IMAGE, vocab_size=96,
         projection_dim=32, hidden_size=32,
