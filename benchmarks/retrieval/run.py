@@ -465,7 +465,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("out/retrieval"), help="files to go on from")
     parser.add_argument("--out", type=Path, default=HERE / "record.json")
-    for name, count in {"train": 200, "test": 96, "steps": 900, "seeds": 3, "rounds": 8}.items():
+    for name, count in {"train": 400, "test": 96, "steps": 1500, "seeds": 3, "rounds": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args(words)
