@@ -185,7 +185,7 @@ TAKEN = {
     "ask": (fv.VLM.ask, {
         "media": EMPTY, "prompt": TEXT, "messages": set(), "choices": EMPTY, "stream": FLAG, **ASKED,
     }),
-    "ask_many": (fv.VLM.ask_many, {"questions": EMPTY, "batch_size": COUNT, **ASKED}),
+    "ask_many": (fv.VLM.ask_many, {"questions": EMPTY, "batch_size": COUNT, "choices": EMPTY, **ASKED}),
     "prepare": (fv.VLM.prepare, {"media": EMPTY, "prompt": TEXT, "messages": set(), "protocol": set(), **MEDIA}),
     "look_at": (fv.VLM.look, {"media": set(), "messages": set(), "method": NONE, **MEDIA, **BUDGET}),
     "method_for": (fv.VLM.method_for, {"method": NONE, "vision_tokens": WHOLE, **BUDGET}),
@@ -196,7 +196,9 @@ TAKEN = {
     }),
     "forget": (fv.Prefix.forget, {"picture": {"0", "-1"}, "with_texts": FLAG}),
     "prefix_ask": (fv.Prefix.ask, {"question": TEXT, "after": EMPTY, "choices": EMPTY, "stream": FLAG, **DECODING}),
-    "prefix_ask_many": (fv.Prefix.ask_many, {"questions": EMPTY, "batch_size": COUNT, **DECODING}),
+    "prefix_ask_many": (fv.Prefix.ask_many, {
+        "questions": EMPTY, "batch_size": COUNT, "choices": EMPTY, **DECODING,
+    }),
     "drop": (fv.drop, {"model": set(), "method": set(), "resources": NONE, "cuda_graphs": set(), **BUDGET}),
     "apply": (fv.apply, {"model": set(), "method": set(), "resources": NONE, **BUDGET}),
     "remove": (fv.remove, {"model": set()}),
@@ -227,7 +229,7 @@ TAKEN = {
     }),
     "asking": (RowAsking, {
         "model": set(), "device": set(), "dtype": set(), "attention": set(), "cuda_graphs": set(), "method": NONE,
-        "max_new_tokens": COUNT, "batch_size": COUNT, "within": NONE | TEXT, **MEDIA,
+        "max_new_tokens": COUNT, "batch_size": COUNT, "choices": EMPTY, "within": NONE | TEXT, **MEDIA,
     }),
     "race": (race, {
         "model": set(), "inputs": set(), "methods": set(), "new_tokens": COUNT, "pairs": COUNT, "after": set(),
