@@ -63,6 +63,7 @@ def write(path, rows):
     return path
 
 
+@pytest.mark.further
 def test_ray_data_gives_a_rows_answer_or_its_error(rows, expected, tmp_path):
     pytest.importorskip("ray")
     path = write(tmp_path / "rows.parquet", rows)

@@ -68,7 +68,9 @@ def assert_said(answers, expected):
 
 @pytest.mark.filterwarnings("ignore:cuda_graphs")  # of towers that cannot be recorded
 @pytest.mark.parametrize("method", SIX, ids=lambda method: method.name)
-@pytest.mark.parametrize("family", LINEAGES)
+@pytest.mark.parametrize(
+    "family", [LINEAGES[0], *(pytest.param(one, marks=pytest.mark.further) for one in LINEAGES[1:])]
+)
 def test_answers_of_samples_and_batches(family, method, graphs_on_cpu):
     model = tiny.__wrapped__(family)
     for words in ((LAYOUT,), RAGGED):
@@ -313,7 +315,7 @@ def test_recordings_and_rooms_go_with_their_model(graphs_on_cpu):
 # -- looks --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["v2drop", "visiondrop", None])
+@pytest.mark.parametrize("method", ["v2drop", pytest.param("visiondrop", marks=pytest.mark.further), None])
 def test_questions_about_a_look(small, plain_small, method):
     picture = embedded.picture()
     with Sides():
