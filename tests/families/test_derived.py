@@ -77,7 +77,7 @@ def test_a_model_of_text_has_no_vision_tokens():
         family_for(model)
 
 
-@pytest.mark.parametrize("kind", UNSERVED)
+@pytest.mark.parametrize("kind", [kind for kind in UNSERVED if kind in CONFIG_MAPPING])
 def test_models_that_no_family_can_serve_are_refused_with_the_reason(kind):
     class Model:
         config = CONFIG_MAPPING[kind]
