@@ -4,7 +4,7 @@ import os
 import re
 import weakref
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -49,19 +49,23 @@ def hashed(item):
     return zlib.crc32(item.nodeid.encode())
 
 
-def further_cases(items):
+def further_cases(items, before):
     """The cases of one file's tests that `make test` leaves out.
 
     In a drawn order, it keeps a test's first case, each case that shows a value of a parameter (a method, a family) for
-    the first time in its file, and of the others one in `SHARE`.
+    the first time in its folder, every second one that does so in its file, and of the others one in `SHARE`. `before`
+    has the values that earlier files of the folder have shown, and gets this file's.
     """
     shown, further = set(), []
     for item in sorted(items, key=hashed):
         test, _, case = item.name.partition("[")
         values = {test, *case.rstrip("]").split("-")}  # such as 1-llava-sdpa: an example, a family and a kernel
-        if values <= shown and hashed(item) % SHARE:
+        new = values - shown
+        every = SHARE if not new else 2 if test in shown and new <= before else 1
+        if hashed(item) % every:
             further.append(item)
         shown |= values
+    before |= shown
     return further
 
 
@@ -74,8 +78,9 @@ def pytest_collection_modifyitems(items):
         if tier == "doors" and item.path not in opened and item.get_closest_marker("further") is None:
             opened.add(item.path)
             item.add_marker("first")
-    for of_file in files.values():
-        for item in further_cases(of_file):
+    folders = defaultdict(set)
+    for path, of_file in files.items():
+        for item in further_cases(of_file, folders[path.parent]):
             item.add_marker("further")
     items.sort(key=lambda item: list(TIERS).index(tier_of(item.path)))
 

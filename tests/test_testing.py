@@ -17,6 +17,7 @@ from foveate.testing import MethodContract, check_method, tiny_model
 TEMPLATE = Path(__file__).parents[1] / "examples" / "new_method"
 
 
+@pytest.mark.further
 def test_a_package_of_ones_own_is_found_and_tested(tmp_path):
     """The template in examples/, with its entry point as pip leaves it, and its own tests."""
     project = tomllib.loads((TEMPLATE / "pyproject.toml").read_text())["project"]

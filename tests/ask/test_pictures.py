@@ -277,6 +277,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
+@pytest.mark.further
 def test_large_pictures_take_no_more_memory_than_is_said(tmp_path):
     noise().save(small := tmp_path / "small.tif", compression="tiff_lzw")
     large = [tmp_path / f"{mode}.tif" for mode in ("I;16", "F", "RGBA", "RGB")]

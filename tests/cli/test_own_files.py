@@ -19,6 +19,7 @@ def mine(tmp_path, monkeypatch):
     return path
 
 
+@pytest.mark.further
 def test_eval_asks_with_it_in_other_processes_and_again_once_it_is_changed(mine, run, tmp_path):
     asked = ("eval", *ASKED, "--method", "./mine.py", "--retention", 0.5, "--cache", tmp_path / "cache", "--json")
     code, said, err = run(*asked, "--workers", 2)

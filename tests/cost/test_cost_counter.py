@@ -83,6 +83,7 @@ def decoder_flops(model, rows):
 
 @pytest.mark.usefixtures("other_models")
 @pytest.mark.parametrize("family", COUNTED)
+@pytest.mark.further
 def test_the_engine_runs_what_was_counted_on_models_of_other_sizes(family):
     check_counted(family)
 

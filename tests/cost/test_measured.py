@@ -31,6 +31,7 @@ def of_layers(counter, family):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if known(name)])
+@pytest.mark.further
 def test_the_engine_runs_what_was_measured(name):
     model, case = make(name, "eager")
     model.set_experts_implementation("batched_mm")  # which the counter knows

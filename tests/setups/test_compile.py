@@ -49,6 +49,7 @@ def logits(model, method=None):
 
 
 @pytest.mark.parametrize(("compiled", "methods"), [(whole, (None, ONE, None)), (layer_by_layer, (None, ONE, OTHER))])
+@pytest.mark.further
 def test_contexts_come_and_go_around_a_compiled_model(compiled, methods):
     plain, model = shallow(), shallow()
     expected = {method: logits(plain, method) for method in {*methods}}

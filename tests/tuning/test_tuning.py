@@ -38,6 +38,7 @@ def pairs(asked):
     return [(question.media(), question.text) for question in asked]
 
 
+@pytest.mark.further
 def test_a_schedule_is_tuned_and_its_file_goes_where_a_name_does(asked, tmp_path):
     vlm = fv.load(device="cpu")
     tuned = fv.tune(vlm, prompts_of(vlm, asked), method=METHOD, tokens=64, task="drawn", cache=tmp_path / "cache")
