@@ -150,7 +150,7 @@ PYTEST ?=
 RUN_TESTS := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(JOBS) \
   --dist loadfile --no-loadscope-reorder
 
-# Every test of tensors and models, with each method and family somewhere in its file; one of each command, page, server
+# Every test of tensors and models, with each method and family somewhere in its folder; one of each command, page, server
 # and guide. tests/conftest.py says which cases are left out.
 test: setup ## run unit and model tests, each on some methods and families, and the first test of each door
 	@$(RUN_TESTS) -m "(not doors or first) and not further" $(PYTEST)
