@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _extra_methods: dict[str, type[Method]] = {}
 _extra_families: dict[str, "type[Family]"] = {}
 
+RETRIEVERS = ("colpali", "colqwen2")
+"""The `model_type`s of retrieval models around another, `vlm`. Their vectors are the prompt's columns."""
+
 # -- methods and presets ------------------------------------------------------------------------------------------
 
 
@@ -216,14 +219,13 @@ def family_for(model: Any) -> "Family":
     Raises:
         UnsupportedError: If its parts are not found, or dropping would be wrong there; the message says why.
     """
-    from foveate.families.retrieval import page_reader
-
-    outermost = inside(model)
-    reader = page_reader(outermost)
-    model_type = getattr(getattr(reader, "config", None), "model_type", None)
-    family = family_kind(model_type, type(reader).__name__)(reader)
-    if reader is not outermost:
-        family.retriever = outermost
+    model, retriever = inside(model), None
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in RETRIEVERS:
+        model, retriever = model.vlm, model
+        model_type = model.config.model_type
+    family = family_kind(model_type, type(model).__name__)(model)
+    family.retriever = retriever
     return family
 
 

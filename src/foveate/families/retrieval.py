@@ -8,16 +8,6 @@ import torch
 from foveate._transformers import by_name
 from foveate.core.patching import Patcher
 
-WRAPPERS = ("colpali", "colqwen2")
-"""The `model_type`s of models around another, `vlm`. Their vectors are the prompt's columns, so `pooling_mask` fits."""
-
-
-def page_reader(model: Any) -> Any:
-    """The model that reads the pages of a retrieval model, or the argument itself."""
-    if getattr(getattr(model, "config", None), "model_type", None) in WRAPPERS:
-        return model.vlm
-    return model
-
 
 def hand_pages(patches: Patcher, model: Any) -> None:
     """Let a ColQwen2's own model put pictures into the prompt, as ColQwen2 does itself, without ids.

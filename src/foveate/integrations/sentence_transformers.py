@@ -104,11 +104,13 @@ def _refuse(method: Method, family: Family) -> None:
 
 def _narrowed(features: dict[str, Any], output: str, trace: Trace) -> Any:
     """Return the attention mask without columns whose rows were dropped, in its own dtype."""
-    mask, left = features.get("attention_mask"), trace.pooling_mask
-    shapes = [tuple(one.shape[:2]) for one in (mask, features[output]) if one is not None and one.dim() > 1]
-    if mask is None or any(shape != tuple(left.shape) for shape in shapes[: 1 + (features[output].dim() == 3)]):
+    mask, rows, left = features.get("attention_mask"), features[output], trace.pooling_mask
+    other_rows = rows.dim() == 3 and rows.shape[:2] != left.shape  # outputs of two dimensions are pooled already
+    if mask is None or mask.shape != left.shape or other_rows:
+        shape = "no mask" if mask is None else f"a mask of {tuple(mask.shape)}"
         raise UnsupportedError(
-            f"The Transformer module returned a mask and rows of {shapes}, and the prompt has (samples, columns) = "
-            f"{tuple(left.shape)}, so it is not known which rows were dropped. Turn off what joins or flattens inputs."
+            f"The Transformer module returned {shape} and rows of {tuple(rows.shape)}, and the prompt has (samples, "
+            f"columns) = {tuple(left.shape)}, so it is not known which rows were dropped. Turn off what joins or "
+            "flattens inputs."
         )
     return mask * left.to(mask)
