@@ -1,7 +1,7 @@
 """Run prompts to answers: the keywords of `ask`, batches with one prefill or after a look, and choices."""
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, cast
@@ -192,43 +192,64 @@ def answers_to(
         extra: Further arguments of transformers' `generate`, such as a streamer. If `logits_processor` has a
             `FirstToken` or a `LeastSure`, the answers get `first` or `confidence` from it.
     """
-    model, extra = loaded.model, extra or {}
+    extra = extra or {}
+    arguments = {**settings.arguments(loaded.tokenizer), **extra}
+
+    def decode(inputs: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Cache]:
+        seed = nullcontext() if settings.seed is None else seeded(loaded.model.device, settings.seed)
+        with seed:
+            out = run(loaded.model, inputs, arguments)
+        columns = inputs["input_ids"].shape[1]
+        figures: list[dict[str, Any]] = []
+        for sample in range(len(prompts)):
+            ids = without_padding(loaded.model, out.sequences[sample, columns:].cpu())
+            text, ids = _text_of(loaded, ids, settings.stop)
+            figures.append({"text": text, "tokens": ids})
+            for recorder in extra.get("logits_processor", ()):
+                if isinstance(recorder, LeastSure):
+                    figures[-1]["confidence"] = recorder.of(sample, len(ids))
+                elif recorder.logs is not None:
+                    figures[-1]["first"] = recorder.logs[sample * settings.num_beams]
+        return figures, cache_in(out)
+
+    return _answers(loaded, prompts, method, look, decode, settings.num_beams)
+
+
+def _answers(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    method: Method | None,
+    look: Look | None,
+    work: Callable[[Mapping[str, Any]], tuple[Sequence[Mapping[str, Any]], Cache]],
+    beams: int = 1,
+) -> list[Answer]:
+    """Answer a batch of prompts; see `answers_to`.
+
+    Args:
+        work: Runs the model on the batch's inputs. Returns the fields of each answer that it knows, and the cache.
+        beams: Beams of a beam search.
+    """
     idle: Method | None = None
     if not prompts[0].vision_tokens:
         method, idle = None, method
-    arguments = {**settings.arguments(loaded.tokenizer), **extra}
-    seed = nullcontext() if settings.seed is None else seeded(model.device, settings.seed)
-    with _begin(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), seed:
-        out = run(model, inputs, arguments)
-        held, undropped = kv_bytes(cache_in(out))
-        prompts = _with_overflow(prompts, cache_in(out))
-    columns = inputs["input_ids"].shape[1]
-    answers = []
-    for sample, prompt in enumerate(prompts):
-        ids = without_padding(model, out.sequences[sample, columns:].cpu())
-        text, ids = _text_of(loaded, ids, settings.stop)
-        figures: dict[str, Any] = {}
-        for recorder in extra.get("logits_processor", ()):
-            if isinstance(recorder, LeastSure):
-                figures["confidence"] = recorder.of(sample, len(ids))
-            elif recorder.logs is not None:
-                figures["first"] = recorder.logs[sample * settings.num_beams]
-        answers.append(
-            Answer(
-                prompt=prompt,
-                text=text,
-                tokens=ids,
-                method=method,
-                trace=trace,
-                sample=sample,
-                kv_bytes=held // len(prompts),
-                kv_bytes_whole=undropped // len(prompts),
-                looked=0 if look is None else look.tokens,
-                idle=idle,
-                **figures,
-            )
+    with _begin(loaded, prompts, method, look, beams) as (inputs, trace):
+        figures, cache = work(inputs)
+        held, undropped = kv_bytes(cache)
+        prompts = _with_overflow(prompts, cache)
+    return [
+        Answer(
+            prompt=prompt,
+            method=method,
+            trace=trace,
+            sample=sample,
+            kv_bytes=held // len(prompts),
+            kv_bytes_whole=undropped // len(prompts),
+            looked=0 if look is None else look.tokens,
+            idle=idle,
+            **own,
         )
-    return answers
+        for sample, (prompt, own) in enumerate(zip(prompts, figures, strict=True))
+    ]
 
 
 def _with_overflow(prompts: Sequence[Prompt], cache: Any) -> Sequence[Prompt]:
@@ -362,33 +383,18 @@ def choices_of(
 
     An answer holds the log-probability of each choice. If every choice is one token, that takes one forward.
     """
-    idle: Method | None = None
-    if not prompts[0].vision_tokens:
-        method, idle = None, method
     settings = Generation().arguments(loaded.tokenizer)
-    with _begin(loaded, prompts, method, look) as (inputs, trace):
+
+    def score(inputs: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Cache]:
         values, cache = log_probabilities(loaded.model, inputs, choices.ids, settings, choices.ends)
-        held, undropped = kv_bytes(cache)
-        prompts = _with_overflow(prompts, cache)
-    answers = []
-    for sample, (prompt, row) in enumerate(zip(prompts, values.tolist(), strict=True)):
-        best = row.index(max(row))
-        answers.append(
-            Answer(
-                prompt=prompt,
-                text=choices.texts[best],
-                tokens=choices.ids[best],
-                method=method,
-                trace=trace,
-                sample=sample,
-                kv_bytes=held // len(prompts),
-                kv_bytes_whole=undropped // len(prompts),
-                choices=dict(zip(choices.texts, row, strict=True)),
-                looked=0 if look is None else look.tokens,
-                idle=idle,
-            )
-        )
-    return answers
+        figures: list[dict[str, Any]] = []
+        for row in values.tolist():
+            best = row.index(max(row))
+            by_text = dict(zip(choices.texts, row, strict=True))
+            figures.append({"text": choices.texts[best], "tokens": choices.ids[best], "choices": by_text})
+        return figures, cache
+
+    return _answers(loaded, prompts, method, look, score)
 
 
 def log_probabilities(
