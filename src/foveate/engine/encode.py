@@ -221,8 +221,8 @@ class TowerReducer:
         cuts: dict[int, Cut | None] = {}
         for places in alike(kinds if stage.author is None else range(len(kinds))):
             rows, grid = [segments[place] for place in places], grids[places[0]]
-            made = _cut_together(stage, rows, grid) if len(rows) > 1 else [stage.cut(PatchView(rows[0], grid))]
-            cuts.update(zip(places, made, strict=True))
+            own = _cut_together(stage, rows, grid) if len(rows) > 1 else [stage.cut(PatchView(rows[0], grid))]
+            cuts.update(zip(places, own, strict=True))
         return [cuts[place] for place in range(len(segments))]
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
@@ -257,9 +257,9 @@ def _cut_together(stage: Stage, segments: Sequence[Tensor], grid: Grid | None) -
         return [None] * len(segments)
 
     def cut(rows: Tensor) -> tuple[Tensor, Tensor]:
-        made = stage.cut(PatchView(rows, grid))
-        assert made is not None
-        return made.source, made.parent
+        one = stage.cut(PatchView(rows, grid))
+        assert one is not None
+        return one.source, one.parent
 
     return list(map(Cut.join, *torch.func.vmap(cut)(torch.stack(list(segments)))))
 
