@@ -27,7 +27,7 @@ from foveate.eval.held_out import picture_or_clip
 from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, fit
 from foveate.viz.dim import Pixels, dim
 from foveate.viz.mosaic import plain_panel, stage_panels
-from foveate.viz.showing import Media, frames_of
+from foveate.viz.showing import Media, frames_shown
 
 FOLDER = Path(__file__).parent / "images/methods"
 PLACES = Path(__file__).parent / "images/places.svg"
@@ -93,7 +93,7 @@ def asked(vlm: fv.VLM, media: Media, name: str, retention: float) -> PrefillReco
 def of_prefill(prefill: PrefillRecord, media: Media) -> Image.Image | None:
     """What was there, and a panel for each stage that dropped something."""
     stages = [stage for stage in stage_panels(prefill, media, side=SIDE) if stage.dropped]
-    frames, _ = frames_of(prefill, media, 0)
+    frames, _ = frames_shown(prefill, media, 0)
     whole = plain_panel([frame.picture for frame in frames], SIDE)
     panels = [(whole, f"{prefill.vision_tokens[0]} tokens")]
     panels += [(stage.pixels, f"{stage.place}: {stage.after}") for stage in stages]

@@ -24,7 +24,7 @@ import torch
 from rich.progress import MofNCompleteColumn, Progress
 
 import foveate as fv
-from foveate.bench.memory import hold
+from foveate.bench.peaks import hold
 from foveate.bench.shapes import NamedShape
 from foveate.bench.stopwatch import time_parts
 from foveate.bench.workload import Workload, synthetic

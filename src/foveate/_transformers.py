@@ -140,7 +140,7 @@ except (ImportError, RuntimeError) as error:
     ) from error
 
 
-def unknown(what: str) -> UnsupportedError:
+def unsupported(what: str) -> UnsupportedError:
     """Return the error for an installed transformers whose internals foveate does not know.
 
     Args:
@@ -171,7 +171,7 @@ try:
         get_vision_window_index,
     )
 except ImportError as error:
-    raise unknown(f"lacks a name that foveate needs ({error})") from error
+    raise unsupported(f"lacks a name that foveate needs ({error})") from error
 
 
 DummyLayer: type = getattr(cache_utils, "DummyLayer", LinearAttentionLayer)
@@ -187,7 +187,7 @@ def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tup
     try:
         from transformers.image_processing_utils import select_best_resolution as select
     except ImportError as error:
-        raise unknown(f"lacks a name that foveate needs ({error})") from error
+        raise unsupported(f"lacks a name that foveate needs ({error})") from error
     best: tuple[int, int] = select(size, resolutions)
     return best
 
@@ -195,12 +195,12 @@ def select_best_resolution(size: tuple[int, int], resolutions: list[Any]) -> tup
 # -- a probe ------------------------------------------------------------------------------------------------------
 
 
-NOTHING = object()
+ABSENT = object()
 NAME = re.compile(r"(?P<module>[\w.]+):(?P<owner>\w+)(?P<made>\(\d*\))?(\.(?P<attribute>\w+))?(\((?P<takes>.+)\))?")
 
 
 def probe() -> Iterator[str]:
-    """Yield each difference of this transformers from `NAMES`, in the form that `unknown` takes.
+    """Yield each difference of this transformers from `NAMES`, in the form that `unsupported` takes.
 
     Runs whenever a context opens. Checks only modules that are already imported, in a few microseconds.
     """
@@ -214,8 +214,8 @@ def probe() -> Iterator[str]:
             if attribute:
                 value = getattr(value, attribute)
         except (AttributeError, NameError, TypeError):
-            value = NOTHING
-        if value is NOTHING or getattr(value, "__isabstractmethod__", False):
+            value = ABSENT
+        if value is ABSENT or getattr(value, "__isabstractmethod__", False):
             yield f"has no {name.partition(':')[2]} ({NAMES[name]})"
             continue
         if takes and _parameters(value)[: len(takes)] != takes:
@@ -259,7 +259,7 @@ def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 1)
 
 
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
-    """Report a name that a module's forward does not take, in the form that `unknown` takes. None if it takes all.
+    """Report a name that a module's forward does not take, in the form that `unsupported` takes. None if it takes all.
 
     A replaced forward with `*args` counts as taking all.
     """

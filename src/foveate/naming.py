@@ -96,7 +96,7 @@ class _Member:
             ready = registry.preset(part.name)
             member = cls(type(ready), partial(replace, ready), {})  # type: ignore[type-var]
         else:
-            kind = registry.method_in(part.name) if part.is_code else registry.method(part.name)
+            kind = registry.method_in_file(part.name) if part.is_code else registry.method(part.name)
             member = cls(kind, kind, {})
         for name, value in (part.values or {}).items():
             member.add(name, value)

@@ -56,7 +56,7 @@ def method(name: str) -> type[Method]:
     return kind
 
 
-def method_in(path: str) -> type[Method]:
+def method_in_file(path: str) -> type[Method]:
     """The method in a Python file: its METHOD, or the only one that it defines. The file is run.
 
     Raises:
@@ -87,7 +87,7 @@ def _from_file(path: str, module: str, values: Mapping[str, Any]) -> Method:
     Raises:
         InputError: If the file has changed.
     """
-    kind = method_in(path)
+    kind = method_in_file(path)
     if kind.__module__ != module:
         raise InputError(f"{path} has changed meanwhile. Run again.")
     return kind(**values)

@@ -11,13 +11,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from foveate.bench import memory
-from foveate.bench.memory import tensors_of
+from foveate.bench import peaks
+from foveate.bench.peaks import tensors_in
 
 aten = torch.ops.aten
 
 
-class Memory(memory.Memory):
+class Memory(peaks.Memory):
     """What `foveate bench` counts on a CPU, and more.
 
     Attributes:
@@ -84,7 +84,7 @@ class Waits(TorchDispatchMode):
         return result
 
     def _waits(self, function, args, kwargs, result):
-        if any(tensor.device.type != "cpu" for tensor in tensors_of((args, kwargs))):
+        if any(tensor.device.type != "cpu" for tensor in tensors_in((args, kwargs))):
             return _is_read(function, args, kwargs, result)
         return _is_sent(function, kwargs, result)
 
@@ -95,7 +95,7 @@ def _is_read(function, args, kwargs, result):
         return kwargs.get("output_size") is None
     if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
         return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-    tensors = tensors_of(result)
+    tensors = tensors_in(result)
     if function in SIZED_BY_VALUES or not tensors:  # without a tensor it is a number: item, equal
         return True
     return any(tensor.device.type == "cpu" for tensor in tensors)

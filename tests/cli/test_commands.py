@@ -13,7 +13,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.cli.compare import METHODS
-from foveate.cli.setup import load
+from foveate.cli.setup import load_vlm
 from foveate.families.proved import PROVED
 from foveate.families.vision import PictureLayout
 from foveate.naming import parse
@@ -25,7 +25,7 @@ from tests.tuning.presets import preset_of
 
 def whole_answer(folder, picture):
     """What the model says by itself, with nothing of foveate's in between."""
-    loaded = load(ModelOptions(model=str(folder)))
+    loaded = load_vlm(ModelOptions(model=str(folder)))
     image = Image.open(picture)
     inputs = loaded.processor(images=[image], text=["USER: <image> is What is this ? ASSISTANT:"], return_tensors="pt")
     with torch.inference_mode():

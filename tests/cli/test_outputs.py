@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from foveate.cli.options import OutputOptions, TableOptions
-from foveate.cli.outputs import check_targets, finish, write_text
+from foveate.cli.outputs import check_targets, write_outputs, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 from foveate.plain.table import Table
@@ -73,7 +73,7 @@ def test_a_folder_without_rights_is_refused(tmp_path):
 @pytest.mark.parametrize(("ending", "format"), [("png", "PNG"), ("JPG", "JPEG"), ("webp", "WEBP")])
 def test_a_picture_is_written_in_the_format_of_its_ending(tmp_path, ending, format):
     path = tmp_path / f"a.{ending}"
-    finish({}, "shown", OutputOptions(), figure=path, draw=lambda: Image.new("RGB", (4, 4)))
+    write_outputs({}, "shown", OutputOptions(), figure=path, draw=lambda: Image.new("RGB", (4, 4)))
     with Image.open(path) as read:
         assert read.format == format
 
@@ -83,7 +83,7 @@ def test_a_file_that_appeared_meanwhile_is_left_and_the_result_is_beside_it(tmp_
     check_targets(outputs, figure)
     for name in ("a.png", "a.json", "a-2.json"):
         (tmp_path / name).write_text("precious")
-    finish({"answer": "red"}, "shown", outputs, figure=figure, draw=lambda: Image.new("RGB", (4, 4)))
+    write_outputs({"answer": "red"}, "shown", outputs, figure=figure, draw=lambda: Image.new("RGB", (4, 4)))
     said = capsys.readouterr().err
     assert f"a.json was created by another program and is left unchanged; the result is in {tmp_path}/a-3.json." in said
     assert f"the result is in {tmp_path}/a-2.png." in said
@@ -127,6 +127,6 @@ def test_a_full_disk_leaves_no_half_table_and_the_answer_is_printed(tmp_path, ca
     (path := tmp_path / f"out.{ending}").write_text("old")
     table = Table("", ["a"], [("x" * 50,)] * 400)
     with full_disk(10_000), pytest.raises(InputError, match=rf"out\.{ending} could not be written: File too large"):
-        finish({}, "shown", TableOptions(out=path, force=True), tables=[table])
+        write_outputs({}, "shown", TableOptions(out=path, force=True), tables=[table])
     assert capsys.readouterr().out == "shown\n"
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(f"out.{ending}", "old")]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from foveate.cli.rows import method_rows
+from foveate.cli.catalogue import method_rows
 from foveate.contract.settings import Share
 from foveate.methods.uniform import Uniform
 

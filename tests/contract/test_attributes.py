@@ -25,7 +25,7 @@ from foveate.contract import (
     Unit,
     follow,
 )
-from foveate.tuning.grid import grid
+from foveate.tuning.candidates import grid
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "new-method.md"
 

@@ -19,7 +19,7 @@ from foveate.contract import Arriving, Shape, follow
 from foveate.contract.method import meet
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
-from foveate.eval.lmms.arguments import Arguments
+from foveate.eval.lmms.model_args import Arguments
 from foveate.eval.plan import Plan, contenders_at
 from foveate.naming import method_of, parse
 from foveate.registry import family_for

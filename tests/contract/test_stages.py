@@ -27,7 +27,7 @@ from foveate.contract import (
 from foveate.contract.stages import Place
 from foveate.core.cut import Cut
 from foveate.errors import SettingError
-from foveate.testing.views import made_view
+from foveate.testing.random_views import made_view
 
 
 def attention(view):

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from foveate.core.thin import (
     ends_of_left,
     give_back,
-    nearest,
+    nearest_kept,
     neighbour_difference,
     sizes,
     sizes_in_segments,
@@ -62,7 +62,7 @@ def test_picks_worked_out_on_paper():
 def test_rows_that_are_equal_tie_and_the_lower_ones_are_picked():
     rows = torch.tensor([[3.0, 1.0]]).repeat(9, 1) * torch.arange(1, 10)[:, None]
     assert spread_in_steps(rows, 4).tolist() == [0, 1, 2, 3]
-    assert nearest(torch.ones(4, 3), torch.tensor([1, 3])).tolist() == [0, 0, 0, 1]
+    assert nearest_kept(torch.ones(4, 3), torch.tensor([1, 3])).tolist() == [0, 0, 0, 1]
 
 
 @settings(deadline=None, max_examples=40)
@@ -70,7 +70,7 @@ def test_rows_that_are_equal_tie_and_the_lower_ones_are_picked():
 def test_each_row_goes_with_the_nearest_and_sizes_sum_to_the_segment(seed, count, left):
     rows = drawn(count, seed)
     kept = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:left].sort().values
-    parent = nearest(rows, kept)
+    parent = nearest_kept(rows, kept)
     assert parent.tolist() == looped_parents(rows, kept)
     stands_for = sizes(parent, len(kept))
     assert stands_for.sum() == count

@@ -24,7 +24,7 @@ from foveate.engine.session import drop_or_not
 from foveate.families.proved import DECODER, PROVED
 from foveate.registry import family_for
 from foveate.testing import check
-from foveate.testing.contract import state_of
+from foveate.testing.contract import state_of_model
 from foveate.testing.hiding import Oracle
 from tests.invariants.alone import left
 from tests.invariants.facts import cuts
@@ -373,11 +373,11 @@ def test_a_model_that_is_not_served_is_refused_and_stays_as_it_was(name):
     model, case = tiny(name)
     inputs = case.batch(model, ["tit"])
     plain = generate(model, inputs)
-    state = state_of(model)
+    state = state_of_model(model)
     with pytest.raises(fv.UnsupportedError), fv.drop(model, BETWEEN_LAYERS["random"]):
         generate(model, inputs)
     assert PROVED[kind_of(name)].refused
-    assert state_of(model) == state
+    assert state_of_model(model) == state
     assert all(map(torch.equal, generate(model, inputs).logits, plain.logits))
 
 

@@ -18,7 +18,7 @@ from foveate.engine.cache import Chosen
 from foveate.engine.copies import copy_of, nbytes
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
-from foveate.testing.contract import state_of
+from foveate.testing.contract import state_of_model
 from tests import oracle
 from tests.models import DEPTH, TINY, batch, generate, tiny
 
@@ -436,12 +436,12 @@ def test_windows_and_states_are_left_alone(family):
 
 def test_after_an_error_the_model_and_the_cache_are_as_before():
     model, inputs = tiny("llava"), batch("llava", ["titt"])
-    plain, before = generate(model, inputs), state_of(model)
+    plain, before = generate(model, inputs), state_of_model(model)
     cache = DynamicCache(config=model.config.get_text_config())
     tired = tired_after(inputs["input_ids"].shape[1] + 2)
     with pytest.raises(ZeroDivisionError), fv.drop(model, STEP):
         generate(model, inputs, **with_cache(cache), logits_processor=[tired])
-    assert state_of(model) == before
+    assert state_of_model(model) == before
     assert torch.equal(torch.stack(generate(model, inputs).logits), torch.stack(plain.logits))
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 2
 

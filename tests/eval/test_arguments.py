@@ -7,7 +7,7 @@ import transformers
 
 from foveate.contract.method import meet
 from foveate.errors import SettingError
-from foveate.eval.lmms.arguments import NAMES, Arguments, values_of
+from foveate.eval.lmms.model_args import NAMES, Arguments, values_of
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from tests.models import TEXT

@@ -7,7 +7,7 @@ import foveate as fv
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load, reloading
 from foveate.ask.second_look import conditions_of
-from foveate.eval.asked import _begin, outstanding, prompts_of, run
+from foveate.eval.asked import _begin, answer_missing, outstanding, prompts_of
 from foveate.eval.held_out import questions
 from foveate.eval.records import key_of, open_answers
 
@@ -30,7 +30,7 @@ def asked():
 
 
 def ask(loaded, asked, methods, store, **more):
-    run(loaded, outstanding(asked, methods, store), store, max_new_tokens=16, **more)
+    answer_missing(loaded, outstanding(asked, methods, store), store, max_new_tokens=16, **more)
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 import foveate as fv
 from foveate import registry
 from foveate.ask.look import can_share, end_of_pictures
-from foveate.cli.rows import family_rows
+from foveate.cli.catalogue import family_rows
 from foveate.contract import Cut, ImageStage, Method, PatchStage, ThinStage, TowerKeys
-from foveate.engine.media import image_lengths
+from foveate.engine.media_tokens import image_lengths
 from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate.families.support import reach

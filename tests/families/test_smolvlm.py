@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 import foveate as fv
-from foveate.families.tiles import blocks
+from foveate.families.vision import patch_blocks
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
@@ -176,7 +176,7 @@ def test_features_come_in_the_form_they_had(method):
 def test_blocks_are_the_models_pixel_shuffle(family):
     connector, patches = models.tiny(family).model.connector, torch.randn(2, 6, 6, 5)
     for block in (1, 2, 3):
-        assert torch.equal(blocks(patches, block), connector.pixel_shuffle(patches.flatten(1, 2), block))
+        assert torch.equal(patch_blocks(patches, block), connector.pixel_shuffle(patches.flatten(1, 2), block))
 
 
 @FAMILIES

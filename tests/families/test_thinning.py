@@ -16,7 +16,7 @@ from transformers.models.pixtral import modeling_pixtral
 
 import foveate as fv
 from foveate.registry import family_for
-from foveate.testing.contract import state_of
+from foveate.testing.contract import state_of_model
 from tests.core.test_thin import looped_parents, looped_picks
 from tests.families.test_qwen_subset import GRIDS, pictures
 from tests.models import FAMILIES, QWENS, TINY, batch, given, tiny, with_video
@@ -105,12 +105,12 @@ def hooks():
 @contextmanager
 def failing(model, part):
     """A call in which a part of the model fails; behind it the model is as it was, hooks and attributes alike."""
-    before = state_of(model)
+    before = state_of_model(model)
     with hooks() as on:
         on.append(part.register_forward_pre_hook(Mock(side_effect=KeyboardInterrupt)))
         with pytest.raises(KeyboardInterrupt):
             yield
-    assert state_of(model) == before
+    assert state_of_model(model) == before
 
 
 def seen(tower, block, run):

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from foveate.core.films import trees
+from foveate.core.film_scenes import trees
 from foveate.core.views import Arriving
 from foveate.methods.flashvid import FlashVID
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given, strategies as st
 
-from foveate.core.films import still_places, still_scenes
+from foveate.core.film_scenes import still_places, still_scenes
 from foveate.core.views import Arriving
 from foveate.methods.fastvid import FastVID
 from foveate.methods.flashvid import FlashVID

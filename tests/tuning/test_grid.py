@@ -6,7 +6,7 @@ import foveate as fv
 from foveate.errors import SettingError
 from foveate.naming import parse, settings_given
 from foveate.registry import methods
-from foveate.tuning.grid import grid
+from foveate.tuning.candidates import grid
 
 DEPTH = 32
 

@@ -9,7 +9,7 @@ from PIL import Image
 from foveate.errors import ShapeError
 from foveate.families.vision import grid_boxes
 from foveate.viz import Frame, draw_frames
-from foveate.viz.frames import BAR
+from foveate.viz.contact_sheet import BAR
 
 RED = (230, 20, 20)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from foveate.errors import ShapeError
 from foveate.viz import draw_stages
-from foveate.viz.dim import TINT, coverage, dim, group_colour
+from foveate.viz.dim import TINT, covered_share, dim, group_colour
 
 NAN = float("nan")
 
@@ -38,9 +38,9 @@ def test_keeping_everything_shows_the_picture_itself():
 
 def test_a_pixel_counts_every_box_over_it_and_edges_go_to_the_nearest_pixel():
     boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [NAN, NAN, NAN, NAN]])  # the last token has no place
-    assert coverage(boxes, 4, 4).tolist() == [[2, 2, 1, 1], [2, 2, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
-    assert coverage(np.array([[0.16, 0, 0.36, 1]]), 1, 10).tolist() == [[0, 0, 1, 1, 0, 0, 0, 0, 0, 0]]
-    assert (coverage(grid(24, 24), 405, 333) == 1).all()
+    assert covered_share(boxes, 4, 4).tolist() == [[2, 2, 1, 1], [2, 2, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert covered_share(np.array([[0.16, 0, 0.36, 1]]), 1, 10).tolist() == [[0, 0, 1, 1, 0, 0, 0, 0, 0, 0]]
+    assert (covered_share(grid(24, 24), 405, 333) == 1).all()
 
 
 def test_where_two_tokens_overlap_brightness_follows_the_share_that_stayed():

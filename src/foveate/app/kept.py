@@ -13,7 +13,7 @@ from foveate.app.subjects import MOST_FRAMES, Subject
 from foveate.errors import FoveateError
 from foveate.viz.canvas import LEGEND, data_url
 from foveate.viz.mosaic import plain_panel, stage_panels
-from foveate.viz.showing import frames_of
+from foveate.viz.showing import frames_shown
 
 SIDE = 360
 """Pixels of a square panel."""
@@ -76,7 +76,7 @@ def way_of(subject: Subject, replies: Sequence[Said] = ()) -> Way:
         record, media, tokens = answer.trace.history[0], answer.prompt.shown, answer.vision_tokens
         depth = record.depth
         try:
-            frames, _ = frames_of(record, media, 0)
+            frames, _ = frames_shown(record, media, 0)
             drawn = stage_panels(record, media, side=SIDE, most=MOST_FRAMES)
         except FoveateError as error:
             shown[reply.name] = {-3: f"<p class='fv-error'>{escape(str(error))}</p>"}

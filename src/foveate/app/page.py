@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
-from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, least_percent, program, words_of
+from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, error_words, least_percent, program
 from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, read_upload
 from foveate.ask.media import FEW
 from foveate.ask.prompt import reads_videos
@@ -205,7 +205,7 @@ class AskPanel:
             plain = [name for name in check_names("?", names, self.looks) if name not in self.looks]
             least = least_percent(self.vlm, plain, subject or examples()[0])
         except FoveateError as error:
-            return {self.refusal: gr.HTML(alert(words_of(error)), visible=True)}
+            return {self.refusal: gr.HTML(alert(error_words(error)), visible=True)}
         slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
         return {self.refusal: gr.HTML("", visible=False), self.percent: slider}
 
@@ -322,7 +322,7 @@ class AskPanel:
                 raise InputError("There is no picture or video to ask about. Upload one, or pick an example.")
             names = [FULL, *check_names(question, names, self.looks)]
         except FoveateError as error:
-            yield {self.answers: alert(words_of(error))}
+            yield {self.answers: alert(error_words(error))}
             return
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}

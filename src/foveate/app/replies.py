@@ -131,10 +131,10 @@ def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) ->
         seconds = time.perf_counter() - begun
         yield Said(name, answer.text, answer, first or seconds, seconds)
     except FoveateError as error:
-        yield Said(name, text, error=words_of(error))
+        yield Said(name, text, error=error_words(error))
 
 
-def words_of(error: FoveateError) -> str:
+def error_words(error: FoveateError) -> str:
     """The text of an error for a visitor, who has the list of methods and perhaps no terminal."""
     if isinstance(error, UnknownNameError):
         return f"{str(error).partition(FOR_ALL)[0]} The list of methods has all that take a budget."

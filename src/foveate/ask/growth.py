@@ -31,7 +31,7 @@ from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.registry import family_for
 from foveate.video import Clip
-from foveate.video.clip import FINE
+from foveate.video.clips import FINE
 from foveate.video.decoding import UNNAMED
 from foveate.video.wanted import FramesWanted
 

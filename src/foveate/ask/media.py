@@ -21,7 +21,7 @@ from foveate.plain.files import HEAD, is_animated, is_video, local_path, open_re
 from foveate.plain.memory import check_room
 from foveate.plain.upstream import Shared, ignored
 from foveate.video import Clip
-from foveate.video.clip import blank_frames
+from foveate.video.clips import blank_frames
 from foveate.video.decoding import UNNAMED, clip_of
 from foveate.video.wanted import FramesWanted
 

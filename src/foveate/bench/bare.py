@@ -15,7 +15,7 @@ from foveate._transformers import scales_by_position
 from foveate.core.patching import Patcher
 from foveate.families.base import Family
 
-Memo = dict[tuple[str, int, int], tuple[Any, Any]]
+Slices = dict[tuple[str, int, int], tuple[Any, Any]]
 """Sliced arguments by (name, id, rows): the argument, kept alive so that its id is not reused, and its last rows."""
 
 
@@ -47,7 +47,7 @@ def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
         family: The model's family.
         rows: Rows of each layer, text included; never more than in the layer before.
     """
-    memo: Memo = {}
+    memo: Slices = {}
     with Patcher() as patches:
         for layer, count in zip(family.layers, rows, strict=True):
             slicer = _slicer(count, scales_by_position(layer.self_attn), memo)
@@ -55,7 +55,7 @@ def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
         yield
 
 
-def _slicer(count: int, needs_ids: bool, memo: Memo) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
+def _slicer(count: int, needs_ids: bool, memo: Slices) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
     """Return a layer's forward pre-hook that slices its arguments to the last rows.
 
     Args:

@@ -12,8 +12,8 @@ import torch
 from foveate._transformers import PreTrainedModel
 from foveate.ask.generation import generate
 from foveate.bench.bare import bare, obstacle
-from foveate.bench.memory import Held, hold
-from foveate.bench.stopwatch import PARTS, Clock, time_parts
+from foveate.bench.peaks import Held, hold
+from foveate.bench.stopwatch import PARTS, Timer, time_parts
 from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.bench.workload import Workload
 from foveate.contract.method import Method
@@ -81,7 +81,7 @@ class PairedRun:
     model: PreTrainedModel
     workload: Workload
     new_tokens: int
-    clock: Clock = time.perf_counter
+    clock: Timer = time.perf_counter
     candidates: dict[str, Candidate] = field(default_factory=dict)
     rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
     obstacle: str = ""

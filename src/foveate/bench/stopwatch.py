@@ -25,16 +25,16 @@ PARTS = {
 ENCODERS = ("get_image_features", "get_video_features")
 """Methods of a model's core that encode images and videos; a model may lack one."""
 
-Clock = Callable[[], float]
+Timer = Callable[[], float]
 
 
-def clock_of(name: str) -> Clock:
+def clock_of(name: str) -> Timer:
     """The clock "wall", or "cpu": processor time of all threads, for a busy machine without an accelerator."""
     return {"wall": time.perf_counter, "cpu": time.process_time}[name]
 
 
 def time_parts(
-    model: PreTrainedModel, inputs: Mapping[str, object], new_tokens: int, clock: Clock = time.perf_counter
+    model: PreTrainedModel, inputs: Mapping[str, object], new_tokens: int, clock: Timer = time.perf_counter
 ) -> dict[str, float]:
     """Generate a fixed number of tokens greedily, and return the seconds of each of `PARTS`.
 
@@ -63,7 +63,7 @@ class Stopwatch:
         tokens: The time at which each new token arrived on the host.
     """
 
-    def __init__(self, device: torch.device, clock: Clock) -> None:
+    def __init__(self, device: torch.device, clock: Timer) -> None:
         self.tokens: list[float] = []
         self._clock = clock
         self._on_cpu = device.type == "cpu"

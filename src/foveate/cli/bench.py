@@ -10,7 +10,7 @@ from rich.console import Group
 
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import MethodsOptions, TableOptions, check_each_once
-from foveate.cli.outputs import check_targets, finish
+from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, InputError, SettingError
@@ -99,7 +99,7 @@ class Bench(PromptRequest, MethodsOptions):
             tables = [shape_sheet(list(shapes().values()))]
         else:
             record, tables, stopped = self._measure(shapes().get(self.models.model))
-        finish(record, Group(*tables), self.outputs, tables=tables)
+        write_outputs(record, Group(*tables), self.outputs, tables=tables)
         if stopped is not None:
             raise stopped
 
@@ -193,7 +193,7 @@ class Bench(PromptRequest, MethodsOptions):
     def _prepare(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """Return the model and its prompt."""
         from foveate.bench.benched import dtype_for, from_checkpoint, from_shape
-        from foveate.cli.setup import load
+        from foveate.cli.setup import load_vlm
 
         if shape is not None:
             with busy(f"Making random weights for {shape.name}"):
@@ -202,7 +202,7 @@ class Bench(PromptRequest, MethodsOptions):
             check_model(self.models.model)
         except InputError as error:
             raise InputError(f"{error} Shapes: foveate bench --shapes.") from error
-        benched = from_checkpoint(load(replace(self.models, device=str(device))), self)
+        benched = from_checkpoint(load_vlm(replace(self.models, device=str(device))), self)
         text_tokens = benched.workload.text_tokens
         if self.text_tokens not in (None, text_tokens):
             asked = self.text_tokens

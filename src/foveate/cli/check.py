@@ -8,7 +8,7 @@ import tyro
 
 from foveate.cli.checks import check_model
 from foveate.cli.options import OutputOptions
-from foveate.cli.outputs import check_targets, finish
+from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import DONE, FAILED
 from foveate.plain.files import check_readable
@@ -57,11 +57,11 @@ class Check:
             from foveate.ask.loaded import quiet
             from foveate.ask.media import read_medium
             from foveate.ask.running import fitting
-            from foveate.cli.setup import load
+            from foveate.cli.setup import load_vlm
             from foveate.testing.checking import STEPS, Checking
 
         image = read_medium(self.image or embedded.picture())
-        vlm = load(self.models)
+        vlm = load_vlm(self.models)
         prompt = vlm.prepare(image, "What is in the picture?")
         checking = Checking(vlm.model, prompt.inputs)
         note(
@@ -70,7 +70,7 @@ class Check:
         )
         with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)
-        finish({"model": self.models.model, **checked.to_dict()}, checked.table, self.outputs)
+        write_outputs({"model": self.models.model, **checked.to_dict()}, checked.table, self.outputs)
         if checked.passed:
             return DONE
         return FAILED

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import Files, FlopsOptions, MaybeFile, Pairs, TableOptions
-from foveate.cli.outputs import check_targets, finish
+from foveate.cli.options import Files, FlopsOptions, MaybeFile, PairCount, TableOptions
+from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import busy
 from foveate.plain.flags import MediaOptions, ModelOptions
 from foveate.plain.version import __version__
@@ -49,7 +49,7 @@ class Compare:
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (default: v2drop, divprune, vidcom2, and the controls averagepool, resize and random; list: foveate methods)"""
-    pairs: Pairs = 10
+    pairs: PairCount = 10
     """timed rounds, after one warm-up round"""
     figure: MaybeFile = None
     """draw the kept patches on the image, one panel per stage; for a video, one sheet per stage
@@ -104,7 +104,7 @@ class Compare:
         table = _table(full, answers, agreements, race, setup.infeasible, of_all=share is not None).with_notes(lines)
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
         title = f"{setup.prompt.text}  Full model: {full.text}"
-        finish(
+        write_outputs(
             values, table, self.outputs, [table], self.figure, lambda: draw_comparison(drawn, setup.prompt.shown, title)
         )
 

@@ -9,7 +9,7 @@ from rich.console import Group
 
 from foveate.cli.checks import check_input, check_methods, files_in
 from foveate.cli.options import BudgetOptions, Files, MaybeFile, MaybeTokens, TableOptions
-from foveate.cli.outputs import check_targets, finish
+from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import FoveateError
@@ -100,7 +100,7 @@ class Count:
             values["method"] = {"name": self.method, **cost.to_dict()}
             tables.append(cost.table(f"With {self.method}"))
             draw = partial(draw_plan, cost, f"{self.method}: vision tokens in each layer of {self.model}")
-        finish(values, Group(*tables), self.outputs, tables, self.figure, draw)
+        write_outputs(values, Group(*tables), self.outputs, tables, self.figure, draw)
         if len(media) < len(sources):
             return BAD_ROWS
         return DONE

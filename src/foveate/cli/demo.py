@@ -58,13 +58,13 @@ class Demo:
                 from foveate.app.server import serve
                 from foveate.ask.generation import Generation
                 from foveate.ask.second_look import SecondLook
-                from foveate.cli.setup import load
+                from foveate.cli.setup import load_vlm
 
             loaded = [SecondLook.load(file) for file in self.method]
             looks = {look.name: look for look in loaded}
             if len(looks) < len(loaded):
                 raise UsageError(f"--method: two second looks are both called {loaded[0].name}. Give one of them.")
-            vlm = load(self.models)
+            vlm = load_vlm(self.models)
             longest = self.models.max_new_tokens
             for look in loaded:
                 look.refuse_others(vlm, Generation(max_new_tokens=longest))

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import MaybeFile, MethodsOptions, Retentions, Shares, TableOptions, check_each_once
-from foveate.cli.outputs import check_targets, finish
+from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.plain.flags import Count, Flag, GraphOptions, whole
@@ -107,7 +107,7 @@ class Eval(MethodsOptions):
         if self.figure is not None:
             values["figure"] = str(self.figure)
             shown.append(Text(f"Figure: {self.figure}"))
-        finish(
+        write_outputs(
             values,
             Group(*shown),
             self.outputs,
@@ -143,7 +143,7 @@ class Eval(MethodsOptions):
 
     def _evaluate(self) -> "Quality":
         """Ask the embedded tasks or the user's samples, and return the results."""
-        from foveate.cli.setup import load
+        from foveate.cli.setup import load_vlm
         from foveate.eval.evaluation import evaluate, evaluate_samples
         from foveate.eval.plan import USUAL, Plan
         from foveate.eval.records import reservation
@@ -163,6 +163,6 @@ class Eval(MethodsOptions):
         with reservation(asdict(self.models), self.cache, note):
             if self.samples is not None:
                 samples = samples_in(self.samples, question=self.prompt)
-                return evaluate_samples(partial(load, self.models), samples, plan, listener=OnScreen())
+                return evaluate_samples(partial(load_vlm, self.models), samples, plan, listener=OnScreen())
             seeds = self.seed or (0,)
-            return evaluate(load(self.models), names, plan, count=self.questions, seeds=seeds, listener=OnScreen())
+            return evaluate(load_vlm(self.models), names, plan, count=self.questions, seeds=seeds, listener=OnScreen())

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions, Pairs
-from foveate.cli.outputs import check_targets, finish
+from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions, PairCount
+from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import Screen, busy, label_lines, note
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
@@ -50,7 +50,7 @@ class Generate:
     Below a fifth, use divprune, scope or vidcom2 (docs/guides/choosing.md)"""
     full: Flag = False
     """also run the model without dropping, and show its answer and the time ratio"""
-    pairs: Pairs = 10
+    pairs: PairCount = 10
     """with --full: timed pairs, after one warm-up pair"""
     show: Flag = False
     """show the kept patches in the terminal, if it supports colours"""
@@ -113,7 +113,7 @@ class Generate:
             drawn = preview_on(Screen(), answer.show())
             drawn = drawn or Text("This terminal has no colours to show an image; --figure FILE writes one.")
             shown = Group(shown, drawn)
-        finish(values, shown, self.outputs, figure=self.figure, draw=answer.show)
+        write_outputs(values, shown, self.outputs, figure=self.figure, draw=answer.show)
 
     def _compare_full(
         self, setup: "Setup", answer: "Answer", generation: "Generation"

@@ -57,7 +57,7 @@ class Methods:
             raise unknown("method", self.name, names, "foveate methods")
         if self.name or self.json:
             with busy(LOOKING):
-                from foveate.cli.rows import method_rows
+                from foveate.cli.catalogue import method_rows
 
                 rows = _rows_of(self.name, method_rows(own_file), "name")
                 if self.json:
@@ -122,7 +122,7 @@ class Models:
         if self.name and self.name not in names:
             raise unknown("model_type", self.name, names, "foveate models")
         with busy(LOOKING):
-            from foveate.cli.rows import family_rows, proved_rows
+            from foveate.cli.catalogue import family_rows, proved_rows
 
             rows, proved = (_rows_of(self.name, every, "model_type") for every in (family_rows(), proved_rows()))
             named = sorted({name.split("/")[1] for name in inventory.presets()})

@@ -14,7 +14,7 @@ from foveate.plain.table import ENDINGS
 
 JSON = ".json"
 
-Pairs = Annotated[int, whole(2)]
+PairCount = Annotated[int, whole(2)]
 """Timed rounds, at least the two that an interval needs."""
 TOKENS = number_in(
     float,

@@ -55,7 +55,7 @@ def check_target(flag: str, path: Path, force: bool) -> None:
         raise InputError(f"{flag} {path} cannot be written: {why}. Name another file.") from error
 
 
-def finish(
+def write_outputs(
     values: Mapping[str, Any],
     shown: "RenderableType",
     outputs: OutputOptions,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate import embedded
-from foveate.ask.loading import device_of, is_folder, load as load_model
+from foveate.ask.loading import device_of, is_folder, load
 from foveate.ask.media import read_media, read_medium
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import method_in
@@ -88,7 +88,7 @@ def set_up(
         files, questions = [embedded.picture()], questions or [embedded.QUESTION]
     with busy("Reading the files"):
         media = read_media(files, command.media.frames, command.media.fps)
-    vlm = load(command.models)
+    vlm = load_vlm(command.models)
     with busy("Preparing the pictures"):
         prompts = [vlm.prepare(media, question, **showing) for question in questions]
     tell_budgets(drops, budgets)
@@ -135,7 +135,7 @@ def read_each(sources: Sequence[Path | str], *, wanted: FramesWanted | None = No
     return media
 
 
-def load(options: LoadOptions) -> VLM:
+def load_vlm(options: LoadOptions) -> VLM:
     """Load the model that the flags name, and show progress on stderr.
 
     Raises:
@@ -151,7 +151,7 @@ def load(options: LoadOptions) -> VLM:
     if sys.stderr.isatty() and not is_folder(options.model):
         note(f"looking for {options.model} in the cache and on the hub")
     with waiting:
-        return load_model(options.model, **options.loading | {"device": device})
+        return load(options.model, **options.loading | {"device": device})
 
 
 def find_device(name: str) -> Any:

@@ -24,7 +24,7 @@ from foveate.cli.options import (
     Tokens,
     check_each_once,
 )
-from foveate.cli.outputs import check_target, check_targets, finish
+from foveate.cli.outputs import check_target, check_targets, write_outputs
 from foveate.cli.screen import OnScreen, busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.errors import InputError, SettingError, UnsupportedError
@@ -112,7 +112,7 @@ class Tune:
         check_model(self.models.model)
         with busy("Starting torch"):
             from foveate.ask.running import fitting
-            from foveate.cli.setup import load, read_each
+            from foveate.cli.setup import load_vlm, read_each
             from foveate.eval.records import reservation
 
         with busy("Reading the images"):
@@ -125,7 +125,7 @@ class Tune:
             "listener": OnScreen(),
         }
         with reservation(asdict(self.models), self.cache, note):
-            vlm = load(self.models)
+            vlm = load_vlm(self.models)
             prompts = [vlm.prepare(picture, samples[place][1]) for place, picture in pictures.items()]
             with fitting(vlm, prompts[0].inputs):
                 if self.agreement is None:
@@ -221,7 +221,7 @@ class Tune:
 
     def _agree(self, vlm: "VLM", prompts: "Sequence[Prompt]", how: dict[str, Any]) -> None:
         """Calibrate a second look, print it, and write it to --out."""
-        from foveate.tuning.agreeing import METHOD, agree, settings_of
+        from foveate.tuning.agreeing import METHOD, agree, settings_to_try
 
         assert self.agreement is not None
         methods = self.method or (METHOD,)
@@ -229,7 +229,7 @@ class Tune:
             setting
             for name in methods
             for budget in self._budgets or [{}]
-            for setting in settings_of(name, self.settings, **budget)
+            for setting in settings_to_try(name, self.settings, **budget)
         ]
         may_narrow = len(methods) == 1 and not self._budgets
         sure = agree(vlm, prompts, tried, self.agreement, methods, may_narrow=may_narrow, **how)
@@ -237,7 +237,7 @@ class Tune:
         note(*sure.promise.notes)
         table = sure.table()
         shown = [table] if self.outputs.out is None else [table, Text(f"Second look: {self.outputs.out}")]
-        finish(sure.to_dict(), Group(*shown), self.outputs, tables=[table])
+        write_outputs(sure.to_dict(), Group(*shown), self.outputs, tables=[table])
 
     def _hand_out(self, tunings: "Mapping[str, Tuned]") -> None:
         """Write the preset files and print every result, even if a file cannot be written."""
@@ -262,7 +262,7 @@ class Tune:
                 shown.append(Text(f"Preset file: {outputs.out}"))
             every = [tuned.to_dict() for tuned in tunings.values()]
             tables = [tuned.table() for tuned in tunings.values()]
-            finish({"tuned": every} if len(self._cells) > 1 else every[0], Group(*shown), outputs, tables=tables)
+            write_outputs({"tuned": every} if len(self._cells) > 1 else every[0], Group(*shown), outputs, tables=tables)
 
     def _samples(self) -> list[tuple[str, str, str]]:
         """Return (image path, question, task) of every sample; the task is empty if there is none."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from foveate.contract.budget import Budget, half_up
 from foveate.contract.cuts import Cuts
 from foveate.contract.settings import Positions
-from foveate.contract.stages import ImageStage, Number, Shape
+from foveate.contract.stages import CountRule, ImageStage, Shape
 from foveate.core.signals import Cls, Signal, TowerAttention, TowerKeys
 from foveate.core.views import Arriving
 
@@ -54,7 +54,7 @@ class Once(Cuts):
         return min(arriving.tokens, max(1, rows - arriving.reserved))
 
 
-def merging_stage(shape: Shape, positions: Positions, count: Number, cls: bool = True, **way: Any) -> ImageStage:
+def merging_stage(shape: Shape, positions: Positions, count: CountRule, cls: bool = True, **way: Any) -> ImageStage:
     """Build a stage before the projector that ranks by attention and merges by keys.
 
     With `cls`, the tower's CLS becomes a row if rows are renumbered, because it has no position of its own. In a tower

@@ -26,13 +26,13 @@ from foveate.core.fields import check
 from foveate.core.grid import Grid
 from foveate.core.rank import top
 from foveate.core.signals import Signal
-from foveate.core.thin import nearest
+from foveate.core.thin import nearest_kept
 from foveate.core.views import Arriving, PatchView, View
 from foveate.errors import SettingError
 
 WAYS = ("score", "pick", "choose", "look")
 """The functions of a stage; a stage has at most one of them."""
-Number = Callable[[Arriving], int | None]
+CountRule = Callable[[Arriving], int | None]
 """Return how many of the arriving tokens stay; None if the image or the question decides."""
 
 
@@ -109,7 +109,7 @@ class Stage:
 
     reads: tuple[Signal, ...] = ()
     keep: float | None = None
-    count: Number | None = None
+    count: CountRule | None = None
     score: Callable[[Any], Tensor] | None = None
     pick: Callable[[Any, int], Tensor | Cut] | None = None
     choose: Callable[[Any, int | None], Cut | None] | None = None
@@ -345,7 +345,7 @@ class ThinStage(TowerStage):
         assert isinstance(view, PatchView)
         if cut is not None and cut.rows is not None:
             raise SettingError(f"{self} may only choose which rows stay. Return a cut without new rows.")
-        return None if cut is None else Cut.join(cut.source, nearest(view.patches, cut.source))
+        return None if cut is None else Cut.join(cut.source, nearest_kept(view.patches, cut.source))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

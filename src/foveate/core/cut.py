@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from foveate.core.rank import put_marked_first
 from foveate.errors import ShapeError
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NO_NOTES: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,7 +39,7 @@ class Cut:
     """Number of rows that are left. None: those of the mask."""
     _parts: dict[str, Tensor]
     """`stays`, or some of `source`, `parent` and `rows`; the others are computed on first use."""
-    notes: Mapping[str, Tensor] = field(default_factory=lambda: NOTHING)
+    notes: Mapping[str, Tensor] = field(default_factory=lambda: NO_NOTES)
 
     def __reduce__(self) -> Any:
         """Pickle the cut on the CPU."""
@@ -48,7 +48,7 @@ class Cut:
         return Cut, (cut.arriving, count, cut._parts, dict(cut.notes))
 
     @classmethod
-    def keep(cls, stays: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+    def keep(cls, stays: Tensor, notes: Mapping[str, Tensor] = NO_NOTES) -> "Cut":
         """Keep the marked tokens, in order: (arriving,) bool. Only the device knows how many they are.
 
         Here notes have the arriving tokens as their first dimension.
@@ -61,12 +61,12 @@ class Cut:
         return cls(len(stays), None, {"stays": stays}, notes)
 
     @classmethod
-    def stay(cls, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+    def stay(cls, arriving: int, notes: Mapping[str, Tensor] = NO_NOTES) -> "Cut":
         """Keep all tokens unchanged, and remember notes about them."""
         return cls(arriving, arriving, {}, notes)
 
     @classmethod
-    def take(cls, source: Tensor, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+    def take(cls, source: Tensor, arriving: int, notes: Mapping[str, Tensor] = NO_NOTES) -> "Cut":
         """Keep these tokens, in this order: (rows,) int64 indices into the `arriving` tokens, no index twice.
 
         Raises:
@@ -80,7 +80,7 @@ class Cut:
         return cls(arriving, len(source), {"source": source}, notes)
 
     @classmethod
-    def merge(cls, source: Tensor, rows: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+    def merge(cls, source: Tensor, rows: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NO_NOTES) -> "Cut":
         """Replace the tokens by new rows.
 
         Args:
@@ -104,7 +104,7 @@ class Cut:
         return cls(len(parent), len(source), {"source": source, "parent": parent, "rows": rows}, notes)
 
     @classmethod
-    def join(cls, source: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+    def join(cls, source: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NO_NOTES) -> "Cut":
         """Like `merge`, for rows that are still to be computed from the tokens that joined; see `with_rows`."""
         return cls(len(parent), len(source), {"source": source, "parent": parent}, notes)
 

@@ -76,7 +76,7 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
     return (1 - cosines / neighbours.clamp(min=1)).mul(LEVELS).round().flatten() / LEVELS
 
 
-def nearest(rows: Tensor, kept: Tensor) -> Tensor:
+def nearest_kept(rows: Tensor, kept: Tensor) -> Tensor:
     """The kept row that is nearest to each row, by Euclidean distance: (rows,) int64, places in `kept`.
 
     A kept row is nearest to itself, and ties go to the lower place. Rows that differ only by rounding tie, as in flat

@@ -236,7 +236,7 @@ def _strokes(rng: Generator, side: int) -> Floats:
     return np.asarray(image, dtype=np.float32) - 128
 
 
-def plain(rng: Generator, side: int) -> Floats:
+def plain_ground(rng: Generator, side: int) -> Floats:
     """Draw a uniform background, mostly white or light, sometimes dark: (side, side, 3) float32, 0 to 255."""
     kind = rng.random()
     tone: ArrayLike

@@ -222,7 +222,7 @@ class Board(Surface):
         if rng.random() >= 0.3:  # 70 % are clutter, the others have a uniform background and maybe larger things
             return board
         board.grain = int(rng.integers(0, 6)) if rng.random() < 0.4 else 0
-        board.ground = drawing.plain(rng, side)
+        board.ground = drawing.plain_ground(rng, side)
         board.tone = float(board.ground[0, 0].mean())
         if side >= 336:
             board.largest = 46

@@ -25,7 +25,7 @@ from foveate._transformers import (
     flash_attention_mask,
     scales_by_position,
     sdpa_mask,
-    unknown,
+    unsupported,
 )
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.errors import UnsupportedError
@@ -145,7 +145,7 @@ def ids_of(forward: Forward) -> Tensor:
         UnsupportedError: If it passes none.
     """
     if forward.position_ids is None:
-        raise unknown(
+        raise unsupported(
             "passes the decoder's rotary_emb no position_ids, but this method renumbers rows or reads Rotary()"
         )
     return forward.position_ids

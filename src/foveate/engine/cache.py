@@ -14,7 +14,7 @@ from foveate._transformers import (
     DynamicSlidingWindowLayer,
     IndexedLayer,
     LinearAttentionLayer,
-    unknown,
+    unsupported,
 )
 from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine import guards
@@ -150,7 +150,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self._inside, self._announced = self._announced is not None, None
         came, rows = key_states.shape[-2], span if columns is None else columns.shape[1]
         if came != rows:
-            raise unknown(f"stores {came} rows in a layer of the cache where its decoder layer ran on {rows}")
+            raise unsupported(f"stores {came} rows in a layer of the cache where its decoder layer ran on {rows}")
         if columns is not None:
             samples, device = len(columns), columns.device
             key = "joined", columns, self.base, self.base_end, self.seen

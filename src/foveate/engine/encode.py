@@ -21,7 +21,7 @@ from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import alike
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
-from foveate.engine.media import lengths_in
+from foveate.engine.media_tokens import lengths_in
 from foveate.engine.program import Program, notes_of
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family

@@ -16,7 +16,7 @@ from foveate._transformers import (
     lacks,
     probe,
     recomputes_from_outside,
-    unknown,
+    unsupported,
 )
 from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, Stage
@@ -33,10 +33,10 @@ CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_ex
 def refuse_unknown_host(family: Family) -> None:
     """Refuse a model, or a transformers version, that lacks the functions and modules that foveate hooks."""
     for what in probe():
-        raise unknown(what)
+        raise unsupported(what)
     core, text, layers = family.core, family.text, family.layers
     if not family.gathers and not hasattr(core, "get_image_features"):
-        raise unknown(f"has a {type(core).__name__} without get_image_features")
+        raise unsupported(f"has a {type(core).__name__} without get_image_features")
     called = {type(layer): layer for layer in layers}
     layer_takes: tuple[str | tuple[str, ...], ...] = LAYER
     decoder_takes: tuple[str | tuple[str, ...], ...] = DECODER
@@ -45,7 +45,7 @@ def refuse_unknown_host(family: Family) -> None:
         called = {type(layer): layer for index, layer in enumerate(layers) if index not in family.recurrent}
     for lacking in (lacks(text, decoder_takes), *(lacks(layer, layer_takes) for layer in called.values())):
         if lacking is not None:
-            raise unknown(lacking)
+            raise unsupported(lacking)
     if len(set(map(id, layers))) < len(layers):
         raise UnsupportedError(
             f"Some of the {len(layers)} layers of {type(text).__name__} are the same module, so foveate cannot tell "
@@ -203,9 +203,9 @@ def refuse_first_layer(
         # Arguments that the layer does not name, such as labels, go to the kernel, which reads no columns in them.
         by_column = isinstance(value, Tensor) and span in value.shape[-2:] and lacks(layer, (name,)) is None
         if (by_column and not gathers) or isinstance(value, Cache):
-            raise unknown(f"passes its layers {name}, which foveate does not know")
+            raise unsupported(f"passes its layers {name}, which foveate does not know")
     if cache is None and caches:
-        raise unknown("caches, but passes its layers no cache under a name that foveate knows")
+        raise unsupported("caches, but passes its layers no cache under a name that foveate knows")
 
 
 LAYER_ARGUMENTS = {"hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
@@ -257,12 +257,12 @@ def refuse_layer_call(index: int, expected: int, args: Sequence[Any], kwargs: di
             "is dropped before it would be wrong. foveate supports decoders that run each layer once, in order."
         )
     handed = [*(type(argument).__name__ for argument in args), *kwargs]
-    raise unknown(f"calls its layers in a way that foveate does not know, with ({', '.join(handed)})")
+    raise unsupported(f"calls its layers in a way that foveate does not know, with ({', '.join(handed)})")
 
 
 def refuse_changed_rows(index: int) -> NoReturn:
     """Refuse a layer whose input is not the output of the layer before it."""
-    raise unknown(f"changes the output of layer {index - 1} before layer {index} gets it")
+    raise unsupported(f"changes the output of layer {index - 1} before layer {index} gets it")
 
 
 def refuse_other_cache(index: int | None) -> NoReturn:

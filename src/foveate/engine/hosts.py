@@ -15,7 +15,7 @@ from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.encode import TowerReducer, count_masks
 from foveate.engine.left import Left
-from foveate.engine.media import MediaTokens
+from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program
 from foveate.engine.samples import read_samples
 from foveate.errors import UnsupportedError

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, unknown
+from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, unsupported
 from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
-from foveate.engine.media import MediaTokens, image_lengths, tagged_media
+from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
 from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
@@ -281,7 +281,7 @@ def _media(forward: Forward, arrival: Arrival) -> list[tuple[Tensor, list[MediaT
         encodes = hasattr(core, f"get_{modality}_features") or not gathers
         if encodes and arrival.arguments.get(name) is not None and modality not in arrival.encoded:
             functions = "get_image_features or get_video_features of the model's core"
-            raise unknown(f"encodes {name} in another way than by {functions}")
+            raise unsupported(f"encodes {name} in another way than by {functions}")
     if arrival.encoded and arrival.arguments and not arrival.placeholders:
         raise UnsupportedError(
             "The model encoded pictures but did not report their positions in the prompt, so foveate cannot drop "
@@ -426,7 +426,7 @@ def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
         if index < len(cache.layers):
             layer = cache.layers[index]
         if not isinstance(layer, PrunedLayer) or not layer.is_whole:
-            raise unknown(f"does not store in layer {index} of the cache the rows that decoder layer {index} ran on")
+            raise unsupported(f"does not store in cache layer {index} the rows that decoder layer {index} ran on")
 
 
 def _cut_cache(forward: Forward, cache: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import LinearAttentionLayer, attention_of, by_name, cache_of, unknown
+from foveate._transformers import LinearAttentionLayer, attention_of, by_name, cache_of, unsupported
 from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
@@ -440,7 +440,7 @@ class LayerRunner:
                 keys = stored.columns(span if columns is None else columns, samples, device)
             assert keys is not None
             if mask is not None and (stored is None or stored.window is None) and width_of(mask) != call.past + span:
-                raise unknown(f"makes masks of {width_of(mask)} columns where the sequence has {call.past + span}")
+                raise unsupported(f"makes masks of {width_of(mask)} columns where the sequence has {call.past + span}")
             remap = Remap(queries, keys, call.past, call.past + span, ragged, is_causal(call.module))
             return remap(mask, forward.backend)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.grid import Grid
 from foveate.core.views import Arriving
-from foveate.engine.media import MediaTokens
+from foveate.engine.media_tokens import MediaTokens
 from foveate.errors import UnsupportedError
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -30,7 +30,7 @@ from foveate.engine.cache import length_of
 from foveate.engine.encode import encode_media
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.handed import Original, Streams
-from foveate.engine.media import prompt_lengths, tag, tagged_media
+from foveate.engine.media_tokens import prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner

@@ -17,7 +17,7 @@ from foveate.contract.settings import Count
 from foveate.core.fields import check_call
 from foveate.core.tensors import on_tensors, send
 from foveate.cost import RunCounts
-from foveate.engine.media import MediaTokens
+from foveate.engine.media_tokens import MediaTokens
 from foveate.errors import SessionError, SettingError
 from foveate.plain.table import Column, Table
 

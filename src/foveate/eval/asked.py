@@ -99,7 +99,7 @@ def _groups(questions: Sequence[Asked]) -> Iterator[list[Asked]]:
     yield from (single[start : start + BATCH] for start in range(0, len(single), BATCH))
 
 
-def run(
+def answer_missing(
     vlm: VLM,
     work: Sequence[Work],
     store: Answers,

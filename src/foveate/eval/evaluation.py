@@ -19,7 +19,7 @@ from foveate.core.fields import check_call
 from foveate.cost.fitting import costs_of
 from foveate.errors import BudgetError, InputError, SettingError
 from foveate.eval import provenance
-from foveate.eval.asked import Asked, outstanding, prompts_of, run
+from foveate.eval.asked import Asked, answer_missing, outstanding, prompts_of
 from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.pairing import figures_of, shares_unmatched
 from foveate.eval.plan import BASELINES, USUAL, Contender, Plan, contenders_at
@@ -304,7 +304,7 @@ class Questioning:
         if left < total:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
-            run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
+            answer_missing(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
 
     def log(self, method: Method | None, sure: float | None = None) -> list[dict[str, Any]]:
         """Return a setting's log in the order of the questions; see `foveate.eval.pairing`.

@@ -6,10 +6,10 @@ tiny random models.
 
 from typing import Literal, NamedTuple
 
-Place = Literal["layer", "projector", "tower"]
+PlaceName = Literal["layer", "projector", "tower"]
 """Where tokens are dropped: between decoder layers, after the projector, or there with values read from the tower."""
-DECODER: tuple[Place, ...] = ("layer", "projector")
-EVERYWHERE: tuple[Place, ...] = (*DECODER, "tower")
+DECODER: tuple[PlaceName, ...] = ("layer", "projector")
+EVERYWHERE: tuple[PlaceName, ...] = (*DECODER, "tower")
 _INDEX = "its layers pick keys by an index over pools of keys, or over their positions"
 _DENSE = "more tokens in a layer than its index picks (2,048)"
 _BORROWED = "cuts before its last layers, which attend to keys of earlier ones, and Read"
@@ -29,7 +29,7 @@ class Proved(NamedTuple):
 
     title: str
     since: str = "5.16.1"
-    places: tuple[Place, ...] = EVERYWHERE
+    places: tuple[PlaceName, ...] = EVERYWHERE
     refused: str = ""
     shares: bool = True
 

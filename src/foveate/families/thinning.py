@@ -20,12 +20,12 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, join
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo, send, take_along
-from foveate.core.thin import ends_of_left, give_back, nearest, sizes, sizes_in_segments
+from foveate.core.thin import ends_of_left, give_back, nearest_kept, sizes, sizes_in_segments
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tap import add_bias
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower, TowerLayout
-from foveate.families.vision import blocks
+from foveate.families.vision import patch_blocks
 
 
 class Thinner(Protocol):
@@ -206,7 +206,7 @@ class _ThinRun:
         plans = []
         for rows, at, is_valid, cut in zip(patches, places, valid, cuts, strict=True):
             kept = at[cut.source]
-            parent = nearest(rows, kept).scatter(0, at, cut.parent)
+            parent = nearest_kept(rows, kept).scatter(0, at, cut.parent)
             plans.append(_Plan(kept, parent, sizes(parent, len(kept), is_valid)))
         return plans
 
@@ -349,7 +349,7 @@ def _pixel_view(family: Any, pictures: Tensor, side: int) -> PixelView:
     """Split images, (images, channels, height, width), into units of `side` pixels, and leave out incomplete units."""
     rows, columns = (length // side for length in pictures.shape[2:])
     filled = pictures[..., : rows * side, : columns * side].float().permute(0, 2, 3, 1)
-    units = blocks(filled, side).view(len(pictures), rows, columns, -1)
+    units = patch_blocks(filled, side).view(len(pictures), rows, columns, -1)
     return PixelView(units, *(units.new_tensor(one).repeat(side**2) for one in (family.pixel_mean, family.pixel_std)))
 
 
@@ -387,7 +387,7 @@ class _Leaving:
                 raise UnsupportedError("Patches cannot leave before the tower if a padded picture is no rectangle.")
             stays[0] |= ~stays.any()
             kept = send(stays.nonzero()[:, 0], rows.device)
-            cuts.append(None if len(kept) == len(rows) else Cut.join(kept, nearest(rows, kept)))
+            cuts.append(None if len(kept) == len(rows) else Cut.join(kept, nearest_kept(rows, kept)))
         return cuts
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:

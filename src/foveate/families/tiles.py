@@ -18,7 +18,7 @@ from foveate.families.base import Family
 from foveate.families.llava import side_of
 from foveate.families.placing import replace_images
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
-from foveate.families.vision import IMAGENET, PictureLayout, blocks, smaller
+from foveate.families.vision import IMAGENET, PictureLayout, patch_blocks, smaller
 
 THUMBNAIL = 32  # side, in pixels, of the thumbnails from which the layout of an image's tiles is found
 
@@ -107,7 +107,7 @@ class Tiled(Family):
         output = self.tower(pixel_values=pixels, output_hidden_states=state != -1)
         states = output.last_hidden_state if state == -1 else output.hidden_states[state]
         patches = states[:, int(self.tower_cls) :].reshape(len(pixels), rows, columns, -1)
-        features = self.core.get_submodule(self.projector)(blocks(patches, block))
+        features = self.core.get_submodule(self.projector)(patch_blocks(patches, block))
         output.pooler_output = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
         tile = into_cells((side, side), coarse[0])
         cuts = replace_images(output, [join([tile] * count) for count in counts])
@@ -118,7 +118,7 @@ class Tiled(Family):
 
 def block_means(patches: Tensor, block: int) -> Tensor:
     """Means over each block of patches, (1, rows, columns, numbers) -> (blocks, numbers)."""
-    grouped = blocks(patches, block)[0]  # (blocks, block² · numbers)
+    grouped = patch_blocks(patches, block)[0]  # (blocks, block² · numbers)
     return grouped.view(len(grouped), block**2, -1).mean(dim=1)
 
 

@@ -105,7 +105,7 @@ def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
     return small
 
 
-def blocks(patches: Tensor, block: int) -> Tensor:
+def patch_blocks(patches: Tensor, block: int) -> Tensor:
     """Group patches into blocks, as pixel shuffle does: each block's patches side by side, row by row.
 
     (tiles, rows, columns, width) -> (tiles, rows · columns / block², block² · width).

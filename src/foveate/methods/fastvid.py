@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract import Arriving, Cut, Frames, Part, Share
-from foveate.core.films import FilmRows, Scene, likeness, scenes
+from foveate.core.film_scenes import FilmRows, FrameSpan, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
 from foveate.core.rank import share_out
 
@@ -86,7 +86,7 @@ class FastVID(Frames):
         members = torch.arange(start, start + len(inside), device=inside.device)
         rows.join(start + centres, towards(inside[centres], inside, nearest, BETA), members, nearest)
 
-    def _shares(self, scene: Scene, alike: Sequence[float], tokens: int, kept: int) -> list[tuple[int, int]]:
+    def _shares(self, scene: FrameSpan, alike: Sequence[float], tokens: int, kept: int) -> list[tuple[int, int]]:
         """Return (salient tokens, centres) of each frame of a scene."""
         first, end = scene
         total, ends = kept * (end - first), list(range(first, end))

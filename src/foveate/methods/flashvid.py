@@ -19,7 +19,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Arriving, Cut, Frames, Part
-from foveate.core.films import FilmRows, likeness, scenes, trees
+from foveate.core.film_scenes import FilmRows, likeness, scenes, trees
 from foveate.core.merge import average, density_peaks
 from foveate.core.picks import max_min, pairs
 from foveate.core.rank import put_marked_first

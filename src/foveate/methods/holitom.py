@@ -18,7 +18,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from foveate.contract import Arriving, Cut, Frames, Part, Positions
-from foveate.core.films import FilmRows, likeness, still_places, still_scenes
+from foveate.core.film_scenes import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
 from foveate.core.rank import put_marked_first, top
 

@@ -4,7 +4,7 @@ from foveate.testing.checked import Checked, Row
 from foveate.testing.checking import check
 from foveate.testing.contract import MethodContract, check_method
 from foveate.testing.models import TinyModel, tiny_model
-from foveate.testing.views import made_tensors, made_view
+from foveate.testing.random_views import made_tensors, made_view
 
 __all__ = [
     "Checked",

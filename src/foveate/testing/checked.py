@@ -77,7 +77,7 @@ class Checked:
             "The check verifies remaining rows, masks, positions and caches. It does not verify merging, because a "
             "merged row has no single column that could be hidden.",
         ]
-        if self.about["dtype"] in map(name_of, HALF):
+        if self.about["dtype"] in map(dtype_name, HALF):
             notes.append(
                 "In half precision, errors below the tolerance are not visible. Check float32 too, if the model fits."
             )
@@ -93,7 +93,7 @@ class Checked:
         return self.table.to_html()
 
 
-def name_of(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

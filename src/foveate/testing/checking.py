@@ -30,8 +30,8 @@ from foveate.methods.vidcom2 import VidCom2
 from foveate.plain.upstream import first_line, is_out_of_memory
 from foveate.registry import family_for
 from foveate.runs.versions import versions
-from foveate.testing.checked import CLEARLY, HALF, Checked, Row, name_of
-from foveate.testing.contract import state_of
+from foveate.testing.checked import CLEARLY, HALF, Checked, Row, dtype_name
+from foveate.testing.contract import state_of_model
 from foveate.testing.hiding import Oracle, columns_of
 
 STEPS = 6
@@ -131,7 +131,7 @@ class Checking:
         """Run all comparisons. `advance` is called with the number of runs just finished."""
         self._advance = advance
         plain, tokens = self._generate(self._inputs)
-        state = state_of(self._model)  # after the first run, in which transformers adds its own hooks to towers
+        state = state_of_model(self._model)  # after the first run, in which transformers adds its own hooks to towers
         self._answer = tokens[0]
         self._oracle = Oracle(self._family, self._inputs, self._answer)
         self._untouched = self._logits(self._oracle.nothing())
@@ -156,7 +156,7 @@ class Checking:
         model = self._model
         return {
             "model": f"{type(model).__name__} ({model.config.model_type})",
-            "dtype": name_of(model.dtype),
+            "dtype": dtype_name(model.dtype),
             "device": str(model.device),
             "attention": self._family.text.config._attn_implementation,
             "layers": self._depth,
@@ -293,7 +293,7 @@ class Checking:
         stages = trace.stages
         dropped = [(stage.where, stage.layer) for stage in stages]
         reason = ""
-        if dropped != places_of(probe.method, self._depth) or len(stages[-1].kept[0]) >= len(self._oracle.vision):
+        if dropped != stage_places(probe.method, self._depth) or len(stages[-1].kept[0]) >= len(self._oracle.vision):
             reason = f"the stages that dropped are not the planned ones: {stages}"
         elif stages[0].where == "projector" and self._oracle.windows:
             self._advance(2)
@@ -410,7 +410,7 @@ class Checking:
             except _PlannedError:
                 self._advance()
         logits.append(self._generate(self._inputs)[0])
-        if state_of(self._model) != state:
+        if state_of_model(self._model) != state:
             return "hooks or attributes are left on the model"
         return "" if all(torch.equal(again, plain) for again in logits) else "logits differ"
 
@@ -459,7 +459,7 @@ def cuts(depth: int, *shares: float) -> tuple[int, ...]:
     return tuple(layer for layer in layers if layer < depth)
 
 
-def places_of(method: Method, depth: int) -> list[tuple[str, int | None]]:
+def stage_places(method: Method, depth: int) -> list[tuple[str, int | None]]:
     """Return where a method should drop, as (place, layer) of a trace."""
     stages = method.placed(Shape(depth))
     places: list[tuple[str, int | None]] = [("projector", None)] * len(follow.at(stages, Place.BEHIND_PROJECTOR))

@@ -29,7 +29,7 @@ from foveate.engine.trace import StageRecord, Trace
 from foveate.errors import SettingError, UnsupportedError
 from foveate.registry import family_for
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
-from foveate.testing.views import made_tensors, made_view
+from foveate.testing.random_views import made_tensors, made_view
 
 DEPTHS = (6, 8, 12, 24, 28, 40)
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
@@ -202,12 +202,12 @@ class MethodContract:
     def test_leaving_restores_the_model(self) -> None:
         """Check that the model is restored after the context."""
         for method, tiny in models_for(self.examples):
-            inputs, before = tiny.inputs("titt"), state_of(tiny.model)
+            inputs, before = tiny.inputs("titt"), state_of_model(tiny.model)
             plain = tiny.generate(inputs)
             with drop_or_not(tiny.model, method):
                 tiny.generate(inputs)
             after = tiny.generate(inputs)
-            assert state_of(tiny.model) == before, f"{method} leaves something on {tiny.family}"
+            assert state_of_model(tiny.model) == before, f"{method} leaves something on {tiny.family}"
             assert same(after, plain), f"{method} leaves {tiny.family} changed"
 
     def _whole(self) -> Sequence[Method]:
@@ -268,7 +268,7 @@ def differing(together: Kept, alone: Kept) -> str:
     return ""
 
 
-def state_of(model: nn.Module) -> dict[str, Any]:
+def state_of_model(model: nn.Module) -> dict[str, Any]:
     """Return the attributes and hooks of every module, which a context could leave behind."""
     return {
         name: (

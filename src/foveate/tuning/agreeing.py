@@ -56,7 +56,7 @@ class Agreeing(TypedDict, total=False):
     listener: Listener | None
 
 
-def settings_of(method: Method | str, settings: Sequence[str] = (), **budget: float) -> tuple[Method, ...]:
+def settings_to_try(method: Method | str, settings: Sequence[str] = (), **budget: float) -> tuple[Method, ...]:
     """Return the settings to try: a method at its budget, or one without a budget at three budgets.
 
     They are fixed before any sample is seen, because settings chosen on the bound's samples would void it.

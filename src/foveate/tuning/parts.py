@@ -19,7 +19,7 @@ from foveate.plain.upstream import brief
 FEW = 20  # with fewer pictures the held-out intervals are wide
 CHOSEN = (0.6, 60)
 """Share and maximum number of the pictures to choose with. The others are held out for the report."""
-Pictures = Mapping[str, Sequence[Prompt]]
+PromptsByPicture = Mapping[str, Sequence[Prompt]]
 """All questions about each picture, by the picture's hash."""
 
 
@@ -45,7 +45,7 @@ def question_of(prompt: Prompt, task: str = "samples") -> Asked:
     return Asked(digest(prompt.inputs), picture_of(prompt.inputs), task, prompt.text, media=tuple, prompt=prompt)
 
 
-def by_picture(prompts: Iterable[Prompt]) -> Pictures:
+def by_picture(prompts: Iterable[Prompt]) -> PromptsByPicture:
     """Group samples by picture, in the order of each picture's first sample.
 
     Raises:
@@ -77,7 +77,7 @@ def picture_of(inputs: Mapping[str, Tensor]) -> str:
     return digest({name: value for name, value in inputs.items() if value.shape != text})  # pixels, grids and sizes
 
 
-def digest_of(pictures: Pictures) -> str:
+def digest_of(pictures: PromptsByPicture) -> str:
     """Return the SHA-256 of all samples: the pictures' hashes and each question's ids."""
     questions = {}
     for picture, prompts in pictures.items():
@@ -104,7 +104,7 @@ def split(pictures: Iterable[str], seed: int) -> tuple[list[str], list[str]]:
     return order[:chosen], order[chosen:]
 
 
-def notes_on(pictures: Pictures) -> list[str]:
+def notes_on(pictures: PromptsByPicture) -> list[str]:
     """Return notes for the user on samples that are few, have one question, or differ in size."""
     prompts = [prompt for about in pictures.values() for prompt in about]
     notes = [STRANGE] * any(STRANGE in prompt.notes for prompt in prompts)

@@ -27,9 +27,9 @@ from foveate.runs.listener import Listener
 from foveate.runs.versions import versions
 from foveate.tuning import agreeing
 from foveate.tuning.agreeing import Agreeing, plan_of
+from foveate.tuning.candidates import grid
 from foveate.tuning.choice import FEWEST, best_of, compare_untuned, comparison, mean_spent
-from foveate.tuning.grid import grid
-from foveate.tuning.parts import Pictures, by_picture, digest_of, notes_on, prompt_of, question_of, split
+from foveate.tuning.parts import PromptsByPicture, by_picture, digest_of, notes_on, prompt_of, question_of, split
 from foveate.tuning.tuned import Tuned
 
 METHOD = "v2drop"
@@ -127,7 +127,7 @@ def tune(
             raise SettingError(
                 "With agreement=, flops is no budget. Leave it out, or give tokens or retention instead."
             )
-        settings = agreeing.settings_of(agreeing.METHOD if method is None else method, (), **budget)
+        settings = agreeing.settings_to_try(agreeing.METHOD if method is None else method, (), **budget)
         texts = [method] if isinstance(method, str) else []
         return agreeing.agree(model, samples, settings, agreement, texts, may_narrow=True, **rest)
     if "tasks" in rest:
@@ -211,7 +211,7 @@ def _words(kind: str, limit: float) -> str:
     return f"{limit:.1%} {kind}"
 
 
-def _questions(pictures: Pictures, keys: Iterable[str]) -> list[Asked]:
+def _questions(pictures: PromptsByPicture, keys: Iterable[str]) -> list[Asked]:
     """Return all distinct questions about these pictures."""
     asked = [question_of(prompt) for key in keys for prompt in pictures[key]]
     return list({question.key: question for question in asked}.values())

@@ -21,7 +21,7 @@ from foveate.errors import FoveateError, InputError, SettingError, UnsupportedEr
 from foveate.plain.files import HEAD, is_animated, local_path, open_readable, spell
 from foveate.plain.memory import check_room
 from foveate.plain.upstream import first_line
-from foveate.video.clip import Clip, blank_frames
+from foveate.video.clips import Clip, blank_frames
 from foveate.video.pixels import pixels
 from foveate.video.survey import Clock, Survey, survey, video_stream
 from foveate.video.wanted import HAIR, FramesWanted

@@ -3,8 +3,8 @@
 from foveate.plain.table import SECTION, Column, Number, Table
 from foveate.viz.canvas import stack
 from foveate.viz.comparison import draw_comparison
-from foveate.viz.frames import Frame, draw_frames
-from foveate.viz.plan import draw_plan
+from foveate.viz.contact_sheet import Frame, draw_frames
+from foveate.viz.layer_chart import draw_plan
 from foveate.viz.stills import draw_stages
 
 __all__ = [

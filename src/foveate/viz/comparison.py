@@ -7,10 +7,10 @@ from PIL import Image
 
 from foveate.errors import ShapeError
 from foveate.viz.canvas import LEGEND, PLAIN_LEGEND, Page, line_height
+from foveate.viz.contact_sheet import Frame, choose
 from foveate.viz.dim import Pixels
-from foveate.viz.frames import Frame, choose
-from foveate.viz.mosaic import MOST, SIDE, scale, stage_panels
-from foveate.viz.showing import Media, Prefill, frames_of
+from foveate.viz.mosaic import MOST, SIDE, scale_pictures, stage_panels
+from foveate.viz.showing import Media, Prefill, frames_shown
 
 LABEL = 230  # width of a row's label, in pixels
 MARGIN, GAP = 18, 12
@@ -40,7 +40,7 @@ def draw_comparison(
     """
     if not prefills:
         raise ShapeError("There is no method to draw. Give one or more.")
-    frames, moving = frames_of(prefills[0][1], media, sample)
+    frames, moving = frames_shown(prefills[0][1], media, sample)
     rows = [_originals(frames, "frame" if moving else "picture")]
     legend = PLAIN_LEGEND
     for label, prefill in prefills:
@@ -72,7 +72,7 @@ def _originals(frames: Sequence[Frame], word: str) -> tuple[str, list[tuple[Pixe
     drawn = choose(len(frames), MOST)
     panels = []
     for index in drawn:
-        (pixels,) = scale([frames[index].picture], sharing=len(drawn))
+        (pixels,) = scale_pictures([frames[index].picture], sharing=len(drawn))
         panels.append((pixels, f"{frames[index].label}: {len(np.asarray(frames[index].boxes))} tokens"))
     label = f"the {word}"
     if len(frames) > 1:

@@ -15,7 +15,7 @@ HATCH = np.array([150, 158, 172], dtype=np.float32)
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601 weights of red, green and blue
 
 
-def coverage(boxes: NDArray[np.float64], height: int, width: int) -> Map:
+def covered_share(boxes: NDArray[np.float64], height: int, width: int) -> Map:
     """Count the boxes that cover each pixel.
 
     Shapes: (boxes, 4) of x0, y0, x1, y1 in [0, 1] -> (height, width) float32. A row with NaN is a token without a
@@ -46,7 +46,7 @@ def dim(
 
     Args:
         picture: (height, width, 3) uint8.
-        boxes: (tokens, 4), the box of each token, as for `coverage`.
+        boxes: (tokens, 4), the box of each token, as for `covered_share`.
         kept: (kept,), indices of kept tokens.
         merged: (merged,), indices of merged tokens.
         groups: (merged,), the group of each merged token.
@@ -63,15 +63,15 @@ def dim(
     dropped[lines] += 0.45 * (HATCH - dropped[lines])
     unseen = grey + 0.75 * (255 - grey)  # for pixels that no vision token covers
 
-    tokens = coverage(boxes, height, width)[:, :, None]
+    tokens = covered_share(boxes, height, width)[:, :, None]
     at_least_one = np.maximum(tokens, 1)
-    kept_share = coverage(boxes[kept], height, width)[:, :, None] / at_least_one
+    kept_share = covered_share(boxes[kept], height, width)[:, :, None] / at_least_one
     shown = dropped + kept_share * (colour - dropped)
     if merged is not None and groups is not None and len(merged):
-        joined = coverage(boxes[merged], height, width)[:, :, None]
+        joined = covered_share(boxes[merged], height, width)[:, :, None]
         hues = np.zeros((height, width, 3), dtype=np.float32)
         for group in np.unique(groups).tolist():
-            hues += coverage(boxes[merged[groups == group]], height, width)[:, :, None] * group_colour(group)
+            hues += covered_share(boxes[merged[groups == group]], height, width)[:, :, None] * group_colour(group)
         tinted = grey + TINT * (hues / np.maximum(joined, 1) - grey)
         shown += joined / at_least_one * (tinted - dropped)
     return np.where(tokens > 0, shown, unseen).round().astype(np.uint8)

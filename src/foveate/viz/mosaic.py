@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 
 from foveate.viz.canvas import fit
+from foveate.viz.contact_sheet import choose
 from foveate.viz.dim import Pixels
-from foveate.viz.frames import choose
-from foveate.viz.panel import Tokens
-from foveate.viz.showing import Media, Prefill, drawn_stages, frames_of, stages_of
+from foveate.viz.panel import DrawnTokens
+from foveate.viz.showing import Media, Prefill, drawn_stages, frames_shown, stages_of
 
 MOST = 6  # default maximum of pictures or frames drawn
 SIDE = 170  # side of a square panel, in pixels; panels of other shapes have the same area
@@ -64,10 +64,10 @@ def stage_panels(
         InputError: If the number of pictures or frames does not match the sample, or the positions of its tokens are
             unknown.
     """
-    frames, _ = frames_of(prefill, media, sample)
-    tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
+    frames, _ = frames_shown(prefill, media, sample)
+    tokens = DrawnTokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
     drawn = choose(len(frames), most)
-    pictures = dict(zip(drawn, scale([frames[index].picture for index in drawn], side), strict=True))
+    pictures = dict(zip(drawn, scale_pictures([frames[index].picture for index in drawn], side), strict=True))
     panels = []
     for record, stage in zip(drawn_stages(prefill, sample), tokens.stages, strict=True):
         mosaic = _mosaic([pixels for pixels, _ in tokens.panels(stage, pictures)])
@@ -78,10 +78,10 @@ def stage_panels(
 
 def plain_panel(pictures: Sequence[Image.Image], side: int = SIDE, most: int = MOST) -> Pixels:
     """Draw a panel of the undimmed pictures, at most `most` evenly spaced ones: (height, width, 3) uint8."""
-    return _mosaic(scale([pictures[index] for index in choose(len(pictures), most)], side))
+    return _mosaic(scale_pictures([pictures[index] for index in choose(len(pictures), most)], side))
 
 
-def scale(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) -> list[Pixels]:
+def scale_pictures(pictures: Sequence[Image.Image], side: int = SIDE, sharing: int = 1) -> list[Pixels]:
     """Resize pictures so that together they fill one panel.
 
     Args:

@@ -40,7 +40,7 @@ class StageTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class DrawnTokens:
     """The positions of the tokens of some pictures, and the results of stages on them.
 
     Attributes:
@@ -54,7 +54,7 @@ class Tokens:
     stages: list[StageTokens]
 
     @classmethod
-    def of(cls, images: int, boxes: Sequence[Boxes], stages: Stages) -> "Tokens":
+    def of(cls, images: int, boxes: Sequence[Boxes], stages: Stages) -> "DrawnTokens":
         """Build from the arguments of a drawing function.
 
         Raises:

@@ -14,7 +14,7 @@ from foveate.errors import InputError
 from foveate.plain.files import local_path
 from foveate.plain.upstream import brief, first_line
 from foveate.video import Clip
-from foveate.viz.frames import Frame, draw_frames
+from foveate.viz.contact_sheet import Frame, draw_frames
 from foveate.viz.panel import Stages
 from foveate.viz.stills import draw_stages
 
@@ -53,14 +53,14 @@ class _Medium:
 
 def show(prefill: Prefill, media: Media, sample: int) -> Image.Image:
     """Draw the kept patches of a sample on its pictures; see `Trace.show`."""
-    frames, moving = frames_of(prefill, media, sample)
+    frames, moving = frames_shown(prefill, media, sample)
     stages = stages_of(prefill, sample)
     if moving:
         return draw_frames(frames, stages)
     return draw_stages([frame.picture for frame in frames], [frame.boxes for frame in frames], stages)
 
 
-def frames_of(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame], bool]:
+def frames_shown(prefill: Prefill, media: Media, sample: int) -> tuple[list[Frame], bool]:
     """Return the pictures and frames of a sample as the model saw them, in the order of its tokens.
 
     Returns:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from foveate.viz.canvas import Page, fit
-from foveate.viz.panel import Boxes, Stages, Tokens
+from foveate.viz.panel import Boxes, DrawnTokens, Stages
 
 PANEL = 405  # longer side of a panel, in pixels
 GAP = 18
@@ -30,7 +30,7 @@ def draw_stages(
         ShapeError: If there are no images, images and boxes differ in number, a box array is not (tokens, 4), or an
             ordinal is out of range.
     """
-    tokens = Tokens.of(len(images), boxes, stages)
+    tokens = DrawnTokens.of(len(images), boxes, stages)
     pictures = {number: fit(image, PANEL / max(image.size)) for number, image in enumerate(images)}
     columns = [[(pixels, f"{count} tokens") for pixels, count in zip(pictures.values(), tokens.counts, strict=True)]]
     for stage in tokens.stages:

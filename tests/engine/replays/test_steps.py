@@ -12,8 +12,8 @@ from transformers import DynamicCache
 import foveate as fv
 from foveate import embedded
 from foveate._transformers import cache_in, with_cache
-from foveate.engine.replays import recordings, replayer, rooms
-from foveate.engine.replays.rooms import LentRoom, Rooms
+from foveate.engine.replays import recordings, replayer, shared_rooms
+from foveate.engine.replays.shared_rooms import LentRoom, Rooms
 from foveate.registry import family_for
 from tests.engine.replays.test_replayer import (
     KEEPS_ALL,
@@ -119,7 +119,7 @@ def test_an_end_in_the_middle_of_a_batch(model, graphs_on_cpu):
 
 def test_answers_that_outgrow_their_room(model, graphs_on_cpu, monkeypatch):
     monkeypatch.setattr("foveate.engine.session.MOST_ROOM", 4)
-    monkeypatch.setattr(rooms, "MORE", 4)
+    monkeypatch.setattr(shared_rooms, "MORE", 4)
     counts = replays(model, V2DROP, prompts("llava", count=2), tokens=90)
     assert counts.recorded > 1
     assert counts.replayed > 140

@@ -13,7 +13,7 @@ from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine.cutting import SampleRows, count_images, decide_left, note_attending
 from foveate.engine.left import Left, lefts_of
-from foveate.engine.media import MediaTokens
+from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program, hidden_note
 from foveate.engine.samples import Begun, Sample, read_samples
 from foveate.families.vision import PictureLayout

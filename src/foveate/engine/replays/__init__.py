@@ -10,5 +10,5 @@ on the number of places in its layers' rooms.
     replayer         runs a call: without a graph, recorded, or replayed
     regions          what is recorded of a call: a tower's, a prefill's, a step's
     twins            a copy of a begun forward, which is recorded
-    rooms            the memory in which recorded steps keep keys and values
+    shared_rooms     the memory in which recorded steps keep keys and values
 """

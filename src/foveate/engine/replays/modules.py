@@ -17,7 +17,7 @@ KNOWN = ("torch", "transformers", "peft")
 OF_TORCH = {*vars(nn.Module()), "forward", "config"} - {"training"}
 """Attributes that are looked at elsewhere."""
 NUMBERS = itertools.count()
-Look = tuple[list[Any], list[Any]]
+Snapshot = tuple[list[Any], list[Any]]
 """Objects that a module's forward may read, kept alive so that no other gets their identity; and values: addresses of
 weights, and adapters."""
 
@@ -51,7 +51,7 @@ class Modules:
         self.version: int = next(NUMBERS) if before is None else before.version
         self._versions = {(plain, tuple(adapters_of(self._layers))): self.version}
 
-    def look(self) -> Look:
+    def look(self) -> Snapshot:
         """List all that forwards may read."""
         tables = (*self._weights, *self._hooks, *self._attributes)
         objects = [*itertools.chain.from_iterable(map(dict.values, tables)), *[kind.forward for kind in self._kinds]]
@@ -103,7 +103,7 @@ class Modules:
         return [tensor.data_ptr() for tensor in self._tensors]
 
 
-def are_same(one: Look, other: Look) -> bool:
+def are_same(one: Snapshot, other: Snapshot) -> bool:
     """Return whether nothing was assigned between two looks."""
     return one[1] == other[1] and _are_same(one[0], other[0])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from foveate.core.tapes import Lane, Recording, stream_of
 from foveate.engine.replays.modules import Modules
-from foveate.engine.replays.rooms import Rooms
+from foveate.engine.replays.shared_rooms import Rooms
 from foveate.registry import family_for
 
 MOST_TAPES = 8

@@ -24,10 +24,10 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
-from foveate.engine.replays.modules import Look, Modules, are_same
+from foveate.engine.replays.modules import Modules, Snapshot, are_same
 from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
 from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, StepCall, TowerCall, layers_with, swap
-from foveate.engine.replays.rooms import MORE, power_of_two
+from foveate.engine.replays.shared_rooms import MORE, power_of_two
 from foveate.engine.replays.twins import HELD, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
@@ -86,7 +86,7 @@ class Replayer:
         self._tapes = tapes_of(family.core)
         self.end, self.beams = 0, 1
         self.looked_at: set[nn.Module] | None = None
-        self._looks: dict[nn.Module, tuple[Look, int | str]] = {}
+        self._looks: dict[nn.Module, tuple[Snapshot, int | str]] = {}
         self._empty: Any = None
         self._wrapped = [module for module in (family.text, *family.towers) if "forward" in vars(module)]
         others = family.recurrent or family.lenders or family.indexed

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError, UnsupportedError
-from foveate.eval.lmms.arguments import Arguments, values_of
 from foveate.eval.lmms.metrics import Functions, Metric, metric_of, score_logs
+from foveate.eval.lmms.model_args import Arguments, values_of
 from foveate.eval.pairing import Log, figures_of
 from foveate.eval.plan import Contender
 from foveate.eval.quality import Quality
@@ -46,7 +46,7 @@ def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[st
         )
     full, *others = [_read(path) for path in paths]
     _check(full, others)
-    contenders: dict[tuple[str, float | None], list[Run]] = {}
+    contenders: dict[tuple[str, float | None], list[LoggedRun]] = {}
     for run in others:
         settings = run.values.get("settings")
         name = run.arguments.method if settings is None else f"{run.arguments.method} {settings}"
@@ -57,7 +57,7 @@ def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[st
 
 
 @dataclass(frozen=True)
-class Run:
+class LoggedRun:
     """A run of lmms-eval.
 
     Attributes:
@@ -95,7 +95,7 @@ class Run:
         return rows
 
 
-def _read(path: Path) -> Run:
+def _read(path: Path) -> LoggedRun:
     """Read the only run in a folder, or the run of a results file."""
     files = [path]
     if not path.is_file():
@@ -116,7 +116,7 @@ def _read(path: Path) -> Run:
     values = values_of(arguments or "")
     offset = report["config"].get("offset", 0)
     samples = {task: _samples(file, task, size - offset) for task, size in sizes.items()}
-    return Run(file, report, values, Arguments(**values), samples)
+    return LoggedRun(file, report, values, Arguments(**values), samples)
 
 
 def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, Any]]:
@@ -147,7 +147,7 @@ def _samples(results: Path, task: str, size: float) -> dict[int, Mapping[str, An
     return dict(sorted(samples.items()))
 
 
-def _check(full: Run, others: Sequence[Run]) -> None:
+def _check(full: LoggedRun, others: Sequence[LoggedRun]) -> None:
     """Refuse runs that cannot be paired.
 
     Raises:
@@ -157,7 +157,7 @@ def _check(full: Run, others: Sequence[Run]) -> None:
         raise InputError(
             f"{full.file} is of {full.arguments.method}: the first log must be the full model's, without method=."
         )
-    settings: dict[object, Run] = {}
+    settings: dict[object, LoggedRun] = {}
     for run in others:
         if run.arguments.drops is None:
             raise InputError(f"{run.file} is of the full model too: name one of its logs first, then those of methods.")
@@ -170,7 +170,7 @@ def _check(full: Run, others: Sequence[Run]) -> None:
         _check_documents(full, run)
 
 
-def _check_documents(full: Run, run: Run) -> None:
+def _check_documents(full: LoggedRun, run: LoggedRun) -> None:
     """Refuse a run whose tasks or documents differ from those of the full model."""
     pair = f"{full.file} and {run.file}"
     if full.samples.keys() != run.samples.keys():
@@ -212,7 +212,7 @@ def _functions_of(tasks: Iterable[str], include: Sequence[Path]) -> dict[str, Fu
 
 
 def _quality(
-    task: str, functions: Functions, full: Run, contenders: Mapping[tuple[str, float | None], Sequence[Run]]
+    task: str, functions: Functions, full: LoggedRun, contenders: Mapping[tuple[str, float | None], Sequence[LoggedRun]]
 ) -> Quality:
     """Return a task's figures."""
     runs = [full, *(run for of_contender in contenders.values() for run in of_contender)]

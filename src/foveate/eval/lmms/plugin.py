@@ -20,7 +20,7 @@ from tqdm import tqdm
 from foveate.ask.loading import device_of, load
 from foveate.ask.prompt import check_protocol
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
-from foveate.eval.lmms.arguments import Arguments, values_of
+from foveate.eval.lmms.model_args import Arguments, values_of
 from foveate.eval.lmms.requests import Request, RequestAnswerer
 from foveate.eval.records import Answers, open_answers
 
@@ -29,7 +29,7 @@ COUNTED = ("spent", "vision_tokens", "flops", "media")
 
 
 @dataclass
-class Counts(TokenCounts):  # type: ignore[misc]
+class OutputCounts(TokenCounts):  # type: ignore[misc]
     """lmms-eval's token counts of an answer, with foveate's figures.
 
     Attributes:
@@ -122,7 +122,7 @@ class Foveate(lmms):  # type: ignore[misc]
             results = []
             for question, text in zip(questions, self.answerer(questions), strict=True):
                 row = self.answerer.records[question.task, question.document]
-                results.append(GenerationResult(text, Counts(output_tokens=len(row["tokens"]), record=row)))
+                results.append(GenerationResult(text, OutputCounts(output_tokens=len(row["tokens"]), record=row)))
             return results
 
     def _request(self, instance: Instance) -> Request:

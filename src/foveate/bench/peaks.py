@@ -84,10 +84,10 @@ class Memory(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, function: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
-        before = {_key(tensor) for tensor in tensors_of((args, kwargs))}
+        before = {_key(tensor) for tensor in tensors_in((args, kwargs))}
         result = function(*args, **(kwargs or {}))
         self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
-        for tensor in tensors_of(result):
+        for tensor in tensors_in(result):
             if _key(tensor) not in before:  # skip views and in-place results
                 self.add(tensor, function)
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
@@ -99,7 +99,7 @@ class Memory(TorchDispatchMode):
         self._live[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
 
 
-def tensors_of(tree: object) -> list[Tensor]:
+def tensors_in(tree: object) -> list[Tensor]:
     """The tensors in nested tuples, lists and dicts."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 

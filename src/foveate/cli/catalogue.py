@@ -13,14 +13,14 @@ from docstring_parser import parse
 from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
 from foveate.plain.spelling import in_words
-from foveate.registry import families, method_in, methods, support, takes_budget
+from foveate.registry import families, method_in_file, methods, support, takes_budget
 
 POSITIONS = 'After a cut, give rows new consecutive position ids ("reindex"), or keep their old ones ("keep")'
 
 
 def method_rows(path: str = "") -> list[dict[str, Any]]:
     """Return one row per method, or that in a file: its summary, and the default, type and meaning of each setting."""
-    kinds = {path: method_in(path)} if path else methods()
+    kinds = {path: method_in_file(path)} if path else methods()
     return _plain(_method(name, kind) for name, kind in sorted(kinds.items()))
 
 

@@ -109,7 +109,7 @@ class MediaTokens:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
+class EncodedMedia:
     """The tag of the whole output of a `get_*_features` call.
 
     Attributes:
@@ -122,7 +122,7 @@ class Encoded:
     pieces: int
     features: Sequence[Tensor]
 
-    def __deepcopy__(self, memo: Any) -> "Encoded":
+    def __deepcopy__(self, memo: Any) -> "EncodedMedia":
         return self
 
 
@@ -168,7 +168,7 @@ def tag(
     if sum(counts) == len(media):
         images = iter(media)
         by_sample = [list(itertools.islice(images, count)) for count in counts]
-    setattr(output, TAG, Encoded(by_sample, pieces, features))
+    setattr(output, TAG, EncodedMedia(by_sample, pieces, features))
     if family.tiled:
         return
     for tensor, image in zip(features, media, strict=True):
@@ -238,7 +238,7 @@ def tagged_media(
         modality: "image" or "video".
     """
     encoded = getattr(output, TAG, None)
-    if not isinstance(encoded, Encoded):
+    if not isinstance(encoded, EncodedMedia):
         encoded = None
     if lengths is None:
         features = features_of(output, 1 if encoded is None else encoded.pieces)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.viz.canvas import FAINT, INK, Page, fit
-from foveate.viz.panel import Boxes, Stages, Tokens
+from foveate.viz.panel import Boxes, DrawnTokens, Stages
 
 WIDTH = 1400  # pixels inside the margins
 MARGIN, GAP = 18, 10
@@ -49,7 +49,7 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     Raises:
         ShapeError: If there are no frames, a box array is not (tokens, 4), or an ordinal is out of range.
     """
-    tokens = Tokens.of(len(frames), [frame.boxes for frame in frames], stages)
+    tokens = DrawnTokens.of(len(frames), [frame.boxes for frame in frames], stages)
     drawn = choose(len(frames), MOST)
     labels = [frame.label for frame in frames]
     side = WIDTH // min(8, max(5, len(drawn))) - GAP  # 8 landscape frames fill the width of the sheet
@@ -86,7 +86,7 @@ def choose(count: int, most: int) -> list[int]:
     return indices
 
 
-def _histograms(page: Page, tokens: Tokens, labels: Sequence[str], top: float) -> float:
+def _histograms(page: Page, tokens: DrawnTokens, labels: Sequence[str], top: float) -> float:
     """Draw a bar chart per stage, side by side, of the tokens kept of each frame. Return their lower edge."""
     room = (page.width - 2 * MARGIN) / len(tokens.stages)
     ticks = sorted({0, (len(labels) - 1) // 2, len(labels) - 1})

@@ -10,7 +10,7 @@ from foveate.core.cut import Cut
 from foveate.core.merge import first_most, of_length_one
 from foveate.core.rank import ranks, top
 
-Scene = tuple[int, int]
+FrameSpan = tuple[int, int]
 """A run of frames: its first frame, and the frame after its last."""
 
 
@@ -20,7 +20,7 @@ def likeness(features: Tensor) -> Tensor:
     return (unit[1:] * unit[:-1]).sum(dim=-1)
 
 
-def scenes(likeness: Sequence[float], below: float, least: int) -> list[Scene]:
+def scenes(likeness: Sequence[float], below: float, least: int) -> list[FrameSpan]:
     """Cut a film where neighbouring frames have a likeness under `below`, and at the least similar ones.
 
     Args:
@@ -54,7 +54,7 @@ def still_places(still: Tensor) -> Tensor:
     return (torch.stack(runs)[:, None, :] >= length[:, None]).sum(dim=2)
 
 
-def still_scenes(places: Sequence[Sequence[int]]) -> tuple[list[Scene], int]:
+def still_scenes(places: Sequence[Sequence[int]]) -> tuple[list[FrameSpan], int]:
     """Cut a film so that the most tokens are saved when a place that is unchanged through a scene is kept once.
 
     A scene of s frames saves (s − 1) times its unchanged places. This is a dynamic programme over the last scene of the
