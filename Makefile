@@ -41,7 +41,7 @@ $(LIGHT): pyproject.toml constraints.txt
 	  { echo "foveate: $(PYTHON) cannot create virtual environments; on Debian: apt-get install python3-venv. See $(LOG)." >&2; exit 1; }
 	@echo "[2/3] Installing torch and foveate: about 2 minutes and 1.3 GB, more with a CUDA build of torch"
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(QUIET_PIP) $(TORCH) $(LOGGED)
-	@$(QUIET_PIP) -e . -c constraints.txt $(LOGGED)
+	@$(QUIET_PIP) -e '.[cli]' -c constraints.txt $(LOGGED)
 	@touch $@
 
 setup: $(READY) ## install everything for tests, checks and documentation, on top of what the demo needs

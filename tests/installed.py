@@ -3,8 +3,9 @@
     python -m tests.installed
 
 The wheel stands in the place of the checkout, and a torch for the CPU is there beforehand, which README's first line
-must not replace. README's Python runs with the embedded model, its commands and `foveate check` by name, and a choice
-of the invariants, all in out/installed. README's second line, for films, comes last.
+must not replace. Before that line, a worker drops tokens with the hard dependencies alone. README's Python runs with
+the embedded model, its commands and `foveate check` by name, and a choice of the invariants, all in out/installed.
+README's second line, for films, comes last.
 """
 
 import os
@@ -40,6 +41,8 @@ def main() -> None:
     first, *others = installing(wheel)
     pip("install", "--quiet", *shlex.split(TORCH))
     torch = release("torch")
+    pip("install", "--quiet", str(wheel))
+    work_without_extras(FOLDER / "worker")
     pip(first[0], "--quiet", *first[1:])
     assert release("torch") == torch, f"README's first line replaces torch {torch}"
     pip("install", "--quiet", "pytest", "hypothesis", "accelerate")
@@ -55,6 +58,36 @@ def main() -> None:
     else:
         run(PYTHON, "readme.py", cwd=FOLDER / "use")
     print(f"==> installed as README says, and used, in {time.monotonic() - began:.0f} s", flush=True)
+
+
+WORKER = """
+from importlib.metadata import requires
+from importlib.util import find_spec
+import foveate as fv
+from foveate.batch import Predictor
+
+hard = [line for line in requires("foveate") if "extra ==" not in line]
+assert len(hard) == 7, hard
+assert not any(map(find_spec, ("matplotlib", "tyro"))), "another dependency brings them"
+told = Predictor(prompt="What does the text say?", method="divprune", retention=1 / 3)({"image": [PICTURE]})
+assert told["answer"] == [fv.embedded.ANSWER], told
+vlm = fv.load()
+inputs = vlm.prepare(PICTURE, "What does the text say?").inputs
+with fv.drop(vlm.model, "v2drop", retention=1 / 3) as trace:
+    vlm.model.generate(**inputs, max_new_tokens=8)
+print(trace)
+"""
+"""What a worker of another engine does."""
+
+
+def work_without_extras(folder: Path) -> None:
+    """Drop tokens with the hard dependencies alone, and be told by a command which extra it needs."""
+    folder.mkdir()
+    picture = ROOT / "src/foveate/embedded/demo.png"
+    (folder / "worker.py").write_text(f"PICTURE = {str(picture)!r}\n{WORKER}")
+    run(PYTHON, "worker.py", cwd=folder)
+    command = subprocess.run([PYTHON.parent / "foveate", "methods"], capture_output=True, text=True, check=False)
+    assert (command.returncode, "[cli]" in command.stderr) == (1, True), command.stderr
 
 
 def wheel_of(project: Path) -> Path:

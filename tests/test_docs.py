@@ -195,8 +195,9 @@ def test_lines_that_install_foveate_can_work():
     files = {ROOT / "Makefile", *PAGES, *ROOT.glob("examples/**/*.py"), *ROOT.glob("src/**/*.py")}
     text = "\n".join(path.read_text() for path in sorted(files))
     assert re.findall(r"pip install [^\n`]*(?<!of )\bfoveate(?:\[|[\"'`.\s]*$)", text, re.MULTILINE) == []
-    named = re.findall(r"""pip install (?:-e )?["']\.\[(\w+)\]""", text) + re.findall(r"install_line\('(\w+)'\)", text)
-    assert {"app", "batch", "eval", "vision"} <= set(named) <= set(extras)
+    named = re.findall(r"""pip install (?:-e )?["']\.\[(\w+)\]""", text)
+    named += re.findall(r"""(?:install_line|extra)\(["'](\w+)["']""", text)
+    assert {"app", "batch", "cli", "eval", "st", "vision"} <= set(named) <= set(extras)
 
 
 def used(page):

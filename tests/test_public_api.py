@@ -69,6 +69,49 @@ def test_graphs_are_loaded_with_their_flag_alone():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+WITHOUT = """
+import sys, torch, transformers
+from transformers import AutoModelForImageTextToText
+for name in list(sys.modules):
+    if name.partition(".")[0] in ("filelock", "foveate", "matplotlib", "rich", "tyro"):
+        del sys.modules[name]
+sys.modules.update(dict.fromkeys(("filelock", "matplotlib", "rich", "tyro")))
+import foveate as fv
+"""
+"""The beginning of a program in an environment without the extra for the commands."""
+
+
+def test_a_worker_needs_no_package_of_the_commands():
+    worked = """
+from foveate.batch import Predictor
+told = Predictor(prompt="What is this?", method="divprune", retention=1 / 3)({"image": [str(fv.embedded.picture())]})
+print(told["error"])
+model = fv.load().model
+with fv.drop(model, "v2drop", retention=1 / 3) as trace:
+    print(trace, trace._repr_html_())
+"""
+    assert said_by(WITHOUT + worked).startswith("[None]\nTrace(")
+
+
+NEEDS = {
+    "drawing": "fv.viz",
+    "texts in drawings": "from foveate.embedded import drawing; drawing.font('DejaVuSans', 20)",
+    "tables as text": "from foveate.plain.table import Table; str(Table('', ['a'], []))",
+}
+
+
+@pytest.mark.parametrize("use", NEEDS.values(), ids=NEEDS)
+def test_what_needs_the_commands_extra_names_it(use):
+    program = f"try:\n    {use}\nexcept fv.UnsupportedError as error:\n    print(error)"
+    assert "[cli]" in said_by(WITHOUT + program)
+
+
+def test_a_command_without_its_extra_names_it():
+    program = "from foveate import cli; sys.stderr = sys.stdout; print(cli.main(['--version']), cli.main(['methods']))"
+    said = said_by(WITHOUT + program)
+    assert ("[cli]" in said, said.split()[-2:]) == (True, ["0", "1"])
+
+
 def test_importing_changes_nothing_of_torch_or_transformers_and_does_not_load_pytest():
     program = """
 import random, sys

@@ -31,7 +31,10 @@ def made(tmp_path_factory):
 def test_it_asks_for_what_the_project_asks_for():
     extras = PROJECT["optional-dependencies"]
     asked = (SPACE / "requirements.txt").read_text(encoding="utf-8").split()
-    assert asked == [*PROJECT["dependencies"], *dict.fromkeys((*extras["app"], *reversed(extras["vision"])))]
+    commands, *of_app = extras["app"]
+    assert commands == "foveate[cli]"
+    asked_by_extras = (*extras["cli"], *of_app, *reversed(extras["vision"]))
+    assert asked == [*PROJECT["dependencies"], *dict.fromkeys(asked_by_extras)]
 
 
 def test_it_is_whole_without_what_is_made(made):

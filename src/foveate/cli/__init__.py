@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from foveate.plain.upstream import install_line
 from foveate.plain.version import __version__
 
 DONE, FAILED, INTERRUPTED, KILLED = 0, 1, 130, 143
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from foveate.cli.commands import run  # here, so that Ctrl-C during the import is handled too
 
             return run(words)
+    except ModuleNotFoundError as error:
+        print(f"foveate: commands need {error.name}: {install_line('cli')}.", file=sys.stderr)
+        return FAILED
     except (KeyboardInterrupt, _Killed) as end:
         how, code = ("terminated", KILLED) if isinstance(end, _Killed) else ("interrupted", INTERRUPTED)
         with contextlib.suppress(OSError):

@@ -20,6 +20,8 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from foveate.plain.upstream import extra
+
 Floats = NDArray[np.float32]
 Rgb = tuple[int, int, int]
 Point = tuple[float, float]
@@ -547,7 +549,8 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
         built_in = ImageFont.load_default(size)
         assert isinstance(built_in, ImageFont.FreeTypeFont)
         return built_in
-    from matplotlib import get_data_path
+    with extra("cli", "Texts in drawings need matplotlib's fonts"):
+        from matplotlib import get_data_path
 
     return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
 

@@ -14,7 +14,7 @@ from foveate.engine.program import Program
 from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.plain.upstream import install_line
+from foveate.plain.upstream import extra
 from foveate.registry import family_for
 
 if TYPE_CHECKING:
@@ -69,10 +69,8 @@ def drop(
 
 def _transformer(encoder: Any) -> "Transformer":
     """Return the encoder's module that runs a model of transformers."""
-    try:
+    with extra("st", "foveate drops inside sentence-transformers 6"):
         from sentence_transformers.base.modules import Transformer
-    except ImportError:
-        raise UnsupportedError(f"foveate drops inside sentence-transformers 6: {install_line('st')}.") from None
     modules = [module for module in getattr(encoder, "modules", list)() if isinstance(module, Transformer)]
     if len(modules) != 1:
         raise SettingError(

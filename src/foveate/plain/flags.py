@@ -4,18 +4,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import tyro
 from annotated_types import Ge, Gt
-from tyro.constructors import PrimitiveConstructorSpec
 
 from foveate.plain.spelling import fractions
+
+try:
+    import tyro
+    from tyro.constructors import PrimitiveConstructorSpec
+except ImportError:  # a worker without commands: the options are settings of the library
+    tyro = None  # type: ignore[assignment]
 
 EMBEDDED = "embedded"
 
 
-def flag_of(kind: type, metavar: str, read: Callable[[list[str]], Any]) -> PrimitiveConstructorSpec[Any]:
-    """Return the type of a flag with one word, from which `read` makes a value. The flag may also be None."""
-    return PrimitiveConstructorSpec(
+def shown(**hints: Any) -> Any:
+    """Return `tyro.conf.arg`, which says how a flag is shown; None without tyro."""
+    return tyro and tyro.conf.arg(**hints)
+
+
+def flag_of(kind: type, metavar: str, read: Callable[[list[str]], Any]) -> Any:
+    """Return the type of a flag with one word, from which `read` makes a value. The flag may also be None.
+
+    None without tyro.
+    """
+    return tyro and PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
         instance_from_str=read,
@@ -26,7 +38,7 @@ def flag_of(kind: type, metavar: str, read: Callable[[list[str]], Any]) -> Primi
 
 def number_in(
     kind: type, metavar: str, fits: Callable[[Any], bool], says: str, spelled: Callable[[str], str] = fractions
-) -> PrimitiveConstructorSpec[Any]:
+) -> Any:
     """Return the flag type of a number in a range, or None. tyro rejects other values with the message `says`."""
 
     def read(words: list[str]) -> Any:
@@ -41,28 +53,28 @@ def number_in(
     return flag_of(kind, metavar, read)
 
 
-def whole(least: int, most: int = 1_000_000) -> PrimitiveConstructorSpec[Any]:
+def whole(least: int, most: int = 1_000_000) -> Any:
     """Return the flag type of an integer in [least, most]."""
     return number_in(int, "N", lambda number: least <= number <= most, f"from {least} to {most:,}")
 
 
 Count = Annotated[int, whole(1), Ge(1)]
-MaybeCount = Annotated[Annotated[int, Ge(1)] | None, whole(1), tyro.conf.arg(help_behavior_hint="")]
+MaybeCount = Annotated[Annotated[int, Ge(1)] | None, whole(1), shown(help_behavior_hint="")]
 Rate = Annotated[
     Annotated[float, Gt(0)] | None,
     number_in(float, "RATE", lambda rate: 0 < rate < float("inf"), "above 0"),
-    tyro.conf.arg(help_behavior_hint=""),
+    shown(help_behavior_hint=""),
 ]
-Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+Flag = Annotated[bool, shown(help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """The model to load, and how to run it."""
 
-    model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
+    model: Annotated[str, shown(metavar="ID|FOLDER")] = EMBEDDED
     """hub id or local folder of a model or a PEFT adapter; only safetensors are read, and remote code is never run"""
-    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    device: Annotated[str, shown(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1 or mps; auto uses the first accelerator, else the CPU"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format; auto uses the checkpoint's own, but float32 on a CPU"""

@@ -8,6 +8,7 @@ from html import escape
 from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
+from foveate.plain.upstream import extra
 from foveate.plain.writing import encodable
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class Table:
 
     def to_text(self, width: int = WIDTH) -> str:
         """Return the table and its notes as plain text. Wider than `width` if the columns cannot be wrapped."""
-        from rich.console import Console
+        with extra("cli", "Tables as text need rich"):
+            from rich.console import Console
 
         console = Console(file=StringIO(), color_system=None, width=WIDEST)
         needed = console.measure(self).minimum

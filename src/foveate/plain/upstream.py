@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from threading import Lock
 from typing import Any
 
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedError
 
 LONGEST = 300
 """Maximum characters of another library's message that an error quotes."""
@@ -23,6 +23,23 @@ HINT = "Give a hub id or a local folder with a config, a processor and safetenso
 def install_line(extra: str) -> str:
     """Return the command that installs an extra. It is for a checkout, because foveate is on no package index yet."""
     return f"pip install -e '.[{extra}]' in a checkout of foveate"
+
+
+@contextmanager
+def extra(name: str, why: str) -> Iterator[None]:
+    """Turn a failing import into one line that installs an extra.
+
+    Args:
+        name: The extra.
+        why: What needs which package, as the beginning of a sentence.
+
+    Raises:
+        UnsupportedError: If a package is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UnsupportedError(f"{why}: {install_line(name)}.") from error
 
 
 @contextmanager

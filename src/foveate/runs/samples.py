@@ -22,9 +22,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.errors import InputError, SettingError
 from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
-from foveate.plain.upstream import Shared, brief, first_line, install_line, printable
+from foveate.plain.upstream import Shared, brief, extra, first_line, printable
 
 LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer or answers. The first one present is used."""
@@ -366,10 +366,8 @@ def arrow() -> Any:
     Raises:
         UnsupportedError: If pyarrow is not installed.
     """
-    try:
+    with extra("batch", "Parquet needs pyarrow"):
         import pyarrow.parquet
-    except ImportError as error:
-        raise UnsupportedError(f"Parquet needs pyarrow: {install_line('batch')}. JSONL and CSV do not.") from error
     return pyarrow
 
 
