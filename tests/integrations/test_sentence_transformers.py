@@ -106,6 +106,37 @@ def test_the_trace_of_many_batches_is_bounded(vectors, pages, monkeypatch):
     assert len(trace.history) == 2
 
 
+def test_the_evaluator_scores_the_rows_that_are_left(vectors, pages):
+    from sentence_transformers.multi_vector_encoder.evaluation import MultiVectorInformationRetrievalEvaluator
+
+    corpus = dict(zip("abc", pages, strict=True))
+    evaluate = MultiVectorInformationRetrievalEvaluator(
+        corpus, corpus, {name: {name} for name in corpus}, write_csv=False, show_progress_bar=False
+    )
+    with drop(vectors, "divprune", tokens=64) as trace:
+        scores = evaluate(vectors)
+    assert scores["maxsim_accuracy@1"] == 1.0
+    assert trace.pooling_mask.sum() < VISION
+
+
+def test_an_encoder_saved_inside_is_the_encoder_without_dropping(vectors, pages, tmp_path):
+    with drop(vectors, "divprune", tokens=64):
+        vectors.save(str(tmp_path))
+    (whole,) = vectors.encode_document(pages[:1])
+    (again,) = ST.MultiVectorEncoder(str(tmp_path)).encode_document(pages[:1])
+    assert whole.shape == again.shape == (VISION, 128)
+    assert (whole == again).all()
+
+
+@pytest.mark.further
+def test_a_batch_of_a_hundred_pages_equals_its_pages_alone(mean, pages):
+    many = [pages[index % 3] for index in range(100)]
+    with drop(mean, "divprune", tokens=64):
+        alone = mean.encode(pages, batch_size=1, convert_to_tensor=True)
+        together = mean.encode(many, batch_size=100, convert_to_tensor=True)
+    assert torch.allclose(together, alone[[index % 3 for index in range(100)]], atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("method", "word"), [("v2drop", "1 of"), ("mustdrop", "few"), ("cdpruner", "question")], ids=lambda value: value
 )
