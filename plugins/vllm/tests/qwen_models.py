@@ -133,7 +133,7 @@ def use(engine: Any, method: str) -> None:
     config.foveate = {"method": method}
 
     def read_again(model: Any) -> None:
-        model.foveate = Setting.of(config, model.family)
+        model.foveate = Setting.of(config, model.host)
 
     engine.apply_model(read_again)
     del engine.renderer.mm_processor.info.setting

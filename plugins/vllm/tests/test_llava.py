@@ -8,7 +8,6 @@ import transformers
 from safetensors.torch import save_file
 
 from foveate.errors import FoveateError, SettingError
-from foveate.families.llava import Llava
 from foveate.naming import parse
 from foveate_vllm.setting import Rate, Setting
 from tests.engines import Reference, answers, engine, picture, request
@@ -259,9 +258,9 @@ def test_more_requests_fit_where_tokens_are_dropped(llava_folder):
     ("setting", "said"),
     [
         ({"method": {"method": "prumerge"}}, "lets the picture decide"),
-        ({"method": "resize", "tokens": 9}, "makes pictures smaller"),
-        ({"method": "pixelprune"}, "drops patches before the vision tower, so the picture decides"),
-        ({"method": "mustdrop"}, "inside the vision tower"),
+        ({"method": "resize", "tokens": 9}, "before the vision tower"),
+        ({"method": "pixelprune"}, "before the vision tower"),
+        ({"method": "mustdrop"}, "inside"),
         ({"method": "random:layers=0", "tokens": 9}, "scope=image"),
         ({"method": "visionzip", "token": 9}, "takes method, and tokens or retention; got method, token"),
         ({"tokens": 9}, "takes method"),
@@ -272,12 +271,12 @@ def test_more_requests_fit_where_tokens_are_dropped(llava_folder):
 def test_a_setting_that_cannot_work_is_refused_with_the_reason(llava_folder, setting, said):
     config = transformers.AutoConfig.from_pretrained(llava_folder)
     with pytest.raises(FoveateError, match=said):
-        Setting(setting, config, Llava).count(Rate(), FULL, [(6, 6)])
+        Setting(setting, config).count(Rate(), FULL, [(6, 6)])
 
 
 def test_a_rate_of_a_request_is_refused_where_no_stage_stands_before_the_decoder(llava_folder):
     config = transformers.AutoConfig.from_pretrained(llava_folder)
-    setting = Setting({"method": "v2drop"}, config, Llava)
+    setting = Setting({"method": "v2drop"}, config)
     with pytest.raises(SettingError, match="requests cannot have rates of their own"):
         setting.count(Rate(retention=0.5), FULL, [(6, 6)])
     assert setting.count(Rate(), FULL, [(6, 6)]) == FULL

@@ -57,7 +57,7 @@ class SampleRows:
     Attributes:
         layer: The decoder layer (0-based).
         left: The sample, and its rows that are left.
-        stream: The stream entering the layer, (columns, width); for a host without a decoder, only the rows.
+        stream: The stream entering the layer, (columns, width); for a host with its own decoder, only the words.
         reader_of: Returns the reader of the layer's queries and keys; None if the host has no decoder to read.
         norm: The norm before the model's head.
     """
@@ -76,7 +76,7 @@ class SampleRows:
     def hidden(self) -> Tensor:
         """The residual stream entering the layer at these rows: (rows, width), model dtype."""
         if self._hidden is None:
-            self._hidden = self.stream if self.reader_of is None else self.stream[self.left.columns]
+            self._hidden = self.stream[self.left.columns]
         return self._hidden
 
     @property

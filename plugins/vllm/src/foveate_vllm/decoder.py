@@ -11,8 +11,8 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from foveate.core.patching import Patcher
+from foveate.engine.hosts import Host
 from foveate.engine.program import Program
-from foveate.families.base import Family
 from foveate_vllm import guards
 from foveate_vllm.host import Attention, ForwardContext, get_forward_context, get_layers_from_vllm_config
 from foveate_vllm.layout import Batch, Images, Layout, as_before, built_of, recording
@@ -164,12 +164,12 @@ class BetweenLayers:
     """Base class placed before a multimodal model class of vLLM.
 
     Attributes:
-        family: The model's family on transformers.
+        host: What vLLM shows of the model.
         foveate: The server's setting.
         dropping: Drops between layers; None if the method has no stage there.
     """
 
-    family: ClassVar[type[Family]]
+    host: ClassVar[Host] = guards.TOWER
     foveate: Setting
     dropping: Dropping | None = None
 
@@ -180,7 +180,7 @@ class BetweenLayers:
         Raises:
             FoveateError: If the setting cannot work.
         """
-        return Setting.of(config, cls.family)
+        return Setting.of(config, cls.host)
 
     @property
     def whole_image(self) -> int | None:

@@ -9,20 +9,16 @@ from torch import Tensor
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.engine.encode import TowerReducer
-from foveate.engine.hosts import Entered, Project, before_decoder, enter
-from foveate.engine.program import Program
-from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import rows_left
-from foveate.families.vision import PictureLayout
+from foveate.engine.hosts import Entered, Project, Reducer
 from foveate_vllm import guards
 from foveate_vllm.processing import KEEP, RATE
 from foveate_vllm.setting import Rate, Setting
 
-__all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "ready", "reduced_apart", "rows_of"]
+__all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "ready", "rows_of"]
 
 Rows = TypeVar("Rows", bound=Sized)
 """The rows of an image, with or without their places."""
-OfRate = Callable[[Program, Sequence[int]], Sequence[Rows]]
+OfRate = Callable[[Reducer, Sequence[int]], Sequence[Rows]]
 """Returns the rows of each image that enter the decoder, given the stages at a rate and the images that ask for it."""
 
 
@@ -78,8 +74,8 @@ def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project:
 def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Entered]:
     """Return `rows_of` with the sources of the rows."""
 
-    def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Entered]:
-        return enter(stages, [views[index] for index in images], project, asked.video)
+    def of_rate(stages: Reducer, images: Sequence[int]) -> Sequence[Entered]:
+        return stages.enter([views[index] for index in images], project, asked.video)
 
     return by_rate(setting, asked, of_rate)
 
@@ -101,21 +97,6 @@ def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Row
             guards.refuse_wrong_count(len(own), asked.counts[index])
             entering[index] = own
     return [entering[index] for index in range(len(entering))]
-
-
-def reduced_apart(
-    stages: Program,
-    images: Sequence[Tensor],
-    pictures: Sequence[PictureLayout],
-    stats: Stats | None = None,
-    more: Callable[[int], Mapping[str, Any]] = lambda index: {},
-) -> list[Entered]:
-    """Return the rows of images behind the projector that enter. Newlines are not ranked. Arguments: `reduce_apart`."""
-    cuts: Sequence[Any] = [None] * len(images)
-    if stages.encodes is not None:
-        cuts = reduce_apart(images, pictures, TowerReducer(stages), stats, more)
-    rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
-    return before_decoder(stages, [len(image) for image in images], cuts, rows)
 
 
 def groups(sizes: Sequence[int], most: int) -> Iterator[slice]:

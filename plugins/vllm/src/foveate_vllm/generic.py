@@ -19,17 +19,13 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 
-from foveate import registry
-from foveate.engine.hosts import Entered
-from foveate.engine.program import Program
-from foveate.families.base import Family
-from foveate.families.vision import PictureLayout
+from foveate.engine.hosts import Entered, Reducer
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
-from foveate_vllm.encoding import Asked, by_rate, ready, reduced_apart
+from foveate_vllm.encoding import Asked, by_rate, ready
 from foveate_vllm.host import ModelRegistry, supports_mrope
 from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized, span_of
-from foveate_vllm.setting import Rate, Setting
+from foveate_vllm.setting import Setting
 from foveate_vllm.towers import RENAMED
 
 INNER = "foveate_inner"
@@ -41,40 +37,10 @@ TESTED = (
 """Architectures whose answers tests compare with those of transformers."""
 
 
-class Neutral(Family):
-    """Family of models that foveate has no family for: no CLS, no known boxes, rows renumbered in a shorter prompt."""
-
-    model_type = "neutral"
-
-
-def family_of(config: Any) -> type[Family]:
-    """Return a model's family, by its config."""
-    return registry.families().get(config.model_type, Neutral)
-
-
-def _setting_of(config: Any) -> Setting:
-    """Return the server's setting. Refuse stages that read the tower."""
-    setting = Setting.of(config, family_of(config))
-    for rate in (Rate(), Rate(retention=0.5)) if setting.takes_rates else (Rate(),):
-        guards.refuse_reading_tower(setting.stages(rate))
-    return setting
-
-
-def _pictures(
-    family: type[Family], config: Any, sizes: Sequence[int], inputs: Mapping[str, Any]
-) -> list[PictureLayout]:
-    """Return the grids of images of these sizes. If the family does not know them, all tokens are in no known place."""
-    pictures = family.pictures(config, "image", inputs, sizes)
-    return [PictureLayout(()) if picture.grids is None else picture for picture in pictures]
-
-
 class GenericInfo(DroppingInfo):
     """Base class placed before a processing info of vLLM."""
 
-    @property
-    def family(self) -> type[Family]:  # type: ignore[override]
-        """The model's family, by its config."""
-        return family_of(self.get_hf_config())  # type: ignore[attr-defined]
+    host = guards.ROWS
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Return the model's own limits. Refuse a model without images."""
@@ -95,7 +61,7 @@ class GenericProcessor(DroppingProcessor):
         inner = [span_of(update._resolve_content(index))[1] for index in range(len(mm_items["image"]))]
         outputs[INNER] = inner
         counts = [int((own < 0).sum()) for own in inner]
-        pictures = _pictures(self.info.family, self.info.get_hf_config(), counts, outputs)
+        pictures = self.info.setting.family.pictures(self.info.get_hf_config(), "image", outputs, counts)
         return [(count, picture.grids or ()) for count, picture in zip(counts, pictures, strict=True)]
 
     def _get_mm_fields_config(
@@ -108,13 +74,13 @@ class GenericProcessor(DroppingProcessor):
 class GenericModel(BetweenLayers):
     """Base class placed before a model of vLLM."""
 
+    host = guards.ROWS
     config: Any
     hf_to_vllm_mapper: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.config = config = vllm_config.model_config.hf_config
-        self.family = family_of(config)  # type: ignore[misc]
         self.foveate = self.setting_of(config)
         guards.refuse_tower_lora(vllm_config.lora_config)
         if getattr(config.vision_config, "model_type", None) in ("clip_vision_model", "siglip_vision_model"):
@@ -126,7 +92,7 @@ class GenericModel(BetweenLayers):
     @classmethod
     def setting_of(cls, config: Any) -> Setting:
         guards.refuse_mrope(cls.__name__, supports_mrope(cls))
-        return _setting_of(config)
+        return super().setting_of(config)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the rows of each image that have places in the prompt."""
@@ -134,11 +100,11 @@ class GenericModel(BetweenLayers):
         if not asked:
             return ready(kwargs) or super().embed_multimodal(**kwargs)  # type: ignore[misc]
         images = [image.flatten(0, -2) for image in super().embed_multimodal(**kwargs)]  # type: ignore[misc]
-        pictures = _pictures(self.family, self.config, [len(image) for image in images], kwargs)
+        sizes = [len(image) for image in images]
+        pictures = self.foveate.family.pictures(self.config, "image", kwargs, sizes)
 
-        def of_rate(stages: Program, chosen: Sequence[int]) -> list[Entered]:
-            own = [images[index] for index in chosen]
-            return reduced_apart(stages, own, [pictures[index] for index in chosen])
+        def of_rate(stages: Reducer, chosen: Sequence[int]) -> list[Entered]:
+            return stages.reduce([images[index] for index in chosen], [pictures[index] for index in chosen])
 
         entered = by_rate(self.foveate, asked, of_rate)
         return [self._with_tokens(one, own) for one, own in zip(entered, inner, strict=True)]

@@ -7,47 +7,22 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import CacheStage, LayerStage, PatchStage, Shape, Stage
+from foveate.contract.stages import CacheStage, LayerStage, Shape, Stage
 from foveate.core.signals import Attention, Cells, Hidden, OwnSignal, Products, Resource, Rotary, Text, ValueLikeness
 from foveate.core.views import Arriving
+from foveate.engine.hosts import Host
 from foveate.engine.program import Program
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate_vllm import host
 
 REDUCED = "Compute its rows with transformers and send them to stock vLLM: Reduced embeddings, docs/guides/vllm.md."
+TOWER = Host("vLLM", REDUCED, tower=True)
+"""What models of LLaVA and Qwen-VL show."""
+ROWS = Host("vLLM", REDUCED)
+"""What other models show."""
 
 
 # -- the method -----------------------------------------------------------------------------------------------
-
-
-def refuse_early(stages: Program) -> None:
-    """Refuse methods that change the vision tower's input, or that need an image before its prompt is laid out."""
-    name = stages.method.name
-    if any(isinstance(stage, PatchStage) for stage in stages.pixels):
-        raise UnsupportedError(
-            f"{name} drops patches before the vision tower, so the picture decides how many tokens are left. vLLM's "
-            "towers run whole pictures, and vLLM reserves places for their tokens beforehand. Use transformers."
-        )
-    if stages.pixels:
-        raise UnsupportedError(
-            f"{name} makes pictures smaller, which vLLM's vision towers cannot take. Use averagepool, or let the "
-            "client send smaller pictures."
-        )
-    if stages.tower is not None:
-        raise UnsupportedError(
-            f"{name} merges patches inside the vision tower, so the picture decides how many are left, but vLLM "
-            f"reserves places for them beforehand. {REDUCED}"
-        )
-    for stage in stages.early:
-        if stage.reads_text:
-            raise UnsupportedError(
-                f"{name} reads the question before the decoder, but vLLM encodes a picture for any question. {REDUCED}"
-            )
-        if stage.unit == "sample":
-            raise UnsupportedError(
-                f"{name} ranks the tokens of all images of a request together, but vLLM encodes them one by one. Set "
-                "scope=image."
-            )
 
 
 def refuse_unknown_count(method: Method, count: int | None) -> int:
@@ -64,16 +39,6 @@ def refuse_tower(model_type: str) -> None:
     """Refuse towers whose attention foveate cannot read in vLLM."""
     if model_type not in ("clip_vision_model", "siglip_vision_model"):
         raise UnsupportedError(f"foveate cannot drop tokens of {model_type} towers in vLLM. Use transformers.")
-
-
-def refuse_reading_tower(stages: Program) -> None:
-    """Refuse stages that read the vision tower if the plug-in does not know the model's tower."""
-    seen = {type(signal) for stage in stages.early for signal in stage.reads} - {Hidden, Cells}
-    if stages.encodes == "tower" or seen:
-        raise UnsupportedError(
-            f"{stages.method.name} reads the vision tower, which the plug-in exposes only for LLaVA and Qwen-VL. Use "
-            f"a method that reads an image's rows, such as divprune. {REDUCED}"
-        )
 
 
 def refuse_mrope(architecture: str, mrope: bool) -> None:

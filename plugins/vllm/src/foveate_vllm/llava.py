@@ -1,7 +1,7 @@
 """LLaVA-1.5 in vLLM, with vision tokens dropped before the decoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataItems
 
 from foveate.core.views import TowerView
-from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate_vllm.encoding import Asked, groups, ready, rows_of
 from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
@@ -29,8 +28,6 @@ __all__ = ["FoveateLlavaForConditionalGeneration"]
 
 class LlavaInfo(DroppingInfo, LlavaProcessingInfo):
     """Counts of tokens that LLaVA's images have, and of those that stay."""
-
-    family: ClassVar[type[Family]] = Llava
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
         """Return all tokens of an image, because a request may ask for more than the server's rate."""
@@ -51,7 +48,6 @@ class LlavaProcessor(DroppingProcessor, LlavaMultiModalProcessor):
 class FoveateLlavaForConditionalGeneration(DroppingLlava, LlavaForConditionalGeneration):
     """vLLM's LLaVA, with each image's rows reduced before or behind the projector, all images of a step at once."""
 
-    family: ClassVar[type[Family]] = Llava
     hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | RENAMED
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,10 +20,9 @@ from vllm.multimodal.parse import MultiModalDataItems
 from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
-from foveate.engine.program import Program
-from foveate.families.base import Family
+from foveate.engine.hosts import Reducer
 from foveate.families.llava_next import LlavaNext
-from foveate_vllm.encoding import Asked, by_rate, groups, ready, reduced_apart
+from foveate_vllm.encoding import Asked, by_rate, groups, ready
 from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
 from foveate_vllm.towers import RENAMED, DroppingLlava, TowerReader
 
@@ -36,8 +35,6 @@ REMEMBERED = 64  # image sizes whose packing is cached
 
 class LlavaNextInfo(DroppingInfo, LlavaNextProcessingInfo):
     """Counts of tokens that LLaVA-NeXT's images have, and of those that stay."""
-
-    family: ClassVar[type[Family]] = LlavaNext
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
         """Return all tokens of the largest image, because a request may ask for more than the server's rate."""
@@ -60,7 +57,6 @@ class LlavaNextProcessor(DroppingProcessor, LlavaNextMultiModalProcessor):
 class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForConditionalGeneration):
     """vLLM's LLaVA-NeXT, with the packed tokens of an image reduced. The newline that ends a single view stays."""
 
-    family: ClassVar[type[Family]] = LlavaNext
     hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | RENAMED
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -130,7 +126,7 @@ class _Packed:
         self._sizes = sizes
         self._readers = readers
 
-    def entering(self, stages: Program, indices: Sequence[int]) -> list[Tensor]:
+    def entering(self, stages: Reducer, indices: Sequence[int]) -> list[Tensor]:
         """Return the rows of some images that enter the decoder."""
         images = [self._images[index] for index in indices]
         config = self._model.config
@@ -140,7 +136,8 @@ class _Packed:
         def stats(signal: TowerSignal) -> list[Tensor]:
             return [self._read(index, signal) for index in indices]
 
-        entered = reduced_apart(stages, images, pictures, stats, lambda at: {"made": lambda: self._made(indices[at])})
+        made = lambda at: {"made": lambda: self._made(indices[at])}  # noqa: E731
+        entered = stages.reduce(images, pictures, stats=stats, more=made)
         return [image.rows for image in entered]
 
     def _read(self, index: int, signal: TowerSignal) -> Tensor:

@@ -15,7 +15,7 @@ from vllm.multimodal.parse import ImageProcessorItems, MultiModalDataItems, Vide
 from vllm.multimodal.processing import PromptUpdate, PromptUpdateDetails
 
 from foveate.core.grid import Grid
-from foveate.families.base import Family
+from foveate.engine.hosts import Host
 from foveate_vllm import guards, host, metrics
 from foveate_vllm.setting import FILM_KEY, RATE_KEYS, Rate, Setting
 
@@ -32,7 +32,8 @@ RATE = {"image": "foveate_rate", "video": "foveate_video_rate"}
 class DroppingInfo:
     """Base class placed before a processing info of vLLM."""
 
-    family: ClassVar[type[Family]]
+    host: ClassVar[Host] = guards.TOWER
+    """What vLLM shows of the model."""
     media: ClassVar[Sequence[str]] = ("image",)
     """Media whose tokens can be dropped."""
     alone: ClassVar[bool] = False
@@ -41,7 +42,7 @@ class DroppingInfo:
     @cached_property
     def setting(self) -> Setting:
         """The setting that the server was started with."""
-        return Setting.of(self.get_hf_config(), self.family)  # type: ignore[attr-defined]
+        return Setting.of(self.get_hf_config(), self.host)  # type: ignore[attr-defined]
 
     def get_hf_processor(self, **kwargs: Any) -> Any:
         """Return the model's own processor, which does not know rates."""
@@ -100,7 +101,7 @@ class DroppingProcessor:
         if not sizes or not late:
             self._note(sum(sizes))
             return made
-        plan = guards.refuse_uncountable(late, setting.shape.depth, sizes)
+        plan = guards.refuse_uncountable(late, setting.stages(Rate()).shape.depth, sizes)
         most = getattr(self.info.get_hf_config(), guards.STEP, None)
         if most is not None:
             guards.refuse_long_prompt(len(made["prompt_token_ids"]), most)

@@ -21,8 +21,6 @@ from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 from foveate.core.patching import Patcher
 from foveate.engine.hosts import Entered
-from foveate.families.base import Family
-from foveate.families.qwen_vl import Glm4v, Glm4vMoe, Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL, Qwen35, Qwen35Moe
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
@@ -59,7 +57,7 @@ class DroppingQwen(BetweenLayers):
         with pruning_switched_on(vllm_config):
             super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.is_multimodal_pruning_enabled = False  # switches off vLLM's own pruning of videos
-        self.foveate = Setting.of(self.config, self.family)
+        self.foveate = Setting.of(self.config)
         self.drop_between(self.foveate)
         stages = self.foveate.stages(Rate())
         guards.refuse_unknown_count(stages.method, stages.count(64, ((8, 8),)))
@@ -256,17 +254,11 @@ COMPARED = (
 """Models whose answers tests compare with those of transformers."""
 FILMS = ("Qwen2_5_VLForConditionalGeneration",)
 """Models whose video tokens can be dropped: a video's tokens are one run, without timestamps between them."""
-MEMBERS: dict[str, type[Family]] = {
-    "Qwen2VLForConditionalGeneration": Qwen2VL,
-    "Qwen2_5_VLForConditionalGeneration": Qwen25VL,
-    "Qwen3VLForConditionalGeneration": Qwen3VL,
-    "Qwen3VLMoeForConditionalGeneration": Qwen3VLMoe,
-    "Qwen3_5ForConditionalGeneration": Qwen35,
-    "Qwen3_5MoeForConditionalGeneration": Qwen35Moe,
-    "Glm4vForConditionalGeneration": Glm4v,
-    "Glm4vMoeForConditionalGeneration": Glm4vMoe,
-}
-"""vLLM's models with M-RoPE and a merger behind the tower, and their families."""
+MEMBERS = (
+    *COMPARED, "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration", "Glm4vForConditionalGeneration",
+    "Glm4vMoeForConditionalGeneration",
+)  # fmt: skip
+"""vLLM's models with M-RoPE and a merger behind the tower."""
 
 
 def __getattr__(name: str) -> Any:
@@ -274,17 +266,17 @@ def __getattr__(name: str) -> Any:
     stock_name = name.removeprefix("Foveate")
     if stock_name == name or stock_name not in MEMBERS:
         raise AttributeError(name)
-    stock, family = ModelRegistry.models[stock_name].load_model_cls(), MEMBERS[stock_name]
+    stock = ModelRegistry.models[stock_name].load_model_cls()
     own, media = stock._processor_factory, ("image", "video") if stock_name in FILMS else ("image",)
     register = MULTIMODAL_REGISTRY.register_processor(
         type(f"{name}Processor", (QwenProcessor, own.processor), {}),
         info=type(
             f"{name}Info",
             (DroppingInfo, own.info),
-            {"family": family, "media": media, "alone": "Glm4v" in name},
+            {"media": media, "alone": "Glm4v" in name},
         ),
         dummy_inputs=type(f"{name}Dummies", (QwenDummies, own.dummy_inputs), {}),
     )
-    features = {"__module__": __name__, "family": family, "media": media, "supports_multimodal_pruning": True}
+    features = {"__module__": __name__, "media": media, "supports_multimodal_pruning": True}
     globals()[name] = register(type(name, (DroppingQwen, stock), features))
     return globals()[name]

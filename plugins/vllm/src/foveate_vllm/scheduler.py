@@ -28,7 +28,7 @@ def configure(config: Any) -> None:
     stages = setting.stages(Rate())
     if not stages.late:
         return
-    guards.refuse_stages(stages.late, setting.shape)
+    guards.refuse_stages(stages.late, stages.shape)
     guards.refuse_engine(config, setting.untested)
     if not config.model_config.enforce_eager and config.compilation_config.cudagraph_mode is None:
         config.compilation_config.cudagraph_mode = host.CUDAGraphMode.PIECEWISE  # vLLM's default captures whole steps

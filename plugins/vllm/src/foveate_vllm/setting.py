@@ -13,15 +13,11 @@ from torch import Tensor
 from foveate import naming, registry
 from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
-from foveate.contract.stages import Shape
 from foveate.core.grid import Grid
-from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
 from foveate.engine.encode import TowerReducer
-from foveate.engine.program import Program
+from foveate.engine.hosts import Host, Reducer
 from foveate.errors import SettingError
-from foveate.families.base import Family
-from foveate.families.support import refusal
 from foveate_vllm import guards
 
 __all__ = ["FILM_KEY", "RATE_KEYS", "Rate", "Setting"]
@@ -99,12 +95,14 @@ class Setting:
             "retention". Without these, a method name alone keeps a third, and anything else follows its settings.
             "untested": true allows attention backends that were not tested between layers.
         config: The model's config.
-        family: The model's family.
+        host: What vLLM shows of the model.
 
     Attributes:
         rate: The server's rate.
         spelled: The method, as the server was given it.
         untested: Whether untested attention backends are allowed.
+        family: The model's family.
+        reads: Signals that stages read from the tower at any rate.
 
     Raises:
         SettingError: If a key is unknown, or a value does not fit.
@@ -112,7 +110,7 @@ class Setting:
         UnsupportedError: If the method cannot run in vLLM, with the reason.
     """
 
-    def __init__(self, values: Mapping[str, Any], config: Any, family: type[Family]) -> None:
+    def __init__(self, values: Mapping[str, Any], config: Any, host: Host = guards.TOWER) -> None:
         unknown = sorted(set(values) - set(KEYS))
         if unknown or "method" not in values:
             raise SettingError(
@@ -129,20 +127,23 @@ class Setting:
         if not self.rate.said and started != self._method:
             self.rate = Rate(retention=naming.RETENTION)
         self._config = config
-        self._family = family
-        self._cls = bool(family.cls_in_tower(config))
+        self._host = host
         self._memo = Memo(REMEMBERED)
-        self._check(self.stages(Rate()))
+        self.family = self.stages(Rate()).family
+        # A request may drop even if the server keeps all.
+        rates = (Rate(), Rate(retention=0.5)) if self.takes_rates else (Rate(),)
+        reads = (TowerReducer(self.stages(rate)).reads for rate in rates)
+        self.reads = tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
 
     @classmethod
-    def of(cls, config: Any, family: type[Family]) -> "Setting":
+    def of(cls, config: Any, host: Host = guards.TOWER) -> "Setting":
         """Build the setting from a model's config, into which vLLM has written `hf_overrides`."""
         values = getattr(config, "foveate", None)
         if not isinstance(values, Mapping):
             raise SettingError(
                 'This architecture needs hf_overrides={"foveate": {"method": "visionzip", …}}; see docs/guides/vllm.md.'
             )
-        return cls(values, config, family)
+        return cls(values, config, host)
 
     def method(self, rate: Rate) -> Method:
         """Return the method at a request's rate, or at the server's if the request has none.
@@ -156,7 +157,7 @@ class Setting:
             return self._method
         return self._method.with_budget(tokens=rate.tokens, retention=rate.retention)
 
-    def stages(self, rate: Rate) -> Program:
+    def stages(self, rate: Rate) -> Reducer:
         """Return the stages at a request's rate, or at the server's if the request has none.
 
         Raises:
@@ -188,26 +189,7 @@ class Setting:
             return False
         return True
 
-    @property
-    def reads(self) -> tuple[TowerSignal, ...]:
-        """Signals that stages read from the tower at any rate. A request may drop even if the server keeps all."""
-        rates = (Rate(), Rate(retention=0.5)) if self.takes_rates else (Rate(),)
-        reads = (TowerReducer(self.stages(rate)).reads for rate in rates)
-        return tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
-
-    @cached_property
-    def shape(self) -> Shape:
-        """What methods may know of the model."""
-        return Shape(decoder_depth(self._config), cls=self._cls, renumbers=self._family.renumbers)
-
-    def _stages(self, rate: Rate) -> Program:
-        if rate.retention == 1:  # keep everything, even with a method that takes no budget
-            return Program(self._method, ())
-        method = self.method(rate)
-        return Program(method, method.placed(self.shape))
-
-    def _check(self, stages: Program) -> None:
-        reason = refusal(stages.stages, partial(self._family.lacking, tower_cls=self._cls))
-        if reason is not None:
-            raise SettingError(f"{stages.method.name} {reason}")
-        guards.refuse_early(stages)
+    def _stages(self, rate: Rate) -> Reducer:
+        whole = rate.retention == 1  # keep everything, even with a method that takes no budget
+        method = self._method if whole else self.method(rate)
+        return Reducer(method, decoder_depth(self._config), self._config, self._host, whole)

@@ -130,11 +130,11 @@ class DroppingLlava(BetweenLayers):
         Raises:
             FoveateError: If the setting cannot work on this model.
         """
-        self.foveate = Setting.of(self.config, self.family)
+        self.foveate = Setting.of(self.config)
         self.drop_between(self.foveate)
         guards.refuse_tower(self.config.vision_config.model_type)
         guards.refuse_tower_lora(vllm_config.lora_config)
-        self._cls = bool(self.family.cls_in_tower(self.config))
+        self._cls = bool(self.foveate.family.cls_in_tower(self.config))
         blocks = blocks_read(self.config, self.foveate.reads)
         self._load_further(max(blocks.values(), default=0), vllm_config, prefix)
         self._taps = TowerTaps(encoder_layers_of(self.vision_tower), blocks, self._cls)

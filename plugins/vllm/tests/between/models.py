@@ -126,7 +126,7 @@ def use(engine, method: str) -> None:
     config.foveate = {"method": method}
 
     def read_again(model) -> None:
-        model.foveate = Setting.of(config, model.family)
+        model.foveate = Setting.of(config, model.host)
         model.drop_between(model.foveate)
 
     engine.apply_model(read_again)

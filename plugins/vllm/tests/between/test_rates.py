@@ -4,7 +4,6 @@ import pytest
 import transformers
 
 from foveate.errors import SettingError
-from foveate.families.llava import Llava
 from foveate_vllm.setting import Rate, Setting
 
 GRIDS = ((24, 24),)
@@ -13,7 +12,7 @@ GRIDS = ((24, 24),)
 def setting_of(**values):
     vision = transformers.CLIPVisionConfig(num_hidden_layers=4, image_size=336, patch_size=14)
     config = transformers.LlavaConfig(vision_config=vision, text_config=transformers.LlamaConfig(num_hidden_layers=32))
-    return Setting(values, config, Llava)
+    return Setting(values, config)
 
 
 @pytest.mark.parametrize("method", ["v2drop", "visionzip:tokens=128+v2drop:retention=0.1"])
