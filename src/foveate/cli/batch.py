@@ -232,7 +232,7 @@ class _Stopping(OnScreen):
                 if signal.getsignal(number) is not signal.SIG_IGN:  # a signal ignored under nohup stays ignored
                     self._before[number] = signal.signal(number, self._hear)
         try:
-            with counting(doing, total, unit="rows") as advance:
+            with counting(doing, total) as advance:
                 yield advance
         finally:
             self._restore()

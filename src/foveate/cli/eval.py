@@ -1,6 +1,6 @@
 """`foveate eval`: measure the quality that dropping costs, against the full model on the same questions."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,7 @@ from rich.text import Text
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import MaybeFile, MethodsOptions, Retentions, Shares, TableOptions, check_each_once
 from foveate.cli.outputs import check_targets, write_outputs
-from foveate.cli.screen import OnScreen, busy, note
+from foveate.cli.screen import OnScreen, busy
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.plain.flags import Count, Flag, GraphOptions, whole
 from foveate.runs.samples import samples_in
@@ -146,7 +146,6 @@ class Eval(MethodsOptions):
         from foveate.cli.setup import load_vlm
         from foveate.eval.evaluation import evaluate, evaluate_samples
         from foveate.eval.plan import USUAL, Plan
-        from foveate.eval.records import reservation
 
         plan = Plan(
             methods=self.method or USUAL,
@@ -160,9 +159,8 @@ class Eval(MethodsOptions):
             max_new_tokens=self.models.max_new_tokens,
         )
         names = () if self.tasks is None else tuple(name.strip() for name in self.tasks.split(","))
-        with reservation(asdict(self.models), self.cache, note):
-            if self.samples is not None:
-                samples = samples_in(self.samples, question=self.prompt)
-                return evaluate_samples(partial(load_vlm, self.models), samples, plan, listener=OnScreen())
-            seeds = self.seed or (0,)
-            return evaluate(load_vlm(self.models), names, plan, count=self.questions, seeds=seeds, listener=OnScreen())
+        if self.samples is not None:
+            samples = samples_in(self.samples, question=self.prompt)
+            return evaluate_samples(partial(load_vlm, self.models), samples, plan, listener=OnScreen())
+        seeds = self.seed or (0,)
+        return evaluate(load_vlm(self.models), names, plan, count=self.questions, seeds=seeds, listener=OnScreen())

@@ -13,7 +13,7 @@ from rich.text import Text
 from foveate.cli.screen import busy, show, show_json
 from foveate.plain import inventory
 from foveate.plain.flags import EMBEDDED, Flag
-from foveate.plain.spelling import Written, read_json, settings_in, unknown
+from foveate.plain.spelling import Written, unknown
 
 STAGES = {
     "pixels": "Before the tower",
@@ -202,21 +202,17 @@ class Presets:
     Examples:
       foveate presets
       foveate presets llava-1.5-7b
-      foveate presets mine.json
       foveate presets --json
     """
 
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT]", help_behavior_hint="")] = ""
-    """list only presets whose names contain this, or show a preset file of foveate tune or Method.to_dict"""
+    """list only presets whose names contain this"""
     json: Flag = False
     """print only JSON to stdout"""
 
     def run(self) -> None:
         """Print the list."""
-        if Written(self.text).is_file:
-            presets = [_in_file(self.text)]
-        else:
-            presets = [_preset(name, line) for name, line in inventory.presets().items()]
+        presets = [_preset(name, line) for name, line in inventory.presets().items()]
         rows = [row for row in presets if self.text in row["name"]]
         if not rows:
             raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
@@ -224,9 +220,8 @@ class Presets:
             with busy(LOOKING):
                 from foveate.registry import preset
 
-                for row in rows:
-                    if row["depth"] is not None:  # not from a file: include the default settings
-                        row["setting"] = preset(row["name"]).to_dict()
+                for row in rows:  # with the default settings
+                    row["setting"] = preset(row["name"]).to_dict()
             return show_json({"presets": rows})
         table = _table("Preset", "Mean tokens", "Source")
         for row in rows:
@@ -252,27 +247,10 @@ def _preset(name: str, line: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_file(path: str) -> dict[str, Any]:
-    """Return the row of a preset file."""
-    setting, values = settings_in(path), read_json(path)
-    tokens, model = values.get("tokens"), values.get("model")
-    return {
-        "name": path,
-        "setting": dict(setting),
-        "depth": None,
-        "vision_tokens": None,
-        "mean_tokens": tokens if isinstance(model, str) and isinstance(tokens, int | float) else None,
-        "retention": None,
-        "source": f"foveate tune, on {model}" if isinstance(model, str) else "a method's own JSON",
-    }
-
-
 def _spending(row: Mapping[str, Any]) -> str:
     """Return a preset's mean tokens in words: "194 of 576, 33.6%", a share alone, or "depends on the image"."""
     if row["retention"] is None:
-        if row["mean_tokens"] is None:
-            return "depends on the image"
-        return f"{row['mean_tokens']:.3g}"
+        return "depends on the image"
     share = f"{row['retention']:.1%}"
     if row["mean_tokens"] is None:
         return share

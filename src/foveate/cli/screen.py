@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -104,7 +104,7 @@ def busy(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator[Callable[..., object]]:
+def counting(doing: str, total: int | None) -> Iterator[Callable[..., object]]:
     """Show progress on stderr: a bar on a terminal, else a line now and then.
 
     Yields a function that is called with the number of units just finished (1 by default).
@@ -112,18 +112,15 @@ def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator
     Args:
         doing: The task, in a few words.
         total: Number of units; None if unknown.
-        unit: Name of the units. If given, the rate is shown too.
     """
     console = Screen(stderr=True)
     if not console.is_terminal:
-        lines = Lines(doing, total, unit=unit)
+        lines = Lines(doing, total)
         yield lines.add
         lines.end()
         return
-    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    if unit is not None:
-        columns.append(_Rate(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
         yield partial(progress.advance, progress.add_task(doing, total=total))
 
 
@@ -144,7 +141,6 @@ class Lines:
         doing: The task, in a few words.
         total: Number of units; None if unknown.
         clock: Returns the time in seconds.
-        unit: Name of the units. If given, the rate is shown too.
     """
 
     EVERY = 30.0
@@ -154,10 +150,7 @@ class Lines:
     APART = 5.0
     """Minimum seconds between two lines."""
 
-    def __init__(
-        self, doing: str, total: int | None, clock: Callable[[], float] = time.monotonic, unit: str | None = None
-    ) -> None:
-        self._unit = unit
+    def __init__(self, doing: str, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.doing, self.total, self.done = doing, total, 0
         self._clock = clock
         self._begun = self._last = clock()
@@ -185,28 +178,7 @@ class Lines:
         if self.total:
             left = took / self.done * (self.total - self.done)
             text = f"{self.doing}: {self.done} of {self.total} ({self.done / self.total:.0%}), {_duration(left)} left"
-        if self._unit is not None and took:
-            text += f", {_rate(self.done / took, self._unit)}"
         note(text)
-
-
-class _Rate(ProgressColumn):
-    """Column with the rate, in units per second."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        """Return the rate of a task as text."""
-        return Text("" if task.speed is None else _rate(task.speed, self._unit))
-
-
-def _rate(speed: float, unit: str) -> str:
-    """Format a rate: `4.2 rows/s`."""
-    if speed < 100:
-        return f"{speed:.3g} {unit}/s"
-    return f"{speed:,.0f} {unit}/s"
 
 
 def _duration(seconds: float) -> str:

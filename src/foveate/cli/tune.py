@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,7 +113,6 @@ class Tune:
         with busy("Starting torch"):
             from foveate.ask.running import fitting
             from foveate.cli.setup import load_vlm, read_each
-            from foveate.eval.records import reservation
 
         with busy("Reading the images"):
             pictures = read_each([source for source, _, _ in samples], kind="image")
@@ -124,15 +123,14 @@ class Tune:
             "cache": self.cache,
             "listener": OnScreen(),
         }
-        with reservation(asdict(self.models), self.cache, note):
-            vlm = load_vlm(self.models)
-            prompts = [vlm.prepare(picture, samples[place][1]) for place, picture in pictures.items()]
-            with fitting(vlm, prompts[0].inputs):
-                if self.agreement is None:
-                    self._hand_out(self._tune_cells(vlm, prompts, how))
-                else:
-                    tasks = [samples[place][2] or "samples" for place in pictures]
-                    self._agree(vlm, prompts, {**how, "tasks": tasks})
+        vlm = load_vlm(self.models)
+        prompts = [vlm.prepare(picture, samples[place][1]) for place, picture in pictures.items()]
+        with fitting(vlm, prompts[0].inputs):
+            if self.agreement is None:
+                self._hand_out(self._tune_cells(vlm, prompts, how))
+            else:
+                tasks = [samples[place][2] or "samples" for place in pictures]
+                self._agree(vlm, prompts, {**how, "tasks": tasks})
         if len(pictures) < len(samples):
             return BAD_ROWS
         return DONE

@@ -243,7 +243,11 @@ def cost(
     if tokens is None:
         plan = follow.layer_plan(stages, depth, ranked, grids, prompt.videos)
         if plan is None:
-            raise _undecided_error(type(method).__name__, prompt)
+            raise SettingError(
+                f"How many tokens {type(method).__name__} keeps depends on more than their number: pass grids=…, and "
+                "videos=… for a video. If it also depends on the picture or the question, run it and pass "
+                "**trace.latest.ran()."
+            )
         tokens = [count + always for count in plan]
     cached = follow.cached_plan(stages, tokens)
     # A layer with a window or a state reads everything that it holds.
@@ -291,22 +295,6 @@ def cost(
         kv_bytes=kv_numbers * (dtype or _dtype(config)).itemsize,
         tower_rows=of_tower.rows,
     )
-
-
-def _undecided_error(name: str, prompt: PromptLengths) -> SettingError:
-    """Return the error for a method whose counts are not known, with what is missing."""
-    grids, run = prompt.grids, "run it and pass **trace.latest.ran()."
-    if_decided = f"if it also depends on the picture or the question, {run}"
-    if grids is None:
-        return SettingError(
-            f"How many tokens {name} keeps depends on more than their number: pass grids=…, and videos=… for a "
-            f"video; {if_decided}"
-        )
-    if prompt.videos is None and any(len(views) > 1 for views in grids):
-        return SettingError(
-            f"How many tokens {name} keeps depends on whether these grids are frames: pass videos=…; {if_decided}"
-        )
-    return SettingError(f"How many tokens {name} keeps depends on the picture or the question: {run}")
 
 
 def _dtype(config: Any) -> torch.dtype:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.provenance import code_of
 from foveate.naming import members_of
-from foveate.runs.store import Lock, Store, acquire, open_store
+from foveate.runs.store import Store, open_store
 
 FULL = "full"
 """The key of the full model's answers."""
@@ -110,26 +110,6 @@ def open_answers(
             lines = "line is" if store.damaged == 1 else "lines are"
             note(f"{store.damaged} {lines} damaged in {store.path} and left out; missing answers are asked again")
         yield answers
-
-
-@contextmanager
-def reservation(
-    setup: Mapping[str, object], folder: str | Path | None, note: Callable[[str], object]
-) -> Iterator[None]:
-    """Lock the answers of a setup before the model is loaded, while the context lasts.
-
-    Raises:
-        InputError: If another run has locked them.
-    """
-    path = Path(folder or home()).expanduser()
-    lock = Lock(path / f".{fingerprint(setup)}.lock")
-    with suppress(OSError):  # a folder without write access can still be read
-        path.mkdir(parents=True, exist_ok=True)
-        acquire(lock, path, note)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def record_of(answer: Answer, method: str, question: str, full: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -29,10 +29,6 @@ METHOD = "vidcom2"
 """The default method."""
 BUDGETS = (2 / 9, 1 / 9, 1 / 3)
 """Shares that are tried for a method without a budget. With too few samples for three, only the first."""
-LONG = 6
-"""Minimum tokens of a long answer, including its end."""
-ENOUGH = 20
-"""Minimum number of long answers for a note about them."""
 
 
 class Agreeing(TypedDict, total=False):
@@ -155,6 +151,8 @@ def agree(
         of_task = [place for place, row in enumerate(full) if row["task"] == task]
         again, differ = _mean(_at(of_task, rows), "again"), fmean(_at(of_task, differs))
         tasks.append(TaskLook(task=task, questions=len(of_task), again=again, differ=differ))
+    steps = [_mean(_at(places, log), "new_tokens") for log in (rows, full)]
+    decoding = "Decoding takes {:.1f} steps per answer, both looks together; the full model takes {:.1f}."
     promise = Promise(
         agreement=agreement,
         samples=len(places),
@@ -169,7 +167,7 @@ def agree(
         model=vlm.name,
         conditions=conditions_of(vlm, Generation(max_new_tokens=plan.max_new_tokens)),
         single_turn=all(prompt.single_turn for prompt in prompts),
-        notes=(*notes, *notes_on(about), *_on_length(_at(places, rows), _at(places, full))),
+        notes=(*notes, *notes_on(about), decoding.format(*steps)),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return SecondLook(method=settings[best], sure=sure, promise=promise)
@@ -204,27 +202,6 @@ def _plan(
         f"different picture; got {len(pictures)}: {least - len(pictures)} are missing. Give more samples, try fewer "
         "settings, or ask for less agreement."
     )
-
-
-def _on_length(rows: Sequence[Row], full: Sequence[Row]) -> list[str]:
-    """Return notes on decode steps and on long answers, measured on the user's samples."""
-    steps = _mean(rows, "new_tokens")
-    notes = [
-        f"Decoding takes {steps:.1f} steps per answer, both looks together; the full model takes "
-        f"{_mean(full, 'new_tokens'):.1f}."
-    ]
-    again: dict[bool, list[float]] = {True: [], False: []}
-    for row, other in zip(rows, full, strict=True):
-        again[other["new_tokens"] >= LONG].append(row["again"])
-    if len(again[True]) >= ENOUGH:
-        words = (
-            f"Of {len(again[True])} answers of {LONG} tokens or more {share_words(fmean(again[True]))} are asked again"
-        )
-        others = ""
-        if again[False]:
-            others = f", of the {len(again[False])} shorter ones {share_words(fmean(again[False]))}"
-        notes.append(f"{words}{others}: long answers gain little.")
-    return notes
 
 
 def _at(places: Iterable[int], values: Sequence[T]) -> list[T]:

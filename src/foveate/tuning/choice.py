@@ -14,7 +14,7 @@ from foveate.eval.pairing import FULL_MODEL, Row, figures_of, read_estimate
 from foveate.eval.plan import Contender
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
-from foveate.tuning.tuned import HeldOut, points
+from foveate.tuning.tuned import HeldOut
 
 FEWEST = 5
 """Minimum pictures to choose with. A difference on two or three means nothing."""
@@ -130,24 +130,3 @@ def _row_of(row: Row, method: Method) -> HeldOut:
         root=read_estimate(row, "kl"),
         ahead=ahead[0] if ahead else None,
     )
-
-
-def compare_untuned(asked: str, rows: Sequence[HeldOut], pictures: int, *, stays: bool) -> list[str]:
-    """Return a note if the published schedule is as good as the tuned setting on the held-out pictures.
-
-    Args:
-        asked: The method and its budget: "v2drop untuned at 64 tokens".
-        rows: The comparison.
-        pictures: Number of held-out pictures.
-        stays: Whether the published schedule was chosen. It is then compared with the best of the grid.
-    """
-    rival, what = "tuned", "the tuned setting"
-    if stays:
-        rival, what = "grid", "the best of the grid"
-    (ahead,) = (row.ahead for row in rows if row.name == rival)
-    if ahead is None or ahead.low > 0:
-        return []
-    verdict = f"as good here, as far as {pictures} pictures tell"
-    if ahead.high < 0:
-        verdict = "better"
-    return [f"{asked} is {verdict}: {what} is {points(ahead, '+')} points of agreement ahead of it."]

@@ -28,7 +28,7 @@ from foveate.runs.versions import versions
 from foveate.tuning import agreeing
 from foveate.tuning.agreeing import Agreeing, plan_of
 from foveate.tuning.candidates import grid
-from foveate.tuning.choice import FEWEST, best_of, compare_untuned, comparison, mean_spent
+from foveate.tuning.choice import FEWEST, best_of, comparison, mean_spent
 from foveate.tuning.parts import PromptsByPicture, by_picture, digest_of, notes_on, prompt_of, question_of, split
 from foveate.tuning.tuned import Tuned
 
@@ -179,9 +179,6 @@ def _tune(
             )
         if 1 - cost / limit > UNSPENT:
             notes.append(f"The setting leaves {1 - cost / limit:.1%} of the budget.")
-        if published is not None:
-            name = f"{asked} untuned at {_words(kind, limit)}"
-            notes += compare_untuned(name, rows, len(to_report), stays=tuned == published)
         return Tuned(
             method=tuned,
             chosen="published" if tuned == published else "grid",
