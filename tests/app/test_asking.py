@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveate.app.kept import way_of
 from foveate.app.replies import FULL, MOST
-from foveate.app.subjects import examples
+from foveate.app.subjects import HALF, examples, read_upload
 from tests.app.serving import HAS_GRADIO
 from tests.films import film
 
@@ -135,3 +135,24 @@ def test_the_slider_begins_where_all_methods_can_be(asking, subject):
     assert set(refused) == {asking.refusal}
     assert refused[asking.refusal].visible
     assert alerts(f"At most {MOST} methods") in refused[asking.refusal].value
+
+
+def test_choices_are_shown_with_their_probabilities_and_stand_in_the_program(asking):
+    *_, last = asking.reply(examples()[0], QUESTION, ["random"], 33, choices="yes, no ,")
+    shown = last[asking.answers]
+    percents = [int(share) for share in re.findall(r"among the choices.*?\((\d+)%\)", shown)]
+    assert [round(sum(pair) / 100) for pair in (percents[:2], percents[2:])] == [1, 1]
+    assert "choices=['yes', 'no']" in last[asking.code]
+    assert not last[asking.command].visible
+
+
+def test_half_the_frames_have_half_the_tokens_of_the_video(asking, clip):
+    *_, last = asking.reply(read_upload(clip, 4), QUESTION, [HALF], 33)
+    whole, half = re.findall(r"([\d.]+) of ([\d.]+) \((\d+)%\)", last[asking.answers])
+    assert whole[0] == whole[1] == half[1]
+    assert half[2] == "50"
+
+
+def test_a_picture_has_no_half_of_its_frames(asking):
+    *_, last = asking.reply(examples()[0], QUESTION, [HALF], 33)
+    assert alerts("Only a video") in last[asking.answers]

@@ -15,10 +15,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
 from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, error_words, least_percent, program
-from foveate.app.subjects import CONTROL, FRAMES, MOST_FRAMES, Subject, examples, read_upload
+from foveate.app.subjects import CONTROL, FRAMES, HALF, MOST_FRAMES, Subject, examples, read_upload
 from foveate.ask.media import FEW
 from foveate.ask.prompt import reads_videos
-from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.vlm import VLM
 from foveate.errors import FoveateError, InputError, SettingError
@@ -118,7 +117,7 @@ class AskPanel:
 
     def __init__(self, vlm: VLM, max_new_tokens: int, looks: Mapping[str, SecondLook] | None = None) -> None:
         self.vlm = vlm
-        self.looks = looks or {}
+        self.looks: dict[str, SecondLook | None] = {**(looks or {}), HALF: None}
         self.max_new_tokens = max_new_tokens
         first = examples()[0]
         self.subject = gr.State(first, time_to_live=HOUR)
@@ -158,8 +157,14 @@ class AskPanel:
             label="Suggested questions",
             elem_classes="fv-proposed",
         )
-        self._lay_out_budget(("v2drop", "visionzip", "random", *self.looks))
-        with gr.Accordion("Ask the full model again when unsure", open=False):
+        self._lay_out_budget(("v2drop", "visionzip", "random", *[name for name in self.looks if name != HALF]))
+        with gr.Accordion("Answer by choices, or ask again when unsure", open=False):
+            self.choices = gr.Textbox(
+                label="Choices",
+                placeholder="yes, no",
+                info="The model then picks one of these, separated by commas, and each gets its probability.",
+                elem_id="choices",
+            )
             self.sure = gr.Slider(
                 *(0, 0.99, 0),
                 step=0.01,
@@ -176,7 +181,9 @@ class AskPanel:
             if takes_budget(kind):
                 words = summary(sys.modules[kind.__module__].__doc__).partition(": ")[2]
                 choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
-        choices += [(f"{name}\nAsks the full model again when unsure; has its own budget", name) for name in self.looks]
+        for name, look in self.looks.items():
+            words = "Asks the full model again when unsure; has its own budget"
+            choices.append((f"{name}\n{words if look else 'The full model, on every other frame of a video'}", name))
         self.names = gr.Dropdown(
             choices,
             value=list(chosen),
@@ -241,7 +248,7 @@ class AskPanel:
         shown = [*cleared, *limited]
         names.change(self.limit, [self.subject, names, percent], limited, **QUICK)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
-        asking = [self.subject, self.question, names, percent, self.sure]
+        asking = [self.subject, self.question, names, percent, self.sure, self.choices]
         replied = [*cleared, self.code, self.command]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
@@ -313,10 +320,17 @@ class AskPanel:
         return changes | {self.question: next(iter(subject.questions))}
 
     def reply(
-        self, subject: Subject | None, question: str, names: list[str], percent: float, sure: float = 0.0
+        self,
+        subject: Subject | None,
+        question: str,
+        names: list[str],
+        percent: float,
+        sure: float = 0.0,
+        choices: str = "",
     ) -> Iterator[Changes]:
         """Answer with the full model, then with each method, word by word."""
         question = question.strip()
+        texts = [text.strip() for text in choices.split(",") if text.strip()]
         try:
             if subject is None:
                 raise InputError("There is no picture or video to ask about. Upload one, or pick an example.")
@@ -327,7 +341,7 @@ class AskPanel:
         replies = [Said(name) for name in names]
         yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
         for place, name in enumerate(names):
-            for reply in ask(self.vlm, subject, question, name, self._asking(name, percent, sure)):
+            for reply in ask(self.vlm, subject, question, name, self._asking(name, percent, sure, texts)):
                 replies[place] = reply
                 yield {self.answers: cards(replies)}
         way = way_of(subject, replies)
@@ -335,10 +349,11 @@ class AskPanel:
         middle = stops // 2  # at the end, many methods have hardly any token left
         file = self._draw(question, replies)
         written = [name for name in names[1:] if name not in self.looks]
-        asking = {"retention": percent / 100, "max_new_tokens": self.max_new_tokens}
+        asking: dict[str, Any] = {"retention": percent / 100, "max_new_tokens": self.max_new_tokens}
         line = command(subject, question, written, self.vlm.name, asking)
-        if sure:  # the command has no such flag
-            line, asking = "", {"retention": percent / 100, "sure": sure, "max_new_tokens": self.max_new_tokens}
+        more = {name: value for name, value in (("sure", sure), ("choices", texts)) if value}
+        if more:  # the command has no such flags
+            line, asking = "", asking | more
         notes = [note for reply in replies if reply.answer is not None for note in reply.answer.notes]
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
@@ -351,9 +366,11 @@ class AskPanel:
             self.notice: notice((*self._notes(subject), *notes)),
         }
 
-    def _asking(self, name: str, percent: float, sure: float) -> Asking:
+    def _asking(self, name: str, percent: float, sure: float, choices: Sequence[str]) -> dict[str, Any]:
         """Keywords of `VLM.ask` for this name. A second look has its own budget."""
-        asking: Asking = {"max_new_tokens": self.max_new_tokens}
+        asking: dict[str, Any] = {"max_new_tokens": self.max_new_tokens}
+        if choices:
+            asking["choices"] = choices
         if name in self.looks:
             asking["method"] = self.looks[name]
         elif name != FULL:

@@ -6,12 +6,12 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 from weakref import WeakSet
 
 from foveate import embedded
-from foveate.app.subjects import MODULES, Subject
+from foveate.app.subjects import HALF, MODULES, Subject
 from foveate.ask.answer import AS_NOTES, Answer
-from foveate.ask.running import Asking
 from foveate.ask.second_look import SecondLook
 from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
@@ -101,7 +101,7 @@ def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
     return math.ceil(100 * max(floors) - 1e-9)
 
 
-def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) -> Iterator[Said]:
+def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Mapping[str, Any]) -> Iterator[Said]:
     """Ask, and yield the reply whenever there is more text; the last one has the finished answer.
 
     Args:
@@ -109,17 +109,18 @@ def ask(vlm: VLM, subject: Subject, question: str, name: str, asking: Asking) ->
         subject: The picture or video.
         question: The question.
         name: The name of the reply: a method, a second look, or "full model".
-        asking: Keywords of `VLM.ask`. With a second look the answer arrives in one piece.
+        asking: Keywords of `VLM.ask`. With a second look or choices the answer arrives in one piece.
     """
     text, first = "", 0.0
     begun = time.perf_counter()
     try:
+        medium = subject.halved() if name == HALF else subject.medium
         with AS_NOTES:
             stream = None
-            if "sure" in asking or isinstance(asking.get("method"), SecondLook):
-                answer = vlm.ask(subject.medium, question, **asking)
+            if asking.keys() & {"sure", "choices"} or isinstance(asking.get("method"), SecondLook):
+                answer = vlm.ask(medium, question, **asking)
             else:
-                stream = vlm.ask(subject.medium, question, stream=True, **asking)
+                stream = vlm.ask(medium, question, stream=True, **asking)
         if stream is not None:
             UNDER_WAY.add(stream)
             with stream:
@@ -182,22 +183,29 @@ def _card(reply: Said, full: Said, right: str | None) -> str:
 
 def _measures(reply: Said, answer: Answer, full: Said) -> Iterator[tuple[str, str, float | None]]:
     """The lines of a card: label, value, and the share of the full model's if there is one."""
-    spent = f"{answer.spent:.0f} of {answer.vision_tokens}"
-    yield "Vision tokens, mean of all layers", spent, answer.retention
+    best = max(answer.choices.values(), default=0.0)
+    total = sum(math.exp(value - best) for value in answer.choices.values())
+    for choice, value in answer.choices.items():
+        yield f"“{escape(choice)}” among the choices", f"log-probability {value:z.2f}", math.exp(value - best) / total
+    beside = answer
+    if full.answer and full.answer.vision_tokens != answer.vision_tokens:  # half the frames have half the tokens
+        beside = full.answer
+    share, held = answer.spent / max(1, beside.vision_tokens), beside.kv_bytes_whole
+    yield "Vision tokens, mean of all layers", f"{answer.spent:.0f} of {beside.vision_tokens}", share
     whole = full.answer and full.answer.flops
     if answer.flops and whole:
         yield "FLOPs to the first token", f"{answer.flops / 1e9:,.1f} G", answer.flops / whole
     elif whole:
         yield "FLOPs to the first token", "not counted", None
-    if answer.kv_bytes_whole:
-        yield "KV cache", f"{answer.kv_bytes / 2**20:,.1f} MiB", answer.kv_bytes / answer.kv_bytes_whole
-    share = reply.seconds / full.seconds if full.seconds else None
-    yield "Time", f"{reply.first:.2f} s to the first word, {reply.seconds:.2f} s in total", share
+    if held:
+        yield "KV cache", f"{answer.kv_bytes / 2**20:,.1f} MiB", answer.kv_bytes / held
+    share_of_time = reply.seconds / full.seconds if full.seconds else None
+    yield "Time", f"{reply.first:.2f} s to the first word, {reply.seconds:.2f} s in total", share_of_time
     if answer.missed is not None:
         yield "Budget not met", escape(answer.missed), None
 
 
-def program(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, float]) -> str:
+def program(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, Any]) -> str:
     """A Python program that asks the question again and prints every answer, the untouched model's first.
 
     Args:
@@ -205,9 +213,11 @@ def program(subject: Subject, question: str, names: Sequence[str], model: str, a
         question: The question.
         names: The methods.
         model: The model, as `foveate.load` takes it.
-        asking: `retention` and `max_new_tokens`; `sure` if the full model may be asked again.
+        asking: `retention` and `max_new_tokens`; `sure` if the full model may be asked again; `choices` if there are.
     """
-    keywords = ", ".join(f"{name}={value:g}" for name, value in asking.items())
+    said = {name: value if name == "choices" else format(value, "g") for name, value in asking.items()}
+    keywords = ", ".join(f"{name}={value}" for name, value in said.items())
+    of_full = ", ".join(f"{name}={said[name]}" for name in ("max_new_tokens", "choices") if name in said)
     lines = ["import foveate as fv"]
     function, called, _ = subject.source.partition("(")
     if called:
@@ -217,7 +227,7 @@ def program(subject: Subject, question: str, names: Sequence[str], model: str, a
         "vlm = fv.load()" if model == embedded.NAME else f"vlm = fv.load({model!r})",
         f"{subject.noun} = {subject.source}",
         f"question = {question!r}",
-        f"full = vlm.ask({subject.noun}, question, max_new_tokens={asking['max_new_tokens']})",
+        f"full = vlm.ask({subject.noun}, question, {of_full})",
         'print("full model:", full.text)',
         f"for method in {list(names)!r}:",
         "    answer = vlm.ask(",
@@ -229,7 +239,7 @@ def program(subject: Subject, question: str, names: Sequence[str], model: str, a
     return "\n".join(lines) + "\n"
 
 
-def command(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, float]) -> str:
+def command(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, Any]) -> str:
     """A shell command that asks the question again; arguments as for `program`.
 
     Empty for an example or a picture that was scaled down, because no uploaded file has exactly these pixels.

@@ -14,7 +14,7 @@ from foveate.embedded import FILM_TASKS
 from foveate.embedded.films import film
 from foveate.embedded.questions import TaskQuestion, one_per_film_task, one_per_task
 from foveate.embedded.scenes import scene, sketch
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, InputError
 from foveate.plain.files import is_video
 from foveate.video import Clip
 
@@ -24,6 +24,8 @@ FRAMES, MOST_FRAMES = 8, 32
 """Frames of a video: by default, and at most."""
 CONTROL = "Frames of the video"
 """The label of the slider for them."""
+HALF = "half the frames"
+"""The name of a control: the full model on every other frame of a video."""
 RATE = 2.0
 """Frames a second of the generated video."""
 DRAWN = ((scene, 5), (scene, 2), (scene, 7), (sketch, 11), (sketch, 20), (sketch, 22))
@@ -64,6 +66,16 @@ class Subject:
     def noun(self) -> str:
         """ "picture" or "video"."""
         return "video" if isinstance(self.medium, Clip) else "picture"
+
+    def halved(self) -> Clip:
+        """Every other frame of the video.
+
+        Raises:
+            InputError: If it is a picture, or has one frame.
+        """
+        if not isinstance(self.medium, Clip) or len(self.medium) < 2:
+            raise InputError("Only a video has frames to leave out. Pick methods for a picture.")
+        return self.medium.thinned(len(self.medium) // 2)
 
 
 def read_upload(path: str | Path, frames: int = FRAMES) -> Subject:
