@@ -37,7 +37,7 @@ class Job:
     """The input, the questions and the output of a job.
 
     Attributes:
-        input: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet.
+        input: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet; perhaps a URL of one, as a text.
         out: The folder for the answers, created if missing.
         asking: The model and its settings.
         question: One question for every row; None reads the column. Required for a folder.
@@ -47,7 +47,7 @@ class Job:
         limit: Answer only so many rows, from the first on; None is all.
     """
 
-    input: Path
+    input: Path | str
     out: Path
     asking: RowAsking
     question: str | None = None
@@ -157,10 +157,10 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         FoveateError: If the model cannot be loaded, or does not support the method.
     """
     listener = listener or Listener()
-    samples = samples_in(job.input, job.columns, job.question, job.asking.within)
-    if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(job.input.resolve()):
+    samples = samples_in(job.input, job.columns, job.question, job.asking.within, job.asking.remote)
+    if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(Path(job.input).resolve()):
         raise InputError(
-            f"{spell(job.out)} is inside {spell(job.input)}: its files would be rows too. Name another one."
+            f"{spell(job.out)} is inside {samples.source.name}: its files would be rows too. Name another one."
         )
     kind = job.parts
     if kind == "auto":
@@ -173,7 +173,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         for _ in store.read(Numbers(rows)):
             pass
         rows = rows if job.limit is None else min(rows, job.limit)
-        summary = Summary(input=str(job.input), out=str(job.out), rows=rows, left=rows - _count_done(store, rows))
+        summary = Summary(input=samples.source.name, out=str(job.out), rows=rows, left=rows - _count_done(store, rows))
         if summary.left:
             if crew is not None:
                 listener.note("each process loads the model")

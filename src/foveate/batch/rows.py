@@ -28,6 +28,7 @@ from foveate.plain.spelling import refuse_keys
 from foveate.plain.upstream import brief, first_line
 from foveate.registry import family_for
 from foveate.runs.crew import device_at, rows_of
+from foveate.runs.remote import Remote, is_remote
 from foveate.runs.samples import (
     OF_BAD,
     ROOT,
@@ -85,15 +86,19 @@ class RowAsking(GraphOptions, MediaOptions):
         choices: Candidate answers to every row; empty: answers are free.
         within: Base folder of relative paths, which must contain all files. None uses the input's folder as the base,
             and allows any file.
+        remote: Reads media behind URLs, and the input if it is one; None refuses them.
     """
 
     method: AnyLook = None
     batch_size: AtLeastOne = 8
     choices: tuple[str, ...] = ()
     within: str | None = None
+    remote: Remote | None = None
 
     def __post_init__(self) -> None:
         check(self, "batch")
+        if self.within is not None and self.remote is not None:
+            raise SettingError("Set within (--root) or remote: URLs lie outside of any folder of this machine.")
 
     def load(self) -> VLM:
         """Load the model.
@@ -191,7 +196,7 @@ class Predictor:
         if len(set(counts.values())) > 1:
             raise SettingError(f"Columns must have the same length; got {counts}.")
         records = [dict(zip(own, row, strict=True)) for row in zip(*own.values(), strict=True)]
-        samples = list(samples_of(records, self._prompt).read())
+        samples = list(samples_of(records, self._prompt, self.asking.remote is not None).read())
         names = ("answer", "retention", "vision_tokens", *(["choices"] if self.asking.choices else []))
         answers: dict[str, list[Any]] = {name: [None] * len(records) for name in (*names, "error")}
         for row in rows_of(self, samples):
@@ -236,7 +241,11 @@ class Predictor:
             for path in sample.media:
                 if not stands_inside(path) and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
-        media = read_once(sample.media, asking.frames, asking.fps, shelf)
+        if asking.remote is not None:
+            urls = filter(is_remote, sample.media)
+            shelf |= {url: asking.remote.data_url(url) for url in urls if url not in shelf}
+        media = [shelf.get(source, source) if is_remote(source) else source for source in sample.media]
+        media = read_once(media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, **asking.showing)
         method_in(self.vlm, self._drops, prompt.vision_tokens)
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)

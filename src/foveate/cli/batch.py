@@ -14,8 +14,10 @@ from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import BudgetOptions
 from foveate.cli.screen import OnScreen, busy, counting, label_lines, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
+from foveate.plain.files import local_path
 from foveate.plain.flags import Count, Flag, GraphOptions, MaybeCount, MediaOptions
 from foveate.runs.listener import Advance
+from foveate.runs.remote import Remote, is_remote
 from foveate.runs.samples import SampleColumns, samples_in
 
 if TYPE_CHECKING:
@@ -73,8 +75,8 @@ class Batch:
       foveate batch photos/ answers/ --prompt "Is there a dog?" --choices yes no
     """
 
-    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """a folder of images and videos, or a file with one row per question"""
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    """a folder of images and videos, or a file with one row per question; with --remote perhaps a URL"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """folder for the answers: new, empty, or of a run to resume"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
@@ -89,6 +91,10 @@ class Batch:
     """maximum number of rows answered at a time; a batch that does not fit in memory is halved"""
     workers: MaybeCount = None
     """worker processes, each with its own copy of the model (default: this process alone)"""
+    remote: Flag = False
+    """read s3://, gs:// and https:// URLs, of IN and of images and videos (needs the extra remote)"""
+    remote_private: Flag = False
+    """as --remote, and also http:// and addresses of private networks"""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
     """gone: see examples/clusters/on_ray.py"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
@@ -117,6 +123,7 @@ class Batch:
         root = None if self.columns.root is None else os.path.abspath(self.columns.root)
         drops = None if self.untouched else parse_drop(self.method, self.budgets)
         tell_budgets({self.method: drops}, self.budgets)
+        remote = Remote(self.remote_private) if self.remote or self.remote_private else None
         asking = RowAsking(
             **vars(self.models),
             **vars(self.media),
@@ -124,9 +131,10 @@ class Batch:
             batch_size=self.batch_size,
             choices=self.choices,
             within=root,
+            remote=remote,
         )
         job = Job(
-            input=self.input,
+            input=self.input if is_remote(self.input) else Path(self.input),
             out=self.out,
             asking=asking,
             question=self.prompt,
@@ -176,7 +184,8 @@ class Batch:
                     f"{self.input} is a folder, which has no columns; file names are the ids. "
                     "Leave the flags for columns out."
                 )
-        samples_in(self.input, question=self.prompt)
+        if not (is_remote(self.input) and (self.remote or self.remote_private)):
+            samples_in(local_path(self.input), question=self.prompt)
         if options.root is not None and not options.root.is_dir():
             raise UsageError(f"--root {options.root}: there is no such folder. Name one that exists.")
         if self.untouched and (self.budgets != BudgetOptions() or self.method != Batch.method):

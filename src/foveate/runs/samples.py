@@ -15,16 +15,17 @@ from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from foveate.errors import InputError, SettingError
 from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
 from foveate.plain.upstream import Shared, brief, extra, first_line, printable
+from foveate.runs.remote import Remote, is_remote, public
 
 LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer or answers. The first one present is used."""
@@ -112,10 +113,20 @@ class SampleColumns:
 
 
 class _Records(ABC):
-    """A file or folder, record by record."""
+    """A file or folder, record by record.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: The file or folder.
+        asked: Columns that samples need, if present.
+        url: Its URL, without credentials; None for a local file.
+        copy: The file at `path`, if it is a copy of what the URL names. It is removed when nothing holds it.
+    """
+
+    def __init__(
+        self, path: Path, asked: tuple[str, ...] = (), url: str | None = None, copy: IO[bytes] | None = None
+    ) -> None:
+        self.path, self.asked, self.url, self.copy = path, asked, url, copy
+        self.name = url or spell(path)
 
     @abstractmethod
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
@@ -193,7 +204,7 @@ class _Csv(_Records):
                     return
                 except csv.Error as error:
                     if "field limit" in str(error):  # continuing would read the cell's lines as rows
-                        raise InputError(f"{spell(self.path)}, row {number} (from 0): {error}. Shorten it.") from error
+                        raise InputError(f"{self.name}, row {number} (from 0): {error}. Shorten it.") from error
                     yield Bad(number, {}, f"The line is not valid CSV: {error}.")
                 else:
                     if not cells:
@@ -205,10 +216,10 @@ class _Csv(_Records):
         try:
             names = [name.strip() for name in next(reader, [])]
         except csv.Error as error:
-            raise InputError(f"{spell(self.path)} has no line with the names of its columns: {error}.") from error
+            raise InputError(f"{self.name} has no line with the names of its columns: {error}.") from error
         twice = [name for name, times in Counter(names).items() if name and times > 1]
         if twice:
-            raise InputError(f"{spell(self.path)} has two columns {min(twice)!r}. Rename one.")
+            raise InputError(f"{self.name} has two columns {min(twice)!r}. Rename one.")
         return names
 
 
@@ -237,25 +248,19 @@ def _cell(name: str, cell: str) -> object:
 class _Parquet(_Records):
     """A Parquet file, read some rows at a time.
 
-    Args:
-        path: The file.
-        asked: Columns that samples need, if present. Other columns are carried along if they can be read, except
-            binary ones such as pictures inside the file.
+    Columns that samples do not need are carried along if they can be read, except binary ones such as pictures inside
+    the file.
     """
-
-    def __init__(self, path: Path, asked: tuple[str, ...]) -> None:
-        super().__init__(path)
-        self._asked = asked
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
         pyarrow = arrow()
         try:
             with open_readable(self.path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
                 types = {field.name: str(field.type) for field in file.schema_arrow}
-                asked = [name for name in types if name in self._asked]
-                others = [name for name in types if name not in self._asked and "binary" not in types[name]]
+                asked = [name for name in types if name in self.asked]
+                others = [name for name in types if name not in self.asked and "binary" not in types[name]]
                 if not asked:
-                    raise InputError(f"{spell(self.path)} has none of the columns {', '.join(self._asked)}.")
+                    raise InputError(f"{self.name} has none of the columns {', '.join(self.asked)}.")
                 if carried and others:
                     beside = _beside(self.path, others)
                 else:
@@ -267,7 +272,7 @@ class _Parquet(_Records):
                     for row in rows:
                         yield {name: None if value != value else value for name, value in row.items()}  # NaN
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(f"{spell(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
+            raise InputError(f"{self.name} is no Parquet file, or is damaged: {first_line(error)}") from error
 
 
 def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
@@ -329,6 +334,26 @@ class _Folder(_Records):
         return None  # new files change the digest, which the next run checks
 
 
+class _RemoteFolder(_Folder):
+    """A folder behind a URL, listed once.
+
+    Args:
+        url: The folder.
+        remote: Lists it.
+    """
+
+    def __init__(self, url: str, remote: Remote) -> None:
+        super().__init__(Path(url), url=public(url))
+        self._files = remote.files(url)
+
+    def _below(self, folder: str) -> Iterator[str]:
+        yield from (name for name in sorted(self._files) if "/." not in f"/{name}")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the files' names, sizes and ETags."""
+        return hashlib.sha256(repr(sorted(self._files.items())).encode()).hexdigest()
+
+
 class _InMemory(_Records):
     """Records that are in memory already, with NumPy's values as engines give them."""
 
@@ -384,6 +409,7 @@ class Samples:
         question: One question for every sample; None reads the column.
         root: The base folder of relative paths. None is the file's folder, or that of the job whose bad row it is.
         state: The file's state when it was opened, to detect changes.
+        remote: Whether media may be URLs. Then no record shows a URL's credentials, nor a line that cannot be parsed.
     """
 
     source: _Records
@@ -391,6 +417,7 @@ class Samples:
     question: str | None
     root: str | None
     state: object
+    remote: bool = False
 
     @property
     def is_folder(self) -> bool:
@@ -417,14 +444,18 @@ class Samples:
         for number, record in enumerate(self.source.records(carried)):
             if number % LOOK == 0:
                 self._refuse_changed()
-            if not skip(number):
-                yield record if isinstance(record, Bad) else self._sample(number, record)
+            if skip(number):
+                continue
+            if not isinstance(record, Bad):
+                yield self._sample(number, record)
+            else:
+                yield replace(record, record={LINE_KEY: "…"}) if self.remote else record
         self._refuse_changed()
 
     def _refuse_changed(self) -> None:
         """Refuse to continue if the file has changed."""
         if self.source.state() != self.state:
-            raise InputError(f"{spell(self.source.path)} was written to meanwhile. Run again when it is complete.")
+            raise InputError(f"{self.source.name} was written to meanwhile. Run again when it is complete.")
 
     def count(self) -> int:
         """Count the records, and check them.
@@ -445,7 +476,7 @@ class Samples:
                 usable = True
             if sample.id is not None:
                 hashes.append(_hash(str(sample.id)))
-        shown = printable(str(self.source.path))
+        shown = self.source.name
         if not count:
             raise InputError(f"{shown} has no row.")
         if not usable and first_bad is not None:
@@ -480,16 +511,18 @@ class Samples:
         columns, root = self.columns, self.root
         if root is None:
             root = str(record[ROOT]) if record.keys() >= OF_BAD else os.path.abspath(self.source.path.parent)
-        name, column, media = None, columns.media[0], tuple[Any, ...]()
+        name, column, media, whole = None, columns.media[0], tuple[Any, ...](), record
+        if self.remote:
+            record = {key: _public(value) for key, value in record.items()}
         try:
             name = self._id(record, number)
             if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
                 column = _first(record, columns.media, " To ask without media, use --text-only of foveate batch.")
-                media = tuple(_locate(value, root, column) for value in _as_list(record[column]))
+                media = tuple(_locate(value, root, column, self.remote) for value in _as_list(whole[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._in_texts(record, root), str(error), name, root)
-        if any(stands_inside(source) for source in media):
+        if any(map(stands_inside, media)):
             names: list[object] = []  # the paths, and None for media inside the file
             for value in _as_list(record[column]):
                 is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
@@ -530,20 +563,25 @@ class Samples:
         media = _as_list(record.get(column))
         for place, value in enumerate(media):
             with suppress(Unreadable):
-                media[place] = value if isinstance(value, str) else _locate(value, root, column)
+                media[place] = value if isinstance(value, str) else _locate(value, root, column, self.remote)
         return {**record, column: media} if column else record
 
 
 def samples_in(
-    path: Path, columns: SampleColumns | None = None, question: str | None = None, root: str | Path | None = None
+    path: Path | str,
+    columns: SampleColumns | None = None,
+    question: str | None = None,
+    root: str | Path | None = None,
+    remote: Remote | None = None,
 ) -> Samples:
     """Return the samples of a file or folder, whose format depends on the name's ending.
 
     Args:
-        path: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet.
+        path: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet; with `remote` perhaps a URL.
         columns: The names of the columns. They are fixed for a folder.
         question: One question for every sample; None reads the column. Required for a folder.
         root: The base folder of relative paths; None is the file's folder.
+        remote: Reads URLs, of this file and of media; None refuses them.
 
     Raises:
         InputError: If the file cannot be read, or its ending is not in `ENDINGS`.
@@ -551,21 +589,32 @@ def samples_in(
         UnsupportedError: If it is a Parquet file and pyarrow is not installed.
     """
     columns = columns or SampleColumns()
-    source = _source(path, columns)
+    source = _source(path, columns, remote)
+    root = None if root is None else os.path.abspath(root)
     if isinstance(source, _Folder):
         if question is None:
             raise SettingError(f"The folder {path} needs one question about all of its files.")
         columns = SampleColumns(id=columns.id and SampleColumns().id)
-        root = path
-    return Samples(source, columns, question, None if root is None else os.path.abspath(root), source.state())
+        root = os.path.abspath(path)
+    if source.url is not None:
+        root = source.url.partition("?")[0].rstrip("/")
+        root = root if source.copy is None else root.rpartition("/")[0]
+    return Samples(source, columns, question, root, source.state(), remote is not None)
 
 
-def samples_of(rows: Sequence[Mapping[str, object]], question: str | None = None) -> Samples:
-    """Return the samples of rows in memory; see `samples_in`. Relative paths start from the current folder."""
-    return Samples(_InMemory(rows), SampleColumns(id=None), question, os.getcwd(), None)
+def samples_of(rows: Sequence[Mapping[str, object]], question: str | None = None, remote: bool = False) -> Samples:
+    """Return the samples of rows in memory; see `Samples`. Relative paths start from the current folder."""
+    return Samples(_InMemory(rows), SampleColumns(id=None), question, os.getcwd(), None, remote)
 
 
-def _source(path: Path, columns: SampleColumns) -> _Records:
+def _source(place: Path | str, columns: SampleColumns, remote: Remote | None) -> _Records:
+    path, url, copy = Path(place), None, None
+    if remote is not None and is_remote(place):
+        url = public(str(place))
+        if Path(url.partition("?")[0]).suffix.lower() not in ENDINGS:
+            return _RemoteFolder(str(place), remote)
+        copy = remote.table(str(place))
+        path = Path(copy.name)
     if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for too long names
         return _Folder(path)
     with open_readable(path) as file:
@@ -574,11 +623,10 @@ def _source(path: Path, columns: SampleColumns) -> _Records:
     if kind is None:
         raise InputError(f"{spell(path)}: an input must be a folder, or its name must end in {', '.join(ENDINGS)}.")
     if packed:
-        raise InputError(f"{spell(path)} is compressed with gzip. Decompress it first.")
+        raise InputError(f"{url or spell(path)} is compressed with gzip. Decompress it first.")
     if kind is _Parquet:
         arrow()
-        return _Parquet(path, (*columns.media, *columns.question, *filter(None, [columns.id])))
-    return kind(path)
+    return kind(path, (*columns.media, *columns.question, *filter(None, [columns.id])), url, copy)
 
 
 def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "") -> str:
@@ -606,8 +654,17 @@ def stands_inside(source: object) -> bool:
     return not isinstance(source, str) or scheme_of(source) == "data"
 
 
-def _locate(value: Any, root: str, column: str) -> Any:
-    """Return the absolute path of a picture or film, or a `data:` URL of one inside the file.
+def _public(value: object) -> object:
+    """Return a value in which no URL shows a credential."""
+    if isinstance(value, list | tuple):
+        return [_public(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _public(item) for name, item in value.items()}
+    return public(value) if isinstance(value, str) and scheme_of(value) not in (None, "data") else value
+
+
+def _locate(value: Any, root: str, column: str, remote: bool) -> Any:
+    """Return the absolute path of a picture or film, its URL, or a `data:` URL of one inside the file.
 
     An image or array in memory is returned as it is.
 
@@ -631,6 +688,12 @@ def _locate(value: Any, root: str, column: str) -> Any:
     path = os.path.join(root, value)
     if scheme is None and BASE64.fullmatch(value) and not os.path.exists(path):
         return head + value
+    if remote and is_remote(value):
+        return value
+    if remote and (is_remote(root) or scheme not in (None, "file")):  # what lies behind a URL names no local file
+        if scheme is None:
+            return f"{root}/{value}"
+        raise Unreadable(f"{public(value)} is not read. Name an s3://, gs:// or https:// URL.")
     try:
         path = path if scheme is None else os.path.join(root, local_path(value))
     except InputError as error:

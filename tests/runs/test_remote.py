@@ -1,0 +1,339 @@
+"""URLs: a local server that breaks connections, stalls and lies about lengths, and a bucket of moto's server."""
+
+import hashlib
+import json
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import foveate as fv
+from foveate.batch import Predictor
+from foveate.batch.job import Job, run as run_job
+from foveate.cli import main
+from foveate.runs import remote
+from foveate.runs.remote import Remote, public
+from tests.batch.conftest import rows_in
+
+pytest.importorskip("s3fs")
+HTTPFileSystem = pytest.importorskip("fsspec.implementations.http").HTTPFileSystem
+SECRET = "hunter2"
+
+
+class Server(BaseHTTPRequestHandler):
+    """Gives files by their names, as the first word of the path says."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        way, _, name = self.path.partition("?")[0].strip("/").partition("/")
+        seen = self.server.seen
+        seen.append((self.command, way))
+        body = self.server.files.get(name, b"")
+        if way == "list" and not name:
+            return self.give(200, "".join(f'<a href="/list/{file}">{file}</a>' for file in self.server.files).encode())
+        if way == "busy" and len(seen) < 6:
+            return self.give(503, b"")
+        if way == "moved":
+            return self.give(302, b"", Location=self.server.elsewhere)
+        if way == "forbidden":
+            return self.give(403, b"no")
+        if name not in self.server.files:
+            return self.give(404, b"")
+        tags = {"ETag": '"' + hashlib.md5(body).hexdigest() + '"'} if way != "untagged" else {}
+        if way == "unsized" and self.command == "GET":
+            self.send_response(200)
+            self.end_headers()
+            with_ends = body if self.server.endless is None else self.server.endless
+            while self.wfile.write(with_ends) and self.server.endless is not None:
+                pass
+            self.close_connection = True
+            return None
+        if way == "large":
+            return self.give(200, b"", length=2**40)
+        if way == "breaks" and self.command == "GET" and seen.count(("GET", way)) < 3:
+            return self.give(200, body[: len(body) // 2], length=len(body))
+        if way == "breaks-always" and self.command == "GET":
+            return self.give(200, body[: len(body) // 2], length=len(body))
+        if way == "longer" and self.command == "HEAD":
+            return self.give(200, body, length=len(body) - 5)
+        if way == "stalls" and self.command == "GET":
+            self.give(200, body[:10], length=len(body))
+            return time.sleep(2)
+        if way == "drips" and self.command == "GET":
+            self.give(200, b"", length=len(body))
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+            return None
+        return self.give(200, body, **tags)
+
+    def give(self, code, body, length=None, **headers):
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if not (self.path.startswith("/unsized")):
+            self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+        if length is not None:
+            self.wfile.flush()
+
+    def handle(self):
+        with suppress(OSError):  # the reader had enough
+            super().handle()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(files, host="127.0.0.1"):
+    server = ThreadingHTTPServer((host, 0), Server)
+    server.files, server.seen, server.endless, server.elsewhere = files, [], None, ""
+    server.url = f"http://{host}:{server.server_port}"
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def server(pictures, monkeypatch):
+    monkeypatch.setattr(remote, "PAUSES", (0, 0, 0, None))
+    monkeypatch.setattr(remote, "WAIT", 0.5)
+    HTTPFileSystem.clear_instance_cache()
+    with serving({path.name: path.read_bytes() for path in pictures.iterdir()}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def bucket(pictures):
+    """A bucket with the pictures, on a server that begins once."""
+    moto = pytest.importorskip("moto.server")
+    import s3fs
+
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        system = s3fs.S3FileSystem()
+        system.mkdir("bucket")
+        for path in pictures.iterdir():
+            system.put(str(path), f"bucket/pictures/{path.name}")
+        yield system
+        s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def body_of(url, **options):
+    return Remote(private=True, **options).data_url(url)
+
+
+@pytest.mark.parametrize("way", ["plain", "untagged", "unsized", "busy", "breaks"])
+def test_a_picture_behind_a_url_is_its_bytes(way, server, pictures):
+    from foveate.ask.media import decode_url
+
+    kind, content = decode_url(body_of(f"{server.url}/{way}/3.png"))
+    assert (kind, content) == ("image/png", (pictures / "3.png").read_bytes())
+
+
+BAD = {
+    "breaks-always": "Payload",
+    "longer": "ConnectionError",
+    "stalls": "Timeout",
+    "drips": "Timeout",
+    "forbidden": "403",
+    "large": "more than",
+    "gone": "404",
+    "unsized": "more than",
+}
+
+
+@pytest.mark.parametrize(("way", "word"), BAD.items())
+def test_what_cannot_be_read_says_why_and_shows_no_credential(way, word, server, monkeypatch):
+    monkeypatch.setattr(remote, "SLOWEST", 10**9)
+    monkeypatch.setattr(remote, "MEDIUM", 2**20)
+    server.endless = b"x" * 2**16 if way == "unsized" else None
+    name = "nofile.png" if way == "gone" else "3.png"
+    url = server.url.replace("//", f"//user:{SECRET}@") + f"/{way}/{name}?signature={SECRET}"
+    with pytest.raises(fv.InputError, match=word) as raised:
+        body_of(url)
+    assert SECRET not in str(raised.value)
+    assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+def test_a_size_is_looked_at_before_the_body(server):
+    with pytest.raises(fv.InputError, match="more than"):
+        body_of(f"{server.url}/large/3.png")
+    assert {method for method, _ in server.seen} == {"HEAD"}
+
+
+PRIVATE = [
+    "https://127.0.0.1:{port}/plain/3.png",
+    "https://localhost:{port}/plain/3.png",
+    "https://[::ffff:127.0.0.1]:{port}/x",
+]
+
+
+@pytest.mark.parametrize("url", PRIVATE)
+def test_private_addresses_are_refused(url, server):
+    with pytest.raises(fv.InputError, match="private"):
+        Remote().data_url(url.format(port=server.server_port))
+    assert server.seen == []
+
+
+def test_http_is_for_private_addresses_alone(server):
+    with pytest.raises(fv.InputError, match="http"):
+        Remote().data_url(f"{server.url}/plain/3.png")
+    assert server.seen == []
+
+
+def test_a_redirect_to_a_private_address_is_refused(server, monkeypatch):
+    """The first server counts as public here, and so does http."""
+    public_socket = Remote._socket
+
+    def look(self, address):
+        return public_socket(Remote(private=address[4][0] == "127.0.0.1"), address)
+
+    monkeypatch.setattr(Remote, "_socket", look)
+    with serving(server.files, "127.0.0.2") as inner:
+        server.elsewhere = f"{inner.url}/plain/3.png"
+        with pytest.raises(fv.InputError, match="private"):
+            body_of(f"{server.url}/moved/3.png")
+        assert inner.seen == []
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (f"https://me:{SECRET}@host.org:81/a/b.png?sig={SECRET}#x", "https://host.org:81/a/b.png?…"),
+        (f"https://me:{SECRET[:3]}/{SECRET[3:]}@host.org/b.png", "https://…"),
+        (f"s3://{SECRET}@bucket/what?.png", "s3://bucket/what?.png"),
+        (f"ftp://me:{SECRET}@host/b.png", "ftp://host/b.png"),
+    ],
+)
+def test_a_url_is_shown_without_its_credentials(url, shown):
+    assert public(url) == shown
+
+
+# -- jobs -------------------------------------------------------------------------------------------------------------
+
+QUESTION = "What is this?"
+EVERYWHERE = Remote(private=True)
+
+
+@pytest.fixture
+def ask_all(asking, tmp_path, vlm):
+    """Run a job that may read URLs: its rows by number, and its summary."""
+
+    def run(place, name="out", remote=EVERYWHERE, **options):
+        summary = run_job(Job(input=place, out=tmp_path / name, asking=replace(asking, remote=remote), **options))
+        bad = tmp_path / name / "bad.jsonl"
+        failed = map(json.loads, bad.read_text().splitlines()) if bad.exists() else ()
+        return rows_in(tmp_path / name) | {row["row"]: row for row in failed}, summary
+
+    return run
+
+
+def said(rows):
+    return {number: (row["id"], row.get("answer"), "reason" in row) for number, row in rows.items()}
+
+
+def test_a_folder_in_a_bucket_is_answered_as_one_on_the_disk(ask_all, bucket, pictures):
+    there, summary = ask_all("s3://bucket/pictures", question=QUESTION)
+    here, _ = ask_all(pictures, "here", question=QUESTION)
+    assert said(there) == said(here)
+    assert (summary.answered, summary.input) == (10, "s3://bucket/pictures")
+
+
+def test_a_folder_behind_http_is_listed_by_its_links(ask_all, server, pictures):
+    rows, _ = ask_all(f"{server.url}/list/", question=QUESTION)
+    assert sorted(row["id"] for row in rows.values()) == sorted(path.name for path in pictures.iterdir())
+    assert not any("reason" in row for row in rows.values())
+
+
+def test_a_job_goes_on_while_its_bucket_is_as_it_was(ask_all, bucket, pictures):
+    bucket.copy("bucket/pictures/", "bucket/again/", recursive=True)
+    assert ask_all("s3://bucket/again", question=QUESTION, limit=2)[1].asked == 2
+    assert ask_all("s3://bucket/again", question=QUESTION)[1].asked == 8
+    bucket.pipe("bucket/again/3.png", (pictures / "4.png").read_bytes())
+    with pytest.raises(fv.InputError, match="another"):
+        ask_all("s3://bucket/again", question=QUESTION)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_a_table_in_a_bucket_names_pictures_beside_it_and_elsewhere(ending, ask_all, bucket, server, pictures):
+    rows = [
+        {"id": "beside", "image": "3.png", "question": QUESTION},
+        {"id": "elsewhere", "image": f"{server.url}/plain/3.png", "question": QUESTION},
+        {"id": "on this machine", "image": str(pictures / "3.png"), "question": QUESTION},
+        {"id": "as a file URL", "image": f"file://{pictures / '3.png'}", "question": QUESTION},
+        {"id": "by another scheme", "image": f"ftp://me:{SECRET}@host/3.png", "question": QUESTION},
+        {"id": "gone", "image": "nofile.png", "question": QUESTION},
+    ]
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows)
+    written = {"jsonl": partial(frame.to_json, orient="records", lines=True), "csv": partial(frame.to_csv, index=False)}
+    content = written.get(ending, frame.to_parquet)(None)
+    bucket.pipe(f"bucket/pictures/rows.{ending}", content if isinstance(content, bytes) else content.encode())
+    answers, _ = ask_all(f"s3://bucket/pictures/rows.{ending}", parts="jsonl")
+    bucket.rm(f"bucket/pictures/rows.{ending}")
+    assert [("reason" in answers[number]) for number in range(6)] == [False, False, True, True, True, True]
+    assert answers[0]["answer"] == answers[1]["answer"]
+
+
+def test_no_output_has_a_credential(ask_all, server, tmp_path, capfd):
+    signed = server.url.replace("//", f"//user:{SECRET}@") + f"/plain/3.png?X-Amz-Signature={SECRET}"
+    lines = [
+        json.dumps({"id": 1, "image": signed, "question": QUESTION, "source": {"of": [signed]}}),
+        json.dumps({"id": signed, "image": [signed.replace("plain", "gone"), "a.png"], "question": QUESTION}),
+        json.dumps({"id": 3, "image": signed.replace("plain/3.png", ""), "question": 3}),
+        json.dumps({"id": 4, "image": {"bytes": None, "path": signed}, "question": QUESTION}),
+        f'{{"image": "{signed}"',
+    ]
+    server.files["rows.jsonl"] = "\n".join(lines).encode()
+    _, summary = ask_all(f"{server.url}/plain/rows.jsonl?token={SECRET}")
+    assert (summary.answered, summary.bad, summary.broken) == (2, 3, 1)
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert SECRET.encode() not in written
+    assert SECRET not in repr(summary) + "".join(capfd.readouterr())
+
+
+def test_rows_of_another_engine_may_name_urls(asking, server, vlm):
+    columns = {"image": [f"{server.url}/plain/3.png", f"{server.url}/plain/nofile.png"]}
+    told = Predictor(replace(asking, remote=EVERYWHERE), prompt=QUESTION, vlm=vlm)(columns)
+    assert [answer is None for answer in told["answer"]] == [False, True]
+
+
+def test_nothing_is_downloaded_without_the_flag(ask_all, server, bucket):
+    with pytest.raises(fv.InputError):
+        ask_all("s3://bucket/pictures", question=QUESTION, remote=None)
+    server.files["rows.jsonl"] = b""
+    with pytest.raises(fv.InputError):
+        fv.load().ask(f"{server.url}/plain/3.png", QUESTION)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("words", [["--remote-private"], []], ids=["remote", "none"])
+def test_the_command_reads_urls_with_its_flag_alone(words, model, server, tmp_path, capfd):
+    method = ("--method", "v2drop:layers=1,2,3", "--max-new-tokens", "3", "--model", str(model), "--device", "cpu")
+    code = main(["batch", f"{server.url}/list/", str(tmp_path / "out"), "--prompt", QUESTION, *method, *words])
+    assert (code, bool(server.seen)) == ((0, True) if words else (1, False)), capfd.readouterr().err
+
+
+def test_root_and_remote_exclude_each_other(asking):
+    with pytest.raises(fv.SettingError):
+        replace(asking, remote=Remote(), within="/")
