@@ -1,9 +1,9 @@
 """Evaluate every method on the embedded model's questions at equal true retention. Writes the record and its figure.
 
-    python benchmarks/quality/run.py [--questions N] [--seed N …] [--films] [--out FILE] [--cache FOLDER]
+    python benchmarks/quality/run.py [--questions N] [--seed N …] [--films | --films-few] [--out FILE] [--cache FOLDER]
 
 Answers are cached: the command resumes where it stopped, and a larger N asks only the new questions. `--films` asks
-about films instead, with eight frames of 144 vision tokens each.
+about films instead, with eight frames of 144 vision tokens each, and `--films-few` with fewer tokens than that.
 """
 
 import argparse
@@ -39,6 +39,8 @@ FILMS = (
 """Methods evaluated on films."""
 FILM_SHARES = (0.5, 0.25, 0.125)
 """Budgets for films, as shares of the vision tokens (144 per frame)."""
+FEW_SHARES = (1 / 12, 1 / 24)
+"""The smallest budgets for films: 12 and 6 tokens per frame."""
 
 
 def rows() -> tuple[str, ...]:
@@ -46,12 +48,12 @@ def rows() -> tuple[str, ...]:
     return (*OURS, *VARIANTS, *BETWEEN, *BEFORE, *CHAINS, AT_ENTRY)
 
 
-def command(questions: int, seeds: list[int], out: Path, *, films: bool) -> list[str]:
-    """The `foveate eval` command that makes a record."""
+def command(questions: int, seeds: list[int], out: Path, films: Iterable[float] = ()) -> list[str]:
+    """The `foveate eval` command of a record: about pictures, or about films at these shares of their tokens."""
     to = ["--out", str(out), "--force"]
     if not films:
         return [*_asking(rows(), questions, seeds), *_each("--budget", BUDGETS), *to]
-    return [*_asking(FILMS, questions, seeds), "--model", "embedded-films", *_each("--retention", FILM_SHARES), *to]
+    return [*_asking(FILMS, questions, seeds), "--model", "embedded-films", *_each("--retention", films), *to]
 
 
 def picture(questions: int, seeds: list[int], out: Path) -> list[str]:
@@ -77,11 +79,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--films", action="store_true")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--films", dest="films", action="store_const", const=FILM_SHARES, default=())
+    kinds.add_argument("--films-few", dest="films", action="store_const", const=FEW_SHARES)
     parser.add_argument("--out", type=Path)
     given, more = parser.parse_known_args()
-    out = given.out or HERE / ("films.json" if given.films else "embedded.json")
-    made = subprocess.run([*command(given.questions, given.seed, out, films=given.films), *more]).returncode
+    records = {(): "embedded.json", FILM_SHARES: "films.json", FEW_SHARES: "films-few.json"}
+    out = given.out or HERE / records[given.films]
+    made = subprocess.run([*command(given.questions, given.seed, out, given.films), *more]).returncode
     if made or given.films:
         return made
     return subprocess.run([*picture(given.questions, given.seed, out), *more]).returncode
