@@ -180,14 +180,15 @@ class Calls:
         fv.V2Drop().plan(**{"depth": 6, "sizes": [36]} | values)
 
 
-ASKED = {"method": NONE, "sure": {"0", "None"} | SHARE, **MEDIA, **BUDGET, **DECODING}
+BEGUN = {"system": NONE | TEXT, **MEDIA}
+ASKED = {"method": NONE, "sure": {"0", "None"} | SHARE, **BEGUN, **BUDGET, **DECODING}
 TAKEN = {
     "ask": (fv.VLM.ask, {
         "media": EMPTY, "prompt": TEXT, "messages": set(), "choices": EMPTY, "stream": FLAG, **ASKED,
     }),
     "ask_many": (fv.VLM.ask_many, {"questions": EMPTY, "batch_size": COUNT, "choices": EMPTY, **ASKED}),
-    "prepare": (fv.VLM.prepare, {"media": EMPTY, "prompt": TEXT, "messages": set(), "protocol": set(), **MEDIA}),
-    "look_at": (fv.VLM.look, {"media": set(), "messages": set(), "method": NONE, **MEDIA, **BUDGET}),
+    "prepare": (fv.VLM.prepare, {"media": EMPTY, "prompt": TEXT, "messages": set(), "protocol": set(), **BEGUN}),
+    "look_at": (fv.VLM.look, {"media": set(), "messages": set(), "method": NONE, **BEGUN, **BUDGET}),
     "method_for": (fv.VLM.method_for, {"method": NONE, "vision_tokens": WHOLE, **BUDGET}),
     "answer": (fv.VLM.answer, {"prompt": set(), "method": NONE, "generation": NONE, "first": FLAG, **BUDGET}),
     "see": (fv.Prefix.see, {
@@ -229,7 +230,7 @@ TAKEN = {
     }),
     "asking": (RowAsking, {
         "model": set(), "device": set(), "dtype": set(), "attention": set(), "cuda_graphs": set(), "method": NONE,
-        "max_new_tokens": COUNT, "batch_size": COUNT, "choices": EMPTY, "within": NONE | TEXT, **MEDIA,
+        "max_new_tokens": COUNT, "batch_size": COUNT, "choices": EMPTY, "within": NONE | TEXT, **BEGUN,
     }),
     "race": (race, {
         "model": set(), "inputs": set(), "methods": set(), "new_tokens": COUNT, "pairs": COUNT, "after": set(),

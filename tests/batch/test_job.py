@@ -99,6 +99,20 @@ def test_a_run_that_is_stopped_within_a_chunk_goes_on_behind_its_last_row(uninte
     assert (rows_in(tmp_path / "out"), bad_in(tmp_path / "out")) == (rows, bad)
 
 
+def test_a_job_with_a_system_text_goes_on_with_that_text_alone(uninterrupted, answer, vlm, tmp_path):
+    path, plain, _ = uninterrupted
+    answer(path, out="with text", system="w1 w2 w3")
+    rows = rows_in(tmp_path / "with text")
+    assert [row["answer"] for row in rows.values()] != [row["answer"] for row in plain.values()]
+    for looks in (20, 29, 10**9):
+        vlm.system = None  # as in another process
+        answer(path, listener=Stopping(looks), system="w1 w2 w3")
+        for system in (None, "w1 w2 w4"):
+            with pytest.raises(fv.InputError, match="settings"):
+                answer(path, system=system)
+    assert rows_in(tmp_path / "out") == rows
+
+
 def test_other_weights_are_refused_in_a_folder_that_was_begun(answer, questions, monkeypatch):
     path = questions(9)
     assert 0 < answer(path, listener=Stopping(8)).asked < 9

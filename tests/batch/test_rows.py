@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
-from foveate.ask import answers
+from foveate.ask import answers, look
 from foveate.batch.rows import Predictor, RowAsking
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
@@ -88,6 +88,25 @@ def test_choices_have_the_values_of_a_question_alone(asking, vlm, pictures):
     with pytest.raises(fv.SettingError):
         Predictor(replace(asking, choices=("yes", "yes")), vlm=vlm)
     assert RowAsking(model="m", choices=candidates).to_dict()["choices"] == list(candidates)
+
+
+def test_a_system_text_is_in_front_of_every_row_and_runs_once(asking, vlm, pictures, monkeypatch):
+    system, texts, prefill = "w1 w2 is w3 this ?", [], look.prefill
+    monkeypatch.setattr(look, "prefill", lambda *given: texts.append("pixel_values" in given[1]) or prefill(*given))
+    rows = rows_about(pictures, 10, same=2)
+    results = rows_of(Predictor(replace(asking, batch_size=2, system=system), vlm=vlm), rows)
+    assert texts.count(False) == 1
+    for row, result in zip(rows, by_number(results), strict=True):
+        content = [{"type": "image", "image": row.media[0]}, {"type": "text", "text": row.question}]
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": content}]
+        alone = vlm.ask(messages=messages, method=asking.method, max_new_tokens=4)
+        assert (result["answer"], result["retention"]) == (alone.text, round(alone.retention, 6))
+    assert RowAsking(model="m", system=system).to_dict()["system"] == system
+    monkeypatch.setattr(
+        vlm.processor, "chat_template", "{% for m in messages if m.role == 'user' %}<image>{% endfor %}"
+    )
+    with pytest.raises(fv.UnsupportedError):
+        Predictor(replace(asking, system=system), vlm=vlm)
 
 
 def test_a_picture_with_several_questions_is_looked_at_once(asking, vlm, pictures, monkeypatch):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from foveate.ask.answers import Answerer
 from foveate.batch.rows import RowAsking
+from foveate.cli.usage import DONE, WRONG_USAGE
 from foveate.runs import store
 
 WORDS = ("--method", "v2drop:layers=1,2,3;retention=0.33", "--max-new-tokens", 3, "--device", "cpu")
@@ -158,3 +159,24 @@ def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, folder, tmp_pat
         code, _, err = run("batch", folder, tmp_path / "out", "--prompt", "What?")
     assert code == 1
     assert "in use" in err
+
+
+def test_a_system_text_is_given_or_in_a_file(batch, table, tmp_path):
+    file = tmp_path / "instruction.txt"
+    file.write_text("\ufeffw1 is w2 this ?\n", encoding="utf-8")
+    assert batch("--system-file", file, path=table)[0] == DONE
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["settings"]["system"] == "w1 is w2 this ?"
+    assert batch("--system", "w1 is w2 this ?", path=table)[0] == DONE  # the same job
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"\xff\xfe")
+    for flags, word in (
+        (("--system", "w1", "--system-file", file), "both"),
+        (("--system", " "), "empty"),
+        (("--system-file", bad), "UTF-8"),
+        (("--system-file", tmp_path), "directory"),
+        (("--system-file", tmp_path / "none.txt"), "none.txt"),
+    ):
+        code, _, err = batch(*flags, path=table)
+        assert code == WRONG_USAGE
+        assert word in err

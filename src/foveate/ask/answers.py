@@ -18,7 +18,7 @@ from torch import Tensor
 from foveate.ask.answer import Answer
 from foveate.ask.generation import FirstToken, Generation, LeastSure
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, can_share, look_at, of_one_beginning, together, watch
+from foveate.ask.look import Look, can_share, look_at, look_at_system, of_one_beginning, together, watch
 from foveate.ask.media import BYTES, Picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.running import Choices, answers_to, choices_of, fitting
@@ -82,12 +82,13 @@ class Entry(Generic[T]):
         return Reply(self.place, self.question, result, self.seconds, seconds)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Origin:
-    """The prefilled beginning from which a batch of prompts continues.
+    """The prefilled beginning from which batches of prompts continue.
 
     Attributes:
-        look: The prefilled beginning, or None if each prompt runs from its start.
+        look: The prefilled beginning, or None if each prompt runs from its start. A prompt that runs out of memory
+            alone sets it to None, for later batches too.
         seconds: Seconds that the look took, per prompt.
         own: Whether the look was made for these prompts. If so, a prompt that fails is tried again without it.
     """
@@ -195,7 +196,7 @@ class Answerer:
 
     def _answer(self, window: Sequence[Entry[T]], look: Look | None, stopped: Stopped) -> Iterator[list[Reply[T]]]:
         """Yield the replies to a window of questions; see `replies`."""
-        for batch, origin in self._batches(window, look):
+        for batch, origin in self._batches(window, look) if window else ():
             if stopped():
                 return
             yield from self._answer_batch(batch, origin)
@@ -256,7 +257,7 @@ class Answerer:
         """Yield batches of similar prompts with what they continue from: the given look, or one made for a picture.
 
         Prompts with the same beginning share a look if the method allows it. If not, they share only the tower's
-        output.
+        output. All prompts share the text of `system=`.
         """
         model, inputs = self.loaded.model, [entry.prompt.inputs for entry in window]
         if look is not None:
@@ -265,17 +266,22 @@ class Answerer:
             return
         groups = [[window[place] for place in places] for places in of_one_beginning(model, inputs)]
         self._memo = self.tower
-        alone: list[Entry[T]] = []
+        prompt, alone = window[0].prompt, list[Entry[T]]()
+        system = self._origin(window, lambda: look_at_system(self.loaded, prompt, self._drops))
         for group in groups:
             if len(group) == 1:
                 alone += group
-            elif can_share(model, self._drops) and (origin := self._look(group)) is not None:
+            elif can_share(model, self._drops) and (origin := self._look(group, system.look)).look is not None:
                 yield from self._parts(group, origin)
             else:
                 self._memo = self._memo or TowerMemo()
                 alone += group
-        for batch in batches(alone, self.batch_size, lambda entry: entry.prompt.inputs):
-            yield from self._parts(batch, _Origin())
+        parts = [[*range(len(alone))]]
+        if system.look is not None:
+            parts = together(model, system.look, [entry.prompt.inputs for entry in alone])
+        for similar in ([alone[place] for place in part] for part in parts):
+            for batch in batches(similar, self.batch_size, lambda entry: entry.prompt.inputs):
+                yield from self._parts(batch, system)
         self._memo = None
 
     def _parts(self, entries: Sequence[Entry[T]], origin: _Origin) -> Iterator[tuple[list[Entry[T]], _Origin]]:
@@ -286,18 +292,26 @@ class Answerer:
             yield part, origin
             start += len(part)
 
-    def _look(self, entries: Sequence[Entry[T]]) -> _Origin | None:
-        """Prefill the beginning that all entries share. Return None if it fails, so each prompt runs from its start."""
+    def _look(self, entries: Sequence[Entry[T]], system: Look | None) -> _Origin:
+        """Prefill the pictures that all entries share, after the text of `system=`."""
+        inputs, model = entries[0].prompt.inputs, self.loaded.model
+
+        def make() -> Look:
+            look = look_at(model, inputs, self._drops, self.loaded.cuda_graphs, system)
+            # With several batches, the caller may change weights between them.
+            return watch(look, model) if len(entries) > self._most else look
+
+        return self._origin(entries, make)
+
+    def _origin(self, entries: Sequence[Entry[T]], make: Callable[[], Look | None]) -> _Origin:
+        """Prefill what all entries begin with. If that fails, there is no look, and each prompt runs from its start."""
         begun = time.perf_counter()
-        inputs = entries[0].prompt.inputs
         try:
-            with self.loaded.lock, fitting(self.loaded, inputs), self._remembering():
-                look = look_at(self.loaded.model, inputs, self._drops, self.loaded.cuda_graphs)
-                if len(entries) > self._most:  # several batches: the caller may change weights between them
-                    look = watch(look, self.loaded.model)
+            with self.loaded.lock, fitting(self.loaded, entries[0].prompt.inputs), self._remembering():
+                look = make()
         except Exception as error:
             _refuse_broken(error)
-            return None
+            return _Origin()
         return _Origin(look, (time.perf_counter() - begun) / len(entries), own=True)
 
     def _answer_batch(self, batch: Sequence[Entry[T]], origin: _Origin) -> Iterator[list[Reply[T]]]:
@@ -336,6 +350,8 @@ class Answerer:
             yield from self._answer_batch(batch[:half], origin)
             yield from self._answer_batch(batch[half:], origin)
         elif origin.own:
+            if is_out_of_memory(failure):
+                origin.look = self.loaded.system = None  # frees their caches
             yield from self._answer_batch(batch, _Origin())
         else:
             yield [batch[0].reply(_reason(failure))]

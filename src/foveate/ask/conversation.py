@@ -86,6 +86,17 @@ class Conversation:
         parts = [(_kind(medium), medium) for medium in media]
         return cls((("user", (*parts, ("text", text))),))
 
+    def with_system(self, text: str) -> "Conversation":
+        """Put a system turn in front.
+
+        Raises:
+            SettingError: If there is one already.
+        """
+        if self.turns[0][0] == "system":
+            raise SettingError("messages begin with a system turn already: leave system out, or that turn.")
+        more = {place + 1: others for place, others in self.more.items()}
+        return Conversation((("system", (("text", text),)), *self.turns), more)
+
     def with_text(self, *texts: str) -> "Conversation":
         """Append texts, alternately of the user and the assistant.
 

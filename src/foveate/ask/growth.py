@@ -18,9 +18,9 @@ from torch import Tensor
 from foveate._transformers import DummyLayer, PreTrainedModel, attention_of, rotation, turns, with_cache
 from foveate.ask.conversation import MEDIA, Conversation, Part
 from foveate.ask.loaded import Loaded, quiet
-from foveate.ask.look import Inputs, Look, end_of_pictures, prefill, without_pixels
+from foveate.ask.look import Inputs, Look, end_of_pictures, follows_length, prefill, without_pixels
 from foveate.ask.media import Medium, Picture, read_medium
-from foveate.ask.prompt import Prompt, encode, is_vision, prepare, reads_videos, text_of
+from foveate.ask.prompt import Prompt, encode, in_common, is_vision, prepare, reads_videos, text_of
 from foveate.ask.wording import QUESTION, Wording, end_of_head
 from foveate.contract.method import LastFrame, Method
 from foveate.engine.cache import pruned_layer
@@ -365,8 +365,7 @@ def without(
     with loaded.lock, quiet():
         lead = lead_of(loaded, before, later.parts, later.prompt.vision_tokens)
     ids = torch.cat((gone.ids[0], later.ids[0, : later.first]))
-    shorter, count = min(len(lead), len(ids)), len(ids) - len(lead)
-    start = int((lead[:shorter] == ids[:shorter]).cumprod(dim=0).sum())  # how many ids both begin with
+    start, count = in_common(lead, ids), len(ids) - len(lead)
     if count < 0 or not torch.equal(ids[start + count :], lead[start:]):
         raise UnsupportedError(
             f"Picture {place} cannot be forgotten: the tokens of the text around it change without it. Set with_texts "
@@ -386,13 +385,11 @@ def refuse_unturnable(family: Family, columns: int) -> None:
     Raises:
         UnsupportedError: If they cannot.
     """
-    rotary = getattr(family.text, "rotary_emb", None)
-    kinds = getattr(rotary, "rope_type", "default")
-    scaled = {"dynamic", "longrope"} & set(kinds.values() if isinstance(kinds, dict) else [kinds])
     why = None
+    turnable = hasattr(family.text, "rotary_emb") and not follows_length(family)
     if family.recurrent:
         why = "has layers with a recurrent state, from which nothing can be removed"
-    elif rotary is None or scaled or any(rotation(attention_of(layer)) is None for layer in family.layers):
+    elif not turnable or any(rotation(attention_of(layer)) is None for layer in family.layers):
         why = "has no RoPE that can be rotated back"
     if why is not None:
         most = family.text.config.max_position_embeddings

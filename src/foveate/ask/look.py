@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import Cache, PreTrainedModel, adapters_of, cache_in, with_cache
-from foveate.ask.generation import pad_id
-from foveate.ask.prompt import collate, is_vision
+from foveate.ask.generation import generate, pad_id
+from foveate.ask.loaded import Loaded
+from foveate.ask.prompt import Prompt, begun_by, collate, is_vision
 from foveate.contract.follow import cached_layers, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.engine.copies import compact, copy_of, nbytes
-from foveate.engine.session import drop_or_not
+from foveate.engine.session import drop_or_not, refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -39,7 +40,7 @@ class Look:
     Attributes:
         ids: Its token ids, (1, tokens) int64, including vision placeholders.
         inputs: The processor's other inputs by name, such as grids and sizes. Pixels are kept as their shape only (a
-            tensor on torch's meta device).
+            tensor on torch's meta device). Empty for a text without images; see `look_at_system`.
         cache: Keys, values and states after dropping. It never changes: questions continue from copies.
         trace: The tokens dropped at each stage.
         weights: Fingerprint of the model's weights, if they may change before a question comes; see `weights_of`.
@@ -121,7 +122,13 @@ def _serves(kind: type[Method], depth: int) -> bool:
 # -- looking ------------------------------------------------------------------------------------------------------
 
 
-def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None, cuda_graphs: bool = False) -> Look:
+def look_at(
+    model: PreTrainedModel,
+    inputs: Inputs,
+    method: Method | None = None,
+    cuda_graphs: bool = False,
+    system: Look | None = None,
+) -> Look:
     """Prefill a prompt up to and including its last image.
 
     Args:
@@ -129,15 +136,52 @@ def look_at(model: PreTrainedModel, inputs: Inputs, method: Method | None = None
         inputs: The processor's output for the prompt, batch 1, on the model's device.
         method: The method with its budget; None for the untouched model.
         cuda_graphs: Run the prefill as CUDA graphs; see `foveate.drop`.
+        system: The text in front, prefilled. A prompt that does not begin with its ids runs from its start.
 
     Raises:
         UnsupportedError: If the rows would depend on the question.
     """
     refuse_unshareable(model, method)
-    begun = collate([beginning(model, inputs)], pad_id(model))
+    begun = beginning(model, inputs)
     with drop_or_not(model, method, cuda_graphs) as trace:
-        cache = prefill(model, begun)
+        if system is not None and begins(begun, system):
+            cache = cache_in(generate(model, resume(model, system, [begun]), 1))
+        else:
+            cache = prefill(model, begun)
     return Look(begun["input_ids"], without_pixels(begun), compact(cache), trace)
+
+
+def look_at_system(loaded: Loaded, prompt: Prompt, method: Method | None) -> Look | None:
+    """Prefill the text of `system=` that a prompt begins with. The model keeps the last one, for all prompts with it.
+
+    Returns:
+        None without such a text, or if rows after it would differ from those of a whole prompt: if images attend in
+        both directions, RoPE follows the length, or the method compares with all rows of a prompt.
+
+    Raises:
+        SessionError: If `foveate.drop` is active on the model.
+        UnsupportedError: As in `begun_by`.
+    """
+    model, family = loaded.model, family_for(loaded.model)
+    if prompt.system is None or not (family.shares_prefix and family.grows) or follows_length(family):
+        return None
+    stages = () if method is None else method.placed(Shape(len(family.layers)))
+    if any(getattr(signal, "among", None) == "all" for stage in stages for signal in stage.reads):
+        return None
+    with loaded.lock:
+        ids, look = begun_by(loaded, prompt.system), loaded.system
+        if look is None or not torch.equal(look.ids, ids) or look.weights != weights_of(model):
+            refuse_open(model)
+            loaded.system = None  # free the last one first
+            cache = prefill(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            loaded.system = look = watch(Look(ids, {}, compact(cache)), model)
+    return look
+
+
+def follows_length(family: Family) -> bool:
+    """Return whether the decoder's RoPE changes with the length of the prompt, so that keys belong to one length."""
+    kinds = getattr(getattr(family.text, "rotary_emb", None), "rope_type", "default")
+    return not {"dynamic", "longrope"}.isdisjoint(kinds.values() if isinstance(kinds, dict) else [kinds])
 
 
 def without_pixels(inputs: Inputs) -> dict[str, Tensor]:
@@ -258,29 +302,34 @@ def resume(model: PreTrainedModel, look: Look, prompts: Sequence[Inputs], beams:
     Raises:
         SettingError: If a prompt does not begin with the look's ids.
     """
-    rows = [prompt["input_ids"] for prompt in prompts]
-    if not all(row.shape[1] > look.tokens and torch.equal(row[:, : look.tokens], look.ids) for row in rows):
+    if not all(begins(prompt, look) for prompt in prompts):
         raise SettingError(
             "This prompt does not continue what was looked at: begin with the same token ids, and add more."
         )
-    longest = max(row.shape[1] for row in rows)
-    ids = look.ids.new_full((len(rows), longest), pad_id(model))
-    mask = torch.zeros_like(ids)
-    # Padding goes between image and question. Look [A, B], prompts [A, B, x] and [A, B, y, z]:
+    # Padding goes between the look and what follows. Look [A, B], prompts [A, B, x] and [A, B, y, z]:
     # ids [[A, B, pad, x], [A, B, y, z]], mask [[1, 1, 0, 1], [1, 1, 1, 1]].
-    for place, row in enumerate(rows):
-        start = longest - (row.shape[1] - look.tokens)
-        ids[place, : look.tokens], ids[place, start:] = look.ids[0], row[0, look.tokens :]
-        mask[place, : look.tokens], mask[place, start:] = 1, 1
+    names = ("input_ids", "attention_mask") if look.inputs else prompts[0]  # only a text is followed by images
+    by_token = [name for name in names if prompts[0][name].shape == prompts[0]["input_ids"].shape]
+    rests = [{name: prompt[name] for name in names} for prompt in prompts]
+    for rest in rests:
+        rest |= {name: rest[name][:, look.tokens :] for name in by_token}
+    batch = collate(rests, pad_id(model))
+    for name in by_token:
+        begun = torch.cat([prompt[name][:, : look.tokens] for prompt in prompts])
+        batch[name] = torch.cat((begun, batch[name]), dim=1)
     core = family_for(model).core
-    placed: dict[str, Tensor] = {}
     if hasattr(core, "get_rope_index"):
         # rope_deltas (text position minus token index) is left over from the last prompt that ran. Clearing it makes
         # the model recompute it from the whole prompt. After a video the beginning alone does not determine it.
         core.rope_deltas = None
-        placed = _of_positions(core, look, len(rows), longest)
-    cache = copy_of(look.cache, len(rows) * beams)
-    return {"input_ids": ids, "attention_mask": mask, **with_cache(cache), **placed}
+        batch |= _of_positions(core, look, *batch["input_ids"].shape)
+    return batch | with_cache(copy_of(look.cache, len(prompts) * beams))
+
+
+def begins(prompt: Inputs, look: Look) -> bool:
+    """Return whether a prompt begins with a look's ids and has more."""
+    ids = prompt["input_ids"]
+    return ids.shape[1] > look.tokens and torch.equal(ids[:, : look.tokens], look.ids)
 
 
 def _of_positions(core: Any, look: Look, samples: int, columns: int) -> dict[str, Tensor]:

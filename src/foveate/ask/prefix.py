@@ -13,7 +13,7 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Decoding, Generation
 from foveate.ask.growth import GrownPrompt, Seen, coming, forget, going_on, grow, part_of, refuse_unturnable, without
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, look_at, refuse_unshareable, watch
+from foveate.ask.look import Look, look_at, look_at_system, refuse_unshareable, watch
 from foveate.ask.media import Medium, Picture
 from foveate.ask.prompt import Prompt, check_text, length_note, refuse_special
 from foveate.ask.running import Showing, fitting, method_in, refuse_stale, reply_to
@@ -68,7 +68,8 @@ class Prefix:
         with loaded.lock, fitting(loaded, prompt.inputs):
             self._wording = Wording.of(loaded, self.conversation, prompt.text, prompt.inputs["input_ids"][0])
             last = LastFrame()
-            look = look_at(loaded.model, prompt.inputs, *going_on(method, last, loaded.cuda_graphs))
+            system = look_at_system(loaded, prompt, method)
+            look = look_at(loaded.model, prompt.inputs, *going_on(method, last, loaded.cuda_graphs), system)
             self.look = watch(look, loaded.model)
         seen = Seen(prompt, self._wording, look.ids, prompt.first, method, last=last)
         self.pictures: tuple[Seen, ...] = (seen.with_record(look),)
@@ -343,7 +344,7 @@ class Prefix:
         if len(self.pictures) == 1:
             return Prompt(self.loaded.card, conversation, inputs, self.media, notes)
         alone, methods = zip(*((seen.prompt, seen.method) for seen in self.pictures), strict=True)
-        return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, alone, methods)
+        return GrownPrompt(self.loaded.card, conversation, inputs, self.media, notes, pictures=alone, methods=methods)
 
 
 def _append(conversation: Conversation, after: Sequence[str] | Conversation) -> Conversation:

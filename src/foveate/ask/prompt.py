@@ -39,6 +39,7 @@ class Prompt:
         inputs: The model's arguments: tensors of one sample (batch 1), on the model's device.
         media: The images and videos, in order. A video stays one entry even if its frames go in as images.
         notes: Notes for the user, such as that an image is cropped.
+        system: The text of `system=`, which is the first turn and shared with other prompts. None without it.
     """
 
     card: Card
@@ -46,6 +47,7 @@ class Prompt:
     inputs: Mapping[str, Tensor]
     media: tuple[Picture | Clip, ...] = ()
     notes: tuple[str, ...] = ()
+    system: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle tensors on the CPU, because another process may not have the device."""
@@ -242,13 +244,20 @@ def conversation_about(
     messages: Sequence[Mapping[str, object]] | None,
     showing: Mapping[str, Any],
 ) -> Conversation:
-    """Make the conversation of `VLM.ask`'s arguments and read its files. `showing` may hold `frames` and `fps`.
+    """Make the conversation of `VLM.ask`'s arguments and read its files.
+
+    `showing` may hold `frames`, `fps` and `system`.
 
     Raises:
         InputError: If a file cannot be read.
-        SettingError: If the question or the media are missing, or given twice.
+        SettingError: If the question or the media are missing, or given twice; also a system turn.
+        UnsupportedError: If the chat template does not begin with the system text.
     """
-    frames, fps = showing.get("frames"), showing.get("fps")
+    frames, fps, system = (showing.get(name) for name in ("frames", "fps", "system"))
+    if system is not None:
+        refuse_behind(loaded, system)
+        others = {**showing, "system": None}
+        return conversation_about(loaded, media, prompt, messages, others).with_system(system)
     if messages is not None:
         if media is not None or prompt is not None:
             raise SettingError("messages already hold the pictures and texts: leave media and prompt out.")
@@ -335,6 +344,54 @@ def prepare(
     device = "cpu" if loaded.model.device.type == "meta" else loaded.model.device  # a model without its weights
     inputs: Mapping[str, Tensor] = encoded.to(device, dtype=loaded.model.dtype)
     return Prompt(loaded.card, conversation, inputs, tuple(media), tuple(notes))
+
+
+def refuse_behind(loaded: Loaded, system: str) -> None:
+    """Refuse a system text that the chat template does not write before pictures and questions.
+
+    Raises:
+        InputError: If it is not valid Unicode, or contains a special token.
+        SettingError: If it is empty.
+        UnsupportedError: If the template leaves it out, changes it or writes it later.
+    """
+    check_text(system, "The system text")
+    refuse_special(loaded, system)
+    if not system.strip():
+        raise SettingError("The system text is empty. Write one, or leave system out.")
+    picture = Conversation((("user", (("image", None), ("text", "?"))),))
+    asked = (picture.with_system(system), Conversation.about([], "?").with_system(system))
+    text, other = (text_of(loaded.model, loaded.processor, conversation) for conversation in asked)
+    before, words, _ = text.partition(system.strip())
+    if not words or not other.startswith(before + words):
+        raise UnsupportedError(
+            f"The chat template of {loaded.name} does not write a system text before everything else, so the text "
+            "cannot be shared. Write it into the question."
+        )
+
+
+def begun_by(loaded: Loaded, system: str) -> Tensor:
+    """Return the ids that every prompt with a system text begins with, (1, tokens) int64 on the model's device.
+
+    They are those that two questions have in common, so letters of the text that share a token with what follows them
+    are left out.
+
+    Raises:
+        FoveateError: As in `refuse_behind`.
+    """
+    refuse_behind(loaded, system)
+    with loaded.lock, quiet():
+        first, other = (
+            encode(loaded.model, loaded.processor, Conversation.about([], text).with_system(system))["input_ids"][0]
+            for text in ("What is it?", "\nIs it?")
+        )
+    begun: Tensor = first[None, : in_common(first, other)].to(loaded.model.device)
+    return begun
+
+
+def in_common(first: Tensor, other: Tensor) -> int:
+    """Return how many ids two texts, (ids,) int64 each, both begin with."""
+    shorter = min(len(first), len(other))
+    return int((first[:shorter] == other[:shorter]).cumprod(dim=0).sum())
 
 
 def check_text(text: object, name: str = "The question") -> None:

@@ -57,7 +57,17 @@ class Showing(TypedDict, total=False):
     fit: Fit
 
 
-class Looking(Showing, total=False):
+class Preparing(Showing, total=False):
+    """Keywords of `prepare`: how media are prepared, and what comes before them.
+
+    Attributes:
+        system: The text of a system turn before everything else; None for no such turn.
+    """
+
+    system: str | None
+
+
+class Looking(Preparing, total=False):
     """Keywords of `look`: how media are prepared, and what is dropped.
 
     Attributes:
@@ -71,7 +81,7 @@ class Looking(Showing, total=False):
     retention: float | None
 
 
-class Asking(Showing, Decoding, total=False):
+class Asking(Preparing, Decoding, total=False):
     """Keywords of `ask`: how media are prepared, what is dropped, and how the answer is decoded.
 
     See `Looking` and `Decoding` for the rest.
@@ -87,7 +97,7 @@ class Asking(Showing, Decoding, total=False):
     sure: float | None
 
 
-def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
+def in_parts(asking: Mapping[str, Any]) -> tuple[Preparing, AnyLook, Generation]:
     """Split the keywords of `ask` into media settings, the method or second look, and decoding settings.
 
     Raises:
@@ -95,7 +105,7 @@ def in_parts(asking: Mapping[str, Any]) -> tuple[Showing, AnyLook, Generation]:
     """
     dropping = {name: asking[name] for name in ("method", "tokens", "retention", "sure") if name in asking}
     decoding = {name: asking[name] for name in Decoding.__annotations__ if name in asking}
-    showing = cast(Showing, {name: asking[name] for name in Showing.__annotations__ if name in asking})
+    showing = cast(Preparing, {name: asking[name] for name in Preparing.__annotations__ if name in asking})
     return showing, drops_of(dropping.pop("method", None), **dropping), Generation(**decoding)
 
 
@@ -283,7 +293,7 @@ def _begin(
         if look is None:
             yield collate(samples, pad_id(loaded.model)), trace
         else:
-            yield resume(loaded.model, look, samples, beams), look.trace
+            yield resume(loaded.model, look, samples, beams), look.trace if look.inputs else trace
 
 
 def refuse_stale(loaded: Loaded, look: Look) -> None:

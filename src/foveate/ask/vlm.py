@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Unpack, overload
 
 from foveate.ask.answer import Answer
@@ -17,7 +17,7 @@ from foveate.ask.running import (
     AnyMethod,
     Asking,
     Looking,
-    Showing,
+    Preparing,
     answers_to,
     in_parts,
     method_in,
@@ -128,6 +128,7 @@ class VLM(Loaded):
                 - Asking the full model again if the answer is uncertain: `sure`, or a `SecondLook` as `method`.
                 - Media: `frames` and `fps` limit the frames read from a video. `fit="pad"` pads an image to a square
                   instead of cropping it.
+                - `system`: an instruction, as a system turn before everything else.
                 - Decoding, greedy by default: `max_new_tokens` (64), `temperature`, `top_p`, `top_k`, `num_beams`,
                   `seed`, `stop`.
 
@@ -180,7 +181,7 @@ class VLM(Loaded):
                 They are read lazily, so a generator works.
             batch_size: Maximum questions per batch.
             choices: Candidate answers to each question, as for `ask`. A batch runs once if each is one token.
-            **asking: As for `ask`. A budget applies to each input.
+            **asking: As for `ask`. A budget applies to each input. The text of `system` runs once for all.
 
         Raises:
             FoveateError: As for `ask`.
@@ -216,8 +217,8 @@ class VLM(Loaded):
             media: Images or videos, as for `ask`.
             messages: Instead of `media`: the conversation up to the question, such as a system turn and a user turn
                 with images. The question is appended to the last user turn, after the images.
-            **looking: `method`, `tokens`, `retention`, `frames`, `fps` and `fit`, as for `ask`. The method must not
-                read the question.
+            **looking: `method`, `tokens`, `retention`, `frames`, `fps`, `fit` and `system`, as for `ask`. The method
+                must not read the question. Several looks with the same `system` run its text once.
 
         Raises:
             FoveateError: As for `ask`.
@@ -248,12 +249,12 @@ class VLM(Loaded):
         *,
         messages: Messages | None = None,
         protocol: str = "own",
-        **showing: Unpack[Showing],
+        **showing: Unpack[Preparing],
     ) -> Prompt:
         """Prepare a question for the model, to be answered once or several times. The arguments are those of `ask`.
 
         Args:
-            **showing: `frames`, `fps` and `fit`.
+            **showing: `frames`, `fps`, `fit` and `system`.
             protocol: "own" uses the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
 
         Raises:
@@ -261,10 +262,11 @@ class VLM(Loaded):
         """
         return self._prepare(conversation_about(self, media, prompt, messages, showing), showing, protocol)
 
-    def _prepare(self, conversation: Conversation, showing: Showing, protocol: str = "own") -> Prompt:
+    def _prepare(self, conversation: Conversation, showing: Preparing, protocol: str = "own") -> Prompt:
         few = showing.get("frames") is None and showing.get("fps") is None
         fit = showing.get("fit", "own")
-        return prepare(self, conversation, protocol=protocol, fit=fit, as_pictures=True, few=few)
+        prompt = prepare(self, conversation, protocol=protocol, fit=fit, as_pictures=True, few=few)
+        return replace(prompt, system=showing.get("system"))
 
     @check_call("A method")
     def method_for(

@@ -12,7 +12,7 @@ from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
-from foveate.ask.prompt import Prompt
+from foveate.ask.prompt import Prompt, begun_by
 from foveate.ask.running import drops_of, method_in
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
@@ -84,6 +84,7 @@ class RowAsking(GraphOptions, MediaOptions):
         method: A method or a second look; None is the untouched model.
         batch_size: Maximum rows per batch.
         choices: Candidate answers to every row; empty: answers are free.
+        system: The text of a system turn in front of every row, which runs once; None for no such turn.
         within: Base folder of relative paths, which must contain all files. None uses the input's folder as the base,
             and allows any file.
         remote: Reads media behind URLs, and the input if it is one; None refuses them.
@@ -92,6 +93,7 @@ class RowAsking(GraphOptions, MediaOptions):
     method: AnyLook = None
     batch_size: AtLeastOne = 8
     choices: tuple[str, ...] = ()
+    system: str | None = None
     within: str | None = None
     remote: Remote | None = None
 
@@ -129,6 +131,8 @@ class RowAsking(GraphOptions, MediaOptions):
             values["sure"] = self.method.sure
         if self.choices:
             values["choices"] = list(self.choices)
+        if self.system is not None:
+            values["system"] = self.system
         if self.cuda_graphs:
             values["cuda_graphs"] = True
         return values
@@ -171,6 +175,8 @@ class Predictor:
         self._drops = model.method
         settings = Generation(max_new_tokens=model.max_new_tokens)
         self._answerer = Answerer(self.vlm, self._drops, settings, model.batch_size, model.choices, share=share)
+        if model.system is not None:
+            begun_by(self.vlm, model.system)
         self._try_method()
 
     def __reduce__(self) -> Any:
@@ -246,7 +252,7 @@ class Predictor:
             shelf |= {url: asking.remote.data_url(url) for url in urls if url not in shelf}
         media = [shelf.get(source, source) if is_remote(source) else source for source in sample.media]
         media = read_once(media, asking.frames, asking.fps, shelf)
-        prompt = self.vlm.prepare(media, sample.question, **asking.showing)
+        prompt = self.vlm.prepare(media, sample.question, **asking.showing, system=asking.system)
         method_in(self.vlm, self._drops, prompt.vision_tokens)
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if most and prompt.tokens > BEYOND * most:

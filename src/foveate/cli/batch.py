@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import BudgetOptions
+from foveate.cli.options import BudgetOptions, MaybeFile
 from foveate.cli.screen import OnScreen, busy, counting, label_lines, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
-from foveate.plain.files import local_path
+from foveate.plain.files import local_path, spell
 from foveate.plain.flags import Count, Flag, GraphOptions, MaybeCount, MediaOptions
 from foveate.runs.listener import Advance
 from foveate.runs.remote import Remote, is_remote
@@ -73,6 +73,7 @@ class Batch:
       foveate batch table.csv answers/ --media-column file --question-column text --number-rows --parts parquet
       foveate batch questions.parquet answers/ --workers 4 --json
       foveate batch photos/ answers/ --prompt "Is there a dog?" --choices yes no
+      foveate batch pages/ answers/ --system-file instruction.txt --prompt "Is it signed?"
     """
 
     input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
@@ -85,6 +86,10 @@ class Batch:
     """a method, preset, preset file or chain, as for foveate generate (list: foveate methods)"""
     choices: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ()
     """answer with the likeliest of these texts; each row then has the log-probability of every one"""
+    system: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """an instruction before every row, as a system turn; it runs once for all rows"""
+    system_file: MaybeFile = None
+    """a file with the text of --system, in UTF-8"""
     untouched: Flag = False
     """drop nothing: the full model answers"""
     batch_size: Count = 8
@@ -113,6 +118,7 @@ class Batch:
     def run(self) -> int:
         """Answer the remaining rows, write each answer as it arrives, print a summary, and return the exit code."""
         self._check()
+        system = self._system_text()
         # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
@@ -130,6 +136,7 @@ class Batch:
             method=drops,
             batch_size=self.batch_size,
             choices=self.choices,
+            system=system,
             within=root,
             remote=remote,
         )
@@ -159,6 +166,20 @@ class Batch:
         if summary.bad:
             return BAD_ROWS
         return DONE
+
+    def _system_text(self) -> str | None:
+        """Return the text of --system or --system-file, which must not be empty."""
+        system, file = self.system, self.system_file
+        if file is not None:
+            if system is not None:
+                raise UsageError("--system and --system-file both give the instruction: leave one out.")
+            try:
+                system = file.read_text(encoding="utf-8-sig").strip()
+            except (OSError, ValueError) as error:  # a ValueError if the file is not UTF-8
+                raise UsageError(f"--system-file {spell(file)}: {error}. Name a text file in UTF-8.") from error
+        if system is not None and not system.strip():
+            raise UsageError("The text of --system is empty. Write one, or leave the flag out.")
+        return system
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and names that do not exist."""

@@ -398,7 +398,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def _keep_slots(self, chosen: "Chosen") -> None:
         """Keep these slots and no others."""
         self.base, self.ragged, self._room = chosen.base, chosen.ragged, None
-        self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
+        self.keys, self.values = map(chosen.of_states, self.states)
+        self.head = None
 
 
 class WindowedLayer(PrunedLayer):

@@ -164,6 +164,7 @@ class AttentionReader(RowsReader):
             self._past, self._seen = stored.keys[self._member], stored.get_seq_length()
             samples, device = len(stored.keys), stored.keys.device
             if isinstance(stored, PrunedLayer):
+                self._past = stored.states[0][self._member]  # with the beginning that samples share
                 columns, ragged = stored.columns(0, samples, device), stored.ragged
             else:
                 columns = torch.arange(self._seen - stored.keys.shape[2], self._seen, device=device).expand(samples, -1)
