@@ -42,12 +42,8 @@ MODELS = {
     "LLaVA-NeXT": "LLaVA-NeXT, size not in our notes",
     "": "Model not in our notes",
 }
-CONVENTIONS = {
-    "mean": "mean over all decoder layers",
-    "after": "the tokens left after the cut",
-    "entering": "the tokens that enter the decoder",
-    "": "not in our notes",
-}
+UNLISTED = ("Our notes do not say which benchmarks are averaged.", " (not listed in our notes)")
+"""What the page says once for all tables."""
 NOT_A_METHOD = {"full model", "Random", "Resize"}  # no authors, so no dagger
 
 INTRO = """\
@@ -61,23 +57,22 @@ search:
 <!-- Written by benchmarks/published/page.py from the tables beside it; change those. -->
 
 !!! warning "Nothing on this page was measured here"
-    These are numbers from papers. foveate has reproduced none of them. Compare a paper's number with one of ours only
-    if model, prompt, task and budget are the same.
+    foveate has reproduced none of these numbers. Compare one with ours only if model, prompt, task and budget are the
+    same.
 
-`benchmarks/published/` has the same numbers as CSV files, one per paper. They come from notes taken while reading the
-papers. The notes identify a table or figure by what it shows, not by its number. Where the notes lack a detail, this
-page says so.
+The numbers come from our notes on the papers; `benchmarks/published/` has them as CSV files, one per paper.
 
-- **†** marks a number that the method's own authors did not report: other authors ran the method, or tabulated it.
-- Scores are in %, except MME and OCRBench, which are in points. Where a paper says MMB, MMBench is the English one.
-- **% of full** is the score as a share of the full model's score in the same table. An average is the mean of such
-  shares. Papers use different sets of benchmarks, and their full models have different scores, so compare numbers only
-  within one table.
+- **†** marks a number that the method's own authors did not report.
+- Scores are in %, except MME and OCRBench, which are in points. MMBench is the English one.
+- **% of full** is the score as a share of the full model's in the same table. An average is the mean of such shares.
+  Where a table does not name its benchmarks, our notes do not either. Benchmarks and full models differ, so compare
+  only within one table.
 - A dash means that the number is not in our notes.
 
 ## What a budget means
 
-"192 tokens" has three different meanings in papers, and tables mix them.
+"192 tokens" has three meanings in papers, and tables mix them: the **mean** over all decoder layers, the tokens left
+**after** the cut, and the tokens **entering** the decoder.
 """
 
 
@@ -94,7 +89,7 @@ def unique(values: list[str]) -> list[str]:
 
 def notes(row: Row) -> list[str]:
     """The notes on a number, a paper or a method."""
-    return unique(row["note"].split(" | "))
+    return unique([note for note in row["note"].split(" | ") if note not in UNLISTED])
 
 
 def method(row: Row) -> str:
@@ -127,7 +122,7 @@ def table(rows: list[Row]) -> list[str]:
     """A paper's table: a row per method; a column per benchmark, or per budget if there is only one benchmark."""
     aside = [row for row in rows if all(r["method"] == "full model" for r in rows if column(r) == column(row))]
     caption = [f"The full model has a {row['metric']} of {row['value']} ({budget(row)})." for row in aside]
-    source, suites = rows[0]["source"], unique([row["suite"] for row in rows])
+    source, suites = rows[0]["source"], unique([row["suite"].replace(UNLISTED[1], "") for row in rows])
     rows = [row for row in rows if row not in aside]
     one = len({column(row) for row in rows}) == 1
     over = "".join(f" over {', '.join(HEADS.get(word, word) for word in suite.split(', '))}" for suite in suites)
@@ -176,16 +171,16 @@ def page() -> str:
     """The text of the page."""
     papers = read("papers")
     rows = {paper["paper"]: read(paper["paper"]) for paper in papers}
-    body = [[m["method"], m["venue"] or "–", CONVENTIONS[m["budget"]], m["note"]] for m in read("methods")]
+    body = [[m["method"], m["venue"] or "–", m["budget"] or "–", m["note"]] for m in read("methods")]
     text = [INTRO, *grid(["method", "venue", "a budget is", "note"], body), "", "## The papers", ""]
     for paper in papers:
-        parts = [paper["authors"], f"*{paper['title']}*" if paper["title"] else "", paper["venue"]]
+        if not (paper["title"] or paper["note"]):
+            continue
+        parts = [paper["authors"], f"*{paper['title']}*" if paper["title"] else ""]
         link = f"[arXiv:{paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})" if paper["arxiv"] else ""
         cited = ", ".join(unique([*parts, link]))
-        count = len(rows[paper["paper"]])
-        file = f"`{paper['paper']}.csv`, {count} number{'s' * (count > 1)}"
         name = paper["method"] or "Papers not named"
-        text += [f"- **{name}**{': ' if cited else ''}{cited} ({file})", *(f"    - {note}" for note in notes(paper))]
+        text += [f"- **{name}**{': ' if cited else ''}{cited}", *(f"    - {note}" for note in notes(paper))]
     text.append("")
     found = unique([row["model"] for part in rows.values() for row in part])
     for model in [*found, ""]:
