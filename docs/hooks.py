@@ -75,7 +75,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in the generated parts of a page."""
     path = Path(page.file.src_uri)
     if path.parent.name == "methods":
-        markdown = with_picture(markdown, path.stem)
+        markdown = with_question(with_picture(markdown, path.stem), path.stem)
     if path.parent.name == "families":
         markdown = with_use(markdown, path.stem)
     markdown = filled(markdown)
@@ -137,6 +137,19 @@ def with_picture(markdown: str, name: str) -> str:
     title = markdown.splitlines()[0].removeprefix("# ")
     shown = f"![{title}: tokens that are kept of a picture or video](../images/methods/{name}.webp)\n\n"
     return markdown[: first.start()] + shown + markdown[first.start() :]
+
+
+def with_question(markdown: str, name: str) -> str:
+    """Say at the end of a method's page, among its limits, that it reads the question."""
+    from foveate.contract.follow import reads_text
+    from foveate.contract.stages import Shape
+    from foveate.registry import methods
+
+    if not reads_text(methods()[name]().stages(Shape(depth=32, cls=True))):
+        return markdown
+    title = markdown.splitlines()[0].removeprefix("# ")
+    what = "[what follows from that](../guides/dropping.md#prompt-and-answer-in-one-forward)"
+    return f"{markdown.rstrip()}\n- {title} reads the question: see {what}.\n"
 
 
 class Checkpoint(NamedTuple):

@@ -217,6 +217,14 @@ def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
 
 
+def test_pages_of_methods_that_read_the_question_say_so():
+    pages = {name: (ROOT / f"docs/methods/{name}.md").read_text() for name in registry.methods()}
+    told = {name for name, page in pages.items() if hooks.with_question(page, name) != page}
+    assert {"fastv", "cdpruner"} <= told
+    assert told.isdisjoint({"v2drop", "divprune", "read", "random"})
+    assert {re.findall("^## .*", pages[name], re.MULTILINE)[-1] for name in told} == {"## Limits"}
+
+
 def test_every_public_name_is_in_the_reference():
     pages = [hooks.filled(page.read_text()) for page in (*(ROOT / "docs").glob("api*.md"), ROOT / "docs/exceptions.md")]
     reference = "".join(pages)
