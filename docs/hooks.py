@@ -8,7 +8,6 @@ import runpy
 from dataclasses import MISSING, fields
 from inspect import cleandoc
 from pathlib import Path
-from textwrap import dedent
 from typing import Any, NamedTuple
 
 DOCS = Path(__file__).parent
@@ -345,18 +344,11 @@ def words(signal: Any) -> str:
 
 def signals() -> str:
     """Return the table of docs/guides/new-method.md: signals, stages that read them, names in views, and meanings."""
-    from foveate.core.signals import TowerSignal
     from foveate.families.support import SERVED, reader_of
 
-    options = dedent(cleandoc(TowerSignal.__doc__).partition("Attributes:")[2])
-    of_tower = re.sub(r"^(\w+):", r"<br>`\1`:", options.strip(), flags=re.MULTILINE)
     lines = ["| signal | read by | in the view | meaning |", "|---|---|---|---|"]
     for kind in sorted(SERVED, key=lambda kind: kind.__name__):
-        meaning, _, options = cleandoc(kind.__doc__ or "").partition("Attributes:")
-        meaning += re.sub(
-            r"^(\w+(?:, \w+)*):", r"<br>`\1`:", dedent(options.partition("\nRaises:")[0]), flags=re.MULTILINE
-        )
-        meaning = re.sub(r"<br>`layer, block, of, heads`: See `TowerSignal`.", of_tower, meaning)
+        meaning = cleandoc(kind.__doc__ or "").partition("\n\n")[0]
         required = [field.name for field in fields(kind) if field.default is MISSING]  # OwnSignal's function
         given = ", ".join(
             field.name if field.name in required else f"{field.name}={field.default!r}"
