@@ -12,10 +12,10 @@ from tests.bench.counts import COUNTS, METHODS, PROMPTS, versions
 from tests.bench.waits import PROMPTS as TEXTS, RUNS
 from tests.forked import said_by
 
-PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
+PLACES = "foveate/engine/prompt_samples.py read_samples: aten._to_copy"
 GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
 TOWER = "foveate/families/qwen_vl.py Qwen2VL._run_tower: aten._to_copy"
-SAMPLES = "engine/samples.py read_samples"
+SAMPLES = "engine/prompt_samples.py read_samples"
 MASKS = {"engine/encode.py count_masks": 1, "engine/cutting.py count_images": 2}
 """A mask before the projector, and one before each of two layers."""
 OF_PICTURES = {"mustdrop": "core/merge.py average_windows", "prumerge": "methods/prumerge.py PruMerge._choose"}

@@ -11,7 +11,7 @@ from foveate.engine.attending import put_together
 from foveate.engine.cutting import SampleRows, asking_units, decide
 from foveate.engine.left import Left
 from foveate.engine.program import Program, ran_note
-from foveate.engine.samples import Sample, sample_unit
+from foveate.engine.prompt_samples import Sample, sample_unit
 from foveate.registry import family_for
 from tests.models import tiny
 

@@ -32,8 +32,6 @@ class Demo:
     """who can open the page: 127.0.0.1 is this machine only, 0.0.0.0 everyone who can reach it"""
     port: Annotated[int, whole(0, 65535)] = 7860
     """port of the page; 0 uses any free one"""
-    open: Flag = False
-    """also open the page in a browser"""
     json: Flag = False
     """print the address as JSON"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FILE")] = ()
@@ -82,7 +80,3 @@ class Demo:
         else:
             show(Text(f"The page is at {url} (Ctrl-C ends it)."))
         sys.stdout.flush()
-        if self.open:
-            import webbrowser
-
-            webbrowser.open(url)

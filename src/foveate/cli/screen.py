@@ -135,7 +135,7 @@ class OnScreen(Listener):
 
 
 class Lines:
-    """Progress for a file or a pipe: a line at the start, one every 30 s or 10 %, and one at the end.
+    """Progress for a file or a pipe: a line at the start, one every 30 s, and one at the end.
 
     Args:
         doing: The task, in a few words.
@@ -145,25 +145,18 @@ class Lines:
 
     EVERY = 30.0
     """Seconds after which the next line is printed."""
-    SHARE = 0.1
-    """Share of the total after which the next line is printed earlier."""
-    APART = 5.0
-    """Minimum seconds between two lines."""
 
     def __init__(self, doing: str, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.doing, self.total, self.done = doing, total, 0
         self._clock = clock
         self._begun = self._last = clock()
-        self._shown = 0
         if total != 0:
             note(doing if total is None else f"{doing}: {total} to do")
 
     def add(self, count: int = 1) -> None:
         """Count finished units, and print a line if one is due."""
         self.done += count
-        passed = self._clock() - self._last
-        portion = (self.done - self._shown) / (self.total or float("inf"))
-        if self.done and (passed >= self.EVERY or (passed >= self.APART and portion >= self.SHARE)):
+        if self.done and self._clock() - self._last >= self.EVERY:
             self._show()
 
     def end(self) -> None:
@@ -172,7 +165,7 @@ class Lines:
             note(f"{self.doing}: {self.done} done in {_duration(self._clock() - self._begun)}")
 
     def _show(self) -> None:
-        self._last, self._shown = self._clock(), self.done
+        self._last = self._clock()
         took = self._last - self._begun
         text = f"{self.doing}: {self.done} done in {_duration(took)}"
         if self.total:

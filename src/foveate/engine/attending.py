@@ -16,7 +16,7 @@ from foveate.core.rank import spread
 from foveate.core.signals import Attention, Columns, KeyNorms, Keys, OwnSignal, Pivots, Products, Signal, ValueLikeness
 from foveate.core.tensors import BLOCK_NUMBERS, alike, send
 from foveate.engine.left import Left
-from foveate.engine.samples import Unit
+from foveate.engine.prompt_samples import Unit
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped
 

@@ -31,8 +31,8 @@ from foveate.engine.attending import RATERS, RowsReader, streams
 from foveate.engine.forward import Forward, LayerCall, places_of
 from foveate.engine.left import Left
 from foveate.engine.program import CELLS, Program, hidden_note, notes_of, ran_note, rotary_note
+from foveate.engine.prompt_samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.engine.reading import raters_of
-from foveate.engine.samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.errors import UnsupportedError
 
 ALL_CELLS = Cells()

@@ -15,7 +15,7 @@ from foveate.engine.cache import PrunedLayer
 from foveate.engine.handed import Original, Streams, at_rows, gather_rows
 from foveate.engine.left import Left, lefts_of
 from foveate.engine.program import Program
-from foveate.engine.samples import Sample
+from foveate.engine.prompt_samples import Sample
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family

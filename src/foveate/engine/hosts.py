@@ -23,7 +23,7 @@ from foveate.engine.encode import TowerReducer, count_masks
 from foveate.engine.left import Left
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program
-from foveate.engine.samples import read_samples
+from foveate.engine.prompt_samples import read_samples
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.newlines import Stats, reduce_apart

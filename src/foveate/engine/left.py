@@ -12,7 +12,7 @@ from foveate.core.cut import Cut, look_up
 from foveate.core.rank import into_runs
 from foveate.core.tensors import Change, on_tensors, send
 from foveate.engine.program import CELLS
-from foveate.engine.samples import Begun, Sample, Unit
+from foveate.engine.prompt_samples import Begun, Sample, Unit
 from foveate.errors import SettingError
 
 LEFT_TENSORS = ("vision", "words", "slots", "source", "runs", "parent", "notes", "text", "ordinals")

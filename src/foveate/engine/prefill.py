@@ -17,8 +17,8 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_la
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
+from foveate.engine.prompt_samples import Sample, read_samples
 from foveate.engine.reads import begin_turn, end_turn
-from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.placing import lengths_of, pieces_of

@@ -20,7 +20,7 @@ from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, gather_rows
 from foveate.engine.left import Left
 from foveate.engine.program import rotary_note
-from foveate.engine.samples import image_units, sample_unit
+from foveate.engine.prompt_samples import image_units, sample_unit
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped, unturning
 

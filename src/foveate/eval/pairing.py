@@ -327,5 +327,4 @@ def has_collapsed(row: Row, full: Row) -> bool:
         row: A method's row of the task.
         full: The full model's row of the task.
     """
-    left: bool = row["accuracy"] < LEFT * full["accuracy"]
-    return left
+    return bool(row["accuracy"] < LEFT * full["accuracy"])

@@ -88,24 +88,19 @@ class Tuned(Record):
     @property
     def verdict(self) -> str:
         """The gain over the published schedule on the held-out pictures, as a text."""
-        by_name = {row.name: row for row in self.rows}
+        ahead = {row.name: row.ahead for row in self.rows}["grid" if self.chosen == "published" else "tuned"]
+        gained = "" if ahead is None else f"{points(ahead, '+')} points of agreement"
         if self.chosen == "published":
             stays = "On the pictures to choose with, no setting is ahead of the published schedule by a standard error"
-            ahead = by_name["grid"].ahead
             if ahead is None or ahead.low <= 0:
                 return f"{stays}, so it stays."
-            gained = f"{points(ahead, '+')} points of agreement"
             return f"{stays}, so it stays. On those held out, the best of the grid is ahead: {gained}."
         origin = "The small grid has the best setting"
-        ahead = by_name["tuned"].ahead
         if ahead is None:
             return f"{origin}. There is no published schedule at this budget."
-        gained = f"{points(ahead, '+')} points of agreement"
         if ahead.low > 0:
             return f"{origin}: {gained} against the published schedule."
-        compared = "not told apart from"
-        if ahead.high < 0:
-            compared = "worse than"
+        compared = "worse than" if ahead.high < 0 else "not told apart from"
         return f"{origin} on the pictures to choose with. On others it is {compared} the published schedule: {gained}."
 
     def table(self) -> Table:

@@ -15,7 +15,7 @@ from foveate.engine.cutting import SampleRows, count_images, decide_left, note_a
 from foveate.engine.left import Left, lefts_of
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program, hidden_note
-from foveate.engine.samples import Begun, Sample, read_samples
+from foveate.engine.prompt_samples import Begun, Sample, read_samples
 from foveate.families.vision import PictureLayout
 from foveate_vllm import guards
 from foveate_vllm.heads import Heads, HeadsReader, heads_ahead, heads_of

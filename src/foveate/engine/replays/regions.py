@@ -16,10 +16,10 @@ from foveate.engine.arguments import move_up
 from foveate.engine.cache import MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
+from foveate.engine.prompt_samples import Sample
 from foveate.engine.replays.shared_rooms import RecordedLayer, Rooms, SharedColumns
 from foveate.engine.replays.twins import outcome_with, outcome_without, twin_of
 from foveate.engine.runner import LayerRunner
-from foveate.engine.samples import Sample
 
 Key = tuple[Any, ...]
 

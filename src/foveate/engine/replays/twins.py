@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from foveate.core.tensors import Change, Memo, on_tensors, send
 from foveate.engine.forward import Forward, Outcome, RowMap
 from foveate.engine.left import Left
-from foveate.engine.samples import Sample
+from foveate.engine.prompt_samples import Sample
 from foveate.engine.trace import StageRecord
 
 IN_LAYOUT = ("span", "count", "drops", "hands_on", "caches", "backend")
