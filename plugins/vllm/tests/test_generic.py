@@ -1,10 +1,7 @@
 """Models of the generic way answer as foveate on transformers does, whatever stands between an image's rows."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import transformers
 
 from foveate.errors import UnsupportedError
 from foveate.naming import parse

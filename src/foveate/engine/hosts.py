@@ -16,7 +16,7 @@ from foveate import registry
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.core.cut import Cut, look_up
-from foveate.core.signals import Cells, Features, Hidden, Text
+from foveate.core.signals import Cells, Deepstack, Features, Hidden, Text
 from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.encode import TowerReducer, count_masks
@@ -103,17 +103,18 @@ class Reducer(Program):
 
     def _reason(self, host: Host) -> str | None:
         """Return why the host cannot run a stage before decoder layer 1, as the end of a sentence; None if it can."""
-        early = self.early
-        signals = {signal for stage in early for signal in stage.reads} - {Hidden(), Cells(), Text()}
+        extras = self.family.defines("view_extras")
+        shown = {Hidden(), Cells(), Text(), *([] if extras else [Deepstack()])}
+        signals = {signal for stage in self.early for signal in stage.reads} - shown
         if self.pixels or self.tower is not None:
             return "works before the vision tower or inside it, so the picture may decide how many tokens are left."
-        if not host.prompts and any(stage.reads_text or stage.unit == "sample" for stage in early):
+        if not host.prompts and any(stage.reads_text or stage.unit == "sample" for stage in self.early):
             return "reads the question or ranks all images together (set scope=image), and pictures are encoded alone."
         for signal in itertools.chain.from_iterable(stage.reads for stage in self.entering):
             if not isinstance(signal, Hidden | Text):
                 return f"reads {signal!r} before decoder layer 0, which only foveate's own engine computes."
         # On transformers too, these families run a stage before the projector on the rows behind it.
-        merging = not self.family.renumbers or not (self.family.defines("encode") or self.family.defines("view_extras"))
+        merging = not self.family.renumbers or not (self.family.defines("encode") or extras)
         rows_do = merging and self.family is not Neutral and signals <= {Features()}
         if host.tower or rows_do or not (signals or self.encodes == "tower"):
             return None

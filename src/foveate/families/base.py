@@ -22,9 +22,9 @@ from foveate.families.tap import Tapped, queries_and_keys_of
 from foveate.families.thinning import encode_leaving
 from foveate.families.tower import (
     Encoded,
+    ImageReducer,
     Inputs,
     KeysOf,
-    Reducer,
     Run,
     Taps,
     Tower,
@@ -405,7 +405,7 @@ class Family:
         """The bound of a decoder layer's attention logits, as in Gemma 2. None if there is none."""
         return getattr(attention_of(layer), "attn_logit_softcapping", None)
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """Run a `get_*_features` call and reduce every image's tokens. The number of placeholders does not change.
 
         The default works after the projector, if `token_means` provides the tower's values of a token.
@@ -454,13 +454,13 @@ class Family:
         """
         raise NotImplementedError
 
-    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As `encode`, after the projector in every family. The tower's attention and keys are not read."""
         output = run()
         return output, self.reduce_features(output, modality, inputs, reducer)
 
     def reduce_features(
-        self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
+        self, output: Any, modality: str, inputs: Inputs, reducer: ImageReducer, stats: Stats | None = None
     ) -> list[Cut | None]:
         """Reduce every image's tokens in the result of a `get_*_features` call. Returns a cut (or None) for each image.
 
@@ -485,21 +485,21 @@ class Family:
             lengths = [len(image) for image in images]
             output.deepstack_features = [move_additions(pieces, lengths, cuts) for pieces in later]
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As `encode`, with smaller images given to the tower, of the token grids that `reducer.coarsen` returns."""
         raise UnsupportedError(
             f"foveate cannot give smaller images to the tower of {self.model_type!r} ({modality}). "
             "Use AveragePool, which averages the tower's tokens instead."
         )
 
-    def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As `encode`, with a tower that runs only on the patches of the tokens that `reducer.leave` keeps.
 
         By default all rows are restored after its last block, so that the projector gets whole images.
         """
         return encode_leaving(self, run, modality, inputs, reducer)
 
-    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: ImageReducer) -> Sequence[Tensor]:
         """The tower's input for each image or video, (images, channels, height, width) without padding."""
         pixels: Tensor = inputs[pixels_name(inputs)]
         return list(pixels if pixels.dim() == 5 else pixels[:, None])

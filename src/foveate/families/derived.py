@@ -28,7 +28,7 @@ from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.proved import PROVED
 from foveate.families.tap import takes_index
 from foveate.families.tiles import run_lengths, runs
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower
+from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, Tower
 from foveate.families.vision import PictureLayout
 
 DECODERS = ("language_model", "text_model")
@@ -155,7 +155,7 @@ class Derived(Family):
     # -- pictures ----------------------------------------------------------------------------------------------
 
     def reduce_features(
-        self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
+        self, output: Any, modality: str, inputs: Inputs, reducer: ImageReducer, stats: Stats | None = None
     ) -> list[Cut | None]:
         """As in the base class. Tokens of unknown places are all ranked, since none is known to be a newline."""
         features = images_of(output, reducer.lengths)
@@ -163,7 +163,7 @@ class Derived(Family):
         self.place(output, features, cuts)
         return cuts
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """Reduce after the projector: see `encode_fed`."""
         return encode_fed(self, run, modality, inputs, reducer)
 
@@ -424,7 +424,7 @@ class HunYuanVL(Derived):
         return pictures
 
     def reduce_features(
-        self, output: Any, modality: str, inputs: Inputs, reducer: Reducer, stats: Stats | None = None
+        self, output: Any, modality: str, inputs: Inputs, reducer: ImageReducer, stats: Stats | None = None
     ) -> list[Cut | None]:
         images = list(output.pooler_output)
         pictures = self.pictures(self.model.config, modality, inputs, ())

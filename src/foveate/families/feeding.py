@@ -29,7 +29,7 @@ from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.errors import UnsupportedError
 from foveate.families.placing import images_of, pieces_of
 from foveate.families.tap import Tapped, tap
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps, Tower, TowerLayout, block_of
+from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, Taps, Tower, TowerLayout, block_of
 
 CLS_NAMES = frozenset({"cls_token", "class_token", "class_embedding"})
 """Names of the parameter from which a tower's CLS starts."""
@@ -425,7 +425,7 @@ def _unread(family: Any, why: str) -> UnsupportedError:
 # -- reading a tower -----------------------------------------------------------------------------------------------
 
 
-def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
     """`Family.encode` after the projector. A token's attention and key are the means over the rows that feed it.
 
     Raises:

@@ -20,7 +20,7 @@ from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.llava import Llava, side_of, squares
 from foveate.families.placing import first_rows, replace_images
-from foveate.families.tower import Encoded, Inputs, KeysOf, Reducer, Run, Taps, coarser_grids
+from foveate.families.tower import Encoded, ImageReducer, Inputs, KeysOf, Run, Taps, coarser_grids
 from foveate.families.vision import PictureLayout, smaller
 
 
@@ -59,7 +59,7 @@ class Gemma3(Family):
             means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))
             yield means.flatten(2)[0].T
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. The tower interpolates its position embeddings.
 
         The projector is made for one grid, so it gets the patches in the corner of an empty grid.
@@ -144,7 +144,7 @@ class Gemma4(Family):
         turned: Tensor = rotate(states, *rotary)
         return turned
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         _, positions = INPUTS[modality]
         on_host = inputs[positions].cpu()  # copy before work is queued, so that the host does not wait
         return super().encode(run, modality, {**inputs, positions: on_host}, reducer)
@@ -163,7 +163,7 @@ class Gemma4(Family):
             totals = patches.new_zeros(rows * columns, patches.shape[1])
             yield totals.index_add(0, token, patches) / kernel**2
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. The patches are joined to images, resized to whole tokens and split again."""
         names = INPUTS[modality]
         patches, positions = (inputs[name].clone() for name in names)

@@ -9,7 +9,7 @@ from foveate.core.patching import Patcher
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, pixels_name
 from foveate.families.placing import replace_images
-from foveate.families.tower import Encoded, Inputs, ReducedRun, Reducer, Run, coarser_grids
+from foveate.families.tower import Encoded, ImageReducer, Inputs, ReducedRun, Run, coarser_grids
 from foveate.families.vision import CLIP, PictureLayout, picture_sizes, smaller
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
@@ -71,14 +71,14 @@ class Llava(OfClip):
             "do not form a grid and cannot be reduced in the tower. Use a method that drops between layers."
         )
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         reduced = ReducedRun(self.tower_parts(modality, run, inputs), reducer)
         self._check_cls()
         with Patcher() as patches:
             reduced.attach(patches, self.core.multi_modal_projector)
             return run(), reduced.cuts
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. The tower interpolates its position embeddings to the smaller grid."""
         self.tower_parts(modality, run, inputs)  # raises if the tower is not supported
         self._check_cls()

@@ -23,7 +23,7 @@ from foveate.families.base import Family
 from foveate.families.llava import side_of
 from foveate.families.newlines import reduce_apart
 from foveate.families.placing import lengths_of, replace_images
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, coarser_grids
+from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, coarser_grids
 from foveate.families.vision import picture_sizes
 
 
@@ -45,7 +45,7 @@ class AnyResolution(Views):
         """
         raise NotImplementedError
 
-    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: ImageReducer) -> Sequence[Tensor]:
         pixels = super().tower_pixels(modality, inputs, reducer)
         views = self.views_of(self.model.config, modality, inputs)
         if len(pixels) == len(views):  # an image's views may be followed by padding
@@ -59,7 +59,7 @@ class AnyResolution(Views):
         views = [of_image.float().flatten(1)[..., None] for of_image in stays]
         return torch.cat(self.pack_views(modality, views, inputs))[:, 0] > 0
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """Behind the projector, on the packed tokens. Scores and keys of all views are packed like the features.
 
         The newline that ends a single view or a video stays, in last place. Newlines of tile rows are dropped.
@@ -94,7 +94,7 @@ class AnyResolution(Views):
         self.place(output, images, cuts)
         return output, cuts
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. The tower interpolates its position embeddings; smaller views are packed as usual.
 
         Every view of a call gets the same size. Newlines stay, even those of tile rows. A video's frames are resized so
@@ -155,7 +155,7 @@ class AnyResolution(Views):
         rows = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
         return torch.cat((base_view, rows)), join([base, into_cells(fine, (tall, wide), newlines=True)])
 
-    def _encode_smaller_frames(self, run: Run, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def _encode_smaller_frames(self, run: Run, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         videos, frames = inputs["pixel_values_videos"].shape[:2]
         side, _ = self.frame_side(self.model.config)
         coarse, cuts = coarser_grids(reducer, [((side, side),) * frames] * videos, self.film_newlines)

@@ -13,7 +13,7 @@ from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.tiles import block_means
-from foveate.families.tower import Encoded, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
+from foveate.families.tower import Encoded, ImageReducer, Inputs, KeysOf, Run, Taps, TowerLayout, coarser_grids
 from foveate.families.vision import CLIP, PictureLayout, picture_sizes, smaller
 
 
@@ -45,7 +45,7 @@ class Mistral3(Family):
         grids = _grids({"image_sizes": sizes}, self.model.config.vision_config.patch_size)
         return TowerLayout([rows * columns for rows, columns in grids], grids)
 
-    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: ImageReducer) -> Sequence[Tensor]:
         sizes = zip(inputs["pixel_values"], picture_sizes(inputs["image_sizes"]), strict=True)
         return [picture[None, :, :height, :width] for picture, (height, width) in sizes]
 
@@ -55,7 +55,7 @@ class Mistral3(Family):
             return [PictureLayout(images=1)] * len(lengths)
         return [PictureLayout((grid,)) for grid in _grids(inputs, _side(config))]
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         sizes = picture_sizes(inputs["image_sizes"])  # copy before work is queued, so that the host does not wait
         return super().encode(run, modality, {**inputs, "image_sizes": sizes}, reducer)
 
@@ -73,7 +73,7 @@ class Mistral3(Family):
             yield block_means(patches[:, : rows // block * block, : columns // block * block], block)
             start = image.stop
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. Each image is resized without its padding and padded again."""
         side = _side(self.model.config)
         grids = _grids(inputs, side)

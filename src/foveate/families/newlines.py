@@ -13,7 +13,7 @@ from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
-from foveate.families.tower import Reducer
+from foveate.families.tower import ImageReducer
 from foveate.families.vision import PictureLayout
 
 Stats = Callable[[TowerSignal], Sequence[Tensor] | Tensor]
@@ -25,7 +25,7 @@ Stats = Callable[[TowerSignal], Sequence[Tensor] | Tensor]
 def reduce_apart(
     images: Sequence[Tensor],
     pictures: Sequence[PictureLayout],
-    reducer: Reducer,
+    reducer: ImageReducer,
     stats: Stats | None = None,
     more: Callable[[int], Mapping[str, Any]] = lambda index: {},
 ) -> list[Cut | None]:

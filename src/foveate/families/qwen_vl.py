@@ -27,7 +27,7 @@ from foveate.families.base import Family, pixels_name
 from foveate.families.placing import first_rows, replace_images
 from foveate.families.tap import attend_at_once, segments_of
 from foveate.families.thinning import is_compiled, units_left
-from foveate.families.tower import Encoded, Inputs, KeysOf, Reducer, Run, Taps, TowerLayout, coarser_grids
+from foveate.families.tower import Encoded, ImageReducer, Inputs, KeysOf, Run, Taps, TowerLayout, coarser_grids
 from foveate.families.vision import CLIP, PictureLayout, smaller
 
 PRECOMPUTED = {
@@ -84,7 +84,7 @@ class Qwen2VL(Family):
         """Index that sorts the blocks' tokens into the order of the features. `grids` is (images, 3)."""
         return slice(None)
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         name = f"{modality}_grid_thw"
         grids = {name: inputs[name].cpu()}  # copy before work is queued, so that the host does not wait
         if "forward" in vars(self.core.visual):  # `_run_tower` wraps it, and takes grids on the host
@@ -101,7 +101,7 @@ class Qwen2VL(Family):
 
     encode_projected = encode  # the tower can be read there too
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. The patches are joined to images, resized to whole tokens and split again."""
         config, name, grid_name = self.model.config, pixels_name(inputs), f"{modality}_grid_thw"
         vision, grids = config.vision_config, inputs[grid_name].cpu()
@@ -118,7 +118,7 @@ class Qwen2VL(Family):
 
     # -- the tower on some of the patches ----------------------------------------------------------------------
 
-    def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_subset(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. Which patches leave depends on the call's pixels before transformers casts them."""
         for name in inputs:
             if name.removeprefix(f"{modality}_") in PRECOMPUTED:

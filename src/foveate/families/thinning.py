@@ -24,7 +24,7 @@ from foveate.core.thin import ends_of_left, give_back, nearest_kept, sizes, size
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tap import add_bias
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, Tower, TowerLayout
+from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, Tower, TowerLayout
 from foveate.families.vision import patch_blocks
 
 
@@ -313,7 +313,7 @@ def _valid_keys(arguments: Sequence[Any], rows: int) -> Tensor | None:
 # -- patches that leave before a tower ------------------------------------------------------------------------------
 
 
-def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+def encode_leaving(family: Any, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
     """`Family.encode_subset` for a tower that needs all patches: no block runs on the rows of dropped patches.
 
     These rows are restored after the last block. Then the tokens made only of them are dropped. A unit is a token's
@@ -355,13 +355,13 @@ def _pixel_view(family: Any, pictures: Tensor, side: int) -> PixelView:
 
 @dataclass(slots=True, eq=False)
 class _Leaving:
-    """Decides which rows of the tower run, as a `Thinner`, and then which tokens are left, as a `Reducer`.
+    """Decides which rows of the tower run, as a `Thinner`, and then which tokens are left, as a `ImageReducer`.
 
     Attributes:
         side: Patches along a unit's side.
         pictures: Which units stay of each image that the tower has not yet processed, (rows, columns) bool on the host.
         tokens: Which tokens of all images stay, newlines and the like excluded, (tokens,) bool on the host.
-        lengths: See `Reducer`.
+        lengths: See `ImageReducer`.
     """
 
     side: int

@@ -17,7 +17,7 @@ from foveate.core.signals import TowerSignal
 from foveate.families.base import Family
 from foveate.families.llava import side_of
 from foveate.families.placing import replace_images
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, Taps
+from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, Taps
 from foveate.families.vision import IMAGENET, PictureLayout, patch_blocks, smaller
 
 THUMBNAIL = 32  # side, in pixels, of the thumbnails from which the layout of an image's tiles is found
@@ -49,7 +49,7 @@ class Tiled(Family):
         pixels: Tensor = inputs["pixel_values"]
         return pixels
 
-    def tower_pixels(self, modality: str, inputs: Inputs, reducer: Reducer) -> Sequence[Tensor]:
+    def tower_pixels(self, modality: str, inputs: Inputs, reducer: ImageReducer) -> Sequence[Tensor]:
         tiles, tokens = self.tiles(inputs), self.side(self.model.config) ** 2
         return torch.split(tiles, [length // tokens for length in reducer.lengths(len(tiles) * tokens)])
 
@@ -89,7 +89,7 @@ class Tiled(Family):
             side = math.isqrt(len(patches))
             yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. All tiles of a call get one size. The tower interpolates position embeddings."""
         config, pixels = self.model.config, self.tiles(inputs)
         side, block = self.side(config), self.block(config)

@@ -33,7 +33,7 @@ Grids = Sequence[tuple[Grid, ...]]
 """Rows and columns of the token grids of each image or video, one for each view or frame, in order."""
 
 
-class Reducer(Protocol):
+class ImageReducer(Protocol):
     """Reduces a tower's tokens. The engine passes it to a family.
 
     Attributes:
@@ -269,7 +269,7 @@ class Taps:
 # -- smaller pictures ----------------------------------------------------------------------------------------------
 
 
-def coarser_grids(reducer: Reducer, images: Grids, newlines: int = 0) -> tuple[Grids, list[Cut | None]]:
+def coarser_grids(reducer: ImageReducer, images: Grids, newlines: int = 0) -> tuple[Grids, list[Cut | None]]:
     """The token grids that a method wants for smaller images, and the cell into which each token goes.
 
     Args:
@@ -308,7 +308,7 @@ class ReducedRun:
         cuts: The cut of each image's tokens.
     """
 
-    def __init__(self, tower: Tower, reducer: Reducer) -> None:
+    def __init__(self, tower: Tower, reducer: ImageReducer) -> None:
         self.cuts: list[Cut | None] = []
         self._tower, self._reducer, self._taps = tower, reducer, tower.taps(reducer.reads)
         self._cls = int(tower.cls)

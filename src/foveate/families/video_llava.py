@@ -14,7 +14,7 @@ from foveate.core.views import TowerView
 from foveate.families.llava import Llava, picture_tokens, side_of, squares
 from foveate.families.newlines import Stats, read_stats
 from foveate.families.placing import place_rows, replace_images, stays_whole
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, coarser_grids
+from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, coarser_grids
 from foveate.families.vision import PictureLayout
 
 
@@ -49,7 +49,7 @@ class VideoLlava(Llava):
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return True
 
-    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. The patches of all frames of a video are reduced together, before the projector."""
         if modality != "video":
             return super().encode(run, modality, inputs, reducer)
@@ -71,7 +71,7 @@ class VideoLlava(Llava):
             patches.wrap(self.core.multi_modal_projector, "forward", project)
             return taps.run(run), cuts
 
-    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         if modality != "video":
             return super().encode_projected(run, modality, inputs, reducer)
         output = run()
@@ -80,7 +80,7 @@ class VideoLlava(Llava):
         return output, cuts
 
     def _reduce_films(
-        self, states: Tensor, frames: int, reducer: Reducer, stats: Stats | None = None
+        self, states: Tensor, frames: int, reducer: ImageReducer, stats: Stats | None = None
     ) -> tuple[Tensor, list[Cut | None]]:
         """Reduce the patches of each video's frames together, and keep the CLS of each frame.
 
@@ -104,7 +104,7 @@ class VideoLlava(Llava):
         placed = [place_rows(video, cut) for video, cut in zip(videos, cuts, strict=True)]
         return _with_cls(states[:, :1], placed), cuts
 
-    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:
         """As in the base class. The tower interpolates position embeddings. A frame's CLS is the smaller one's."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
