@@ -17,8 +17,8 @@ LOG := $(VENV)/setup.log
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all page space demo test test-all test-oldest test-installed check \
-  notebooks docs clean mutants
+.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all setup-mlx test-mlx test-mlx-all page space demo test test-all \
+  test-oldest test-installed check notebooks docs clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1: /p' Makefile
@@ -135,6 +135,41 @@ test-vllm test-vllm-all: setup-vllm
 	echo "==> runner V2"; cat $(VLLM_V2_LOG); \
 	exit $$((first | second))
 
+# mlx-vlm has its own environment too. On Linux mlx runs on the CPU. Its torchvision is that of the torch; where pip finds it
+# for CUDA alone, the shim of vLLM's environment makes it importable.
+MLX_VENV := .venv-mlx
+MLX_READY := $(MLX_VENV)/.foveate-ready
+MLX_LOG := $(MLX_VENV)/setup.log
+MLX_OLD := $(abspath $(MLX_VENV))/oldest
+MLX := mlx==0.32.4 "mlx-cpu==0.32.4; platform_system == 'Linux'" mlx-vlm==0.7.10 transformers==5.24.0
+MLX_BIN := $(MLX_VENV)/bin
+MLX_PIP := $(MLX_BIN)/python -m pip --disable-pip-version-check
+MLX_TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(abspath $(MLX_BIN))/python -m pytest -q --durations=5
+
+$(MLX_READY): pyproject.toml plugins/mlx/pyproject.toml plugins/vllm/tests/shims/foveate_torchvision.py
+	@echo "Creating $(MLX_VENV) with mlx-vlm: about 2 minutes and 2 GB"
+	@mkdir -p $(MLX_VENV) && : >$(MLX_LOG)
+	@{ $(PYTHON) -m venv $(MLX_VENV) && \
+	  $(MLX_PIP) install --progress-bar off $(TORCH) torchvision==0.28.0 && \
+	  $(MLX_PIP) install --progress-bar off $(MLX) && \
+	  $(MLX_PIP) install --progress-bar off -e . pytest pytest-timeout num2words && \
+	  $(MLX_PIP) install --progress-bar off --no-deps -e plugins/mlx && \
+	  $(MLX_PIP) install --progress-bar off --no-deps --upgrade --target $(MLX_OLD) mlx-vlm==0.6.10 && \
+	  cp plugins/vllm/tests/shims/foveate_torchvision.* \
+	    "$$($(MLX_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	  } >>$(MLX_LOG) 2>&1 || { tail -n 12 $(MLX_LOG) >&2; \
+	  echo "foveate: installing mlx-vlm failed; the lines above are the end of $(MLX_LOG)." >&2; exit 1; }
+	@touch $@
+
+setup-mlx: $(MLX_READY) ## create .venv-mlx, a separate environment with mlx-vlm
+
+test-mlx: setup-mlx ## test foveate inside mlx-vlm
+	@cd plugins/mlx && $(MLX_TEST)
+
+test-mlx-all: setup-mlx ## test more pictures inside mlx-vlm, and the oldest mlx-vlm too
+	@cd plugins/mlx && FOVEATE_TESTS=long $(MLX_TEST)
+	@cd plugins/mlx && PYTHONPATH=$(MLX_OLD) $(MLX_TEST)
+
 # The folder includes the package, so the space does not need to download it.
 space: ## write out/space, a folder that can be pushed to a hosting space
 	rm -rf out/space && mkdir -p out/space
@@ -182,6 +217,7 @@ check: setup ## check formatting, linting, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cd plugins/vllm && $(abspath $(BIN))/mypy
+	cd plugins/mlx && $(abspath $(BIN))/mypy
 	$(BIN)/lint-imports
 	@! grep -rn --include='*.py' past_key_values src | grep -v '^src/foveate/_transformers.py:' || \
 	  { echo "Only foveate/_transformers.py may name the cache: use its cache_of, cache_in and with_cache." >&2; exit 1; }

@@ -34,10 +34,11 @@ def main() -> None:
     began = time.monotonic()
     shutil.rmtree(FOLDER, ignore_errors=True)
     venv.create(FOLDER / "venv", with_pip=True)
-    wheel, plugin = wheel_of(ROOT), wheel_of(ROOT / "plugins" / "vllm")
-    version = tomllib.loads((ROOT / "plugins/vllm/pyproject.toml").read_text())["project"]["version"]
-    assert f"-{version}-" in wheel.name, (wheel, version)
-    assert f"-{version}-" in plugin.name, (plugin, version)
+    wheel = wheel_of(ROOT)
+    for plugin in (ROOT / "plugins" / "vllm", ROOT / "plugins" / "mlx"):
+        version = tomllib.loads((plugin / "pyproject.toml").read_text())["project"]["version"]
+        for built in (wheel, wheel_of(plugin)):
+            assert f"-{version}-" in built.name, (built, version)
     first, *others = installing(wheel)
     pip("install", "--quiet", *shlex.split(TORCH))
     torch = release("torch")

@@ -33,8 +33,9 @@ from tests.films import film
 
 ROOT = Path(__file__).parent.parent
 hooks = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/hooks.py")))
-VLLM = ROOT / "docs/guides/vllm.md"  # runs in an environment of its own: plugins/vllm/tests/test_server.py
-PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")} - {VLLM})
+# These run in environments of their own: plugins/vllm/tests/test_server.py, plugins/mlx/tests/test_commands.py.
+PLUGINS = {ROOT / "docs/guides/vllm.md", ROOT / "docs/guides/mlx.md"}
+PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")} - PLUGINS)
 VIDEOS = ROOT / "docs/guides/video.md"  # needs a model that reads videos: tests/with_torchvision/test_docs.py
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NEEDED = {ROOT / "docs/guides/before-after.md": ("fastapi",)}  # which make setup-page brings

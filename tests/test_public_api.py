@@ -137,4 +137,5 @@ def test_the_version_is_the_packages():
     assert foveate.__version__ == version("foveate")
     root = Path(__file__).parent.parent
     assert f"\nversion: {foveate.__version__}\n" in (root / "CITATION.cff").read_text()
-    assert f'"foveate=={foveate.__version__}"' in (root / "plugins/vllm/pyproject.toml").read_text()
+    for plugin in ("vllm", "mlx"):
+        assert f'"foveate=={foveate.__version__}"' in (root / f"plugins/{plugin}/pyproject.toml").read_text()
