@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from docstring_parser import parse
 
-from foveate.families.proved import PROVED
 from foveate.plain.inventory import summary
 from foveate.plain.spelling import in_words
 from foveate.registry import families, method_in_file, methods, support, takes_budget
@@ -36,11 +35,6 @@ def family_rows() -> list[dict[str, Any]]:
         }
         for name, kind in sorted(families().items())
     )
-
-
-def proved_rows() -> list[dict[str, Any]]:
-    """Return one row per model that is recognised by its structure: its name, and the stages verified on it."""
-    return [{"model_type": name, **one._asdict()} for name, one in PROVED.items()]
 
 
 def _plain(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

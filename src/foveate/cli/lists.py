@@ -122,9 +122,11 @@ class Models:
         if self.name and self.name not in names:
             raise unknown("model_type", self.name, names, "foveate models")
         with busy(LOOKING):
-            from foveate.cli.catalogue import family_rows, proved_rows
+            from foveate.cli.catalogue import family_rows
+            from foveate.families.proved import PROVED
 
-            rows, proved = (_rows_of(self.name, every, "model_type") for every in (family_rows(), proved_rows()))
+            by_structure = [{"model_type": name, **proof._asdict()} for name, proof in PROVED.items()]
+            rows, proved = (_rows_of(self.name, every, "model_type") for every in (family_rows(), by_structure))
             named = sorted({name.split("/")[1] for name in inventory.presets()})
         if self.json:
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}

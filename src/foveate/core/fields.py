@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from foveate.errors import SettingError
-from foveate.plain.spelling import check_keywords
+from foveate.plain.spelling import no_setting
 from foveate.plain.upstream import brief
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,7 +65,9 @@ def check_call(owner: str) -> Callable[[F], F]:
             bound = signature.bind(*args, **kwargs)
             if last.kind is last.VAR_KEYWORD:
                 (known,), keywords = typing.get_args(last.annotation), bound.arguments.get(last.name, {})
-                check_keywords(owner, keywords, known)
+                for name in keywords:
+                    if name not in known.__annotations__:
+                        raise no_setting(owner, name, known.__annotations__)
                 keywords.update(_convert(owner, known, keywords))
             bound.arguments.update(_convert(owner, call, bound.arguments))
             return call(*bound.args, **bound.kwargs)

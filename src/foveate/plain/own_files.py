@@ -132,10 +132,14 @@ def fault(error: BaseException, outside: tuple[str, ...] | None = None) -> str |
 
     With `outside`: the last line that is of none of these packages, whichever file it is in.
     """
+
+    def is_own(module: str) -> bool:
+        return module.startswith(MODULE) if outside is None else module.partition(".")[0] not in outside
+
     lines = [
         (frame.f_code.co_filename, number)
         for frame, number in traceback.walk_tb(error.__traceback__)
-        if _is_of(str(frame.f_globals.get("__name__")), outside)
+        if is_own(str(frame.f_globals.get("__name__")))
     ]
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         lines.append((error.filename, error.lineno))
@@ -143,9 +147,3 @@ def fault(error: BaseException, outside: tuple[str, ...] | None = None) -> str |
         return None
     file, number = lines[-1]
     return f"{file}, line {number}, {linecache.getline(file, number).strip()!r}: {type(error).__name__}: {error}"
-
-
-def _is_of(module: str, outside: tuple[str, ...] | None) -> bool:
-    if outside is None:
-        return module.startswith(MODULE)
-    return module.partition(".")[0] not in outside

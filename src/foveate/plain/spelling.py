@@ -254,18 +254,6 @@ def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:
             raise InputError(f"{what} has the key {trim(str(key), 80)}, which is not read.{hint}")
 
 
-def check_keywords(what: str, given: Iterable[str], known: type) -> None:
-    """Refuse keywords that are not keys of a TypedDict.
-
-    Raises:
-        SettingError: If there is one. The message lists the known keywords.
-    """
-    names = known.__annotations__
-    for name in given:
-        if name not in names:
-            raise no_setting(what, name, names)
-
-
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:
     """Return the error for a setting that a method does not have."""
     return SettingError(f"{method} has no setting {trim(name, 80)}. It has: {', '.join(sorted(settings))}.")
