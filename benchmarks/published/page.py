@@ -162,8 +162,11 @@ def table(rows: list[Row]) -> list[str]:
             line.append(row["value"].replace("-", "−") + marks(own) if row else "–")
         body.append(line)
     foot = [f"{number}. {note}" for number, note in enumerate(numbered, 1)]
-    first = ["method", "budget"] if stated and not across else ["method"]
     said = " ".join(unique([f"**{source}.**", *caption, *everywhere]))
+    if across and len(body) == len(heads) == 1:
+        ((name, value),) = body
+        return [f"{said} {name} at {heads[0]}: {value}.", "", *foot, *[""] * bool(foot)]
+    first = ["method", "budget"] if stated and not across else ["method"]
     return [said, "", *grid([*first, *heads], body), "", *foot, *[""] * bool(foot)]
 
 
