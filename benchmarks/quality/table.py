@@ -24,7 +24,7 @@ SMALL = (
     "has a price; it cannot show which method is best on your model."
 )
 BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
-FILM_BUDGETS = (1 / 2, 1 / 4, 1 / 8)
+FILM_BUDGETS, FEW_FILM_BUDGETS = (1 / 2, 1 / 4, 1 / 8), (1 / 12, 1 / 24)
 SHOWN = 8
 """Up to this many cells, lost tasks are listed one by one."""
 FEW = ("v2drop", "visiondrop", "divprune", "fastv", "random", "resize")
@@ -277,6 +277,9 @@ PLACES = (
     Place("docs/guides/choosing.md", "resized", "embedded.json", resized),
     Place("docs/guides/composing.md", "chains", "embedded.json", chains),
     Place("docs/guides/video.md", "films", "films.json", partial(table, shown="videos", budgets=FILM_BUDGETS)),
+    Place(
+        "docs/guides/video.md", "films-few", "films-few.json", partial(table, shown="videos", budgets=FEW_FILM_BUDGETS)
+    ),
 )
 
 
