@@ -4,9 +4,9 @@
     python benchmarks/instruction.py --table    # write the tables from the existing record
 
 Time: a page and its question to the first token, afresh and after the instruction that was prefilled once, on a random
-model, by the share of vision tokens that stay. Runs are interleaved; "afresh" runs twice as a control; the preprocessing
-of the page is not timed. Accuracy: what the instruction costs the embedded model, in front of the page and behind it, on
-the same questions. Rounding: how far both ways differ on the embedded model in bfloat16 and in float32.
+model, by the share of vision tokens that stay. Runs are interleaved, and "afresh" runs twice as a control. The page's
+preprocessing is not timed. Accuracy: what the instruction costs the embedded model, in front of the page and behind it,
+on the same questions. Rounding: how far both ways differ on the embedded model in bfloat16 and in float32.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def answers(vlm: fv.VLM, count: int) -> dict[str, Any]:
 
 
 def rounding(count: int) -> dict[str, Any]:
-    """By number format: how many first tokens after the text differ from those afresh, and log-probabilities by how much."""
+    """By number format: how many first tokens after the text are not those afresh, and how log-probabilities differ."""
     result = {}
     for dtype in ("bfloat16", "float32"):
         vlm, differ, gaps = fv.load(dtype=dtype, device="cpu"), 0, []
@@ -185,8 +185,8 @@ def tables(record: dict[str, Any]) -> str:
         f"Medians of {found['rounds']} interleaved rounds of processor time, in brackets the "
         f"{interval_words(found['rounds'])}. The controls, afresh twice, are {control}. Decoding is not faster.",
         "",
-        "An instruction has a price of its own. The embedded model, which was not trained with any, answers "
-        f"{len(rows)} questions about as many pictures with a third of the tokens (VidCom2):",
+        "An instruction has a price of its own: keep it short, and in front. The embedded model, which was not trained "
+        f"with any, answers {len(rows)} questions about as many pictures with a third of the tokens (VidCom2):",
         "",
         "| instruction | right | beside none |",
         "|---|---|---|",
@@ -200,9 +200,9 @@ def tables(record: dict[str, Any]) -> str:
     half, full = (record["rounding"][dtype] for dtype in ("bfloat16", "float32"))
     lines += [
         "",
-        f"In bfloat16, {half['differ']} of {half['pages']} first tokens differ from those afresh, and log-probabilities "
-        f"above −10 by up to {half['largest']:.2g} (median {half['median']:.2g}); in float32 {full['differ']}, and by up to "
-        f"{full['largest']:.1g}.",
+        f"In bfloat16, {half['differ']} of {half['pages']} first tokens are not those afresh, and log-probabilities "
+        f"above −10 differ by up to {half['largest']:.2g} (median {half['median']:.2g}); in float32 {full['differ']}, "
+        f"and by up to {full['largest']:.1g}.",
         "",
     ]
     return "\n".join(lines)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from benchmarks.speed import whole
 
+import foveate as fv
+from foveate import embedded
 from foveate.ask.generation import generate
 from foveate.bench.benched import Benched
 from foveate.bench.shapes import shape
@@ -54,6 +56,34 @@ def test_one_look_for_several_questions(tmp_path):
     whole = sizes.pop(("none", None))
     for (method, tokens), held in sizes.items():
         assert held == pytest.approx(whole * (tokens + 2) / 578, rel=0.05), method
+
+
+def test_an_instruction_in_front_of_every_page(tmp_path, monkeypatch):
+    run = script("instruction.py")
+    monkeypatch.setitem(run.main.__globals__, "SHARES", {"a ninth": 1 / 9})
+    out, threads = tmp_path / "record.json", torch.get_num_threads()
+    run.main(
+        ["--layers", "4", "--width", "64", "--tokens", "90", "--rounds", "2", "--questions", "2", "--out", str(out)]
+    )
+    torch.set_num_threads(threads)
+    record = json.loads(out.read_text())
+    assert record["times"]["tokens"]["instruction"] > 90
+    assert [len(row) for row in record["answers"]["rows"]] == [2 + len(record["answers"]["ways"])] * 2
+    assert record["rounding"]["float32"]["largest"] < 2e-5
+    page = run.GUIDE.read_text()
+    assert run.guide(page, json.loads(run.OUT.read_text())) == page
+
+
+def test_a_film_that_is_streamed_goes_on_where_it_was(tmp_path, monkeypatch):
+    run = script("growing/run.py")
+    for name, value in {"SEEDS": (11,), "METHODS": {"none": {}}, "KEPT": (4,)}.items():
+        monkeypatch.setitem(run.answers.__globals__, name, value)
+    vlm, done = fv.load(embedded.FILMS, device="cpu"), tmp_path / "part.jsonl"
+    rows = run.answers(vlm, 1, done)
+    assert sorted(row["third"] for row in rows) == sorted(run.THIRDS)
+    assert {*rows[0]} == {"film", "seed", "third", "none, streamed, 4", "none, sampled, 4"}
+    monkeypatch.setitem(run.answers.__globals__, "streamed", None)
+    assert run.answers(vlm, 1, done) == rows  # nothing is asked again
 
 
 @pytest.fixture(scope="module")
