@@ -23,7 +23,7 @@ from foveate.plain.version import __version__
 
 OLDEST, NEWEST = "5.16.1", "5.24"
 """The oldest and newest versions on which all tests pass, `make test-oldest` and `make test`."""
-NEWEST_TORCH = "2.13"
+NEWEST_TORCH = "2.15"
 """The newest torch on which all tests pass."""
 
 ADAPTERS = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")

@@ -279,7 +279,7 @@ class Arrival:
         encoded: Outputs of the `get_*_features` calls, by modality.
         image_lengths: Vision tokens of each image of each sample, by modality, if only the prompt tells them.
         placeholders: Where the vision tokens are, (samples, columns) bool, by modality.
-        splits: Whether chunked prefill will cut an image in two.
+        splits: Whether chunked prefill will cut an image in two, or off the question that the method reads.
         goes_on: Whether this is a chunk of a prompt other than the first.
         behind_image: Whether the previous forward on this cache ended in an image or right behind it.
         behind_cut: Whether tokens had been dropped there.

@@ -134,8 +134,8 @@ def _begin_images(
     goes_on = arrival.behind_image and (drops or arrival.behind_cut) and any(sample.starts for sample in samples)
     if goes_on or (drops and arrival.splits):
         raise UnsupportedError(
-            "Chunked prefill has split an image, so its tokens cannot be ranked together. "
-            "Leave prefill_chunk_size unset, or choose a size that splits no image."
+            "Chunked prefill has split an image, or cut it off the question that the method reads, so its tokens "
+            "cannot be ranked. Leave prefill_chunk_size unset, or choose a larger size."
         )
     forward.outcome.record = _record(forward, cache)
     if not drops and not reads:

@@ -306,7 +306,8 @@ class Generating:
         ids: The token ids it will feed, (samples, columns); None: embeddings, or no call is running.
         chunk: Columns per chunk, if it prefills in chunks.
         inside: Cache lengths at which a chunk of its prompt other than the first begins.
-        splits: Whether chunks cut an image in two. Such a chunk may even end in text between the image's tokens.
+        splits: Whether chunks cut an image in two, or off the question that the method reads. A chunk that cuts one in
+            two may even end in text between its tokens.
         asked: `Forward.asked` of the last chunk.
     """
 
@@ -500,7 +501,7 @@ class Session:
             self._tower_run = f"{type(tower).__name__} ran outside get_image_features"
 
     def _note_splits(self, arrival: Arrival, modality: str, output: Any) -> None:
-        """Note whether chunked prefill will cut an image in two."""
+        """Note whether chunked prefill will cut an image in two, or off the question that the method reads."""
         chunk = self._generating.chunk
         if chunk is None or arrival.ids is None:
             return
@@ -510,8 +511,10 @@ class Session:
         columns = places.nonzero()[:, 1]
         chunks = columns.cpu() // chunk  # (vision tokens,): the chunk that holds each; columns 3 4 5 by 4 give 0 1 1
         if sum(lengths) == len(chunks):
-            images = torch.split(chunks, lengths)
-            self._generating.splits |= any(int(image[0]) != int(image[-1]) for image in images)
+            ends = {(int(image[0]), int(image[-1])) for image in torch.split(chunks, lengths)}
+            last = (arrival.ids.shape[1] - 1) // chunk
+            cut_off = self._program.reads_text and any(end < last for _, end in ends)
+            self._generating.splits |= cut_off or any(start < end for start, end in ends)
 
     # -- begin -------------------------------------------------------------------------------------------------
 
