@@ -64,7 +64,7 @@ def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, 
     if WHOLE not in files:
         paths = [path for path in paths if not path.match(WHOLE) and path.name not in LADDERS.values()]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return sorted((one for one in found if "rows" in one), key=lambda one: one["model"]["device"] != "cpu")
+    return sorted((one for one in found if one.keys() >= {"rows", "model"}), key=lambda one: one["model"]["device"] != "cpu")
 
 
 def tables(found: list[dict[str, Any]], whole: bool = True) -> str:

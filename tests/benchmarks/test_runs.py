@@ -2,6 +2,8 @@
 
 import json
 import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,12 @@ def script(name):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(path.parent))
         return SimpleNamespace(**runpy.run_path(str(path)))
+
+
+@pytest.mark.parametrize("name", ["quality/table.py", "published/page.py", "speed/table.py"])
+def test_tables_of_pages_are_those_of_the_records(name):
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / name, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_job_of_many_rows(tmp_path, capsys, monkeypatch):
