@@ -63,8 +63,9 @@ def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, 
     paths = sorted({path for one in files for path in folder.glob(one)})
     if WHOLE not in files:
         paths = [path for path in paths if not path.match(WHOLE) and path.name not in LADDERS.values()]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    return sorted((one for one in found if one.keys() >= {"rows", "model"}), key=lambda one: one["model"]["device"] != "cpu")
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    benched = [record for record in read if record.keys() >= {"rows", "model"}]
+    return sorted(benched, key=lambda record: record["model"]["device"] != "cpu")
 
 
 def tables(found: list[dict[str, Any]], whole: bool = True) -> str:
