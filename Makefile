@@ -17,8 +17,8 @@ LOG := $(VENV)/setup.log
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all setup-mlx test-mlx test-mlx-all page space demo test test-all \
-  test-oldest test-installed check notebooks docs clean mutants
+.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all test-newest setup-mlx test-mlx test-mlx-all page space demo test \
+  test-all test-oldest test-installed check notebooks docs clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1: /p' Makefile
@@ -134,6 +134,10 @@ test-vllm test-vllm-all: setup-vllm
 	wait $$behind; second=$$?; \
 	echo "==> runner V2"; cat $(VLLM_V2_LOG); \
 	exit $$((first | second))
+
+# Downloads the wheel (340 MB), runs nothing of it, and is no part of .ci/run. VLLM_VERSION=0.33.0 names one.
+test-newest: setup-vllm ## compare names and signatures that the plug-in uses with the newest vLLM
+	@cd plugins/vllm; HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(abspath $(VLLM_BIN))/python -m tests.newest $(VLLM_VERSION)
 
 # mlx-vlm has its own environment too. On Linux mlx runs on the CPU. Its torchvision is that of the torch; where pip finds it
 # for CUDA alone, the shim of vLLM's environment makes it importable.

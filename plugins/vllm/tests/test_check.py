@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+import foveate.embedded
 from foveate_vllm.check import NEW, Answer, main, verdict
 from foveate_vllm.layout import Layout
 
@@ -46,10 +47,13 @@ def test_a_method_that_is_none_is_said_in_a_line(capsys):
 @pytest.mark.long
 def test_this_machine_drops_as_transformers_does_and_a_wrong_length_is_seen(tmp_path, capsys, monkeypatch):
     record = tmp_path / "check.json"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     order = ["check", "v2drop:tokens=120", "--dtype", "bfloat16", "--out", str(record)]
     assert main(order) == 0
     assert "CPU_ATTN: log-probabilities differ by" in capsys.readouterr().out
     assert json.loads(record.read_text())["passed"] is True
+    (passed,) = json.loads((tmp_path / "foveate/vllm-checks.json").read_text())
+    assert passed[-2:] == [str(foveate.embedded.path()), "v2drop:tokens=120"]
 
     def longer(self, built, stock):
         made, slots = metadata(self, built, stock)

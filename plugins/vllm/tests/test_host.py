@@ -62,5 +62,29 @@ def test_a_name_that_is_gone_is_refused_when_it_is_asked_for(monkeypatch):
         _ = host.nothing
 
 
+def test_another_vllm_drops_only_where_the_check_passed_for_the_model_and_method(llava_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(host.CHECKING, raising=False)
+    monkeypatch.setattr(host, "version_of_vllm", lambda: "0.33.0")
+    with pytest.raises(Exception, match=rf"foveate-vllm check {llava_folder} --method visionzip"):
+        configured(llava_folder, "visionzip")
+    host.note_passed(str(llava_folder), "visionzip")
+    configured(llava_folder, "visionzip")
+    for change in ({"version_of_vllm": lambda: "0.33.1"}, {"version": lambda package: "9"}):
+        with monkeypatch.context() as patch:
+            for name, value in change.items():
+                patch.setattr(host, name, value)
+            with pytest.raises(Exception, match="foveate-vllm check"):
+                configured(llava_folder, "visionzip")
+    with pytest.raises(Exception, match="--method divprune:tokens=9"):
+        configured(llava_folder, "divprune:tokens=9")
+
+
+def test_the_check_itself_may_drop_in_another_vllm(llava_folder, monkeypatch):
+    monkeypatch.setattr(host, "version_of_vllm", lambda: "0.33.0")
+    monkeypatch.setenv(host.CHECKING, "1")
+    configured(llava_folder, "visionzip")
+
+
 if __name__ == "__main__":
     STORED.write_text("\n".join(signatures()) + "\n")

@@ -1,9 +1,10 @@
-"""`foveate-vllm check METHOD`: does vLLM on this machine drop the tokens that foveate drops on transformers?
+"""`foveate-vllm check MODEL`: does vLLM on this machine drop the tokens that foveate drops on transformers?
 
-The model that ships with foveate answers eleven questions at once in vLLM. transformers then computes them one by one
-in float32: once with the same method and, as the control, once without.
+The model, or the one that ships with foveate, answers eleven questions at once in vLLM. transformers then computes them
+one by one in float32: once with the same method and, as the control, once without. In a version of vLLM that foveate's
+tests do not run, servers drop only after this has passed for their model and method.
 
-Mean differences of log-probabilities, measured with CPU_ATTN under V2Drop, FastV and PyramidDrop:
+Mean differences of log-probabilities of the small model, measured with CPU_ATTN under V2Drop, FastV and PyramidDrop:
 
     correct: float32, float16, bfloat16                    0.000001, 0.001 to 0.010, 0.008 to 0.096
     wrong rows kept at all cuts, or at the first           0.43 to 1.7
@@ -25,8 +26,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from foveate.embedded import NAME, TASKS, path
 from foveate.errors import FoveateError
 from foveate.naming import parse
+from foveate_vllm.host import CHECKING, note_passed, version_of_vllm
 
 __all__ = ["Answer", "main", "verdict"]
 
@@ -39,7 +42,9 @@ NEAR = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}
 """Largest mean difference of log-probabilities at which vLLM counts as correct, by dtype."""
 SHARE = 1 / 3
 """Largest difference relative to the control's. Above, the method changes too little to be told from rounding."""
+USUAL = "v2drop"
 ENVIRONMENT = {
+    CHECKING: "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -55,12 +60,13 @@ class Answer(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0 if vLLM drops the same tokens, 1 if not, 2 if there is no such method."""
+    """Run the command. Returns 0 if vLLM drops the same tokens, 1 if not, 2 if there is no such model or method."""
     parser = argparse.ArgumentParser(prog="foveate-vllm", description="Foveate inside vLLM.")
     check = parser.add_subparsers(required=True).add_parser(
         "check", help="compare vLLM on this machine with transformers"
     )
-    check.add_argument("method", metavar="METHOD", help="the method of a server's setting, such as v2drop:tokens=64")
+    check.add_argument("model", metavar="MODEL", help="a model, or a method on the model that ships with foveate")
+    check.add_argument("--method", help=f"as in a server's setting, such as v2drop:tokens=64 (default: {USUAL})")
     check.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="dtype of vLLM's model"
     )
@@ -69,43 +75,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if options.method is None and not ("/" in options.model or os.path.isdir(options.model)):
+        options.model, options.method = NAME, options.model
+    options.method = options.method or USUAL
     try:
         parse(options.method)
+        asked = _asked(options.model)
     except FoveateError as error:
         print(f"foveate-vllm: {error}", file=sys.stderr)
         return 2
-    made, backends = _in_vllm(options)
-    passed, said = verdict(options.dtype, *_beside_transformers(options.method, made))
-    said = f"{options.method}, {options.dtype}, {backends}: {said}"
+    made, backends = _in_vllm(options, asked)
+    passed, said = verdict(options.dtype, *_beside_transformers(options, asked, made))
+    said = f"{options.model}, {options.method}, {options.dtype}, {backends}: {said}"
+    if passed:
+        note_passed(_place(options.model), options.method)
     print(said)
     if options.out:
         versions = {name: version(name) for name in ("foveate", "foveate-vllm", "transformers", "torch")}
-        record = {"passed": passed, "said": said, "vllm": _vllm_version(), **versions}
+        record = {"passed": passed, "said": said, "vllm": version_of_vllm(), **versions}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     return int(not passed)
 
 
-def _asked() -> list[dict[str, Any]]:
-    """Return the prompts: ten questions about one image each, and one about two."""
-    from foveate.embedded import TASKS
+def _place(model: str) -> str:
+    """Return the name or folder from which vLLM loads a model."""
+    return str(path()) if model == NAME else model
+
+
+def _asked(model: str) -> list[dict[str, Any]]:
+    """Return the prompts: ten questions about one image each, and one about two.
+
+    Raises:
+        FoveateError: If there is no such model.
+    """
+    from foveate.ask.loading import load
     from foveate.eval.held_out import questions
 
+    processor = load(model, weights=False).processor
     pool = questions(TASKS, 12, seeds=(5,))
-    asked = [(f"USER: <image>\n{one.text} ASSISTANT:", [one.media()]) for one in pool]
-    both = asked[10][0].replace("<image>", "<image><image>"), asked[10][1] + asked[11][1]
-    return [{"prompt": text, "multi_modal_data": {"image": images}} for text, images in (*asked[:10], both)]
+    several = [*([one] for one in pool[:10]), pool[10:]]
+    asked = []
+    for rows in several:
+        images = [row.media() for row in rows]
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": rows[0].text}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        asked.append({"prompt": text, "multi_modal_data": {"image": images}})
+    return asked
 
 
-def _in_vllm(options: argparse.Namespace) -> tuple[list[Answer], str]:
+def _in_vllm(options: argparse.Namespace, asked: Sequence[dict[str, Any]]) -> tuple[list[Answer], str]:
     """Return all answers, asked at once with five sequences at a time, and the decoder's attention backend."""
+    from transformers import AutoConfig
     from vllm import LLM, SamplingParams
 
-    import foveate.embedded
-
+    place = _place(options.model)
+    (stock,) = AutoConfig.from_pretrained(place).architectures
     setting = {"method": options.method, "untested": True}
     engine = LLM(
-        str(foveate.embedded.path()),
-        hf_overrides={"architectures": ["FoveateLlavaForConditionalGeneration"], "foveate": setting},
+        place,
+        hf_overrides={"architectures": [f"Foveate{stock}"], "foveate": setting},
         dtype=options.dtype,
         enforce_eager=True,
         max_model_len=2048,
@@ -117,7 +145,7 @@ def _in_vllm(options: argparse.Namespace) -> tuple[list[Answer], str]:
     (backend,) = engine.apply_model(_poisoned)
     sampling = SamplingParams(temperature=0, max_tokens=NEW, logprobs=1, ignore_eos=True)
     answers = []
-    for output in engine.generate(_asked(), sampling, use_tqdm=False):
+    for output in engine.generate(asked, sampling, use_tqdm=False):
         (one,) = output.outputs
         pairs = zip(one.logprobs, one.token_ids, strict=True)
         answers.append(Answer(list(one.token_ids), [row[token].logprob for row, token in pairs]))
@@ -133,18 +161,21 @@ def _poisoned(model: Any) -> str:
     return str(layers[0].attn_backend.get_name())
 
 
-def _beside_transformers(method: str, made: Sequence[Answer]) -> tuple[list[Answer], list[Answer], list[Answer]]:
+def _beside_transformers(
+    options: argparse.Namespace, questions: Sequence[dict[str, Any]], made: Sequence[Answer]
+) -> tuple[list[Answer], list[Answer], list[Answer]]:
     """Return vLLM's answers, and for their tokens transformers' answers with the method and without."""
     import torch
 
     import foveate as fv
-    import foveate.embedded
 
-    model, processor = foveate.embedded.load()
+    vlm = fv.load(options.model, dtype="float32")
+    model, processor = vlm.model, vlm.processor
     model.generation_config.eos_token_id = None  # all answers have one length
 
     def forced(asked: dict[str, Any], tokens: list[int]) -> Answer:
-        inputs = processor(images=asked["multi_modal_data"]["image"], text=asked["prompt"], return_tensors="pt")
+        images = asked["multi_modal_data"]["image"]
+        inputs = processor(images=images, text=asked["prompt"], return_tensors="pt").to(model.device)
         start = inputs["input_ids"].shape[1]
         out = model.generate(
             **inputs,
@@ -159,9 +190,9 @@ def _beside_transformers(method: str, made: Sequence[Answer]) -> tuple[list[Answ
         return Answer(best, [float(row[token]) for row, token in zip(rows, tokens, strict=True)])
 
     sides = []
-    for drop in (method, None):
-        with fv.drop(model, method) if drop else nullcontext():
-            sides.append([forced(one, answer.tokens) for one, answer in zip(_asked(), made, strict=True)])
+    for drop in (options.method, None):
+        with fv.drop(model, drop) if drop else nullcontext():
+            sides.append([forced(one, answer.tokens) for one, answer in zip(questions, made, strict=True)])
     return list(made), sides[0], sides[1]
 
 
@@ -185,12 +216,6 @@ def _apart(made: Sequence[Answer], side: Sequence[Answer]) -> float:
     """Return the mean difference of log-probabilities."""
     ours, theirs = ([value for answer in answers for value in answer.logprobs] for answers in (made, side))
     return sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)
-
-
-def _vllm_version() -> str:
-    from foveate_vllm.host import version_of_vllm
-
-    return version_of_vllm()
 
 
 if __name__ == "__main__":

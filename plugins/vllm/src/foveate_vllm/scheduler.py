@@ -23,6 +23,7 @@ def configure(config: Any) -> None:
     module = import_module(f"{plugin.__name__}.{plugin.module_of(architecture)}")
     model = config.model_config.hf_config
     setting = getattr(module, architecture).setting_of(model)
+    host.refuse_unchecked(config.model_config.model, setting.spelled)
     Rate.of(config.model_config.multimodal_config.mm_processor_kwargs or {})  # refuse a wrong rate
     refuse_rates_of_texts()
     stages = setting.stages(Rate())
