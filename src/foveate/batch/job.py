@@ -164,7 +164,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         )
     kind = job.parts
     if kind == "auto":
-        kind = "parquet" if samples.is_parquet else "jsonl"
+        kind = "parquet" if samples.source.path.suffix.lower() == ".parquet" and not samples.is_folder else "jsonl"
     if kind == "parquet":
         arrow()
     to_parquet = table_of if kind == "parquet" else None

@@ -18,7 +18,7 @@ from foveate.contract.method import Method
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import SettingError
 from foveate.eval.records import FULL, Answers, key_of, record_of
-from foveate.runs.crew import Stopped, Worker, crew_of, work_through
+from foveate.runs.crew import Here, Pool, Stopped, Worker, work_through
 from foveate.runs.listener import Advance, unheard
 
 MOST_WORKERS = 4
@@ -134,7 +134,8 @@ def answer_missing(
         store.add(rows)
         advance(len(rows))
 
-    with crew_of(task, workers, _GroupWorker(vlm, settings)) as crew:
+    alone = Here(lambda place, count: _GroupWorker(vlm, settings))
+    with Pool(task, workers) if workers > 1 else alone as crew:
         work_through(work, crew, take)
 
 

@@ -92,11 +92,13 @@ class Pool:
         count: Number of processes.
 
     Raises:
-        SettingError: If there are too many for the machine.
+        SettingError: If there are more than four for each core or accelerator, whichever are more.
     """
 
     def __init__(self, task: Task, count: int) -> None:
-        check_count(count, max(os.cpu_count() or 1, torch.accelerator.device_count()))
+        most = 4 * max(os.cpu_count() or 1, torch.accelerator.device_count())
+        if count > most:
+            raise SettingError(f"{count:,} models at a time are too many for this machine: use {most} at most.")
         self._task = task
         self._count = count
 
@@ -189,52 +191,10 @@ Crew = Here | Pool
 """Works on items while its context lasts."""
 
 
-def crew_of(task: Task, workers: int, here: Worker) -> Crew:
-    """Return a crew of `workers` processes on this machine, or of this process and its worker `here` if that is 1.
-
-    Raises:
-        SettingError: If there are too many for the machine.
-    """
-    if workers > 1:
-        return Pool(task, workers)
-    return Here(lambda place, count: here)
-
-
 def end_unguarded() -> None:
     """Exit silently if this is a pool's process that is running the main script again."""
     if os.environ.get(POOL) == str(os.getppid()) and hasattr(multiprocessing.current_process(), "_inheriting"):
         os._exit(UNGUARDED)
-
-
-class Employee:
-    """One process of a crew, with its worker.
-
-    An error of loading it is raised by the first `ask`. At the start it would only look as if the process had died.
-
-    Args:
-        task: Loads what the process needs.
-        place, count: Which process of how many it is.
-        stopped: An event, after which the worker ends once the rows in progress are done.
-    """
-
-    def __init__(self, task: Task, place: int, count: int, stopped: Any) -> None:
-        self._stopped = stopped.is_set
-        self._error: Exception | None = None
-        try:
-            self._worker = task(place, count)
-        except Exception as error:
-            self._error = error
-
-    def ask(self, item: object) -> object:
-        """Return `rows_of` an item, or the worker's `about()` if it is None."""
-        if self._error is not None:
-            raise self._error
-        try:
-            return self._worker.about() if item is None else rows_of(self._worker, item, self._stopped)
-        except Exception as error:
-            if isinstance(error, FoveateError) or (where := fault(error)) is None:
-                raise
-            raise InputError(where) from error  # pickling would lose the traceback's lines
 
 
 def rows_of(worker: Worker, item: object, stopped: Stopped = lambda: False) -> list[Any]:
@@ -242,21 +202,36 @@ def rows_of(worker: Worker, item: object, stopped: Stopped = lambda: False) -> l
     return [row for rows in worker.rows(item, stopped) for row in rows]
 
 
-_process: dict[str, Employee] = {}
-"""The employee of this process, if it belongs to a pool."""
+_process: dict[str, Any] = {}
+"""What `_begin` left for `_ask`, if this process belongs to a pool."""
 
 
-def _begin(task: Task, place: int, count: int, stopped: object) -> None:
-    """Initialise a new process: leave Ctrl-C to the parent, end with the parent, and share CPU threads evenly."""
+def _begin(task: Task, place: int, count: int, stopped: Any) -> None:
+    """Initialise a new process: leave Ctrl-C to the parent, end with the parent, and share CPU threads evenly.
+
+    An error of loading is raised by the first `_ask`. Here it would only look as if the process had died.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    _process["employee"] = Employee(task, place, count, stopped)
+    _process["stopped"] = stopped.is_set
+    try:
+        _process["worker"] = task(place, count)
+    except Exception as error:
+        _process["error"] = error
 
 
 def _ask(item: object) -> object:
-    return _process["employee"].ask(item)
+    """Return `rows_of` an item, or the worker's `about()` if it is None."""
+    if "error" in _process:
+        raise _process["error"]
+    try:
+        return _process["worker"].about() if item is None else rows_of(_process["worker"], item, _process["stopped"])
+    except Exception as error:
+        if isinstance(error, FoveateError) or (where := fault(error)) is None:
+            raise
+        raise InputError(where) from error  # pickling would lose the traceback's lines
 
 
 def _end_with_parent() -> None:
@@ -265,21 +240,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def check_count(count: int, units: int) -> None:
-    """Refuse more than four models per unit.
-
-    Args:
-        count: Number of models.
-        units: Number of cores or accelerators, whichever is larger.
-
-    Raises:
-        SettingError: If there are too many.
-    """
-    most = 4 * units
-    if count > most:
-        raise SettingError(f"{count:,} models at a time are too many for this machine: use {most} at most.")
 
 
 def device_at(place: int, device: str) -> str:

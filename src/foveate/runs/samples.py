@@ -424,11 +424,6 @@ class Samples:
         """Whether the source is a folder."""
         return isinstance(self.source, _Folder)
 
-    @property
-    def is_parquet(self) -> bool:
-        """Whether the source is a Parquet file."""
-        return isinstance(self.source, _Parquet)
-
     def read(
         self, skip: Callable[[int], bool] = lambda number: False, carried: bool = True
     ) -> Iterator[MediaSample | Bad]:
