@@ -230,7 +230,8 @@ TAKEN = {
     }),
     "asking": (RowAsking, {
         "model": set(), "device": set(), "dtype": set(), "attention": set(), "cuda_graphs": set(), "method": NONE,
-        "max_new_tokens": COUNT, "batch_size": COUNT, "choices": EMPTY, "within": NONE | TEXT, **BEGUN,
+        "max_new_tokens": COUNT, "batch_size": COUNT, "choices": EMPTY, "within": NONE | TEXT, "remote": NONE,
+        **BEGUN,
     }),
     "race": (race, {
         "model": set(), "inputs": set(), "methods": set(), "new_tokens": COUNT, "pairs": COUNT, "after": set(),

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from logging import ERROR
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import huggingface_hub.utils.logging
 import torch
@@ -19,9 +19,6 @@ from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.plain.upstream import Shared
 from foveate.registry import family_kind
-
-if TYPE_CHECKING:
-    from foveate.ask.look import Look
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +80,7 @@ class Loaded:
         name: The model's name in records.
         cuda_graphs: Whether the vision tower, prefill and decode steps run as CUDA graphs; see `foveate.drop`.
         warned: Whether a note said that the embedded model knows only drawings.
-        system: The text of `system=` that was prefilled last; see `foveate.ask.look.look_at_system`.
+        system: The `Look` of the text of `system=` that was prefilled last; see `foveate.ask.look.look_at_system`.
         lock: Held while the model or its tokenizer runs: neither is thread-safe.
     """
 
@@ -99,7 +96,7 @@ class Loaded:
         self.name = name or type(model).__name__
         self.cuda_graphs = cuda_graphs
         self.warned = False
-        self.system: Look | None = None
+        self.system: Any = None
         self.lock = threading.RLock()
 
     def __getstate__(self) -> NoReturn:

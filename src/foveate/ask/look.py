@@ -169,7 +169,8 @@ def look_at_system(loaded: Loaded, prompt: Prompt, method: Method | None) -> Loo
     if any(getattr(signal, "among", None) == "all" for stage in stages for signal in stage.reads):
         return None
     with loaded.lock:
-        ids, look = begun_by(loaded, prompt.system), loaded.system
+        look: Look | None = loaded.system
+        ids = begun_by(loaded, prompt.system)
         if look is None or not torch.equal(look.ids, ids) or look.weights != weights_of(model):
             refuse_open(model)
             loaded.system = None  # free the last one first
