@@ -1,12 +1,16 @@
 """Nothing changes if all stays, and a shorter run equals one that hides the dropped columns."""
 
+from importlib.metadata import version
+
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx_vlm.generate.ar import generate_step
 from mlx_vlm.models.cache import make_prompt_cache
 
 import foveate_mlx
+from foveate.engine.hosts import Reducer
 from tests import models
 from tests.models import IMAGE, QWEN, RUNS, VIDEO
 
@@ -100,6 +104,7 @@ def test_films_of_one_run_equal_a_run_that_hides_the_dropped_columns(make, metho
         np.testing.assert_allclose(own[1], theirs, atol=1e-5)
 
 
+@pytest.mark.skipif(version("mlx-vlm").startswith("0.6."), reason="mlx-vlm 0.6 cannot place such films itself")
 def test_a_film_with_times_between_its_frames_is_one_film():
     model = models.qwen3_vl()
     frame = [103, *[VIDEO] * 16, 104]
@@ -115,9 +120,11 @@ def test_a_film_with_times_between_its_frames_is_one_film():
         np.testing.assert_allclose(own[1], theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", RUNS)
-def test_where_rows_are_renumbered_a_run_equals_one_from_the_rows_that_are_left(make):
+@pytest.mark.parametrize(("make", "bits"), [*((make, None) for make in RUNS), (models.llava, 4)])
+def test_where_rows_are_renumbered_a_run_equals_one_from_the_rows_that_are_left(make, bits):
     model, prompt = make(), models.inputs_of(make)
+    if bits is not None:
+        nn.quantize(model.language_model, group_size=32, bits=bits, class_predicate=lambda _, part: is_even(part))
     ids, pixels, _ = prompt
     with foveate_mlx.drop(model, "divprune", retention=1 / 3) as trace:
         short = steps(model, *prompt)
@@ -131,6 +138,11 @@ def test_where_rows_are_renumbered_a_run_equals_one_from_the_rows_that_are_left(
         logits = decoder(mx.array([[token]]), cache=cache).logits[0, -1]
     with foveate_mlx.drop(model, "divprune", retention=1 / 3):
         same(steps(model, *prompt, prefill_step_size=4), short, 1e-5)
+
+
+def is_even(part):
+    """Whether a layer's width is one that can be quantised in groups of 32."""
+    return hasattr(part, "to_quantized") and part.weight.shape[-1] % 32 == 0
 
 
 @pytest.mark.parametrize("make", QWEN)
@@ -157,3 +169,29 @@ def test_rows_of_half_precision_come_through_as_they_are(dtype):
     assert less.inputs_embeds.dtype == dtype
     columns = mx.array(np.flatnonzero(shown(whole, trace, ids)))
     assert mx.array_equal(less.inputs_embeds, whole.inputs_embeds[:, columns])
+
+
+def test_the_words_behind_an_image_end_where_the_next_begins_and_are_no_frames(monkeypatch):
+    model = models.qwen2_vl()
+    ids = [5, 103, *[IMAGE] * 16, 104, 7, 103, *[VIDEO] * 16, 104, 8, 103, *[IMAGE] * 24, 104, 9, 10]
+    patches = mx.random.normal((160, 3 * 2 * 4 * 4), key=mx.random.key(1))
+    inputs = {
+        "image_grid_thw": mx.array([(1, 8, 8), (1, 8, 12)]),
+        "video_grid_thw": mx.array([(1, 8, 8)]),
+        "pixel_values_videos": patches[:64],
+    }
+    texts = {}
+    stock = Reducer.reduce
+
+    def noting(self, images, pictures, video, text):
+        texts[video] = [words.numpy() for words in text]
+        return stock(self, images, pictures, video, text)
+
+    monkeypatch.setattr(Reducer, "reduce", noting)
+    with foveate_mlx.drop(model, "divprune", retention=0.5) as trace:
+        model.get_input_embeddings(mx.array([ids]), patches, mask=mx.ones((1, len(ids))), **inputs)
+    assert trace.tokens == [16, 24, 16]
+    words = {False: [[104, 7, 103, 104, 8, 103], [104, 9, 10]], True: [[104, 8, 103, 104, 9, 10]]}
+    for video, of_medium in words.items():
+        for own, tokens in zip(texts[video], of_medium, strict=True):
+            np.testing.assert_allclose(own, np.array(model.language_model.model.embed_tokens(mx.array(tokens))))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mlx_vlm.generate.ar import generate_step
+from PIL import Image
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 import foveate as fv
@@ -69,3 +70,14 @@ def test_both_stacks_keep_the_same_tokens_and_answer_alike(stacks, method):
         np.testing.assert_allclose(first, first_there, atol=2e-3)
         right += tokenizer.decode(tokens, skip_special_tokens=True).strip() in question.labels
     assert right >= len(pool) - 1
+
+
+def test_a_cache_of_8_bits_reads_the_text(stacks):
+    model, _, tokenizer = stacks
+    pixels = (np.asarray(Image.open(embedded.picture()), np.float32) / 255 - 0.5) / 0.5
+    text = f"USER: {'<image>' * 576}\n{embedded.QUESTION} ASSISTANT:"
+    ids, pixels = mx.array([tokenizer(text)["input_ids"]]), mx.array(pixels.transpose(2, 0, 1)[None])
+    options = {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 0}
+    with foveate_mlx.drop(model, "divprune", tokens=192):
+        steps = generate_step(ids, model, pixels, None, max_tokens=NEW, temperature=0.0, **options)
+        assert tokenizer.decode([token for token, _ in steps], skip_special_tokens=True).strip() == embedded.ANSWER

@@ -22,7 +22,7 @@ __all__ = ["Trace", "drop"]
 
 @dataclass
 class Trace:
-    """What was dropped of each image, in the order of the prompts. Counts that mlx-vlm prints are of full prompts.
+    """What was dropped of each image, in order, of a prompt pictures before videos. mlx-vlm prints counts of full prompts.
 
     Attributes:
         tokens: Vision tokens of each image or video.
