@@ -22,7 +22,7 @@ __all__ = ["Trace", "drop"]
 
 @dataclass
 class Trace:
-    """What was dropped of each image, in order, of a prompt pictures before videos. mlx-vlm prints counts of full prompts.
+    """What was dropped of each image, in order; of one prompt, pictures come before videos.
 
     Attributes:
         tokens: Vision tokens of each image or video.
