@@ -72,7 +72,7 @@ def test_questions_about_two_pictures_get_the_answers_that_each_gets_alone(famil
 
 
 @pytest.mark.parametrize("method", [Read(keep=0.3), DyCoke(k=0.0, p=0.7)], ids=["read", "dycoke"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "smolvlm"])
 def test_a_question_picks_what_its_own_answer_reads(family, method, monkeypatch):
     vlm = random_vlm(family, monkeypatch)
     prompts = asked(vlm, "titi", lengths=(3, 9))

@@ -97,7 +97,8 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor) -> None:
         kinds[:, -width:] *= live[:, -width:].to(new.device) != 0
     places = torch.arange(span, device=new.device)
     shown = new == VISION
-    behind = (shown * (places + 1)).amax(dim=1, keepdim=True)  # first column after the last vision token
+    # First column after the last vision token and what closes its image, which a look has already.
+    behind = (shown * (places + 1 + forward.family.closing_tokens)).amax(dim=1, keepdim=True)
     forward.ends_turn = True
     forward.kinds, forward.asking, forward.most = kinds, (kinds[:, past:] == TEXT) & (places >= behind), most
     if forward.asked:  # in samples with an image in this chunk, only text behind that image asks
