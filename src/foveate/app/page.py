@@ -326,11 +326,11 @@ class AskPanel:
         names: list[str],
         percent: float,
         sure: float = 0.0,
-        choices: str = "",
+        choices: str | None = None,
     ) -> Iterator[Changes]:
         """Answer with the full model, then with each method, word by word."""
         question = question.strip()
-        texts = [text.strip() for text in choices.split(",") if text.strip()]
+        texts = [text.strip() for text in (choices or "").split(",") if text.strip()]  # None until it is written into
         try:
             if subject is None:
                 raise InputError("There is no picture or video to ask about. Upload one, or pick an example.")
