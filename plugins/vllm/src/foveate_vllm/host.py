@@ -21,7 +21,7 @@ from foveate.plain.writing import publish
 __all__ = ["NAMES", "found", "gone", "look_at", "note_passed", "probe", "refuse_unchecked"]
 
 KNOWN = "0.32"
-"""The minor version that the tests run. Of others only names and signatures are compared (tests/newest.py)."""
+"""The minor version that the tests run. Of others plugins/vllm/tests/newest.py compares names and signatures alone."""
 CHECKING = "FOVEATE_VLLM_CHECKING"
 """Environment variable of the processes of `foveate-vllm check`."""
 NAMES: dict[str, tuple[str, ...]] = {
