@@ -19,10 +19,12 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--cpus", type=int, help="CPUs that Ray counts with (default: those of the machine)")
     asked = parser.parse_args()
-    ray.init(log_to_driver=False)
+    # A resumed run needs a CPU for its filter of checkpoints, one for each worker, and one to read and write.
+    ray.init(num_cpus=asked.cpus, log_to_driver=False)
     context = ray.data.DataContext.get_current()
-    # What a block had answered when the run was killed is not asked again; a block that was under way is.
+    # What was written when the run was killed is not asked again; what was under way is.
     context.checkpoint_config = CheckpointConfig(id_column="id", checkpoint_path=f"{asked.answers}.checkpoints")
     settings = {"prompt": asked.prompt, "method": "divprune", "retention": 1 / 3}
     rows = ray.data.read_parquet(asked.rows).map_batches(

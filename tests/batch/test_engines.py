@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,11 @@ def expected(rows):
     return [(row, told["answer"][row], told["error"][row] is None) for row in rows["id"]]
 
 
-def start(script, *arguments):
+def start(script, *arguments, options=()):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
     return subprocess.Popen(
-        [sys.executable, str(CLUSTERS / script), *map(str, arguments), SETTINGS["prompt"]],
+        [sys.executable, str(CLUSTERS / script), *map(str, arguments), SETTINGS["prompt"], *options],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment,
     )  # fmt: skip
 
@@ -69,6 +70,29 @@ def test_ray_data_gives_a_rows_answer_or_its_error(rows, expected, tmp_path):
     path = write(tmp_path / "rows.parquet", rows)
     finish(start("on_ray.py", path, tmp_path / "answers"))
     assert answers_in(tmp_path / "answers") == expected
+
+
+@pytest.mark.further  # two starts of Ray, each a minute on two cores
+def test_a_killed_run_of_ray_data_is_completed_by_the_next_and_has_no_row_twice(tmp_path):
+    """Ray writes so few rows in one piece: the kill comes when it is there, and the next run asks none again."""
+    pytest.importorskip("ray")
+    image = {"bytes": None, "path": str(embedded.picture())}
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for part in range(16):
+        write(rows / f"{part}.parquet", {"id": [*range(64 * part, 64 * part + 64)], "image": [image] * 64})
+    answers, checkpoints = tmp_path / "answers", tmp_path / "answers.checkpoints"
+    options = ("--cpus", "4")  # with two CPUs a resumed run waits for ever
+    killed = start("on_ray.py", rows, answers, options=options)
+    while killed.poll() is None and not [*checkpoints.rglob("*.parquet")]:
+        time.sleep(0.01)
+    assert killed.poll() is None
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    first = {path: path.stat().st_mtime_ns for path in answers.glob("*.parquet")}
+    finish(start("on_ray.py", rows, answers, options=options))
+    assert [row for row, _, _ in answers_in(answers)] == [*range(16 * 64)]
+    assert {path: path.stat().st_mtime_ns for path in first} == first
 
 
 def test_daft_gives_a_rows_answer_or_its_error(rows, expected, tmp_path):
