@@ -11,6 +11,8 @@ from mlx_vlm.models.cache import make_prompt_cache
 
 import foveate_mlx
 from foveate.engine.hosts import Reducer
+from foveate_mlx import check, host
+from foveate_mlx.dropping import Dropper
 from tests import models
 from tests.models import IMAGE, QWEN, RUNS, VIDEO
 
@@ -195,3 +197,15 @@ def test_the_words_behind_an_image_end_where_the_next_begins_and_are_no_frames(m
     for video, of_medium in words.items():
         for own, tokens in zip(texts[video], of_medium, strict=True):
             np.testing.assert_allclose(own, np.array(model.language_model.model.embed_tokens(mx.array(tokens))))
+
+
+@pytest.mark.parametrize("make", QWEN + RUNS)
+def test_a_check_runs_the_decoder_by_hand_as_a_shorter_run_does(make):
+    model, (ids, pixels, inputs) = make(), models.inputs_of(make)
+    features = model.get_input_embeddings(ids, pixels, mask=mx.ones_like(ids), **inputs)
+    dropper = Dropper(model, "divprune", None, 1 / 3, foveate_mlx.Trace())
+    with host.attached(dropper):
+        answer = steps(model, ids, pixels, inputs)
+    same(check._by_hand(dropper, np.array(ids)[0], features, answer), answer, 1e-5)
+    dropper.trace.sources[0] = dropper.trace.sources[0][:-1]
+    assert check._distance(check._by_hand(dropper, np.array(ids)[0], features, answer), answer) > 1e-3
