@@ -19,6 +19,7 @@ import pytest
 from mlx_vlm.generate import dispatch
 from PIL import Image
 
+import foveate_mlx
 from foveate import embedded
 from foveate_mlx import dropping, host
 from foveate_mlx.__main__ import main
@@ -149,3 +150,12 @@ def test_the_guide_runs(small_folder, tmp_path, monkeypatch, capsys):
     block = block.replace('["cat.jpg"])', '["cat.jpg"], max_tokens=2)')
     exec(block, {})
     assert "192 of 576 vision tokens" in capsys.readouterr().out
+
+
+def test_batch_generate_answers_with_dropping(embedded_folder):
+    model, processor = mlx_vlm.load(str(embedded_folder))
+    asked = {"images": [PICTURE] * 2, "prompts": [embedded.QUESTION] * 2}
+    with foveate_mlx.drop(model, "divprune", tokens=192) as trace:
+        batch = mlx_vlm.batch_generate(model, processor, **asked, max_tokens=8, verbose=False)
+    assert [text.strip() for text in batch.texts] == [embedded.ANSWER] * 2
+    assert trace.kept == [192] * 2
