@@ -100,7 +100,7 @@ def test_no_method_that_is_sent_is_a_file(served, picture, tmp_path, written):
     for name in ("secret", "absent"):
         (tmp_path / "secret.json").write_text('{"method": "v2drop", "password": "hush"}')
         text = written.format(tmp_path / f"{name}.json")
-        said = served.use("ask", None, "What is this ?", [text], 33, 0)
+        said = served.use("ask", None, "What is this ?", [text], 33, 0, "")
         assert "role='alert'" in said
         assert "hush" not in said
         assert "cannot be read" not in said
@@ -138,7 +138,7 @@ def test_the_page_takes_no_fonts_and_scripts_from_elsewhere(served):
 def test_without_pyav_pictures_are_asked_about_and_ctrl_c_ends_it_while_an_answer_comes(folder, tmp_path, picture):
     served = Served("--model", folder, "--max-new-tokens", 100_000, folder=tmp_path, missing="av")
     assert len(served.files) == 1
-    asking = [None, "What is this ?", [], 33, 0]
+    asking = [None, "What is this ?", [], 33, 0, None]
     assert "Reading videos needs PyAV" in served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)), [], 33, 8)
     refused = served.use("ask", *asking)  # not about a picture from before the film
     assert "role='alert'" in refused
