@@ -104,11 +104,13 @@ def caption(record: dict[str, Any]) -> str:
 
 
 def page(record: dict[str, Any]) -> str:
-    """The tables of the guide, in Markdown."""
+    """The tables of the guide, in Markdown. The record also has two clients, and text alone, which gains nothing."""
     written = [caption(record), ""]
     for prompt in _prompts(record):
+        if prompt == TEXT:
+            continue
         written += [f"**{prompt.capitalize()}**", "", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
-        written += [f"| {' | '.join(cells)} |" for cells in lines(record, prompt)]
+        written += [f"| {' | '.join(cells)} |" for cells in lines(record, prompt) if cells[1] != "2"]
         written.append("")
     return "\n".join(written).strip()
 
