@@ -271,8 +271,10 @@ def forwards(calls):
 
 
 @pytest.mark.parametrize("name", TAKEN)
-def test_odd_values_are_taken_for_what_they_are_or_refused_before_a_forward(calls, forwards, name, monkeypatch):
-    monkeypatch.chdir(calls.folder)  # a text may be the name of a folder to write to
+def test_odd_values_are_taken_for_what_they_are_or_refused_before_a_forward(
+    calls, forwards, name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # a text may be the name of a folder to write to, or of one that another case wrote
     wrong = []
     for (argument, right), (word, value) in itertools.product(TAKEN[name][1].items(), ODD.items()):
         forwards.clear()

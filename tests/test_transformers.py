@@ -36,7 +36,7 @@ OTHERS = {
     "_forward_hooks", "_forward_pre_hooks", "_functorch", "_get_config", "_get_float32_matmul_precision",
     "_get_fp32_precision_getter", "_getframe", "_has_any_global_hook", "_hf_hook", "_inheriting",
     "_len_torch_dispatch_stack", "_modules", "_orig_mod", "_prepare_metric_and_aggregation",
-    "_scaled_dot_product_flash_attention_for_cpu", "_schema", "_to_copy", "_unique2", "_version",
+    "_replace", "_scaled_dot_product_flash_attention_for_cpu", "_schema", "_to_copy", "_unique2", "_version",
 }  # fmt: skip
 """Names of torch, accelerate, lmms-eval and Python: operators are counted by them, writes and offloading are seen,
 processes are ended, and a task's functions are taken without its data."""
