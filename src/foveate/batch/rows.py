@@ -12,7 +12,7 @@ from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
-from foveate.ask.prompt import Prompt, begun_by
+from foveate.ask.prompt import Prompt, refuse_behind
 from foveate.ask.running import drops_of, method_in
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.vlm import VLM
@@ -176,7 +176,7 @@ class Predictor:
         settings = Generation(max_new_tokens=model.max_new_tokens)
         self._answerer = Answerer(self.vlm, self._drops, settings, model.batch_size, model.choices, share=share)
         if model.system is not None:
-            begun_by(self.vlm, model.system)
+            refuse_behind(self.vlm, model.system)
         self._try_method()
 
     def __reduce__(self) -> Any:
