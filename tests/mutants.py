@@ -2,6 +2,7 @@
 
     python -m tests.mutants                                     # 150 places over all rooms; an hour on two cores
     python -m tests.mutants --drawn 40 --seed 2 --log FILE      # others
+    python -m tests.mutants --of batch app/page.py --tests tests/batch tests/app    # places of these
 
 No list has to follow code that moves: each room's share of places that its tests see is to be compared before and
 after a rebuilding. Which tests reach a place is found by one run of the whole suite, and kept beside FILE; of these the
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -270,11 +271,17 @@ def _said(node: ast.AST) -> str:
 # -- places that are drawn ----------------------------------------------------------------------------------------
 
 
-def functions() -> dict[str, dict[str, int]]:
-    """The functions and methods of each room, as `module:name`, with how many lines each has."""
+def functions(of: Sequence[str] = ()) -> dict[str, dict[str, int]]:
+    """The functions and methods of each room, as `module:name`, with how many lines each has.
+
+    Args:
+        of: The only folders and files of the source that count, as they stand in it; all if empty.
+    """
     rooms: dict[str, dict[str, int]] = {}
     for path in sorted(SOURCE.rglob("*.py")):
         place = path.relative_to(SOURCE)
+        if of and not any(place.is_relative_to(one) for one in of):
+            continue
         room = rooms.setdefault(place.parts[0] if len(place.parts) > 1 else "root", {})
         tree = ast.parse(path.read_text(encoding="utf-8"))
         classes = {f"{node.name}.": node for node in tree.body if isinstance(node, ast.ClassDef)}
@@ -285,12 +292,12 @@ def functions() -> dict[str, dict[str, int]]:
     return rooms
 
 
-def draw(count: int, seed: int) -> list[tuple[str, str, str]]:
+def draw(count: int, seed: int, of: Sequence[str] = ()) -> list[tuple[str, str, str]]:
     """Places over all rooms: (room, module:function, kind and number).
 
     A room's share grows with the root of its size, so that small ones have some; a function's with its lines.
     """
-    rooms, generator = functions(), random.Random(seed)
+    rooms, generator = functions(of), random.Random(seed)
     roots = {room: sum(sizes.values()) ** 0.5 for room, sizes in rooms.items()}
     drawn = []
     for room, sizes in rooms.items():
@@ -322,8 +329,8 @@ def reached(number):
 """Stands in a copy of the source as `foveate/_reached.py`. Processes that a test starts inherit the test's name."""
 
 
-def reach(drawn: list[tuple[str, str, str]], log: Path, jobs: int) -> list[list[str]]:
-    """For each place the tests that reach it, from one run of the whole suite; tests that fail in it are left out.
+def reach(drawn: list[tuple[str, str, str]], log: Path, jobs: int, suite: list[str]) -> list[list[str]]:
+    """For each place the tests that reach it, from one run of the suite; tests that fail in it are left out.
 
     Tests of one function with other parameters stand behind the first of every function, quick ones first.
     """
@@ -333,7 +340,7 @@ def reach(drawn: list[tuple[str, str, str]], log: Path, jobs: int) -> list[list[
         call = "__import__('foveate._reached')._reached.reached({})"
         for path, source in marked([one[1:] for one in drawn], call).items():
             (src / path.relative_to(SOURCE.parent)).write_text(source, encoding="utf-8")
-        pytest_on(src, f"-n {jobs} --dist loadfile -p tests.timed tests".split(), None, TIMES=str(times))
+        pytest_on(src, [*f"-n {jobs} --dist loadfile -p tests.timed".split(), *suite], None, TIMES=str(times))
         seconds: dict[str, float] = {}
         for line in times.read_text(encoding="utf-8").splitlines():
             name, outcome, took = line.rsplit("\t", 2)
@@ -369,13 +376,13 @@ def _chosen(tests: set[str], seconds: dict[str, float]) -> list[str]:
     return chosen
 
 
-def run_drawn(count: int, seed: int, log: Path, jobs: int) -> None:
+def run_drawn(drawn: list[tuple[str, str, str]], log: Path, jobs: int, suite: list[str]) -> None:
     """Break the drawn places that the log does not know, and say how many of each room were seen."""
     log.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     done = {(row["function"], row["place"]) for row in known}
-    drawn, tests = draw(count, seed), log.with_suffix(".tests.json")
-    reaching = json.loads(tests.read_text(encoding="utf-8")) if tests.exists() else reach(drawn, tests, jobs)
+    tests = log.with_suffix(".tests.json")
+    reaching = json.loads(tests.read_text(encoding="utf-8")) if tests.exists() else reach(drawn, tests, jobs, suite)
 
     def tried(one: tuple[tuple[str, str, str], list[str]]) -> dict[str, Any]:
         (room, key, place), tests = one
@@ -395,7 +402,7 @@ def run_drawn(count: int, seed: int, log: Path, jobs: int) -> None:
             )
     all_, seen = (Counter(row["room"] for row in known if row["killed"] or every) for every in (True, False))
     print("\n".join(f"{room:12}{seen[room]:3} of {all_[room]:3}" for room in sorted(all_)))
-    print(f"{sum(seen.values())} of {len(known)} drawn places were seen (seed {seed})")
+    print(f"{sum(seen.values())} of {len(known)} drawn places were seen")
 
 
 @contextmanager
@@ -431,8 +438,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, default=ROOT / "out" / "mutants.jsonl", metavar="FILE")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="places at a time")
+    parser.add_argument(
+        "--of", nargs="+", default=[], metavar="PATH", help="draw from these folders and files of the source"
+    )
+    parser.add_argument("--tests", nargs="+", default=["tests"], metavar="PATH", help="the tests that may notice")
     options = parser.parse_args()
-    run_drawn(options.drawn, options.seed, options.log, options.jobs)
+    run_drawn(draw(options.drawn, options.seed, options.of), options.log, options.jobs, options.tests)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,12 @@ def test_a_seed_draws_the_same_again(drawn):
     assert draw(40, seed=2) != drawn
 
 
+def test_places_are_drawn_from_the_folders_and_files_that_are_named():
+    of = ["batch", "engine/replays", "registry.py"]
+    keys = [key for _, key, _ in draw(20, seed=1, of=of)]
+    assert {key.split(":")[0].rpartition(".")[0] for key in keys} == {"batch", "engine.replays", ""}
+
+
 def test_a_break_changes_the_code(drawn):
     for _, key, place in drawn:
         path, source, said = broken(key, place)
