@@ -10,7 +10,7 @@ import foveate as fv
 from foveate.ask import answers, look
 from foveate.ask.generation import FirstToken
 from foveate.ask.look import Look, look_at, look_at_system, prefill, together
-from foveate.ask.prompt import begun_by
+from foveate.ask.prompt import begun_by, text_of
 from foveate.ask.running import answers_to
 from foveate.engine.copies import compact
 from foveate.registry import family_for
@@ -269,6 +269,13 @@ def test_a_template_that_does_not_begin_with_the_text_is_refused(template, small
     for call in (small.ask, lambda *given, **more: next(small.ask_many([given], **more))):
         with pytest.raises(fv.UnsupportedError, match="small"):
             call(demo, ASKED[0], system=SYSTEM)
+
+
+def test_a_text_is_held_against_a_template_once(small, demo, monkeypatch):
+    written = []
+    monkeypatch.setattr("foveate.ask.prompt.text_of", lambda *given: written.append(given) or text_of(*given))
+    list(small.ask_many([(demo, asked) for asked in ASKED], system="Be brief.", **NEW))
+    assert len(written) == 2 + len(ASKED) + 2  # the check, the prompts, and the two that give the ids in common
 
 
 @pytest.mark.parametrize("between", ["", "\n", " "])

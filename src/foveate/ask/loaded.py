@@ -81,6 +81,7 @@ class Loaded:
         cuda_graphs: Whether the vision tower, prefill and decode steps run as CUDA graphs; see `foveate.drop`.
         warned: Whether a note said that the embedded model knows only drawings.
         system: The `Look` of the text of `system=` that was prefilled last; see `foveate.ask.look.look_at_system`.
+        system_checked: That text with the chat template, once `foveate.ask.prompt.refuse_behind` has let it pass.
         lock: Held while the model or its tokenizer runs: neither is thread-safe.
     """
 
@@ -97,6 +98,7 @@ class Loaded:
         self.cuda_graphs = cuda_graphs
         self.warned = False
         self.system: Any = None
+        self.system_checked: Any = None
         self.lock = threading.RLock()
 
     def __getstate__(self) -> NoReturn:

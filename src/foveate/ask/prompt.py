@@ -349,12 +349,17 @@ def prepare(
 def refuse_behind(loaded: Loaded, system: str) -> None:
     """Refuse a system text that the chat template does not write before pictures and questions.
 
+    The model remembers the last text that passed with its template, because every prompt of a batch asks.
+
     Raises:
         InputError: If it is not valid Unicode, or contains a special token.
         SettingError: If it is empty.
         UnsupportedError: If the template leaves it out, changes it or writes it later.
     """
     check_text(system, "The system text")
+    checked = system, getattr(loaded.processor, "chat_template", None)
+    if loaded.system_checked == checked:
+        return
     refuse_special(loaded, system)
     if not system.strip():
         raise SettingError("The system text is empty. Write one, or leave system out.")
@@ -367,6 +372,7 @@ def refuse_behind(loaded: Loaded, system: str) -> None:
             f"The chat template of {loaded.name} does not write a system text before everything else, so the text "
             "cannot be shared. Write it into the question."
         )
+    loaded.system_checked = checked
 
 
 def begun_by(loaded: Loaded, system: str) -> Tensor:
