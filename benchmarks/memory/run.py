@@ -212,10 +212,10 @@ def table(record: dict[str, Any]) -> list[str]:
 NOTES = f"""\
 MiB: peak of live tensors, without weights and inputs. Brackets: share of the untouched model's peak.
 
-power: the peak grows with the number of tokens to this power, between the two largest sizes. 1 is linear, 2 quadratic.
+power: how the peak grows with the number of tokens, between the two largest sizes. 1 is linear, 2 quadratic.
 
 ms: processor time to the first token, minus that of random dropping with as many tokens in every layer. Brackets: the
-ratio of the two. Medians of 9 interleaved pairs; 3 if a prompt takes more than 1 s, 1 if it takes more than 20 s.
+ratio of the two. Medians of 9 interleaved pairs; of 3 if a prompt takes over 1 s, of 1 if over 20 s.
 Values near 0, or ratios near that of `random` against itself, are noise.
 
 A prompt is limited to {SECONDS} s and {GIB} GiB. "–": not measured yet."""
@@ -229,9 +229,9 @@ def page(record: dict[str, Any]) -> str:
         "",
         "Memory and time of every method on small random models, at 576, 4,096 and 16,384 vision tokens.",
         "",
-        f"- **Models**: a LLaVA with a tower of {TOWER['layers']} layers and width {TOWER['width']} and a decoder of "
-        f"{DECODER['layers']} layers and width {DECODER['width']}, with one image; for {', '.join(FILMS)} a Qwen2-VL "
-        f"of the same size, with a video of as many tokens ({A_FRAME} per two frames).",
+        f"- **Models**: a LLaVA with one image. The tower has {TOWER['layers']} layers of width {TOWER['width']}, the "
+        f"decoder {DECODER['layers']} of width {DECODER['width']}. For {', '.join(FILMS)}: a Qwen2-VL of the same size "
+        f"with a video of as many tokens, {A_FRAME} per two frames.",
         f"- **Conditions**: {record['conditions']}; {found}.",
         f"- **Budgets**: methods before the decoder keep {ENTER} tokens, or a third of a video. Methods that cut "
         f"inside the decoder ({', '.join(INSIDE)}) keep {SHARE:.0%} on average. Methods without a budget run with "
@@ -241,9 +241,7 @@ def page(record: dict[str, Any]) -> str:
         "python benchmarks/memory/run.py",
         "```",
         "",
-        *table(record),
-        "",
-        NOTES,
+        "The table is in [the guide](../../docs/guides/bench.md#memory-and-scoring-by-method).",
     ]
     return "\n".join([*lines, ""])
 

@@ -20,8 +20,8 @@ from foveate.plain.table import Column, Table, between
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
 SMALL = (
-    "One small model on synthetic pictures: the table can show whether a method is implemented well and that dropping "
-    "has a price; it cannot show which method is best on your model."
+    "One small model on synthetic pictures: the table shows whether a method works and what dropping costs there, not "
+    "which method is best on your model."
 )
 BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
 FILM_BUDGETS, FEW_FILM_BUDGETS = (1 / 2, 1 / 4, 1 / 8), (1 / 12, 1 / 24)
@@ -90,8 +90,7 @@ def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[flo
     rows = [name for name in (*ran, *CONTROLS) if name in in_columns]
     count = quality.full["tokens"]
     lines = [
-        f"{caption(record, shown)} In brackets: the tokens spent, if they differ from the budget. †: on one task, less "
-        "than a quarter of the full model's accuracy is left (see below).",
+        f"{caption(record, shown)} In brackets: the tokens spent, if they differ from the budget. †: see below.",
         "",
         by_budget("method", {name: name for name in rows}, quality, lambda budget: f"{count * budget:.0f}", budgets),
         *sentences(quality, rows),
@@ -237,10 +236,12 @@ def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:
     if len(of_cells) > SHOWN:
         return [
             "",
-            f"† On one or more of these tasks, less than a quarter is left: {', '.join(dict.fromkeys(tasks))}.",
+            "† On one or more of these tasks, less than a quarter of the full model's accuracy is left: "
+            f"{', '.join(dict.fromkeys(tasks))}.",
         ]
     full = shares(quality.full, dict.fromkeys(tasks), quality)
-    return ["", f"† Tasks on which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
+    left = "less than a quarter of the full model's accuracy is left"
+    return ["", f"† Tasks on which {left} (full model: {full}): {'; '.join(of_cells)}."]
 
 
 def shares(row: dict[str, Any], tasks: Iterable[str], quality: Quality) -> str:
