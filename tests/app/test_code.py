@@ -1,13 +1,9 @@
 """The copied program runs, and says what the page said."""
 
-import json
-import shlex
-
 import pytest
 
-from foveate import cli
 from foveate.app import subjects
-from foveate.app.replies import FULL, ask, command, program
+from foveate.app.replies import FULL, ask, program
 from foveate.app.subjects import examples, read_upload
 from tests.app.conftest import asking
 from tests.films import film
@@ -51,18 +47,3 @@ def test_the_embedded_model_needs_no_name(subject):
     how = {"retention": 1 / 3, "sure": 0.9, "max_new_tokens": 64}
     assert "retention=0.333333, sure=0.9, max_new_tokens=64\n" in program(subject, "?", ["v2drop"], "a/b", how)
     assert "vlm = fv.load('a/b')\n" in program(subject, "?", [], "a/b", FEW)
-
-
-@pytest.mark.parametrize("kind", ["picture", "film"])
-def test_the_command_gives_the_pages_answers(kind, vlm, folder, picture, tmp_path, monkeypatch, capsys):
-    if kind == "film":
-        picture = tmp_path / "it's a film.mp4"
-        film(picture, 9, size=(64, 64))
-    subject = read_upload(picture)
-    line = command(subject, QUESTION, METHODS, str(folder), FEW)
-    monkeypatch.chdir(picture.parent)
-    assert cli.main([*shlex.split(line)[1:], "--pairs", "2", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [found["full"]["answer"], *(one["answer"] for one in found["methods"])] == [
-        row.partition(": ")[2].partition(" (")[0] for row in said(vlm, subject)
-    ]

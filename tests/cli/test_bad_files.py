@@ -41,7 +41,7 @@ def commands(folder, model):
     return {
         "count": ("count", folder, "--model", model),
         "tune": ("tune", folder, *ASKED, *tune),
-        "tune samples": ("tune", "--samples", folder, *tune),
+        "tune samples": ("tune", "--samples", folder / "samples.jsonl", *tune),
         "eval": ("eval", "--samples", folder, *ASKED, *few),
         "eval samples": ("eval", "--samples", folder / "samples.jsonl", *few),
         "batch": ("batch", folder, folder.parent / "out", *ASKED, "--model", model, *QUICK),

@@ -3,7 +3,7 @@ import json
 import pytest
 from PIL import Image
 
-from foveate.cli.tune import Tune, _preset_files
+from foveate.cli.tune import Tune
 
 WHOLE = ("--set", "merge_windows=False")  # a random tower finds everything alike
 QUESTION = "What is this ?"
@@ -77,31 +77,21 @@ def test_a_question_may_hold_what_other_programs_take_for_the_end_of_a_line(pict
     assert Tune(samples=listed)._samples() == [(str(tmp_path / "0.png"), "a\u2028b\u0085c", "")]
 
 
-def test_schedules_are_tuned_in_two_processes_and_written_into_a_folder(run, shallow_llava, pictures, tmp_path):
-    out, cache = tmp_path / "presets", tmp_path / "cache"
+def test_a_schedule_is_tuned_in_two_processes(run, shallow_llava, pictures, tmp_path):
     shown = ("--prompt", QUESTION, "--model", shallow_llava, "--max-new-tokens", 3)
-    asked = ("tune", tmp_path, *shown, "--cache", cache, "--workers", 2, "--out", out)
-    methods = ("--method", "v2drop:metric=cosine;over=net", "--method", "finalkv")
-    code, said, err = run(*asked, *methods, "--retention", 0.6, "--retention", "70%")
-    assert (code, said.count("Held-out comparison"), "are few" in err) == (0, 2, True)
-    assert err.count("finalkv at 0.6 is infeasible") == 1
-    names = [f"v2drop-metric=cosine-over=net-{share}.json" for share in (0.6, 0.7)]
-    assert sorted(path.name for path in out.iterdir()) == names
-    preset = json.loads((out / names[0]).read_text())
+    asked = ("tune", tmp_path, *shown, "--cache", tmp_path / "cache", "--workers", 2)
+    method = ("--method", "v2drop:metric=cosine;over=net")
+    code, said, err = run(*asked, *method, "--retention", "60%", "--out", tmp_path / "mine.json")
+    assert (code, said.count("Held-out comparison"), "are few" in err) == (0, 1, True)
+    preset = json.loads((tmp_path / "mine.json").read_text())
     assert (preset["pictures"], preset["method"]["metric"]) == ([1, 2], "cosine")
-    code, said, err = run(*asked, *methods[:2], "--retention", 0.6, "--retention", 0.5)
-    assert (code, said, "exists already" in err) == (1, "", True)
-    code, said, err = run(*asked[:-2], *methods[:2], "--retention", 0.6, "--json")
+    code, said, err = run(*asked, *method, "--retention", 0.6, "--json")
     assert (code, "known already" in err, json.loads(said)["runs"]) == (0, True, 0)
-    code, said, _ = run("generate", pictures[0], *shown, "--method", out / names[0], "--json")
+    code, said, _ = run("generate", pictures[0], *shown, "--method", tmp_path / "mine.json", "--json")
     assert (code, json.loads(said)["setting"]) == (0, preset["method"])
 
 
-def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
-    code, _, err = run("tune", "--samples", tmp_path, "--budget", 20)
-    assert (code, f"foveate tune {tmp_path} --prompt" in err) == (1, True)
-
-
-def test_no_two_presets_get_one_file_however_letters_are_written():
-    cells = [("mine.json", {"tokens": 64}), ("Mine.json", {"tokens": 64}), ("a/b+c", {"flops": 0.5})]
-    assert _preset_files(cells) == ["mine-64.json", "Mine-64-2.json", "a-b+c-flops-0.5.json"]
+@pytest.mark.parametrize("more", [(), ("--budget", 9, "--budget", 8), ("--budget", 9, "--method", "finalkv")])
+def test_one_preset_is_tuned_at_a_time(run, pictures, more):
+    code, _, err = run("tune", *pictures, "--prompt", QUESTION, "--method", "v2drop", *more)
+    assert (code, "One preset" in err) == (2, True)

@@ -14,7 +14,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from foveate import embedded
 from foveate.app.kept import SHOW_STOP, way_of
-from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, command, error_words, least_percent, program
+from foveate.app.replies import FULL, MOST, Said, ask, cards, check_names, error_words, least_percent, program
 from foveate.app.subjects import CONTROL, FRAMES, HALF, MOST_FRAMES, Subject, examples, read_upload
 from foveate.ask.media import FEW
 from foveate.ask.prompt import reads_videos
@@ -230,13 +230,8 @@ class AskPanel:
         )
         self.kept = gr.HTML(way_of(examples()[0]).to_html(), elem_id="panels")
         self.share = gr.DownloadButton("Download as PNG", visible=False, elem_id="share")
-        with gr.Accordion(
-            "Run this in Python or in a terminal", open=False, elem_id="python", visible=False
-        ) as self.python:
+        with gr.Accordion("Run this in Python", open=False, elem_id="python", visible=False) as self.python:
             self.code = gr.Code(language="python", interactive=False, show_label=False, buttons=["copy"])
-            self.command = gr.Code(
-                language="shell", interactive=False, label="In a terminal", buttons=["copy"], elem_id="command"
-            )
 
     def _connect(self) -> None:
         names, percent = self.names, self.percent
@@ -249,7 +244,7 @@ class AskPanel:
         names.change(self.limit, [self.subject, names, percent], limited, **QUICK)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
         asking = [self.subject, self.question, names, percent, self.sure, self.choices]
-        replied = [*cleared, self.code, self.command]
+        replied = [*cleared, self.code]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
         for taking in (self.file.upload, self.gallery.select, self.frames.input):
@@ -350,10 +345,7 @@ class AskPanel:
         file = self._draw(question, replies)
         written = [name for name in names[1:] if name not in self.looks]
         asking: dict[str, Any] = {"retention": percent / 100, "max_new_tokens": self.max_new_tokens}
-        line = command(subject, question, written, self.vlm.name, asking)
-        more = {name: value for name, value in (("sure", sure), ("choices", texts)) if value}
-        if more:  # the command has no such flags
-            line, asking = "", asking | more
+        asking |= {name: value for name, value in (("sure", sure), ("choices", texts)) if value}
         notes = [note for reply in replies if reply.answer is not None for note in reply.answer.notes]
         yield {
             self.answers: cards(replies, subject.questions.get(question)),
@@ -362,7 +354,6 @@ class AskPanel:
             self.share: gr.DownloadButton(value=file, visible=file is not None),
             self.python: gr.Accordion(visible=True),
             self.code: program(subject, question, written, self.vlm.name, asking),
-            self.command: gr.Code(line, visible=bool(line)),
             self.notice: notice((*self._notes(subject), *notes)),
         }
 

@@ -1,7 +1,6 @@
 """Check a question, ask it, and show the answers: as cards while they arrive, and as a program that repeats them."""
 
 import math
-import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from foveate.errors import BudgetError, FoveateError, SettingError, UnknownNameE
 from foveate.naming import refuse_files
 from foveate.plain.spelling import FOR_ALL
 from foveate.runs.samples import as_said
-from foveate.video import Clip
 
 FULL = "full model"
 MOST = 5
@@ -237,23 +235,3 @@ def program(subject: Subject, question: str, names: Sequence[str], model: str, a
         '    # answer.show().save("kept.png") draws what was kept',
     ]
     return "\n".join(lines) + "\n"
-
-
-def command(subject: Subject, question: str, names: Sequence[str], model: str, asking: Mapping[str, Any]) -> str:
-    """A shell command that asks the question again; arguments as for `program`.
-
-    Empty for an example or a picture that was scaled down, because no uploaded file has exactly these pixels.
-    """
-    medium = subject.medium
-    as_it_lies = isinstance(medium, Clip) or (medium.path and subject.source == repr(medium.path.name))
-    if not names or subject.questions or not as_it_lies:
-        return ""
-    words = ["foveate", "compare", str(medium.path), "--prompt", question]
-    for name in names:
-        words += ["--method", name]
-    words += ["--retention", f"{asking['retention']:g}", "--max-new-tokens", str(asking["max_new_tokens"])]
-    if isinstance(medium, Clip):
-        words += ["--frames", str(len(medium))]
-    if model != embedded.NAME:
-        words += ["--model", model]
-    return shlex.join(words)

@@ -4,13 +4,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions, PairCount
 from foveate.cli.outputs import check_targets, write_outputs
-from foveate.cli.screen import Screen, busy, label_lines, note
+from foveate.cli.screen import busy, label_lines, note
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 from foveate.plain.flags import Flag, MediaOptions, ModelOptions
@@ -52,8 +50,6 @@ class Generate:
     """also run the model without dropping, and show its answer and the time ratio"""
     pairs: PairCount = 10
     """with --full: timed pairs, after one warm-up pair"""
-    show: Flag = False
-    """show the kept patches in the terminal, if it supports colours"""
     figure: MaybeFile = None
     """draw the kept patches on the image, one panel per stage; for a video, one sheet per stage
     (png, jpg, webp, pdf)"""
@@ -76,7 +72,6 @@ class Generate:
             from foveate.ask.look import refuse_unshareable
             from foveate.ask.second_look import SecondLook
             from foveate.cli.setup import parse_drop, set_up
-            from foveate.viz.terminal import preview_on
 
         drops = parse_drop(self.method, self.budgets)
         if self.full and isinstance(drops, SecondLook):
@@ -108,12 +103,7 @@ class Generate:
         if self.figure is not None:
             values["figure"] = str(self.figure)
             rows.append(("Figure", str(self.figure)))
-        shown: RenderableType = label_lines(rows)
-        if self.show:
-            drawn = preview_on(Screen(), answer.show())
-            drawn = drawn or Text("This terminal has no colours to show an image; --figure FILE writes one.")
-            shown = Group(shown, drawn)
-        write_outputs(values, shown, self.outputs, figure=self.figure, draw=answer.show)
+        write_outputs(values, label_lines(rows), self.outputs, figure=self.figure, draw=answer.show)
 
     def _compare_full(
         self, setup: "Setup", answer: "Answer", generation: "Generation"
