@@ -63,15 +63,14 @@ search:
 The numbers come from our notes on the papers; `benchmarks/published/` has them as CSV files, one per paper.
 
 - **†** marks a number that the method's own authors did not report.
-- Scores are in %, except MME and OCRBench, which are in points. MMBench is the English one.
+- Scores are in %. Only MME and OCRBench are in points. MMBench is the English one.
 - **% of full** is the score as a share of the full model's in the same table. An average is the mean of such shares.
-  Where a table does not name its benchmarks, our notes do not either. Benchmarks and full models differ, so compare
-  only within one table.
-- A dash means that the number is not in our notes.
+  Benchmarks and full models differ, so compare only within one table.
+- Where a cell is empty or a table names no benchmarks, our notes do not say.
 
 ## What a budget means
 
-"192 tokens" has three meanings in papers, and tables mix them: the **mean** over all decoder layers, the tokens left
+"192 tokens" has three meanings, and papers mix them in one table: the **mean** over all decoder layers, the tokens left
 **after** the cut, and the tokens **entering** the decoder.
 """
 
@@ -159,7 +158,7 @@ def table(rows: list[Row]) -> list[str]:
         for head in heads:
             row = cells.get(head)
             own = [note for note in notes(row) if note not in shared] if row else []
-            line.append(row["value"].replace("-", "−") + marks(own) if row else "–")
+            line.append(row["value"].replace("-", "−") + marks(own) if row else "")
         body.append(line)
     foot = [f"{number}. {note}" for number, note in enumerate(numbered, 1)]
     said = " ".join(unique([f"**{source}.**", *caption, *everywhere]))
@@ -174,7 +173,7 @@ def page() -> str:
     """The text of the page."""
     papers = read("papers")
     rows = {paper["paper"]: read(paper["paper"]) for paper in papers}
-    body = [[m["method"], m["venue"] or "–", m["budget"] or "–", m["note"]] for m in read("methods")]
+    body = [[m["method"], m["venue"], m["budget"], m["note"]] for m in read("methods")]
     text = [INTRO, *grid(["method", "venue", "a budget is", "note"], body), "", "## The papers", ""]
     for paper in papers:
         if not (paper["title"] or paper["note"]):
