@@ -21,7 +21,7 @@ class Once(Cuts):
         keep: Share of an image's vision tokens that enter the decoder, in (0, 1], rounded to a number of tokens.
         tokens: Instead of `keep`: how many tokens of an image enter.
         retention: The budget's name for `keep`.
-        positions: See `Positions`. The papers' released code corresponds to "reindex".
+        positions: See `Positions`. The released code of most papers corresponds to "reindex".
     """
 
     usual: ClassVar[float] = 1 / 9

@@ -321,7 +321,7 @@ class ThinStage(TowerStage):
     for. No vision token is dropped.
 
     Attributes:
-        at: The block before which rows are dropped, as a share of the blocks that the projector reads; in [0, 1].
+        at: The block before which rows are dropped, as a share of the blocks that feed the projector; in [0, 1].
     """
 
     block: int = dataclasses.field(default=0, kw_only=False)

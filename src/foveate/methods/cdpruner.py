@@ -30,8 +30,8 @@ class CDPruner(Once):
         r = (s − min s + 1e-6) / (max s − min s)
 
     With CLIP's encoders (`foveate.drop(…, resources={"clip": foveate.families.clip.ClipEncoder(…)})`), s is −cos of a
-    patch and the text in CLIP's space. The sign is the paper's: patches about the text are *less* similar to it in
-    CLIP's space. Without CLIP, s is the mean cosine of a token and the text's embeddings, as ports do for towers
+    patch and the text in CLIP's space. The sign is the released code's: there patches about the text are *less* similar
+    to it. Without CLIP, s is the mean cosine of a token and the text's embeddings, as ports do for towers
     without a text encoder. Without text after the images all tokens are equally relevant, and only diversity counts.
 
     Unlike in the released code, LLaVA-NeXT's packed tokens are picked from together; the release keeps a fifth from

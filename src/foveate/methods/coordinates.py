@@ -23,7 +23,7 @@ from foveate.errors import SettingError
 
 
 class Coordinates(Method):
-    """Spends a share of the kept rows of other methods on those that RoPE rotates least, or by about a quarter turn.
+    """Makes other methods keep a share of their rows by position: those that RoPE rotates least, or by a quarter turn.
 
         FastV() + Coordinates()
 

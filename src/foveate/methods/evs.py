@@ -2,7 +2,7 @@
 
 Paper: Bagrov et al., "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference",
 arXiv:2510.14624. Reads only features, after the projector. For Qwen3-VL, x is the decoder's input together with the
-features added after the first layers (deepstack), as in the serving engine.
+features added after the first layers (deepstack), as in vLLM's own EVS.
 
     d_t = 1 − cos(x_t, x_{t−1}) for each token of frame t and the token at its place in frame t − 1
 
@@ -21,7 +21,7 @@ from foveate.core.rank import top
 class EVS(Frames):
     """Keeps the first frame and what changes from frame to frame. An image keeps all its tokens.
 
-    Whole frames may be dropped. As in the serving engine, a frame is compared with the frame before it, not with the
+    Whole frames may be dropped. As in vLLM's own EVS, a frame is compared with the frame before it, not with the
     last one kept, so slow changes are lost. Unlike there, cosines are computed in float32, because many tie in the
     model's dtype. Rounding does not count as a change: if a place did not change at all, d is exactly 0, and the lower
     index stays.

@@ -24,7 +24,7 @@ from foveate.contract import Arriving, Cut, Method, PatchStage, PixelView, Shape
 
 
 class PixelPrune(Method):
-    """Drops tokens whose pixels their neighbours predict, before the vision tower. For screenshots and pages.
+    """Drops tokens, before the vision tower, whose pixels are predicted by their neighbours. For screenshots and pages.
 
     Attributes:
         tau: Largest difference at which two units count as alike, for pixels from 0 to 1. With 0 only equal units are

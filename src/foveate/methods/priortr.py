@@ -27,7 +27,7 @@ EPSILON = 1e-10
 
 
 class PriorTR(OneCut):
-    """Keeps the tokens that gain most attention by the question, in one cut; then cuts all caches to them.
+    """Keeps the tokens that gain most attention from the question, in one cut. Then cuts all caches to them.
 
     Each image has its own null token. Without text after an image there is none; then tokens at even steps stay.
 

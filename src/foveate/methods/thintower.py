@@ -31,7 +31,7 @@ class ThinTower(Method):
 
     Attributes:
         keep: Share of each segment's rows that run, in [0, 1], at least one row. 1 leaves the tower unchanged.
-        at: The block before which rows leave, as a share of the blocks that the projector reads.
+        at: The block before which rows leave, as a share of the blocks that feed the projector.
         pick: "maxmin" keeps the rows least similar to one another. "unlike" keeps those least similar to their
             neighbours in the grid; it needs one pass, and is as good at a third. "auto" is "unlike" for a keep of 0.3
             or more if rows are on a grid, else "maxmin".
