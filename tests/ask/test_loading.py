@@ -34,8 +34,8 @@ def saved(folder: Path, weights) -> str:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda name, weight: {}, rf"1 weight is missing \({NORM}\).*Download it again"),
-        (lambda name, weight: {f"{name}_old": weight}, rf"{NORM}\); 1 weight is unexpected \(.*_old"),
+        (lambda name, weight: {}, rf"1 missing \({NORM}\).*Download it again"),
+        (lambda name, weight: {f"{name}_old": weight}, rf"{NORM}\); 1 unexpected \(.*_old"),
         (lambda name, weight: {name: weight[:5].clone()}, rf"another shape \({NORM}: \[5\] instead of \[\d+\]\)"),
     ],
 )  # fmt: skip

@@ -30,9 +30,9 @@ def test_a_line_at_the_start_every_thirty_seconds_and_at_the_end(capsys):
         lines.add(1)
         said += lines_of(capsys)
     assert len(said) == 33
-    assert said[0] == "foveate: Answering: 30 of 1000 (3%), 16 min 10 s left"
+    assert said[0] == "foveate: Answering: 30 of 1000 (3%), 0:16:10 left"
     lines.end()
-    assert lines_of(capsys) == ["foveate: Answering: 1000 done in 16 min 40 s"]
+    assert lines_of(capsys) == ["foveate: Answering: 1000 done in 0:16:40"]
 
 
 def test_a_run_that_fails_is_not_said_to_have_ended(capsys):

@@ -26,7 +26,7 @@ def look(vlm: fv.VLM, stream: bool) -> None:
     assert_type(prefix.ask("What is it?", stream=True), Stream)
     assert_type(prefix.ask("What is it?", stream=stream), fv.Answer | Stream)
     assert_type(prefix.ask_many(["What is it?"], temperature=0.5), Iterator[fv.Answer])
-    vlm.look("cat.jpg", max_new_tokens=8)  # type: ignore[call-overload]
+    vlm.look("cat.jpg", max_new_tokens=8)  # type: ignore[call-arg]
 
 
 def answer(given: fv.Answer, stream: Stream) -> None:

@@ -328,8 +328,6 @@ class Answer:
         for clip in self.prompt.clips:
             times = f"from {clip.seconds[0]:.2f} to {clip.seconds[-1]:.2f} s"
             lines.append(("Frames", f"{len(clip)} of {clip.path}, {times}"))
-        if self.prompt.clips and len(self.prompt.media) == 1:
-            lines += _late_line(self.trace)
         if self.vision_tokens:
             lines.append(("FLOPs", self._flops_line()))
         if self.kv_bytes_whole:
@@ -351,23 +349,6 @@ class Answer:
             rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
         untouched = flops_words(self.cost_untouched.prefill_flops)
         return f"{saved.prefill_flops:z.1%} saved in the decoder's prefill ({decoder} of {untouched}); {rest}"
-
-
-def _late_line(trace: Trace) -> list[tuple[str, str]]:
-    """Return one line with the share of each stage's kept tokens that lies in the second half of the video's frames.
-
-    An odd count of frames has a middle one: half of its tokens count. [4, 2, 6] -> (6 + 2 / 2) / 12 = 58 %.
-    """
-    shares = []
-    for stage, counts in zip(trace.cuts, trace.kept_by_frame(), strict=False):
-        half = len(counts) // 2
-        if half and sum(counts):
-            late = sum(counts[-half:]) + (len(counts) % 2) * counts[half] / 2
-            place = stage.place if stage.place.startswith("before") else f"after the {stage.place}"
-            shares.append(f"{late / sum(counts):.0%} of the tokens kept {place}")
-    if not shares:
-        return []
-    return [("Late frames", f"the second half of the video has {', '.join(shares)}")]
 
 
 def kv_bytes(cache: Cache) -> tuple[int, int]:

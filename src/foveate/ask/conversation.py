@@ -345,11 +345,6 @@ def _part(part: object, frames: int | None, fps: float | None) -> Part:
 
 def _refuse_others(kind: str, keys: Mapping[str, object]) -> None:
     """Refuse keys of a part that foveate does not support."""
-    for name in ("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"):
-        if name in keys:
-            raise InputError(f"{name} of a part is not read: the model's processor sets the size. Resize it first.")
-    if "min_frames" in keys:
-        raise InputError("min_frames of a part is not read. Set the number of frames with nframes or max_frames.")
     if keys.get("detail", "auto") not in ("auto", "high"):
         raise InputError(
             f"The detail of a part must be auto or high; got {brief(keys['detail'])}. Make the image smaller instead."

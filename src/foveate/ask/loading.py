@@ -246,21 +246,15 @@ def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> 
         f"{key}: {list(stored)} instead of {list(expected)}" for key, stored, expected in report["mismatched_keys"]
     ]
     problems = {
-        ("is missing", "are missing"): report["missing_keys"],
-        ("is unexpected", "are unexpected"): report["unexpected_keys"],
-        ("has another shape", "have other shapes"): shapes,
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": shapes,
     }
     parts = []
-    for (singular, plural), keys in problems.items():
+    for problem, keys in problems.items():
         if keys:
-            if len(keys) == 1:
-                verb = f"weight {singular}"
-            else:
-                verb = f"weights {plural}"
-            names = ", ".join(sorted(keys)[:3])
-            if len(keys) > 3:
-                names += f", … and {len(keys) - 3} more"
-            parts.append(f"{len(keys)} {verb} ({names})")
+            more = ", …" if len(keys) > 3 else ""
+            parts.append(f"{len(keys)} {problem} ({', '.join(sorted(keys)[:3])}{more})")
     if parts:
         raise InputError(
             f"The weights of model {name!r} do not match its {of}: {'; '.join(parts)}. "

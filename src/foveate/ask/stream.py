@@ -116,11 +116,6 @@ class Stream(Iterator[str]):
         return text[: len(text) - held].strip()
 
     @property
-    def failed(self) -> bool:
-        """Whether the answer ended with an error."""
-        return self._work.error is not None
-
-    @property
     def answer(self) -> Answer:
         """The whole answer.
 

@@ -198,10 +198,6 @@ class VLM(Loaded):
 
         return _warn_of_each(in_order(answerer.replies(questions, prepare)))
 
-    @overload
-    def look(self, media: Media | None = None, **looking: Unpack[Looking]) -> Prefix: ...
-    @overload
-    def look(self, *, messages: Messages, **looking: Unpack[Looking]) -> Prefix: ...
     @check_call("A look")
     def look(
         self, media: Media | None = None, *, messages: Messages | None = None, **looking: Unpack[Looking]

@@ -168,7 +168,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     if kind == "parquet":
         arrow()
     to_parquet = table_of if kind == "parquet" else None
-    with open_store(job.out, KEY, part_rows=job.part_rows, to_parquet=to_parquet, note=listener.note) as store:
+    with open_store(job.out, KEY, part_rows=job.part_rows, to_parquet=to_parquet) as store:
         rows = _survey(job, samples, kind, store)
         for _ in store.read(Numbers(rows)):
             pass

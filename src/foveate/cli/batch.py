@@ -100,8 +100,6 @@ class Batch:
     """read s3://, gs:// and https:// URLs, of IN and of images and videos (needs the extra remote)"""
     remote_private: Flag = False
     """as --remote, and also http:// and addresses of private networks"""
-    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
-    """gone: see examples/clusters/on_ray.py"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
     """format of the part files in OUT; auto is Parquet if IN is Parquet, else JSON lines"""
     part_rows: Count = 1000
@@ -185,11 +183,6 @@ class Batch:
         """Refuse flags that contradict each other, and names that do not exist."""
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty. Give the question, or leave it out and name the column.")
-        if self.ray is not None:
-            raise UsageError(
-                "--ray is gone: give foveate.batch.Predictor to Ray Data, as examples/clusters/on_ray.py does. A job "
-                "that was begun with --ray goes on without it."
-            )
         if len(self.choices) == 1:
             raise UsageError(f"--choices needs two texts or more; got one, {self.choices[0]!r}.")
         options = self.columns

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -174,11 +175,6 @@ class Lines:
         note(text)
 
 
-def _duration(seconds: float) -> str:
-    """Format a duration: `45 s`, `3 min 20 s` or `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+def _duration(seconds: float) -> timedelta:
+    """Return a duration whose text is like `0:03:20`."""
+    return timedelta(seconds=round(seconds))

@@ -96,13 +96,13 @@ def open_answers(
         conditions: Everything an answer depends on, except question and method. Their hash names the store's folder.
         folder: The parent folder; None is `home()`.
         alone: Whether to lock the store. Off for further processes of a run whose first process has locked it.
-        note: Called with notes: that it waits for another run, and that lines are damaged.
+        note: Called with a note that lines are damaged.
 
     Raises:
         InputError: If another run uses the store, or the folder cannot be used.
     """
     path = Path(folder or home()).expanduser() / fingerprint(conditions)
-    with open_store(path, "method", "question", checked=True, alone=alone, note=note) as store:
+    with open_store(path, "method", "question", checked=True, alone=alone) as store:
         if alone:
             store.require("conditions", conditions, "other conditions")
         answers = Answers(store, conditions)

@@ -34,15 +34,6 @@ VIDEOS = {
 HEAD = 30
 """First bytes of a WebP file, which tell its size and whether it is animated."""
 
-OTHERS = {
-    stat.S_IFDIR: "a folder, not a picture or video. Name the files in it.",
-    stat.S_IFIFO: "a pipe (FIFO), not a file. Save what comes out of it to a file first.",
-    stat.S_IFSOCK: "a socket, not a file. Name a picture or video.",
-    stat.S_IFCHR: "a device, not a file. Name a picture or video.",
-    stat.S_IFBLK: "a device, not a file. Name a picture or video.",
-}
-"""Messages for paths that are not files, by the type in `st_mode`."""
-
 # O_NONBLOCK: opening a pipe without a writer would block forever. Windows has neither of the first two flags.
 OPENED = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -178,9 +169,10 @@ def state_of(source: str) -> object:
 
 def _check(path: Path, found: os.stat_result) -> None:
     """Refuse what is not a file, and empty files."""
-    kind = stat.S_IFMT(found.st_mode)
-    if kind in OTHERS:
-        raise InputError(f"{spell(path)} is {OTHERS[kind]}")
+    if stat.S_ISDIR(found.st_mode):
+        raise InputError(f"{spell(path)} is a folder, not a picture or video. Name the files in it.")
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{spell(path)} is a pipe, socket or device, not a file. Save its content to a file first.")
     if found.st_size == 0:
         raise InputError(f"{spell(path)} is empty (0 bytes). Fetch or export it again.")
 

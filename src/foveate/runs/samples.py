@@ -10,7 +10,6 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from array import array
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -248,8 +247,7 @@ def _cell(name: str, cell: str) -> object:
 class _Parquet(_Records):
     """A Parquet file, read some rows at a time.
 
-    Columns that samples do not need are carried along if they can be read, except binary ones such as pictures inside
-    the file.
+    Columns that samples do not need are carried along, except binary ones such as pictures inside the file.
     """
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
@@ -261,34 +259,20 @@ class _Parquet(_Records):
                 others = [name for name in types if name not in self.asked and "binary" not in types[name]]
                 if not asked:
                     raise InputError(f"{self.name} has none of the columns {', '.join(self.asked)}.")
-                if carried and others:
-                    beside = _beside(self.path, others)
-                else:
-                    beside = iter(())
-                for batch in file.iter_batches(batch_size=READ, columns=asked):
-                    rows = batch.to_pylist()
-                    if (others_of := next(beside, None)) is not None:
-                        rows = [{**row, **more} for row, more in zip(rows, others_of, strict=False)]
-                    for row in rows:
-                        yield {name: None if value != value else value for name, value in row.items()}  # NaN
+                names = asked + others * carried
+                for batch in file.iter_batches(batch_size=READ, columns=names):
+                    for values in zip(*map(_values, batch.columns), strict=True):
+                        row = dict(zip(batch.schema.names, values, strict=True))
+                        yield {name: None if row[name] != row[name] else row[name] for name in names}  # NaN
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{self.name} is no Parquet file, or is damaged: {first_line(error)}") from error
-
-
-def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, object]]]:
-    """Yield the other columns in the same batches. Stop at the first error."""
-    pyarrow = arrow()
-    with pyarrow.parquet.ParquetFile(path) as file, suppress(pyarrow.ArrowException, OSError):
-        for batch in file.iter_batches(batch_size=READ, columns=names):
-            columns = map(_values, batch.columns)
-            yield [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _values(column: Any) -> list[object]:
     """Return a column's values, or None for each if Python cannot represent them, such as a date after 9999."""
     try:
         values: list[object] = column.to_pylist()
-    except Exception:  # a column that samples do not need may hold anything
+    except Exception:  # a column may hold anything
         return [None] * len(column)
     return values
 
@@ -455,13 +439,12 @@ class Samples:
     def count(self) -> int:
         """Count the records, and check them.
 
-        Ids are compared by hashes of eight bytes to save memory. If two hashes are equal, the ids themselves are
-        compared.
+        Ids are compared by hashes of 16 bytes to save memory.
 
         Raises:
             InputError: If there is no record, none is a sample, or an id occurs twice.
         """
-        hashes = array("Q")
+        hashes = bytearray()
         count, usable, first_bad = 0, False, None
         for sample in self.read(carried=False):
             count += 1
@@ -469,8 +452,8 @@ class Samples:
                 first_bad = first_bad or sample
             else:
                 usable = True
-            if sample.id is not None:
-                hashes.append(_hash(str(sample.id)))
+            own = repr(count if sample.id is None else str(sample.id))  # a row without an id is like no other
+            hashes += hashlib.blake2b(own.encode(), digest_size=16).digest()
         shown = self.source.name
         if not count:
             raise InputError(f"{shown} has no row.")
@@ -482,25 +465,17 @@ class Samples:
             )
         import numpy as np  # imported late, because commands check their input first
 
-        ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
-        # Neighbours that are equal: [3, 7, 7, 9] -> {7}.
-        twice = {int(value) for value in ordered[1:][ordered[1:] == ordered[:-1]]}
-        if twice and not self.is_folder:  # files are distinct even if their printed names are equal
-            self._refuse_twice(twice)
+        each = np.frombuffer(hashes, dtype="S16")
+        rows = np.argsort(each, kind="stable")
+        # Neighbours that are equal: rows [4, 0, 2, 1] of hashes [b, b, d, a, …] -> rows 0 and 1.
+        twice = np.flatnonzero(each[rows[1:]] == each[rows[:-1]])
+        if twice.size and not self.is_folder:  # files are distinct even if their printed names are equal
+            first, second = rows[twice[0] : twice[0] + 2]
+            raise InputError(
+                f"Rows {first} and {second} (from 0) have the same id. Make ids unique, or use the row's number "
+                "instead of the column (--number-rows)."
+            )
         return count
-
-    def _refuse_twice(self, hashes: set[int]) -> None:
-        """Refuse an id that occurs twice, among ids with these hashes."""
-        seen: dict[str, int] = {}
-        for sample in self.read(carried=False):
-            if sample.id is None or _hash(str(sample.id)) not in hashes:
-                continue
-            first = seen.setdefault(str(sample.id), sample.number)
-            if first != sample.number:
-                raise InputError(
-                    f"The id {brief(sample.id)} is there twice, in rows {first} and {sample.number} (from 0). "
-                    "Make ids unique, or use the row's number instead of the column (--number-rows)."
-                )
 
     def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
         columns, root = self.columns, self.root
@@ -711,10 +686,6 @@ def _text(value: str, what: str) -> str:
     except UnicodeEncodeError:
         raise Unreadable(f"The {what} is not valid Unicode: {brief(value)}.") from None
     return value
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 # -- labels -------------------------------------------------------------------------------------------------------

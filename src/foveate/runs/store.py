@@ -325,16 +325,14 @@ def open_store(
     to_parquet: ToParquet | None = None,
     checked: bool = False,
     alone: bool = True,
-    note: Callable[[str], object] = str,
 ) -> Iterator[Store]:
-    """Open the store in a folder, and lock it while the context lasts.
+    """Open the store in a folder, and lock it while the context lasts. Waits up to `PATIENCE` seconds for another run.
 
     Args:
         path: The folder, created if missing. A folder without write access can still be read.
         keys: The fields that identify a row.
         part_rows, to_parquet, checked: See `Store`.
         alone: Whether to lock the folder. Off for further processes of a run whose first process has locked it.
-        note: Called with a note that it waits for another run.
 
     Raises:
         InputError: If another run uses the folder, it cannot be used, or it holds something else.
@@ -344,7 +342,13 @@ def open_store(
     try:
         path.mkdir(parents=True, exist_ok=True)
         if alone:
-            acquire(lock, path, note)
+            lock.acquire(timeout=PATIENCE, poll_interval=0.1)
+            with suppress(OSError):  # only for `_holder`; Windows does not allow writing to a locked file
+                (path / LOCK).write_text(f"{os.getpid()}\n")
+    except Timeout as error:
+        raise InputError(
+            f"{spell(path)} is in use by {_holder(path / LOCK)}. Wait until that run has ended, or name another folder."
+        ) from error
     except OSError as error:
         alone = False
         if error.errno not in UNWRITABLE or not (path / MANIFEST).is_file() or os.access(path, os.W_OK):
@@ -360,27 +364,6 @@ def open_store(
         store.finish()
     finally:
         lock.release()
-
-
-def acquire(lock: Lock, path: Path, note: Callable[[str], object]) -> None:
-    """Acquire the lock of a folder. If another run holds it, wait up to `PATIENCE` seconds, with a note.
-
-    Raises:
-        InputError: If the other run still holds it then.
-    """
-    own = Path(lock.lock_file)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            note(f"{spell(path)} is in use by {_holder(own)}; waiting up to {PATIENCE:g} s")
-            lock.acquire(timeout=PATIENCE, poll_interval=0.1)
-    except Timeout as error:
-        raise InputError(
-            f"{spell(path)} is in use by {_holder(own)}. Wait until that run has ended, or name another folder."
-        ) from error
-    with suppress(OSError):  # only for `_holder`; Windows does not allow writing to a locked file
-        own.write_text(f"{os.getpid()}\n")
 
 
 def _holder(lock: Path) -> str:
