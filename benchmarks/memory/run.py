@@ -218,7 +218,7 @@ ms: processor time to the first token, minus that of random dropping with as man
 ratio of the two. Medians of 9 interleaved pairs; of 3 if a prompt takes over 1 s, of 1 if over 20 s.
 Values near 0, or ratios near that of `random` against itself, are noise.
 
-A prompt is limited to {SECONDS} s and {GIB} GiB. "–": not measured yet."""
+A prompt is limited to {SECONDS} s and {GIB} GiB."""
 
 
 def page(record: dict[str, Any]) -> str:
@@ -227,7 +227,7 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Memory and scoring by method",
         "",
-        "Memory and time of every method on small random models, at 576, 4,096 and 16,384 vision tokens.",
+        "Memory and time of methods on small random models, at 576, 4,096 and 16,384 vision tokens.",
         "",
         f"- **Models**: a LLaVA with one image. The tower has {TOWER['layers']} layers of width {TOWER['width']}, the "
         f"decoder {DECODER['layers']} of width {DECODER['width']}. For {', '.join(FILMS)}: a Qwen2-VL of the same size "
@@ -248,7 +248,9 @@ def page(record: dict[str, Any]) -> str:
 
 def filled(text: str, record: dict[str, Any]) -> str:
     """The guide with its part of the record."""
-    return between(text, "memory", "\n".join([*table(record), "", NOTES, ""]))
+    missing = ", ".join(name for name in names() if name not in record["rows"])
+    notes = f"{NOTES} Not measured yet: {missing or 'none'}."
+    return between(text, "memory", "\n".join([*table(record), "", notes, ""]))
 
 
 def main() -> None:
