@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import socket
+import ssl
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -94,10 +96,12 @@ class Server(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(files, host="127.0.0.1"):
+def serving(files, host="127.0.0.1", context=None):
     server = ThreadingHTTPServer((host, 0), Server)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.files, server.seen, server.endless, server.elsewhere = files, [], None, ""
-    server.url = f"http://{host}:{server.server_port}"
+    server.url = f"{'http' if context is None else 'https'}://{host}:{server.server_port}"
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -216,6 +220,24 @@ def test_a_redirect_to_a_private_address_is_refused(server, monkeypatch):
         assert inner.seen == []
 
 
+def test_a_redirect_to_http_is_refused(server, tmp_path, monkeypatch):
+    """Addresses of this machine count as public here, and the certificate of the server with https is not checked."""
+    serving_module = pytest.importorskip("werkzeug.serving")
+    connector = pytest.importorskip("aiohttp.connector")
+    monkeypatch.setattr(Remote, "_socket", lambda self, address: socket.socket(*address[:3]))
+    monkeypatch.setattr(connector, "_SSL_CONTEXT_VERIFIED", connector._SSL_CONTEXT_UNVERIFIED)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*serving_module.make_ssl_devcert(str(tmp_path / "server"), host="127.0.0.1"))
+    with serving(server.files, context=context) as safe:
+        assert Remote().data_url(f"{safe.url}/plain/3.png") == body_of(f"{server.url}/plain/3.png")
+        server.seen.clear()
+        safe.elsewhere = f"{server.url}/plain/3.png?signature={SECRET}"
+        with pytest.raises(fv.InputError, match="http:") as raised:
+            Remote().data_url(f"{safe.url}/moved/3.png")
+    assert server.seen == []
+    assert SECRET not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -263,6 +285,18 @@ def test_a_folder_behind_http_is_listed_by_its_links(ask_all, server, pictures):
     rows, _ = ask_all(f"{server.url}/list/", question=QUESTION)
     assert sorted(row["id"] for row in rows.values()) == sorted(path.name for path in pictures.iterdir())
     assert not any("reason" in row for row in rows.values())
+
+
+def test_an_object_is_asked_for_its_size_once(bucket, monkeypatch):
+    asked, call = [], type(bucket)._call_s3
+
+    def note(self, method, *arguments, **options):
+        asked.append(method)
+        return call(self, method, *arguments, **options)
+
+    monkeypatch.setattr(type(bucket), "_call_s3", note)
+    Remote().data_url("s3://bucket/pictures/3.png")
+    assert asked.count("head_object") == 1
 
 
 def test_a_job_goes_on_while_its_bucket_is_as_it_was(ask_all, bucket, pictures):

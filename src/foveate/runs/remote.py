@@ -114,13 +114,14 @@ class Remote:
         too_large = InputError(f"{public(url)} has more than {most:,} bytes. Make it smaller, or download it.")
 
         def copy(system: Any) -> None:
-            file.seek(0)
-            file.truncate()
-            size, begun = system.info(url)["size"], time.monotonic()
+            file.truncate(file.seek(0))
+            begun = time.monotonic()
+            # To open an object of a bucket is to ask for its size; over HTTP it is to ask for its body.
+            body = None if scheme_of(url) in HTTP else system.open(url, "rb")
+            size = (body.details if body else system.info(url))["size"]
             if size is not None and size > most:
                 raise too_large
-            options = {"block_size": 0, "size": size} if scheme_of(url) in HTTP else {}  # 0: a stream, no ranges
-            with system.open(url, "rb", **options) as body:
+            with body or system.open(url, "rb", block_size=0, size=size) as body:  # 0: a stream, no ranges
                 while piece := body.read(PIECE):
                     file.write(piece)
                     if file.tell() > (most if size is None else size):
@@ -143,8 +144,6 @@ class Remote:
             InputError: If it fails. Other libraries' messages quote URLs, so none is repeated.
         """
         scheme = scheme_of(url)
-        if scheme == "http" and not self.private:
-            raise InputError(f"{public(url)} is not read: http:// is for private networks (--remote-private).")
         for pause in PAUSES if scheme in HTTP else (None,):
             try:
                 return work(self._system(scheme))
@@ -166,9 +165,7 @@ class Remote:
         with extra("remote", "Reading URLs needs fsspec with its library for the scheme"):
             import fsspec
 
-            options: dict[str, Any] = {"requests_timeout": WAIT} if scheme == "gs" else {}
-            if scheme in HTTP:
-                options = {"get_client": self._client}
+            options: Any = {"gs": {"requests_timeout": WAIT}, "s3": {}}.get(scheme or "", {"get_client": self._client})
             return fsspec.filesystem(scheme, use_listings_cache=False, **options)
 
     async def _client(self, **options: Any) -> Any:
@@ -177,7 +174,17 @@ class Remote:
         limits = aiohttp.ClientTimeout(total=None, connect=WAIT, sock_read=WAIT)
         # One address after the other, so that a refused one ends the request.
         connector = aiohttp.TCPConnector(socket_factory=self._socket, happy_eyeballs_delay=None)
-        return aiohttp.ClientSession(connector=connector, timeout=limits, **options)
+        return aiohttp.ClientSession(connector=connector, timeout=limits, middlewares=[self._send], **options)
+
+    async def _send(self, request: Any, handler: Callable[[Any], Any]) -> Any:
+        """Send a request, also after a redirect.
+
+        Raises:
+            InputError: If its URL is http:// outside of private networks.
+        """
+        if request.url.scheme == "http" and not self.private:
+            raise InputError(f"{public(str(request.url))}: http:// is for private networks (--remote-private).")
+        return await handler(request)
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
         """Return the socket for an address to which a connection is about to be opened, also after a redirect.
