@@ -141,7 +141,7 @@ def test_a_limit_reasons_and_labels_are_told(batch, table, tmp_path):
     code, out, err = batch("--limit", 3, "--workers", 1, path=table)
     assert code == 3
     assert "Rows       3, of which 2 are answered" in out
-    assert "1: … cannot be read: No such file or directory. Check the path." in out
+    assert "1: … cannot be read: No such file or directory. Check the path" in out
     assert "Accuracy   0.0% of the answers whose rows have a label" in out
     assert err.index("each process loads the model") < err.index("Answering")
 

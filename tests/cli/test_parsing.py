@@ -25,7 +25,7 @@ def test_a_name_with_the_commands_of_a_terminal_is_shown_and_not_obeyed(run):
     code, _, err = run("generate", "\x1b[31m\x07.png", "--prompt", "x")
     assert (code, err) == (
         1,
-        "foveate: \\x1b[31m\\x07.png cannot be read: No such file or directory. Check the path.\n",
+        "foveate: \\x1b[31m\\x07.png cannot be read: No such file or directory. Check the path and its permissions.\n",
     )
 
 

@@ -34,7 +34,6 @@ bench --model cpu-tiny --device nowhere | available
 bench --model cpu-tiny --device cpu --cuda-graphs | CUDA
 bench --ladder --method v2drop --method vidcom2 | one --method
 batch FOLDER out | The question
-batch FOLDER out --prompt ' ' | --prompt
 batch FOLDER out --prompt x --batch-size 0 | --batch-size
 batch FOLDER out --prompt x --id-column name | columns
 batch FOLDER out --prompt x --untouched --retention 0.3 | --untouched
@@ -50,11 +49,11 @@ count --model a/b | The image is missing.
 generate --out out.txt | must end in .json
 eval --out out.xlsx | must end in .json
 tune PICTURE --prompt x --retention 0.5 --out .csv | must end in .json
-tune PICTURE --prompt x | one of --budget and --retention
+tune PICTURE --prompt x | --budget or --retention
 tune --retention 0.5 | Give either image files
 tune PICTURE --retention 0.5 | The question is missing.
-tune PICTURE --prompt x --budget 9 --budget 5 --out a.json | such as --out a:
-tune --samples a.jsonl --prompt x --retention 0.5 | leave --prompt out
+tune PICTURE --prompt x --budget 9 --budget 5 | One preset
+tune --samples a.jsonl --prompt x --retention 0.5 | leave out --prompt
 tune PICTURE --prompt x --retention 0.5 --method mustdrop --set global_thr=low | global_thr should be a valid number
 eval --tasks smell | smell
 eval --tasks pope | benchmarks with lmms-eval

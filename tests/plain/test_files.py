@@ -55,7 +55,7 @@ def test_a_folder_an_empty_file_and_no_file_are_said_for_what_they_are(look, tmp
     assert "is a folder, not a picture or video. Name the files in it." in refusal(look, tmp_path)
     (tmp_path / "empty.png").touch()
     assert "is empty (0 bytes)" in refusal(look, tmp_path / "empty.png")
-    assert "cannot be read: No such file or directory. Check the path." in refusal(look, tmp_path / "none.png")
+    assert "cannot be read: No such file or directory. Check the path" in refusal(look, tmp_path / "none.png")
 
 
 @LOOKS

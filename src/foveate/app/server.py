@@ -84,10 +84,8 @@ def serve(
         ready: Called with the page's address as soon as it can be opened.
 
     Raises:
-        UnsupportedError: If Gradio is missing.
         KeyboardInterrupt: At Ctrl-C, after everything is closed.
     """
-    check_gradio()
     with tempfile.TemporaryDirectory(prefix="foveate-page-", ignore_cleanup_errors=True) as folder:
         # Gradio reads these variables when it is imported: the folder for uploads, and whether to report its use.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}

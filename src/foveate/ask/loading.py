@@ -123,7 +123,7 @@ def load(
                 place,
                 config=config,
                 dtype=number_format,
-                attn_implementation=_kernel(attention),
+                attn_implementation=None if attention == "auto" else attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=local,
@@ -176,8 +176,9 @@ def random_model(
     config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, *, attention: str = "auto", seed: int = 0
 ) -> PreTrainedModel:
     """Make a model with random weights on the device, in evaluation mode."""
+    kernel = None if attention == "auto" else attention
     with seeded(device, seed), device:
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=_kernel(attention))
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=kernel)
     return model.eval()
 
 
@@ -262,21 +263,10 @@ def _check_weights(name: str, report: Mapping[str, Any], of: str = "config") -> 
         )
 
 
-def _kernel(attention: str) -> str | None:
-    """Return the kernel for transformers; None is the model's default."""
-    if attention == "auto":
-        return None
-    return attention
-
-
 def _dtype(name: str | torch.dtype, device: torch.device) -> "torch.dtype | str":
-    if isinstance(name, torch.dtype):
-        return name
     if name == "auto":
-        if device.type != "cpu":
-            return "auto"
-        return torch.float32
-    dtype = getattr(torch, name, None)
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype = getattr(torch, str(name).removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype):
         raise UnsupportedError(f"There is no dtype {name}. Use auto, float32, bfloat16 or float16.")
     return dtype

@@ -462,12 +462,10 @@ def decode_url(url: str) -> tuple[str, bytes]:
     data = unquote_to_bytes(body.encode(errors="surrogateescape"))
     if parameters[-1:] == ["base64"]:
         data = re.sub(rb"[ \t\n\f\r]", b"", data)
-        if len(data) % 4 == 0:
-            data = re.sub(rb"={1,2}$", b"", data)
-        if re.search(rb"[^A-Za-z0-9+/]", data) or len(data) % 4 == 1:
+        try:
+            data = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        except ValueError:
             why = why or "its base64 is damaged"
-        else:
-            data = base64.b64decode(data + b"=" * (-len(data) % 4))
     if why or not data:
         raise InputError(f"The data: URL cannot be read: {why or 'it holds nothing'}. Write data:image/png;base64,….")
     return media_type, data

@@ -181,8 +181,6 @@ class Batch:
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and names that do not exist."""
-        if self.prompt is not None and not self.prompt.strip():
-            raise UsageError("--prompt is empty. Give the question, or leave it out and name the column.")
         if len(self.choices) == 1:
             raise UsageError(f"--choices needs two texts or more; got one, {self.choices[0]!r}.")
         options = self.columns

@@ -8,9 +8,8 @@ import tyro
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions, PairCount
 from foveate.cli.outputs import check_targets, write_outputs
-from foveate.cli.screen import busy, label_lines, note
+from foveate.cli.screen import busy, label_lines
 from foveate.cli.usage import UsageError
-from foveate.errors import UnsupportedError
 from foveate.plain.flags import Flag, MediaOptions, ModelOptions
 from foveate.plain.version import __version__
 
@@ -69,7 +68,6 @@ class Generate:
         with busy("Starting torch"):
             from foveate.ask.answers import Answerer, in_order
             from foveate.ask.generation import Generation
-            from foveate.ask.look import refuse_unshareable
             from foveate.ask.second_look import SecondLook
             from foveate.cli.setup import parse_drop, set_up
 
@@ -79,11 +77,6 @@ class Generate:
         setup = set_up(self, self.prompt, {self.method: drops})
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         values: dict[str, Any] = {"foveate": __version__, **setup.prompt.to_dict(), "name": self.method}
-        if len(self.prompt) > 1 and not isinstance(drops, SecondLook):
-            try:
-                refuse_unshareable(setup.vlm.model, drops)
-            except UnsupportedError as error:
-                note(f"{error} Each question runs its own prefill.")
         with busy(f"Answering with {self.method}"):
             answerer = Answerer(setup.vlm, drops, generation)
             answers = list(in_order(answerer.replies(setup.prompts, lambda prompt, _: prompt)))

@@ -42,8 +42,6 @@ def check_target(flag: str, path: Path, force: bool) -> None:
         target = path.resolve()
         if target.is_dir():
             raise InputError(f"{flag} {path} is a folder. Name a file in it.")
-        if not target.parent.is_dir():
-            raise InputError(f"{flag} {path}: there is no folder {target.parent}. Create it first.")
         if target.exists() and not target.is_file():  # --force would replace /dev/null by a file
             raise InputError(f"{flag} {path} is a device or a pipe. Name a file, or print to stdout with --json.")
         if target.exists() and not force:
@@ -52,7 +50,7 @@ def check_target(flag: str, path: Path, force: bool) -> None:
             pass
     except (OSError, RuntimeError) as error:  # a link loop is a RuntimeError up to Python 3.12
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{flag} {path} cannot be written: {why}. Name another file.") from error
+        raise InputError(f"{flag} {path} cannot be written: {why}. Name another file, or create its folder.") from error
 
 
 def write_outputs(

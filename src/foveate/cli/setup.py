@@ -1,6 +1,5 @@
 """Setup of `generate` and `compare`: read the files, load the model, solve the schedules."""
 
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -145,12 +144,8 @@ def load_vlm(options: LoadOptions) -> VLM:
         UnsupportedError: If no family supports the model.
     """
     device = find_device(options.device)
-    waiting = (
-        busy(f"Loading {options.model}") if is_folder(options.model) else nullcontext()
-    )  # downloads show their own progress bars
-    if sys.stderr.isatty() and not is_folder(options.model):
-        note(f"looking for {options.model} in the cache and on the hub")
-    with waiting:
+    # Downloads show their own progress bars.
+    with busy(f"Loading {options.model}") if is_folder(options.model) else nullcontext():
         return load(options.model, **options.loading | {"device": device})
 
 

@@ -179,8 +179,5 @@ def _check(path: Path, found: os.stat_result) -> None:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> str:
     """Explain why a file cannot be read. The error is a ValueError for a name with a NUL character."""
-    advice = "Check the path."
-    if isinstance(error, PermissionError):
-        advice = "Check its permissions."
     why = getattr(error, "strerror", None) or str(error)
-    return f"{spell(path)} cannot be read: {why}. {advice}"
+    return f"{spell(path)} cannot be read: {why}. Check the path and its permissions."

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from foveate.errors import InputError, SettingError
-from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
+from foveate.plain.files import BASE64, check_readable, is_video, local_path, open_readable, scheme_of, sha256_of, spell
 from foveate.plain.upstream import Shared, brief, extra, first_line, printable
 from foveate.runs.remote import Remote, is_remote, public
 
@@ -587,13 +587,10 @@ def _source(place: Path | str, columns: SampleColumns, remote: Remote | None) ->
         path = Path(copy.name)
     if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for too long names
         return _Folder(path)
-    with open_readable(path) as file:
-        packed = file.read(2) == b"\x1f\x8b"
+    check_readable(path)
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{spell(path)}: an input must be a folder, or its name must end in {', '.join(ENDINGS)}.")
-    if packed:
-        raise InputError(f"{url or spell(path)} is compressed with gzip. Decompress it first.")
     if kind is _Parquet:
         arrow()
     return kind(path, (*columns.media, *columns.question, *filter(None, [columns.id])), url, copy)
