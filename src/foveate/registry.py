@@ -205,8 +205,7 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
             except (SettingError, TypeError):  # it cannot be made without settings
                 table[model_type][modality][name] = f"{name} has no defaults: what works depends on its settings."
                 continue
-            where = reach(usual, family, arriving=usual_input(family, modality))
-            table[model_type][modality][name] = where.refused or where.places
+            table[model_type][modality][name] = reach(usual, family, arriving=usual_input(family, modality))
     return table
 
 

@@ -1,7 +1,6 @@
 """Support: what a method does on a family, derived from its stages, without a model or a hand-written table."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from foveate.contract import follow
@@ -21,38 +20,6 @@ FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
 BLOCK = 1
 """The block of the tower before which patches may merge, in every family."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """The places where tokens are dropped: "pixels", "tower", "projector", "layer" or "kv", as in a trace.
-
-    "read" is where they are cached but not read.
-
-    Attributes:
-        sure: Places where tokens are dropped for any image and question.
-        can: Places where that depends on the image or the question, such as the similarity of patches in a window.
-        refused: Why the method cannot run. None if it can.
-    """
-
-    sure: frozenset[str] = frozenset()
-    can: frozenset[str] = frozenset()
-    refused: str | None = None
-
-    @property
-    def places(self) -> list[str]:
-        """All places, in alphabetical order."""
-        return sorted(self.sure | self.can)
-
-    def __or__(self, other: "Reach") -> "Reach":
-        """The result for a family whose models may be of either kind. It is refused only if both are."""
-        if self.refused is not None:
-            return other
-        if other.refused is not None:
-            return self
-        sure = self.sure & other.sure
-        anywhere = self.sure | other.sure | self.can | other.can
-        return Reach(sure, anywhere - sure)
 
 
 def refusal(
@@ -78,6 +45,10 @@ def refusal(
         reason = _refusal_of(stage, lacks)
         if reason is not None:
             return reason
+    for place in (Place.PIXELS, Place.TOWER, Place.DECODE):
+        kinds = [type(stage).__name__ for stage in stages if stage.place is place]
+        if len(kinds) > 1:
+            return f"has {len(kinds)} {kinds[0]}s, and the engine runs one. Do both steps in one stage."
     thins = [stage for stage in stages if isinstance(stage, ThinStage)]
     if thins:
         if returns:
@@ -87,19 +58,8 @@ def refusal(
             return reason
         stages = [stage for stage in stages if stage is not thins[0]]  # it does not affect the other stages
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
-    before = "drops patches before the tower" if by_pixels else "makes pictures smaller"
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
-        return (
-            f"{before} and also cuts in the tower; the engine cannot do both in one pass yet. Drop "
-            "between layers instead of in the tower."
-        )
-    if by_pixels and any(isinstance(stage, PixelStage) for stage in stages):
-        return f"{before} and also makes pictures smaller; the engine does one of the two. Leave the other out."
-    pixels = "PatchStage" if by_pixels else "PixelStage"
-    places = [stage.place for stage in stages]
-    for place, name in ((Place.PIXELS, pixels), (Place.TOWER, "TowerStage"), (Place.DECODE, "DecodeStage")):
-        if places.count(place) > 1:
-            return f"has {places.count(place)} {name}s, and the engine runs one. Do both steps in one stage."
+        return "cuts before the tower and in it; the engine cannot do both in one pass. Drop between layers instead."
     reading = follow.reading(stages)
     late = [layer for layer in follow.cut_layers(stages) if reading is not None and layer >= reading.layer]
     if reading is None or reading.when == "turn" or not late:
@@ -115,12 +75,6 @@ def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) ->
     what = "lets rows leave inside the vision tower"
     if needs_all_rows is not None:
         return f"{what}, which here needs all of them: {needs_all_rows}. Leave thintower out."
-    inside = [stage for stage in stages if stage.place is Place.TOWER]
-    if len(inside) > 1:
-        others = "and also merges there"
-        if all(isinstance(stage, ThinStage) for stage in inside):
-            others = "twice"
-        return f"{what} {others}; the engine does one of the two. Leave the other out."
     reads = [signal for stage in stages for signal in stage.reads if isinstance(signal, TowerSignal)]
     if reads:
         return (
@@ -179,23 +133,27 @@ def usual_input(kind: type[Family], modality: str) -> Arriving:
 
 def reach(
     method: Method, kind: type[Family], config: Any = None, *, depth: int = DEPTH, arriving: Arriving = USUAL
-) -> Reach:
-    """The places where tokens are dropped when this method runs on this family, or why it is refused.
+) -> list[str] | str:
+    """The places where a method drops tokens of this family, or may drop them, sorted; or a text: why it is refused.
+
+    Places are "pixels", "tower", "projector", "layer" and "kv", as in a trace, and "read", where tokens are cached but
+    not read. Whether tokens are dropped there may depend on the image or the question.
 
     Args:
         method: The method, with its settings.
         kind: The family.
-        config: The model's config. Without it, if towers of the family may have a CLS or none, the result is for both.
+        config: The model's config. Without it, if towers of the family may have a CLS or none, the places are those of
+            both, and a method is refused only if both refuse it.
         depth: Number of decoder layers.
         arriving: An image or a video; see `usual_input`.
     """
     cls = kind.cls_in_tower(config)
-    if cls is not None:
-        return _reach(method, kind, cls, depth, arriving)
-    return _reach(method, kind, True, depth, arriving) | _reach(method, kind, False, depth, arriving)
+    results = [_reach(method, kind, own, depth, arriving) for own in ((True, False) if cls is None else (cls,))]
+    served = [places for places in results if not isinstance(places, str)]
+    return sorted(set().union(*served)) if served else str(results[-1])
 
 
-def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> Reach:
+def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> set[str] | str:
     stages = method.placed(Shape(depth, cls=cls, renumbers=kind.renumbers))
     reason = refusal(stages, lambda signal: kind.lacking(signal, cls), kind)
     early = {stage.place for stage in stages if stage.place < Place.LAYER and not isinstance(stage, ThinStage)}
@@ -205,34 +163,29 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     if reason is None and early - {Place.BEHIND_PROJECTOR} and not serves:
         reason = f"drops in or after the vision tower, which foveate cannot do for {kind.model_type!r}."
     if reason is not None:
-        return Reach(refused=f"{method.name} {reason}")
-    sure, can = set[str](), set[str]()
+        return f"{method.name} {reason}"
+    places = set[str]()
     of_image = (arriving.tokens,), (arriving.grids,), () if arriving.video is None else (arriving.video,)
-    tokens, known = arriving.tokens, True  # the counts so far are the same for any image and question
-    counted: list[Stage] = []
+    tokens, counted = arriving.tokens, list[Stage]()
     for stage in stages:
         if isinstance(stage, ThinStage):
-            sure.add("tower")  # rows leave, and are restored
+            places.add("tower")  # rows leave, and are restored
         elif stage.place is Place.CACHE:
-            if not follow.cut_layers(stages):
-                can.add("kv")
-            elif follow.cached_layers(stages):
-                (sure if "layer" in sure else can).add("kv")
+            if not follow.cut_layers(stages) or follow.cached_layers(stages):
+                places.add("kv")
         elif stage.place is Place.DECODE:
             left = stage.left(Arriving.all_of(tokens))
             if left is None or left < tokens:
-                (can if left is None or not known else sure).add("read")
+                places.add("read")
         elif stage.drops:
             # Stages whose counts are unknown are left out: what comes behind them may drop, but need not.
             plan = follow.layer_plan([*counted, stage], depth, *of_image)
             if plan is None or plan[-1] < tokens:
-                (sure if known and plan else can).add(_where(stage, several=len(early) > 1))
-            if plan is None:
-                known = False
-            else:
+                places.add(_where(stage, several=len(early) > 1))
+            if plan is not None:
                 counted.append(stage)
                 tokens = plan[-1]
-    return Reach(frozenset(sure), frozenset(can - sure))
+    return places
 
 
 def _where(stage: Stage, several: bool) -> str:

@@ -281,7 +281,8 @@ class Checking:
         with ExitStack() as stack:
             try:
                 # Some families would refuse only when a picture arrives, so ask before.
-                if refused := reach(probe.method, type(self._family), self._model.config, depth=self._depth).refused:
+                refused = reach(probe.method, type(self._family), self._model.config, depth=self._depth)
+                if isinstance(refused, str):
                     raise UnsupportedError(refused)
                 trace = stack.enter_context(self._drop(probe.method))
             except (UnsupportedError, SettingError) as error:
