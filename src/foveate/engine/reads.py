@@ -283,7 +283,6 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
     reading = {stage.layer + place: one for place, one in enumerate(later) if getattr(one, "kinds", None) is not None}
     if forward.noted is not None:
         forward.noted.reads = dict.fromkeys(reading, tuple(counts))
-        forward.noted.note_step((reads == before).all(dim=1), [number > 0 for number, _ in slots.counts])
     # On a CPU this comparison is free. On other devices it would be a host sync.
     if reads.device.type == "cpu" and torch.equal(reads, before):
         return

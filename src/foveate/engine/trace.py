@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from foveate.contract.settings import Count
 from foveate.core.fields import check_call
-from foveate.core.tensors import on_tensors, send
+from foveate.core.tensors import on_tensors
 from foveate.cost import RunCounts
 from foveate.engine.media_tokens import MediaTokens
 from foveate.errors import SessionError, SettingError
@@ -153,14 +153,12 @@ class PrefillRecord:
     windows: Mapping[int, int] = field(default_factory=dict)
     slots: Mapping[int, Callable[[], list[int]]] = field(default_factory=dict)
     reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    _steps: int = 0
-    _again: Tensor | int = 0
     _left: tuple[Tensor, Tensor | None, Tensor | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle with tensors on the host, and slots counted now."""
         slots: dict[int, Any] = {layer: partial(list, count()) for layer, count in self.slots.items()}
-        state = {**vars(self), "rows": self._row_counts(), "slots": slots, "_again": int(self._again)}
+        state = {**vars(self), "rows": self._row_counts(), "slots": slots}
         if self._left is not None:
             mask = self.pooling_mask.cpu()
             state |= {"_left": (mask, None, None), "pooling_mask": mask}
@@ -182,18 +180,6 @@ class PrefillRecord:
         if isinstance(self.rows, Tensor):
             self.rows = self.rows.tolist()
         return list(self.rows)
-
-    @property
-    def reuse(self) -> float | None:
-        """Share of decode steps in which a sample read the same tokens as in the step before; None if no step chose."""
-        if not self._steps:
-            return None
-        return float(self._again) / self._steps
-
-    def note_step(self, again: Tensor, shows: Sequence[bool]) -> None:
-        """Note which samples read the same tokens as before, (samples,) bool, and which have vision tokens at all."""
-        self._steps += sum(shows)
-        self._again = self._again + (again & send(torch.tensor(shows), again.device)).sum()
 
     @cached_property
     def boxes(self) -> list[list[Tensor | None]]:
@@ -324,8 +310,6 @@ class PrefillRecord:
         }
         if self.reads:
             values["reads"] = {str(layer): list(counts) for layer, counts in self.reads.items()}
-        if self.reuse is not None:
-            values["reuse"] = self.reuse
         if any(any(videos) for videos in self.videos):
             values["kept_by_frame"] = [self.kept_by_frame(sample) for sample in range(len(self.rows))]
         return values
@@ -343,7 +327,7 @@ class PrefillRecord:
         return f"retention {_shares(self.retention)}; {cuts or 'no cut'}{read}"
 
     def _reading(self) -> str:
-        """Format as `decoding reads 115 vision tokens in layers 3 to 31, picked as before in 40.0% of 20 steps`."""
+        """Format as `decoding reads 115 vision tokens in layers 3 to 31`."""
         counts = [sum(counts) for counts in self.reads.values()]
         least, most = min(counts), max(counts)
         if least == most:
@@ -351,10 +335,7 @@ class PrefillRecord:
         else:
             words = f"{least} to {most}"
         first, last = min(self.reads), max(self.reads)
-        again = ""
-        if self.reuse is not None:
-            again = f", picked as before in {self.reuse:.1%} of {self._steps} steps"
-        return f"decoding reads {words} vision tokens in layers {first} to {last}{again}"
+        return f"decoding reads {words} vision tokens in layers {first} to {last}"
 
     def _table(self) -> Table:
         """Build a table with a row per stage: vision tokens of all samples before and after, and the share kept."""
@@ -568,11 +549,6 @@ class Trace:
     def reads(self) -> dict[int, tuple[int, ...]]:
         """Vision tokens that a decode step reads, by layer, one count per sample; empty if it reads all."""
         return self.latest.reads
-
-    @property
-    def reuse(self) -> float | None:
-        """Share of decode steps in which a sample read the same tokens as in the step before; None if no step chose."""
-        return self.latest.reuse
 
     def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
         """Count the tokens of each frame that a sample has left after each stage. An image counts as one frame."""
