@@ -3,11 +3,8 @@
 Eager attention throughout: the counter sees its two matrix products, while it knows no FLOPs for some fused kernels.
 """
 
-from contextlib import suppress
-
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageTextToText,
@@ -133,45 +130,15 @@ def test_the_tower_and_projector_of_tiles_equal_the_counter(family, height, widt
     check_encoding(config, "image", pixels, sizes, tower_images=crops)
 
 
-@pytest.fixture(scope="module")
-def packed():
-    """Tells (config, crops, vision tokens) of a picture of some size, as transformers crops, unpads and shrinks it."""
-    models = {family: build(make()).model for family, make in TILED.items()}
-
-    def pack(family, height, width):
-        model = models[family]
-        vision = model.config.vision_config
-        crops = image_size_to_num_patches([height, width], model.config.image_grid_pinpoints, vision.image_size)
-        views, newline = meta(crops, (vision.image_size // vision.patch_size) ** 2, 48), model.image_newline
-        further = ("default",) if family == "llava_next" else ()
-        features, _ = model.pack_image_features(
-            [views], torch.tensor([[height, width]]), *further, image_newline=newline
-        )
-        return model.config, crops, len(features[0])
-
-    return pack
-
-
-@pytest.mark.parametrize("family", TILED)
-@given(height=st.integers(100, 1600), width=st.integers(100, 1600))
-def test_crops_are_told_rightly_or_asked_for(packed, family, height, width):
-    config, crops, tokens = packed(family, height, width)
-    exact = fv.cost(config, text_tokens=0, vision_tokens=tokens, tower_images=crops)
-    told = None
-    with suppress(fv.SettingError):  # several numbers of pictures make so many tokens
-        told = fv.cost(config, text_tokens=0, vision_tokens=tokens)
-    assert told in (exact, None)
-
-
 def test_onevisions_video_costs_a_picture_a_frame():
-    check_encoding(onevision(), "video", meta(1, 32, 3, 384, 384), tokens=32 * 196 + 1)
+    check_encoding(onevision(), "video", meta(1, 32, 3, 384, 384), tokens=32 * 196 + 1, tower_images=32)
 
 
 @pytest.mark.parametrize("mode", ["average", "max", "conv"])
 def test_next_videos_frames_are_pooled_before_the_projector(mode):
     config = llava_next(LlavaNextVideoConfig, "llama")
     config.spatial_pool_mode = mode
-    check_encoding(config, "video", meta(1, 8, 3, 336, 336), tokens=8 * 144)
+    check_encoding(config, "video", meta(1, 8, 3, 336, 336), tokens=8 * 144, tower_images=8)
 
 
 def test_video_llavas_projector_gets_the_cls_of_frames():

@@ -10,6 +10,7 @@ import torch
 
 from foveate.contract import follow
 from foveate.contract.method import Method
+from foveate.contract.settings import Count
 from foveate.contract.stages import PatchStage, Shape, Stage, ThinStage
 from foveate.core.fields import check_call
 from foveate.cost._measured import measure
@@ -170,8 +171,8 @@ class Cost:
 def cost(
     config: Any,
     *,
-    text_tokens: int,
-    vision_tokens: int | Sequence[int],
+    text_tokens: Count,
+    vision_tokens: Count | Sequence[Count],
     method: Method | None = None,
     attention: Literal["full", "causal"] = "full",
     dtype: torch.dtype | None = None,

@@ -21,6 +21,7 @@ from foveate.cost._tower import TowerFlops
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.feeding import blocks_of
+from foveate.plain.upstream import first_line
 from foveate.registry import family_kind
 
 ROWS = (24, 40, 88)
@@ -106,17 +107,13 @@ def measure(config: Any) -> Measured:
     key = type(config), config.to_json_string(use_diff=False)
     if key in _KNOWN:
         return _KNOWN[key]
-    why = f"The cost of a decoder of type {config.get_text_config().model_type!r} is not known: "
     try:
         _KNOWN[key] = _measure_anew(copy.deepcopy(config))
     except UnsupportedError:
         raise
-    except ValueError as error:
-        raise UnsupportedError(f"{why}{error}.") from error
-    except (ImportError, RuntimeError, TypeError, AttributeError, KeyError) as error:
-        raise UnsupportedError(
-            f"{why}it does not run without weights ({str(error).strip().splitlines()[0]:.200})"
-        ) from error
+    except (ValueError, ImportError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        kind = config.get_text_config().model_type
+        raise UnsupportedError(f"The cost of a decoder of type {kind!r} is not known: {first_line(error)}") from error
     return _KNOWN[key]
 
 
@@ -202,9 +199,8 @@ def _flops(family: Family, cache: Any, firsts: Sequence[int], rows: int) -> dict
     with Patcher() as patches, torch.no_grad(), FlopCounterMode(display=False) as counter:
         for layer, first in zip(layers, firsts, strict=True):
             patches.wrap(layer, "forward", partial(_run_block, runs, counter, layers[first]))
-        if isinstance(
-            getattr(rotary, "rope_type", None), str
-        ):  # RoPE scaled by length reads values, which meta tensors lack
+        # RoPE scaled by length reads values, which meta tensors lack.
+        if isinstance(getattr(rotary, "rope_type", None), str):
             patches.put(rotary, "rope_type", "default")
         text(inputs_embeds=embeds, use_cache=True, **with_cache(cache))
     # transformers 5.16 computes the tables of RoPE with a matrix product, without weights.
@@ -428,9 +424,8 @@ def _pictures(config: Any, modality: str, count: int, names: Sequence[str]) -> t
         channels = getattr(vision, "in_channels", 3) * vision.temporal_patch_size
         patches = torch.ones(count * side**2, channels * tall * wide)
         return {names[0]: patches, grids: torch.tensor([[1, side, side]] * count)}, 1
-    if "image_sizes" in names and hasattr(
-        config, "spatial_merge_size"
-    ):  # 4 tokens: the model cannot split the features of one
+    # 4 tokens: the model cannot split the features of one.
+    if "image_sizes" in names and hasattr(config, "spatial_merge_size"):
         side = 2 * config.spatial_merge_size * tall
         return {names[0]: torch.ones(count, 3, side, side), "image_sizes": torch.tensor([[side, side]] * count)}, 4
     size = _pair(vision.image_size)

@@ -6,6 +6,7 @@ from typing import Self, TypedDict
 
 from torch import Tensor
 
+from foveate.contract.settings import Count
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
 
@@ -46,7 +47,7 @@ class Known(RunCounts, total=False):
             videos=True`.
     """
 
-    tower_images: int | Sequence[int] | None
+    tower_images: Count | Sequence[Count] | None
     grids: Grids | None
     videos: bool | Sequence[bool] | None
 
@@ -72,26 +73,16 @@ class PromptLengths:
         """Build a prompt and check its counts.
 
         Raises:
-            SettingError: If a count is negative, all are zero, or an entry of `known` is missing for an image.
+            SettingError: If all counts are zero, or an entry of `known` is missing for an image.
         """
-        sizes = _counts(vision_tokens, "vision_tokens")
         tower_images, grids, videos = known.get("tower_images"), known.get("grids"), known.get("videos")
-        pictures: tuple[int, ...] | None = None
-        if tower_images is not None:
-            pictures = _counts(tower_images, "tower_images")
+        sizes, pictures = _counts(vision_tokens), None if tower_images is None else _counts(tower_images)
         if isinstance(videos, bool):
             videos = [videos] * len(sizes)
-        if pictures is not None and len(pictures) != len(sizes):
-            raise SettingError(
-                f"tower_images must have one count per image or video; got {len(pictures)} counts for {len(sizes)} "
-                "in vision_tokens."
-            )
-        if text < 0 or text + sum(sizes) == 0:
-            raise SettingError(
-                f"A prompt needs at least one token; got {text} text tokens and {sum(sizes)} vision tokens."
-            )
-        for name, entries in (("grids", grids), ("videos", videos)):
-            if entries and len(entries) != len(sizes):
+        if text + sum(sizes) == 0:
+            raise SettingError("A prompt needs at least one token; got none in text_tokens and vision_tokens.")
+        for name, entries in (("tower_images", pictures), ("grids", grids or None), ("videos", videos or None)):
+            if entries is not None and len(entries) != len(sizes):
                 raise SettingError(
                     f"{name} must have one entry per image or video; got {len(entries)} for {len(sizes)} in "
                     "vision_tokens."
@@ -99,9 +90,6 @@ class PromptLengths:
         return cls(sizes, pictures, grids, videos)
 
 
-def _counts(counts: int | Sequence[int], name: str) -> tuple[int, ...]:
+def _counts(counts: int | Sequence[int]) -> tuple[int, ...]:
     """Return one count per image, as a tuple."""
-    values = (counts,) if isinstance(counts, int) else tuple(int(count) for count in counts)
-    if any(count < 0 for count in values):
-        raise SettingError(f"{name} cannot be negative; got {counts}.")
-    return values
+    return (counts,) if isinstance(counts, int) else tuple(counts)

@@ -1,7 +1,7 @@
 """Any resolution: how LLaVA-NeXT and its descendants divide images, a base view and then a map of tiles, and videos."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -81,19 +81,15 @@ class Views(OfClip):
 
     @classmethod
     def of_length(cls, config: Any, length: int) -> PictureLayout:
-        """What the number of tokens alone tells of an image or a video: nothing if there are several possibilities."""
-        counts = set(cls._mosaic_counts(config, length))
+        """What the number of tokens alone tells: how many frames a video of it has, or that an image has no tiles."""
         frames = 0
         if cls.projects_frames:
             side, _ = cls.frame_side(config)
             frames, rest = divmod(length, side**2)
             if rest not in (0, cls.film_newlines):
                 frames = 0
-        if frames:
-            counts.add(frames)
-        if length == side_of(config) ** 2 + 1:  # a base view and one newline
-            counts.add(1)
-        return PictureLayout(images=counts.pop() if len(counts) == 1 else None, frames=frames)
+        is_view = length == side_of(config) ** 2 + 1 and not frames  # a base view and one newline
+        return PictureLayout(images=1 if is_view else None, frames=frames)
 
     @classmethod
     def views_of(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...]:
@@ -104,40 +100,12 @@ class Views(OfClip):
         sizes = picture_sizes(inputs["image_sizes"])
         return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and the tiles
 
-    @classmethod
-    def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
-        """Yield the number of crops, with the base view, of each map with which an image may have `size` tokens."""
-        crop, side = config.vision_config.image_size, side_of(config)
-        pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
-        mosaics = [(height // crop, width // crop) for height, width in pinpoints]
-        for mosaic in mosaics:
-            shrunk = (cls.shrunk(config, *patches) for patches in _maps(mosaic, mosaics, side))
-            # Tokens of the base view, and of a map with a newline after each row.
-            if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
-                yield 1 + math.prod(mosaic)
-
 
 def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
     """Tiles down and across for an image of this height and width."""
     height, width = select_best_resolution(size, config.image_grid_pinpoints)
     crop = config.vision_config.image_size
     return height // crop, width // crop
-
-
-def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
-    """Rows and columns, in patches, that the unpadded map of tiles may have.
-
-    Unpadding trims one side by an even count, but never so far that a smaller map would have been chosen.
-    """
-    tall, wide = mosaic
-    flatter = [rows for rows, columns in mosaics if columns == wide and rows < tall]
-    slimmer = [columns for rows, columns in mosaics if rows == tall and columns < wide]
-    fewest_rows = max(flatter, default=0) * side
-    fewest_columns = max(slimmer, default=0) * side
-    for rows in range(tall * side, fewest_rows - 1, -2):
-        yield rows, wide * side
-    for columns in range(wide * side, fewest_columns - 1, -2):
-        yield tall * side, columns
 
 
 def filled_part(rows: int, columns: int, height: int, width: int) -> Grid:
