@@ -40,7 +40,8 @@ def test_rows_equal_dense_attention_in_any_blocks(groups, key_heads, rows, slots
     queries = torch.randn(groups * key_heads, rows, 4, generator=rng)
     keys = torch.randn(key_heads, slots, 4, generator=rng)
     last_key = torch.randint(0, slots, (rows,), generator=rng) if causal else None
-    blocks = list(attention_rows(queries, keys, 0.5, last_key, block=block))
+    seen = None if last_key is None else lambda some: torch.arange(slots) <= last_key[some, None]
+    blocks = list(attention_rows(queries, keys, 0.5, block=block, visible=seen))
     torch.testing.assert_close(torch.cat(blocks, dim=1), dense(queries, keys, 0.5, last_key), atol=1e-5, rtol=0)
     largest = max(part.numel() for part in blocks)
     assert largest <= max(block, groups * key_heads * slots)  # never more than a block, or one row of every head

@@ -22,17 +22,13 @@ def half(family, dtype, words=("titit",)):
     return model, {name: one.to(dtype) if one.is_floating_point() else one for name, one in inputs.items()}
 
 
-def exact_rows(
-    queries, keys, scaling, last_key=None, columns=slice(None), block=None, visible=None, softcap=None, samples=1
-):
+def exact_rows(queries, keys, scaling, columns=slice(None), block=None, visible=None, softcap=None, samples=1):
     """`attention_rows` as one formula, in float64, for one sample."""
     assert samples == 1
     keys = keys.double().repeat_interleave(queries.shape[0] // keys.shape[0], dim=0)
     logits = queries.double() @ keys.transpose(1, 2) * scaling
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    if last_key is not None:
-        logits = logits.masked_fill(torch.arange(keys.shape[1]) > last_key.flatten()[:, None], float("-inf"))
     if visible is not None:
         seen = visible(slice(None))
         logits = logits.masked_fill(~seen.view(seen.shape[-3:]), float("-inf"))

@@ -20,7 +20,6 @@ def attention_rows(
     queries: Tensor,
     keys: Tensor,
     scaling: float,
-    last_key: Tensor | None = None,
     block: int = BLOCK_NUMBERS,
     visible: Callable[[slice], Tensor] | None = None,
     softcap: float | None = None,
@@ -28,18 +27,17 @@ def attention_rows(
 ) -> Iterator[Tensor]:
     """Post-softmax attention of some query rows, float32, one block of rows at a time.
 
-    The heads of several samples may be given one after another. Then `last_key` and the result of `visible` have the
-    samples as their first dimension.
+    The heads of several samples may be given one after another. Then the result of `visible` has the samples as its
+    first dimension.
 
     Args:
         queries: (heads, rows, head size), after RoPE, any float dtype.
         keys: (key heads, slots, head size), after RoPE. Groups of query heads share a key head if there are fewer of
             them.
         scaling: Factor of the logits, usually 1 / √(head size).
-        last_key: ([samples,] rows) int64, the last slot each row sees. None: every row sees all.
         block: Float32 numbers that a block of logits may hold.
-        visible: Called with a slice of the rows if `last_key` cannot describe what they see. Returns which slots they
-            see, ([samples,] heads or 1, those rows, slots) bool.
+        visible: Called with a slice of the rows. Returns which slots they see, ([[samples,] heads or 1,] those rows,
+            slots) bool. None: every row sees all.
         softcap: The bound c of the logits, c · tanh(logit / c) (Gemma 2). None: no bound.
         samples: Number of samples that the heads belong to.
 
@@ -51,7 +49,6 @@ def attention_rows(
     groups = heads // key_heads
     step = max(1, block // max(1, heads * slots))
     transposed = keys.float().transpose(1, 2)
-    places = torch.arange(slots, device=keys.device)
     for start in range(0, rows, step):
         part = queries[:, start : start + step].float()
         count = part.shape[1]
@@ -62,11 +59,6 @@ def attention_rows(
         logits.mul_(scaling)
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap)
-        if last_key is not None:
-            last = last_key[..., start : start + step, None]  # ([samples,] some rows, 1)
-            if last.dim() == 3:
-                last = last[:, None]  # (samples, 1, some rows, 1): shared by all heads of a sample
-            _hide(logits.view(samples, -1, count, slots), places > last)
         if visible is not None:
             some = slice(start, start + step)
             _hide(logits.view(samples, -1, count, slots), ~visible(some))

@@ -244,17 +244,17 @@ class RowsReader(ABC):
             before = self._past.shape[1]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=1)  # (heads, slots, head size)
         both_ways = signal.both_ways and signal.rows == "vision"
-        last: Tensor | None = None
         visible: Callable[[slice], Tensor] | None = None
         if self._sees is not None:
             visible = self._visible(self._sees, asking, columns if both_ways else None, keys.shape[1], before)
         elif signal.rows != "last" or self._trailing:  # else the last row, which sees all
             last = (columns[-1:].expand_as(asking) if both_ways else asking) + before
+            slots = torch.arange(keys.shape[1], device=keys.device)
+            visible = lambda some: slots <= last[some, None]  # noqa: E731
         blocks = attention_rows(
             query,
             keys,
             scaling,
-            last_key=last,
             visible=visible,
             block=max(BLOCK_NUMBERS, len(self._columns) * self._width),  # less memory than the layer itself needs
             softcap=self._softcap,
