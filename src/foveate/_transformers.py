@@ -102,20 +102,17 @@ def require(oldest: str, who: str, version: str = transformers.__version__) -> N
         )
 
 
-def check_version(version: str, of_torch: str = str(torch.__version__)) -> None:
+def check_version(version: str) -> None:
     """Refuse a version of transformers that is too old, and warn if transformers or torch is newer than those tested.
 
     Raises:
         UnsupportedError: If it is older than `OLDEST`.
     """
     require(OLDEST, "foveate", version)
-    for name, installed, newest in (("transformers", version, NEWEST), ("torch", of_torch, NEWEST_TORCH)):
+    for name, installed, newest in (("transformers", version, NEWEST), ("torch", str(torch.__version__), NEWEST_TORCH)):
         if older(f"{newest}.99", installed):
-            oldest = "up to "
-            if name == "transformers":
-                oldest = f"{OLDEST} to "
             warnings.warn(
-                f"foveate {__version__} is tested with {name} {oldest}{newest}; this is {installed}. Check it on your "
+                f"foveate {__version__} is tested with {name} up to {newest}; this is {installed}. Check it on your "
                 f"model with `foveate check MODEL`, or install a tested version: pip install '{name}=={newest}.*'.",
                 stacklevel=2,
             )

@@ -308,8 +308,8 @@ def test_caches_that_are_not_known_are_told(host):
     model, inputs = host
     config = model.config.get_text_config()
     for cache, says in (
-        (Own(config=config), "stores rows in its own way"),
-        (Foreign(DynamicCache(config=config)), "The cache is a Foreign"),
+        (Own(config=config), "Own"),
+        (Foreign(DynamicCache(config=config)), "Foreign"),
         (StaticCache(config=config, max_cache_len=256), "Use a DynamicCache"),
     ):
         told(says, model, inputs, **with_cache(cache))
@@ -320,7 +320,7 @@ def test_a_cache_that_the_model_makes_itself_is_looked_at_too(host, monkeypatch)
     home = importlib.import_module(type(model.get_decoder()).__module__)
     with monkeypatch.context() as patched:
         patched.setattr(home, "DynamicCache", Own)
-        told("in its own way", model, inputs)
+        told("Own", model, inputs)
     serves(model, inputs)
 
 
@@ -328,20 +328,20 @@ def test_a_layer_that_gets_another_cache_is_told(host):
     model, inputs = host
     other = DynamicCache()
     meddles(model, lambda index, kwargs: {CACHE: other} if index == 2 else {})
-    told("Layer 2 gets another cache", model, inputs)
+    told("another cache", model, inputs)
 
 
 def test_layers_that_get_no_cache_though_the_model_caches_are_told(host):
     model, inputs = host
     meddles(model, lambda index, kwargs: {CACHE: None})
     told("no cache under a name that foveate knows", model, inputs, use_cache=True)
-    told("answers with another cache", model, inputs)
+    told("another cache", model, inputs)
 
 
 def test_a_model_that_answers_with_another_cache_is_told(host):
     model, inputs = host
     model.get_decoder().register_forward_hook(lambda _, args, output: setattr(output, CACHE, DynamicCache()))
-    told("answers with another cache", model, inputs)
+    told("another cache", model, inputs)
 
 
 @pytest.mark.parametrize("stored", [slice(0), slice(-1)], ids=["nothing", "all but one"])

@@ -8,9 +8,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Gt, Le, Lt
+
+from foveate.core.fields import check
 from foveate.errors import BudgetError, SettingError
 from foveate.plain.upstream import brief
 
@@ -31,8 +33,8 @@ class Budget:
         SettingError: If not exactly one of `tokens` and `retention` is given, or if it is out of range.
     """
 
-    tokens: float | None = None
-    retention: float | None = None
+    tokens: Annotated[float, Gt(0), Lt(MOST_TOKENS)] | None = None
+    retention: Annotated[float, Gt(0), Le(1)] | None = None
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.retention is None):
@@ -40,14 +42,7 @@ class Budget:
                 "Give one of tokens= and retention=; got "
                 f"tokens={brief(self.tokens)}, retention={brief(self.retention)}."
             )
-        for name in ("tokens", "retention"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-                raise SettingError(f"{name} must be a number; got {brief(value)}.")
-        if self.retention is not None and not 0 < self.retention <= 1:
-            raise SettingError(f"retention must be above 0 and at most 1; got {brief(self.retention)}.")
-        if self.tokens is not None and not 0 < self.tokens < MOST_TOKENS:
-            raise SettingError(f"tokens must be a finite number above 0; got {brief(self.tokens)}.")
+        check(self)
 
     def mean(self, entered: int) -> float:
         """Return the mean in tokens for an image of which `entered` tokens entered the model, at most `entered`."""

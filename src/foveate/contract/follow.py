@@ -38,17 +38,13 @@ def refuse_shallow(name: str, stages: Sequence[Stage], depth: int) -> None:
     Raises:
         SettingError: If a stage names a layer beyond the decoder's `depth` layers.
     """
-    late = [layer for layer in cut_layers(stages) if layer >= depth]
+    reads = reading(stages)
+    named = [*cut_layers(stages), *([] if reads is None else [reads.layer])]
+    late = [layer for layer in named if layer >= depth]
     if late:
         raise SettingError(
-            f"{name} cuts before layers {late}, but the decoder has layers 0 to {depth - 1}. Give earlier layers, or a "
+            f"{name} names layers {late}, but the decoder has layers 0 to {depth - 1}. Give earlier layers, or a "
             "budget (retention=…), which fits any depth."
-        )
-    reads = reading(stages)
-    if reads is not None and reads.layer >= depth:
-        raise SettingError(
-            f"{name} reads less from layer {reads.layer} on, but the decoder has layers 0 to {depth - 1}. Give an "
-            "earlier layer."
         )
 
 

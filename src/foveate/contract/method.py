@@ -9,8 +9,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
-from typing import Any, ClassVar, Self, dataclass_transform, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, dataclass_transform, get_type_hints
 
+from annotated_types import Ge, Lt
 from torch import Tensor
 
 from foveate.contract import follow
@@ -326,7 +327,8 @@ class Method(ABC):
             raise no_setting(cls.name, ", ".join(map(str, unknown)), cls._fields())
 
 
-def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
+@check_call("A budget")
+def meet(method: Method, model: Any, vision_tokens: Annotated[int, Ge(1), Lt(MOST_TOKENS)] | None = None) -> None:
     """Refuse a budget that this model cannot meet on an image of `vision_tokens` tokens; None: an image of any size.
 
     Raises:
@@ -334,12 +336,8 @@ def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
         SettingError: If the budget exceeds `vision_tokens`, or `vision_tokens` is not a positive whole number.
     """
     asked = method._not_none(("tokens",)).get("tokens", 0)
-    if vision_tokens is not None:
-        is_whole = hasattr(vision_tokens, "__index__") and not isinstance(vision_tokens, bool)
-        if not is_whole or not 1 <= vision_tokens < MOST_TOKENS:
-            raise SettingError(f"vision_tokens must be the image's token count, 1 or more; got {brief(vision_tokens)}.")
-        if asked > vision_tokens:
-            raise SettingError(f"tokens must be between 1 and {vision_tokens} for this input; got {asked:.6g}.")
+    if vision_tokens is not None and asked > vision_tokens:
+        raise SettingError(f"tokens must be between 1 and {vision_tokens} for this input; got {asked:.6g}.")
     if vision_tokens is not None or not asked:
         method.check_floor(decoder_depth(model), vision_tokens or ANY_COUNT)
 

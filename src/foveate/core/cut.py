@@ -92,14 +92,10 @@ class Cut:
         Raises:
             ShapeError: If there is not one row for each source, or indices are not int64.
         """
-        if not (_are_indices(source) and _are_indices(parent)):
+        if not (_are_indices(source) and _are_indices(parent)) or len(rows) != len(source):
             raise ShapeError(
-                "Cut.merge needs source and parent as int64 tensors of one dimension; got "
-                f"{tuple(source.shape)} {source.dtype} and {tuple(parent.shape)} {parent.dtype}."
-            )
-        if len(rows) != len(source):
-            raise ShapeError(
-                f"Cut.merge needs one row for each source; got {len(rows)} rows for {len(source)} sources."
+                "Cut.merge needs source and parent as int64 tensors of one dimension, and a row for each source; got "
+                f"{tuple(source.shape)} {source.dtype}, {tuple(parent.shape)} {parent.dtype} and {len(rows)} rows."
             )
         return cls(len(parent), len(source), {"source": source, "parent": parent, "rows": rows}, notes)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import (
+    Cache,
     DummyLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -185,7 +186,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         is_long = self.is_initialized and (self._room is not None or self.keys.shape[-2] >= LONG)
         grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
         if is_long and grows and id(self.keys) == self._grown:  # unchanged since the previous step
-            if self._room is None or not self._room.has_place(coming):
+            if self._room is None or coming > self._room.free:
                 self._room = Room(self.keys, self.values)
             self.keys, self.values = self._room.put(key_states, value_states)
         else:
@@ -555,6 +556,22 @@ CACHE_LAYERS = (
     DynamicLayer, DynamicSlidingWindowLayer, IndexedLayer, LinearAttentionLayer, DummyLayer, PrunedLayer, WindowedLayer
 )  # fmt: skip
 """Kinds of cache layers that may be mixed with pruned ones."""
+
+
+def refuse_cache(cache: Any) -> None:
+    """Refuse a cache whose layers cannot differ in length: static, quantised, offloaded or of an unknown kind."""
+    if cache is None:
+        return
+    kinds = set[type]()
+    if isinstance(cache, Cache) and not cache.offloading and getattr(cache.update, "__func__", None) is Cache.update:
+        kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
+    if not kinds or kinds - {*CACHE_LAYERS}:
+        names = sorted(kind.__name__ for kind in {type(cache), *kinds} - {*CACHE_LAYERS})
+        raise UnsupportedError(
+            f"Layers of this cache ({', '.join(names)}) cannot differ in length: it is offloaded, stores rows in its "
+            "own way, or has layers of another type. Use a DynamicCache without offloading: leave "
+            "cache_implementation unset, or pass DynamicCache(config=model.config)."
+        )
 
 
 def length_of(cache: Any) -> int:

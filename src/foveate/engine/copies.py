@@ -13,8 +13,7 @@ from torch import Tensor
 
 from foveate._transformers import DummyLayer, DynamicLayer, LinearAttentionLayer
 from foveate.core.tensors import Memo, on_tensors
-from foveate.engine import guards
-from foveate.engine.cache import CACHE_LAYERS, FOLLOWING, MEMO_SIZE, PrunedLayer
+from foveate.engine.cache import CACHE_LAYERS, FOLLOWING, MEMO_SIZE, PrunedLayer, refuse_cache
 
 STATES = ("conv_states", "recurrent_states")
 
@@ -25,7 +24,7 @@ def compact(cache: Any) -> Any:
     Raises:
         UnsupportedError: If a layer is of a kind that cannot be copied.
     """
-    guards.refuse_cache(cache, CACHE_LAYERS)
+    refuse_cache(cache)
     bases: dict[int, Tensor] = {}  # layers compare columns by tensor identity, so a shared tensor stays shared
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer | DummyLayer) or not layer.is_initialized:

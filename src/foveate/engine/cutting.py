@@ -91,20 +91,12 @@ class SampleRows:
             return [sample_unit(self.left.sample, len(self))]
         sample, sizes = self.left.sample, self.left.sizes
         frames = sample.frames
-        if sizes is None:
+        by_frame = stage.unit == "image" and frames is not None and len(frames) > len(sample.media)
+        if sizes is None or by_frame or (frames is not None and len(frames) != len(sizes)):
             raise UnsupportedError(
-                f"{stage} ranks each {stage.unit} separately, but an earlier cut ranked all images of a sample "
-                f"together, so the number of tokens left in each {stage.unit} is not known. Give both the same scope."
-            )
-        if stage.unit == "image" and frames is not None and len(frames) > len(sample.media):
-            raise UnsupportedError(
-                f"{stage} ranks each video as a whole, but an earlier stage ranked frame by frame. Give both the same "
-                "scope."
-            )
-        if frames is not None and len(frames) != len(sizes):
-            raise UnsupportedError(
-                f"{stage} ranks each frame separately, but an earlier stage has dropped tokens before the decoder, so "
-                "the number of tokens left in each frame is not known. Use scope='image' or 'sample'."
+                f"{stage} ranks each {stage.unit} separately, but an earlier stage ranked the sample's tokens in other "
+                f"groups, or dropped some before the decoder, so the number of tokens left in each {stage.unit} is not "
+                "known. Give both the same scope, or this one scope='sample'."
             )
         return image_units(sample, sizes)
 
@@ -351,7 +343,7 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
     for left in lefts:
         if layer == 0:
             left.begun = Begun(len(left), left.sizes, program.opening)
-        if program.remembers(layer):
+        if layer in program.remembered:
             left.notes[hidden_note(layer)] = call.hidden[left.member, left.columns]
     forward.outcome.row_maps.append(forward.outcome.rows)
 

@@ -434,11 +434,6 @@ class Forward:
         return any(sample.ends for sample in self.samples)
 
     @property
-    def dropped(self) -> bool:
-        """Whether any sample has fewer rows now than it had vision tokens."""
-        return any(len(left) < left.entered for left in self.outcome.lefts)
-
-    @property
     def present(self) -> RowMap:
         """The rows that are left, even if nothing was dropped."""
         if self.outcome.rows is not None:

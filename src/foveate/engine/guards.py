@@ -2,7 +2,7 @@
 
 Each refuses what cannot run while tokens are dropped, before anything is computed wrongly."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -65,28 +65,22 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resou
                 f"of {type(family.text).__name__} from there on. Use a method that does not read it."
             )
     read = {signal.name for stage in stages for signal in stage.reads if isinstance(signal, Resource)}
-    for name in sorted(read - set(resources)):
-        raise UnsupportedError(
-            f"{method.name} reads the resource {name!r}, which was not given. Pass it: "
-            f"foveate.drop(model, method, resources={{{name!r}: …}})."
+    if read != set(resources):
+        raise SettingError(
+            f"{method.name} reads the resources {sorted(read)} here; got {sorted(resources)}. Pass just these: "
+            "foveate.drop(model, method, resources={name: …})."
         )
-    for name in sorted(set(resources) - read):
-        raise SettingError(f"{method.name} reads no resource {name!r} here. Leave it out of resources.")
 
 
-def refuse_cuts_behind_lenders(family: Family, cuts: Sequence[int], reads_less: bool) -> None:
+def refuse_cuts_behind_lenders(family: Family, cuts: Collection[int], reads_less: bool) -> None:
     """Refuse cuts at layers that borrow keys and values. The model may pass only the last row to these layers."""
     if not family.lenders:
         return
     first = min(family.lenders)
-    late = [layer for layer in cuts if layer >= first]
-    if late or reads_less:
-        what = "reads less while decoding"
-        if not reads_less:
-            what = f"drops before layer {late[0]}"
+    if reads_less or max(cuts, default=0) >= first:
         raise UnsupportedError(
-            f"This method {what}, but layers {first} to {max(family.lenders)} of this model attend to keys of earlier "
-            f"layers, and may get only the last row. Drop before layers 0 to {first - 1}, and read all tokens."
+            f"Layers {first} to {max(family.lenders)} of this model attend to keys of earlier layers, and may get only "
+            f"the last row. Drop before layers 0 to {first - 1}, and read all tokens while decoding."
         )
 
 
@@ -134,29 +128,15 @@ def refuse_lost_hooks(lost: str) -> NoReturn:
     )
 
 
-def refuse_unseen(seen: str, family: Family) -> NoReturn:
-    """Refuse a prompt that may have vision tokens that foveate was not shown, so that none would be dropped."""
-    core = type(family.core).__name__
-    raise UnsupportedError(
-        f"{seen}, and {core} shows no vision token in this prompt: its pictures were merged into embeddings elsewhere, "
-        f"so nothing would be dropped. Pass input_ids and pixel_values to {core} or the model around it, or exit the "
-        "context for this prompt."
-    )
-
-
-def refuse_call(
-    kwargs: dict[str, Any], live: Tensor | None, family: Family, columns: int, served: Sequence[type]
-) -> None:
-    """Refuse a call that drops tokens if its cache, packing, recomputing, outputs or length do not allow it.
+def refuse_call(kwargs: dict[str, Any], live: Tensor | None, family: Family, columns: int) -> None:
+    """Refuse a call that drops tokens if its packing, recomputing, outputs or length do not allow it.
 
     Args:
         kwargs: The arguments of the decoder's forward.
         live: Which columns are not padding, (samples, columns); None: unknown.
         family: The model's family.
         columns: Columns of this call and of earlier turns.
-        served: The kinds of cache layers that may differ in length.
     """
-    refuse_cache(cache_of(kwargs), served)
     # Samples in one row that only position ids separate would be ranked together.
     if kwargs.get("cu_seq_lens_q") is not None or (live is None and _steps_back(kwargs.get("position_ids"))):
         raise UnsupportedError(
@@ -183,59 +163,27 @@ def refuse_call(
         )
 
 
-def refuse_first_layer(
-    layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, served: Sequence[type], gathers: bool
-) -> None:
-    """Refuse the first layer's call if its cache or a per-column argument is unknown.
+def refuse_first_layer(layer: nn.Module, kwargs: dict[str, Any], span: int, caches: bool, gathers: bool) -> None:
+    """Refuse the first layer's call if it gets no cache, or if a per-column argument is unknown.
 
     Args:
         layer: The layer.
         kwargs: The arguments that the model passes by name.
         span: Columns of the call.
         caches: Whether the model was told to cache.
-        served: The kinds of cache layers that may differ in length.
         gathers: Whether the engine reduces every per-column argument to rows.
     """
-    cache = cache_of(kwargs)
-    refuse_cache(cache, served)
     for name in kwargs.keys() - LAYER_ARGUMENTS:
         value = kwargs[name]
         # Arguments that the layer does not name, such as labels, go to the kernel, which reads no columns in them.
         by_column = isinstance(value, Tensor) and span in value.shape[-2:] and lacks(layer, (name,)) is None
         if (by_column and not gathers) or isinstance(value, Cache):
             raise unsupported(f"passes its layers {name}, which foveate does not know")
-    if cache is None and caches:
+    if caches and cache_of(kwargs) is None:
         raise unsupported("caches, but passes its layers no cache under a name that foveate knows")
 
 
 LAYER_ARGUMENTS = {"hidden_states", "attention_mask", "position_embeddings", "position_ids", *CACHE_NAMES}
-
-
-def refuse_cache(cache: Any, served: Sequence[type]) -> None:
-    """Refuse a cache whose layers cannot differ in length: static, quantised, offloaded or of an unknown kind."""
-    if cache is None:
-        return
-    if not isinstance(cache, Cache):
-        raise UnsupportedError(
-            f"The cache is a {type(cache).__name__}; foveate needs a transformers DynamicCache. Pass one, or "
-            "leave it out."
-        )
-    if cache.offloading:
-        raise UnsupportedError(
-            "Offloaded caches do not work while tokens are dropped. Use a DynamicCache without offloading."
-        )
-    if getattr(cache.update, "__func__", None) is not Cache.update:
-        raise UnsupportedError(
-            f"A {type(cache).__name__} stores rows in its own way (its update is not that of transformers), "
-            "so its layers cannot differ in length. Use a DynamicCache."
-        )
-    kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
-    odd = sorted(kind.__name__ for kind in kinds - set(served))
-    if odd:
-        raise UnsupportedError(
-            f"The cache has layers of type {', '.join(odd)}, which cannot differ in length. Use a DynamicCache: "
-            "leave cache_implementation unset, or pass DynamicCache(config=model.config)."
-        )
 
 
 def _steps_back(ids: Any) -> bool:
@@ -265,14 +213,11 @@ def refuse_changed_rows(index: int) -> NoReturn:
     raise unsupported(f"changes the output of layer {index - 1} before layer {index} gets it")
 
 
-def refuse_other_cache(index: int | None) -> NoReturn:
-    """Refuse a second cache, which the model returns or passes to the next layer."""
-    where = "The model answers with"
-    if index is not None:
-        where = f"Layer {index} gets"
+def refuse_other_cache() -> NoReturn:
+    """Refuse a layer's cache, or that of the answer, that is not the one of the layers before."""
     raise UnsupportedError(
-        f"{where} another cache than the layers before it, so rows would be missing in it. Let the model make the "
-        "cache, or pass one DynamicCache."
+        "A decoder layer or the model's answer has another cache than the layers before, so rows would be missing in "
+        "it. Let the model make the cache, or pass one DynamicCache."
     )
 
 

@@ -77,7 +77,7 @@ class Left:
         left = cls(member, sample, sample.vision, sample.words, slots, slots, sample.sizes, ordinals=sample.ordinals)
         if sample.cells is not None:
             left.notes[CELLS] = sample.cells
-        if sample.parted:
+        if len(sample.runs) and int(sample.runs[-1]) + 1 > len(sample.media):  # text parts the tokens of an image
             left.runs = sample.runs
         return left._with(lambda tensor: send(tensor, device))
 

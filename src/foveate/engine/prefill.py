@@ -13,7 +13,7 @@ from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearA
 from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.engine import guards
-from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
+from foveate.engine.cache import PrunedLayer, length_of, pruned_layer, refuse_cache
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
@@ -51,7 +51,9 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     _open_cache(forward, cache, is_prompt)
     masks = _media(forward, arrival)
     if prompt is not None and (is_prompt or masks):
-        forward.unpadded = _unpadded(forward, prompt.device)
+        forward.unpadded = torch.ones(forward.count, forward.span, dtype=torch.int64, device=prompt.device)
+        if forward.live is not None:  # it has columns of earlier turns in front
+            forward.unpadded *= (forward.live[:, -forward.span :] != 0).to(prompt.device)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     if embeds is not None and masks:
         return _begin_images(forward, arrival, kwargs, cache, masks, reads)
@@ -75,14 +77,6 @@ def _open_cache(forward: Forward, cache: Any, is_prompt: bool) -> None:
     for layer in pruned if is_prompt or forward.program.reading is None else ():
         if layer.reads is not None or layer.memory:
             layer.settle()
-
-
-def _unpadded(forward: Forward, device: torch.device) -> Tensor:
-    """Return 1 where a column of the prompt is not padding, (samples, span) int64."""
-    unpadded = torch.ones(forward.count, forward.span, dtype=torch.int64, device=device)
-    if forward.live is not None:
-        unpadded *= (forward.live[:, -forward.span :] != 0).to(device)  # in front: columns of earlier turns
-    return unpadded
 
 
 def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any, is_prompt: bool) -> None:
@@ -130,16 +124,18 @@ def _begin_images(
     # Refuse before the record is made, so that the trace has no prefill that did not run.
     if drops or reads:
         columns = forward.span + max(0, 0 if cache is None else length_of(cache))
-        guards.refuse_call(kwargs, live, family, columns, CACHE_LAYERS)
+        refuse_cache(cache)
+        guards.refuse_call(kwargs, live, family, columns)
     goes_on = arrival.behind_image and (drops or arrival.behind_cut) and any(sample.starts for sample in samples)
     if goes_on or (drops and arrival.splits):
         raise UnsupportedError(
             "Chunked prefill has split an image, or cut it off the question that the method reads, so its tokens "
             "cannot be ranked. Leave prefill_chunk_size unset, or choose a larger size."
         )
-    forward.outcome.record = _record(forward, cache)
+    forward.outcome.record = record = _record(forward, cache)
     if not drops and not reads:
-        _record_untouched(forward)
+        whole, tokens = record.vision_tokens, [torch.arange(count) for count in record.vision_tokens]
+        record.stages += [StageRecord("layer", layer, whole, whole, tokens) for layer in sorted(program.cuts)]
         return None
     forward.idle = False
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
@@ -176,7 +172,12 @@ def _refuse_unseen(forward: Forward, arrival: Arrival, handed: Mapping[str, Any]
         if may_show and not _are_tokens(rows, family.model.get_input_embeddings()):
             seen = "Some rows of inputs_embeds are the embedding of no token"
     if seen:
-        guards.refuse_unseen(seen, family)
+        core = type(family.core).__name__
+        raise UnsupportedError(
+            f"{seen}, and {core} shows no vision token in this prompt: its pictures were merged into embeddings "
+            f"elsewhere, so nothing would be dropped. Pass input_ids and pixel_values to {core} or the model around "
+            "it, or exit the context for this prompt."
+        )
 
 
 def _are_tokens(rows: Tensor, embedding: Any) -> bool:
@@ -205,8 +206,8 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
     for left, signal in itertools.product(forward.outcome.lefts, program.encodes_text):
         encode, sample = program.resources[signal.name].text, left.sample
         # Encode each text once. Texts behind a sample's images all end at its end, so the length identifies them.
-        lengths = {count: image for image, count in enumerate(sample.text_after)}
-        made = {count: encode(rows[left.member][sample.words_behind(image)]) for count, image in lengths.items()}
+        words = {count: sample.words[len(sample.words) - count :] for count in sample.text_after}
+        made = {count: encode(rows[left.member][columns]) for count, columns in words.items()}
         encoded = torch.stack([made[count] for count in sample.text_after])
         left.text[repr(signal)] = encoded.to(left.source.device)
 
@@ -328,14 +329,6 @@ def _record(forward: Forward, cache: Any) -> PrefillRecord:
     return record
 
 
-def _record_untouched(forward: Forward) -> None:
-    """Record that every token stays before every layer that may cut."""
-    record = forward.outcome.record
-    assert record is not None
-    counts, tokens = record.vision_tokens, [torch.arange(count) for count in record.vision_tokens]
-    record.stages += [StageRecord("layer", layer, counts, counts, tokens) for layer in sorted(forward.program.cuts)]
-
-
 def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
     """Record which rows of each sample ran in late blocks of the tower, over all segments of its images."""
     cuts = []
@@ -363,7 +356,7 @@ def finish(forward: Forward, cache: Any) -> None:
     if forward.drops:
         _refuse_other_counts(forward)
         if cache not in (None, forward.cache):
-            guards.refuse_other_cache(None)
+            guards.refuse_other_cache()
         cache = forward.cache
         if cache is not None:
             _refuse_lost_rows(forward, cache)

@@ -57,6 +57,7 @@ class Program:
             beforehand (`follow.layer_plan`); cached.
         cautious: Whether the method may warn that a budget is too small for it.
         authors: Methods that are not foveate's own, whose numbers are checked.
+        remembered: Layers whose entering rows are read again, each with the last layer before which they are.
         busy: Decoder layers before which a stage runs, or from which a stage reads.
     """
 
@@ -75,13 +76,8 @@ class Program:
         layers = follow.layer_stages(stages)
         self.pixels = follow.at(stages, Place.PIXELS)
         in_tower: tuple[TowerStage, ...] = follow.at(stages, Place.TOWER)  # type: ignore[assignment]
-        self.tower: TowerStage | None = None
-        self.thin: ThinStage | None = None
-        for inside in in_tower:
-            if isinstance(inside, ThinStage):
-                self.thin = inside
-            else:
-                self.tower = inside
+        self.thin = next((stage for stage in in_tower if isinstance(stage, ThinStage)), None)
+        self.tower = next((stage for stage in in_tower if stage is not self.thin), None)
         before = follow.at(stages, Place.BEFORE_PROJECTOR)
         behind = follow.at(stages, Place.BEHIND_PROJECTOR)
         self.images: tuple[Stage, ...] = (*before, *behind)
@@ -109,9 +105,9 @@ class Program:
         self.turned = tuple(sorted({stage.layer for stage in layers if Rotary() in stage.reads}))
         self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
         self.cautious = method.caution(0) is not None
-        self._remembered, self._signals_while = _looking_back(layers)
+        self.remembered, self._signals_while = _looking_back(layers)
         self.authors = {stage.author for stage in stages if stage.author is not None}
-        self.busy = frozenset((*self._before, *self._remembered, *self._signals_while))
+        self.busy = frozenset((*self._before, *self.remembered, *self._signals_while))
         self.encodes = self._encodes()
         self.in_tower = self.thin is not None or self.encodes in ("tower", "subset")
         self.renumbers = self._renumbering(self.stages)
@@ -186,17 +182,13 @@ class Program:
         """Return the stages before a decoder layer, in order."""
         return self._before.get(layer, ())
 
-    def remembers(self, layer: int) -> bool:
-        """Return whether the rows entering a layer are read again later."""
-        return layer in self._remembered
-
     def signals_while(self, layer: int) -> Sequence[Signal]:
         """Return the signals computed from a layer's queries and keys while it runs, for stages before the next."""
         return self._signals_while.get(layer, ())
 
     def done_with(self, layer: int) -> Iterator[str]:
         """Yield the names of notes that nothing reads after the stages before a layer."""
-        for entered, last in self._remembered.items():
+        for entered, last in self.remembered.items():
             if last == layer:
                 yield hidden_note(entered)
         for signal in self.signals_while(layer - 1):

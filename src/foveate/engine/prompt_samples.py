@@ -102,15 +102,6 @@ class Sample:
         """Rows of each image (or frame) that enter the decoder."""
         return self.frames or tuple([image.started for image in self.media])
 
-    @property
-    def parted(self) -> bool:
-        """Whether text stands between the tokens of an image."""
-        return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.media)
-
-    def words_behind(self, image: int) -> Tensor:
-        """Return the columns of the text behind an image (or frame), (words,) int64, ascending."""
-        return self.words[len(self.words) - self.text_after[image] :]
-
 
 @dataclass(frozen=True, slots=True)
 class Begun:

@@ -32,13 +32,9 @@ class Room:
         self.put(keys, values)
 
     @property
-    def places(self) -> int:
-        """Number of places, free ones included."""
-        return self._keys.shape[-2]
-
-    def has_place(self, coming: int) -> bool:
-        """Return whether `coming` more rows fit."""
-        return coming <= self.places - self.filled
+    def free(self) -> int:
+        """Number of rows that still have a place."""
+        return self._keys.shape[-2] - self.filled
 
     def put(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append rows, (samples, heads, rows, head size) each, and return all."""

@@ -12,7 +12,7 @@ from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.arguments import Positions, Remap, width_of
-from foveate.engine.cache import CACHE_LAYERS, alive_columns, as_seen, find_pruned, pruned_layer
+from foveate.engine.cache import alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
@@ -54,13 +54,11 @@ class LayerRunner:
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._recurrent = family.recurrent
-        self._indexed = family.indexed
-        self._lenders = family.lenders
-        self._lending = frozenset(self._lenders.values())
+        self._lending = frozenset(family.lenders.values())
         self._plain: frozenset[int] = frozenset()  # layers that nothing reads and before which nothing cuts
         self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
-        if program.reading is None and self._bare and not self._lenders:
-            others = program.busy | self._recurrent | self._positions.scaling | self._indexed.keys()
+        if program.reading is None and self._bare and not family.lenders:
+            others = program.busy | self._recurrent | self._positions.scaling | family.indexed.keys()
             self._plain = frozenset(range(1, len(self._layers))) - others
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +122,7 @@ class LayerRunner:
     def _run_alone(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a layer with arguments of its own, after the stages before it."""
         module, cache = self._layers[index], cache_of(kwargs)
-        stored = find_pruned(cache, self._lenders.get(index, index))
+        stored = find_pruned(cache, self._family.lenders.get(index, index))
         if not forward.drops and stored is None and not forward.ends_turn:
             return original(*args, **kwargs)
         if stored is not None and stored.reads is not None:
@@ -142,13 +140,14 @@ class LayerRunner:
             streams = Streams.of(hidden, (forward.count, forward.span))
             hidden, original = streams.fold(hidden), streams.around(original)
         if forward.drops and index == 0:
-            guards.refuse_first_layer(module, kwargs, hidden.shape[1], forward.caches, CACHE_LAYERS, gathers)
+            refuse_cache(cache)
+            guards.refuse_first_layer(module, kwargs, hidden.shape[1], forward.caches, gathers)
             forward.cache = cache
         elif forward.drops and cache is not forward.cache:
-            guards.refuse_other_cache(index)
+            guards.refuse_other_cache()
         call = LayerCall(index, module, hidden, hidden, kwargs, not args, stored, cache, streams)
         del hidden, args  # so that only the call holds the input
-        run = self._run_borrower if index in self._lenders else self._run_call
+        run = self._run_borrower if index in self._family.lenders else self._run_call
         output = run(forward, call, original)
         return output if streams is None else with_hidden(output, streams.unfold)
 
@@ -213,7 +212,7 @@ class LayerRunner:
             stored.announce(*announced)
             if rows is not None and rows.numbered is not None:
                 stored.shift = rows.shift(stored.shift, forward.entering_rows)
-        if index in self._indexed:
+        if index in self._family.indexed:
             self._pick_all(forward, call, span if rows is None else rows.columns.shape[1])
         if begins:
             arguments = {name: call.kwargs[name] for name in REPLACED if name in call.kwargs}
@@ -228,7 +227,7 @@ class LayerRunner:
                 f"Layer {call.index} picks keys by an index, and foveate does not know how attention "
                 f"{forward.backend!r} reads the picked keys. Load the model with attn_implementation='sdpa'."
             )
-        picked = self._indexed[call.index]
+        picked = self._family.indexed[call.index]
         if slots > picked:  # an index over the rows left would pick other keys than one over all rows
             raise UnsupportedError(
                 f"Layer {call.index} picks {picked} keys by an index, but {slots} keys are left: foveate can drop "
@@ -292,7 +291,7 @@ class LayerRunner:
             return lender.returned, lender.alive
         if rows is None:
             return None, None
-        of_lender = forward.outcome.row_maps[self._lenders[call.index]]  # without a cache
+        of_lender = forward.outcome.row_maps[self._family.lenders[call.index]]  # without a cache
         held = torch.arange(span, device=device).expand(len(rows.columns), -1)
         if of_lender is not None:
             held = of_lender.on(device).unpruned(0)

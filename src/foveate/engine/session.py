@@ -8,7 +8,7 @@ import functools
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -338,7 +338,7 @@ class Session:
                 f"{type(family.core).__name__} encodes pictures within its forward, so tokens cannot be reduced before "
                 "the decoder. Use a method that drops between layers."
             )
-        guards.refuse_cuts_behind_lenders(family, sorted(self._program.cuts), self._program.reading is not None)
+        guards.refuse_cuts_behind_lenders(family, self._program.cuts, self._program.reading is not None)
         self._runner = LayerRunner(family, self._program)
         self._replayer: Replayer | None = None
         if cuda_graphs:
@@ -475,12 +475,10 @@ class Session:
         call = FeatureCall(self._core, modality, original, args, kwargs)
         arrival = self._arriving()
         self._encoding = True
-        cuts: Sequence[Cut | None] = ()
-        ran: Sequence[Cut] = ()
         try:
             prompt = prompt_lengths(self._family, modality, arrival.ids)
             if self._program.encodes is None:
-                output = call.run()
+                output, cuts, ran = call.run(), list[Cut | None](), list[Cut]()
             else:
                 output, cuts, ran = encode_media(self._family, self._program, call, prompt)
         finally:
@@ -594,7 +592,8 @@ class Session:
         if forward.outcome.record is not None or forward.ends_turn:
             finish(forward, cache_in(output))
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
-            self._image_end = weakref.ref(forward.cache), length_of(forward.cache), forward.dropped
+            dropped = any(len(left) < left.entered for left in forward.outcome.lefts)
+            self._image_end = weakref.ref(forward.cache), length_of(forward.cache), dropped
 
 
 def end_of(arguments: dict[str, Any], config: Any, prompt: int) -> int:

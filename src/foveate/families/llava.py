@@ -63,12 +63,10 @@ class Llava(OfClip):
         parameters = (name for name, _ in self.tower.named_parameters())
         if cls == any(name.endswith("class_embedding") for name in parameters):
             return
-        what = "uses the tower's CLS as a vision token"
-        if cls:
-            what = "drops a patch as if it were a CLS"
         raise UnsupportedError(
-            f"This model {what} (vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens "
-            "do not form a grid and cannot be reduced in the tower. Use a method that drops between layers."
+            "This model uses the tower's CLS as a vision token, or drops a patch as if it were a CLS "
+            f"(vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens do not form a grid and "
+            "cannot be reduced in the tower. Use a method that drops between layers."
         )
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: ImageReducer) -> Encoded:

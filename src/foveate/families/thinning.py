@@ -33,11 +33,9 @@ class Thinner(Protocol):
 
     def first(self, blocks: int) -> int:
         """The block before which rows leave, given the number of blocks that are read."""
-        ...
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
         """Select the rows of each segment that stay, (rows, width) in raster order, and assign others to them."""
-        ...
 
 
 class _Plan(NamedTuple):

@@ -51,11 +51,9 @@ class ImageReducer(Protocol):
 
         If no prompt was seen, all tokens are one image.
         """
-        ...
 
     def leave(self, views: Sequence[PixelView]) -> list[Cut | None]:
         """Select the tokens of each image that the tower makes, from their pixels, ascending. None: all."""
-        ...
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
         """Merge patches of each image after the first layer, (patches, width) each. The cuts have the new rows.
@@ -63,15 +61,12 @@ class ImageReducer(Protocol):
         All images of a call are given at once, because the host may have to wait for the device. The same holds for
         `reduce`.
         """
-        ...
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         """The cut of each image's tokens, whose count the host knows. None: unchanged."""
-        ...
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """The new token grids of an image's frames or views (see `foveate.contract.stages.PixelStage`)."""
-        ...
 
 
 # -- which layers --------------------------------------------------------------------------------------------------
@@ -137,16 +132,11 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
         # Counted from 1, halves rounded up: the 9th of 24 blocks is the 12th of 32, and the 10th of 26.
         wanted = (2 * (signal.block + 1) * depth + signal.of) // (2 * signal.of) - 1
         return min(seeing, key=lambda block: (abs(block - wanted), -block))
-    if signal.block >= depth:
-        raise UnsupportedError(
-            f"{signal!r} is of block {signal.block}, but this vision tower has blocks 0 to {depth - 1}. Name an "
-            "earlier one."
-        )
     if signal.block not in seeing:
         raise UnsupportedError(
-            f"{signal!r} is of block {signal.block}, which attends only within windows in this vision tower, so its "
-            f"values cannot be compared. Blocks {', '.join(map(str, seeing))} attend to the whole picture: use one of "
-            "these."
+            f"{signal!r} is of block {signal.block}, which this vision tower of {depth} blocks does not have, or which "
+            f"attends only within windows there. Blocks {', '.join(map(str, seeing))} attend to the whole picture: use "
+            "one of these."
         )
     return signal.block
 

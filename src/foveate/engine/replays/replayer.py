@@ -408,9 +408,8 @@ class Replayer:
             return 0.0
         head = self._family.model.get_output_embeddings() or self._family.core.get_input_embeddings()
         rows = [made.hidden[:, -1].to(head.weight) for made in (plain, region.real(twin, lambda tensor: tensor))]
-        says, would_say = [
-            nn.functional.linear(one, head.weight).float().log_softmax(dim=-1) for one in rows
-        ]  # (samples, vocabulary)
+        # Each is (samples, vocabulary).
+        says, would_say = [nn.functional.linear(one, head.weight).float().log_softmax(dim=-1) for one in rows]
         return float((says.exp() * (says - would_say)).sum(dim=-1).max())
 
     def _drop(self, kind: str, count: int | None = None) -> None:

@@ -97,17 +97,6 @@ class LentRoom(Room):
         """Return copies, because the memory will be another cache's."""
         return keys.clone(), values.clone()
 
-    def move_in(self, layer: PrunedLayer) -> None:
-        """Let a layer use the rows, which are already here."""
-        layer.keys, layer.values = self.rows()
-        layer._room, layer._grown, layer.head = self, id(layer.keys), None
-
-    def move_out(self, layer: PrunedLayer) -> None:
-        """Let a layer keep its rows in memory of its own."""
-        if layer._room is self:
-            layer.keys, layer.values = self.copies(layer.keys, layer.values)
-            layer._room = None
-
 
 class RecordedLayer(DynamicLayer):  # type: ignore[misc]
     """A cache layer of a recorded step.
@@ -223,8 +212,9 @@ class Rooms:
         """Return rooms as planned, filled with the rows of a cache of pruned layers. Previous layers move out."""
         for tenant, room in zip(self._tenants, self._rooms, strict=False):
             layer = tenant()
-            if layer is not None:
-                room.move_out(layer)
+            if layer is not None and layer._room is room:  # its rows get memory of their own
+                layer.keys, layer.values = room.copies(layer.keys, layer.values)
+                layer._room = None
         self._tenants, self._rooms, self._by_layer = [], [], by_layer
         for index, (layer, shared) in enumerate(zip(cache.layers, by_layer, strict=True)):
             keys, values = layer.states
@@ -236,7 +226,8 @@ class Rooms:
         if by_layer is self._by_layer and self.are_let_to(cache):
             return
         for layer, room in zip(cache.layers, self.fill(cache, by_layer), strict=True):
-            room.move_in(layer)
+            layer.keys, layer.values = room.rows()
+            layer._room, layer._grown, layer.head = room, id(layer.keys), None
             self._tenants.append(weakref.ref(layer))
 
     def grow(self, cache: Any, rows: int) -> None:
