@@ -271,11 +271,11 @@ def screen_image(inputs, index):
 @pytest.mark.parametrize(
     ("chain", "said"),
     [
-        ("pixelprune+resize:keep=0.5", "drops patches before the tower and also makes pictures smaller"),
-        ("pixelprune+visionzip", "drops patches before the tower and also cuts in the tower"),
-        ("pixelprune+hiprune", "also cuts in the tower"),
-        ("pixelprune+tome", "also cuts in the tower"),
-        ("pixelprune+mustdrop", "also cuts in the tower"),
+        ("pixelprune+resize:keep=0.5", "PixelStages and PatchStages"),
+        ("pixelprune+visionzip", "before the tower and in it"),
+        ("pixelprune+hiprune", "before the tower and in it"),
+        ("pixelprune+tome", "before the tower and in it"),
+        ("pixelprune+mustdrop", "before the tower and in it"),
         ("pixelprune+pixelprune", "has 2 PatchStages"),
         ("pixelprune+averagepool", "rows and columns of this model's vision tokens are not known"),
         ("pixelprune+evs", "Let no other stage of a chain drop tokens in front of it"),

@@ -182,9 +182,9 @@ def paid(view: ImageView):
 @pytest.mark.parametrize(
     ("method", "why"),
     [
-        (Merging(), "also merges there"),
+        (Merging(), "TowerStage"),
         (ThinTower() + fv.VisionZip(), "also reads TowerAttention"),
-        (ThinTower() + ThinTower(), "twice"),
+        (ThinTower() + ThinTower(), "has 2 ThinStages"),
     ],
     ids=lambda value: str(value),
 )

@@ -82,12 +82,6 @@ def reading(stages: Sequence[Stage]) -> DecodeStage | None:
     return next((stage for stage in decoding if stage.keep is None or stage.keep < 1), None)
 
 
-def cached_plan(stages: Sequence[Stage], plan: Sequence[int]) -> tuple[int, ...]:
-    """Return the vision tokens in each layer's cache when decoding starts, if the layers process `plan` tokens."""
-    cut = cached_layers(stages)
-    return tuple(plan[-1] if layer in cut else count for layer, count in enumerate(plan))
-
-
 def read_plan(stages: Sequence[Stage], cached: Sequence[int]) -> tuple[int, ...]:
     """Return the cached vision tokens that one decoding step reads in each layer.
 

@@ -250,7 +250,8 @@ def cost(
                 "**trace.latest.ran()."
             )
         tokens = [count + always for count in plan]
-    cached = follow.cached_plan(stages, tokens)
+    cut = follow.cached_layers(stages)
+    cached = tuple(tokens[-1] if layer in cut else count for layer, count in enumerate(tokens))
     # A layer with a window or a state reads everything that it holds.
     read = [
         count if layer.window is not None else less + always

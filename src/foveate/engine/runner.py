@@ -221,17 +221,13 @@ class LayerRunner:
 
     def _pick_all(self, forward: Forward, call: LayerCall, rows: int) -> None:
         """Let a layer that picks keys by an index pick all keys, for `rows` rows. Refuse if it cannot."""
-        slots = rows + (0 if call.stored is None else call.stored.slots)
-        if forward.backend not in ("eager", "sdpa"):
+        slots, picked = rows + (0 if call.stored is None else call.stored.slots), self._family.indexed[call.index]
+        # An index over the rows left would pick other keys than one over all rows.
+        if slots > picked or forward.backend not in ("eager", "sdpa"):
             raise UnsupportedError(
-                f"Layer {call.index} picks keys by an index, and foveate does not know how attention "
-                f"{forward.backend!r} reads the picked keys. Load the model with attn_implementation='sdpa'."
-            )
-        picked = self._family.indexed[call.index]
-        if slots > picked:  # an index over the rows left would pick other keys than one over all rows
-            raise UnsupportedError(
-                f"Layer {call.index} picks {picked} keys by an index, but {slots} keys are left: foveate can drop "
-                "tokens there only if all keys are picked. Keep fewer tokens, or use shorter prompts and answers."
+                f"Layer {call.index} picks {picked} keys by an index, and {slots} keys are left: foveate can drop "
+                f"tokens there only if all keys are picked, and with sdpa or eager attention; this is "
+                f"{forward.backend}. Keep fewer tokens, or load the model with attn_implementation='sdpa'."
             )
         if PICKED in call.kwargs:
             call.kwargs[PICKED] = every_slot(rows, slots, call.hidden)

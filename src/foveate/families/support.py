@@ -48,7 +48,8 @@ def refusal(
     for place in (Place.PIXELS, Place.TOWER, Place.DECODE):
         kinds = [type(stage).__name__ for stage in stages if stage.place is place]
         if len(kinds) > 1:
-            return f"has {len(kinds)} {kinds[0]}s, and the engine runs one. Do both steps in one stage."
+            named = "s and ".join(dict.fromkeys(kinds))
+            return f"has {len(kinds)} {named}s, and the engine runs one. Do both steps in one stage."
     thins = [stage for stage in stages if isinstance(stage, ThinStage)]
     if thins:
         if returns:
