@@ -132,7 +132,7 @@ class Passing:
         for left in self._lefts:
             if index == 0:
                 left.begun = Begun(len(left), left.sizes, self._stages.opening)
-            if self._stages.remembers(index) and len(left):
+            if index in self._stages.remembered and len(left):
                 left.notes[hidden_note(index)] = stream.rows[left.columns]
 
     # -- rows --------------------------------------------------------------------------------------------------
