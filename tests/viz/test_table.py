@@ -145,31 +145,3 @@ def test_several_tables_of_csv_stand_apart_under_their_titles():
 
 def test_cells_may_be_markdown_themselves():
     assert Table("", ["a"], [("`b`",)]).to_markdown(escape=False) == "| a |\n| --- |\n| `b` |\n"
-
-
-def test_latex_is_a_plain_tabular_whose_hyphens_are_minuses_and_whose_rows_begin_with_no_argument():
-    assert (
-        in_file([ACCURACY], ".tex")
-        == r"""% Accuracy
-% A note | of | pipes.
-\begin{tabular}{lrlr}
- & Accuracy &  & FLOPs \\
-\hline
-full model & 61.4 $\pm$ 2.1 &  & 100\% \\
-\hline
-v2drop & $-$1.0 $\pm$ 0.2 & worse & 12\% \\
-{}[odd] & infeasible & two lines & not counted \\
-\end{tabular}
-"""
-    )
-
-
-def test_latex_reads_no_letter_of_a_cell_as_a_command():
-    text = Table("50 % \\end{x}\nof", ["a_b"], [(WILD,)]).to_latex()
-    line = text.splitlines()[3]
-    assert line.startswith(
-        r"50 \% \& \$x\_1\$ \#2 \{a\} \textasciitilde{}b \textasciicircum{}c \textbackslash{}d \textbar{} *e* `f` "
-        r"\textless{}image\textgreater{} \&amp; [g](h)"
-    )
-    noted = in_file([Table("50 % \\end{x}\nof", ["a"], [], ["one\ntwo"])], ".tex")
-    assert noted.splitlines()[:4] == ["% 50 % \\end{x}", "% of", "% one", "% two"]

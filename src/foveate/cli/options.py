@@ -135,4 +135,4 @@ class TableOptions(OutputOptions):
 
     endings = (JSON, *ENDINGS)
     out: MaybeFile = None
-    """write the JSON (.json) or the tables (.csv, .md, .tex) to a file"""
+    """write the JSON (.json) or the tables (.csv, .md) to a file"""

@@ -22,7 +22,7 @@ SECTION: tuple[str, ...] = ()
 WIDTH = 120  # default width of plain text, in characters
 WIDEST = 10_000  # wide enough to cut nothing off
 
-ENDINGS = (".csv", ".md", ".tex")
+ENDINGS = (".csv", ".md")
 """Endings of files that hold tables."""
 
 LINE = "1px solid rgba(128, 128, 128, 0.5)"  # grey is visible on white and on dark pages
@@ -30,18 +30,6 @@ CELL = "padding: 2px 10px; vertical-align: top"
 
 MARKDOWN = re.compile(r"[\\`*_|~]|<(?=[a-zA-Z/!?])|&(?=[#\w]+;)|(?<=\])\(")
 """Matches text in a cell that Markdown would read as markup."""
-LATEX = str.maketrans(
-    {letter: f"\\{letter}" for letter in "&%$#_{}"}
-    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    | {
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-    }  # LaTeX's usual fonts show other characters for these
-    | {"±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "−": "$-$", "√": r"$\surd$", "≥": r"$\ge$", "≤": r"$\le$"}
-    | {"→": r"$\to$", "↓": r"$\downarrow$", "–": "--", "“": "``", "”": "''", "…": r"\ldots{}"}
-)
-"""Escapes characters that LaTeX reads as commands, and characters in our cells that pdfLaTeX does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,14 +169,6 @@ class Table:
         lines.insert(1, [marks[column.justify] for column in self.columns])
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
-    def to_latex(self) -> str:
-        """Return the table as a plain LaTeX tabular, without title and notes."""
-        lines = [rf"\begin{{tabular}}{{{''.join(column.justify[0] for column in self.columns)}}}"]
-        heads = [column.head for column in self.columns]
-        for row in (heads, SECTION, *self.rows):
-            lines.append(rf"{' & '.join(map(_as_latex, row))} \\" if row else r"\hline")
-        return "\n".join([*lines, r"\end{tabular}", ""])
-
     def to_html(self) -> str:
         """Return the table and its notes as HTML, without classes or scripts, in the colours of the page."""
         parts = [f'<table style="border-collapse: collapse; border: none; {CELL}">']
@@ -267,7 +247,7 @@ def number(value: float | None, form: str) -> Number:
 def in_file(tables: Sequence[Table], ending: str) -> str:
     """Return the text of a file with these tables, separated by empty lines.
 
-    Markdown and LaTeX include the titles and notes. CSV has no notes, and titles only if there are several tables.
+    Markdown includes the titles and notes. CSV has no notes, and titles only if there are several tables.
 
     Args:
         tables: The tables.
@@ -281,11 +261,8 @@ def _text_of(table: Table, ending: str, titled: bool) -> str:
     if ending == ".csv":
         title = Table("", [Column("", name=table.title)], []).to_csv() if titled and table.title else ""
         return title + table.to_csv()
-    if ending == ".md":
-        title = f"**{_as_markdown(table.title)}**\n\n" if table.title else ""
-        return title + "\n\n".join([table.to_markdown().rstrip("\n"), *map(_as_markdown, table.notes)]) + "\n"
-    comments = "\n".join([table.title, *table.notes]).strip("\n").splitlines()
-    return "".join(f"% {line}\n" for line in comments) + table.to_latex()
+    title = f"**{_as_markdown(table.title)}**\n\n" if table.title else ""
+    return title + "\n\n".join([table.to_markdown().rstrip("\n"), *map(_as_markdown, table.notes)]) + "\n"
 
 
 def between(page: str, mark: str, text: str) -> str:
@@ -306,15 +283,6 @@ def _values(cell: str) -> Mapping[str, str]:
 
 def _as_markdown(text: str) -> str:
     return MARKDOWN.sub(r"\\\g<0>", " ".join(text.splitlines()))
-
-
-def _as_latex(cell: str) -> str:
-    text = " ".join(cell.splitlines()).translate(LATEX)
-    if isinstance(cell, Number):
-        text = re.sub(r"(?<![-$])-(?![-$])", "$-$", text)
-    return (
-        f"{{}}{text}" if text.startswith(("[", "*")) else text
-    )  # after the previous row's \\, LaTeX would read these as arguments
 
 
 def _as_html(text: str) -> str:
