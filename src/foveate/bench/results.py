@@ -7,9 +7,6 @@ from typing import Any, Literal
 from foveate.bench.paired import AGAIN, FULL, GRAPH, Candidate, PairedRun
 from foveate.bench.stopwatch import PARTS
 from foveate.bench.timing import Ratio, interval_words
-from foveate.contract import follow
-from foveate.contract.method import Method
-from foveate.contract.stages import Shape
 from foveate.cost import Cost, RunCounts
 from foveate.plain.table import Number, Table, number
 
@@ -38,7 +35,6 @@ def rows_of(run: PairedRun) -> list[dict[str, object]]:
     | tokens, layer_tokens, retention | vision tokens per layer: the mean, those of each layer, and the share kept |
     | kv_bytes, kv_bytes_counted | bytes of the batch's KV cache after the prompt: measured, and predicted |
     | peak_bytes | peak of allocated bytes, without weights and inputs |
-    | scoring_flops, scoring_share | FLOPs of the method's scores for one sample, and their share to the first token |
     | PART, PART_times | time: the median over rounds, and that of each round |
     | PART_ratio | time over the untouched model's in the same round |
     | PART_flops | FLOPs, without scoring, over the untouched model's. Missing if the vision tower is not counted |
@@ -73,12 +69,6 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         row["peak_bytes"] = held.peak
     if candidate.graphs:
         row["tower_graph"] = candidate.tower
-    if candidate.method is not None and _rows_known(candidate.method, cost):
-        scoring, total = cost.scoring_flops, cost.total_flops
-        share = None
-        if scoring is not None and total is not None:
-            share = scoring / total
-        row |= {"scoring_flops": scoring, "scoring_share": share}
     times = run.times(candidate.name)
     for part, seconds in times.items():
         row |= {part: median(seconds), f"{part}_times": seconds}
@@ -114,12 +104,6 @@ def _cost(run: PairedRun, candidate: Candidate) -> Cost:
     ):  # only eager computes the masked half of the attention matrix
         attention = "full"
     return run.workload.cost(run.model, candidate.method, attention, **ran)
-
-
-def _rows_known(method: Method, cost: Cost) -> bool:
-    """True if arithmetic can count a method's scores. It cannot if the image decides how many rows a layer has."""
-    depth = len(cost.tokens)
-    return not follow.layer_stages(method.stages(Shape(depth))) or method.plan(depth, cost.vision_tokens) is not None
 
 
 def _flops(cost: Cost, part: str, new_tokens: int) -> int | None:
@@ -182,20 +166,11 @@ def _prefill_cells(row: ResultRow) -> dict[str, str]:
     }
 
 
-def _scoring(row: ResultRow) -> str:
-    """The FLOPs share of a method's scores. Empty for the full model, and if the image decides the number of rows."""
-    share = row.get("scoring_share", 0)
-    if share is None:
-        return "not counted"
-    return number(share, ".2%") if share else ""
-
-
 def _call_cells(row: ResultRow) -> dict[str, str]:
     return {
         "First token": speed(row, "ttft"),
         "÷ random": _interval(row, "ttft_over_random"),
         "÷ graph": _interval(row, "ttft_over_graph"),
-        "Scoring": _scoring(row),
         "Token": speed(row, "tpot"),
         "Call": speed(row, "whole"),
         "Context ms": number(1000 * row["context"], ".2f") if "context" in row else "",
@@ -245,8 +220,7 @@ def _footnotes(rows: Sequence[ResultRow]) -> list[str]:
         f"{interval_words(rounds)}.",
         "of limit: the prefill's speed-up over that of its FLOPs. ÷ random: time over that of random dropping with the "
         "same tokens in every layer. ÷ bare: time over that of the model's own layers alone, on as many rows.",
-        "Scoring: share of the FLOPs to the first token that the method's scores take. Peak: without weights and "
-        "inputs.",
+        "Peak: without weights and inputs.",
     ]
     host, device = (1000 * rows[0].get(part, 0.0) for part in ("launches", "prefill"))
     if host > BOUND * device:
