@@ -48,9 +48,8 @@ def compare_logs(paths: Sequence[Path], include: Sequence[Path] = ()) -> dict[st
     _check(full, others)
     contenders: dict[tuple[str, float | None], list[LoggedRun]] = {}
     for run in others:
-        settings = run.values.get("settings")
-        name = run.arguments.method if settings is None else f"{run.arguments.method} {settings}"
-        contenders.setdefault((name, run.arguments.budget or run.arguments.share), []).append(run)
+        budget = run.arguments.budget or run.arguments.share
+        contenders.setdefault((run.arguments.method, budget), []).append(run)
     with redirect_stdout(sys.stderr):  # lmms-eval and its functions print to stdout
         functions = _functions_of(full.samples, include)
         return {task: _quality(task, functions[task], full, contenders) for task in full.samples}

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,8 +19,6 @@ from foveate.plain.flags import EMBEDDED
 from foveate.plain.spelling import fractions, nearest, parse_value, unquote
 
 NUMBERS: Mapping[str, type[int] | type[float]] = {"budget": float, "retention": float, "seed": int, "max_frames": int}
-STRUCTURED = ("method", "settings")
-"""Arguments that may be an object in JSON."""
 FLAGS = ("batch_size", "max_batch_size")
 
 SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*\s*=)")
@@ -37,7 +35,6 @@ class Arguments:
         budget: Mean vision tokens per decoder layer, for each sample.
         retention: Budget as a share in (0, 1]. A name without a budget keeps 1/3.
         seed: Seed for methods that draw at random.
-        settings: Other settings of the method: a dictionary, its JSON, or `key=value;key=value`.
         protocol: "own" uses the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
         max_frames: Maximum frames of a video.
         log: Folder for a record of every answer. A restarted run reuses its answers.
@@ -53,7 +50,6 @@ class Arguments:
     budget: float | None = None
     retention: float | None = None
     seed: int | None = None
-    settings: Mapping[str, object] | str = field(default_factory=dict)
     protocol: str = "own"
     max_frames: int = 32
     log: str = ""
@@ -68,11 +64,11 @@ class Arguments:
     def drops(self) -> Method | None:
         """The method with its budget, which applies to each sample. None is the full model."""
         if not self.method:
-            for name in ("budget", "retention", "seed", "settings"):
-                if getattr(self, name) not in (None, {}, ""):
+            for name in ("budget", "retention", "seed"):
+                if getattr(self, name) is not None:
                     raise SettingError(f"{name}= without a method: name one with method=…, such as method=v2drop.")
             return None
-        method = method_of(self.method, self.budget, self.retention, self._settings)
+        method = method_of(self.method, self.budget, self.retention)
         if self.seed is None:
             return method
         if not draws(method):
@@ -82,19 +78,9 @@ class Arguments:
     @property
     def share(self) -> float | None:
         """The requested share. None if the budget is a number of tokens, or the method has its own."""
-        if self.drops is None or self.budget is not None or not parse(self.method, self._settings).open:
+        if self.drops is None or self.budget is not None or not parse(self.method).open:
             return None
         return asked_share(self.drops, 1)
-
-    @property
-    def _settings(self) -> Any:
-        """The settings in a form that `parse` accepts."""
-        if not isinstance(self.settings, str):
-            return self.settings
-        text = unquote(self.settings.strip())
-        if text.startswith("{"):
-            return parse_value(text)
-        return [pair for pair in text.split(";") if pair.strip()]
 
 
 NAMES = tuple(Arguments.__dataclass_fields__)
@@ -146,7 +132,7 @@ def _value(name: str, value: object) -> Any:
         return _number(name, value)
     if name == "method" and isinstance(value, Mapping):
         return json.dumps(value)
-    if not isinstance(value, str) and not (name in STRUCTURED and isinstance(value, Mapping)):
+    if not isinstance(value, str):
         raise SettingError(f"{name} must be a text; got {value!r}.")
     return value
 
