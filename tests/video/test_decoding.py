@@ -586,17 +586,3 @@ def test_what_is_read_is_what_a_viewer_sees(steady, count, start, length):
     assert (np.diff(clip.seconds) > 0).all()
     for second, seen in zip(clip.seconds, brightness(clip.frames), strict=True):
         assert seen == pytest.approx(on_show(steady, second)[1], abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("transfer", "kind", "white"), [(16, "PQ", 148), (18, "HLG", 191), (1, None, 255), (2, None, 255)]
-)
-def test_a_film_in_hdr_has_a_note(folder, transfer, kind, white):
-    grey = np.full((48, 64, 3), 200, np.uint8)
-    path = encoded(folder / f"transfer-{transfer}.mp4", *[grey] * 4, color_trc=transfer)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        clip = read(path, frames=2)
-    assert (len(said), len(clip)) == (kind is not None, 2)
-    assert (clip.note is None) == (kind is None)
-    assert kind is None or f"is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of" in clip.note

@@ -45,17 +45,6 @@ STRICT = DECODING | {"err_detect": "+crccheck+explode"}
 
 The decoder then also drops frames after a seek into a healthy video, and with threads it does not recover.
 """
-HDR = {16: ("PQ", 148), 18: ("HLG", 191)}
-"""HDR transfer characteristics by FFmpeg's number (SMPTE ST 2084, ARIB STD-B67), with their 8-bit value of white.
-
-White is 203 cd/m² (ITU-R BT.2408), at 58 and 75 % of the signal.
-"""
-WIDE = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
-"""Primaries wider than sRGB, by FFmpeg's number."""
-PROFILES, HEADER = (b"iCCP", b"ICC_PROFILE"), 2**16
-"""Marks of a colour profile in PNG and JPEG, and the bytes at the file's start to search for them."""
-NIGHT = 64
-"""Upper bound of 8-bit colours that come from 14-bit values stored in 16 bits: 2**14 / 2**8 = 64."""
 BYTES = 12
 """Peak bytes of memory per pixel while a frame is decoded: several frames are in flight, and one becomes RGB."""
 FRAMES = 5
@@ -367,7 +356,6 @@ class _Decoder:
         self._next: tuple[Any, float] | None = None
         self._due: list[float] = []  # start times of the frames whose packets the decoder has received
         self._way = way
-        self._head = b""  # the first bytes of the stream, to search for a colour profile
         self._broken = False  # whether anything could not be decoded so far
         self._near = NEAR
         if way is _Way.CONCEALING:
@@ -409,11 +397,7 @@ class _Decoder:
             shown_since = since
         if room is None:
             raise InputError(f"{name} is damaged: no frame of it can be decoded. Fetch or export it again.")
-        notes = (
-            self._note(name, len(seconds), len(times)),
-            *self._colour_notes(frame, room[: len(seconds)], name),
-        )
-        note = " ".join(filter(None, notes)) or None
+        note = self._note(name, len(seconds), len(times))
         return Clip(path, room[: len(seconds)], tuple(seconds), *part, self._contents.rate, note)
 
     def _note(self, name: str, read: int, wanted: int) -> str | None:
@@ -429,24 +413,6 @@ class _Decoder:
         return (
             f"{name} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
-
-    def _colour_notes(self, frame: Any, shown: NDArray[np.uint8], name: str) -> Iterator[str]:
-        """Yield notes on colours that are converted in an image but not in a video: HDR, wide gamuts, transparency."""
-        codec = self._stream.codec_context
-        kind, white = HDR.get(int(codec.color_trc or 0), (None, None))
-        gamut = WIDE.get(int(codec.color_primaries or 0))
-        if kind is not None:
-            yield (
-                f"{name} is in HDR ({kind}) and is not tone-mapped: it looks pale, with {white} of 255 where white "
-                "should be. Convert it to SDR (BT.709) first."
-            )
-        elif gamut is not None or any(mark in self._head for mark in PROFILES):
-            colours = f"the colours of {gamut}" if gamut else "a colour profile"
-            yield f"{name} has {colours} and is not converted: its colours are off. Convert it to BT.709 first."
-        if self._stream.metadata.get("alpha_mode") == "1":
-            yield f"{name} is transparent in places, which is ignored: hidden colours show. Convert it to FFV1 first."
-        if max(part.bits for part in frame.format.components) == 16 and shown.max() < NIGHT:
-            yield f"{name} has 16 bits per colour and uses few of them: it is nearly black. Save it with 8 bits."
 
     def _go_to(self, time: float) -> None:
         """Advance until the visible frame is that of `time`, or the last one if `time` is after the end."""
@@ -493,7 +459,6 @@ class _Decoder:
         key: float | None = None if entered else float("-inf")
         try:
             for packet in self._container.demux(self._stream):
-                self._head = self._head or ((self._stream.codec_context.extradata or b"") + bytes(packet))[:HEADER]
                 if packet.pts is not None or packet.dts is not None:
                     clock.set(packet)
                 shown = packet.dts if packet.pts is None else packet.pts
