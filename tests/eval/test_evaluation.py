@@ -51,16 +51,10 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert ours["tokens"] == pytest.approx(64, abs=1)
 
 
-def test_several_seeds_are_pooled_and_each_ones_counts_are_kept(vlm, tmp_path):
+def test_several_seeds_are_pooled(vlm, tmp_path):
     plan = Plan(methods=("random",), tokens=(64,), draws=2, baselines=False, cache=tmp_path, max_new_tokens=8)
     quality = evaluate(vlm, ["colour", "existence"], plan, count=6, seeds=(5, 9))
     assert (quality.to_dict()["seeds"], quality.full["questions"]) == ([5, 9], 6)
-    (ours,) = quality.settings
-    for draws, setting in ((1, quality.full), (2, ours)):
-        for row in quality.tasks_of(setting).values():
-            assert len(row["asked"]) == len(row["right"]) == 2
-            assert sum(row["asked"]) == row["questions"]
-            assert sum(row["right"]) == pytest.approx(draws * row["questions"] * row["accuracy"], abs=1e-3)
     assert "seeds 5, 9" in quality.title
 
 

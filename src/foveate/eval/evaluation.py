@@ -323,6 +323,6 @@ class Questioning:
                 right = question.reading(row["answer"]) in labels
             else:
                 labels, right = (full["answer"],), row["answer"] == full["answer"]
-            about = {"task": question.task, "picture": question.picture, "seed": question.seed, "labels": labels}
+            about = {"task": question.task, "picture": question.picture, "labels": labels}
             log.append({**about, **row, "score": float(right)})
         return log

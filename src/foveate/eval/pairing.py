@@ -2,7 +2,7 @@
 
 A log has one row of plain values per question, in the order of the questions:
 
-    task, picture, seed          the task; the picture (resampling is over pictures); the seed that drew it, or None
+    task, picture                the task; the picture (resampling is over pictures)
     answer, score                the answer; 1 for right, 0 for wrong, or a share; None if nothing is scored
     labels                       the answers that count as right; empty or missing if unknown
     spent, vision_tokens         mean vision tokens per decoder layer; vision tokens of the prompt
@@ -61,7 +61,6 @@ def figures_of(
         commonest, commonest_label          score of always answering with the most frequent label; that label. Only in
                                  the full model's rows; None if labels are unknown or the figure is not a mean
         alike                    share of the full model's answers that are its most frequent one; in its rows
-        asked, right             per seed: number of questions, right answers over all draws; in rows with a task
         share *, difference *    accuracy divided by the full model's; minus the full model's
         agreement *              share of answers that equal the full model's, word for word
         kl *                     mean KL of the first answer token from the full model's, nats
@@ -127,10 +126,7 @@ class _Pairing:
     """Pairs settings with the full model and with each other, on the same questions."""
 
     def __init__(self, log: Log, aggregate: Aggregate | None, spends: str) -> None:
-        seeds: list[Any] = [row.get("seed") for row in log]
-        drawn = None not in seeds
         self._log, self._aggregate, self._spends = log, aggregate, spends
-        self._seeds = [np.array(seeds) == seed for seed in dict.fromkeys(seeds)] if drawn else []
         self._resampled = Resampled([row["picture"] for row in log])
         tasks = np.array([row["task"] for row in log])
         self._tasks = {str(task): tasks == task for task in dict.fromkeys(tasks)}  # each (questions,)
@@ -174,22 +170,19 @@ class _Pairing:
 
     def task_rows(self, setting: _Setting) -> list[dict[str, object]]:
         """Return a row with the accuracy of each task; empty with an aggregate, which has no scores."""
-        rows = []
+        rows: list[dict[str, object]] = []
         for task, asked in self._tasks.items() if self._aggregate is None else ():
             score = np.where(asked, setting.numbers["score"], np.nan)
-            row: dict[str, object] = {
-                "name": setting.contender.name,
-                "budget": setting.contender.budget,
-                "task": task,
-                "questions": int(asked.sum()),
-                "tokens": round(float(setting.numbers["spent"][asked].mean()), 3),
-                **spread_out("accuracy", self._resampled.proportion(score)),
-            }
-            if self._seeds:
-                scores = setting.numbers["score"] * len(setting.draws)
-                row["asked"] = [int((asked & of_seed).sum()) for of_seed in self._seeds]
-                row["right"] = [round(float(scores[asked & of_seed].sum())) for of_seed in self._seeds]
-            rows.append(row)
+            rows.append(
+                {
+                    "name": setting.contender.name,
+                    "budget": setting.contender.budget,
+                    "task": task,
+                    "questions": int(asked.sum()),
+                    "tokens": round(float(setting.numbers["spent"][asked].mean()), 3),
+                    **spread_out("accuracy", self._resampled.proportion(score)),
+                }
+            )
         return rows
 
     def commonest(self, task: str | None) -> dict[str, object]:
