@@ -154,10 +154,10 @@ def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
     [
         ("metod=v2drop", {}, "No model argument 'metod'. Did you mean method?"),
         ("method=v2drop,budget=-3", {}, "tokens must be a finite number above 0; got -3."),
-        ("max_frames=0", {}, "max_frames must be 1 or more; got 0."),
+        ("max_frames=0", {}, "model_args: max_frames should be greater than or equal to 1; got 0."),
         ("", {"batch_size": "0"}, "batch_size must be 1 or more; got 0."),
         ("device=cpu", {"device": "cpu"}, "device is given twice: as --device, and in model_args."),
-        ("", {"batch_size": "auto"}, "batch_size must be a number; got 'auto'."),
+        ("", {"batch_size": "auto"}, "batch_size must be 1 or more; got auto."),
     ],
 )
 def test_wrong_arguments_end_in_one_line_and_with_2(arguments, flags, said, capsys, monkeypatch):

@@ -51,11 +51,8 @@ def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> 
     Raises:
         SettingError: If there are fewer questions than seeds, or a seed is out of range or repeated.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise SettingError(f"seeds must be one or more different numbers; got {list(seeds)}.")
-    for seed in seeds:
-        if not 0 <= seed < MOST_SEED:
-            raise SettingError(f"A seed must be between 0 and {MOST_SEED - 1}; got {seed}.")
+    if not seeds or len(set(seeds)) < len(seeds) or not set(seeds) <= set(range(MOST_SEED)):
+        raise SettingError(f"seeds must be different numbers between 0 and {MOST_SEED - 1}; got {list(seeds)}.")
     if count < len(seeds):
         raise SettingError(f"Ask at least one question per seed; got {count} for {len(seeds)} seeds.")
     each, rest = divmod(count, len(seeds))

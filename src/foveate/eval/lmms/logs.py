@@ -99,10 +99,8 @@ def _read(path: Path) -> LoggedRun:
     files = [path]
     if not path.is_file():
         files = sorted(path.rglob("[0-9]*_[0-9]*_results.json"))
-    if not files:
-        raise InputError(f"{path} has no results of lmms-eval. Name the folder that was its --output_path.")
-    if len(files) > 1:
-        raise InputError(f"{path} has {len(files)} runs of lmms-eval. Name one of its files …_results.json.")
+    if len(files) != 1:
+        raise InputError(f"{path} has {len(files)} runs of lmms-eval. Name one's --output_path, or its …_results.json.")
     file, report = files[0], read_json(files[0])
     try:
         model, arguments = report["config"]["model"], report["config"]["model_args"]
@@ -150,16 +148,14 @@ def _check(full: LoggedRun, others: Sequence[LoggedRun]) -> None:
     """Refuse runs that cannot be paired.
 
     Raises:
-        InputError: If the first run has a method or another has none, or runs repeat or differ in model arguments.
+        InputError: If the first run has a method, or runs repeat or differ in model arguments.
     """
     if full.arguments.drops is not None:
         raise InputError(
             f"{full.file} is of {full.arguments.method}: the first log must be the full model's, without method=."
         )
-    settings: dict[object, LoggedRun] = {}
+    settings: dict[object, LoggedRun] = {None: full}
     for run in others:
-        if run.arguments.drops is None:
-            raise InputError(f"{run.file} is of the full model too: name one of its logs first, then those of methods.")
         if (other := settings.setdefault(run.arguments.drops, run)) is not run:
             raise InputError(f"{run.file} is of the same setting as {other.file}. Leave one out.")
         for argument in ALIKE:

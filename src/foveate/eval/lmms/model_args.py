@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from foveate.contract.method import Method
+from foveate.contract.settings import AtLeastOne
+from foveate.core.fields import check
 from foveate.errors import SettingError
 from foveate.naming import asked_share, draws, method_of, parse, with_seed
 from foveate.plain.flags import EMBEDDED
@@ -51,13 +53,14 @@ class Arguments:
     retention: float | None = None
     seed: int | None = None
     protocol: str = "own"
-    max_frames: int = 32
+    max_frames: AtLeastOne = 32
     log: str = ""
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
 
     def __post_init__(self) -> None:
+        check(self, "model_args")
         self.drops  # noqa: B018  raise here, not at the first sample
 
     @cached_property
@@ -92,7 +95,7 @@ def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
     """Return the arguments by name, without those that are null in JSON.
 
     Raises:
-        SettingError: If one is unknown, given twice, empty or of the wrong type.
+        SettingError: If one is unknown, given twice or empty.
     """
     if isinstance(arguments, str):
         text = arguments.strip()
@@ -123,26 +126,14 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _value(name: str, value: object) -> Any:
-    """Convert a value to its argument's type. Ranges are checked later."""
-    if isinstance(value, str):
-        value = unquote(value.strip())
-        if not value:
-            raise SettingError(f"{name}= has no value. Leave {name} out, or give it one.")
-    if name in NUMBERS:
-        return _number(name, value)
+    """Convert a text to its argument's type. Types and ranges are checked by `Arguments`."""
     if name == "method" and isinstance(value, Mapping):
         return json.dumps(value)
     if not isinstance(value, str):
-        raise SettingError(f"{name} must be a text; got {value!r}.")
-    return value
-
-
-def _number(name: str, value: Any) -> int | float:
-    kind = NUMBERS[name]
-    if name == "retention" and isinstance(value, str):
-        value = fractions(value)
-    with suppress(TypeError, ValueError):
-        number = kind(value)
-        if not isinstance(value, bool) and (isinstance(value, str) or number == value):
-            return number
-    raise SettingError(f"{name} must be a {'number' if kind is float else 'whole number'}; got {value!r}.")
+        return value
+    text = unquote(value.strip())
+    if not text:
+        raise SettingError(f"{name}= has no value. Leave {name} out, or give it one.")
+    with suppress(ValueError):
+        return NUMBERS.get(name, str)(fractions(text) if name == "retention" else text)
+    return text

@@ -57,12 +57,9 @@ class Foveate(lmms):  # type: ignore[misc]
     is_simple = False  # chat messages
 
     def __init__(self, *, batch_size: int | str = 1, max_batch_size: int | None = None, **values: Any) -> None:
-        if max_batch_size is not None or not str(batch_size).isdigit():
-            raise SettingError(f"batch_size must be a number; got {batch_size!r}. It is not chosen automatically.")
+        if max_batch_size is not None or not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise SettingError(f"batch_size must be 1 or more; got {batch_size}. It is not chosen automatically.")
         arguments = Arguments(**values)
-        for name, number in {"max_frames": arguments.max_frames, "batch_size": int(batch_size)}.items():
-            if number < 1:
-                raise SettingError(f"{name} must be 1 or more; got {number}.")
         check_protocol(arguments.protocol)
         place = device_of(arguments.device)
         if arguments.device == "auto" and place.type != "cpu" and "LOCAL_RANK" in os.environ:  # one GPU per process
@@ -140,14 +137,14 @@ class Foveate(lmms):  # type: ignore[misc]
         return Request(task, split, number, lambda: messages(document()), generation, ocr)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
-        """Refuse: log-likelihoods are not supported."""
+        """Refuse: log-likelihoods and tasks of several rounds are not supported."""
         with _in_one_line():
-            raise UnsupportedError("foveate generates answers; it cannot run a task that compares likelihoods.")
+            raise UnsupportedError(
+                "foveate answers one question at a time; it cannot run a task that compares likelihoods, or of several "
+                "rounds."
+            )
 
-    def generate_until_multi_round(self, requests: Sequence[Instance]) -> NoReturn:
-        """Refuse: tasks of several rounds are not supported."""
-        with _in_one_line():
-            raise UnsupportedError("foveate answers one question at a time; it cannot run a task of several rounds.")
+    generate_until_multi_round = loglikelihood
 
     def clean(self) -> None:
         """Release the store and report the mean cost. lmms-eval calls this in every process at the end."""
