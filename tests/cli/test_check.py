@@ -20,9 +20,8 @@ def test_a_model_that_drops_right_ends_with_0(run, shallow_llava, picture, tmp_p
     assert {row["verdict"] for row in record["rows"]} == {"passed"}
     runs = next(line for line in err.splitlines() if "runs of the model" in line)
     assert f"with {record['about']['prompt']} prompt tokens (36 vision tokens)" in runs  # what it costs comes first
-    assert f"up to {runs.split('up to ')[1].split()[0]} runs" in runs
     assert err.index("runs of the model") < err.index("Checking: ")
-    assert f"Checking: {runs.split('up to ')[1].split()[0]} done" in err
+    assert f"Checking: {len(record['rows'])} done" in err
 
 
 def test_a_fault_ends_with_1_and_names_the_rows(run, shallow_llava, monkeypatch):

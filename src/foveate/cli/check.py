@@ -65,10 +65,10 @@ class Check:
         prompt = vlm.prepare(image, "What is in the picture?")
         checking = Checking(vlm.model, prompt.inputs)
         note(
-            f"up to {checking.runs} runs of the model, each with {checking.tokens} prompt tokens "
-            f"({prompt.vision_tokens} vision tokens) and {STEPS} answer tokens; two runs are batches of three."
+            f"{checking.comparisons} comparisons, each of about three runs of the model with {checking.tokens} prompt "
+            f"tokens ({prompt.vision_tokens} vision tokens) and {STEPS} answer tokens; two runs are batches of three."
         )
-        with counting("Checking", checking.runs) as advance, quiet(), fitting(vlm, prompt.inputs):
+        with counting("Checking", checking.comparisons) as advance, quiet(), fitting(vlm, prompt.inputs):
             checked = checking.run(advance)
         write_outputs({"model": self.models.model, **checked.to_dict()}, checked.table, self.outputs)
         if checked.passed:

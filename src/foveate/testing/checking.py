@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from foveate.contract import Chain, follow
 from foveate.contract.method import Method
@@ -106,7 +105,7 @@ class Checking:
         model, inputs: See `check`.
 
     Attributes:
-        runs: The maximum number of runs of the model.
+        comparisons: The number of comparisons.
         tokens: Prompt tokens of each run.
     """
 
@@ -123,24 +122,23 @@ class Checking:
         self._depth = len(self._family.layers)
         self._cuttable = min(self._family.lenders, default=self._depth)  # later layers may get only the last row
         self._probes = probes(self._cuttable, self._family.recurrent)
-        self.runs = 21 + 3 * len(self._probes)
+        self.comparisons = 7 + len(self._probes)
         self._no_batch = ""
         self._control: tuple[Tensor, float] | None = None
 
-    def run(self, advance: Callable[..., object] = lambda count=1: None) -> Checked:
-        """Run all comparisons. `advance` is called with the number of runs just finished."""
-        self._advance = advance
+    def run(self, advance: Callable[[], object] = lambda: None) -> Checked:
+        """Run all comparisons. `advance` is called after each."""
         plain, tokens = self._generate(self._inputs)
         state = state_of_model(self._model)  # after the first run, in which transformers adds its own hooks to towers
         self._answer = tokens[0]
         self._oracle = Oracle(self._family, self._inputs, self._answer)
-        self._untouched = self._logits(self._oracle.nothing())
+        self._untouched = self._oracle.logits(self._oracle.nothing())
         vision = self._oracle.vision.tolist()
         if not vision or vision[-1] == self.tokens - 1:
             raise InputError("A check takes one sample with a picture followed by text, such as a question.")
         noise = self._measure_noise(plain[0])
-        rows = [self._row("untouched: cache = no cache, padded in a batch = alone", lambda: noise)]
         comparisons: dict[str, Callable[[], Compared | str]] = {
+            "untouched: cache = no cache, padded in a batch = alone": lambda: noise,
             "keeping everything = untouched, bit for bit": partial(self._keep_all, plain, tokens),
             **{probe.name: partial(self._probe, probe) for probe in self._probes},
             "cache = no cache": self._without_cache,
@@ -149,12 +147,12 @@ class Checking:
             "the pooling mask marks the rows of the last layer": self._mark,
             "the model is restored, also after an error": partial(self._restore, state, plain),
         }
-        rows += [self._row(name, compare) for name, compare in comparisons.items()]
-        return Checked(self._about(), self._noise, tuple(rows))
-
-    def _about(self) -> dict[str, Any]:
+        rows = []
+        for name, compare in comparisons.items():
+            rows.append(self._row(name, compare))
+            advance()
         model = self._model
-        return {
+        about = {
             "model": f"{type(model).__name__} ({model.config.model_type})",
             "dtype": dtype_name(model.dtype),
             "device": str(model.device),
@@ -164,6 +162,7 @@ class Checking:
             "vision tokens": len(self._oracle.vision),
             **versions(),
         }
+        return Checked(about, self._noise, tuple(rows))
 
     # -- runs -------------------------------------------------------------------------------------------------
 
@@ -174,27 +173,22 @@ class Checking:
         Returns:
             Logits (samples, rows, vocabulary) and tokens (samples, steps).
         """
-        decoding = _Answering(answer, _special(self._model))
-        with Patcher() as patches:  # patched in, because Janus' generate ignores a logits_processor argument
-            patches.wrap(self._model, "_get_logits_processor", lambda original, *args, **kwargs: LogitsProcessorList([
-                *original(*args, **kwargs), decoding
-            ]))  # fmt: skip
-            output = self._model.generate(
-                **inputs, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
-                max_new_tokens=STEPS + 1, repetition_penalty=1.0, cache_implementation=None,
-                prompt_lookup_num_tokens=None, output_logits=True, return_dict_in_generate=True,
-            )  # fmt: skip
-        self._advance()
+        tokens: list[int] = [] if answer is None else answer.tolist()
+
+        def following(_: int, ids: Tensor) -> list[int]:
+            return tokens[len(ids) - inputs["input_ids"].shape[1] :][:1] or tokens[-1:]
+
+        output = self._model.generate(
+            **inputs, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
+            max_new_tokens=STEPS + 1, repetition_penalty=1.0, cache_implementation=None,
+            prompt_lookup_num_tokens=None, output_logits=True, return_dict_in_generate=True,
+            suppress_tokens=sorted(_special(self._model)), prefix_allowed_tokens_fn=following if tokens else None,
+        )  # fmt: skip
         logits = torch.stack([step.float().cpu() for step in output.logits], dim=1)
         return logits, output.sequences[:, -STEPS - 1 : -1]
 
     def _force(self, inputs: Mapping[str, Any]) -> Tensor:
         return self._generate(inputs, self._answer)[0]
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self._oracle.logits(hidden)
-        self._advance()
-        return logits
 
     @cached_property
     def _batch(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -258,7 +252,7 @@ class Checking:
         self._tolerance = min(most, max(least, times * self._noise))
         last = self._oracle.nothing()
         last[:, 1, -1] = True  # as if the caches had lost the prompt's last row
-        wrong = difference(self._logits(last), self._untouched)
+        wrong = difference(self._oracle.logits(last), self._untouched)
         reason = ""
         if self._noise > most:
             reason = f"the unmodified model differs from itself by {self._noise:.1e}, too much to tell anything"
@@ -286,7 +280,6 @@ class Checking:
                     raise UnsupportedError(refused)
                 trace = stack.enter_context(self._drop(probe.method))
             except (UnsupportedError, SettingError) as error:
-                self._advance(3)
                 if probe.optional:
                     raise _NotServedError(first_line(error)) from error
                 return first_line(error)
@@ -297,11 +290,10 @@ class Checking:
         if dropped != stage_places(probe.method, self._depth) or len(stages[-1].kept[0]) >= len(self._oracle.vision):
             reason = f"the stages that dropped are not the planned ones: {stages}"
         elif stages[0].where == "projector" and self._oracle.windows:
-            self._advance(2)
             raise _NotServedError(
                 "a window is narrower than the prompt, and dropping after the projector moves rows to other columns"
             )
-        right, wrong = (self._logits(self._hide(probe.method, stages, moved)) for moved in (False, True))
+        right, wrong = (self._oracle.logits(self._hide(probe.method, stages, moved)) for moved in (False, True))
         compared = Compared(difference(logits, right), difference(wrong, right), reason)
         if probe is self._probes[0]:
             self._control = logits, compared.wrong
@@ -338,13 +330,10 @@ class Checking:
         """Compare decoding from a cache with one forward over prompt and answer."""
         cached, wrong = self._compared_first()
         plain = self._oracle.plainly()
-        self._advance()
         if difference(plain, self._untouched) > self._tolerance:
-            self._advance()
             raise _NotServedError("without a cache, this model's prompt attends to the answer after it")
         with self._drop(self._probes[0].method):
             logits = self._oracle.plainly()
-        self._advance()
         return Compared(difference(logits, cached), wrong)
 
     def _in_batch(self) -> Compared:
@@ -358,7 +347,6 @@ class Checking:
     def _replay(self) -> Compared:
         """Compare a prefill and decode steps replayed as CUDA graphs with those run without graphs."""
         if self._model.device.type not in TAPES:
-            self._advance(3)
             raise _NotServedError("not run: no CUDA device")
         plain, wrong = self._compared_first()
         for _ in range(3):  # the first run is observed, the second recorded, the third replayed
@@ -402,14 +390,11 @@ class Checking:
             raise _PlannedError
 
         logits = [self._generate(self._inputs)[0]]
-        with Patcher() as patches:
+        with Patcher() as patches, suppress(_PlannedError):
             patches.hook(self._family.layers[-1], "before", fail)
-            try:
-                with self._drop(self._probes[0].method):
-                    self._force(self._inputs)
-                return "an error inside a layer was not raised"
-            except _PlannedError:
-                self._advance()
+            with self._drop(self._probes[0].method):
+                self._force(self._inputs)
+            return "an error inside a layer was not raised"
         logits.append(self._generate(self._inputs)[0])
         if state_of_model(self._model) != state:
             return "hooks or attributes are left on the model"
@@ -466,27 +451,6 @@ def stage_places(method: Method, depth: int) -> list[tuple[str, int | None]]:
     places: list[tuple[str, int | None]] = [("projector", None)] * len(follow.at(stages, Place.BEHIND_PROJECTOR))
     places += [("layer", layer) for layer in follow.cut_layers(stages)]
     return places + [("kv", None)] * len(follow.at(stages, Place.CACHE))
-
-
-# -- decoding -----------------------------------------------------------------------------------------------------
-
-
-class _Answering:
-    """Logits processor that makes `generate` output the given tokens, or any tokens that are not special."""
-
-    def __init__(self, answer: Tensor | None, special: Collection[int]) -> None:
-        self._answer = answer
-        self._special = sorted(special)
-        self._step = 0
-
-    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        barred = torch.zeros_like(scores, dtype=torch.bool)
-        barred[:, self._special] = True
-        if self._answer is not None and self._step < len(self._answer):
-            barred[:] = True
-            barred[:, self._answer[self._step]] = False
-        self._step += 1
-        return scores.masked_fill(barred, -torch.inf)
 
 
 def _special(model: Any) -> set[int]:
