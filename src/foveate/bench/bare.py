@@ -7,6 +7,7 @@ rows too. The model's output is meaningless.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -50,40 +51,33 @@ def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
     memo: Slices = {}
     with Patcher() as patches:
         for layer, count in zip(family.layers, rows, strict=True):
-            slicer = _slicer(count, scales_by_position(layer.self_attn), memo)
+            slicer = partial(_slice_rows, count, scales_by_position(layer.self_attn), memo)
             patches.hook(layer, "before", slicer, with_kwargs=True)
         yield
 
 
-def _slicer(count: int, needs_ids: bool, memo: Slices) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Return a layer's forward pre-hook that slices its arguments to the last rows.
+def _slice_rows(
+    count: int, needs_ids: bool, memo: Slices, layer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Slice a layer's arguments to the last `count` rows: a forward pre-hook.
 
-    Args:
-        count: Number of rows to keep.
-        needs_ids: Whether the layer reads position ids.
-        memo: Arguments already sliced, so that those that several layers share are sliced once.
+    Arguments that several layers share are sliced once, and kept in `memo`.
     """
-
-    def slice_rows(
-        layer: object, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if not needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids: a host sync
-            kwargs["position_ids"] = None
-        if args:
-            args = (args[0][:, -count:], *args[1:])
-        else:
-            kwargs["hidden_states"] = kwargs["hidden_states"][:, -count:]
-        for name, last in LAST_ROWS.items():
-            argument = kwargs.get(name)
-            if argument is None:
-                continue
-            key = name, id(argument), count
-            if key not in memo:
-                memo[key] = argument, last(argument, count)
-            kwargs[name] = memo[key][1]
-        return args, kwargs
-
-    return slice_rows
+    if not needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids: a host sync
+        kwargs["position_ids"] = None
+    if args:
+        args = (args[0][:, -count:], *args[1:])
+    else:
+        kwargs["hidden_states"] = kwargs["hidden_states"][:, -count:]
+    for name, last in LAST_ROWS.items():
+        argument = kwargs.get(name)
+        if argument is None:
+            continue
+        key = name, id(argument), count
+        if key not in memo:
+            memo[key] = argument, last(argument, count)
+        kwargs[name] = memo[key][1]
+    return args, kwargs
 
 
 def _mask(mask: Tensor, count: int) -> Tensor:

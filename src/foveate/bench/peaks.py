@@ -42,7 +42,13 @@ class Held:
 def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Held:
     """Run the prompt once and measure what it holds. Call it inside the `drop` context that yielded `trace`, if any."""
     if model.device.type == "cuda":
-        cache, peak = _prefill_on_cuda(model, workload)
+        generate(model, workload.inputs, 1)  # warm-up: libraries allocate their workspaces once and keep them
+        torch.cuda.synchronize()
+        gc.collect()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        cache = cache_in(generate(model, workload.inputs, 1))
+        peak = torch.cuda.max_memory_allocated() - before
     else:  # other accelerators report no peak, but their tensors can be counted
         with Memory() as memory:
             cache = cache_in(generate(model, workload.inputs, 1))
@@ -55,17 +61,6 @@ def hold(model: PreTrainedModel, workload: Workload, trace: Trace | None) -> Hel
         seen = [sum(map(len, images)) for images in trace.latest.tower_tokens]
         tower = trace.latest.ran(seen.index(max(seen)))
     return Held(tokens, retention, kv_bytes(cache)[0], peak, {**tower, "tokens": tokens})
-
-
-def _prefill_on_cuda(model: PreTrainedModel, workload: Workload) -> tuple[Any, int]:
-    """The cache after the prompt, and the peak of allocated bytes."""
-    generate(model, workload.inputs, 1)  # warm-up: libraries allocate their workspaces once and keep them
-    torch.cuda.synchronize()
-    gc.collect()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    cache = cache_in(generate(model, workload.inputs, 1))
-    return cache, torch.cuda.max_memory_allocated() - before
 
 
 class Memory(TorchDispatchMode):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import chain
 from math import cos, pi, sin
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.random import Generator
@@ -375,11 +375,7 @@ POLYGONS: dict[str, tuple[Point, ...]] = {
 
 @lru_cache(maxsize=512)
 def shape_mask(shape: str, size: int) -> Floats:
-    """Return the coverage of a shape in a square of `size` pixels: (size, size) float32 in [0, 1].
-
-    Raises:
-        ValueError: If there is no such shape.
-    """
+    """Return the coverage of a shape in a square of `size` pixels: (size, size) float32 in [0, 1]."""
     big = size * FINE
     image = Image.new("L", (big, big))
     draw = ImageDraw.Draw(image)
@@ -390,11 +386,9 @@ def shape_mask(shape: str, size: int) -> Floats:
     elif shape in BARS:
         for bar in BARS[shape]:
             draw.rectangle([big * edge for edge in bar], 255)
-    elif shape in POLYGONS:
+    else:
         corners = [((x + 1) * big / 2, (y + 1) * big / 2) for x, y in POLYGONS[shape]]
         draw.polygon(corners, 255)
-    else:
-        raise ValueError(f"No shape is called {shape!r}. The shapes are: {', '.join(SHAPES)}.")
     return _coverage(image, size, size)
 
 
@@ -555,17 +549,9 @@ def font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
 
 
-class Character(NamedTuple):
-    """A drawn character: the x of its centre in pixels, and the mask of its pixels with its upper left corner."""
-
-    middle: float
-    corner: tuple[int, int]
-    mask: Image.Image
-
-
 def draw_characters(
     image: Image.Image, characters: str, start: Point, face: ImageFont.FreeTypeFont, ink: Rgb, bold: bool
-) -> list[Character]:
+) -> list[tuple[float, tuple[int, int], Image.Image]]:
     """Draw one line of text.
 
     Args:
@@ -575,6 +561,9 @@ def draw_characters(
         face: The font.
         ink: The colour.
         bold: Thicken each stroke on both sides, by a 24th of the size.
+
+    Returns:
+        For each character the x of its centre in pixels, and the upper left corner and the mask of its pixels.
     """
     pen, middle = start
     draw = ImageDraw.Draw(image)
@@ -592,6 +581,6 @@ def draw_characters(
         at = (pen - left, baseline - upper)
         ImageDraw.Draw(mask).text(at, character, 1, face, "ls", stroke_width=stroke)
         end = pen + face.getlength(character)
-        drawn.append(Character((pen + end) / 2, (left, upper), mask))
+        drawn.append(((pen + end) / 2, (left, upper), mask))
         pen = end
     return drawn

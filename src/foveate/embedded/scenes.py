@@ -493,10 +493,10 @@ def write(rng: Generator, canvas: Canvas) -> Lettering | None:
     start = ((box.left + margin) * fine, middle * fine)
     face = drawing.font(name, round(size * fine))
     xs = []
-    for character in drawing.draw_characters(canvas.image, word, start, face, ink, bold):
-        canvas.owner.paste(255 - canvas.characters, character.corner, character.mask)
+    for x, corner, mask in drawing.draw_characters(canvas.image, word, start, face, ink, bold):
+        canvas.owner.paste(255 - canvas.characters, corner, mask)
         canvas.characters += 1
-        xs.append(character.middle / fine)
+        xs.append(x / fine)
     return Lettering(word, tuple(xs), middle, round(size))
 
 
