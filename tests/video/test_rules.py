@@ -110,7 +110,7 @@ def animations(folder):
 RULES = {
     "transparency": transparency,
     "a colour profile (ICC), wide colours": colour_profile,
-    "16 bits a colour": sixteen_bits,
+    "16 bits per colour": sixteen_bits,
     "orientation": orientation,
     "palettes": palettes,
     "size": size,
