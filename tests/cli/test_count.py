@@ -57,10 +57,9 @@ def test_a_model_without_weights_answers_nothing(bare, picture):
             asking()
 
 
-def test_a_method_s_plan_is_what_its_run_does(run, tiny_llava, bare, picture, tmp_path):
-    figure = tmp_path / "plan.png"
+def test_a_method_s_plan_is_what_its_run_does(run, tiny_llava, bare, picture):
     asked = ("count", picture, "--model", bare, "--method", "v2drop", "--budget", 12)
-    code, out, err = run(*asked, "--figure", figure, "--json")
+    code, out, err = run(*asked, "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)["method"]
     answer = fv.load(str(tiny_llava), device="cpu").ask(
@@ -71,8 +70,6 @@ def test_a_method_s_plan_is_what_its_run_does(run, tiny_llava, bare, picture, tm
     for stage in answer.trace.stages:
         assert f"before decoder layer {stage.layer}" in out
         assert f"{stage.before[0]} → {stage.after[0]}" in out
-    with Image.open(figure) as drawn:
-        assert len(drawn.convert("RGB").getcolors(2**20)) > 10
 
 
 @pytest.mark.parametrize("asked", [{}, {"frames": 4}, {"fps": 2}, {"frames": 4, "fps": 2}, {"fit": "pad", "frames": 4}])

@@ -44,7 +44,6 @@ generate --cuda-graphs | --cuda-graphs
 demo --method v2drop | is not a second look
 generate PICTURE --prompt a --prompt b --full | give one --prompt
 count PICTURE --budget 9 | name it with --method
-count PICTURE --figure plan.png | name it with --method
 count --model a/b | The image is missing.
 generate --out out.txt | must end in .json
 eval --out out.xlsx | must end in .json

@@ -1,14 +1,13 @@
 """`foveate count`: count the vision tokens of images and videos without loading the model's weights."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Group
 
 from foveate.cli.checks import check_input, check_methods, files_in
-from foveate.cli.options import BudgetOptions, Files, MaybeFile, MaybeTokens, TableOptions
+from foveate.cli.options import BudgetOptions, Files, MaybeTokens, TableOptions
 from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
@@ -34,7 +33,7 @@ class Count:
     Examples:
       foveate count cat.jpg --model Qwen/Qwen3-VL-8B-Instruct
       foveate count page.png --model Qwen/Qwen3-VL-8B-Instruct --tokens 1024
-      foveate count cat.jpg --model llava-hf/llava-1.5-7b-hf --method v2drop --budget 192 --figure plan.png
+      foveate count cat.jpg --model llava-hf/llava-1.5-7b-hf --method v2drop --budget 192
       foveate count clip.mp4 --frames 32 --model llava-hf/llava-onevision-qwen2-7b-ov-hf --json
     """
 
@@ -46,17 +45,15 @@ class Count:
     """also find the largest max_pixels at which all images together have at most this many vision tokens"""
     method: Annotated[str | None, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]", help_behavior_hint="")] = None
     """also count the tokens that a method, preset or chain keeps in each layer; takes a budget, as generate does"""
-    figure: MaybeFile = None
-    """draw how many vision tokens each decoder layer processes (png, jpg, webp, pdf)"""
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
     outputs: Annotated[TableOptions, tyro.conf.arg(name="output")] = field(default_factory=TableOptions)
 
     def run(self) -> int:
         """Count, print the tables, write the requested files, and return the exit code."""
-        if self.method is None and (self.figure is not None or self.budgets.has_budget):
-            raise UsageError("--figure, --budget and --retention need a method: name it with --method.")
-        check_targets(self.outputs, self.figure)
+        if self.method is None and self.budgets.has_budget:
+            raise UsageError("--budget and --retention need a method: name it with --method.")
+        check_targets(self.outputs)
         if self.method is not None:
             check_methods([self.method])
         files = [path for place in self.files for path in files_in(place, films=True)]
@@ -68,7 +65,6 @@ class Count:
             from foveate.cli.setup import parse_methods, read_each
             from foveate.plain.version import __version__
             from foveate.video.wanted import FramesWanted
-            from foveate.viz import draw_plan
         sources = files or [embedded.picture()]
         with busy("Reading the files"):
             wanted = FramesWanted(self.media.frames, self.media.fps)
@@ -93,14 +89,13 @@ class Count:
         if self.tokens is not None:
             with busy(f"Looking for the pixels of {self.tokens:g} tokens"):
                 values["max_pixels"] = most_pixels(vlm, prompt, int(self.tokens))
-        tables, draw = [_table(values, prompt, media)], None
+        tables = [_table(values, prompt, media)]
         if self.method is not None:
             drops = vlm.method_for(parse_methods([self.method], self.budgets)[self.method], prompt.vision_tokens)
             cost = prompt.cost(drops)
             values["method"] = {"name": self.method, **cost.to_dict()}
             tables.append(cost.table(f"With {self.method}"))
-            draw = partial(draw_plan, cost, f"{self.method}: vision tokens in each layer of {self.model}")
-        write_outputs(values, Group(*tables), self.outputs, tables, self.figure, draw)
+        write_outputs(values, Group(*tables), self.outputs, tables)
         if len(media) < len(sources):
             return BAD_ROWS
         return DONE

@@ -96,11 +96,6 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     if measure == "accuracy":
         interval = read_estimate(full, "accuracy")
         axis.axhspan(interval.low, interval.high, color="black", alpha=0.06, linewidth=0)
-        if full.get("commonest") is not None:
-            what = "answer" if quality.figure == AGREEMENT else "label"
-            axis.axhline(
-                full["commonest"], color="crimson", linewidth=1, linestyle="-.", label=f"commonest {what} alone"
-            )
     axis.grid(alpha=0.25)
     axis.set_xlim(0, 1.05 * max((row[cost] for row in counted), default=1))
     axis.set_ylim(bottom=0)

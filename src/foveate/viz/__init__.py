@@ -9,7 +9,6 @@ with extra("cli", "Drawing needs matplotlib"):
 from foveate.viz.canvas import stack
 from foveate.viz.comparison import draw_comparison
 from foveate.viz.contact_sheet import Frame, draw_frames
-from foveate.viz.layer_chart import draw_plan
 from foveate.viz.stills import draw_stages
 
 __all__ = [
@@ -20,7 +19,6 @@ __all__ = [
     "Table",
     "draw_comparison",
     "draw_frames",
-    "draw_plan",
     "draw_stages",
     "stack",
 ]

@@ -21,7 +21,6 @@ from foveate.plain.flags import EMBEDDED
 from foveate.plain.spelling import fractions, nearest, parse_value, unquote
 
 NUMBERS: Mapping[str, type[int] | type[float]] = {"budget": float, "retention": float, "seed": int, "max_frames": int}
-FLAGS = ("batch_size", "max_batch_size")
 
 SEPARATOR = re.compile(r",(?=\s*[A-Za-z_][\w-]*\s*=)")
 """A comma before NAME=."""
@@ -102,8 +101,6 @@ def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
         arguments = parse_value(text) if text.startswith("{") else _pairs(text)
     for name in arguments:
         if name not in NAMES:
-            if name in FLAGS:
-                raise SettingError(f"{name} is a flag of lmms-eval: write --{name} next to --model_args.")
             near = nearest(str(name).lower().replace("-", "_"), NAMES)
             behind = "" if near else " A method's settings go after its name: method=v2drop:metric=cosine."
             raise SettingError(f"No model argument {str(name)!r}.{near} There are: {', '.join(NAMES)}.{behind}")
