@@ -39,7 +39,6 @@ NAMES: Mapping[str, str] = {
     "transformers.masking_utils:sdpa_mask": "4-D bool masks",
     "transformers.masking_utils:eager_mask": "4-D float masks",
     "transformers.masking_utils:flash_attention_mask": "2-D masks",
-    "transformers:GenerationMixin._get_logits_processor": "where a check forces the output of generate",
     "transformers.utils:cached_file": "the path of a model's file in the hub's cache",
     "transformers.utils:ModelOutput": "the result of generate",
     "transformers.cache_utils:Cache": "a cache with layers of different lengths",

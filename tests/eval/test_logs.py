@@ -116,7 +116,7 @@ def change(folder, ending, new):
         (".jsonl", lambda text: text.replace('"prediction": "yes"', '"prediction": "no"', 4), "answers in the log"),
         (".jsonl", lambda text: text.replace("Question 3?", "Question 33?"), "different documents"),
         (".jsonl", lambda text: re.sub(r"\[{.*?}\]", "[null]", text, count=1), "documents|use_cache"),
-        ("results.json", lambda text: None, "no results of lmms-eval"),
+        ("results.json", lambda text: None, "0 runs"),
         ("results.json", lambda text: '{"results": {}}', "no results file"),
     ],
 )
@@ -148,7 +148,7 @@ CUT = "pretrained=embedded,method=v2drop,budget=64"
         ({"versions": {"foveate_pope": "2"}}, "different versions"),
         ({"configs": {"foveate_pope": {"metadata": [{"version": 2.0}]}}}, "different versions"),
         ({"config": {"model": "llava_hf", "model_args": ""}}, "--model llava_hf"),
-        ({"arguments": "pretrained=embedded"}, "is of the full model"),
+        ({"arguments": "pretrained=embedded"}, "same setting"),
         ({"arguments": "pretrained=other/model,method=v2drop"}, "pretrained=other/model"),
         ({"arguments": "pretrained=embedded,protocol=llava,method=v2drop"}, "protocol=llava"),
     ],
