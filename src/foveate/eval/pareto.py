@@ -4,22 +4,21 @@ from itertools import cycle
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from foveate.eval.pairing import Row, read_estimate
+from foveate.eval.plan import BASELINES
 from foveate.eval.quality import AGREEMENT, Quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CONTROLS = {"random": "#8a8a8a", "uniform": "#b59f6b", "averagepool": "#9fb0c9", "resize": "#c99fb0"}
 MARKS = "osD^vP*Xh"
 
 
-def draw(quality: Quality, title: str = "") -> Image.Image:
+def draw(quality: Quality) -> Image.Image:
     """Plot accuracy and agreement over the spent tokens and, if known, over FLOPs. Return an RGB image."""
     panels = [("Mean vision tokens per decoder layer", "tokens")]
     settings = quality.settings
@@ -43,7 +42,7 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
         axis.set_xlabel(f"{label}\nnot counted: {', '.join(missing)}" if missing else label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(title or quality.title, fontsize=11)
+    figure.suptitle(quality.title, fontsize=11)
     figure.supxlabel("\n".join(fill(note, int(12 * width)) for note in quality.caveats()), fontsize=9)
     canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
@@ -52,9 +51,6 @@ def draw(quality: Quality, title: str = "") -> Image.Image:
 def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
     """Plot one measure (accuracy or agreement) over one cost."""
     names = list(dict.fromkeys(row["name"] for row in quality.settings))
-    own = [name for name in names if name not in CONTROLS]
-    palette = matplotlib.colormaps["tab10"]
-    colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
     counted = [row for row in quality.settings if row[cost] is not None]
     for name, mark in zip(names, cycle(MARKS), strict=False):
         rows = sorted((row for row in counted if row["name"] == name), key=lambda row: row[cost])
@@ -66,8 +62,7 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
             [row[measure] for row in rows],
             yerr=[below, above],
             label=name,
-            color=colours[name],
-            linestyle="--" if name in CONTROLS else "-",
+            linestyle="--" if name in BASELINES else "-",
             marker=mark,
             markersize=5,
             linewidth=1.4,

@@ -18,9 +18,7 @@ TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 10, 8, 6.5
 ALREADY_READ = " Earlier layers have read what a later one drops, so an answer can be right with few tokens left."
 
 
-def draw_comparison(
-    prefills: Sequence[tuple[str, Prefill]], media: Media, title: str = "", sample: int = 0
-) -> Image.Image:
+def draw_comparison(prefills: Sequence[tuple[str, Prefill]], media: Media, title: str = "") -> Image.Image:
     """Draw what several methods kept of the same pictures: first the pictures, then a row per method.
 
     A row has a small panel for each stage that dropped or merged tokens, with dropped patches dimmed as in
@@ -31,20 +29,19 @@ def draw_comparison(
             `trace.latest`.
         media: The pictures and clips, as for `Trace.show`.
         title: A line at the top.
-        sample: The index of the sample in the batch.
 
     Raises:
-        InputError: If the number of pictures or frames does not match the sample, or the positions of its tokens are
+        InputError: If the number of pictures or frames does not match the prompt, or the positions of its tokens are
             unknown.
         ShapeError: If there are no methods.
     """
     if not prefills:
         raise ShapeError("There is no method to draw. Give one or more.")
-    frames, moving = frames_shown(prefills[0][1], media, sample)
+    frames, moving = frames_shown(prefills[0][1], media, 0)
     rows = [_originals(frames, "frame" if moving else "picture")]
     legend = PLAIN_LEGEND
     for label, prefill in prefills:
-        stages = [stage for stage in stage_panels(prefill, media, sample) if stage.dropped]
+        stages = [stage for stage in stage_panels(prefill, media) if stage.dropped]
         if any(stage.merges for stage in stages):
             legend = LEGEND
         rows.append((label, [(stage.pixels, f"{stage.place}: {stage.after}") for stage in stages]))

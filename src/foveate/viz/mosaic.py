@@ -48,15 +48,12 @@ class StagePanel:
         return self.after < self.before
 
 
-def stage_panels(
-    prefill: Prefill, media: Media, sample: int = 0, side: int = SIDE, most: int = MOST
-) -> list[StagePanel]:
-    """Draw a panel for each stage of a prefill, in order.
+def stage_panels(prefill: Prefill, media: Media, side: int = SIDE, most: int = MOST) -> list[StagePanel]:
+    """Draw a panel for each stage of a prefill of one sample, in order.
 
     Args:
         prefill: `trace.latest`.
         media: The pictures and clips, as for `Trace.show`.
-        sample: The index of the sample in the batch.
         side: Side of a square panel, in pixels; panels of other shapes have the same area.
         most: Maximum number of pictures or frames; of more, evenly spaced ones are drawn.
 
@@ -64,14 +61,14 @@ def stage_panels(
         InputError: If the number of pictures or frames does not match the sample, or the positions of its tokens are
             unknown.
     """
-    frames, _ = frames_shown(prefill, media, sample)
-    tokens = DrawnTokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
+    frames, _ = frames_shown(prefill, media, 0)
+    tokens = DrawnTokens.of(len(frames), [frame.boxes for frame in frames], stages_of(prefill, 0))
     drawn = choose(len(frames), most)
     pictures = dict(zip(drawn, scale_pictures([frames[index].picture for index in drawn], side), strict=True))
     panels = []
-    for record, stage in zip(drawn_stages(prefill, sample), tokens.stages, strict=True):
+    for record, stage in zip(drawn_stages(prefill, 0), tokens.stages, strict=True):
         mosaic = _mosaic([pixels for pixels, _ in tokens.panels(stage, pictures)])
-        before, after = record.before[sample], record.after[sample]
+        before, after = record.before[0], record.after[0]
         panels.append(StagePanel(record.place, record.layer, before, after, stage.merges, mosaic, record.rows))
     return panels
 

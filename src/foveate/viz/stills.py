@@ -9,12 +9,10 @@ from foveate.viz.panel import Boxes, DrawnTokens, Stages
 
 PANEL = 405  # longer side of a panel, in pixels
 GAP = 18
-TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 11, 9.5, 8
+CAPTION_SIZE, SMALL_SIZE = 9.5, 8
 
 
-def draw_stages(
-    images: Sequence[Image.Image], boxes: Sequence[Boxes], stages: Stages, *, title: str | None = None
-) -> Image.Image:
+def draw_stages(images: Sequence[Image.Image], boxes: Sequence[Boxes], stages: Stages) -> Image.Image:
     """Draw what each stage kept: every image unchanged, then once per stage with dropped patches dimmed.
 
     Args:
@@ -24,7 +22,6 @@ def draw_stages(
         stages: (caption, kept) of each stage, in order. `kept` are ordinals that count through the tokens of all
             images. A stage that merges is (caption, origin, assign): the token that each row stands for (−1: none),
             and the row that each token was merged into (−1: dropped).
-        title: A line at the top.
 
     Raises:
         ShapeError: If there are no images, images and boxes differ in number, a box array is not (tokens, 4), or an
@@ -44,11 +41,10 @@ def draw_stages(
     cell = max(pixels.shape[1] for pixels in pictures.values())
     page = Page(GAP + len(columns) * (cell + GAP))
     middle, inside = page.width / 2, page.width - 2 * GAP
-    top = page.write(title or "", middle, GAP, TITLE_SIZE, room=inside, align="center", kind="bold")
     ends = []
     for number, caption in enumerate([first, *(stage.caption for stage in tokens.stages)]):
         centre = GAP + number * (cell + GAP) + cell / 2
-        ends.append(page.write(caption, centre, top, CAPTION_SIZE, room=cell, align="center"))
+        ends.append(page.write(caption, centre, GAP, CAPTION_SIZE, room=cell, align="center"))
     top = max(ends)
     for row in zip(*columns, strict=True):
         top = page.row(row, GAP, top, cell=cell, gap=GAP, size=SMALL_SIZE) + GAP
