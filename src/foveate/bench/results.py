@@ -42,7 +42,6 @@ def rows_of(run: PairedRun) -> list[dict[str, object]]:
     | PART_over_graph | with CUDA graphs: time over that of the untouched model with CUDA graphs |
     | tower_graph | with CUDA graphs: "replayed", or the reason why the vision tower was not |
     | efficiency | the prefill's measured speed-up over that of its FLOPs; 1 is the limit |
-    | items_per_second | samples per second, over the whole call |
     """
     untouched = _cost(run, run.candidates[FULL])
     return [_row(run, candidate, untouched) for candidate in run.candidates.values() if candidate.held is not None]
@@ -86,8 +85,6 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         row |= ratio_columns(
             "efficiency", Ratio(flops / ratio.median, flops / ratio.high, flops / ratio.low, ratio.rounds)
         )
-    if "whole" in times:
-        row["items_per_second"] = run.workload.batch / row["whole"]
     return row
 
 
@@ -174,7 +171,6 @@ def _call_cells(row: ResultRow) -> dict[str, str]:
         "Token": speed(row, "tpot"),
         "Call": speed(row, "whole"),
         "Context ms": number(1000 * row["context"], ".2f") if "context" in row else "",
-        "Items/s": number(row["items_per_second"], ".3g"),
     }
 
 
