@@ -37,7 +37,6 @@ class Asked:
         text: The question.
         media: Returns the media, as `VLM.prepare` takes them.
         labels: The true answers, any of which counts; empty if unknown.
-        seed: The seed that drew the picture, or None.
         reading: Normalises an answer or label before they are compared.
         prompt: The prepared prompt, or None.
     """
@@ -48,7 +47,6 @@ class Asked:
     text: str
     media: Callable[[], Any] = field(compare=False)
     labels: tuple[str, ...] = ()
-    seed: int | None = None
     reading: Callable[[str], str] = str
     prompt: Prompt | None = field(default=None, compare=False)
 

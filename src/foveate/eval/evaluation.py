@@ -76,7 +76,8 @@ def evaluate(
     first = prompts_of(vlm, chosen[:1])[0]  # one is enough: all pictures have the same size
     quality = _compare(vlm, chosen, plan or Plan(), listener, first.vision_tokens, first)
     what = "exact match on held-out questions about generated pictures, each paired with the full model's"
-    return replace(quality, origin={"what": what, "seeds": list(seeds), **quality.origin})
+    title = f"{quality.title}, seeds {', '.join(map(str, seeds))}"
+    return replace(quality, title=title, origin={"what": what, "seeds": list(seeds), **quality.origin})
 
 
 def evaluate_samples(
@@ -201,13 +202,11 @@ def _compare(
         alike: One of the prompts, if all have media of one size.
     """
     costs, title = None, ""
-    if seeds := [str(seed) for seed in dict.fromkeys(question.seed for question in asked) if seed is not None]:
-        title = f", seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
     if plan.flops:
         some = random.Random(0).sample(asked, min(PRICED, len(asked)))
         with listener.stage("Counting FLOPs", None):
             costs = costs_of(prompts_of(vlm, [question])[0] for question in some)
-        title += f", within {', '.join(f'{share:.3g}' for share in plan.flops)} of the full model's FLOPs"
+        title = f", within {', '.join(f'{share:.3g}' for share in plan.flops)} of the full model's FLOPs"
     budgeted = partial(contenders_at, model=vlm.model, vision_tokens=vision_tokens, alike=alike, costs=costs)
     for look in plan.second_looks():
         look.refuse_others(vlm, Generation(max_new_tokens=plan.max_new_tokens))

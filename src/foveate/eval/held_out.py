@@ -76,7 +76,7 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
         for question in drawn:
             if question.task in tasks:
                 key = f"{picture}/{question.task}"
-                chosen.append(Asked(key, picture, question.task, question.question, media, (question.answer,), seed))
+                chosen.append(Asked(key, picture, question.task, question.question, media, (question.answer,)))
         picture += 1
     return chosen[:count]
 
