@@ -20,9 +20,6 @@ from foveate.registry import family_for
 if TYPE_CHECKING:
     from sentence_transformers.base.modules import Transformer
 
-PAGE = 576
-"""Vision tokens of the page in a message, if the model's pages differ in size."""
-
 
 @contextmanager
 @check_call("drop")
@@ -85,10 +82,7 @@ def _refuse(method: Method, family: Family) -> None:
     program, name = Program.on(method, family), type(method).__name__
     late = sorted(layer for layer in program.cuts if layer)
     if late:
-        size = family.fixed_count(family.model.config) or PAGE
-        plan = program.plan((size,))
-        few = f"few vectors of a page's {size}" if plan is None else f"{plan[-1]} of a page's {size} vectors"
-        why = f"drops before decoder layer {late[-1]} and would leave {few}"
+        why = f"drops before decoder layer {late[-1]}, so few of a page's vectors would be left"
     elif program.reads_text:
         why = "reads the question, and a page that is indexed has none"
     elif program.cached or program.reading is not None:

@@ -286,8 +286,12 @@ class Checking:
             logits = self._force(self._inputs)[0]
         stages = trace.stages
         dropped = [(stage.where, stage.layer) for stage in stages]
+        placed = probe.method.placed(Shape(self._depth))
+        planned: list[tuple[str, int | None]] = [("projector", None)] * len(follow.at(placed, Place.BEHIND_PROJECTOR))
+        planned += [("layer", layer) for layer in follow.cut_layers(placed)]
+        planned += [("kv", None)] * len(follow.at(placed, Place.CACHE))
         reason = ""
-        if dropped != stage_places(probe.method, self._depth) or len(stages[-1].kept[0]) >= len(self._oracle.vision):
+        if dropped != planned or len(stages[-1].kept[0]) >= len(self._oracle.vision):
             reason = f"the stages that dropped are not the planned ones: {stages}"
         elif stages[0].where == "projector" and self._oracle.windows:
             raise _NotServedError(
@@ -443,14 +447,6 @@ def cuts(depth: int, *shares: float) -> tuple[int, ...]:
     for share in shares:
         layers.append(max(1, int(depth * share), *(layer + 1 for layer in layers)))
     return tuple(layer for layer in layers if layer < depth)
-
-
-def stage_places(method: Method, depth: int) -> list[tuple[str, int | None]]:
-    """Return where a method should drop, as (place, layer) of a trace."""
-    stages = method.placed(Shape(depth))
-    places: list[tuple[str, int | None]] = [("projector", None)] * len(follow.at(stages, Place.BEHIND_PROJECTOR))
-    places += [("layer", layer) for layer in follow.cut_layers(stages)]
-    return places + [("kv", None)] * len(follow.at(stages, Place.CACHE))
 
 
 def _special(model: Any) -> set[int]:

@@ -13,8 +13,7 @@ A layer with a recurrent state has no columns to hide, so it runs on the remaini
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,17 +64,22 @@ class Oracle:
             hidden: (layers, 2, columns) bool, the columns of the prompt that are hidden in each layer. [:, 0] hides
                 from every row, [:, 1] only from rows of the answer, for tokens cut from a cache after the prefill.
         """
-        family = self._family
+        family, config = self._family, self._family.text.config
         self._placed: list[Tensor] = []
-        with Patcher() as patches, dense_kernel(family):
-            if family.merger is None:
-                self._note_masks(family.masks_by_ids(self._inputs))
-            else:
-                patches.wrap(family.core, family.merger, self._note_vision)
-            for index, layer in enumerate(family.layers):
-                around = self._state_layer if index in family.recurrent else self._attention_layer
-                patches.wrap(layer, "forward", partial(around, layer, hidden[index]))
-            return self.plainly()
+        kernel = config._attn_implementation
+        try:
+            config._attn_implementation = kernel if kernel in DENSE else "eager"  # instead of flash and flex
+            with Patcher() as patches:
+                if family.merger is None:
+                    self._note_masks(family.masks_by_ids(self._inputs))
+                else:
+                    patches.wrap(family.core, family.merger, self._note_vision)
+                for index, layer in enumerate(family.layers):
+                    around = self._state_layer if index in family.recurrent else self._attention_layer
+                    patches.wrap(layer, "forward", partial(around, layer, hidden[index]))
+                return self.plainly()
+        finally:
+            config._attn_implementation = kernel
 
     @torch.no_grad()
     def plainly(self) -> Tensor:
@@ -165,15 +169,3 @@ def columns_of(inputs: Inputs, samples: Sequence[Sequence[int]]) -> dict[str, An
         if isinstance(values, Tensor) and values.shape == ids.shape:
             batch[name] = values[0][places] * live.to(values.dtype)
     return batch
-
-
-@contextmanager
-def dense_kernel(family: Family) -> Iterator[None]:
-    """Make the decoder use a kernel with a dense mask: its own, or eager instead of flash and flex."""
-    config = family.text.config
-    kernel = config._attn_implementation
-    try:
-        config._attn_implementation = kernel if kernel in DENSE else "eager"
-        yield
-    finally:
-        config._attn_implementation = kernel
