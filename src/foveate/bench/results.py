@@ -95,11 +95,9 @@ def ratio_columns(name: str, ratio: Ratio) -> dict[str, float]:
 
 def _cost(run: PairedRun, candidate: Candidate) -> Cost:
     ran = RunCounts() if candidate.held is None else candidate.held.ran
-    attention: Literal["full", "causal"] = "causal"
-    if (
-        run.model.config.get_text_config()._attn_implementation == "eager"
-    ):  # only eager computes the masked half of the attention matrix
-        attention = "full"
+    # Only eager computes the masked half of the attention matrix.
+    eager = run.model.config.get_text_config()._attn_implementation == "eager"
+    attention: Literal["full", "causal"] = "full" if eager else "causal"
     return run.workload.cost(run.model, candidate.method, attention, **ran)
 
 

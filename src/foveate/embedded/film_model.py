@@ -116,4 +116,6 @@ def _halve(places: torch.Tensor, grid: int) -> torch.nn.Embedding:
     """Average position embeddings to half the grid: (1 + grid², width), CLS first -> (1 + (grid / 2)², width)."""
     # (grid * grid, width) -> (grid / 2, 2, grid / 2, 2, width) -> (patches, width)
     patches = places[1:].view(grid // 2, 2, grid // 2, 2, -1).mean((1, 3)).flatten(0, 1)
-    return torch.nn.Embedding.from_pretrained(torch.cat([places[:1], patches]))
+    halved = torch.cat([places[:1], patches])
+    embedding: torch.nn.Embedding = torch.nn.Embedding.from_pretrained(halved)  # type: ignore[no-untyped-call]
+    return embedding
