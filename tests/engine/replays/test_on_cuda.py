@@ -360,6 +360,21 @@ def test_all_graphs_are_warmed_and_captured_on_one_stream_in_one_memory(sim):
         ran = graph.warmed
 
 
+def test_recordings_share_the_memory_of_their_results(sim):
+    model = on_cuda()
+    with fv.drop(model, V2DROP, cuda_graphs=True) as trace:
+        for words in ("iit" + 40 * "t", "iit", "it"):
+            for inputs in prompts(words=[words], count=3):
+                answer(model, inputs)
+    assert trace.graphs.decoder.recorded > 1
+    assert trace.graphs.decoder.replayed
+    gc.collect()
+    assert all(one() is None for graph in graphs_of(sim) for one in graph.wrappers)
+    (tapes,) = recordings._tapes.values()
+    results = [one.tensors for one in tapes.recordings["decoder"].values()]
+    assert len({tensor.untyped_storage().data_ptr() for tensors in results for tensor in tensors}) == 1
+
+
 @pytest.mark.parametrize("how", ["dies", "is asked"])
 def test_graphs_are_freed(sim, how):
     model = on_cuda()

@@ -3,12 +3,13 @@
 import threading
 import weakref
 from collections import OrderedDict, defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.core.tapes import Lane, Recording, stream_of
 from foveate.engine.replays.modules import Modules
@@ -16,7 +17,9 @@ from foveate.engine.replays.shared_rooms import Rooms
 from foveate.registry import family_for
 
 MOST_TAPES = 8
-"""Most recordings of each kind per model; the oldest are discarded. Each holds results such as a prompt's KV cache."""
+"""Most recordings of each kind per model; the oldest are discarded."""
+ALIGNED = 512
+"""Results begin at multiples of this many bytes, as torch's blocks do."""
 MOST_SEEN = 256
 """How many layouts without a recording are tracked."""
 
@@ -26,7 +29,7 @@ class RecordedRegion(Recording):
     """A recorded region.
 
     Attributes:
-        made: The results that contain `tensors`.
+        made: The results that contain `tensors`, whose memory all recordings share.
         held: See `regions.Region`.
         replayed: Whether it was ever used.
     """
@@ -69,11 +72,25 @@ class Tapes:
         self.modules: dict[nn.Module, Modules] = {}
         self.lanes: dict[Any, Lane] = {}
         self._rooms: dict[Any, Rooms] = {}
+        self._results: dict[Any, Tensor] = {}
 
     def rooms(self, device: torch.device) -> Rooms:
         """Return the memory for rows of this stream's steps."""
         stream = stream_of(device)
         return self._rooms.get(stream) or self._rooms.setdefault(stream, Rooms(device))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def memory_like(self, results: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        """Return memory for results, such as a KV cache. All recordings of a stream share it."""
+        *starts, size = accumulate([-(-one.nbytes // ALIGNED) * ALIGNED for one in results], initial=0)
+        stream = stream_of(device)
+        memory = self._results.get(stream)
+        if memory is None or memory.numel() < size:
+            memory = self._results[stream] = torch.empty(size, dtype=torch.uint8, device=device)
+        parts = [memory[start : start + one.nbytes].view(one.dtype) for start, one in zip(starts, results, strict=True)]
+        strides = [torch.empty_like(one, device="meta").stride() for one in results]
+        return [part.as_strided(one.shape, steps) for part, one, steps in zip(parts, results, strides, strict=True)]
 
 
 _tapes: "weakref.WeakKeyDictionary[nn.Module, Tapes]" = weakref.WeakKeyDictionary()

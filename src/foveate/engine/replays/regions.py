@@ -57,7 +57,7 @@ class Region:
 
     def real(self, made: Any, change: Change) -> Any:
         """Return a recording's results with `change` applied to tensors, without anything a plain run does not make."""
-        return tree_map_only(Tensor, change, made)
+        return results_with(made, change)
 
 
 @dataclass(slots=True, eq=False)
@@ -275,6 +275,11 @@ def swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:
     """Return a function that replaces some tensors by others."""
     places = dict(zip(map(id, tensors), others, strict=True))
     return lambda tensor: places.get(id(tensor), tensor)
+
+
+def results_with(made: Any, change: Change) -> Any:
+    """Return results of a region with `change` applied to their tensors."""
+    return made.with_tensors(change) if isinstance(made, MadeByDecoder) else tree_map_only(Tensor, change, made)
 
 
 def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:

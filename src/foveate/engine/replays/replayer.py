@@ -26,7 +26,16 @@ from foveate.engine.handed import Original
 from foveate.engine.program import Program
 from foveate.engine.replays.modules import Modules, Snapshot, are_same
 from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
-from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, StepCall, TowerCall, layers_with, swap
+from foveate.engine.replays.regions import (
+    DecoderCall,
+    Key,
+    MadeByDecoder,
+    StepCall,
+    TowerCall,
+    layers_with,
+    results_with,
+    swap,
+)
 from foveate.engine.replays.shared_rooms import MORE, power_of_two
 from foveate.engine.replays.twins import HELD, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
@@ -369,19 +378,23 @@ class Replayer:
         try:
             first, twin = self._left_by(region, tape.run(warm)), tape.run(run)
             expected = self._left_by(region, twin)
+            memory = self._tapes.memory_like(_tensors_of(twin, self._device), self._device)
             between_two = _distance(first, expected)
             del first
             nats = self._surprise(region, region.collect(output), twin)
 
             def call() -> list[Tensor]:
-                made.append(recorded())
-                return _tensors_of(made[0], self._device)
+                results = recorded()
+                tensors = _tensors_of(results, self._device)
+                torch._foreach_copy_(memory, tensors)  # type: ignore[arg-type]
+                made.append(results_with(results, swap(tensors, memory)))
+                return memory
 
             why = f"it would change the next token by {nats:.3g} nats" if not nats <= SURPRISE else None
             if between_two and not (_merges(twin) and between_two < math.inf):
                 why = "two runs leave different numbers"
             if why is None:
-                tensors = tape.record(call)
+                tape.record(call)
                 tape.replay()
                 if not _distance(self._left_by(region, made[0]), expected) <= 2 * between_two:
                     why = "a replay left other numbers than a run without a graph"
@@ -391,7 +404,7 @@ class Replayer:
         if why is not None:
             self._give_up(region.key, counts, why)
             return output
-        recording = RecordedRegion(tape, copies, list(tensors), made[0], region.held)
+        recording = RecordedRegion(tape, copies, memory, made[0], region.held)
         kind = self._tapes.recordings[region.key[0]]
         kind[region.key] = recording
         self._drop(region.key[0], max(0, len(kind) - MOST_TAPES))
