@@ -105,7 +105,7 @@ $(VLLM_READY): pyproject.toml plugins/vllm/pyproject.toml plugins/vllm/tests/shi
 	@{ $(PYTHON) -m venv $(VLLM_VENV) && \
 	  $(VLLM_PIP) install --progress-bar off $(TORCH) && \
 	  $(VLLM_PIP) install --progress-bar off $(VLLM) && \
-	  $(VLLM_PIP) install --progress-bar off -e ".[cli]" pytest pytest-timeout hypothesis num2words && \
+	  $(VLLM_PIP) install --progress-bar off -e ".[cli]" pytest pytest-timeout hypothesis num2words "ray[data]==2.60.0" && \
 	  $(VLLM_PIP) install --progress-bar off --no-deps -e plugins/vllm && \
 	  $(VLLM_PIP) uninstall --yes torchaudio torchcodec && \
 	  cp plugins/vllm/tests/shims/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
