@@ -119,7 +119,7 @@ class Cost:
     def __repr__(self) -> str:
         return (
             f"Cost(retention {self.retention:.1%}, prefill {flops_words(self.prefill_flops)}, "
-            f"total {flops_words(self.total_flops)}, KV {_mebibytes(self.kv_bytes)})"
+            f"total {flops_words(self.total_flops)}, KV {self.kv_bytes / 2**20:.1f} MiB)"
         )
 
     def _repr_html_(self) -> str:
@@ -144,7 +144,7 @@ class Cost:
         total = rows.pop()
         sizes = [
             ("The next token", flops_words(self.decode_flops)),
-            ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
+            ("KV cache after the prefill", f"{self.kv_bytes / 2**20:.1f} MiB"),
         ]
         places = [
             (f"Vision tokens dropped {place}", f"{before} → {after}", f"{after / before:.1%}" if before else "")
@@ -319,7 +319,3 @@ def flops_words(count: float | None) -> str:
             return f"{count:.3g} {prefix}FLOP"
         count /= 1000
     return f"{count:.3g} PFLOP"
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"

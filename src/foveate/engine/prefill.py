@@ -48,7 +48,12 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     forward.position_ids, forward.live = arrival.position_ids, _live(kwargs, arrival.arguments)
     is_prompt = forward.span > 1 or (prompt is not None and arrival.goes_on)
     # The cache comes first: a layer that reads less must be whole before anything below looks at its length.
-    _open_cache(forward, cache, is_prompt)
+    pruned = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer)]
+    forward.idle = not pruned
+    # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
+    for layer in pruned if is_prompt or program.reading is None else ():
+        if layer.reads is not None or layer.memory:
+            layer.settle()
     masks = _media(forward, arrival)
     if prompt is not None and (is_prompt or masks):
         forward.unpadded = torch.ones(forward.count, forward.span, dtype=torch.int64, device=prompt.device)
@@ -67,16 +72,6 @@ def _live(*calls: Mapping[str, Any]) -> Tensor | None:
     """Return the first 2-D mask of these calls: which columns are not padding, those of earlier turns in front."""
     masks = (arguments.get("attention_mask") for arguments in calls)  # a core may build the decoder's masks itself
     return next((mask for mask in masks if isinstance(mask, Tensor) and mask.dim() == 2), None)
-
-
-def _open_cache(forward: Forward, cache: Any, is_prompt: bool) -> None:
-    """Let every layer run untouched for now, unless layers of the cache lost tokens. End limited reads of these."""
-    pruned = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer)]
-    forward.idle = not pruned
-    # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
-    for layer in pruned if is_prompt or forward.program.reading is None else ():
-        if layer.reads is not None or layer.memory:
-            layer.settle()
 
 
 def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any, is_prompt: bool) -> None:
