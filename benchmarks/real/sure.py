@@ -19,10 +19,23 @@ from typing import Any
 
 from foveate.eval.records import FULL
 from foveate.runs.versions import commit, versions
-from foveate.tuning.promise import Pair, auroc, threshold
+from foveate.tuning.promise import Pair, threshold
 
 AGREEMENT = 0.98
 Row = Mapping[str, Any]
+
+
+def auroc(samples: Sequence[Pair]) -> float:
+    """Return the probability that an answer that agrees has a higher confidence than one that differs.
+
+    Ties count half. NaN if one of the two kinds is missing.
+    """
+    sure = [confidence for confidence, agrees in samples if agrees]
+    unsure = [confidence for confidence, agrees in samples if not agrees]
+    if not sure or not unsure:
+        return math.nan
+    ahead = sum((right > wrong) + (right == wrong) / 2 for right in sure for wrong in unsure)
+    return ahead / (len(sure) * len(unsure))
 
 
 def rows_of(records: Iterable[Row]) -> list[dict[str, Any]]:

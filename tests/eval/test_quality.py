@@ -130,7 +130,7 @@ def test_tables_show_every_cell_and_no_empty_column(quality):
     lone = dict.fromkeys(("minus_random", "minus_resize", "hard"))
     alone = with_rows(quality, *({**row, **lone} for row in quality.settings))
     assert [column.head for column in alone.table().columns] == heads[:-3]
-    assert "Hard" not in " ".join(alone.notes())
+    assert "Hard" not in " ".join(alone.findings() + alone.legend())
     assert [tuple(row) for row in quality.task_table().rows[:2]] == [
         ("questions", "100", "100"),
         ("full model", "100", "100"),
@@ -150,9 +150,9 @@ def test_what_is_right_throughout_has_an_interval_all_the_same(quality):
     assert points({"x": 0.0, "x_low": 0.0, "x_high": 0.114}, "x", 100) == "0.0 (≤ 11.4)"
     assert points({"x": 0.614, "x_low": 0.593, "x_high": 0.635}, "x", 100) == "61.4 ± 2.1"
     assert points({"x": 0.03, "x_low": 0.011, "x_high": 0.03}, "x", 100, signed=True) == "+3.0 ± 0.9"
-    assert "Wilson's" in " ".join(quality.notes())
+    assert "Wilson's" in " ".join(quality.legend() + quality.findings())
     certain = {**full, "accuracy": 3.0, "accuracy_low": 3.0, "accuracy_high": 3.0}
-    assert "± 0.0: every picture scores the same" in " ".join(Quality([certain]).notes())
+    assert "± 0.0: every picture scores the same" in " ".join(Quality([certain]).legend())
 
 
 def test_of_several_benchmarks_each_has_its_findings_below_its_own_table(quality):

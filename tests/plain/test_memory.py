@@ -60,5 +60,5 @@ def test_what_does_not_fit_is_refused_with_both_sizes(monkeypatch):
     with pytest.raises(InputError) as refused:
         check_room("Ten frames take", 2.5 * GIB, "Take fewer.")
     assert str(refused.value) == (
-        "Ten frames take about 2.5 GiB of memory, and 100 MiB are available here. Take fewer."
+        "Ten frames take about 2.5 GiB of memory, and 0.1 GiB are available here. Take fewer."
     )

@@ -10,7 +10,6 @@ from PIL import Image
 import foveate as fv
 from foveate.families.base import Family
 from foveate.video import Clip
-from foveate.viz import showing
 from tests.models import batch, tiny
 
 METHOD = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
@@ -42,11 +41,6 @@ def test_a_clip_is_drawn_as_sheets_above_a_histogram():
     whole = run("llava_onevision", "tvt", fv.Uniform(layers=(1,), keep=(1.0,))).show(clip(3))
     red, all_red = brightest(drawn), brightest(whole)  # three sheets: 28 + 14 + 5 of 28; two: 28 + 28 of 28
     assert red / all_red == pytest.approx((28 + 14 + 5) / 56, abs=0.04)
-
-
-@pytest.mark.parametrize(("second", "said"), [(7.25, "7.25 s"), (60, "1:00.0"), (67.2, "1:07.2"), (119.96, "2:00.0")])
-def test_a_frames_time_is_that_of_a_clock(second, said):
-    assert showing._clock(second) == said
 
 
 def test_two_frames_that_the_model_makes_one_of_are_one_in_the_sheet():

@@ -101,5 +101,4 @@ def tensors_in(tree: object) -> list[Tensor]:
 
 def _key(tensor: Tensor) -> int:
     """A key for a tensor's storage: equal for tensors that share it."""
-    key: int = tensor.untyped_storage()._cdata
-    return key
+    return int(tensor.untyped_storage()._cdata)

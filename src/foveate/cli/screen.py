@@ -163,18 +163,12 @@ class Lines:
     def end(self) -> None:
         """Print the last line."""
         if self.done:
-            note(f"{self.doing}: {self.done} done in {_duration(self._clock() - self._begun)}")
+            note(f"{self.doing}: {self.done} done in {timedelta(seconds=round(self._clock() - self._begun))}")
 
     def _show(self) -> None:
         self._last = self._clock()
-        took = self._last - self._begun
-        text = f"{self.doing}: {self.done} done in {_duration(took)}"
-        if self.total:
-            left = took / self.done * (self.total - self.done)
-            text = f"{self.doing}: {self.done} of {self.total} ({self.done / self.total:.0%}), {_duration(left)} left"
-        note(text)
-
-
-def _duration(seconds: float) -> timedelta:
-    """Return a duration whose text is like `0:03:20`."""
-    return timedelta(seconds=round(seconds))
+        if not self.total:
+            self.end()
+            return
+        left = timedelta(seconds=round((self._last - self._begun) / self.done * (self.total - self.done)))
+        note(f"{self.doing}: {self.done} of {self.total} ({self.done / self.total:.0%}), {left} left")

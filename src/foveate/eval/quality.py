@@ -191,10 +191,6 @@ class Quality:
 
     # -- sentences --------------------------------------------------------------------------------------------
 
-    def notes(self) -> list[str]:
-        """Return the findings, and the legend of the columns."""
-        return self.findings() + self.legend()
-
     def findings(self) -> list[str]:
         """Return notes on what the figure cannot show, on verdicts against controls, and on unusual rows."""
         notes = self.caveats() + self.verdicts()

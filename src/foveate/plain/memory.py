@@ -26,7 +26,8 @@ def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = I
     """
     free = available()
     if need > free:
-        raise kind(f"{what} about {_size(need)} of memory, and {_size(free)} are available here. {advice}")
+        sizes = f"{need / GIB:,.1f} GiB of memory, and {max(free, 0) / GIB:,.1f} GiB are available here"
+        raise kind(f"{what} about {sizes}. {advice}")
 
 
 def available() -> float:
@@ -41,13 +42,6 @@ def available() -> float:
     if not hasattr(os, "sysconf"):
         return _containers()
     return min(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")), _containers())
-
-
-def _size(count: float) -> str:
-    """Format bytes: "8.2 GiB" or "120 MiB"."""
-    if count < GIB:
-        return f"{max(count, 0) / 2**20:.0f} MiB"
-    return f"{count / GIB:,.1f} GiB"
 
 
 def _containers(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:

@@ -65,8 +65,7 @@ def median_of(values: Sequence[float], seed: int = 0) -> Estimate:
     array = np.asarray(values)
     # (resamples, values): each row draws as many indices as there are values, with replacement.
     draws = np.random.default_rng(seed).integers(0, len(array), (RESAMPLES, len(array)))
-    low, high = np.quantile(np.median(array[draws], axis=1), [0.025, 0.975])
-    return Estimate(float(np.median(array)), float(low), float(high))
+    return estimate(np.append(np.median(array), np.median(array[draws], axis=1)))
 
 
 def share(figures: Numbers, whole: Numbers) -> Estimate | None:

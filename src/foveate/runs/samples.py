@@ -271,10 +271,9 @@ class _Parquet(_Records):
 def _values(column: Any) -> list[object]:
     """Return a column's values, or None for each if Python cannot represent them, such as a date after 9999."""
     try:
-        values: list[object] = column.to_pylist()
+        return list(column.to_pylist())
     except Exception:  # a column may hold anything
         return [None] * len(column)
-    return values
 
 
 class _Folder(_Records):

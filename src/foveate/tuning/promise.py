@@ -60,19 +60,6 @@ def threshold(samples: Sequence[Pair], agreement: float, settings: int = 1) -> f
     return trusted
 
 
-def auroc(samples: Sequence[Pair]) -> float:
-    """Return the probability that an answer that agrees has a higher confidence than one that differs.
-
-    Ties count half. NaN if one of the two kinds is missing.
-    """
-    sure = [confidence for confidence, agrees in samples if agrees]
-    unsure = [confidence for confidence, agrees in samples if not agrees]
-    if not sure or not unsure:
-        return math.nan
-    ahead = sum((right > wrong) + (right == wrong) / 2 for right in sure for wrong in unsure)
-    return ahead / (len(sure) * len(unsure))
-
-
 def one_each(pictures: Sequence[Hashable], seed: int = 0) -> list[int]:
     """Return the indices of one question per picture, drawn with a seed.
 

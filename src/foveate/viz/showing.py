@@ -37,7 +37,7 @@ class _Medium:
     @classmethod
     def of(cls, medium: Any) -> "_Medium":
         if isinstance(medium, Clip):
-            return cls(medium.images(), [_clock(second) for second in medium.seconds], True)
+            return cls(medium.images(), [f"{second:.2f} s" for second in medium.seconds], True)
         if isinstance(medium, Image.Image):
             return cls([medium], ["picture"], False)
         try:
@@ -163,14 +163,6 @@ def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -
     for index in range(len(sizes)):
         picture, label = medium.pictures[index * step], medium.labels[index * step]
         yield Frame(picture, boxes[starts[index] : starts[index + 1]], label)
-
-
-def _clock(second: float) -> str:
-    """Format a time: "7.25 s", or "1:07.2" from a minute on."""
-    if second < 60:
-        return f"{second:.2f} s"
-    minutes, rest = divmod(round(second, 1), 60)
-    return f"{int(minutes)}:{rest:04.1f}"
 
 
 def _centre_square(picture: Image.Image) -> Image.Image:
