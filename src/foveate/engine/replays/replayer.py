@@ -386,7 +386,7 @@ class Replayer:
             def call() -> list[Tensor]:
                 results = recorded()
                 tensors = _tensors_of(results, self._device)
-                torch._foreach_copy_(memory, tensors)  # type: ignore[arg-type]
+                torch._foreach_copy_(memory, tensors)
                 made.append(results_with(results, swap(tensors, memory)))
                 return memory
 
