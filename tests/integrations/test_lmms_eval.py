@@ -153,7 +153,7 @@ def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
     ("arguments", "flags", "said"),
     [
         ("metod=v2drop", {}, "No model argument 'metod'. Did you mean method?"),
-        ("method=v2drop,budget=-3", {}, "tokens must be a finite number above 0; got -3."),
+        ("method=v2drop,budget=-3", {}, "Budget: tokens"),
         ("max_frames=0", {}, "model_args: max_frames should be greater than or equal to 1; got 0."),
         ("", {"batch_size": "0"}, "batch_size must be 1 or more; got 0."),
         ("device=cpu", {"device": "cpu"}, "device is given twice: as --device, and in model_args."),

@@ -164,16 +164,10 @@ class ModelFolder:
         """
         index = self._json_object(file)
         places = index.get("weight_map")
-        if not isinstance(places, dict) or not places:
-            raise self._refusal(f'{file} has no "weight_map" from tensors to files. Download it again.')
-        if not isinstance(index.get("metadata"), dict):
-            raise self._refusal(f'{file} has no "metadata" (an object, which may be empty). Download it again.')
-        files = []
-        for weight in places.values():
-            if weight not in files:
-                files.append(weight)
-        self.check_weight_names(file, files)
-        return files
+        if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
+            raise self._refusal(f'{file} needs a "weight_map" to files, and "metadata", an object. Download it again.')
+        self.check_weight_names(file, [*places.values()])
+        return [*dict.fromkeys(places.values())]
 
     def _check_adapter(self, settings: Mapping[str, Any]) -> None:
         """Refuse an adapter without a base model, next to a whole model, or of a type that changes more than layers."""

@@ -74,11 +74,7 @@ def publish(
         if durable:
             _sync(target.parent)
         return target
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # Pillow raises ValueError for images that a format cannot hold
+    except (OSError, RuntimeError, ValueError) as error:  # Pillow's ValueError: a format cannot hold the image
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{path} could not be written: {why}. {advice}") from error
     finally:

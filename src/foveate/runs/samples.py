@@ -247,7 +247,8 @@ def _cell(name: str, cell: str) -> object:
 class _Parquet(_Records):
     """A Parquet file, read some rows at a time.
 
-    Columns that samples do not need are carried along, except binary ones such as pictures inside the file.
+    Columns that samples do not need are carried along if they can be read, except binary ones such as pictures inside
+    the file.
     """
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
@@ -259,13 +260,23 @@ class _Parquet(_Records):
                 others = [name for name in types if name not in self.asked and "binary" not in types[name]]
                 if not asked:
                     raise InputError(f"{self.name} has none of the columns {', '.join(self.asked)}.")
-                names = asked + others * carried
-                for batch in file.iter_batches(batch_size=READ, columns=names):
-                    for values in zip(*map(_values, batch.columns), strict=True):
-                        row = dict(zip(batch.schema.names, values, strict=True))
-                        yield {name: None if row[name] != row[name] else row[name] for name in names}  # NaN
+                beside = _readable(file, others * carried)
+                for batch in file.iter_batches(batch_size=READ, columns=asked):
+                    parts = [batch, *islice(beside, 1)]
+                    names = [name for part in parts for name in part.schema.names]
+                    columns = [_values(column) for part in parts for column in part.columns]
+                    for row in zip(*columns, strict=True):
+                        yield {
+                            name: None if cell != cell else cell for name, cell in zip(names, row, strict=True)
+                        }  # NaN
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{self.name} is no Parquet file, or is damaged: {first_line(error)}") from error
+
+
+def _readable(file: Any, names: list[str]) -> Iterator[Any]:
+    """Yield batches of columns that samples do not need. Stop where they are damaged."""
+    with suppress(arrow().ArrowException, OSError):
+        yield from file.iter_batches(batch_size=READ, columns=names)
 
 
 def _values(column: Any) -> list[object]:

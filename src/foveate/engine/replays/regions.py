@@ -123,8 +123,9 @@ class DecoderCall(Region):
         kwargs = self.arguments(given)
         if self.cache is not None:
             cache = copy.copy(self.cache)
-            # A sliding-window layer's own tensor is on the host until rows come.
+            # A sliding-window layer's own tensor is on the host until rows come. Kernels read its copy.
             cache.layers = layers_with(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
+            self.held = self.held, [one for layer in cache.layers for one in vars(layer).values()]
             kwargs |= with_cache(cache)
         twin, runner = twin_of(self.shown, swap(self.tensors, given), kwargs), self.runner
 
