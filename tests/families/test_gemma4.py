@@ -199,7 +199,7 @@ def test_questions_go_on_from_what_those_have_seen(edge):
 
 def test_no_cut_goes_behind_their_lenders(edge):
     for method in (fv.Random(layers=(5,), keep=(0.5,)), fv.Read(keep=0.5)):
-        with pytest.raises(fv.UnsupportedError, match="layers 5 to 7"):
+        with pytest.raises(fv.UnsupportedError, match="ayers 5 to 7"):
             fv.apply(edge, method)
 
 
