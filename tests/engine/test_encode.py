@@ -11,7 +11,6 @@ from foveate.core.views import TowerView
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
 from foveate.registry import family_for
-from tests.bench.operators import Operators
 from tests.models import tiny
 
 
@@ -80,21 +79,6 @@ def test_images_come_to_what_each_does_alone(method, alike, tokens):
     alone = [reducer(method).reduce([view])[0] for view in views()]
     for one, other in zip(reducer(method).reduce(views()), alone, strict=True):
         same(one, other)
-
-
-@pytest.mark.parametrize("keep", [1 / 3, 1 / 9])
-def test_frames_in_a_tower_are_thinned_together_as_alone(keep):
-    thinner = reducer(fv.methods()["thintower"](keep=keep))
-    rng = torch.Generator().manual_seed(5)
-    frames = [torch.randn(rows, 8, generator=rng) for rows in (36, 36, 30, 36, 36, 36)]
-    grids = [(6, len(rows) // 6) for rows in frames]
-    with Operators() as apart:
-        alone = [thinner.thin([rows], [grid])[0] for rows, grid in zip(frames, grids, strict=True)]
-    with Operators() as together:
-        cuts = thinner.thin(frames, grids)
-    assert [cut.source.tolist() for cut in cuts] == [cut.source.tolist() for cut in alone]
-    assert [cut.parent.tolist() for cut in cuts] == [cut.parent.tolist() for cut in alone]
-    assert together.count < apart.count / 2  # two kinds of six frames
 
 
 def test_a_thinning_stage_of_another_author_may_read_values():

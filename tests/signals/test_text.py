@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.contract import Hidden, LayerStage, Resource, Shape, Text
 from foveate.core.cut import Cut
-from foveate.errors import UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from tests.models import FAMILIES, PROMPTS, batch, is_vision, tiny
 from tests.signals import assert_samples_keep_what_they_keep_alone, handed
 
@@ -91,6 +91,6 @@ def test_what_is_not_there_is_refused():
     with pytest.raises(UnsupportedError, match="ImageStage"):
         fv.apply(tiny("llava"), reading(lambda **settings: LayerStage(1, **settings), Resource("clip")))
     missing = reading(before_the_decoder, Resource("clip"))
-    with pytest.raises(UnsupportedError, match="clip"):
+    with pytest.raises(SettingError, match="clip"):
         fv.apply(tiny("llava"), missing)
     assert Shape(4).resources == frozenset()
