@@ -253,8 +253,6 @@ def test_settings_beside_a_name_are_settings_of_it_but_for_a_seed():
     assert method_of("random", settings=["seed=3"]) == fv.Random(seed=3, retention=1 / 3)
     assert Arguments(method="random", seed=3).drops == fv.Random(seed=3, retention=1 / 3)
     assert Arguments(method="random", seed=3).share == 1 / 3
-    assert Arguments(method="v2drop", settings="metric=l1").drops == fv.V2Drop(metric="l1")
-    assert Arguments(method="v2drop", settings="metric=l1").share is None
     (method,) = parse_methods(["v2drop"], BudgetOptions(settings=("metric=l1",))).values()
     assert method == fv.V2Drop(metric="l1")
 

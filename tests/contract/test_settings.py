@@ -63,7 +63,7 @@ CONTRADICTIONS = [
     (V2DROP, {"layers": (9, 3), "keep": (0.5, 0.5)}, "layers must ascend strictly; got"),
     (V2DROP, {"retention": 0.3, "tokens": 100}, "Give one of tokens= and retention="),
     (V2DROP, {"retention": 0.3, "keep": (0.5, 0.3, 0.0)}, "either keep or a budget"),
-    (V2DROP, {"retention": 0.0}, "retention must be above 0"),
+    (V2DROP, {"retention": 0.0}, "retention should"),
     (VISIONDROP, {"retention": 0.3, "image_token_list": ((1, 1),)}, "either image_token_list or a budget"),
     (fv.CLSE, {"keep": (0.5, 0.6, 0.1)}, "that never increase"),
     (fv.CLSE, {"keep": (0.5, 0.4, 0.1), "tokens": 9}, "either keep or a budget"),

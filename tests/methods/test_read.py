@@ -31,7 +31,7 @@ def test_it_takes_a_share_and_no_budget():
     assert parse("visionzip+read:keep=0.3") == fv.methods()["visionzip"]() + Read(keep=0.3)
     with pytest.raises(fv.SettingError, match="takes no budget"), fv.drop(tiny("llava"), "read", retention=0.5):
         pass
-    with pytest.raises(fv.SettingError, match="reads"), fv.drop(tiny("llava"), Read(layer=6)):
+    with pytest.raises(fv.SettingError, match="layers"), fv.drop(tiny("llava"), Read(layer=6)):
         pass
 
 
