@@ -66,6 +66,14 @@ def test_a_parquet_column_that_nobody_asks_for_ends_no_job(column, tmp_path):
     assert [row.id for row in samples_of(path)] == ["a"]
 
 
+def test_a_parquet_column_that_is_asked_for_is_never_emptied(tmp_path):
+    path = tmp_path / "in.parquet"
+    columns = {name: pa.array([value]) for name, value in GOOD.items()}
+    pyarrow.parquet.write_table(pa.table({**columns, "id": pa.array([2**50], pa.timestamp("s"))}), path)
+    with pytest.raises(OverflowError):
+        samples_of(path)
+
+
 def test_a_parquet_column_that_nobody_asks_for_is_not_read(tmp_path):
     path = tmp_path / "in.parquet"
     table = pa.table({**{name: [value] for name, value in GOOD.items()}, "blob": ["x" * 1000]})

@@ -260,30 +260,28 @@ class _Parquet(_Records):
                 others = [name for name in types if name not in self.asked and "binary" not in types[name]]
                 if not asked:
                     raise InputError(f"{self.name} has none of the columns {', '.join(self.asked)}.")
-                beside = _readable(file, others * carried)
+                beside = _readable(file, others if carried else [])
                 for batch in file.iter_batches(batch_size=READ, columns=asked):
-                    parts = [batch, *islice(beside, 1)]
-                    names = [name for part in parts for name in part.schema.names]
-                    columns = [_values(column) for part in parts for column in part.columns]
-                    for row in zip(*columns, strict=True):
-                        yield {
-                            name: None if cell != cell else cell for name, cell in zip(names, row, strict=True)
-                        }  # NaN
+                    columns = batch.to_pydict() | next(beside, {})
+                    for row in zip(*columns.values(), strict=True):
+                        # NaN becomes None.
+                        yield {name: None if cell != cell else cell for name, cell in zip(columns, row, strict=True)}
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{self.name} is no Parquet file, or is damaged: {first_line(error)}") from error
 
 
-def _readable(file: Any, names: list[str]) -> Iterator[Any]:
-    """Yield batches of columns that samples do not need. Stop where they are damaged."""
+def _readable(file: Any, names: list[str]) -> Iterator[dict[str, list[object]]]:
+    """Yield the values of columns that samples do not need, batch by batch. Stop where they are damaged."""
     with suppress(arrow().ArrowException, OSError):
-        yield from file.iter_batches(batch_size=READ, columns=names)
+        for batch in file.iter_batches(batch_size=READ, columns=names):
+            yield dict(zip(batch.schema.names, map(_values, batch.columns), strict=True))
 
 
 def _values(column: Any) -> list[object]:
     """Return a column's values, or None for each if Python cannot represent them, such as a date after 9999."""
     try:
         return list(column.to_pylist())
-    except Exception:  # a column may hold anything
+    except Exception:  # a column that samples do not need may hold anything
         return [None] * len(column)
 
 
