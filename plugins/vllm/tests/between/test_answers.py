@@ -6,7 +6,8 @@ import transformers
 from tests import checkpoints, checkpoints_qwen
 from tests.between.models import DEMO, METHODS, NEAR, SIX, Reference, answers, engine, misses, use
 
-EMBEDDED = ("v2drop:layers=3,17,22;keep=0.5,0.3,0.0", "fastv:layers=2;keep=0.2;scope=image")
+EMBEDDED = ("v2drop:layers=3,17,22;keep=0.19,0.84,0.0", "fastv:layers=2;keep=0.2;scope=image")
+"""Where they cut, scores lie apart by 0.4 % or more: at half of the tokens, rounding swapped two on another CPU."""
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen2_5_vl", "qwen3_vl"])
