@@ -116,6 +116,13 @@ def test_a_method_that_reads_the_question_looks_once_at_a_picture_in_the_tower(v
     ]
 
 
+def test_with_beams_an_answer_shows_the_tokens_of_its_own_picture(vlm, pictures):
+    beams = {"method": "divprune", "num_beams": 2, **FEW}
+    many = list(vlm.ask_many([(picture, QUESTIONS[0]) for picture in pictures], **beams))
+    for answer, picture in zip(many, pictures, strict=True):
+        assert answer.show() == vlm.ask(picture, QUESTIONS[0], **beams).show()
+
+
 def test_what_is_wrong_with_a_question_is_raised_at_its_place(vlm, pictures):
     replies = vlm.ask_many([(pictures[0], QUESTIONS[0]), ("missing.png", QUESTIONS[1]), (pictures[1], "")], **FEW)
     assert next(replies).text == vlm.ask(pictures[0], QUESTIONS[0], **FEW).text

@@ -62,7 +62,7 @@ class Answer:
         method: The method that dropped tokens, with its budget. None for the untouched model.
         trace: The tokens dropped at each stage, for the whole batch. Without dropping it holds at most the counts of
             CUDA graphs.
-        sample: Index of this answer's sample in the batch.
+        sample: Index of this answer's sample in the batch, and with beams of its first one: in `trace`.
         kv_bytes: Bytes of keys and values in the cache after the answer, measured. In a batch: this sample's share.
         kv_bytes_whole: Bytes that the same cache would hold without dropping.
         first: Natural log-probabilities of the first token, (vocabulary,) float32 on the CPU. None unless requested.

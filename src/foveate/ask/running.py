@@ -251,7 +251,7 @@ def _answers(
             prompt=prompt,
             method=method,
             trace=trace,
-            sample=sample,
+            sample=sample * beams,
             kv_bytes=held // len(prompts),
             kv_bytes_whole=undropped // len(prompts),
             looked=0 if look is None else look.tokens,
