@@ -74,6 +74,18 @@ def test_without_dropping_the_vectors_are_the_untouched_models(name, request):
     assert torch.equal(vectors(model, pages)[live], whole)
 
 
+def test_pages_of_two_sizes_are_read_without_the_padding_of_the_smaller(qwen):
+    model, pages = qwen
+    ids, grids = pages["input_ids"].clone(), torch.tensor([[1, 6, 8], [1, 4, 6]])  # 12 and 6 tokens a page
+    ids[1, (ids[1] == IMAGE).nonzero()[6:, 0]] = 57
+    mixed = {**pages, "input_ids": ids, "image_grid_thw": grids}
+    live = mixed["attention_mask"].bool()
+    whole = vectors(model, mixed)[live]
+    with fv.drop(model, fv.DivPrune(keep=1.0)) as trace:
+        assert torch.equal(vectors(model, mixed)[live], whole)
+    assert trace.vision_tokens == [12, 6]
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["qwen", "pali"])
 def test_marked_rows_are_the_vectors_of_what_is_left(name, method, request):
