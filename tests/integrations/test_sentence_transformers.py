@@ -177,3 +177,20 @@ def test_rows_of_another_length_are_refused_and_the_module_is_as_before(vectors,
         del module.model.forward
     assert (module.forward, module.model.language_model.layers[0].forward) == (forward, layers)
     assert len(vectors.encode_document(pages[:1])[0]) == VISION
+
+
+def test_vectors_that_are_pooled_already_pass_through(vectors, module, pages):
+    name, run = module.module_output_name, module.forward
+
+    def pool(features, **more):
+        output = run(features, **more)
+        return {**output, name: output[name].mean(dim=1)}
+
+    module.forward = pool
+    try:
+        with drop(vectors, "divprune", tokens=64):
+            pooled = module(module.preprocess(pages[:2]))
+    finally:
+        del module.forward
+    assert pooled[name].shape == (2, 128)
+    assert pooled["attention_mask"].sum(dim=1).max() < VISION

@@ -154,6 +154,13 @@ def test_a_picture_behind_a_url_is_its_bytes(way, server, pictures):
     assert (kind, content) == ("image/png", (pictures / "3.png").read_bytes())
 
 
+def test_a_picture_needs_no_ending(server, pictures):
+    from foveate.ask.media import decode_url
+
+    server.files["3"] = (pictures / "3.png").read_bytes()
+    assert decode_url(body_of(f"{server.url}/plain/3")) == ("", server.files["3"])
+
+
 BAD = {
     "breaks-always": "Payload",
     "longer": "ConnectionError",
