@@ -185,11 +185,19 @@ def test_choices_that_are_none_are_refused(vlm, demo, choices, says):
         vlm.ask(demo, QUESTION, choices=choices)
 
 
+@pytest.mark.parametrize("special", ["<image>", "yes</s>"])
+def test_choices_with_special_tokens_are_refused(special, vlm, demo):
+    for ask in (vlm.ask, lambda *pair, **more: vlm.ask_many([pair], **more)):
+        with pytest.raises(fv.InputError, match="special"):
+            ask(demo, QUESTION, choices=[special, "no"])
+
+
 def test_a_model_that_ends_no_answer_cannot_tell_a_choice_from_a_longer_one():
     vlm = random_vlm("llava")  # without an end of sequence
     ids = {"a": (11,), "ab": (11, 12)}
     vlm.processor.tokenizer = type("Words", (), {
-        "eos_token_id": None, "__call__": lambda _, text, **__: SimpleNamespace(input_ids=ids[text])
+        "eos_token_id": None, "all_special_tokens": (), "convert_ids_to_tokens": lambda _, ids: [],
+        "__call__": lambda _, text, **__: SimpleNamespace(input_ids=ids[text])
     })()  # fmt: skip
     prompt = prompt_of(vlm, batch("llava", ["ti"]))
     with pytest.raises(fv.SettingError, match="no end token"):

@@ -161,6 +161,16 @@ def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, folder, tmp_pat
     assert "in use" in err
 
 
+def test_choices_are_two_texts_or_more(batch, table, tmp_path):
+    for texts in ((), ("yes",)):
+        code, _, err = batch("--choices", *texts, path=table)
+        assert code == WRONG_USAGE
+        assert "choices" in err
+    assert batch("--choices", "yes", "no", path=table)[0] == DONE
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["settings"]["choices"] == ["yes", "no"]
+
+
 def test_a_system_text_is_given_or_in_a_file(batch, table, tmp_path):
     file = tmp_path / "instruction.txt"
     file.write_text("\ufeffw1 is w2 this ?\n", encoding="utf-8")

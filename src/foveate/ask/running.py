@@ -25,7 +25,7 @@ from foveate.ask.generation import (
 )
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, resume, weights_of
-from foveate.ask.prompt import Fit, Prompt, check_text, collate
+from foveate.ask.prompt import Fit, Prompt, check_text, collate, refuse_special
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
@@ -365,6 +365,7 @@ class Choices:
         """Read the texts.
 
         Raises:
+            InputError: If one is not valid Unicode, or contains a special token.
             SettingError: If there are fewer than two, one has no tokens, or two have the same tokens. Also if one is
                 the beginning of another and the model has no end token to tell them apart.
         """
@@ -373,6 +374,7 @@ class Choices:
         ids = []
         for text in texts:
             check_text(text, "A choice")
+            refuse_special(loaded, text)
             ids.append(tuple(loaded.tokenizer(text, add_special_tokens=False).input_ids))
             if not ids[-1]:
                 raise SettingError(f"Every choice must have at least one token; got {brief(text)}.")

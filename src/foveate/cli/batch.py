@@ -84,7 +84,7 @@ class Batch:
     """the question for every row; replaces the rows' own questions"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """a method, preset, preset file or chain, as for foveate generate (list: foveate methods)"""
-    choices: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ()
+    choices: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """answer with the likeliest of these texts; each row then has the log-probability of every one"""
     system: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """an instruction before every row, as a system turn; it runs once for all rows"""
@@ -133,7 +133,7 @@ class Batch:
             **vars(self.media),
             method=drops,
             batch_size=self.batch_size,
-            choices=self.choices,
+            choices=self.choices or (),
             system=system,
             within=root,
             remote=remote,
@@ -181,8 +181,8 @@ class Batch:
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and names that do not exist."""
-        if len(self.choices) == 1:
-            raise UsageError(f"--choices needs two texts or more; got one, {self.choices[0]!r}.")
+        if self.choices is not None and len(self.choices) < 2:
+            raise UsageError(f"--choices needs two texts or more; got {' '.join(self.choices) or 'none'}.")
         options = self.columns
         if options.number_rows and options.id_column is not None:
             raise UsageError("--number-rows uses row numbers as ids: leave --id-column out.")
