@@ -279,9 +279,12 @@ def test_a_stage_takes_the_arrays_of_engines_and_their_missing_values(asking, vl
 
 def test_a_stage_has_choices_and_does_not_lose_columns(asking, vlm, pictures):
     stage = Predictor(asking.model, vlm=vlm, method="divprune", retention=0.5, choices=("yes", "no"), batch_size=1)
-    told = stage({"image": [str(pictures / "0.png")], "question": ["Is it?"], "answer": ["a column of theirs"]})
+    own = {"answer": ["a column of theirs"], "input_answer": ["of a job before"], "input_error": ["theirs"]}
+    told = stage({"image": [pictures / "0.png"], "question": ["Is it?"], **own})
     assert told["answer"] == [max(told["choices"][0], key=told["choices"][0].get)]
-    assert told["input_answer"] == ["a column of theirs"]
+    assert told["input_input_answer"] == ["a column of theirs"]
+    assert told["input_answer"] == ["of a job before"]
+    assert told["input_error"] == ["theirs"]
 
 
 def test_a_stage_is_pickled_by_its_settings(asking, vlm, pictures):
@@ -294,5 +297,7 @@ def test_a_stage_is_pickled_by_its_settings(asking, vlm, pictures):
 def test_a_stage_refuses_what_it_does_not_read(asking, vlm):
     with pytest.raises(fv.InputError, match="metod"):
         Predictor(asking.model, vlm=vlm, metod="v2drop")
+    with pytest.raises(fv.InputError, match="method"):
+        Predictor(asking, vlm=vlm, method="v2drop")
     with pytest.raises(fv.SettingError, match="length"):
         Predictor(asking, vlm=vlm)({"image": ["a"], "question": ["b", "c"]})

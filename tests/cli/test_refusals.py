@@ -37,6 +37,7 @@ batch FOLDER out | The question
 batch FOLDER out --prompt x --batch-size 0 | --batch-size
 batch FOLDER out --prompt x --id-column name | columns
 batch FOLDER out --prompt x --untouched --retention 0.3 | --untouched
+batch FOLDER out --prompt x --ray auto | examples/clusters/on_ray.py
 batch FOLDER/in.jsonl out --number-rows --id-column name | --id-column
 batch FOLDER/in.jsonl out --prompt x --question-column text | --question-column
 batch FOLDER/in.jsonl out --root nowhere | --root

@@ -37,6 +37,10 @@ class Server(BaseHTTPRequestHandler):
         seen = self.server.seen
         seen.append((self.command, way))
         body = self.server.files.get(name, b"")
+        if self.path in self.server.pages:
+            return self.give(200, self.server.pages[self.path].encode())
+        if way == "endless":
+            return self.give(200, b'<a href="sub/">sub/</a>')
         if way == "list" and not name:
             return self.give(200, "".join(f'<a href="/list/{file}">{file}</a>' for file in self.server.files).encode())
         if way == "busy" and len(seen) < 6:
@@ -101,6 +105,7 @@ def serving(files, host="127.0.0.1", context=None):
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     server.files, server.seen, server.endless, server.elsewhere = files, [], None, ""
+    server.pages = {}
     server.url = f"{'http' if context is None else 'https'}://{host}:{server.server_port}"
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -292,6 +297,43 @@ def test_a_folder_behind_http_is_listed_by_its_links(ask_all, server, pictures):
     rows, _ = ask_all(f"{server.url}/list/", question=QUESTION)
     assert sorted(row["id"] for row in rows.values()) == sorted(path.name for path in pictures.iterdir())
     assert not any("reason" in row for row in rows.values())
+
+
+APACHE = """<th><a href="?C=N;O=D">Name</a></th><th><a href="?C=M;O=A">Last modified</a></th>
+<td><a href="/">Parent Directory</a></td><td><A HREF='3.png'>3.png</A></td><td><a href="sub/">sub/</a></td>
+<td><a href="../4.png">4.png</a></td><td><a class="a" href=a&amp;b.png>a&b.png</a></td>"""
+
+
+def test_a_page_of_apache_names_its_files_and_those_of_folders_below(server):
+    server.pages = {"/pub/": APACHE, "/pub/sub/": '<a href="/pub/">Parent Directory</a><a href="4.png">4.png</a>'}
+    server.files["a&b.png"] = b"a"
+    server.files["sub/4.png"] = b"b"
+    assert set(EVERYWHERE.files(f"{server.url}/pub")) == {"3.png", "a&b.png", "sub/4.png"}
+
+
+def test_a_folder_that_cannot_be_listed_is_not_left_out(server):
+    server.pages = {"/pub/": APACHE}
+    with pytest.raises(fv.InputError, match="sub"):
+        EVERYWHERE.files(f"{server.url}/pub")
+
+
+def test_folders_in_each_other_without_end_are_refused(server, monkeypatch):
+    monkeypatch.setattr(remote, "PAGES", 9)
+    with pytest.raises(fv.InputError, match="folders"):
+        EVERYWHERE.files(f"{server.url}/endless")
+
+
+def test_a_page_without_end_is_refused(server, monkeypatch):
+    monkeypatch.setattr(remote, "PAGE", 2**20)
+    server.endless, server.files[""] = b"x" * 2**16, b""
+    with pytest.raises(fv.InputError, match="more than"):
+        EVERYWHERE.files(f"{server.url}/unsized")
+
+
+def test_the_object_that_stands_for_a_folder_is_no_file(bucket):
+    bucket.call_s3("put_object", Bucket="bucket", Key="marked/sub/", Body=b"")
+    bucket.pipe("bucket/marked/sub/a.png", b"a")
+    assert set(Remote().files("s3://bucket/marked")) == {"sub/a.png"}
 
 
 def test_an_object_is_asked_for_its_size_once(bucket, monkeypatch):

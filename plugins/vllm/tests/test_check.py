@@ -7,6 +7,7 @@ import math
 import pytest
 
 import foveate.embedded
+from foveate_vllm import check
 from foveate_vllm.check import NEW, Answer, main, verdict
 from foveate_vllm.layout import Layout
 
@@ -39,9 +40,16 @@ def test_log_probabilities_decide_and_say_nothing_where_the_method_changes_too_l
     assert said in found[1]
 
 
-def test_a_method_that_is_none_is_said_in_a_line(capsys):
-    assert main(["check", "v2dorp"]) == 2
-    assert capsys.readouterr().err.startswith("foveate-vllm: ")
+@pytest.mark.parametrize("words", [["v2dorp"], ["read"], ["embedded", "--method", "resize:tokens=64"]])
+def test_a_method_that_is_none_or_cannot_run_in_vllm_is_said_in_a_line(words, capsys):
+    assert main(["check", *words]) == 2
+    assert "\nfoveate-vllm: " in f"\n{capsys.readouterr().err}"
+
+
+def test_the_embedded_model_is_checked_with_the_usual_method(monkeypatch):
+    monkeypatch.setattr(check, "_in_vllm", lambda options, asked: pytest.fail(f"{options.model} {options.method}"))
+    with pytest.raises(pytest.fail.Exception, match="embedded v2drop"):
+        main(["check", "embedded"])
 
 
 @pytest.mark.long

@@ -68,6 +68,8 @@ def test_another_vllm_drops_only_where_the_check_passed_for_the_model_and_method
     monkeypatch.setattr(host, "version_of_vllm", lambda: "0.33.0")
     with pytest.raises(Exception, match=rf"foveate-vllm check {llava_folder} --method visionzip"):
         configured(llava_folder, "visionzip")
+    (tmp_path / "foveate").mkdir()
+    (tmp_path / "foveate" / "vllm-checks.json").write_text("null")  # damaged
     host.note_passed(str(llava_folder), "visionzip")
     configured(llava_folder, "visionzip")
     for change in ({"version_of_vllm": lambda: "0.33.1"}, {"version": lambda package: "9"}):

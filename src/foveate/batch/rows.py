@@ -1,6 +1,6 @@
 """`Predictor`: one model that answers rows in batches. Files are read once, and failed rows get a reason."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -170,6 +170,8 @@ class Predictor:
             drops = drops_of(*(asking.pop(name, None) for name in ("method", "tokens", "retention", "sure")))
             refuse_keys("A Predictor", asking, [field.name for field in fields(RowAsking)])
             model = RowAsking(model=model, method=drops, **asking)
+        else:
+            refuse_keys("A Predictor of a RowAsking", asking, ("prompt", "share", "vlm"))
         self.asking, self._prompt = model, prompt
         self.vlm = vlm or model.load()
         self._drops = model.method
@@ -211,7 +213,7 @@ class Predictor:
             else:
                 for name in names:
                     answers[name][row[KEY]] = row[name]
-        return {f"input_{name}" if name in answers else name: values for name, values in own.items()} | answers
+        return _renamed(own, answers) | answers
 
     def about(self) -> dict[str, Any]:
         """Return everything about the model that answers depend on, as plain values."""
@@ -332,6 +334,13 @@ def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
     The id keeps its name. A record that was a bad row of an earlier job loses its old "row", "reason" and "root".
     """
     was_bad = OF_BAD if {KEY, REASON} <= record.keys() else ()
-    ours = {*OURS, *values, REASON} - {"id"}
-    others = ((name, value) for name, value in record.items() if name not in was_bad)
-    return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)
+    others = {name: value for name, value in record.items() if name not in was_bad}
+    return _renamed(others, {*OURS, *values, REASON} - {"id"}) | dict(values)
+
+
+def _renamed(record: Mapping[str, Any], ours: Container[str]) -> Row:
+    """Rename columns that have the name of one of ours to `input_NAME`, or to `input_input_NAME` if that is there."""
+    prefix = "input_"
+    while any(f"{prefix}{name}" in record for name in record if name in ours):
+        prefix += "input_"
+    return {f"{prefix}{name}" if name in ours else name: value for name, value in record.items()}

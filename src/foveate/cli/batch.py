@@ -100,6 +100,8 @@ class Batch:
     """read s3://, gs:// and https:// URLs, of IN and of images and videos (needs the extra remote)"""
     remote_private: Flag = False
     """as --remote, and also http:// and addresses of private networks"""
+    ray: Name = None
+    """gone: see examples/clusters/on_ray.py"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
     """format of the part files in OUT; auto is Parquet if IN is Parquet, else JSON lines"""
     part_rows: Count = 1000
@@ -183,6 +185,8 @@ class Batch:
         """Refuse flags that contradict each other, and names that do not exist."""
         if self.choices is not None and len(self.choices) < 2:
             raise UsageError(f"--choices needs two texts or more; got {' '.join(self.choices) or 'none'}.")
+        if self.ray is not None:
+            raise UsageError("--ray is gone: give foveate.batch.Predictor to Ray Data (examples/clusters/on_ray.py).")
         options = self.columns
         if options.number_rows and options.id_column is not None:
             raise UsageError("--number-rows uses row numbers as ids: leave --id-column out.")

@@ -6,9 +6,11 @@ messages nor rows show the credentials of a URL.
 
 import base64
 import hashlib
+import html
 import io
 import ipaddress
 import mimetypes
+import re
 import socket
 import tempfile
 import time
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from foveate.errors import FoveateError, InputError
 from foveate.plain.files import is_video, scheme_of
@@ -25,8 +27,11 @@ from foveate.plain.upstream import extra, trim
 HTTP = ("https", "http")
 SCHEMES = ("s3", "gs", *HTTP)
 """http is for private addresses alone: elsewhere anybody on the way could change what it carries."""
-MEDIUM, TABLE = 2**29, 2**36
-"""Maximum bytes of a picture or film, which memory holds, and of a table, which the disk holds."""
+MEDIUM, PAGE, TABLE = 2**29, 2**26, 2**36
+"""Maximum bytes of a picture or film and of a folder's page, in memory, and of a table, on the disk."""
+PAGES = 10_000
+"""Maximum folders below one over HTTP."""
+LINK = re.compile(r"""<a\s[^>]*?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
 PIECE = 2**20
 """Bytes of a body that are read at a time."""
 WAIT = 30.0
@@ -76,16 +81,34 @@ class Remote:
             InputError: If the folder or a file cannot be read.
         """
         url = f"{url.rstrip('/')}/"
-        infos = self._try(url, lambda system: system.find(url, detail=True))
-        if scheme_of(url) not in HTTP:  # fsspec names objects BUCKET/NAME
+        if scheme_of(url) in HTTP:
+            infos: dict[str, Any] = {place: {} for place in self._linked(url)}
+        else:  # fsspec names objects BUCKET/NAME
+            infos = self._try(url, lambda system: system.find(url, detail=True))
             infos = {f"{scheme_of(url)}://{name}": info for name, info in infos.items()}
-        below = [place for place in infos if place.startswith(url)]
+        below = [place for place in infos if place.startswith(url) and not place.endswith("/")]
         return {place.removeprefix(url): self._identity(place, infos[place]) for place in below}
 
+    def _linked(self, url: str) -> set[str]:
+        """Return the URLs below a folder's to which its page links, and those of the folders among them.
+
+        fsspec's own walk leaves out a folder whose page cannot be read.
+        """
+        pages, places = [url], {url}
+        for page in pages:  # which grows
+            text = self._copy(page, io.BytesIO(), PAGE).getvalue().decode(errors="replace")
+            links = {urljoin(page, html.unescape(link)) for link in LINK.findall(text)}
+            # Links with a query lead to the same page in another order on servers such as Apache.
+            below = {link for link in links if link.startswith(url) and not re.search("[?#]", link)}
+            pages += sorted(link for link in below - places if link.endswith("/"))
+            places |= below
+            if len(pages) > PAGES:
+                raise InputError(f"{public(url)} has more than {PAGES:,} folders below it. Name them one by one.")
+        return places
+
     def _identity(self, url: str, info: dict[str, Any]) -> str:
-        if not (tag := info.get("ETag") or info.get("etag")):
-            info = self._try(url, lambda system: system.info(url))
-        if tag or (tag := info.get("ETag")):
+        info = info or self._try(url, lambda system: system.info(url))
+        if tag := info.get("ETag") or info.get("etag"):
             return f"{tag} {info['size']}"
         return hashlib.sha256(self._copy(url, io.BytesIO(), MEDIUM).getvalue()).hexdigest()
 

@@ -651,6 +651,7 @@ def _locate(value: Any, root: str, column: str, remote: bool) -> Any:
         is_film = is_film or is_video(Path(str(value.get("path"))))
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     head = "data:video/mp4;base64," if is_film else "data:;base64,"
+    value = str(value) if isinstance(value, Path) else value
     if isinstance(value, bytes):
         return head + base64.b64encode(value).decode()
     if not isinstance(value, str) and hasattr(value, "__array_interface__"):

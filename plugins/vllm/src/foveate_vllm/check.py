@@ -60,7 +60,7 @@ class Answer(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Returns 0 if vLLM drops the same tokens, 1 if not, 2 if there is no such model or method."""
+    """Run the command. Returns 0 if vLLM drops the same tokens, 1 if not, 2 if no such model or method can run."""
     parser = argparse.ArgumentParser(prog="foveate-vllm", description="Foveate inside vLLM.")
     check = parser.add_subparsers(required=True).add_parser(
         "check", help="compare vLLM on this machine with transformers"
@@ -75,16 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if options.method is None and not ("/" in options.model or os.path.isdir(options.model)):
+    if options.method is None and not (options.model == NAME or "/" in options.model or os.path.isdir(options.model)):
         options.model, options.method = NAME, options.model
     options.method = options.method or USUAL
     try:
         parse(options.method)
         asked = _asked(options.model)
+        made, backends = _in_vllm(options, asked)
     except FoveateError as error:
         print(f"foveate-vllm: {error}", file=sys.stderr)
         return 2
-    made, backends = _in_vllm(options, asked)
     passed, said = verdict(options.dtype, *_beside_transformers(options, asked, made))
     said = f"{options.model}, {options.method}, {options.dtype}, {backends}: {said}"
     if passed:

@@ -156,7 +156,7 @@ def _conditions(model: str, method: str) -> list[str]:
 
 
 def _passed() -> list[list[str]]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         return list(json.loads(_path_of_passed().read_text()))
     return []
 
