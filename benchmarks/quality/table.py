@@ -7,14 +7,17 @@ python benchmarks/quality/table.py --check    # exit with code 1 if a table is o
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from functools import partial
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import foveate as fv
-from foveate.eval.pairing import RIVALS, has_collapsed, verdict
+from foveate.eval.pairing import FULL_MODEL, has_collapsed, verdict
 from foveate.eval.quality import Quality
+from foveate.eval.rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, TaskRow
+from foveate.plain.stats import Estimate
 from foveate.plain.table import Column, Table, between
 
 HERE = Path(__file__).resolve().parent
@@ -31,6 +34,9 @@ FEW = ("v2drop", "visiondrop", "divprune", "fastv", "random", "resize")
 """The rows of README.md."""
 RANKED = 1 / 9
 """The budget by which the ranking is sorted: 64 of 576 tokens."""
+
+Cells = dict[tuple[str, float], MethodRow]
+Floors = dict[tuple[str, float], float | None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,33 @@ def write(place: Place, *, check: bool) -> bool:
 
 def quality_of(record: dict[str, Any]) -> Quality:
     """The figures of a record."""
-    return Quality(record["rows"], origin=record)
+    return Quality([row_of(values) for values in record["rows"]], origin=record)
+
+
+def row_of(values: dict[str, Any]) -> QualityRow:
+    """A row from its plain values, the inverse of `to_dict`. Figures that older records lack are NaN or None."""
+    kind: type[QualityRow] = TaskRow if values["task"] else MethodRow
+    if "infeasible" in values:
+        kind = RefusedRow
+    elif values["name"] == FULL_MODEL:
+        kind = FullTaskRow if values["task"] else FullRow
+    return read(kind, values)
+
+
+def read(kind: type[QualityRow], values: dict[str, Any]) -> QualityRow:
+    """A row of this kind from its plain values."""
+    return kind(**{column.name: value_of(column, values) for column in fields(kind)})
+
+
+def value_of(column: Field[Any], values: dict[str, Any]) -> Any:
+    """The value of a row's field."""
+    if column.name == "paired":
+        return [read(Pair, pair) for pair in values.get("paired", ())]
+    names = [f"{column.name}{end}" for end in ("", "_low", "_high")]
+    numbers = [nan if values.get(name) is None else values[name] for name in names]
+    if column.type is Estimate:
+        return Estimate(*numbers)
+    return numbers[0] if column.type is float else values.get(column.name)
 
 
 def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[float] = BUDGETS) -> str:
@@ -84,11 +116,11 @@ def table(record: dict[str, Any], shown: str = "pictures", budgets: Sequence[flo
         budgets: Shares of the vision tokens, one per column.
     """
     quality = quality_of(record)
-    listed = dict.fromkeys(row["name"] for row in (*quality.settings, *quality.infeasible))
+    listed = dict.fromkeys(row.name for row in (*quality.settings, *quality.infeasible))
     ran = [name for name in listed if name not in CONTROLS]
-    in_columns = {row["name"] for row in quality.settings if nearest(row, quality, budgets) in budgets}
+    in_columns = {row.name for row in quality.settings if nearest(row, quality, budgets) in budgets}
     rows = [name for name in (*ran, *CONTROLS) if name in in_columns]
-    count = quality.full["tokens"]
+    count = quality.full.tokens
     lines = [
         f"{caption(record, shown)} In brackets: the tokens spent, if they differ from the budget. †: see below.",
         "",
@@ -103,16 +135,16 @@ def caption(record: dict[str, Any], shown: str = "pictures") -> str:
     """The table's caption: the questions, the meaning of the figures, and the full model's accuracy."""
     full = quality_of(record).full
     return (
-        f"Accuracy on {full['questions']:,} questions about {full['pictures']} generated {shown} {drawn(record)}, "
-        f"% ± half the 95 % interval, by mean vision tokens per decoder layer (of {full['tokens']:.0f}). "
-        f"The full model: {points(full, 'accuracy')}."
+        f"Accuracy on {full.questions:,} questions about {full.pictures} generated {shown} {drawn(record)}, "
+        f"% ± half the 95 % interval, by mean vision tokens per decoder layer (of {full.tokens:.0f}). "
+        f"The full model: {points(full.accuracy)}."
     )
 
 
 def few(record: dict[str, Any]) -> str:
     """The short table of README.md, with six rows."""
     quality = quality_of(record)
-    shown = by_budget("", {name: f"`{name}`" for name in FEW}, quality, lambda b: f"{quality.full['tokens'] * b:.0f}")
+    shown = by_budget("", {name: f"`{name}`" for name in FEW}, quality, lambda b: f"{quality.full.tokens * b:.0f}")
     return "\n".join([caption(record), SMALL, "", shown.replace("†", "")])
 
 
@@ -141,10 +173,10 @@ def by_budget(
     )
 
 
-def placed(quality: Quality, budgets: Sequence[float] = BUDGETS) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def placed(quality: Quality, budgets: Sequence[float] = BUDGETS) -> tuple[Cells, Floors]:
     """The cells by method and budget, and the floors of the methods that cannot meet a budget."""
-    cells = {(row["name"], nearest(row, quality, budgets)): row for row in quality.settings}
-    floors = {(row["name"], near(row["budget"], budgets)): row["floor"] for row in quality.infeasible}
+    cells = {(row.name, nearest(row, quality, budgets)): row for row in quality.settings}
+    floors = {(row.name, near(row.budget, budgets)): row.floor for row in quality.infeasible}
     return cells, floors
 
 
@@ -153,11 +185,11 @@ def near(share: float, budgets: Sequence[float]) -> float:
     return next((budget for budget in budgets if abs(budget - share) < 1e-4), share)
 
 
-def nearest(row: dict[str, Any], quality: Quality, budgets: Sequence[float] = BUDGETS) -> float:
+def nearest(row: MethodRow, quality: Quality, budgets: Sequence[float] = BUDGETS) -> float:
     """The budget whose column a cell belongs to. For a chain with its own settings, the one nearest to its tokens."""
-    if row["budget"] is not None:
-        return near(row["budget"], budgets)
-    share = row["tokens"] / quality.full["tokens"]
+    if row.budget is not None:
+        return near(row.budget, budgets)
+    share = row.tokens / quality.full.tokens
     return min(budgets, key=lambda budget: abs(budget - share))
 
 
@@ -165,13 +197,13 @@ def ranking(record: dict[str, Any]) -> str:
     """All rows, best at 64 tokens first, with their lead over random dropping at as many tokens."""
     quality = quality_of(record)
     cells = [row for row in quality.settings if nearest(row, quality) == RANKED]
-    cells.sort(key=lambda row: -row["accuracy"])
+    cells.sort(key=lambda row: -row.accuracy.value)
     lines = []
     for place, row in enumerate(cells, 1):
-        ahead = "" if row["minus_random"] is None else points(row, "minus_random")
-        lines.append([str(place), f"`{row['name']}`", f"{row['tokens']:.0f}", points(row, "accuracy"), ahead])
+        ahead = "" if isnan(row.minus_random.value) else points(row.minus_random)
+        lines.append([str(place), f"`{row.name}`", f"{row.tokens:.0f}", points(row.accuracy), ahead])
     heads = ["", "method", "tokens spent", "accuracy", "ahead of random"]
-    alike = [f"`{row['name']}`" for row in cells[1:] if row["accuracy_high"] >= cells[0]["accuracy_low"]]
+    alike = [f"`{row.name}`" for row in cells[1:] if row.accuracy.high >= cells[0].accuracy.low]
     said = f"Methods whose interval overlaps with the first: {', '.join(alike) or 'none'}."
     return "\n".join([Table("", heads, lines).to_markdown(escape=False), said, ""])
 
@@ -180,7 +212,7 @@ def resized(record: dict[str, Any]) -> str:
     """A smaller picture compared with random dropping before the decoder and three methods."""
     quality = quality_of(record)
     names = {name: f"`{name}`" for name in ("resize", "random:layers=0", "v2drop", "divprune", "scope")}
-    shown = by_budget("", names, quality, lambda budget: f"{quality.full['tokens'] * budget:.0f} tokens")
+    shown = by_budget("", names, quality, lambda budget: f"{quality.full.tokens * budget:.0f} tokens")
     return shown.replace("†", "")
 
 
@@ -193,7 +225,7 @@ def chains(record: dict[str, Any]) -> str:
         (budget,) = (budget for name, budget in cells if name == preset.name)
         names = (preset.name, preset.method.members[0].name, "v2drop")
         accuracies = [entry(cells, floors, name, budget, quality) for name in names]
-        lines.append([f"`{preset.name}`", f"{cells[preset.name, budget]['tokens']:.1f}", *accuracies])
+        lines.append([f"`{preset.name}`", f"{cells[preset.name, budget].tokens:.1f}", *accuracies])
     heads = ["preset", "tokens", "accuracy", "first method alone", "V2Drop alone"]
     return "\n".join([caption(record), "", Table("", heads, lines).to_markdown(escape=False)]).replace("†", "")
 
@@ -206,30 +238,30 @@ def drawn(record: dict[str, Any]) -> str:
     return f"({len(seeds)} seeds: {', '.join(map(str, seeds))}; intervals over pictures and seeds)"
 
 
-def entry(cells: dict[Any, Any], floors: dict[Any, Any], name: str, budget: float, quality: Quality) -> str:
+def entry(cells: Cells, floors: Floors, name: str, budget: float, quality: Quality) -> str:
     """One cell of the table."""
-    count = quality.full["tokens"]
+    count = quality.full.tokens
     if (name, budget) in floors:
         return f"floor {floors[name, budget] * count:.0f}"
     if (row := cells.get((name, budget))) is None:
         return ""
-    met = abs(row["tokens"] - budget * count) <= 0.05 * budget * count
+    met = abs(row.tokens - budget * count) <= 0.05 * budget * count
     mark = "†" if lost(row, quality) else ""
-    return points(row, "accuracy") + mark + ("" if met else f" ({row['tokens']:.0f})")
+    return points(row.accuracy) + mark + ("" if met else f" ({row.tokens:.0f})")
 
 
-def lost(row: dict[str, Any], quality: Quality) -> list[str]:
+def lost(row: MethodRow, quality: Quality) -> list[str]:
     """Tasks of which less than a quarter of the full model's accuracy is left."""
     full = quality.tasks_of(quality.full)
     return [task for task, of_task in quality.tasks_of(row).items() if has_collapsed(of_task, full[task])]
 
 
-def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:
+def hidden(cells: list[MethodRow], quality: Quality) -> list[str]:
     """The sentence on tasks whose loss the overall accuracy hides. Empty if there are none."""
     of_cells, tasks = [], []
     for row in cells:
         if here := lost(row, quality):
-            of_cells.append(f"{row['name']} at {row['tokens']:.0f}: {shares(row, here, quality)}")
+            of_cells.append(f"{row.name} at {row.tokens:.0f}: {shares(row, here, quality)}")
             tasks += here
     if not of_cells:
         return []
@@ -244,27 +276,28 @@ def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:
     return ["", f"† Tasks on which {left} (full model: {full}): {'; '.join(of_cells)}."]
 
 
-def shares(row: dict[str, Any], tasks: Iterable[str], quality: Quality) -> str:
+def shares(row: TaskRow, tasks: Iterable[str], quality: Quality) -> str:
     """The accuracy of each task: `read text 4 %, character 9 %`."""
     of_tasks = quality.tasks_of(row)
-    return ", ".join(f"{task} {100 * of_tasks[task]['accuracy']:.0f} %" for task in tasks)
+    return ", ".join(f"{task} {100 * of_tasks[task].accuracy.value:.0f} %" for task in tasks)
 
 
-def points(row: dict[str, Any], figure: str) -> str:
+def points(figure: Estimate) -> str:
     """A figure in points, with half its interval: `61.4 ± 2.1`."""
-    return f"{100 * row[figure]:z.1f} ± {50 * (row[f'{figure}_high'] - row[f'{figure}_low']):.1f}"
+    return f"{100 * figure.value:z.1f} ± {50 * (figure.high - figure.low):.1f}"
 
 
 def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:
     """The sentences below a table: its limits, and the methods that a control beats or equals."""
     lines = [SMALL]
-    own = [row for row in quality.settings if row["name"] in rows and row["name"] not in CONTROLS]
+    own = [row for row in quality.settings if row.name in rows and row.name not in CONTROLS]
     worse, alike = [], []
     for row in own:
-        verdicts = {rival: verdict(row, f"minus_{rival}") for rival in RIVALS if row[f"minus_{rival}"] is not None}
+        known = {rival: figure for rival, figure in row.minus.items() if not isnan(figure.value)}
+        verdicts = {rival: verdict(figure, row.pictures) for rival, figure in known.items()}
         for words, said in (("worse than", worse), ("not told apart from", alike)):
             if rivals := [rival for rival, found in verdicts.items() if found == words]:
-                said.append(f"{row['name']} at {row['tokens']:.0f} ({' and '.join(rivals)})")
+                said.append(f"{row.name} at {row.tokens:.0f} ({' and '.join(rivals)})")
     lines += hidden(own, quality)
     lines += ["", f"Significantly worse than a control at equal cost: {', '.join(worse) or 'none'}."]
     lines += ["", f"Not significantly different from a control at equal cost: {', '.join(alike) or 'none'}."]

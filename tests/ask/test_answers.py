@@ -65,7 +65,7 @@ def eval_samples(vlm, pictures, tmp_path):
     path.write_text("\n".join(["image,question", *lines]))
     plan = Plan(methods=("v2drop",), retention=(1 / 3,), baselines=False, cache=tmp_path / "kept", max_new_tokens=3)
     quality = evaluate_samples(vlm, samples_in(path, SampleColumns(), None, None), plan)
-    return [row["accuracy"] for row in quality.rows]
+    return [row.accuracy.value for row in quality.rows]
 
 
 @pytest.mark.parametrize("door", [ask_many, prefix_ask_many, eval_samples])

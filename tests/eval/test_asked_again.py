@@ -1,5 +1,7 @@
 """A second look in an evaluation: a row of its own, made of answers that are there, which are what asking gives."""
 
+from math import isnan
+
 import pytest
 
 import foveate as fv
@@ -38,13 +40,13 @@ def file(tmp_path_factory):
 def test_a_second_look_is_a_row_with_a_column(vlm, file, tmp_path):
     plan = Plan(methods=(file, "vidcom2"), tokens=(16,), baselines=False, cache=tmp_path)
     quality = evaluate(vlm, ("count", "read text", "colour"), plan, count=24)
-    rows = {row["name"]: row for row in quality.settings}
+    rows = {row.name: row for row in quality.settings}
     look, alone = rows["vidcom2 16, else full"], rows["vidcom2"]
-    assert 0 < look["again"] < 1
-    assert alone["again"] is None
-    assert look["tokens"] == pytest.approx(16 + look["again"] * 576, abs=0.01)
-    assert look["flops"] == pytest.approx(alone["flops"] + look["again"], abs=1e-4)
-    assert look["agreement"] >= alone["agreement"]
+    assert 0 < look.again < 1
+    assert isnan(alone.again)
+    assert look.tokens == pytest.approx(16 + look.again * 576, abs=0.01)
+    assert look.flops == pytest.approx(alone.flops + look.again, abs=1e-4)
+    assert look.agreement.value >= alone.agreement.value
     table = quality.table()
     assert "Again" in [getattr(column, "head", column) for column in table.columns]
     assert "both answers" in " ".join(tables_of([quality])[-1].notes)
@@ -64,6 +66,6 @@ def test_its_answers_are_what_asking_gives(vlm, file, tmp_path):
         for question, prompt in zip(asked, prompts_of(vlm, asked), strict=True)
     ]
     (row,) = quality.settings
-    assert row["again"] == pytest.approx(sum(answer.again for answer in answers) / len(answers), abs=1e-5)
+    assert row.again == pytest.approx(sum(answer.again for answer in answers) / len(answers), abs=1e-5)
     right = [answer.text in question.labels for question, answer in zip(asked, answers, strict=True)]
-    assert row["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-5)
+    assert row.accuracy.value == pytest.approx(sum(right) / len(right), abs=1e-5)

@@ -1,4 +1,5 @@
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -45,16 +46,16 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert again.to_dict() == quality.to_dict()
     assert capfd.readouterr() == ("", "")
     ours, same = quality.settings
-    assert (ours["name"], quality.full["questions"], quality.to_dict()["seeds"]) == ("v2drop", 2, [0])
-    assert [pair["name"] for pair in same["paired"]] == ["v2drop"]
-    assert {**same, "name": "v2drop", "paired": []} == ours
-    assert ours["tokens"] == pytest.approx(64, abs=1)
+    assert (ours.name, quality.full.questions, quality.to_dict()["seeds"]) == ("v2drop", 2, [0])
+    assert [pair.name for pair in same.paired] == ["v2drop"]
+    assert replace(same, name="v2drop", paired=[]).to_dict() == ours.to_dict()
+    assert ours.tokens == pytest.approx(64, abs=1)
 
 
 def test_several_seeds_are_pooled(vlm, tmp_path):
     plan = Plan(methods=("random",), tokens=(64,), draws=2, baselines=False, cache=tmp_path, max_new_tokens=8)
     quality = evaluate(vlm, ["colour", "existence"], plan, count=6, seeds=(5, 9))
-    assert (quality.to_dict()["seeds"], quality.full["questions"]) == ([5, 9], 6)
+    assert (quality.to_dict()["seeds"], quality.full.questions) == ([5, 9], 6)
     assert "seeds 5, 9" in quality.title
 
 
@@ -76,8 +77,8 @@ def test_the_model_for_films_is_asked_about_films_and_keeps_its_answers_apart(vl
     plan = Plan(methods=("random",), tokens=(288,), draws=1, baselines=False, cache=tmp_path, max_new_tokens=8)
     quality = evaluate(films, (), plan, count=3)
     assert set(quality.tasks_of(quality.full)) <= set(FILM_TASKS)
-    assert quality.full["tokens"] == 8 * 144
-    assert quality.settings[0]["tokens"] == pytest.approx(288, abs=2)
+    assert quality.full.tokens == 8 * 144
+    assert quality.settings[0].tokens == pytest.approx(288, abs=2)
     with pytest.raises(UnknownNameError, match="colour"):
         evaluate(films, ["colour"], plan, count=3)
 
@@ -86,12 +87,12 @@ def test_a_floor_that_the_frames_of_a_film_decide_is_known_before_anything_is_as
     plan = Plan(methods=("dycoke",), retention=(0.125,), baselines=False, cache=tmp_path, max_new_tokens=8)
     quality = evaluate(load("embedded-films", device="cpu"), (), plan, count=1)
     (row,) = quality.infeasible
-    assert (row["name"], row["floor"]) == ("dycoke", 0.25)
+    assert (row.name, row.floor) == ("dycoke", 0.25)
 
 
 def test_controls_at_what_two_methods_spend_run_once(vlm, tmp_path):
     methods = ("random:layers=3;keep=0.2", "random:layers=3;keep=0.2;seed=1")
     quality = evaluate(vlm, ["colour"], Plan(methods=methods, draws=1, cache=tmp_path, max_new_tokens=8), count=1)
-    cells = [(row["name"], row["budget"]) for row in (*quality.settings, *quality.infeasible)]
+    cells = [(row.name, row.budget) for row in (*quality.settings, *quality.infeasible)]
     assert len(cells) == len(set(cells))
-    assert ("uniform", round(quality.settings[0]["retention"], 3)) in cells
+    assert ("uniform", round(quality.settings[0].retention, 3)) in cells

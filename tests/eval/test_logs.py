@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from math import isnan
 
 import pytest
 
@@ -73,15 +74,15 @@ def cut(tmp_path):
 
 def test_documents_are_paired_by_id_and_the_figures_are_lmms_evals(full, cut, include):
     (quality,) = compare_logs([full, cut], include).values()
-    assert quality.full["accuracy"] == pytest.approx(6 / 7, abs=1e-5)
+    assert quality.full.accuracy.value == pytest.approx(6 / 7, abs=1e-5)
     (ours,) = quality.settings
-    assert (ours["name"], ours["budget"], ours["tokens"]) == ("v2drop", 64, 64)
-    assert ours["agreement"] == 6 / 8
-    assert ours["accuracy_low"] <= ours["accuracy"] <= ours["accuracy_high"]
-    assert ours["difference_low"] <= ours["difference"] < 0
-    assert ours["flops"] == pytest.approx(64 / 576, abs=1e-4)
+    assert (ours.name, ours.budget, ours.tokens) == ("v2drop", 64, 64)
+    assert ours.agreement.value == 6 / 8
+    assert ours.accuracy.low <= ours.accuracy.value <= ours.accuracy.high
+    assert ours.difference.low <= ours.difference.value < 0
+    assert ours.flops == pytest.approx(64 / 576, abs=1e-4)
     assert quality.origin["metric"] == "pope_f1_score"
-    assert ours["kl"] is None
+    assert isnan(ours.kl.value)
 
 
 def test_logs_that_differ_by_their_seed_are_draws_of_one_method(full, include, tmp_path):
@@ -95,8 +96,8 @@ def test_logs_that_differ_by_their_seed_are_draws_of_one_method(full, include, t
     ]
     (quality,) = compare_logs([full, *logs], include).values()
     (random,) = quality.settings
-    assert random["draws"] == [1.0, pytest.approx(0.4)]
-    assert [setting["seed"] for setting in random["settings"]] == [0, 1]
+    assert random.draws == [1.0, pytest.approx(0.4)]
+    assert [setting["seed"] for setting in random.settings] == [0, 1]
 
 
 def change(folder, ending, new):

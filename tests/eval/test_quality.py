@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from itertools import product
+from math import isnan
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from foveate.eval import pareto
 from foveate.eval.pairing import figures_of, has_collapsed, shares_unmatched, verdict
 from foveate.eval.plan import Contender
 from foveate.eval.quality import Quality, points, tables_of
+from foveate.eval.rows import FullRow, FullTaskRow
+from foveate.plain.stats import UNKNOWN, Estimate
 
 TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]
@@ -50,39 +53,65 @@ def quality():
     return Quality(figures_of(FULL, RAN), title="a title")
 
 
+def ends(*figures):
+    """The columns of these figures."""
+    return {f"{figure}{end}" for figure in figures for end in ("", "_low", "_high")}
+
+
 def with_rows(quality, *settings):
     """The same figures of the full model beside these rows."""
-    return replace(quality, rows=[*(row for row in quality.rows if row["name"] == "full model"), *settings])
+    return replace(quality, rows=[*(row for row in quality.rows if row.name == "full model"), *settings])
 
 
 def test_figures_are_the_plain_means(quality):
     ours, random, resize, spender = quality.settings
     full = quality.full
-    assert (full["accuracy"], full["questions"], full["pictures"], full["tokens"]) == (1, 200, 100, 576)
-    assert [row["questions"] for row in quality.tasks_of(full).values()] == [100, 100]
-    assert ours["accuracy"] == ours["share"] == ours["agreement"] == 0.8
-    assert ours["difference"] == pytest.approx(-0.2)
-    assert ours["kl"] == 0.5
-    assert (ours["tokens"], ours["flops"]) == (64, 0.25)
-    assert ours["retention"] == pytest.approx(64 / 576, abs=1e-5)
-    assert [row["accuracy"] for row in quality.tasks_of(ours).values()] == [1.0, 0.6]
-    assert random["accuracy"] == pytest.approx(0.5)
-    assert random["draws"] == [0.4, 0.6]
-    assert resize["draws"] == []
-    assert spender["accuracy"] == 0.5
-    assert ours["accuracy_low"] < 0.8 < ours["accuracy_high"]
+    assert (full.accuracy.value, full.questions, full.pictures, full.tokens) == (1, 200, 100, 576)
+    assert [row.questions for row in quality.tasks_of(full).values()] == [100, 100]
+    assert ours.accuracy.value == ours.share.value == ours.agreement.value == 0.8
+    assert ours.difference.value == pytest.approx(-0.2)
+    assert ours.kl.value == 0.5
+    assert (ours.tokens, ours.flops) == (64, 0.25)
+    assert ours.retention == pytest.approx(64 / 576, abs=1e-5)
+    assert [row.accuracy.value for row in quality.tasks_of(ours).values()] == [1.0, 0.6]
+    assert random.accuracy.value == pytest.approx(0.5)
+    assert random.draws == [0.4, 0.6]
+    assert resize.draws == []
+    assert spender.accuracy.value == 0.5
+    assert ours.accuracy.low < 0.8 < ours.accuracy.high
 
 
 def test_rivals_are_those_that_truly_cost_the_same(quality):
     ours, random, resize, spender = quality.settings
-    assert ours["minus_random"] == pytest.approx(0.3)
-    assert ours["minus_resize"] == pytest.approx(0.5)
-    assert ours["minus_random_low"] > 0
-    assert (random["minus_random"], random["minus_resize"]) == (None, pytest.approx(0.2))
-    assert (spender["minus_random"], spender["minus_resize"]) == (None, None)
-    assert (ours["hard"], ours["hard_questions"]) == (pytest.approx((0.8 - 0.3) / (1 - 0.3), abs=1e-5), 140)
-    assert (spender["hard"], resize["hard"]) == (None, None)
+    assert ours.minus_random.value == pytest.approx(0.3)
+    assert ours.minus_resize.value == pytest.approx(0.5)
+    assert ours.minus_random.low > 0
+    assert random.minus["resize"].value == pytest.approx(0.2)
+    assert {random.minus_random, *spender.minus.values(), spender.hard, resize.hard} == {UNKNOWN}
+    assert (ours.hard.value, ours.hard_questions) == (pytest.approx((0.8 - 0.3) / (1 - 0.3), abs=1e-5), 140)
     assert shares_unmatched(quality.rows) == [pytest.approx(30 / 576, abs=1e-3)]
+
+
+ANY = {"name", "budget", "task"}
+TASK = ANY | {"questions", "tokens", *ends("accuracy")}
+FULL_TASK = TASK | {"commonest", "commonest_label", "alike"}
+SETTING = TASK | {"pictures", "retention", "again", "flops"}
+METHOD = SETTING | {"hard_questions", "draws", "settings", "note", "paired"}
+METHOD |= ends("share", "difference", "agreement", "kl", "minus_random", "minus_resize", "hard")
+
+
+def test_every_kind_of_row_has_its_columns_and_none_for_what_is_unknown(quality):
+    rows = json.loads(json.dumps(quality.to_dict(), allow_nan=False))["rows"]
+    full, task, ours, of_ours, *_, refused = rows[0], *rows[2:]
+    assert [set(row) for row in (full, task)] == [SETTING | FULL_TASK, FULL_TASK]
+    assert [set(row) for row in (ours, of_ours, refused)] == [METHOD, TASK, ANY | {"infeasible", "floor"}]
+    (pair,) = next(row for row in rows if row["name"] == "random")["paired"]
+    assert set(pair) == {"name", "budget", "tokens", *ends("accuracy", "agreement")}
+    assert (full["again"], full["commonest"], full["task"], refused["task"]) == (None,) * 4
+    spender = next(row for row in rows if row["name"] == "spender")
+    assert {spender[end] for end in ends("minus_random", "minus_resize", "hard")} == {None}
+    assert (spender["hard_questions"], ours["accuracy"], ours["difference"]) == (0, 0.8, -0.2)
+    assert ours["accuracy_low"] < 0.8 < ours["accuracy_high"]
 
 
 def test_baselines_do_not_run_twice_at_nearly_the_same_share():
@@ -98,10 +127,10 @@ def test_hard_questions_are_those_that_the_full_model_gets_right_and_a_smaller_p
     ran = [(RAN[0][0], [log(ours)]), (RAN[2][0], [log(small)])]
     quality = Quality(figures_of(log(full), ran))
     (row, _) = quality.settings
-    assert (row["hard"], row["hard_questions"]) == (24 / 50, 50)
+    assert (row.hard.value, row.hard_questions) == (24 / 50, 50)
     assert "48% of 50" in str(quality.table())
     (row, _) = Quality(figures_of(log(small), ran)).settings
-    assert (row["hard"], row["hard_questions"]) == (None, 0)
+    assert (row.hard, row.hard_questions) == (UNKNOWN, 0)
 
 
 def test_a_figure_that_is_no_mean_is_counted_anew_on_every_resample():
@@ -113,9 +142,9 @@ def test_a_figure_that_is_no_mean_is_counted_anew_on_every_resample():
     rows = figures_of(FULL, RAN, pairs)
     quality = Quality(rows)
     ours = quality.settings[0]
-    assert (quality.full["accuracy"], ours["accuracy"]) == (1, 0.6)
-    assert ours["accuracy_low"] < 0.6 < ours["accuracy_high"]
-    assert ours["minus_random_low"] < ours["minus_random"] == pytest.approx(0.6 - (0 + 0.2) / 2)
+    assert (quality.full.accuracy.value, ours.accuracy.value) == (1, 0.6)
+    assert ours.accuracy.low < 0.6 < ours.accuracy.high
+    assert ours.minus_random.low < ours.minus_random.value == pytest.approx(0.6 - (0 + 0.2) / 2)
     assert quality.tasks_of(ours) == {}
 
 
@@ -127,8 +156,8 @@ def test_tables_show_every_cell_and_no_empty_column(quality):
     assert ["high", "≥", "70.0", "infeasible"] in rows
     in_flops = replace(quality, origin={"flops": [0.1]})
     assert ["high", "≥", "12.2%", "infeasible"] in [line.split() for line in str(in_flops.table()).splitlines()]
-    lone = dict.fromkeys(("minus_random", "minus_resize", "hard"))
-    alone = with_rows(quality, *({**row, **lone} for row in quality.settings))
+    lone = {**dict.fromkeys(("minus_random", "minus_resize", "hard"), UNKNOWN), "hard_questions": 0}
+    alone = with_rows(quality, *(replace(row, **lone) for row in quality.settings))
     assert [column.head for column in alone.table().columns] == heads[:-3]
     assert "Hard" not in " ".join(alone.findings() + alone.legend())
     assert [tuple(row) for row in quality.task_table().rows[:2]] == [
@@ -145,18 +174,19 @@ def test_the_figure_shows_every_method(quality):
 
 
 def test_what_is_right_throughout_has_an_interval_all_the_same(quality):
-    full = quality.full
-    assert (full["accuracy_low"], full["accuracy_high"]) == (pytest.approx(0.963, abs=1e-3), 1)  # 100 of 100 pictures
-    assert points({"x": 0.0, "x_low": 0.0, "x_high": 0.114}, "x", 100) == "0.0 (≤ 11.4)"
-    assert points({"x": 0.614, "x_low": 0.593, "x_high": 0.635}, "x", 100) == "61.4 ± 2.1"
-    assert points({"x": 0.03, "x_low": 0.011, "x_high": 0.03}, "x", 100, signed=True) == "+3.0 ± 0.9"
+    accuracy = quality.full.accuracy
+    assert (accuracy.low, accuracy.high) == (pytest.approx(0.963, abs=1e-3), 1)  # 100 of 100 pictures
+    assert points(Estimate(0.0, 0.0, 0.114), 100) == "0.0 (≤ 11.4)"
+    assert points(Estimate(0.614, 0.593, 0.635), 100) == "61.4 ± 2.1"
+    assert points(Estimate(0.03, 0.011, 0.03), 100, signed=True) == "+3.0 ± 0.9"
+    assert points(UNKNOWN, 100, signed=True) == ""
     assert "Wilson's" in " ".join(quality.legend() + quality.findings())
-    certain = {**full, "accuracy": 3.0, "accuracy_low": 3.0, "accuracy_high": 3.0}
+    certain = replace(quality.full, accuracy=Estimate(3.0, 3.0, 3.0))
     assert "± 0.0: every picture scores the same" in " ".join(Quality([certain]).legend())
 
 
 def test_of_several_benchmarks_each_has_its_findings_below_its_own_table(quality):
-    other = replace(quality, title="another", rows=[{**quality.full, "pictures": 2}, *quality.settings[1:]])
+    other = replace(quality, title="another", rows=[replace(quality.full, pictures=2), *quality.settings[1:]])
     first, tasks, paired, last = tables_of([quality, replace(other, rows=other.rows[:2])])
     assert "ours: better than random at 64 tokens." in first.notes
     assert not tasks.notes + paired.notes
@@ -168,9 +198,9 @@ def test_of_several_benchmarks_each_has_its_findings_below_its_own_table(quality
 # -- verdicts -------------------------------------------------------------------------------------------------
 
 
-def differing(rival, low, high):
-    """The columns of a difference."""
-    return {f"minus_{rival}": (low + high) / 2, f"minus_{rival}_low": low, f"minus_{rival}_high": high}
+def between(low, high):
+    """A difference with this interval."""
+    return Estimate((low + high) / 2, low, high)
 
 
 @pytest.mark.parametrize(
@@ -185,10 +215,11 @@ def differing(rival, low, high):
 )
 def test_an_interval_that_holds_zero_and_five_pictures_tell_nothing_apart(low, high, words, lower_is_better):
     """Five pictures that all point one way: p = 2 / 2⁵ = 0.06 of a sign test."""
-    row = differing("random", low, high)
-    assert verdict(row, "minus_random") == verdict({**row, "pictures": 6}, "minus_random") == words
-    assert verdict({**row, "pictures": 5}, "minus_random") == "not told apart from"
-    assert verdict(row, "minus_random", higher_is_better=False) == lower_is_better
+    difference = between(low, high)
+    assert verdict(difference, 6) == words
+    assert verdict(difference, 5) == "not told apart from"
+    assert verdict(difference, 6, higher_is_better=False) == lower_is_better
+    assert verdict(UNKNOWN, 6) == "not told apart from"
 
 
 def test_a_method_gets_one_sentence_over_all_budgets(quality):
@@ -196,7 +227,7 @@ def test_a_method_gets_one_sentence_over_all_budgets(quality):
     better, worse, alike = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1)
     found = [(192.2, better, alike), (128.0, better, better), (64.0, alike, worse), (32.0, worse, worse)]
     rows = [
-        {**ours, "tokens": tokens, **differing("random", *random), **differing("resize", *resize)}
+        replace(ours, tokens=tokens, minus_random=between(*random), minus_resize=between(*resize))
         for tokens, random, resize in found
     ]
     assert with_rows(quality, *rows).verdicts() == [
@@ -205,13 +236,17 @@ def test_a_method_gets_one_sentence_over_all_budgets(quality):
     ]
 
 
-def test_a_task_of_which_less_than_a_quarter_is_left_has_collapsed():
+def test_a_task_of_which_less_than_a_quarter_is_left_has_collapsed(quality):
+    (row, _) = quality.tasks_of(quality.full).values()
     for accuracy, full, gone in ((0.24, 1.0, True), (0.25, 1.0, False), (0.2, 0.6, False), (0.0, 0.0, False)):
-        assert has_collapsed({"accuracy": accuracy}, {"accuracy": full}) is gone
+        left, whole = (replace(row, accuracy=replace(UNKNOWN, value=value)) for value in (accuracy, full))
+        assert has_collapsed(left, whole) is gone
 
 
 def test_what_an_accuracy_hides_is_said_of_methods_and_not_of_controls(quality):
-    lost = [{**row, "accuracy": 0.04} if row["task"] == "count" else row for row in quality.rows[3:]]
+    few = Estimate(0.04, 0.01, 0.1)
+    settings = [row for row in quality.rows if not isinstance(row, FullRow | FullTaskRow)]
+    lost = [replace(row, accuracy=few) if row.to_dict()["task"] == "count" else row for row in settings]
     said = [note for note in with_rows(quality, *lost).findings() if "quarter" in note]
     assert [note for note in said if note.startswith(("ours", "random"))] == [
         "ours at 64 tokens: less than a quarter is left of count (4%; full model 100%)."
@@ -225,11 +260,11 @@ def test_an_interval_of_fewer_than_five_pictures_says_nothing(count):
     ran = [(RAN[0][0], [log(right(0.8))[few]]), (RAN[1][0], [log(right(0.4))[few], log(right(0.6))[few]])]
     for aggregate in (None, lambda rows: float(np.mean([row["score"] for row in rows]))):
         quality = Quality(figures_of(FULL[few], ran, aggregate))
-        unknown = [name for name, end in quality.settings[0].items() if end is None]
-        assert ("difference_low" in unknown, "minus_random_high" in unknown) == (count < 5, count < 5)
+        ours = quality.settings[0]
+        assert [isnan(end) for end in (ours.difference.low, ours.minus_random.high)] == [count < 5, count < 5]
         assert ([note for note in nothing(quality) if "for an interval" in note] != []) == (count < 5)
         assert all("better" not in note for note in quality.verdicts())
-        assert ("±" in points(quality.settings[0], "minus_random", 100, signed=True)) == (count >= 5)
+        assert ("±" in points(ours.minus_random, 100, signed=True)) == (count >= 5)
         assert pareto.draw(quality).mode == "RGB"
         assert json.dumps(quality.to_dict(), allow_nan=False)
 
@@ -256,7 +291,7 @@ def test_an_accuracy_that_the_commonest_label_would_reach_says_nothing():
     ran = [(RAN[0][0], [log(full)])]
     for share, said in ((0.55, True), (0.4, False)):
         quality = Quality(figures_of(labelled(full, share), ran))
-        assert quality.full["commonest"] == share
+        assert quality.full.commonest == share
         assert [note.startswith("Accuracy says nothing here: ") for note in nothing(quality)][:1] == [True][: int(said)]
     quality = Quality(figures_of(labelled(full, 0.55), ran))
     first = nothing(quality)[0]
@@ -275,10 +310,10 @@ def test_agreement_is_no_way_out_where_all_answers_are_the_same():
 
 def test_any_of_several_labels_counts_for_the_commonest():
     rows = [{**row, "labels": ("yes", f"label {place}")} for place, row in enumerate(FULL)]
-    assert figures_of(rows, [])[0]["commonest"] == 1
+    assert figures_of(rows, [])[0].commonest == 1
     rows = [{**row, "labels": ("yes",) if place else ()} for place, row in enumerate(FULL)]
-    assert figures_of(rows, [])[0]["commonest"] is None
-    assert figures_of(FULL, [])[0]["commonest"] is None
+    assert isnan(figures_of(rows, [])[0].commonest)
+    assert isnan(figures_of(FULL, [])[0].commonest)
 
 
 def test_a_task_that_the_full_model_fails_is_said_to_say_nothing():
@@ -320,14 +355,14 @@ def test_methods_are_compared_with_each_other_on_the_same_questions():
     ran += [(contender("ours", 32 / 576, 5), [log(ours, 32)]), (contender("cheap", None, 6), [log(ahead, 33)])]
     quality = Quality(figures_of(FULL, ran))
     first, second, *_ = quality.settings
-    assert first["accuracy_high"] > second["accuracy_low"]
-    (difference,) = second["paired"]
-    assert (difference["name"], difference["tokens"]) == ("ours", 64)
-    assert difference["accuracy"] == difference["agreement"] == pytest.approx(0.1)
-    assert 0 < difference["accuracy_low"] < 0.1 < difference["accuracy_high"] < 0.2
-    assert first["paired"] == []
-    assert [pair["name"] for pair in quality.settings[3]["paired"]] == ["ours", "ahead", "same"]
-    assert [(pair["name"], pair["tokens"]) for pair in quality.settings[5]["paired"]] == [("ours", 32)]
+    assert first.accuracy.high > second.accuracy.low
+    (pair,) = second.paired
+    assert (pair.name, pair.tokens) == ("ours", 64)
+    assert pair.accuracy.value == pair.agreement.value == pytest.approx(0.1)
+    assert 0 < pair.accuracy.low < 0.1 < pair.accuracy.high < 0.2
+    assert first.paired == []
+    assert [other.name for other in quality.settings[3].paired] == ["ours", "ahead", "same"]
+    assert [(other.name, other.tokens) for other in quality.settings[5].paired] == [("ours", 32)]
     table = quality.paired
     assert table.title == "Beside ours, on the same questions"
     assert [row[0] for row in table.rows if row] == ["cheap", "ahead", "same"]
@@ -335,7 +370,7 @@ def test_methods_are_compared_with_each_other_on_the_same_questions():
     worse = replace(quality, higher_is_better=False).paired
     assert [row[3] for row in worse.rows if row] == ["worse", "worse", "not told apart"]
     assert [row[5] for row in worse.rows if row] == ["better", "better", "not told apart"]  # agreement stays good
-    assert table.rows[2][2] == points(difference, "accuracy", 100, signed=True)
+    assert table.rows[2][2] == points(pair.accuracy, 100, signed=True)
 
 
 def test_presets_and_second_looks_are_compared_at_the_same_cost_alone():
@@ -345,14 +380,14 @@ def test_presets_and_second_looks_are_compared_at_the_same_cost_alone():
         for seed, (name, spent) in enumerate((("v2drop/192", 192), ("v2drop/64", 64), ("visiondrop/192", 190)))
     ]
     quality = Quality(figures_of(FULL, ran))
-    assert [[pair["name"] for pair in row["paired"]] for row in quality.settings] == [[], [], ["v2drop/192"]]
+    assert [[pair.name for pair in row.paired] for row in quality.settings] == [[], [], ["v2drop/192"]]
     assert [row[0] for row in quality.paired.rows] == ["visiondrop/192"]
 
 
 def test_methods_that_cost_differently_are_compared_at_a_budget_in_common(quality):
     """What was asked of both is the same; the table shows what each spends."""
     spender = quality.settings[3]
-    assert [pair["name"] for pair in spender["paired"]] == ["ours", "random", "resize"]
+    assert [pair.name for pair in spender.paired] == ["ours", "random", "resize"]
     rows = {row[0]: row for row in quality.paired.rows if row}
     assert rows["spender"][1] == "30.0 (64.0)"
 

@@ -35,13 +35,13 @@ def evaluated(tmp_path):
 def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
     quality, heads = evaluated({}, {"question": "How many circles are there?"}, {}, tokens=(64,))
     (ours,) = quality.settings
-    assert (quality.full["pictures"], quality.full["questions"], list(quality.tasks_of(ours))) == (1, 2, ["samples"])
-    assert quality.full["accuracy"] == 1
-    assert ours["accuracy"] == ours["agreement"]
+    assert (quality.full.pictures, quality.full.questions, list(quality.tasks_of(ours))) == (1, 2, ["samples"])
+    assert quality.full.accuracy.value == 1
+    assert ours.accuracy.value == ours.agreement.value
     assert ("Agreement" in heads, "Agrees" in heads, "Of full" in heads) == (True, False, False)
     quality, heads = evaluated({"label": "Neither.", "task": "colour"}, retention=(0.2,))
-    assert quality.tasks_of(quality.full)["colour"]["accuracy"] == 0
-    assert quality.settings[0]["agreement"] == 1
+    assert quality.tasks_of(quality.full)["colour"].accuracy.value == 0
+    assert quality.settings[0].agreement.value == 1
     assert "Accuracy" in heads
 
 
@@ -50,7 +50,7 @@ def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp
     quality, _ = evaluated(
         {}, {"question": 7}, {"image": "none.png"}, {"image": "damaged.png"}, {"image": []}, tokens=(64,)
     )
-    assert (quality.full["questions"], quality.full["pictures"]) == (1, 1)
+    assert (quality.full.questions, quality.full.pictures) == (1, 1)
     assert [row["row"] for row in quality.to_dict()["bad"]] == [1, 2, 3, 4]
     assert "none.png cannot be read" in quality.origin["bad"][1]["reason"]
 
@@ -64,10 +64,10 @@ def test_a_column_that_is_not_read_is_told_with_the_nearest_that_is(tmp_path):
 
 def test_rows_say_the_tokens_that_were_asked_for(evaluated):
     quality, _ = evaluated({}, {"question": "How many circles are there?"}, tokens=(192, 2))
-    assert [row["budget"] for row in (*quality.settings, *quality.infeasible)] == [192, 2]
-    assert {row["budget"] for row in quality.tasks_of(quality.settings[0]).values()} == {192}
+    assert [row.budget for row in (*quality.settings, *quality.infeasible)] == [192, 2]
+    assert {row.budget for row in quality.tasks_of(quality.settings[0]).values()} == {192}
     quality, _ = evaluated({}, retention=(1 / 3,))
-    assert quality.settings[0]["budget"] == 1 / 3
+    assert quality.settings[0].budget == 1 / 3
 
 
 @pytest.mark.parametrize(
@@ -92,15 +92,15 @@ def test_any_of_a_list_of_labels_is_right(evaluated):
         {"label": f" {answer} "},
     ):
         quality, _ = evaluated(row, retention=(0.9,))
-        assert (quality.figure, quality.full["accuracy"]) == ("Accuracy", 1), row
+        assert (quality.figure, quality.full.accuracy.value) == ("Accuracy", 1), row
     quality, _ = evaluated({"label": ["Neither", "Nor"]}, retention=(0.9,))
-    assert quality.full["accuracy"] == 0
+    assert quality.full.accuracy.value == 0
 
 
 @pytest.mark.parametrize("label", ["", [], ["", " "], None, [None]])
 def test_an_empty_label_is_none(evaluated, label):
     quality, heads = evaluated({"label": label}, retention=(0.9,))
-    assert (quality.full["accuracy"], "Agreement" in heads) == (1, True)
+    assert (quality.full.accuracy.value, "Agreement" in heads) == (1, True)
 
 
 @pytest.mark.parametrize("row", [{"label": {"text": "red"}}, {"label": [["red"]]}, {"label": True}, {"task": {"a": 1}}])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from foveate.plain.stats import LEAST, Resampled, estimate, share, wilson
+from foveate.plain.stats import LEAST, UNKNOWN, Resampled, estimate, share, wilson
 
 
 def test_an_interval_holds_the_mean_about_as_often_as_it_says():
@@ -34,11 +34,11 @@ def test_differences_are_paired():
     assert found.value == pytest.approx(better.mean() - ours.mean())
 
 
-def test_a_share_of_nothing_is_none_and_of_itself_one():
+def test_a_share_of_nothing_is_unknown_and_of_itself_one():
     resampled = Resampled([0, 0, 1, 1, 2, 3, 4])
     values = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     means = resampled.means(values)
-    assert share(means, resampled.means(np.zeros(7))) is None
+    assert share(means, resampled.means(np.zeros(7))) is UNKNOWN
     found = share(means, means)
     assert (found.value, found.low, found.high) == (1, 1, 1)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foveate import embedded
 from foveate.ask.generation import Generation
@@ -25,6 +25,7 @@ from foveate.eval.pairing import figures_of, shares_unmatched
 from foveate.eval.plan import BASELINES, USUAL, Contender, Plan, contenders_at
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.records import FORM, Answers, key_of, open_answers, record_of_both
+from foveate.eval.rows import MethodRow, QualityRow
 from foveate.naming import parse
 from foveate.plain.files import is_video, sha256_of, spell
 from foveate.plain.spelling import nearest
@@ -32,6 +33,8 @@ from foveate.plain.upstream import brief, trim
 from foveate.runs.listener import Listener
 from foveate.runs.samples import LABELS, Bad, MediaSample, Samples, as_said, labels_in, plain
 from foveate.runs.versions import commit, versions
+
+R = TypeVar("R", bound=QualityRow)
 
 READ = (*LABELS, "task")
 """Columns that are read besides the media, question and id."""
@@ -244,20 +247,19 @@ def _compare(
     )
 
 
-def _in_tokens(row: Mapping[str, Any], asked: Mapping[float, float], vision_tokens: int | None) -> dict[str, object]:
+def _in_tokens(row: R, tokens: Mapping[float, float], vision_tokens: int | None) -> R:
     """Convert the budgets of a row and its pairs from shares to tokens.
 
     Args:
         row: The row.
-        asked: The requested number of tokens, by share. A control's share is not in it, and is multiplied out.
+        tokens: The requested number of tokens, by share. A control's share is not in it, and is multiplied out.
         vision_tokens: Vision tokens of every prompt.
     """
-    values = dict(row)
-    if row["budget"] is not None:
-        values["budget"] = asked.get(row["budget"], round(row["budget"] * (vision_tokens or 0), 3))
-    if "paired" in row:
-        values["paired"] = [_in_tokens(pair, asked, vision_tokens) for pair in row["paired"]]
-    return values
+    if isinstance(row, MethodRow):
+        row = replace(row, paired=[_in_tokens(pair, tokens, vision_tokens) for pair in row.paired])
+    if row.budget is None:
+        return row
+    return replace(row, budget=tokens.get(row.budget, round(row.budget * (vision_tokens or 0), 3)))
 
 
 @contextmanager
@@ -289,7 +291,7 @@ class Questioning:
         """Whether the questions have true answers."""
         return bool(self.asked[0].labels)
 
-    def rows(self, contenders: Sequence[Contender], doing: str) -> list[dict[str, object]]:
+    def rows(self, contenders: Sequence[Contender], doing: str) -> list[QualityRow]:
         """Ask the missing questions and return all figures of these contenders."""
         self.ask([draw for contender in contenders for draw in contender.draws], doing)
         ran = [(contender, [self.log(draw, contender.sure) for draw in contender.draws]) for contender in contenders]

@@ -9,7 +9,7 @@ A log has one row of plain values per question, in the order of the questions:
     flops, kl                    FLOPs to the first token; KL of the first token from the full model's, nats; or None
     again                        1 if a second look asked the full model again, 0 if not; None for other settings
 
-The rows suit pandas, JSON and tables; see `figures_of`.
+The rows are those of `foveate.eval.rows`.
 """
 
 from collections import Counter
@@ -21,10 +21,10 @@ from typing import Any, Literal
 import numpy as np
 
 from foveate.eval.plan import BASELINES, Contender
-from foveate.plain.stats import Estimate, Numbers, Resampled, estimate, share
+from foveate.eval.rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, SettingRow, TaskRow
+from foveate.plain.stats import UNKNOWN, Estimate, Numbers, Resampled, estimate, share
 
-Row = Mapping[str, Any]
-Log = Sequence[Row]
+Log = Sequence[Mapping[str, Any]]
 Aggregate = Callable[[Log], float]
 """Computes a benchmark's figure from rows of a log, if it is not the mean of scores."""
 
@@ -45,57 +45,32 @@ def figures_of(
     ran: Iterable[tuple[Contender, Sequence[Log]]],
     aggregate: Aggregate | None = None,
     spends: Literal["spent", "flops"] = "spent",
-) -> list[dict[str, object]]:
+) -> list[QualityRow]:
     """Return all figures with their intervals: one row per setting, and one per setting and task.
 
-    A column marked * has an interval (95 %) in two more columns, `…_low` and `…_high`. Unknown values are None. With
-    fewer than five pictures, the two ends are None because the interval would mean nothing.
-
-        name, budget             method or preset as requested; requested share or number of tokens
-        task                     None for all questions together
-        questions                number of questions
-        tokens, retention        mean vision tokens per decoder layer, as spent; their share
-        again                    share of questions that the full model was asked again; None without a second look
-        flops                    share of the full model's FLOPs, from the pixels to the first token
-        accuracy *               mean score, or the benchmark's figure
-        commonest, commonest_label          score of always answering with the most frequent label; that label. Only in
-                                 the full model's rows; None if labels are unknown or the figure is not a mean
-        alike                    share of the full model's answers that are its most frequent one; in its rows
-        share *, difference *    accuracy divided by the full model's; minus the full model's
-        agreement *              share of answers that equal the full model's, word for word
-        kl *                     mean KL of the first answer token from the full model's, nats
-        minus_random *, minus_resize *      accuracy minus that of the control at the same spent cost
-        paired                   for each earlier setting with the same budget or the same spent cost: its name, budget
-                                 and tokens, and this setting's accuracy * and agreement * minus that setting's
-        hard *, hard_questions   accuracy on questions that the full model gets right and Resize, at the same cost,
-                                 wrong; their number
-        draws                    accuracy of each draw, if there are several
-        settings, note           settings of each draw; what is unusual about them
-        infeasible, floor        why the budget cannot be met; the lowest possible share
-
-    Columns from `share` on are in rows for all questions only. The last two are only for budgets that cannot be met.
+    Figures are rounded to 5 decimals, so that a rounding error is no difference. Intervals are 95 %; with fewer than
+    five pictures, the two ends are NaN because the interval would mean nothing.
 
     Args:
         full: The full model's log.
         ran: Each contender with the logs of its draws. A contender without logs is infeasible.
         aggregate: Computes the figure, if it is not the mean of scores.
         spends: The unit of budgets and of equal cost: "spent" (vision tokens) or "flops".
+
+    Returns:
+        The full model's row and its rows of tasks, then those of each setting, then the budgets that cannot be met.
+        An aggregate has no scores, so there are no rows of tasks.
     """
     ran = list(ran)
     pairing = _Pairing(full, aggregate, spends)
     settings = [pairing.measure(contender, logs) for contender, logs in ran if logs]
-    rows = [
-        {**row, **pairing.commonest(row["task"])}
-        for row in (pairing.row(pairing.full), *pairing.task_rows(pairing.full))
-    ]
+    rows: list[QualityRow] = [pairing.with_commonest(FullRow, pairing.row(pairing.full))]
+    rows += [pairing.with_commonest(FullTaskRow, row) for row in pairing.task_rows(pairing.full)]
     for place, setting in enumerate(settings):
-        rivals = {name: _rival(name, setting, settings) for name in RIVALS}
-        rows.append({**pairing.compare(setting, rivals), "paired": pairing.pair(setting, settings[:place])})
-        rows += pairing.task_rows(setting)
+        rows += [pairing.compare(settings, place), *pairing.task_rows(setting)]
     for contender, logs in ran:
         if not logs:
-            name = {"name": contender.name, "budget": contender.budget, "task": None}
-            rows.append({**name, "infeasible": contender.infeasible, "floor": contender.floor})
+            rows.append(RefusedRow(contender.name, contender.budget, contender.infeasible, contender.floor))
     return rows
 
 
@@ -143,111 +118,93 @@ class _Pairing:
         draws, cost = [float(drawn[0]) for drawn in figures], float(means[self._spends].mean())
         return _Setting(contender, means, np.mean(figures, axis=0), draws, cost)
 
-    def row(self, setting: _Setting) -> dict[str, Any]:
+    def row(self, setting: _Setting) -> SettingRow:
         """Return the figures that need only a setting's own log."""
         numbers, contender = setting.numbers, setting.contender
         vision_tokens = numbers["vision_tokens"]
         # a question without vision tokens counts as retention 1
         shares = np.divide(numbers["spent"], vision_tokens, np.ones_like(vision_tokens), where=vision_tokens > 0)
         of_full = np.array([row.get("flops") for row in self._log], dtype=np.float64).sum()
-        flops = float(numbers["flops"].sum() / of_full)
         if self._aggregate is None:
             accuracy = self._resampled.proportion(numbers["score"])
         else:
             accuracy = estimate(setting.figures)
-        return {
-            "name": contender.name,
-            "budget": contender.budget,
-            "task": None,
-            "questions": len(self._log),
-            "pictures": self._resampled.count,
-            "tokens": round(setting.tokens, 3),
-            "retention": round(float(shares.mean()), 5),
-            "again": None if np.isnan(numbers["again"]).any() else round(float(numbers["again"].mean()), 5),
-            "flops": None if np.isnan(flops) else round(flops, 5),
-            **spread_out("accuracy", accuracy),
-        }
+        return SettingRow(
+            name=contender.name,
+            budget=contender.budget,
+            task=None,
+            questions=len(self._log),
+            pictures=self._resampled.count,
+            tokens=round(setting.tokens, 3),
+            retention=round(float(shares.mean()), 5),
+            again=round(float(numbers["again"].mean()), 5),
+            flops=round(float(numbers["flops"].sum() / of_full), 5),
+            accuracy=round(accuracy, 5),
+        )
 
-    def task_rows(self, setting: _Setting) -> list[dict[str, object]]:
+    def task_rows(self, setting: _Setting) -> list[TaskRow]:
         """Return a row with the accuracy of each task; empty with an aggregate, which has no scores."""
-        rows: list[dict[str, object]] = []
+        name, budget = setting.contender.name, setting.contender.budget
+        rows = []
         for task, asked in self._tasks.items() if self._aggregate is None else ():
-            score = np.where(asked, setting.numbers["score"], np.nan)
-            rows.append(
-                {
-                    "name": setting.contender.name,
-                    "budget": setting.contender.budget,
-                    "task": task,
-                    "questions": int(asked.sum()),
-                    "tokens": round(float(setting.numbers["spent"][asked].mean()), 3),
-                    **spread_out("accuracy", self._resampled.proportion(score)),
-                }
-            )
+            accuracy = self._resampled.proportion(np.where(asked, setting.numbers["score"], np.nan))
+            tokens = float(setting.numbers["spent"][asked].mean())
+            rows.append(TaskRow(name, budget, task, int(asked.sum()), round(tokens, 3), round(accuracy, 5)))
         return rows
 
-    def commonest(self, task: str | None) -> dict[str, object]:
-        """Return "commonest", "commonest_label" and "alike" of a task, or of all for None; see `figures_of`."""
-        rows = [row for row in self._log if task in (None, row["task"])]
-        label, share = _commonest([set(row.get("labels", ())) for row in rows])
-        _, alike = _commonest([{row["answer"]} for row in rows])
-        if self._aggregate is not None or not all(row.get("labels") for row in rows):
-            return {"commonest": None, "commonest_label": None, "alike": alike}
-        return {"commonest": share, "commonest_label": label, "alike": alike}
+    def with_commonest(self, kind: type[FullTaskRow], row: TaskRow) -> FullTaskRow:
+        """Return the full model's row with its commonest label and answer."""
+        rows = [logged for logged in self._log if row.task in (None, logged["task"])]
+        label, share = _commonest([set(logged.get("labels", ())) for logged in rows])
+        _, alike = _commonest([{logged["answer"]} for logged in rows])
+        if self._aggregate is not None or not all(logged.get("labels") for logged in rows):
+            label, share = None, nan
+        return kind(**vars(row), commonest=share, commonest_label=label, alike=alike)
 
-    def pair(self, setting: _Setting, others: Iterable[_Setting]) -> list[dict[str, object]]:
-        """Compare a setting with others of the same budget or spent cost: "paired" of `figures_of`."""
-        pairs = []
-        for other in others:
-            budget = other.contender.budget
-            if (budget is None or budget != setting.contender.budget) and not _cost_alike(setting, other):
-                continue
-            agreement = self._resampled.mean(setting.numbers["agrees"] - other.numbers["agrees"])
-            pair: dict[str, object] = {
-                "name": other.contender.name,
-                "budget": budget,
-                "tokens": round(other.tokens, 3),
-            }
-            pair |= spread_out("accuracy", self._difference(setting, other))
-            pairs.append(pair | spread_out("agreement", agreement))
-        return pairs
+    def pair(self, setting: _Setting, other: _Setting) -> Pair:
+        """Compare a setting with another one."""
+        agreement = self._resampled.mean(setting.numbers["agrees"] - other.numbers["agrees"])
+        tokens, accuracy = round(other.tokens, 3), self._difference(setting, other)
+        return Pair(other.contender.name, other.contender.budget, tokens, accuracy, round(agreement, 5))
 
-    def compare(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, object]:
-        """Compare a setting with the full model and its rivals. Return its row for all questions."""
+    def compare(self, settings: Sequence[_Setting], place: int) -> MethodRow:
+        """Compare the setting at `place` with the full model, its rivals and the settings before it."""
+        setting = settings[place]
         numbers, contender = setting.numbers, setting.contender
-        hard, hard_questions = self._hard(setting, rivals["resize"])
+        random, resize = (_rival(name, setting, settings) for name in RIVALS)
+        hard, hard_questions = self._hard(setting, resize)
         row = self.row(setting)
-        caution = contender.draws[0].caution(row["retention"])
-        return {
-            **row,
-            **spread_out("share", share(setting.figures, self.full.figures)),
-            **spread_out("difference", self._difference(setting, self.full)),
-            **spread_out("agreement", self._resampled.proportion(numbers["agrees"])),
-            **spread_out("kl", None if np.isnan(numbers["kl"]).any() else self._resampled.mean(numbers["kl"])),
-            **spread_out("minus_random", self._difference(setting, rivals["random"])),
-            **spread_out("minus_resize", self._difference(setting, rivals["resize"])),
-            **spread_out("hard", hard),
-            "hard_questions": hard_questions,
-            "draws": [round(draw, 5) for draw in setting.draws] if len(setting.draws) > 1 else [],
-            "settings": [draw.to_dict() for draw in contender.draws],
-            "note": "; ".join(filter(None, (contender.note, caution))),
-        }
+        caution = contender.draws[0].caution(row.retention)
+        return MethodRow(
+            **vars(row),
+            share=round(share(setting.figures, self.full.figures), 5),
+            difference=self._difference(setting, self.full),
+            agreement=round(self._resampled.proportion(numbers["agrees"]), 5),
+            kl=UNKNOWN if np.isnan(numbers["kl"]).any() else round(self._resampled.mean(numbers["kl"]), 5),
+            minus_random=self._difference(setting, random),
+            minus_resize=self._difference(setting, resize),
+            hard=round(hard, 5),
+            hard_questions=hard_questions,
+            draws=[round(draw, 5) for draw in setting.draws] if len(setting.draws) > 1 else [],
+            settings=[draw.to_dict() for draw in contender.draws],
+            note="; ".join(filter(None, (contender.note, caution))),
+            paired=[self.pair(setting, other) for other in settings[:place] if _is_beside(setting, other)],
+        )
 
-    def _difference(self, setting: _Setting, other: _Setting | None) -> Estimate | None:
-        if other is None:
-            return None
-        return estimate(setting.figures - other.figures)
+    def _difference(self, setting: _Setting, other: _Setting | None) -> Estimate:
+        return UNKNOWN if other is None else round(estimate(setting.figures - other.figures), 5)
 
-    def _hard(self, setting: _Setting, resized: _Setting | None) -> tuple[Estimate | None, int]:
+    def _hard(self, setting: _Setting, resized: _Setting | None) -> tuple[Estimate, int]:
         """Return the accuracy on questions that the full model gets right and Resize wrong, and their number.
 
         These are VTC-Bench's difficult samples, group A: Liao et al., arXiv:2510.07143. Questions that the full model
         gets wrong say nothing about dropping.
         """
         if resized is None:
-            return None, 0
+            return UNKNOWN, 0
         hard = (self.full.numbers["score"] >= 0.5) & (resized.numbers["score"] < 0.5)  # False for NaN
         if not hard.any():
-            return None, 0
+            return UNKNOWN, 0
         return self._resampled.proportion(np.where(hard, setting.numbers["score"], np.nan)), int(hard.sum())
 
 
@@ -276,48 +233,40 @@ def _rival(name: str, setting: _Setting, settings: Sequence[_Setting]) -> _Setti
     return nearest
 
 
+def _is_beside(setting: _Setting, other: _Setting) -> bool:
+    """Return whether two settings have the same budget or the same spent cost."""
+    budget = other.contender.budget
+    return (budget is not None and budget == setting.contender.budget) or _cost_alike(setting, other)
+
+
 def _cost_alike(setting: _Setting, other: _Setting) -> bool:
     """Return whether two settings spend the same within `NEAR`, in tokens or FLOPs."""
     return abs(other.cost - setting.cost) <= NEAR * setting.cost
 
 
-def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
-    """Return a figure as three columns: value, low and high. NaN becomes None."""
-    ends = {} if figure is None else figure.to_dict()
-    known = {end: None if value != value else value for end, value in ends.items()}  # NaN != NaN
-    return {name: known.get("value"), f"{name}_low": known.get("low"), f"{name}_high": known.get("high")}
-
-
-def read_estimate(row: Row, figure: str) -> Estimate:
-    """Return a row's figure with its interval. Missing ends are NaN."""
-    low, high = (row[f"{figure}_{end}"] for end in ("low", "high"))
-    return Estimate(row[figure], nan if low is None else low, nan if high is None else high)
-
-
-def shares_unmatched(rows: Iterable[Row]) -> list[float]:
+def shares_unmatched(rows: Iterable[QualityRow]) -> list[float]:
     """Return the shares that methods spent and that no baseline is near, so that baselines can be run there."""
-    ran = [row for row in rows if row["task"] is None and row["name"] != FULL_MODEL and "infeasible" not in row]
-    asked = [row["budget"] for row in ran if row["name"] in BASELINES]
-    spent = {round(row["retention"], 3) for row in ran if row["name"] not in BASELINES and row["retention"] <= 1}
-    far = (share for share in spent if all(abs(share - budget) > NEAR / 2 * budget for budget in asked))
+    ran = [row for row in rows if isinstance(row, MethodRow)]
+    budgets = [row.budget for row in ran if row.name in BASELINES and row.budget is not None]
+    spent = {round(row.retention, 3) for row in ran if row.name not in BASELINES and row.retention <= 1}
+    far = (share for share in spent if all(abs(share - budget) > NEAR / 2 * budget for budget in budgets))
     return sorted(far, reverse=True)
 
 
-def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
+def verdict(difference: Estimate, pictures: int, *, higher_is_better: bool = True) -> str:
     """Return the verdict on a difference by its 95 % interval: "better than", "worse than", "not told apart from"."""
-    ends = read_estimate(row, figure)
-    if not (ends.low > 0 or ends.high < 0) or row.get("pictures", FEWEST) < FEWEST:
+    if not (difference.low > 0 or difference.high < 0) or pictures < FEWEST:
         return "not told apart from"
-    if (ends.low > 0) == higher_is_better:
+    if (difference.low > 0) == higher_is_better:
         return "better than"
     return "worse than"
 
 
-def has_collapsed(row: Row, full: Row) -> bool:
+def has_collapsed(row: TaskRow, full: TaskRow) -> bool:
     """Return whether less than a quarter of the full model's accuracy on a task is left.
 
     Args:
         row: A method's row of the task.
         full: The full model's row of the task.
     """
-    return bool(row["accuracy"] < LEFT * full["accuracy"])
+    return row.accuracy.value < LEFT * full.accuracy.value

@@ -1,16 +1,19 @@
 """Plot quality against cost: one line per method, the Pareto front, and the full model."""
 
+from dataclasses import astuple
 from itertools import cycle
+from math import isnan
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from foveate.eval.pairing import Row, read_estimate
 from foveate.eval.plan import BASELINES
 from foveate.eval.quality import AGREEMENT, Quality
+from foveate.plain.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,25 +23,25 @@ MARKS = "osD^vP*Xh"
 
 def draw(quality: Quality) -> Image.Image:
     """Plot accuracy and agreement over the spent tokens and, if known, over FLOPs. Return an RGB image."""
-    panels = [("Mean vision tokens per decoder layer", "tokens")]
-    settings = quality.settings
-    if any(row["flops"] is not None for row in settings):
-        panels.append(("FLOPs from the pixels to the first token, share of the full model's", "flops"))
-    measures = [(quality.figure, "accuracy")]
+    settings, full = quality.settings, quality.full
+    names, flops = [row.name for row in settings], [row.flops for row in settings]
+    panels = {"Mean vision tokens per decoder layer": [row.tokens for row in settings]}
+    if not all(map(isnan, flops)):
+        panels["FLOPs from the pixels to the first token, share of the full model's"] = flops
+    measures = [(quality.figure, [row.accuracy for row in settings], full.accuracy, quality.higher_is_better)]
     if quality.figure != AGREEMENT:
-        measures.append((AGREEMENT, "agreement"))
-    names = len({row["name"] for row in settings})
+        measures.append((AGREEMENT, [row.agreement for row in settings], Estimate(1, 1, 1), True))
     width = 6.6 * len(panels) + 2.2
-    height = max(1.2 + 4 * len(measures), 0.2 * (names + 5))  # inches; the legend lists one name per line
+    height = max(1.2 + 4 * len(measures), 0.2 * (len(set(names)) + 5))  # inches; the legend lists one name per line
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(len(measures), len(panels), sharex="col", sharey="row", squeeze=False)
-    for row, (name, measure) in zip(axes, measures, strict=True):
-        row[0].set_ylabel(f"{name}, 95 % interval")
-        for axis, (_, cost) in zip(row, panels, strict=True):
-            _panel(axis, quality, cost, measure)
-    for axis, (label, cost) in zip(axes[-1], panels, strict=True):
-        missing = dict.fromkeys(row["name"] for row in settings if row[cost] is None)
+    for row, (measure, estimates, of_full, higher_is_better) in zip(axes, measures, strict=True):
+        row[0].set_ylabel(f"{measure}, 95 % interval")
+        for axis, costs in zip(row, panels.values(), strict=True):
+            _panel(axis, list(zip(names, costs, estimates, strict=True)), of_full, higher_is_better)
+    for axis, (label, costs) in zip(axes[-1], panels.items(), strict=True):
+        missing = dict.fromkeys(name for name, cost in zip(names, costs, strict=True) if isnan(cost))
         axis.set_xlabel(f"{label}\nnot counted: {', '.join(missing)}" if missing else label)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
@@ -48,19 +51,16 @@ def draw(quality: Quality) -> Image.Image:
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
 
 
-def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
-    """Plot one measure (accuracy or agreement) over one cost."""
-    names = list(dict.fromkeys(row["name"] for row in quality.settings))
-    counted = [row for row in quality.settings if row[cost] is not None]
-    for name, mark in zip(names, cycle(MARKS), strict=False):
-        rows = sorted((row for row in counted if row["name"] == name), key=lambda row: row[cost])
-        estimates = [read_estimate(row, measure) for row in rows]
-        below = [abs(one.value - one.low) for one in estimates]
-        above = [abs(one.high - one.value) for one in estimates]
+def _panel(axis: "Axes", points: list[tuple[str, float, Estimate]], full: Estimate, higher_is_better: bool) -> None:
+    """Plot one measure (accuracy or agreement) over one cost, with a line for each name, and the full model's."""
+    counted = [(cost, estimate, name) for name, cost, estimate in points if not isnan(cost)]
+    for name, mark in zip(dict.fromkeys(name for name, *_ in points), cycle(MARKS), strict=False):
+        line = sorted((cost, *astuple(estimate)) for cost, estimate, other in counted if other == name)
+        costs, values, lows, highs = np.array(line).reshape(-1, 4).T
         axis.errorbar(
-            [row[cost] for row in rows],
-            [row[measure] for row in rows],
-            yerr=[below, above],
+            costs,
+            values,
+            yerr=[abs(values - lows), abs(highs - values)],
             label=name,
             linestyle="--" if name in BASELINES else "-",
             marker=mark,
@@ -69,14 +69,14 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-    sign = 1 if measure == "agreement" or quality.higher_is_better else -1
-    front: list[Row] = []  # settings that no cheaper or equally cheap one beats, by ascending cost
-    for row in sorted(counted, key=lambda row: (row[cost], -sign * row[measure])):
-        if not front or sign * row[measure] > sign * front[-1][measure]:
-            front.append(row)
+    sign = 1 if higher_is_better else -1
+    front: list[tuple[float, float]] = []  # settings that no cheaper or equally cheap one beats, by ascending cost
+    for cost, loss in sorted((cost, -sign * estimate.value) for cost, estimate, _ in counted):
+        if not front or loss < front[-1][1]:
+            front.append((cost, loss))
     axis.step(
-        [row[cost] for row in front],
-        [row[measure] for row in front],
+        [cost for cost, _ in front],
+        [-sign * loss for _, loss in front],
         where="post",
         color="black",
         alpha=0.15,
@@ -84,15 +84,10 @@ def _panel(axis: "Axes", quality: Quality, cost: str, measure: str) -> None:
         zorder=0,
         label="Pareto front",
     )
-    full = quality.full
-    axis.axhline(
-        full["accuracy"] if measure == "accuracy" else 1, color="black", linewidth=1, linestyle=":", label="full model"
-    )
-    if measure == "accuracy":
-        interval = read_estimate(full, "accuracy")
-        axis.axhspan(interval.low, interval.high, color="black", alpha=0.06, linewidth=0)
+    axis.axhline(full.value, color="black", linewidth=1, linestyle=":", label="full model")
+    axis.axhspan(full.low, full.high, color="black", alpha=0.06, linewidth=0)
     axis.grid(alpha=0.25)
-    axis.set_xlim(0, 1.05 * max((row[cost] for row in counted), default=1))
+    axis.set_xlim(0, 1.05 * max((cost for cost, *_ in counted), default=1))
     axis.set_ylim(bottom=0)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

@@ -1,7 +1,7 @@
 """Confidence intervals of paired figures, over timed rounds or over pictures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from math import exp, fsum, isnan, lgamma, log, log1p, nan, sqrt
 from statistics import NormalDist
@@ -37,9 +37,17 @@ class Estimate:
     low: End
     high: End
 
+    def __round__(self, decimals: int) -> "Estimate":
+        """Return the figure and its ends rounded, with 0.0 for -0.0. Equal estimates stay equal if ends are NaN."""
+        # nan is one object, and tuples compare objects before values
+        return Estimate(*(nan if isnan(end) else round(end, decimals) + 0.0 for end in astuple(self)))
+
     def to_dict(self) -> dict[str, float | None]:
         """Return plain values, rounded to 5 decimals, with 0.0 for -0.0 and None for NaN."""
-        return {name: None if isnan(end) else round(end, 5) + 0.0 for name, end in asdict(self).items()}
+        return {name: None if isnan(end) else end for name, end in asdict(round(self, 5)).items()}
+
+
+UNKNOWN = Estimate(nan, nan, nan)
 
 
 def estimate(figures: Numbers) -> Estimate:
@@ -68,13 +76,13 @@ def median_of(values: Sequence[float], seed: int = 0) -> Estimate:
     return estimate(np.append(np.median(array), np.median(array[draws], axis=1)))
 
 
-def share(figures: Numbers, whole: Numbers) -> Estimate | None:
-    """Divide one figure by another, resample by resample; None if the other is zero in any resample.
+def share(figures: Numbers, whole: Numbers) -> Estimate:
+    """Divide one figure by another, resample by resample; `UNKNOWN` if the other is zero in any resample.
 
     Shapes: two (1 + resamples,) arrays from the same resamples.
     """
     if (whole == 0).any():
-        return None
+        return UNKNOWN
     return estimate(figures / whole)
 
 

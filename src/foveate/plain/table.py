@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import StringIO
+from math import isnan
 from typing import TYPE_CHECKING, Literal
 
 from foveate.plain.upstream import extra
@@ -234,8 +235,11 @@ class Table:
 
 
 def number(value: float | None, form: str) -> Number:
-    """Return a cell with one number, formatted by `format`, empty for None. With "%", CSV has the value in percent."""
-    if value is None:
+    """Return a cell with one number, formatted by `format`, empty for None and NaN.
+
+    With "%", CSV has the value in percent.
+    """
+    if value is None or isnan(value):
         return Number("")
     if form.endswith("%"):
         values = {"%": 100 * value}

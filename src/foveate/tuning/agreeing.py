@@ -14,7 +14,7 @@ from foveate.contract.method import Method, meet
 from foveate.contract.settings import AtLeastOne, Count
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.evaluation import open_questioning
-from foveate.eval.pairing import Row
+from foveate.eval.pairing import Log
 from foveate.eval.plan import Plan
 from foveate.eval.records import record_of_both
 from foveate.naming import method_of, parse
@@ -209,6 +209,6 @@ def _at(places: Iterable[int], values: Sequence[T]) -> list[T]:
     return [values[place] for place in places]
 
 
-def _mean(rows: Iterable[Row], figure: str) -> float:
+def _mean(rows: Log, figure: str) -> float:
     """Return the mean of one column of records."""
     return fmean(row[figure] for row in rows)

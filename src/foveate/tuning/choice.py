@@ -1,7 +1,7 @@
 """Choose a setting on some pictures, and compare it with others on the held-out pictures."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import groupby
 from statistics import fmean, stdev
@@ -10,8 +10,9 @@ from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.evaluation import Questioning
-from foveate.eval.pairing import FULL_MODEL, Row, figures_of, read_estimate
+from foveate.eval.pairing import Log, figures_of
 from foveate.eval.plan import Contender
+from foveate.eval.rows import MethodRow
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.tuning.tuned import HeldOut
@@ -44,9 +45,8 @@ def best_of(asking: Questioning, settings: Iterable[Method], published: Method |
 
 def distances(asking: Questioning, method: Method) -> list[float]:
     """Return each picture's mean distance of the answers from the full model's."""
-    log: Sequence[Row] = asking.log(method)
     means = []
-    for _, rows in groupby(log, key=lambda row: row["picture"]):
+    for _, rows in groupby(asking.log(method), key=lambda row: row["picture"]):
         # 1 for a different answer, plus √KL of the first token. Agreement alone varies more between pictures.
         means.append(fmean((row["answer"] not in row["labels"]) + math.sqrt(row["kl"]) for row in rows))
     return means
@@ -64,8 +64,7 @@ def mean_spent(asking: Questioning, method: Method, kind: str) -> float:
     Raises:
         SettingError: If FLOPs are not counted for this model or method.
     """
-    rows: Sequence[Row] = asking.log(method)
-    full: Sequence[Row] = asking.log(None)
+    rows, full = asking.log(method), asking.log(None)
     if kind == "tokens":
         return fmean(row["spent"] for row in rows)
     if kind == "retention":
@@ -102,10 +101,10 @@ def comparison(asking: Questioning, published: Method | None, grid: Method, tune
     asking.ask((*random, uniform), "Comparing with random and uniform dropping")
     ran = []
     for setting in settings:
-        logs: list[Sequence[Row]] = [asking.log(draw) for draw in setting.draws]
+        logs: list[Log] = [asking.log(draw) for draw in setting.draws]
         # √KL instead of KL: a few wrong answers would dominate the mean of KL
         ran.append((setting, [[{**row, "kl": math.sqrt(row["kl"])} for row in log] for log in logs]))
-    rows = [row for row in figures_of(asking.log(None), ran) if row["task"] is None and row["name"] != FULL_MODEL]
+    rows = [row for row in figures_of(asking.log(None), ran) if isinstance(row, MethodRow)]
     return [_row_of(row, setting.draws[0]) for row, setting in zip(rows, settings, strict=True)]
 
 
@@ -120,13 +119,6 @@ def _control(method: Method, control: Random | Uniform, asking: Questioning, siz
     return same_schedule(method, plan, size, control)
 
 
-def _row_of(row: Row, method: Method) -> HeldOut:
-    ahead = [read_estimate(pair, "agreement") for pair in row["paired"] if pair["name"] == "published"]
-    return HeldOut(
-        name=row["name"],
-        method=method,
-        tokens=row["tokens"],
-        agreement=read_estimate(row, "agreement"),
-        root=read_estimate(row, "kl"),
-        ahead=ahead[0] if ahead else None,
-    )
+def _row_of(row: MethodRow, method: Method) -> HeldOut:
+    ahead = next((pair.agreement for pair in row.paired if pair.name == "published"), None)
+    return HeldOut(name=row.name, method=method, tokens=row.tokens, agreement=row.agreement, root=row.kl, ahead=ahead)
