@@ -152,6 +152,21 @@ def smolvlm() -> Any:
     return _tiled("smolvlm")
 
 
+def mistral3() -> Any:
+    """With text between the rows of a picture."""
+    mx.random.seed(0)
+    module = importlib.import_module("mlx_vlm.models.mistral3")
+    vision = importlib.import_module("mlx_vlm.models.pixtral").VisionConfig(
+        num_hidden_layers=2, hidden_size=16, head_dim=8, intermediate_size=24, num_attention_heads=2, patch_size=4,
+        image_size=32,
+    )  # fmt: skip
+    rope = {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e4, "type": "default"}}
+    text = module.TextConfig("mistral", **TEXT | rope, head_dim=8)
+    model = module.Model(module.ModelConfig(text, vision, "mistral3", image_token_index=IMAGE, vocab_size=128))
+    mx.eval(model.parameters())
+    return model
+
+
 def llava() -> Any:
     mx.random.seed(0)
     text = TextConfig("llama", **{name: TEXT[name] for name in TEXT if name != "rms_norm_eps"})
@@ -165,7 +180,14 @@ def llava() -> Any:
 
 
 def run_inputs(make: Any) -> tuple[Any, Any, Any]:
-    """A prompt of a model whose images are runs of 16 tokens: of LLaVA and Gemma 3 one, of the others two tiles."""
+    """A prompt of a model without M-RoPE: one run of 16 tokens, four rows (Mistral 3), or two tiles."""
+    if make is mistral3:
+        row = [IMAGE] * 4
+        ids, pixels = (
+            [1, 5, *row, 3, *row, 3, *row, 3, *row, 4, 7, 8],
+            mx.random.normal((1, 3, 32, 32), key=mx.random.key(1)),
+        )
+        return mx.array([ids]), pixels, {"image_sizes": mx.array([[32, 32]])}
     tiles = make in (idefics3, smolvlm)
     ids = [1, 5, *[IMAGE] * 16, *([6, *[IMAGE] * 16] if tiles else []), 7, 8]
     side = 28 if make is llava else 32
@@ -175,7 +197,7 @@ def run_inputs(make: Any) -> tuple[Any, Any, Any]:
 
 QWEN = [qwen2_vl, qwen2_5_vl, qwen3_vl]
 """Models with M-RoPE."""
-RUNS = [llava, gemma3, idefics3, smolvlm]
+RUNS = [llava, gemma3, idefics3, smolvlm, mistral3]
 """Models whose positions are the places in the cache."""
 
 

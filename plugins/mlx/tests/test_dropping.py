@@ -127,11 +127,11 @@ def test_where_rows_are_renumbered_a_run_equals_one_from_the_rows_that_are_left(
     model, prompt = make(), models.inputs_of(make)
     if bits is not None:
         nn.quantize(model.language_model, group_size=32, bits=bits, class_predicate=lambda _, part: is_even(part))
-    ids, pixels, _ = prompt
+    ids, pixels, inputs = prompt
     with foveate_mlx.drop(model, "divprune", retention=1 / 3) as trace:
         short = steps(model, *prompt)
     assert set(trace.kept) == {5}
-    features = model.get_input_embeddings(ids, pixels, mask=mx.ones_like(ids))
+    features = model.get_input_embeddings(ids, pixels, mask=mx.ones_like(ids), **inputs)
     columns, decoder = mx.array(np.flatnonzero(shown(features, trace, ids))), model.language_model
     cache = make_prompt_cache(decoder)
     logits = decoder(ids[:, columns], inputs_embeds=features.inputs_embeds[:, columns], cache=cache).logits[0, -1]

@@ -1,6 +1,7 @@
 """Encode: the images of a prompt as the stages see them, and the columns of the prompt that are left."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import mlx.core as mx
@@ -115,13 +116,16 @@ class Dropper:
     def _images(self, medium: str, ids: host.Array, inputs: Any) -> list[host.Array]:
         """Return sample and column of each token of each image, (tokens, 2), in the order of the prompts.
 
-        A picture, or a video with text between its frames, is as many tokens as its grid says. Without a grid, it is a
-        run of tokens.
+        A picture or video with text between its rows or frames is as many tokens as its grid or size says. Without
+        either, it is a run of tokens.
         """
         places = np.argwhere(np.isin(ids, self.ids[medium]))
-        grids = inputs.get(f"{medium}_grid_thw")
+        config, vision, grids = self.model.config, self.model.config.vision_config, inputs.get(f"{medium}_grid_thw")
+        side = getattr(vision, "spatial_merge_size", 1)
+        if config.model_type in ("mistral3", "pixtral"):  # text parts the rows of a picture
+            grids, side = inputs.get("image_sizes"), vision.patch_size * getattr(config, "spatial_merge_size", 1)
         if grids is not None:
-            lengths = np.array(grids).prod(axis=1) // self.model.config.vision_config.spatial_merge_size**2
+            lengths = np.array(grids).prod(axis=1) // side**2
             if lengths.sum() == len(places):
                 return np.split(places, lengths.cumsum()[:-1])
         # A run begins where a column does not follow the one before it, or the sample changes.
@@ -129,18 +133,14 @@ class Dropper:
         runs = np.split(places, begins)
         several = len(runs) > len({run[0, 0] for run in runs})
         if several and self._fixed and (self._stages.family is Neutral or self._stages.family.tiled):
-            raise UnsupportedError(
-                f"{len(runs)} runs of tokens may be tiles of one picture. Set retention=, not tokens=."
-            )
+            raise UnsupportedError(f"{len(runs)} runs of tokens may be tiles. Set retention=, not tokens=.")
         return runs
 
     def _pictures(self, medium: str, lengths: Sequence[int], inputs: Any) -> list[PictureLayout]:
         """Return the grids of images; unknown where the family does not know them, or knows other counts."""
         sizes = {name: torch.from_numpy(np.array(inputs[name])) for name in SIZES if inputs.get(name) is not None}
-        try:
+        with suppress(AttributeError, TypeError):  # mlx-vlm's configs lack some names that transformers' have
             pictures = self._stages.family.pictures(self.model.config, medium, sizes, lengths)
-        except (AttributeError, TypeError):  # mlx-vlm's configs lack some names that transformers' have
-            pictures = []
-        if [len(picture.in_grids) for picture in pictures] != lengths:
-            return [PictureLayout()] * len(lengths)
-        return pictures
+            if [len(picture.in_grids) for picture in pictures] == lengths:
+                return pictures
+        return [PictureLayout()] * len(lengths)

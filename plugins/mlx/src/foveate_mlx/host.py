@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -57,10 +57,9 @@ def probe(config: Any) -> None:
 
 
 def _has(name: tuple[str, str]) -> bool:
-    try:
+    with suppress(ImportError, AttributeError):
         return hasattr(resolve_name(name[0]), name[1])
-    except (ImportError, AttributeError):
-        return False
+    return False
 
 
 def mark_of(config: Any) -> Path:
