@@ -26,7 +26,7 @@ TORCH = os.environ.get("TORCH", "torch==2.13.0")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INVARIANTS = ("keep_all", "closed", "restore")
 FAMILIES = "llava or qwen2_vl or gemma3"
-COMMANDS = ("foveate --version", "foveate generate --retention 1/3 --full", "foveate methods", "foveate check")
+COMMANDS = ("foveate --version", "foveate compare --method v2drop --retention 1/3", "foveate methods", "foveate check")
 
 
 def main() -> None:

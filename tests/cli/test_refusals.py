@@ -43,7 +43,6 @@ batch FOLDER/in.jsonl out --prompt x --question-column text | --question-column
 batch FOLDER/in.jsonl out --root nowhere | --root
 generate --cuda-graphs | --cuda-graphs
 demo --method v2drop | is not a second look
-generate PICTURE --prompt a --prompt b --full | give one --prompt
 count PICTURE --budget 9 | name it with --method
 count --model a/b | The image is missing.
 generate --out out.txt | must end in .json

@@ -67,7 +67,6 @@ def test_it_is_calibrated_written_and_asked_with(run, samples, tmp_path):
         (("bench", "--method"), 2, "asks the full model again"),
         (("compare", "PICTURE", "--prompt", "?", "--method"), 2, "asks the full model again"),
         (("tune", "SAMPLES", "--budget", "64", "--method"), 2, "asks the full model again"),
-        (("generate", "--full", "--method"), 2, "--full times a method"),
         (("generate", "--budget", "64", "--method"), 2, "its own budget"),
         (("batch", "IN", "--retention", "0.2", "--method"), 2, "its own budget"),
     ],

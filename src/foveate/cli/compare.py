@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -68,7 +69,6 @@ class Compare:
         # Slow imports come last, so that --help and usage errors stay fast.
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli.report import agreement, full_values, race_note, race_values
             from foveate.cli.setup import parse_methods, set_up
             from foveate.viz import draw_comparison
 
@@ -83,18 +83,18 @@ class Compare:
         answers = _answers(setup, scheduled, generation)
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
         race = setup.race(methods, len(full.tokens), self.pairs)
-        agreements = {name: agreement(answer, full) for name, answer in answers.items()}
+        agreements = {name: _agreement(answer, full) for name, answer in answers.items()}
         values: dict[str, Any] = {
             "foveate": __version__,
             **setup.prompt.to_dict(),
-            "full": full_values(full),
+            "full": {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes},
             "methods": [
                 {"name": name, "agreement": agreements[name]} | answer.to_dict() for name, answer in answers.items()
             ],
             "infeasible": [{"name": name, "reason": reason} for name, reason in setup.infeasible.items()],
-            "time": race_values(race, len(full.tokens)),
+            "time": _times(race, len(full.tokens)),
         }
-        lines = _notes(answers, race_note(race, len(full.tokens)))
+        lines = _notes(answers, race, len(full.tokens))
         if (share := self.budgets.flops) is not None:
             values["flops"] = share
             lines.append(f"Each method has the largest budget within {share:.1%} of the full model's FLOPs.")
@@ -131,9 +131,34 @@ def _answers(setup: "Setup", controls: Mapping[str, Any], generation: Any) -> "d
     return answers
 
 
-def _notes(answers: "Mapping[str, Answer]", timing: str) -> list[str]:
+def _agreement(answer: "Answer", full: "Answer") -> dict[str, Any]:
+    """Count the leading tokens that an answer shares with the full model's."""
+    pairs = zip(answer.tokens, full.tokens, strict=False)
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return {"identical": answer.tokens == full.tokens, "same_leading_tokens": same, "full_tokens": len(full.tokens)}
+
+
+def _times(race: "Mapping[str, Ratio]", new_tokens: int) -> dict[str, Any]:
+    """Return time ratios, measured with answers of `new_tokens` tokens, as plain values."""
+    from foveate.bench.paired import AGAIN
+
+    control = race[AGAIN]
+    return {
+        "noisy": not control.holds_one,
+        "ratio_to_full": {name: ratio.to_dict() for name, ratio in race.items() if name != AGAIN},
+        "control": control.to_dict(),
+        "new_tokens": new_tokens,
+    }
+
+
+def _notes(answers: "Mapping[str, Answer]", race: "Mapping[str, Ratio]", new_tokens: int) -> list[str]:
     """Return the lines below the table."""
-    lines = [f"Time ratio to the full model's: {timing}."]
+    from foveate.bench.paired import AGAIN
+    from foveate.bench.timing import interval_words
+
+    rounds = race[AGAIN].rounds
+    what = f"{rounds} interleaved pairs, vision encoder, prefill and {new_tokens} tokens"
+    lines = [f"Time ratio to the full model's: {what}, median and {interval_words(rounds)}."]
     lines.append("In the full model's row, it is timed against itself: the noise of this measurement.")
     if beside := [name for name in answers if " as " in name]:
         lines.append(f"“{beside[0]}”: as many tokens at the same layers, chosen by the control.")
@@ -162,13 +187,16 @@ def _table(
         of_all: True counts FLOPs from the pixels on, False those of the decoder's prefill.
     """
     from foveate.bench.paired import AGAIN
-    from foveate.cli.report import agreement_words, interval
     from foveate.plain.table import Column, Number, Table, number
 
     numbers = [Column(head, right=True) for head in ("Retention", "FLOPs" if of_all else "Decoder FLOPs", "Time ratio")]
     columns = [Column(""), Column("Answer", wrap=True), Column("Agreement"), *numbers]
     whole = number(1, ".1%")
-    rows: list[Sequence[str]] = [("full model", full.text, "", whole, whole, interval(race[AGAIN], "\n"))]
+    ratios = {}
+    for name, ratio in race.items():
+        text = f"{ratio.median:.2f}\n[{ratio.low:.2f}–{ratio.high:.2f}]"
+        ratios[name] = Number(text, {"": ratio.median, "low": ratio.low, "high": ratio.high})
+    rows: list[Sequence[str]] = [("full model", full.text, "", whole, whole, ratios[AGAIN])]
     for name, answer in answers.items():
         retention = number(answer.retention, ".1%")
         if answer.met is False:
@@ -177,7 +205,9 @@ def _table(
         flops = "not counted"
         if saved is not None:
             flops = number(1 - saved, ".1%")
-        same = agreement_words(agreements[name])
-        rows.append((name, answer.text, same, retention, flops, interval(race[name], "\n")))
+        same = "the same"
+        if not agreements[name]["identical"]:
+            same = f"first {agreements[name]['same_leading_tokens']} of {len(full.tokens)} tokens"
+        rows.append((name, answer.text, same, retention, flops, ratios[name]))
     rows += [(name, f"infeasible: {reason}") for name, reason in infeasible.items()]
     return Table(full.prompt.text, columns, rows)

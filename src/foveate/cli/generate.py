@@ -1,37 +1,31 @@
 """`foveate generate`: answer with vision tokens dropped, and report what that saved."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions, PairCount
+from foveate.cli.options import BudgetOptions, Files, MaybeFile, OutputOptions
 from foveate.cli.outputs import check_targets, write_outputs
 from foveate.cli.screen import busy, label_lines
-from foveate.cli.usage import UsageError
-from foveate.plain.flags import Flag, MediaOptions, ModelOptions
+from foveate.plain.flags import MediaOptions, ModelOptions
 from foveate.plain.version import __version__
-
-if TYPE_CHECKING:
-    from foveate.ask.answer import Answer
-    from foveate.ask.generation import Generation
-    from foveate.cli.setup import Setup
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
     """Answer a question about images or a video, with vision tokens dropped.
 
-    Prints the answer, the retention, and the FLOPs and KV-cache bytes saved. With --full, also prints the full
-    model's answer and a measured time ratio. Without FILE, asks the embedded model about its example image.
+    Prints the answer, the retention, and the FLOPs and KV-cache bytes saved; foveate compare adds the full model's
+    answer and a measured time ratio. Without FILE, asks the embedded model about its example image.
 
     Examples:
       foveate generate
       foveate generate cat.jpg --prompt "What is it doing?" --model llava-hf/llava-1.5-7b-hf
       foveate generate a.png b.png --prompt "What changed?" --budget 192 --figure kept.png
       foveate generate cat.jpg --prompt "What is it doing?" --prompt "What colour is it?"
-      foveate generate cat.jpg --prompt "Describe it." --method v2drop/llava-1.5-7b/64 --full --json
+      foveate generate cat.jpg --prompt "Describe it." --method v2drop/llava-1.5-7b/64 --json
       foveate generate clip.mp4 --prompt "What happens?" --frames 32 --model llava-hf/llava-onevision-qwen2-7b-ov-hf
     """
 
@@ -45,10 +39,6 @@ class Generate:
     """a method, preset, preset file or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (list: foveate methods). The default works well at a third of the tokens on the embedded model.
     Below a fifth, use divprune, scope or vidcom2 (docs/guides/choosing.md)"""
-    full: Flag = False
-    """also run the model without dropping, and show its answer and the time ratio"""
-    pairs: PairCount = 10
-    """with --full: timed pairs, after one warm-up pair"""
     figure: MaybeFile = None
     """draw the kept patches on the image, one panel per stage; for a video, one sheet per stage
     (png, jpg, webp, pdf)"""
@@ -59,8 +49,6 @@ class Generate:
 
     def run(self) -> None:
         """Answer, print the result, and write the requested files."""
-        if self.full and len(self.prompt) > 1:
-            raise UsageError("--full compares and times a single answer: give one --prompt.")
         check_targets(self.outputs, self.figure)
         check_methods([self.method])
         check_input(self.files, self.prompt, self.models.model, self.media)
@@ -68,12 +56,9 @@ class Generate:
         with busy("Starting torch"):
             from foveate.ask.answers import Answerer, in_order
             from foveate.ask.generation import Generation
-            from foveate.ask.second_look import SecondLook
             from foveate.cli.setup import parse_drop, set_up
 
         drops = parse_drop(self.method, self.budgets)
-        if self.full and isinstance(drops, SecondLook):
-            raise UsageError("--full times a method, and a second look is not one. Leave it out, or name a method.")
         setup = set_up(self, self.prompt, {self.method: drops})
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         values: dict[str, Any] = {"foveate": __version__, **setup.prompt.to_dict(), "name": self.method}
@@ -89,36 +74,7 @@ class Generate:
             rows += [("Question", answer.prompt.text), (f"With {self.method}", answer.text)]
         answer = answers[0]
         rows += answer.lines()
-        if self.full:
-            more, lines = self._compare_full(setup, answer, generation)
-            values |= more
-            rows += lines
         if self.figure is not None:
             values["figure"] = str(self.figure)
             rows.append(("Figure", str(self.figure)))
         write_outputs(values, label_lines(rows), self.outputs, figure=self.figure, draw=answer.show)
-
-    def _compare_full(
-        self, setup: "Setup", answer: "Answer", generation: "Generation"
-    ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Compare a method with the full model's answer and time.
-
-        Returns:
-            The values for the JSON, and the labelled lines to print.
-        """
-        from foveate.bench.paired import AGAIN
-        from foveate.cli.report import agreement, agreement_words, full_values, interval, race_note, race_values
-
-        with busy("Answering without dropping"):
-            full = setup.vlm.answer(setup.prompt, generation=generation)
-        race = setup.race(setup.methods, len(full.tokens), self.pairs)
-        same = agreement(answer, full)
-        values = {"full": full_values(full), "agreement": same, "time": race_values(race, len(full.tokens))}
-        ratio = interval(race[self.method])
-        lines = [
-            ("Full model", full.text),
-            ("Agreement", agreement_words(same)),
-            ("Time ratio", f"{ratio} of the full model's time; {race_note(race, len(full.tokens))}"),
-            ("", f"{interval(race[AGAIN])} for the full model against itself: the noise of this measurement"),
-        ]
-        return values, lines
