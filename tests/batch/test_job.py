@@ -14,6 +14,7 @@ import foveate as fv
 from foveate.batch.job import Job, run
 from foveate.eval import provenance
 from foveate.runs.listener import Listener
+from foveate.runs.samples import Samples
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
 from tests.forked import alive, forked
@@ -248,3 +249,10 @@ def test_a_method_of_ones_own_that_fails_ends_the_job_with_its_name_and_makes_no
     assert bad_in(tmp_path / "out") == {}
     assert len(rows_in(tmp_path / "out")) == 2 * batch_size
     assert Broken.rows < 10 * batch_size
+
+
+def test_a_job_that_goes_on_does_not_count_its_input_again(answer, questions, monkeypatch):
+    path = questions(15)
+    answer(path, limit=5)
+    monkeypatch.setattr(Samples, "count", lambda samples: pytest.fail("counted again"))
+    assert answer(path, limit=9).asked == 4

@@ -114,9 +114,7 @@ class Summary:
     @property
     def rate(self) -> float | None:
         """Rows per second of this run, or None."""
-        if self.asked and self.seconds:
-            return self.asked / self.seconds
-        return None
+        return self.asked / self.seconds if self.asked and self.seconds else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -222,8 +220,8 @@ def _reasons(path: Path) -> dict[str, int]:
 def _survey(job: Job, samples: Samples, kind: str, store: Store) -> int:
     """Return the number of rows of the input. It is read through once per job; the manifest stores the number."""
     digest = samples.source.digest()
-    settings = job.asking.to_dict() | {"columns": asdict(job.columns), "question": job.question}
-    settings["parts"] = kind
+    settings = job.asking.to_dict() | {"columns": asdict(job.columns), "question": job.question, "parts": kind}
+    settings = json.loads(json.dumps(settings))  # as in the manifest: without tuples
     surveyed = store.manifest.get("input", {})
     if surveyed.get("sha256") == digest and store.manifest.get("settings") == settings:
         return int(surveyed["rows"])

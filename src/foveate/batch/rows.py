@@ -127,15 +127,9 @@ class RowAsking(GraphOptions, MediaOptions):
         values["method"] = "+".join(member.name for member in self.members) or "none"
         values["method settings"] = [member.to_dict() for member in self.members]
         values["method code"] = [code_of(type(member)) for member in self.members]
-        if isinstance(self.method, SecondLook):
-            values["sure"] = self.method.sure
-        if self.choices:
-            values["choices"] = list(self.choices)
-        if self.system is not None:
-            values["system"] = self.system
-        if self.cuda_graphs:
-            values["cuda_graphs"] = True
-        return values
+        more = {"choices": list(self.choices) or None, "system": self.system, "cuda_graphs": self.cuda_graphs or None}
+        more["sure"] = getattr(self.method, "sure", None)
+        return values | {name: value for name, value in more.items() if value is not None}
 
 
 class Predictor:
@@ -208,18 +202,15 @@ class Predictor:
         names = ("answer", "retention", "vision_tokens", *(["choices"] if self.asking.choices else []))
         answers: dict[str, list[Any]] = {name: [None] * len(records) for name in (*names, "error")}
         for row in rows_of(self, samples):
-            if REASON in row:
-                answers["error"][row[KEY]] = row[REASON]
-            else:
-                for name in names:
-                    answers[name][row[KEY]] = row[name]
+            told = {"error": row[REASON]} if REASON in row else {name: row[name] for name in names}
+            for name, value in told.items():
+                answers[name][row[KEY]] = value
         return _renamed(own, answers) | answers
 
     def about(self) -> dict[str, Any]:
         """Return everything about the model that answers depend on, as plain values."""
-        values = conditions(self.vlm)
-        values["device"] = self.vlm.model.device.type  # without the index: devices of one type give equal answers
-        return values
+        # Without the device's index: devices of one type give equal answers.
+        return conditions(self.vlm) | {"device": self.vlm.model.device.type}
 
     def rows(self, item: Sequence[MediaSample | Bad], stopped: Callable[[], bool]) -> Iterator[list[Row]]:
         """Yield a row with an answer or a reason for every sample, in any order.
@@ -250,8 +241,7 @@ class Predictor:
                 if not stands_inside(path) and not Path(path).resolve().is_relative_to(Path(asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {asking.within}, and is not read.")
         if asking.remote is not None:
-            urls = filter(is_remote, sample.media)
-            shelf |= {url: asking.remote.data_url(url) for url in urls if url not in shelf}
+            shelf |= {url: asking.remote.data_url(url) for url in sample.media if is_remote(url) and url not in shelf}
         media = [shelf.get(source, source) if is_remote(source) else source for source in sample.media]
         media = read_once(media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, **asking.showing, system=asking.system)
@@ -277,9 +267,7 @@ class Predictor:
 def _row(reply: Reply[MediaSample]) -> Row:
     sample, answer = reply.question, reply.result
     if isinstance(answer, Exception):
-        reason = f"{type(answer).__name__}: {first_line(answer)}"
-        if isinstance(answer, FoveateError):
-            reason = str(answer)
+        reason = str(answer) if isinstance(answer, FoveateError) else f"{type(answer).__name__}: {first_line(answer)}"
         return bad_row(sample, reason)
     notes = [note for note in answer.notes if note != answer.caution]  # that one is about the whole job
     if answer.missed is not None:

@@ -163,9 +163,7 @@ class Batch:
             show(label_lines(_lines(summary)))
         note(summary.strange, summary.caution)
         listener.end(summary.left)
-        if summary.bad:
-            return BAD_ROWS
-        return DONE
+        return BAD_ROWS if summary.bad else DONE
 
     def _system_text(self) -> str | None:
         """Return the text of --system or --system-file, which must not be empty."""

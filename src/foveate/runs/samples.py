@@ -501,13 +501,10 @@ class Samples:
         except Unreadable as error:
             return Bad(number, self._in_texts(record, root), str(error), name, root)
         if any(map(stands_inside, media)):
-            names: list[object] = []  # the paths, and None for media inside the file
-            for value in _as_list(record[column]):
-                is_file = isinstance(value, str) and scheme_of(value) != "data" and not BASE64.fullmatch(value)
-                if isinstance(value, Mapping):
-                    names.append(value.get("path"))
-                else:
-                    names.append(value if is_file else None)
+            values = _as_list(record[column])
+            names: list[Any] = [value.get("path") if isinstance(value, Mapping) else value for value in values]
+            # The paths, and None for media inside the file.
+            names = [None if stands_inside(name) or BASE64.fullmatch(name) else name for name in names]
             record = {**record, column: names if isinstance(record[column], list) else names[0]}
         return MediaSample(number, name, media, question, record, column, root)
 
@@ -619,9 +616,7 @@ def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "
 
 
 def _as_list(value: object) -> list[object]:
-    if isinstance(value, list | tuple):
-        return list(value)
-    return [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def stands_inside(source: object) -> bool:

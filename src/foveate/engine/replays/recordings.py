@@ -107,8 +107,7 @@ def free_graphs(model: nn.Module) -> None:
     Args:
         model: The model, as for `foveate.drop`.
     """
-    tapes = _tapes.get(family_for(model).core)
-    if tapes is not None:
-        with tapes.lock:
-            tapes.clear()
+    tapes = tapes_of(family_for(model).core)
+    with tapes.lock:
+        tapes.clear()
     torch.cuda.empty_cache()
