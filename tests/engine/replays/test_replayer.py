@@ -215,6 +215,15 @@ def swap(mlp):
     mlp.up_proj = nn.Linear(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_an_adapter_that_is_set_again_is_the_same_recording(model, graphs_on_cpu):
+    """PEFT's layers then hold another list of the same names."""
+    settings = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["norm"], init_lora_weights=False)
+    tuned = peft.get_peft_model(model, settings).eval()
+    tuned.set_adapter("default")
+    assert counted(changed(tuned, lambda: tuned.set_adapter("default"))) == (1, 2)
+
+
 @pytest.mark.parametrize(("change", "recorded"), [(move, 2), (write, 1), (swap, 2)])
 def test_a_weight_that_has_changed_is_read_where_it_is(model, change, recorded, graphs_on_cpu):
     """One that is elsewhere is recorded anew."""

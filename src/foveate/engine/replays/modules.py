@@ -14,7 +14,7 @@ from foveate.families.tap import is_tapped
 
 KNOWN = ("torch", "transformers", "peft")
 """Packages whose modules compute from their weights, plain attributes and arguments alone."""
-OF_TORCH = {*vars(nn.Module()), "forward", "config"} - {"training"}
+OF_TORCH = {*vars(nn.Module()), "forward", "config", "_active_adapter"} - {"training"}
 """Attributes that are looked at elsewhere."""
 NUMBERS = itertools.count()
 Snapshot = tuple[list[Any], list[Any]]
