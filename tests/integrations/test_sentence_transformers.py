@@ -194,3 +194,9 @@ def test_vectors_that_are_pooled_already_pass_through(vectors, module, pages):
         del module.forward
     assert pooled[name].shape == (2, 128)
     assert pooled["attention_mask"].sum(dim=1).max() < VISION
+
+
+def test_a_budget_that_leaves_a_page_whole_is_told(vectors, pages):
+    with pytest.warns(UserWarning, match="no token"), drop(vectors, "evs", tokens=64):
+        whole = vectors.encode_document(pages[:1])
+    assert len(whole[0]) == VISION

@@ -1,6 +1,7 @@
 """Dropping inside sentence-transformers 6. Its pooling, token pooling and saving run unchanged, on what is left."""
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,9 @@ def drop(
             features = original(*args, **kwargs)
             if trace.history[-1:] != before:  # else there was no picture
                 features["attention_mask"] = _narrowed(features, module.module_output_name, trace)
+                if (retention or tokens) and any(trace.vision_tokens) and min(trace.retention) == 1:
+                    name = naming.name_of(chosen)
+                    warnings.warn(f"{name} dropped no token of a page. Methods made for videos may not.", stacklevel=2)
             return features
 
     with session.drop(module.model, chosen) as trace, Patcher() as patches:
