@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.contract import Attention, Cls, Keys, TowerAttention
+from foveate.contract import Attention, Cls, Keys, Text, TowerAttention
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.errors import SettingError
 
@@ -65,10 +65,17 @@ def test_tokens_are_all_in_order_and_none_has_left_unless_it_is_said():
     assert list(known.notes) == ["key"]
 
 
+def test_notes_written_to_a_view_would_be_lost():
+    with pytest.raises(TypeError, match="item"):
+        View(2, notes={}).notes["key"] = torch.ones(2)
+
+
 def test_a_layer_view_counts_its_tokens_by_any_tensor():
     assert len(LayerView(torch.zeros(5, 2))) == 5
     assert len(LayerView(attention=torch.zeros(4))) == 4
     assert len(LayerView(tokens=torch.arange(3))) == 3
+    assert len(LayerView(text=torch.zeros(9, 2), keys=torch.zeros(4, 2))) == 4
+    assert len(LayerView(signals={Text(): torch.zeros(9, 2), LAST: torch.zeros(2)})) == 2
     assert len(LayerView(signals={LAST: torch.zeros(2)})) == 2
     assert len(LayerView(count=1)) == 1
     assert LayerView(count=1).text_behind

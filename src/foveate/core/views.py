@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from foveate.errors import SettingError
 
 Given = Tensor | Callable[[], Tensor]
 """A tensor, or a function that makes it on first use."""
+OTHERS = {"columns", "pivots", "text"}
+"""Kinds of signals before a decoder layer that have other rows than the tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class View:
         **named: Given | None,
     ) -> None:
         self.arriving = arriving or Arriving.all_of(count)
-        self.notes: Mapping[str, Tensor] = {} if notes is None else notes
+        self.notes: Mapping[str, Tensor] = MappingProxyType(notes or {})
         self._count = count
         self._device = device
         self._tokens = tokens
@@ -185,9 +188,9 @@ class LayerView(View):
         self, hidden: Given | None = None, *, count: int | None = None, text_behind: bool = True, **rest: Any
     ) -> None:
         if count is None:
-            # Take the length of the first tensor. Functions that make a tensor are not called for it.
-            values = (hidden, *rest.values(), *(rest.get("signals") or {}).values())
-            count = next(len(value) for value in values if isinstance(value, Tensor))
+            # Take the length of the first tensor of these tokens. Functions that make a tensor are not called for it.
+            values = {"hidden": hidden, **rest, **{key.kind: rows for key, rows in (rest.get("signals") or {}).items()}}
+            count = next(len(rows) for kind, rows in values.items() if isinstance(rows, Tensor) and kind not in OTHERS)
         super().__init__(count, hidden=hidden, **rest)
         self.text_behind = text_behind
 

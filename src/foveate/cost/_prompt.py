@@ -37,14 +37,15 @@ class Known(RunCounts, total=False):
     Attributes:
         tower_images: Number of pictures that the tower encodes for each image or video: crops (LLaVA-OneVision: the
             base view and its tiles), frames, or temporal patches (Qwen-VL). By default derived from the token counts:
-            for LLaVA the count divided by that of one picture, for LLaVA-OneVision the only number that gives the
-            count, for Qwen-VL one (an image). `Family.pictures` reads it from a processor's output.
+            for LLaVA the count divided by that of one picture, for LLaVA-OneVision one where the count is that of a
+            picture without tiles, for Qwen-VL one (an image). Videos and pictures with tiles need it in LLaVA-NeXT and
+            LLaVA-OneVision. `Family.pictures` reads it from a processor's output.
         grids: Rows and columns of the tokens in each image's frames or views, for methods that work on grids
             (AveragePool, Resize) and for towers whose cost depends on them (Qwen2.5-VL's windows). `[[(24, 24)]]` is
             one LLaVA-1.5 image, whose grids are known by default.
         videos: True for videos, whose grids are frames: one bool per entry, or one for all. For methods that compare
-            frames (DyCoke, EVS). 32 frames of LLaVA-OneVision are `vision_tokens=6273, grids=[[(14, 14)] * 32],
-            videos=True`.
+            frames (DyCoke, EVS). 32 frames of LLaVA-OneVision are `vision_tokens=6273, tower_images=32,
+            grids=[[(14, 14)] * 32], videos=True`.
     """
 
     tower_images: Count | Sequence[Count] | None

@@ -49,7 +49,7 @@ def refusal(
         kinds = [type(stage).__name__ for stage in stages if stage.place is place]
         if len(kinds) > 1:
             named = "s and ".join(dict.fromkeys(kinds))
-            return f"has {len(kinds)} {named}s, and the engine runs one. Do both steps in one stage."
+            return f"has {len(kinds)} {named}s, and the engine runs one. Do all in one stage, or leave all but one out."
     thins = [stage for stage in stages if isinstance(stage, ThinStage)]
     if thins:
         if returns:
@@ -91,7 +91,7 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
         reader, *places = reader_of(signal)
         kind = "a value of a decoder layer" if isinstance(signal, OwnSignal) else "it"
         reason: str | None = f"{type(stage).__name__} cannot read {kind}: use {reader}"
-        if isinstance(signal, TowerSignal):
+        if Place.LAYER not in places:
             reason = f"{reason}; in a Cuts or a Once, override steps"
         if not isinstance(signal, SERVED):
             reason = "the engine does not read it yet"
