@@ -81,6 +81,8 @@ def test_many_questions_are_answered_in_order_whatever_their_lengths(prefix):
         alone = prefix.ask(f"{QUESTIONS[number % 5]} {number // 5}", **NEW)
         assert (answer.prompt.text, answer.tokens) == (alone.prompt.text, alone.tokens)
     assert list(prefix.ask_many([])) == []
+    with pytest.raises(fv.SettingError, match="several"):
+        prefix.ask_many("What is it?")
 
 
 def test_choices_are_scored_as_afresh(vlm, picture, prefix):

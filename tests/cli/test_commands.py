@@ -220,6 +220,12 @@ def test_several_questions_are_answered_from_one_look(run, tiny_llava, picture, 
     assert "once: " in out
 
 
+def test_questions_that_share_no_look_are_told_so(run, tiny_llava, picture):
+    flags = ("--prompt", "What ?", "--prompt", "How ?", "--model", tiny_llava, "--max-new-tokens", 2)
+    code, out, _ = run("generate", picture, *flags, "--method", "fastv")
+    assert (code, "share no prefill" in out) == (0, True)
+
+
 @pytest.mark.parametrize("kind", ["tuned", "own"])
 def test_a_preset_file_is_taken_wherever_a_preset_is(tmp_path, kind):
     """What `foveate tune` writes, and what `Method.to_dict` gives."""

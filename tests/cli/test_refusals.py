@@ -34,6 +34,7 @@ bench --model cpu-tiny --device nowhere | available
 bench --model cpu-tiny --device cpu --cuda-graphs | CUDA
 bench --ladder --method v2drop --method vidcom2 | one --method
 batch FOLDER out | The question
+batch FOLDER out --prompt ' ' | empty
 batch FOLDER out --prompt x --batch-size 0 | --batch-size
 batch FOLDER out --prompt x --id-column name | columns
 batch FOLDER out --prompt x --untouched --retention 0.3 | --untouched
@@ -50,6 +51,7 @@ eval --out out.xlsx | must end in .json
 tune PICTURE --prompt x --retention 0.5 --out .csv | must end in .json
 tune PICTURE --prompt x | --budget or --retention
 tune --retention 0.5 | Give either image files
+tune --samples FOLDER --retention 0.5 | file of samples
 tune PICTURE --retention 0.5 | The question is missing.
 tune PICTURE --prompt x --budget 9 --budget 5 | One preset
 tune --samples a.jsonl --prompt x --retention 0.5 | leave out --prompt

@@ -47,8 +47,8 @@ def test_arguments_are_read_as_the_commands_write_them(text, values):
     [
         ("metod=v2drop", "No model argument 'metod'. Did you mean method? There are: pretrained, method"),
         ("max-frames=8", "Did you mean max_frames?"),
-        ("method=v2drop,metric=cosine", "A method's settings go after its name: method=v2drop:metric=cosine."),
-        ("batch_size=4", "No model argument 'batch_size'."),
+        ("method=v2drop,metric=cosine", "method=v2drop:metric=cosine"),
+        ("batch_size=4", "--batch_size"),
         ("embedded", "model_args must be NAME=VALUE,NAME=VALUE, or JSON; got 'embedded'."),
         ("method=v2drop,budget=many", "budget should be a valid number; got 'many'."),
         ('{"budget": true}', "budget should be a valid number; got True."),

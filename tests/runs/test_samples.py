@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import gzip
 import json
 import os
 
@@ -173,6 +174,7 @@ def test_a_quote_that_is_never_closed_is_told_and_swallows_no_row_unseen(tmp_pat
 
 
 REFUSED = {
+    "packed.jsonl": (gzip.compress(b"{}"), "gzip"),
     "damaged.parquet": (b"PAR1 nonsense PAR1", "Parquet"),
     "in.txt": (b"{}", "jsonl"),
     "in": (b"{}", "jsonl"),

@@ -74,6 +74,8 @@ class Generate:
             rows += [("Question", answer.prompt.text), (f"With {self.method}", answer.text)]
         answer = answers[0]
         rows += answer.lines()
+        if len(self.prompt) > 1 and not any(answer.looked for answer in answers):
+            rows.append(("Looked", "for each question: the answers share no prefill"))
         if self.figure is not None:
             values["figure"] = str(self.figure)
             rows.append(("Figure", str(self.figure)))

@@ -131,7 +131,7 @@ def _hint_of(hint: Any) -> Any:
 
 def _instance(kind: type, value: Any) -> Any:
     if not isinstance(value, kind) or isinstance(value, str):  # a text is no collection
-        raise ValueError(f"a {kind.__name__}")
+        raise ValueError("several values, not one text" if isinstance(value, kind) else f"a {kind.__name__}")
     return value
 
 

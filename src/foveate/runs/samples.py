@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from foveate.errors import InputError, SettingError
-from foveate.plain.files import BASE64, check_readable, is_video, local_path, open_readable, scheme_of, sha256_of, spell
+from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
 from foveate.plain.upstream import Shared, brief, extra, first_line, printable
 from foveate.runs.remote import Remote, is_remote, public
 
@@ -559,16 +559,18 @@ def samples_in(
         remote: Reads URLs, of this file and of media; None refuses them.
 
     Raises:
-        InputError: If the file cannot be read, or its ending is not in `ENDINGS`.
-        SettingError: If it is a folder and there is no question.
+        InputError: If the file cannot be read, is compressed, or its ending is not in `ENDINGS`.
+        SettingError: If the question is empty, or it is a folder and there is none.
         UnsupportedError: If it is a Parquet file and pyarrow is not installed.
     """
     columns = columns or SampleColumns()
     source = _source(path, columns, remote)
     root = None if root is None else os.path.abspath(root)
+    if question is not None and not question.strip():
+        raise SettingError('The question is empty. Ask one, such as "What is it?".')
     if isinstance(source, _Folder):
         if question is None:
-            raise SettingError(f"The folder {path} needs one question about all of its files.")
+            raise SettingError(f"The folder {path} needs one question about its files. Or name a file of samples.")
         columns = SampleColumns(id=columns.id and SampleColumns().id)
         root = os.path.abspath(path)
     if source.url is not None:
@@ -592,7 +594,9 @@ def _source(place: Path | str, columns: SampleColumns, remote: Remote | None) ->
         path = Path(copy.name)
     if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for too long names
         return _Folder(path)
-    check_readable(path)
+    with open_readable(path) as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise InputError(f"{url or spell(path)} is compressed with gzip. Decompress it first.")
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{spell(path)}: an input must be a folder, or its name must end in {', '.join(ENDINGS)}.")

@@ -102,7 +102,7 @@ def values_of(arguments: str | Mapping[str, object]) -> dict[str, Any]:
     for name in arguments:
         if name not in NAMES:
             near = nearest(str(name).lower().replace("-", "_"), NAMES)
-            behind = "" if near else " A method's settings go after its name: method=v2drop:metric=cosine."
+            behind = "" if near else " Write settings as in method=v2drop:metric=cosine, and --batch_size as a flag."
             raise SettingError(f"No model argument {str(name)!r}.{near} There are: {', '.join(NAMES)}.{behind}")
     return {name: _value(name, value) for name, value in arguments.items() if value is not None}
 
