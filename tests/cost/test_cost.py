@@ -223,11 +223,12 @@ def test_pictures_of_different_sizes_in_one_count_cost_what_they_cost_together()
 
 REFUSED = [
     ("vision_tokens", {"vision_tokens": -1}),
+    ("greater", {"vision_tokens": [576, -1]}),
     ("at least one token", {"text_tokens": 0, "vision_tokens": 0}),
     ("text_tokens", {"text_tokens": -2}),
     ("'full' or 'causal'", {"attention": "half"}),
     ("got 1 for 2", {"vision_tokens": [576, 576]}),
-    ("575", {"vision_tokens": 575, "tower_images": None}),
+    ("576", {"vision_tokens": 575, "tower_images": None}),
     ("layers 0 to 5", {"method": PAPER}),
     ("1485", {"config": LlavaOnevisionConfig(), "vision_tokens": 1485, "tower_images": None}),
     ("731", {"config": LlavaOnevisionConfig(), "vision_tokens": 731, "tower_images": None}),

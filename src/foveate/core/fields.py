@@ -150,7 +150,9 @@ def _plain(value: Any) -> Any:
 
 def _sentence(owner: str, name: str, value: Any, error: ValidationError) -> str:
     """Format the error's message: what was wrong with a setting, and its value."""
-    worst, *others = error.errors(include_url=False)
+    errors = error.errors(include_url=False)
+    # What is wrong with an item says more than that a tuple is not the other kind of a union.
+    worst, *others = sorted(errors, key=lambda each: not any(isinstance(at, int) for at in each["loc"]))
     place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
     said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")
     for other in others if place == name else ():  # of a union: a valid string or a Method

@@ -246,8 +246,10 @@ class Pictures:
         elif not size:
             return []
         if count is None:
+            each = self.family.fixed_count(self.config)
+            model = self.family.title if each is None else f"{self.family.title}, with {each} a picture,"
             raise SettingError(
-                f"{size} vision tokens do not tell how many pictures the tower encodes: in {self.family.title} no "
+                f"{size} vision tokens do not tell how many pictures the tower encodes: in {model} no "
                 "number makes so many, or several do. Pass tower_images=…: for an image the number of its tiles and "
                 "the base view, or 1; for a video the number of its frames. Family.pictures reads it from the inputs."
             )
