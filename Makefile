@@ -68,7 +68,9 @@ demo: $(LIGHT) ## ask the embedded model about a picture with and without droppi
 	@echo "[3/3] Asking the embedded model, with and without dropping: about half a minute"
 	@echo
 	@mkdir -p out
-	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate generate --full --figure out/demo.png --force
+	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate generate --figure out/demo.png --force
+	@echo
+	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate compare --method v2drop
 	@echo
 	@echo "out/demo.png shows which tokens each stage keeps."
 	@echo "Next: $(BIN)/foveate compare --figure out/compare.png (three methods beside three controls, about a minute)."

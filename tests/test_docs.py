@@ -164,7 +164,11 @@ def run_source(source, page):
 
 def run_command_lines(page, capsys):
     """Run all lines of a page that call foveate, with short answers, and look up what they make."""
-    for line in "\n".join(blocks(page, "bash")).splitlines():
+    run_lines("\n".join(blocks(page, "bash")).splitlines(), capsys)
+
+
+def run_lines(lines, capsys):
+    for line in lines:
         words = shlex.split(line, comments=True)
         if words[:1] == ["foveate"]:
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
@@ -174,6 +178,14 @@ def run_command_lines(page, capsys):
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
+
+
+def test_what_make_demo_calls_runs(stand_in, capsys):
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    lines = re.findall(r"^\t@HF_HUB.*\$\(BIN\)/(foveate .*)", recipe, re.MULTILINE)
+    Path("out").mkdir()
+    run_lines(lines, capsys)
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
