@@ -16,7 +16,7 @@ from typing import Any
 import foveate as fv
 from foveate.eval.pairing import FULL_MODEL, has_collapsed, verdict
 from foveate.eval.quality import Quality
-from foveate.eval.rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, TaskRow
+from foveate.eval.quality_rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, TaskRow
 from foveate.plain.stats import Estimate
 from foveate.plain.table import Column, Table, between
 

@@ -11,7 +11,7 @@ from foveate.eval import pareto
 from foveate.eval.pairing import figures_of, has_collapsed, shares_unmatched, verdict
 from foveate.eval.plan import Contender
 from foveate.eval.quality import Quality, points, tables_of
-from foveate.eval.rows import FullRow, FullTaskRow
+from foveate.eval.quality_rows import FullRow, FullTaskRow
 from foveate.plain.stats import UNKNOWN, Estimate
 
 TASKS = ["colour", "count"] * 100

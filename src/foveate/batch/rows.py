@@ -127,9 +127,15 @@ class RowAsking(GraphOptions, MediaOptions):
         values["method"] = "+".join(member.name for member in self.members) or "none"
         values["method settings"] = [member.to_dict() for member in self.members]
         values["method code"] = [code_of(type(member)) for member in self.members]
-        more = {"choices": list(self.choices) or None, "system": self.system, "cuda_graphs": self.cuda_graphs or None}
-        more["sure"] = getattr(self.method, "sure", None)
-        return values | {name: value for name, value in more.items() if value is not None}
+        if isinstance(self.method, SecondLook):
+            values["sure"] = self.method.sure
+        if self.choices:
+            values["choices"] = list(self.choices)
+        if self.system is not None:
+            values["system"] = self.system
+        if self.cuda_graphs:
+            values["cuda_graphs"] = True
+        return values
 
 
 class Predictor:

@@ -24,8 +24,8 @@ from foveate.eval.held_out import check_tasks, questions
 from foveate.eval.pairing import figures_of, shares_unmatched
 from foveate.eval.plan import BASELINES, USUAL, Contender, Plan, contenders_at
 from foveate.eval.quality import AGREEMENT, Quality
+from foveate.eval.quality_rows import MethodRow, QualityRow
 from foveate.eval.records import FORM, Answers, key_of, open_answers, record_of_both
-from foveate.eval.rows import MethodRow, QualityRow
 from foveate.naming import parse
 from foveate.plain.files import is_video, sha256_of, spell
 from foveate.plain.spelling import nearest

@@ -9,7 +9,7 @@ A log has one row of plain values per question, in the order of the questions:
     flops, kl                    FLOPs to the first token; KL of the first token from the full model's, nats; or None
     again                        1 if a second look asked the full model again, 0 if not; None for other settings
 
-The rows are those of `foveate.eval.rows`.
+The rows are those of `foveate.eval.quality_rows`.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from foveate.eval.plan import BASELINES, Contender
-from foveate.eval.rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, SettingRow, TaskRow
+from foveate.eval.quality_rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, SettingRow, TaskRow
 from foveate.plain.stats import UNKNOWN, Estimate, Numbers, Resampled, estimate, share
 
 Log = Sequence[Mapping[str, Any]]

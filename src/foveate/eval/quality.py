@@ -9,7 +9,7 @@ from typing import Any
 from foveate.contract.budget import is_met
 from foveate.eval.pairing import FULL_MODEL, RIVALS, has_collapsed, verdict
 from foveate.eval.plan import BASELINES
-from foveate.eval.rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, TaskRow
+from foveate.eval.quality_rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, TaskRow
 from foveate.plain.spelling import in_words
 from foveate.plain.stats import LEAST, Estimate, wilson
 from foveate.plain.table import SECTION, Column, Number, Table, number
@@ -41,8 +41,8 @@ class Quality:
     """The figures of a run. A notebook shows them as tables.
 
     Attributes:
-        rows: Rows of the full model and of every setting, for all questions and per task; see `foveate.eval.rows`.
-            `pandas.DataFrame(quality.to_dict()["rows"])` reads them.
+        rows: Rows of the full model and of every setting, for all questions and per task, as
+            `foveate.eval.quality_rows` has them. `pandas.DataFrame(quality.to_dict()["rows"])` reads them.
         unit: Factor for display: 100 for shares, 1 for scores.
         title: A line above the table.
         figure: The figure's name in tables.

@@ -12,7 +12,7 @@ from foveate.errors import SettingError
 from foveate.eval.evaluation import Questioning
 from foveate.eval.pairing import Log, figures_of
 from foveate.eval.plan import Contender
-from foveate.eval.rows import MethodRow
+from foveate.eval.quality_rows import MethodRow
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.tuning.tuned import HeldOut
