@@ -290,6 +290,16 @@ def pickle_of(cache):
     return torch.load(buffer, weights_only=False)
 
 
+@pytest.mark.parametrize("method", [READ, STEP])
+def test_a_model_that_caches_nothing_answers_as_without_the_stage(method):
+    model, inputs = tiny.__wrapped__("llava"), batch("llava", ["titt"])
+    model.config.text_config.use_cache = False
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with fv.drop(model, method):
+            assert torch.equal(model(**inputs).logits, plain)
+
+
 @pytest.mark.parametrize("method", [READ, STEP, CUTS + Read(keep=0.5)])
 def test_copies_and_saved_caches_go_on_alike_and_apart(method):
     cache, _ = prefilled(method, batch("llava", ["titt"]))

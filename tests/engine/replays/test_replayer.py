@@ -25,6 +25,7 @@ from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2
 from tests.invariants.settings import EVERYTHING
 from tests.models import FAMILIES, batch, cached, tiny
 from tests.recorder import Recorder, Sides
+from tests.tiny_derived import make
 
 LAYOUT = "itt"  # of 32 columns or a multiple of these in some families, padded to that in others
 RAGGED = ("titit", "tit", "tittt")
@@ -255,6 +256,15 @@ def test_a_switched_adapter_or_attribute_is_another_recording(model, switch, gra
     after = adapters_of(tuned.modules()), plain_answer(tuned, V2DROP, prompts("llava", count=4)[3])[1]
     assert switch in list(SWITCHES.values())[-3:] or before[0] != after[0]
     assert switch in list(SWITCHES.values())[-2:] or not torch.allclose(before[1], after[1])
+
+
+def test_a_decoder_that_is_given_ids_is_not_recorded(graphs_on_cpu):
+    model, case = make("chameleon")
+    with fv.drop(model, fv.V2Drop(layers=(1, 3), keep=(0.7, 0.6)), cuda_graphs=True) as trace, torch.no_grad():
+        for _ in range(3):
+            model(**case.batch(model, ["tit"]))
+    assert sum(trace.graphs.decoder.plain.values()) == 3
+    assert trace.graphs.decoder.recorded == 0
 
 
 @pytest.mark.skipif("qwen3_vl_moe" not in FAMILIES, reason="needs a newer transformers")
