@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,7 @@ from tests.batch.places import make_files_deadly
 from tests.forked import alive, forked
 
 ROWS = 90
+BEGUN_WITH_RAY = Path(__file__).with_name("begun_with_ray.json")
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 
@@ -112,6 +114,19 @@ def test_a_job_with_a_system_text_goes_on_with_that_text_alone(uninterrupted, an
             with pytest.raises(fv.InputError, match="settings"):
                 answer(path, system=system)
     assert rows_in(tmp_path / "out") == rows
+
+
+def test_a_job_that_actors_of_ray_began_goes_on(uninterrupted, answer, tmp_path):
+    """Its settings are those that `foveate batch --ray` wrote. Nothing else in its folder tells who began it."""
+    path, rows, bad = uninterrupted
+    answer(path, listener=Stopping(20))
+    manifest = tmp_path / "out" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    own = {name: content["settings"][name] for name in ("model", "method code")}
+    content["settings"] = json.loads(BEGUN_WITH_RAY.read_text()) | own
+    manifest.write_text(json.dumps(content))
+    answer(path)
+    assert (rows_in(tmp_path / "out"), bad_in(tmp_path / "out")) == (rows, bad)
 
 
 def test_other_weights_are_refused_in_a_folder_that_was_begun(answer, questions, monkeypatch):
