@@ -46,7 +46,7 @@ ROWS: dict[str, tuple[fv.Method | None, bool]] = {
 }
 """Methods, and whether they run as graphs."""
 SIDE = 56
-FEW, MANY = 2, 8
+FEW, MANY = 2, 24
 """Answer tokens of two answers. Their difference is the time of the steps between."""
 
 

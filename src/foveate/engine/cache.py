@@ -26,6 +26,8 @@ LONG = 1024
 """From this many slots on, a layer reserves an eighth more for decoded rows. Below, copying costs no more."""
 FOLLOWING = ("base", "shift", "kinds", "memory", "alive")
 """Attributes of a layer, besides keys and values, with the samples in front; some may be None."""
+STORED = ("keys", "values")
+"""Attributes of a layer that hold its rows."""
 MEMO_SIZE = 8
 """How many tensors are cached that layers of one cache share. Layers that can share are usually consecutive."""
 
@@ -97,6 +99,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self._room is not None:
             state["keys"], state["values"] = self._room.copies(self.keys, self.values)
         return state
+
+    def __getattr__(self, name: str) -> Any:
+        """Return keys or values, which a replayed step leaves in the layer's room until they are wanted."""
+        if name not in STORED or self._room is None:
+            raise AttributeError(f"{type(self).__name__} has no {name}")
+        for part, rows in zip(STORED, self._room.rows(), strict=True):
+            self.__dict__.setdefault(part, rows)
+        return self.__dict__[name]
 
     # -- slots, and the columns they stand for -------------------------------------------------------------------------
 
@@ -182,16 +192,17 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
         """Append rows and return all. From the second step on, rows of a long layer are written into a room."""
-        coming = key_states.shape[-2]
-        is_long = self.is_initialized and (self._room is not None or self.keys.shape[-2] >= LONG)
+        coming, keys, values = key_states.shape[-2], self.keys, self.values
         grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
-        if is_long and grows and id(self.keys) == self._grown:  # unchanged since the previous step
-            if self._room is None or coming > self._room.free:
-                self._room = Room(self.keys, self.values)
-            self.keys, self.values = self._room.put(key_states, value_states)
-        else:
-            self._room = None
+        room = self._room if grows and self._room is not None and self._room.serves(self) else None
+        if room is None or coming > room.free:
+            again = grows and id(keys) == self._grown and keys.shape[-2] >= LONG  # unchanged since the previous step
+            room = Room(keys, values) if again else None
+        self._room = room
+        if room is None:
             super().update(key_states, value_states)
+        else:
+            self.keys, self.values = room.put(key_states, value_states)
         self._grown = id(self.keys)
         return self.keys, self.values
 
@@ -282,7 +293,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _follow(self, change: Change) -> None:
         """Apply a change of the samples to keys, values and everything with the samples in front."""
-        for name in ("keys", "values", *FOLLOWING):
+        for name in (*STORED, *FOLLOWING):
             setattr(self, name, on_tensors(getattr(self, name), change))
         self._room = None
         if self.reads is not None:
@@ -312,9 +323,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
                 "fewer, or start with a new cache."
             )
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
-        if from_tail and self._room is not None and self._room.gives_back(self.keys, from_tail):
+        if from_tail and self._room is not None and self._room.gives_back(self, from_tail):
             self.keys, self.values = self._room.rows()
-            self._grown = id(self.keys)
         elif from_tail:
             self.keys = self.keys[..., :-from_tail, :]
             self.values = self.values[..., :-from_tail, :]
@@ -398,9 +408,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def _keep_slots(self, chosen: "Chosen") -> None:
         """Keep these slots and no others."""
-        self.base, self.ragged, self._room = chosen.base, chosen.ragged, None
         self.keys, self.values = map(chosen.of_states, self.states)
-        self.head = None
+        self.base, self.ragged, self.head, self._room = chosen.base, chosen.ragged, None, None
 
 
 class WindowedLayer(PrunedLayer):
@@ -577,9 +586,7 @@ def refuse_cache(cache: Any) -> None:
 def length_of(cache: Any) -> int:
     """Return the number of unpruned tokens in a cache; −1 for static caches, to avoid a host sync."""
     length = cache.get_seq_length()
-    if isinstance(length, int):
-        return length
-    return -1
+    return length if isinstance(length, int) else -1
 
 
 def find_pruned(cache: Any, index: int) -> PrunedLayer | None:

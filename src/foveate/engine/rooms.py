@@ -1,5 +1,7 @@
 """Decode: keys and values with free places behind them, so that decoded rows are written without copying the others."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,6 @@ class Room:
         places = keys.shape[-2] + max(4 * MOST_STEP, keys.shape[-2] // 8)
         self._keys, self._values = (one.new_empty(*one.shape[:2], places, one.shape[-1]) for one in (keys, values))
         self.filled = 0
-        self._rows: Tensor | None = None  # kept alive so that no other tensor gets its id
         self.put(keys, values)
 
     @property
@@ -41,21 +42,23 @@ class Room:
         start, end = self.filled, self.filled + keys.shape[-2]
         self._keys[..., start:end, :] = keys
         self._values[..., start:end, :] = values
-        return self.grow(end - start)
-
-    def grow(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Count `rows` rows that were already written behind the others, and return all rows."""
-        self.filled += rows
+        self.filled = end
         return self.rows()
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """Return all rows, as a layer holds them."""
-        self._rows = self._keys.narrow(-2, 0, self.filled)  # half the host's time of an index
-        return self._rows, self._values.narrow(-2, 0, self.filled)
+        # A narrow takes half the host's time of an index.
+        self._rows = self._keys.narrow(-2, 0, self.filled), self._values.narrow(-2, 0, self.filled)
+        return self._rows
 
-    def gives_back(self, keys: Tensor, rows: int) -> bool:
-        """Free the places of the last rows, if the layer holds these `keys` from here and no copy reads them."""
-        if keys is not self._rows or self.looked_at or torch.is_grad_enabled():
+    def serves(self, layer: Any) -> bool:
+        """Return whether a layer holds the very rows that it got from here, or has not asked for the latest."""
+        own, (keys, values) = vars(layer), self._rows
+        return own.get("_room") is self and own.get("keys", keys) is keys and own.get("values", values) is values
+
+    def gives_back(self, layer: Any, rows: int) -> bool:
+        """Free the places of a layer's last rows, if it holds them from here and no copy reads them."""
+        if not self.serves(layer) or self.looked_at or torch.is_grad_enabled():
             return False
         self.filled -= rows
         return True

@@ -432,7 +432,7 @@ class Session:
                 end = embeds.shape[1]
             self._generating = Generating(ids, chunk, range(start + 1, end))
             if self._replayer is not None:
-                self._replayer.end, self._replayer.looked_at = end_of(arguments, config, end), set()
+                self._replayer.end, self._replayer.states = end_of(arguments, config, end), {}
                 self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
             self._runner.arrival = self._runner.forward = None
             try:
@@ -442,7 +442,7 @@ class Session:
             finally:
                 self._generating = Generating()
                 if self._replayer is not None:
-                    self._replayer.end, self._replayer.beams, self._replayer.looked_at = 0, 1, None
+                    self._replayer.end, self._replayer.beams, self._replayer.states = 0, 1, None
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note if there are pixels, and if only the last column's logits are requested, as `generate` does."""

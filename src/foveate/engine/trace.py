@@ -487,16 +487,12 @@ class Trace:
     @property
     def stages(self) -> list[StageRecord]:
         """The cuts of the latest prefill, in order; empty before the first."""
-        if not self.history:
-            return []
-        return self.history[-1].stages
+        return self.latest.stages if self.history else []
 
     @property
     def cuts(self) -> list[StageRecord]:
         """The stages of the latest prefill that dropped or merged vision tokens."""
-        if not self.history:
-            return []
-        return self.history[-1].cuts
+        return self.latest.cuts if self.history else []
 
     @property
     def vision_tokens(self) -> list[int]:

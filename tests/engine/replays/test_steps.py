@@ -171,6 +171,21 @@ def test_a_shallow_copy_of_layers_keeps_its_rows(model, graphs_on_cpu):
     assert all(kept)
 
 
+@pytest.mark.parametrize("first", ["keys", "values"])
+def test_rows_are_there_when_they_are_wanted_and_may_be_replaced(model, first, graphs_on_cpu):
+    inputs, answers = prompts("llava", count=1)[0], []
+    for cuda_graphs in (False, True):
+        with torch.no_grad(), fv.drop(model, V2DROP, cuda_graphs=cuda_graphs):
+            begun, cache, ids = going_on(model, inputs, 8)
+            layer = cache.layers[-1]
+            setattr(layer, first, 2 * getattr(layer, first))
+            on, _, _ = going_on(model, None, 4, cache, ids)
+            answers.append((begun, on, *[rows for layer in cache.layers for rows in (layer.values, layer.keys)]))
+    for one, other in zip(*answers, strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=ROUNDING)
+    assert not hasattr(layer, "queries")
+
+
 def test_tokens_that_are_taken_back(model, graphs_on_cpu):
     inputs = prompts("llava", count=1)[0]
     with torch.no_grad(), fv.drop(model, V2DROP):

@@ -4,7 +4,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -78,8 +78,8 @@ class Replayer:
     Attributes:
         end: The most columns that a prompt and its answer can have in the running `generate`; 0: no limit is set.
         beams: Number of beams of a beam search.
-        looked_at: The towers and decoders that were looked at in the running `generate`, during which they do not
-            change. None outside: every call looks.
+        states: The states of the towers and decoders that were looked at in the running `generate`, during which they
+            do not change. None outside: every call looks.
 
     Raises:
         SettingError: If the model's device has no graphs.
@@ -94,7 +94,7 @@ class Replayer:
         refuse_without_graphs(self._device)
         self._tapes = tapes_of(family.core)
         self.end, self.beams = 0, 1
-        self.looked_at: set[nn.Module] | None = None
+        self.states: dict[nn.Module, Hashable | str] | None = None
         self._looks: dict[nn.Module, tuple[Snapshot, int | str]] = {}
         self._empty: Any = None
         self._wrapped = [module for module in (family.text, *family.towers) if "forward" in vars(module)]
@@ -201,16 +201,17 @@ class Replayer:
     def _step_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> StepCall | str:
         """Return the decoder's call on rows that continue from a cache, or why it runs without a graph."""
         cache, mask, family = cache_of(kwargs), kwargs.get("attention_mask"), self._family
-        why = self._obstacle_to_steps(forward, cache, kwargs)
+        rooms = self._tapes.rooms(self._device)
+        are_let = rooms.are_let_to(cache)
+        why = self._obstacle_to_steps(forward, cache, are_let, kwargs)
         if why is not None:
             return why
         seen, span = cache.get_seq_length(), next(span for span in SPANS if span >= forward.span)
         if self.end:  # equal for all steps of an answer, so that they share rooms of one size
             self.end = max(self.end, seen + span)
-        rooms = self._tapes.rooms(self._device)
         before = rooms.memory
         try:
-            by_layer = rooms.plan(cache, span, self.end - seen if self.end else max(span, MORE))
+            by_layer = rooms.plan(cache, are_let, span, self.end - seen if self.end else max(span, MORE))
         except torch.OutOfMemoryError:
             return "there is no memory for rooms"
         if rooms.memory is not before:
@@ -236,7 +237,7 @@ class Replayer:
             plain, key, tensors, original, leaves, spec, held, forward, runner, cache, rooms, by_layer, live
         )
 
-    def _obstacle_to_steps(self, forward: Forward, cache: Any, kwargs: Mapping[str, Any]) -> str | None:
+    def _obstacle_to_steps(self, forward: Forward, cache: Any, are_let: bool, kwargs: Mapping[str, Any]) -> str | None:
         """Return why rows that continue from a cache run without a graph; None if they may be replayed."""
         family, mask = self._family, kwargs.get("attention_mask")
         if family.recurrent or family.lenders or family.indexed or family.gathers:
@@ -252,7 +253,7 @@ class Replayer:
             return TRAINS
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
             return "the cache is not a DynamicCache"
-        for layer in cache.layers:
+        for layer in () if are_let else cache.layers:
             if type(layer) not in (DynamicLayer, PrunedLayer) or not layer.is_initialized or layer.is_sliding:
                 return "a layer of the cache has a window, or holds nothing"
         if not isinstance(kwargs.get("position_ids"), Tensor):
@@ -271,19 +272,16 @@ class Replayer:
             arguments: The arguments, nested.
             more: Further tensors that it reads.
         """
-        device, modes = self._device, _modes()
         leaves, spec = tree_flatten(arguments)
         tensors = [*[leaf for leaf in leaves if isinstance(leaf, Tensor)], *more]
         if torch.is_grad_enabled() or module.training:
             return TRAINS
-        if torch.is_autocast_enabled(device.type):
+        if torch.is_autocast_enabled(self._device.type):
             return "autocast is on"  # it would cache weights that belong to a recording
-        if modes is None:
-            return "the forward is being compiled, captured or watched"
         others = tuple([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
         if not all(isinstance(leaf, PLAIN_VALUES) for leaf in others):
             return "arguments that graphs do not know"
-        if any(tensor.device != device for tensor in tensors):
+        if any(tensor.device != self._device for tensor in tensors):
             return "the model is spread over devices"
         kernel = getattr(getattr(module, "config", None), "_attn_implementation", None)
         if kernel not in (None, *KERNELS):
@@ -291,21 +289,24 @@ class Replayer:
         state = self._state(module)
         if isinstance(state, str):
             return state
-        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, modes, state, stream_of(device))
+        key = (*sort, others, spec, tuple(map(kind_of_value, tensors)), kernel, state, stream_of(self._device))
         try:
             hash(key)
         except TypeError:
             return "settings that cannot be compared"
         return key, tensors, leaves, spec
 
-    def _state(self, module: nn.Module) -> int | str:
-        """Return a number for all that the decoder's or a tower's forward branches on, or why it runs without a graph.
+    def _state(self, module: nn.Module) -> Hashable | str:
+        """Return all that the decoder's or a tower's forward branches on, or why it runs without a graph.
 
         Recordings of other modules or weights are dropped.
         """
         tapes, hooks = self._tapes, 0
-        if self.looked_at is not None and module in self.looked_at:
-            return self._looks[module][1]
+        if self.states is not None and module in self.states:
+            return self.states[module]
+        modes = _modes()
+        if modes is None:
+            return "the forward is being compiled, captured or watched"
         wrappers: list[Original] = []
         kinds = ["tower"]
         if module is self._family.text:
@@ -319,13 +320,14 @@ class Replayer:
                     modules = tapes.modules[module] = Modules(module, modules)
                     for kind in kinds:
                         self._drop(kind)
-                state = modules.obstacle(wrappers, hooks) or modules.version
+                version = modules.obstacle(wrappers, hooks) or modules.version
                 if module in self._wrapped:
-                    state = "another wrapper is on it"
-                self._looks[module] = before = modules.look(), state
-        if self.looked_at is not None:
-            self.looked_at.add(module)
-        return before[1]
+                    version = "another wrapper is on it"
+                self._looks[module] = before = modules.look(), version
+        state: Hashable | str = before[1] if isinstance(before[1], str) else (before[1], modes)
+        if self.states is not None:
+            self.states[module] = state
+        return state
 
     # -- record, and replay -----------------------------------------------------------------------------------
 
@@ -333,17 +335,18 @@ class Replayer:
         """Run a region: without a graph at first sight, recorded at the second, then replayed."""
         tapes, key = self._tapes, region.key
         with tapes.lock:  # keep other threads' inputs out
-            recording, layout = tapes.recordings[key[0]].get(key), tapes.seen.get(key) or Layout()
-            remember(tapes.seen, key, layout, MOST_SEEN)
-            why = layout.why
-            if why is None and recording is None and layout.left:
-                layout.left -= 1
-                why = FIRST if layout.wait == 1 else WAITS
-            if why is not None:
+            recording = tapes.recordings[key[0]].get(key)
+            if recording is None:
+                layout = tapes.seen.get(key) or Layout()
+                remember(tapes.seen, key, layout, MOST_SEEN)
+                why = layout.why
+                if why is None and layout.left:
+                    layout.left -= 1
+                    why = FIRST if layout.wait == 1 else WAITS
+                if why is None:
+                    return self._record(region, counts)
                 counts.note_plain(why)
                 return region.plain()
-            if recording is None:
-                return self._record(region, counts)
             try:
                 made = self._replay(region, recording)
             except Exception as error:
@@ -443,7 +446,7 @@ class Replayer:
         counts.note_failed(why)
         for kind, recordings in self._tapes.recordings.items():
             self._drop(kind, (len(recordings) + 1) // 2)
-        self._tapes.seen[key].lose(replayed=False)
+        self._tapes.seen.setdefault(key, Layout()).lose(replayed=False)
         torch.cuda.empty_cache()
 
     def _give_up(self, key: Key, counts: GraphCounts, why: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate._transformers import DynamicLayer
 from foveate.core.tensors import Change
-from foveate.engine.cache import PrunedLayer, pruned_layer
+from foveate.engine.cache import STORED, PrunedLayer, pruned_layer
 from foveate.engine.rooms import Room
 
 MORE = 64
@@ -141,21 +141,22 @@ class Rooms:
 
     def are_let_to(self, cache: Any) -> bool:
         """Return whether the rows of a cache are here."""
-        if not self._tenants or len(self._tenants) != len(cache.layers):
+        layers = getattr(cache, "layers", ())
+        if not self._tenants or len(self._tenants) != len(layers):
             return False
-        for there, reference, room in zip(cache.layers, self._tenants, self._rooms, strict=True):
-            layer, shared = reference(), room.shared
-            if layer is None or layer is not there or layer._room is not room or id(layer.keys) != layer._grown:
+        for layer, room, shared in zip(layers, self._rooms, self._by_layer, strict=True):
+            if not room.serves(layer) or layer.base is not shared.base:
                 return False
-            if layer.base is not shared.base or layer.base_end != shared.base_end or layer.shift is not shared.shift:
+            if layer.base_end != shared.base_end or layer.shift is not shared.shift:
                 return False
         return True
 
-    def plan(self, cache: Any, rows: int, more: int) -> list[SharedColumns]:
+    def plan(self, cache: Any, are_let: bool, rows: int, more: int) -> list[SharedColumns]:
         """Plan rooms for a cache and `rows` more rows, and allocate memory for them. No row moves.
 
         Args:
             cache: A cache whose layers hold rows. They become pruned layers.
+            are_let: Whether its rows are here.
             rows: How many rows come now.
             more: How many rows a new room has places for.
 
@@ -166,8 +167,7 @@ class Rooms:
             OutOfMemoryError: If there is no memory for rooms.
         """
         slots = {room.shared: room.filled for room in self._rooms}
-        usual = [room.filled == slots[room.shared] <= room.shared.places - rows for room in self._rooms]
-        if all(usual) and self.are_let_to(cache):
+        if are_let and all(room.filled == slots[room.shared] <= room.shared.places - rows for room in self._rooms):
             by_layer = self._by_layer
         else:
             slots, by_layer = {}, []
@@ -223,18 +223,19 @@ class Rooms:
 
     def lend(self, cache: Any, by_layer: list[SharedColumns]) -> None:
         """Move the rows of a pruned cache into rooms as planned."""
-        if by_layer is self._by_layer and self.are_let_to(cache):
+        if by_layer is self._by_layer and self._tenants:
             return
         for layer, room in zip(cache.layers, self.fill(cache, by_layer), strict=True):
             layer.keys, layer.values = room.rows()
-            layer._room, layer._grown, layer.head = room, id(layer.keys), None
+            layer._room, layer.head = room, None
             self._tenants.append(weakref.ref(layer))
 
     def grow(self, cache: Any, rows: int) -> None:
         """Count `rows` rows that a replay has written into the rooms of a cache's layers."""
         for layer, room in zip(cache.layers, self._rooms, strict=True):
-            layer.keys, layer.values = room.grow(rows)
-            layer._grown, layer.seen = id(layer.keys), layer.seen + rows
+            room.filled, layer.seen = room.filled + rows, layer.seen + rows
+            for name in STORED:  # the layer asks its room for them
+                vars(layer).pop(name, None)
 
 
 def _columns_of(layer: PrunedLayer, places: int) -> Tensor | None:
