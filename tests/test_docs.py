@@ -224,6 +224,13 @@ def test_the_code_of_families_runs(stand_in):
     run_source(code[2], FAMILY)
 
 
+def test_no_table_is_cut_in_two():
+    """Rows below an empty line are text with bars."""
+    pages = [*PAGES, *PLUGINS, *ROOT.glob("benchmarks/*/README.md")]
+    beginnings = {page.name: re.findall(r"(?<!\|)\n(\|.*\n(?!\|[ :|-]+\|\n))", page.read_text()) for page in pages}
+    assert {name: rows for name, rows in beginnings.items() if rows} == {}
+
+
 def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.methods()} <= set(os.listdir(ROOT / "docs/methods"))
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
