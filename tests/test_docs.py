@@ -231,6 +231,15 @@ def test_no_table_is_cut_in_two():
     assert {name: rows for name, rows in beginnings.items() if rows} == {}
 
 
+def test_the_readme_counts_what_there_is():
+    text, more = (ROOT / "README.md").read_text(), {"thintower", "read", "finalkv", "coordinates"}
+    controls = {"random", "uniform", "averagepool", "resize"}
+    published = registry.methods().keys() - more - controls
+    assert f"{len(published)} published methods" in text
+    assert f"all {len(registry.families())} families" in text
+    assert f"{len(published & set(os.listdir(ROOT / 'tests/golden')))} methods are also compared" in text
+
+
 def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.methods()} <= set(os.listdir(ROOT / "docs/methods"))
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
