@@ -93,11 +93,8 @@ class RowMap:
         if before.numbered is None:
             return
         self.numbered = before.numbered
-        ranks = before._numbers
-        if ranks is None:
-            ranks = before._ranks(before.columns.device)
         # A pad repeats the first row, so it writes the same number.
-        ranks = ranks.clamp(min=0).expand_as(before.columns)
+        ranks = before._ranks(before.columns.device).clamp(min=0).expand_as(before.columns)
         # Merged rows are stored in other columns than their source's; a row without a source keeps its column. Rows
         # without a source write to the extra slot `_span`. Example: rows in columns 0 2 with sources 0 3 and ranks 0 1
         # give by_source 0 · · 1 and by_column 0 · 1 ·.
@@ -176,20 +173,16 @@ class RowMap:
         take: Callable[[Tensor], Tensor] = self.gather
         if self.source is not self.columns:
             take = partial(gather_rows, places=self.source.clamp(min=0), samples=self.owners)
-        if isinstance(tables, tuple):
-            return tuple([take(table) for table in tables])
-        if tables is None:
-            return None
-        return take(tables)
+        return on_tensors(tables, take)
 
     def number_from(self, first: Tensor) -> Tensor:
         """Return position ids of the rows, counted from `first`, (samples,): (samples, rows) int64."""
-        if self._numbers is None:
-            return first[:, None] + self._ranks(first.device)
-        return first[:, None] + self._numbers.to(first.device)
+        return first[:, None] + self._ranks(first.device)
 
     def _ranks(self, device: torch.device) -> Tensor:
-        """Each row's index among the real rows of its sample: (rows,) or (samples, rows) int64."""
+        """Each row's number, or its index among the real rows of its sample: (rows,) or (samples, rows) int64."""
+        if self._numbers is not None:
+            return self._numbers.to(device)
         rows = self.columns.shape[1]
         if self.valid is None:
             return torch.arange(rows, device=device)
