@@ -13,7 +13,7 @@ from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearA
 from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.engine import guards
-from foveate.engine.cache import PrunedLayer, length_of, pruned_layer, refuse_cache
+from foveate.engine.cache import PrunedLayer, find_pruned, length_of, pruned_layer, refuse_cache
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
@@ -410,10 +410,8 @@ def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
     for index, rows in enumerate(forward.outcome.row_maps):
         if rows is None or index in others:
             continue
-        layer = None
-        if index < len(cache.layers):
-            layer = cache.layers[index]
-        if not isinstance(layer, PrunedLayer) or not layer.is_whole:
+        layer = find_pruned(cache, index)
+        if layer is None or not layer.is_whole:
             raise unsupported(f"does not store in cache layer {index} the rows that decoder layer {index} ran on")
 
 
