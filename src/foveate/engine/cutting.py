@@ -1,9 +1,10 @@
 """Each layer, first: what the stages before it see of each sample, and which vision tokens they drop or merge."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -102,16 +103,8 @@ class SampleRows:
 
     def view(self, stage: Stage, unit: Unit) -> View:
         """Build the view of a unit that a stage gets."""
-
-        rows = None if len(unit) == len(self) else unit.rows
-
-        def part(tensor: Tensor) -> Tensor:
-            if rows is None:
-                return tensor
-            return tensor[rows]
-
-        left = self.left
-        notes = notes_of(left.notes, stage, rows)
+        left, part = self.left, itemgetter(unit.rows)  # from a tensor of all rows to the unit's
+        notes = notes_of(left.notes, stage, unit.rows)
         tokens = partial(part, left.source)
         if stage.place is not Place.LAYER:
             return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
@@ -174,9 +167,7 @@ class SampleRows:
             return part(left.notes[ran_note(signal, self.layer - 1)])
         if isinstance(signal, Text):
             return self.stream[left.words[len(left.words) - sample.text_after[unit.image] :]]
-        if isinstance(signal, Keys):
-            return part(self.reader.read(signal, [unit]))
-        if isinstance(signal, Products):
+        if isinstance(signal, Keys | Products):
             return part(self.reader.read(signal, [sample_unit(sample, len(self))]))
         if isinstance(signal, Normed):
             return self.norm(part(self.hidden))
@@ -225,16 +216,16 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
         views = [rows.view(stage, unit) for unit in units]
         # Skip units that have no rows left.
         cuts = [stage.cut(view) if len(view) else None for view in views]
+        answer = None
+        if all(cut is None for cut in cuts):
+            continue
         if not stage.drops:  # the stage only leaves notes
-            answer = None
-            notes = _notes(cuts, stage)
+            notes = joined_notes([cut.with_owner(stage.owner) for cut in cuts if cut is not None])
             rows.left.notes.update(notes)
             if decision is not None:
                 decision = Decision(decision.cut.with_notes({**decision.cut.notes, **notes}), decision.sizes)
             continue
         answer = _answer(cuts, units, rows, stage)
-        if answer is None:
-            continue
         if decision is None:
             cut = answer.cut
         else:
@@ -243,21 +234,8 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
     return decision
 
 
-def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
-    """Concatenate the notes of a stage that drops nothing over its units."""
-    notes_of_units = [cut.with_owner(stage.owner).notes for cut in cuts if cut is not None]
-    if not notes_of_units:
-        return {}
-    first = notes_of_units[0]
-    if len(notes_of_units) == 1:
-        return first
-    return {name: torch.cat([notes[name] for notes in notes_of_units]) for name in first}
-
-
-def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
-    """Join the cuts of a sample's units into one decision; None if nothing is dropped."""
-    if all(cut is None for cut in cuts):
-        return None
+def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision:
+    """Join the cuts of a sample's units into one decision."""
     parts = []
     for cut, unit in zip(cuts, units, strict=True):
         parts.append(Cut.stay(len(unit)) if cut is None else cut.with_owner(stage.owner))
@@ -289,14 +267,7 @@ def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], T
             places = torch.arange(cut.arriving, device=device)
             cut = Cut.join(places, places, cut.notes)
         explicit.append(cut)
-    cuts, notes = explicit, {}
-    # A note needs values for all rows, so drop notes that only some units have.
-    for name in set.intersection(*(set(cut.notes) for cut in cuts)):
-        parts = [cut.notes[name] for cut in cuts]
-        if parts[0].dim() > 1:  # pad vectors of different widths, such as other towers' features, with zeros
-            width = max(part.shape[-1] for part in parts)
-            parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
-        notes[name] = torch.cat(parts)
+    cuts, notes = explicit, joined_notes(explicit)
     if any(cut.stays is not None for cut in cuts):
         masks = [cut.parent >= 0 if cut.stays is None else cut.stays for cut in cuts]
         return Cut.keep(torch.cat(masks), notes)
@@ -317,6 +288,18 @@ def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], T
     placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
     merged = [cut.rows_left(part) for cut, part in zip(cuts, torch.split(hidden(), tokens), strict=True)]
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
+
+
+def joined_notes(cuts: Sequence[Cut]) -> dict[str, Tensor]:
+    """Concatenate the notes of a sample's units, (rows of all, …) each; only those that all units have."""
+    notes = {}
+    for name in set.intersection(*(set(cut.notes) for cut in cuts)):
+        parts = [cut.notes[name] for cut in cuts]
+        if parts[0].dim() > 1:  # pad vectors of different widths, such as other towers' features, with zeros
+            width = max(part.shape[-1] for part in parts)
+            parts = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
+        notes[name] = torch.cat(parts)
+    return notes
 
 
 # -- a layer's cuts, sample by sample -----------------------------------------------------------------------------

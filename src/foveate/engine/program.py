@@ -253,16 +253,13 @@ def rotary_note(layer: int) -> str:
     return f"rotary {layer}"
 
 
-def notes_of(notes: Mapping[str, Tensor], stage: Stage, rows: slice | None = None) -> dict[str, Tensor]:
+def notes_of(notes: Mapping[str, Tensor], stage: Stage, rows: slice = slice(None)) -> dict[str, Tensor]:
     """Return the notes of the chain member that a stage belongs to, by the names the member gave them.
 
     Args:
         notes: Notes of all members and of the engine itself.
         stage: The stage.
-        rows: Which of the rows to include; None: all.
+        rows: Which of the rows to include.
     """
     mark = f"{stage.owner} "
-    own = {name.removeprefix(mark): note for name, note in notes.items() if name.startswith(mark)}
-    if rows is None:
-        return own
-    return {name: note[rows] for name, note in own.items()}
+    return {name.removeprefix(mark): note[rows] for name, note in notes.items() if name.startswith(mark)}
