@@ -27,6 +27,7 @@ from foveate._transformers import (
     sdpa_mask,
     unsupported,
 )
+from foveate.core.tensors import on_tensors
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -109,15 +110,12 @@ class Positions:
                 f"Layer {call.index} needs position ids, and flash attention would read gaps between the kept "
                 "positions as the ends of packed sequences. Load the model with attn_implementation='sdpa'."
             )
-        if not scales and rows.numbered is None:
-            taken: Tensor | None = rows.at_rows(call.kwargs.get("position_ids"))
-            return taken
+        device = call.hidden.device
         if rows.numbered is not None:
-            return _numbers(forward, rows, call.hidden, call.shift).to(call.hidden.device)
-        ids: Tensor = call.kwargs["position_ids"]
-        ids = ids.to(call.hidden.device).expand(call.hidden.shape[0], -1)
+            return _numbers(forward, rows, call.hidden, call.shift).to(device)
         # Each row has the id of its source column; a row without a source reads column 0.
-        return ids.gather(1, rows.source.clamp(min=0))
+        ids: Tensor | None = rows.at_rows(on_tensors(call.kwargs.get("position_ids"), lambda ids: ids.to(device)))
+        return ids
 
 
 def move_up(forward: Forward, shift: Tensor) -> Tensor:
