@@ -1,5 +1,6 @@
 """Attach: where each stage of a method runs. Built once, when a `drop` context opens."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, ThinStage, TowerStage
+from foveate.contract.stages import PatchStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal
 from foveate.engine import guards
@@ -81,31 +82,34 @@ class Program:
         before = follow.at(stages, Place.BEFORE_PROJECTOR)
         behind = follow.at(stages, Place.BEHIND_PROJECTOR)
         self.images: tuple[Stage, ...] = (*before, *behind)
-        self.entering: tuple[Stage, ...] = tuple(stage for stage in layers if stage.layer == 0)
+        self.cuts = frozenset(follow.cut_layers(stages))
+        self._before = defaultdict[int, tuple[Stage, ...]](tuple)
+        for stage in layers:
+            self._before[stage.layer] += (stage,)
         # The tower run has one place to cut. Stages behind the projector then move before layer 0, where the same
         # features arrive.
         if behind and (self.pixels or self.tower is not None or before):
             self.images = before
-            self.entering = (*behind, *self.entering)
-        self._before: dict[int, tuple[Stage, ...]] = {0: self.entering}
-        for stage in layers:
-            if stage.layer:
-                self._before[stage.layer] = (*self._before.get(stage.layer, ()), stage)
-        self.cuts = frozenset(follow.cut_layers(stages))
-        if any(stage.place is not Place.LAYER for stage in self.entering):
+            self._before[0] = (*behind, *self._before[0])
             self.cuts |= {0}
+        self.entering = self.before(0)
         self.opening = follow.opening(stages)
         self.cached = follow.cached_layers(stages)
         self.reads_text = follow.reads_text(stages)
         self.by_frame = any(stage.unit == "frame" for stage in stages)
-        self.reads_cells = any(Cells() in stage.reads for stage in layers)
         self.reading = follow.reading(stages)
-        self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
-        read = tuple(dict.fromkeys(signal for stage in layers for signal in stage.reads))
-        self.turned = tuple(sorted({stage.layer for stage in layers if Rotary() in stage.reads}))
-        self.encodes_text = tuple(signal for signal in read if isinstance(signal, Resource))
+        reads = dict.fromkeys((stage.layer, signal) for stage in layers for signal in stage.reads)
+        self.reads_cells = any(signal == Cells() for _, signal in reads)
+        self.finds_raters = any(getattr(signal, "rows", "") == "raters" for _, signal in reads)
+        self.turned = tuple(layer for layer, signal in reads if signal == Rotary())
+        self.encodes_text = tuple(dict.fromkeys(signal for _, signal in reads if isinstance(signal, Resource)))
+        back = [(layer, signal.back) for layer, signal in reads if isinstance(signal, Hidden) and signal.back]
+        self.remembered = {layer - far: layer for layer, far in back}  # layers ascend, so the last one stays
+        self._signals_while = defaultdict[int, list[Signal]](list)
+        for layer, signal in reads:
+            if signal.of_ran:
+                self._signals_while[layer - 1].append(signal)
         self.cautious = method.caution(0) is not None
-        self.remembered, self._signals_while = _looking_back(layers)
         self.authors = {stage.author for stage in stages if stage.author is not None}
         self.busy = frozenset((*self._before, *self.remembered, *self._signals_while))
         self.encodes = self._encodes()
@@ -208,27 +212,6 @@ class Program:
 
     def _renumbering(self, stages: Sequence[Stage]) -> bool:
         return self._renumbers and any(stage.positions == "reindex" for stage in stages)
-
-
-def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Signal]]]:
-    """Collect what stages read of layers that have run.
-
-    Returns:
-        The layers whose input is stored, each with the last layer before which it is read. And the layers whose queries
-        and keys are reduced while they run, each with the signals to compute.
-    """
-    remembered: dict[int, int] = {}
-    reduced: dict[int, list[Signal]] = {}
-    for stage in stages:
-        for signal in stage.reads:
-            if isinstance(signal, Hidden) and signal.back:
-                entered = stage.layer - signal.back
-                remembered[entered] = max(stage.layer, remembered.get(entered, 0))
-            elif signal.of_ran:
-                signals = reduced.setdefault(stage.layer - 1, [])
-                if signal not in signals:
-                    signals.append(signal)
-    return remembered, reduced
 
 
 # -- names of notes -----------------------------------------------------------------------------------------------
