@@ -43,17 +43,13 @@ class Positions:
 
     Args:
         family: The model's family; knows the decoder's RoPE.
-        renumbers: Whether any stage renumbers rows.
 
     Attributes:
         scaling: Layers whose attention scales queries by their positions (Ministral 3).
     """
 
-    def __init__(self, family: Family, renumbers: bool) -> None:
+    def __init__(self, family: Family) -> None:
         self._family = family
-        self._kinds: list[Any] = []
-        if renumbers:
-            self._kinds = [family.rotary_type(index) for index in range(len(family.layers))]
         self.scaling: set[int] = set()
         for index, attention in enumerate(family.attentions):
             if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
@@ -66,7 +62,7 @@ class Positions:
         shift = None if call.stored is None else call.stored.shift
         if shift is None:
             return
-        kind = self._kinds[call.index]
+        kind = self._family.rotary_type(call.index)
 
         def tables() -> Tables:
             return self._family.rotary(call.index, call.hidden, move_up(forward, shift))
@@ -91,7 +87,7 @@ class Positions:
             return None
         if rows.numbered is None:
             return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
-        shift, kind = call.shift, self._kinds[call.index]
+        shift, kind = call.shift, self._family.rotary_type(call.index)
 
         def make_tables() -> Tables:
             cos, sin = self._family.rotary(call.index, hidden, _numbers(forward, rows, hidden, shift))

@@ -49,7 +49,7 @@ class LayerRunner:
         self.wrappers: list[Original] = []
         self._family = family
         self._program = program
-        self._positions = Positions(family, program.renumbers)
+        self._positions = Positions(family)
         self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
         self._layers = family.layers
         self._last = len(self._layers) - 1
