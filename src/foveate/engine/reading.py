@@ -217,11 +217,8 @@ class AttentionReader(RowsReader):
         return self._ahead.read(self._left, asking, signal, image)
 
     def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
-        given, self._tables = self._tables, unturning(self._call.module, self._tables)
-        try:
-            queries, keys, _ = self._queries_and_keys(asking)
-        finally:
-            self._tables = given
+        tables = unturning(self._call.module, self._tables)
+        queries, keys, _ = self.project(asking[None], self._own, tables).sample(0)
         return queries, keys
 
     def rows_that_ask(self, signal: Attention, image: int) -> Tensor:
@@ -232,10 +229,11 @@ class AttentionReader(RowsReader):
             unit = image_units(self._left.sample, self._left.sizes)[image]
         return self._asking(signal, unit, self._vision[unit.rows])[0]
 
-    def project(self, asking: Tensor, samples: slice) -> Tapped:
+    def project(self, asking: Tensor, samples: slice, tables: Any = None) -> Tapped:
         """Compute the queries of rows that ask, (samples, asking) int64, and the keys of all rows.
 
-        `samples` are those of the batch for which it is done. Their rows are equally many.
+        `samples` are those of the batch for which it is done. Their rows are equally many. They turn by `tables`; None:
+        by the rows' own.
         """
         call, rows = self._call, self._rows
         columns, owners = rows.columns[samples, self._start :], None if rows.owners is None else rows.owners[samples]
@@ -248,8 +246,9 @@ class AttentionReader(RowsReader):
         if call.streams is not None:
             hidden = call.streams.unfold(hidden)
         # M-RoPE's tables may have its axes in front of the samples.
-        tables = on_tensors(self._tables, lambda table: table[..., samples, self._start :, :])
-        return Tapped(*self._family.queries_and_keys(call.module, hidden, asking, tables, more))
+        turns = self._tables if tables is None else tables
+        turns = on_tensors(turns, lambda table: table[..., samples, self._start :, :])
+        return Tapped(*self._family.queries_and_keys(call.module, hidden, asking, turns, more))
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
         """Select the sample's rows from queries, keys or values of all samples: (heads, rows, size)."""
