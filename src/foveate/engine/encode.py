@@ -94,10 +94,7 @@ class ImageTokens:
             return self.view.cls
         if isinstance(signal, Deepstack):
             assert self.view.deepstack is not None
-            values = self.view.deepstack()
-            if self.untouched:
-                return values
-            return values[self.source.clamp(min=0)]
+            return self.view.deepstack()[self.source.clamp(min=0)]
         if isinstance(signal, Features | Resource):
             # If the family does not expose the projected features, use its own.
             if self.view.made is None:
