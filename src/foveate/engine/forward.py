@@ -248,17 +248,14 @@ class Segment:
         same = layer.base is first.base and layer.base_end == first.base_end and layer.ragged is first.ragged
         return same and layer.shift is first.shift
 
-    def put_back(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return the arguments of layer `index` with the rows written back into the full-length stream."""
-        handed = self.handed
-        if handed is None:
-            return args, kwargs
-        if handed is not (args[0] if args else kwargs.get("hidden_states")):
+    def put_back(self, index: int, hidden: Tensor) -> Tensor:
+        """Return the input of layer `index` with rows that were passed on written back into the full-length stream."""
+        if self.handed is None:
+            return hidden
+        if self.handed is not hidden:
             guards.refuse_changed_rows(index)
-        full = self.rows.scatter(self.full, handed)  # type: ignore[union-attr, arg-type]
-        if args:
-            return ((full, *args[1:]), kwargs)
-        return (args, {**kwargs, "hidden_states": full})
+        assert self.rows is not None
+        return self.rows.scatter(self.full, hidden)
 
 
 @dataclass(eq=False)
@@ -490,12 +487,9 @@ class Forward:
         """Append a cut to the trace."""
         assert self.outcome.record is not None
         left_of = {left.member: left.source_and_parent() for left in self.outcome.lefts}
-        origin, assign = [], []
-        for member, sample in enumerate(self.samples):
-            # If it is not there, none of its vision tokens may be dropped.
-            source, parent = left_of.get(member) or (torch.arange(sample.fixed), None)
-            origin.append(source)
-            assign.append(parent)
+        # If a sample is not there, none of its vision tokens may be dropped.
+        pairs = [left_of.get(member) or (torch.arange(each.fixed), None) for member, each in enumerate(self.samples)]
+        origin, assign = zip(*pairs, strict=True)
         self.outcome.record.stages.append(StageRecord(where, layer, before, self.vision_left(), origin, assign))
 
     def final(self) -> tuple[Tensor, Tensor]:
@@ -534,7 +528,6 @@ class LayerCall:
         entered: Its full-length input, (samples, columns, width).
         hidden: That input with merged rows written into it, once the stages before the layer have cut.
         kwargs: Other arguments by name; masks, tables and ids are replaced before the layer runs.
-        by_name: Whether the input was passed by name too.
         stored: The layer's cache, if tokens of it were dropped.
         cache: The model's cache; None if it runs without one.
         streams: How to fold several streams of hidden states into one; None if there is one.
@@ -545,7 +538,6 @@ class LayerCall:
     entered: Tensor
     hidden: Tensor
     kwargs: dict[str, Any]
-    by_name: bool
     stored: PrunedLayer | None
     cache: Any
     streams: Streams | None = None
@@ -566,9 +558,6 @@ class LayerCall:
 
     def run(self, original: Original, hidden: Tensor) -> Any:
         """Call the layer itself on these rows."""
-        if self.by_name:
-            arguments = {**self.kwargs, "hidden_states": hidden}
-            return original(**arguments)
         return original(hidden, **self.kwargs)
 
     @property

@@ -63,24 +63,23 @@ class LayerRunner:
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` the way of its forward."""
+        if not args and "hidden_states" in kwargs:
+            args = (kwargs.pop("hidden_states"),)
         if self.arrival is not None:
-            args, kwargs = self._begin_here(index, args, kwargs)
+            args = self._begin_here(index, args, kwargs)
         forward = self.forward
         if forward is None or forward.idle:  # outside the decoder, or nothing to do
             return original(*args, **kwargs)
         way = self._run_told if forward.steps else self._run_cut
         return way(forward, index, original, args, kwargs)
 
-    def _begin_here(self, index: int, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Begin a forward at its first layer, if the decoder's hook could not. Return the layer's arguments."""
-        if index == 0 and self.begin is not None:
-            if args:
-                args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
-            elif "hidden_states" in kwargs:
-                kwargs["hidden_states"] = self.begin(kwargs["hidden_states"], kwargs)
+    def _begin_here(self, index: int, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Begin a forward at its first layer, if the decoder's hook could not. Return the positional arguments."""
+        if index == 0 and self.begin is not None and args:
+            args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
         if self.arrival is not None:
             guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
-        return args, kwargs
+        return args
 
     def _run_told(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a layer of a step. Its cache is told which columns come; without padding nothing else changes."""
@@ -103,9 +102,9 @@ class LayerRunner:
         segment = self._continued(forward, index, args, kwargs)
         if segment is not None and index == len(forward.outcome.row_maps):
             return self._run_further(forward, segment, index, original, args[0], kwargs)
-        if forward.segment is not None:
-            args, kwargs = forward.segment.put_back(index, args, kwargs)
-            forward.segment = None
+        if forward.segment is not None and args:
+            args = (forward.segment.put_back(index, args[0]), *args[1:])
+        forward.segment = None
         return self._run_alone(forward, index, original, args, kwargs)
 
     def _continued(self, forward: Forward, index: int, args: Any, kwargs: dict[str, Any]) -> Segment | None:
@@ -131,10 +130,9 @@ class LayerRunner:
             args, kwargs = args[:1], by_name(module, args, kwargs)
         expected = len(forward.outcome.row_maps) if forward.drops else index
         gathers = self._family.gathers
-        usual = gathers or kwargs.keys() >= BY_NAME
-        if index != expected or not usual or not (args or "hidden_states" in kwargs):
+        if index != expected or not args or not (gathers or kwargs.keys() >= BY_NAME):
             guards.refuse_layer_call(index, expected, args, kwargs)
-        hidden = args[0] if args else kwargs["hidden_states"]
+        (hidden,) = args
         streams: Streams | None = None
         if hidden.dim() == 4:
             streams = Streams.of(hidden, (forward.count, forward.span))
@@ -145,7 +143,7 @@ class LayerRunner:
             forward.cache = cache
         elif forward.drops and cache is not forward.cache:
             guards.refuse_other_cache()
-        call = LayerCall(index, module, hidden, hidden, kwargs, not args, stored, cache, streams)
+        call = LayerCall(index, module, hidden, hidden, kwargs, stored, cache, streams)
         del hidden, args  # so that only the call holds the input
         run = self._run_borrower if index in self._family.lenders else self._run_call
         output = run(forward, call, original)
@@ -356,9 +354,7 @@ class LayerRunner:
                 full = torch.cat((full[:, :-1], made[:, -1:]), dim=1)
         if segment is not None:  # free the tensors after the last layer
             segment.full = segment.handed = None
-        if isinstance(output, tuple):
-            return (full, *output[1:])
-        return full
+        return with_hidden(output, lambda _: full)
 
     def hands_on(self, forward: Forward, kwargs: dict[str, Any]) -> bool:
         """Return whether layers may pass rows on to one another, so that rows are written back only once.
