@@ -309,7 +309,7 @@ class RowsReader(ABC):
         """
         words, exact = self._left.text_behind(unit)
         rows = torch.searchsorted(self._columns, words)
-        return rows, None if exact else rows > self._vision[unit.stop - 1]
+        return rows, None if exact else rows > self._vision[unit.rows.stop - 1]
 
     def _visible(
         self, sees: Callable[[Tensor], Tensor], asking: Tensor, image: Tensor | None, slots: int, before: int

@@ -123,38 +123,25 @@ class Unit:
     """Rows that are ranked together: of a sample, an image or a frame.
 
     Attributes:
-        start, stop: Range of the sample's rows.
-        entered: Vision tokens they were when they entered the model.
-        started: Rows of these that entered the decoder.
+        rows: The sample's rows that they are.
+        arriving: The token counts from which a stage's budget is computed.
         text_after: Whether text stands behind them; one entry per image if they span several.
         image: Index of the sample's image (or frame); −1 for all of them. Text behind all is that behind the last.
     """
 
-    start: int
-    stop: int
-    entered: int
-    started: int
+    rows: slice
+    arriving: Arriving
     text_after: tuple[bool, ...]
     image: int = -1
 
     def __len__(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def rows(self) -> slice:
-        """Its rows as a slice."""
-        return slice(self.start, self.stop)
-
-    @property
-    def arriving(self) -> Arriving:
-        """The token counts from which a stage's budget is computed."""
-        return Arriving(len(self), self.entered, self.started)
+        return self.arriving.tokens
 
 
 def sample_unit(sample: Sample, count: int) -> Unit:
     """Return one unit with all `count` rows that are left of a sample."""
     text_after = tuple([after > 0 for after in sample.text_after])
-    return Unit(0, count, sum(sample.entered_sizes), sum(sample.started_sizes), text_after)
+    return Unit(slice(0, count), Arriving(count, sum(sample.entered_sizes), sum(sample.started_sizes)), text_after)
 
 
 def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
@@ -165,7 +152,7 @@ def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
     images = zip(ends, sizes, sample.entered_sizes, sample.started_sizes, sample.text_after, strict=True)
     units = []
     for image, (end, size, entered, started, text) in enumerate(images):
-        units.append(Unit(end - size, end, entered, started, (text > 0,), image))
+        units.append(Unit(slice(end - size, end), Arriving(size, entered, started), (text > 0,), image))
     return units
 
 
