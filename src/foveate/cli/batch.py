@@ -231,7 +231,7 @@ def _lines(summary: "Summary") -> list[tuple[str, str]]:
         share = summary.graphs.get("replayed", 0) / sum(summary.graphs.values())
         rows.append(("As a graph", "; ".join([f"{share:.1%} of the answers were replayed", *plain])))
     if summary.noted:
-        rows.append(("Notes", f"{summary.noted:,} rows have one, for example that an image is cropped"))
+        rows.append(("Notes", f"on {summary.noted:,} of the rows, for example that an image is cropped"))
     rows.append(("Answers", f"{summary.out}, in {summary.parts:,} part{'s' * (summary.parts != 1)}"))
     return rows
 
