@@ -55,6 +55,22 @@ def test_a_forward_beside_a_running_generate_is_refused():
     assert {(type(error), "waits for its turn" in str(error)) for error in refused} == {(fv.SessionError, True)}
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_forwards_in_several_threads_answer_as_alone(family):
+    model, prompts = tiny(family), [batch(family, ["titit"], seed) for seed in range(4)]
+    with torch.no_grad(), fv.drop(model, METHOD):
+        expected = [model(**inputs, use_cache=False).logits for inputs in prompts]
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda index: said(model, prompts[index % 4]), range(48)))
+    for index, answer in enumerate(answers):
+        assert torch.equal(answer, expected[index % 4])
+
+
+@torch.no_grad()
+def said(model, inputs):
+    return model(**inputs, use_cache=False).logits
+
+
 def test_copies_of_a_model_in_several_threads_are_refused():
     with pytest.raises(fv.UnsupportedError, match="DataParallel runs copies"):
         fv.apply(torch.nn.DataParallel(tiny("llava")), METHOD)

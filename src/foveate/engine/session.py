@@ -303,6 +303,7 @@ class Generating:
     """State of the `generate` call that is running. `generate` encodes images before the forward that contains them.
 
     Attributes:
+        runs: Whether a call is running.
         ids: The token ids it will feed, (samples, columns); None: embeddings, or no call is running.
         chunk: Columns per chunk, if it prefills in chunks.
         inside: Cache lengths at which a chunk of its prompt other than the first begins.
@@ -311,6 +312,7 @@ class Generating:
         asked: `Forward.asked` of the last chunk.
     """
 
+    runs: bool = False
     ids: Tensor | None = None
     chunk: int | None = None
     inside: range = range(0)
@@ -375,8 +377,8 @@ class Session:
             patches.wrap(model, "generate", self.around_generate)
             if self._program.reads_text or self._program.reading is not None:
                 patches.wrap(model, "generate", guards.refuse_candidates)
-        patches.hook(model, "before", self.before_model, with_kwargs=True)
-        patches.hook(core, "before", self.before_core, with_kwargs=True)
+        patches.wrap(core, "forward", self.around_core)
+        patches.wrap(model, "forward", self.around_model)
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
@@ -430,7 +432,7 @@ class Session:
                 end = start + ids.shape[1]
             elif (embeds := arguments.get("inputs_embeds")) is not None:
                 end = embeds.shape[1]
-            self._generating = Generating(ids, chunk, range(start + 1, end))
+            self._generating = Generating(True, ids, chunk, range(start + 1, end))
             if self._replayer is not None:
                 self._replayer.end, self._replayer.states = end_of(arguments, config, end), {}
                 self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
@@ -444,29 +446,39 @@ class Session:
                 if self._replayer is not None:
                     self._replayer.end, self._replayer.beams, self._replayer.states = 0, 1, None
 
-    def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def around_model(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Note if there are pixels, and if only the last column's logits are requested, as `generate` does."""
-        if args:
-            kwargs = by_name(model, args, kwargs, skip=0)
-        pixels = [name for name in kwargs if "pixel_values" in name and kwargs[name] is not None]
-        self._pixels = f"{type(model).__name__} got {pixels[0]}" if pixels else ""
-        asked = kwargs.get("logits_to_keep")
-        self._last_only = isinstance(asked, int) and asked == 1
+        model = self._family.model
+        named = by_name(model, args, kwargs, skip=0) if args else kwargs
+        with self._alone():
+            pixels = [name for name in named if "pixel_values" in name and named[name] is not None]
+            self._pixels = f"{type(model).__name__} got {pixels[0]}" if pixels else ""
+            asked = named.get("logits_to_keep")
+            self._last_only = isinstance(asked, int) and asked == 1
+            return original(*args, **kwargs)
 
-    def before_core(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note the forward's arguments, including images that are already encoded."""
-        if not self._turn.acquire(blocking=False):
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let threads take turns. Beside a `generate` a forward is refused: its streamer may wait for that thread."""
+        if not self._turn.acquire(blocking=not self._generating.runs):
             raise SessionError(
                 "Another thread is generating with this model. Call generate, which waits for its turn, or guard the "
                 "model's forwards with your own lock."
             )
-        self._turn.release()
-        if args:
-            kwargs = by_name(core, args, kwargs, skip=0)
-        outputs = kwargs.get("mm_encoder_outputs") or {}
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def around_core(self, original: Original, *args: Any, **kwargs: Any) -> Any:
+        """Note the forward's arguments, including images that are already encoded."""
+        named = by_name(self._core, args, kwargs, skip=0) if args else kwargs
+        outputs = named.get("mm_encoder_outputs") or {}
         encoded = {modality: output for modality, output in outputs.items() if output is not None}
-        self._runner.arrival = Arrival(self._last_only, kwargs, kwargs.get("input_ids"), encoded)
-        self._runner.forward, self._last_only = None, False
+        with self._alone():
+            self._runner.arrival = Arrival(self._last_only, named, named.get("input_ids"), encoded)
+            self._runner.forward, self._last_only = None, False
+            return original(*args, **kwargs)
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Wrap `get_image_features`, which `generate` calls before the decoder runs."""

@@ -1,7 +1,6 @@
 """A recording, replayed on other prompts, leaves what a plain run leaves; where it cannot, the plain run answers."""
 
 import sys
-import threading
 from contextlib import nullcontext
 from functools import partial
 
@@ -452,23 +451,3 @@ def test_a_replay_costs_the_host_little(model, graphs_on_cpu, monkeypatch):
             model(**inputs, use_cache=True, logits_to_keep=1)
     layers = len(family_for(model).layers)
     assert calls[-1] < 640 + 16 * layers
-
-
-def test_another_thread_gets_its_own_answer(model, graphs_on_cpu):
-    four = prompts("llava", count=4)
-    plain = [plain_answer(model, V2DROP, inputs) for inputs in four]
-    answers = {}
-    with Sides(), fv.drop(model, V2DROP, cuda_graphs=True):
-        for inputs in four[:2]:
-            answer(model, inputs)
-
-        def ask(index):
-            answers[index] = answer(model, four[index])
-
-        threads = [threading.Thread(target=ask, args=(index,)) for index in (2, 3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    for index in (2, 3):
-        torch.testing.assert_close(answers[index][1], plain[index][1], rtol=0, atol=ROUNDING)
