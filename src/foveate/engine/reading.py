@@ -161,14 +161,10 @@ class AttentionReader(RowsReader):
         layers, ragged = getattr(call.cache, "layers", ()), False
         stored = layers[index] if index < len(layers) else None
         if stored is not None and stored.is_initialized and stored.get_seq_length():
-            self._past, self._seen = stored.keys[self._member], stored.get_seq_length()
-            samples, device = len(stored.keys), stored.keys.device
-            if isinstance(stored, PrunedLayer):
-                self._past = stored.states[0][self._member]  # with the beginning that samples share
-                columns, ragged = stored.columns(0, samples, device), stored.ragged
-            else:
-                columns = torch.arange(self._seen - stored.keys.shape[2], self._seen, device=device).expand(samples, -1)
-            slots = columns[self._own]
+            past = stored if isinstance(stored, PrunedLayer) else PrunedLayer(stored)
+            device, ragged, self._seen = past.keys.device, past.ragged, past.seen
+            self._past = past.states[0][self._member]  # with the beginning that samples share
+            slots = past.columns(0, len(past.keys), device)[self._own]
             if live is not None:
                 # Columns of padding become −1: columns 0 1 2 with padding in front give −1 1 2.
                 real = live[self._own].to(device).take_along_dim(slots.clamp(min=0), dim=1) != 0
