@@ -107,8 +107,8 @@ def _begin_images(
         reads: Whether steps may read less after this prompt.
     """
     program, family, live = forward.program, forward.family, forward.live
-    embeds, unpadded = kwargs["inputs_embeds"], None if live is None else forward.unpadded
-    forward.samples = samples = read_samples(masks, unpadded, program.by_frame, program.reads_cells)
+    embeds = kwargs["inputs_embeds"]
+    forward.samples = samples = read_samples(masks, forward.unpadded, program.by_frame, program.reads_cells)
     forward.plans = [None] * len(samples)  # unknown beforehand: the tower has cut, or the image or the question decides
     if not any(image.changed for sample in samples for image in sample.media):
         forward.plans = [program.plan(sample.sizes) if len(sample.vision) else () for sample in samples]

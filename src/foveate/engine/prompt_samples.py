@@ -172,11 +172,7 @@ def read_samples(
     """
     # One number per column: bit 0 is set if it is live, bit 1 + n if it belongs to the n-th modality.
     flags = sum([mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks)])
-    first_mask = masks[0][0]
-    if live is None:
-        alive = torch.ones_like(first_mask)
-    else:
-        alive = live.to(first_mask.device) != 0
+    alive = torch.tensor(True) if live is None else live.to(masks[0][0].device) != 0
     table = (flags + alive).cpu().numpy()
     lives = table % 2 == 1
     owners = np.full(table.shape, -1)  # the image of each column
