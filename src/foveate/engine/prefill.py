@@ -440,10 +440,10 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
             else:
                 before = rows.counts
             stored.shift = forward.outcome.rows.on(device).shift(stored.shift, before)
-    assert forward.outcome.record is not None
+    record = forward.outcome.record
+    assert record is not None
     # The tokens before this cut: those that the tower left, or all if it did not cut.
-    arriving = [stage.after for stage in forward.outcome.record.stages if stage.layer is None and not stage.rows]
-    arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
+    arriving = [*(cut.after for cut in record.cuts if cut.layer is None), record.vision_tokens]
     forward.record_cut("kv", None, arriving[0])
 
 
@@ -456,9 +456,8 @@ def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: T
         final, others: See `Forward.final`.
     """
     if rows is None:
-        wanted = final
-        if forward.live is not None:
-            wanted = final & (forward.live[:, -forward.span :].to(final.device) != 0)
+        assert forward.unpadded is not None
+        wanted = final & (forward.unpadded.to(final.device) != 0)
         texts = [sample.live - len(sample.vision) for sample in forward.samples]
     else:
         rows = rows.on(final.device)
