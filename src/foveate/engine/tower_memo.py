@@ -155,18 +155,15 @@ def _images_of(leaves: Sequence[Any]) -> list[list[Any]]:
         return []
     flat = tensors[0].flatten(1)
     marks = flat[:, :: max(1, flat.shape[1] // MARKS)].tolist()
-    return [
-        [tuple(mark), *[leaf if not isinstance(leaf, Tensor) else leaf[at : at + 1] for leaf in leaves]]
-        for at, mark in enumerate(marks)
-    ]
+    return [[tuple(mark), *image] for mark, image in zip(marks, _rows_of(leaves, len(marks)), strict=True)]
 
 
-def _rows_of(output: Any, count: int) -> list[Any]:
-    """Split an output by its rows; empty if a tensor of it has not `count` rows."""
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+def _rows_of(values: Any, count: int) -> list[Any]:
+    """Split nested values by their rows; empty if a tensor of them has not `count` rows."""
+    tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
     if any(tensor.shape[:1] != (count,) for tensor in tensors):
         return []
-    return [tree_map_only(Tensor, itemgetter(slice(at, at + 1)), output) for at in range(count)]
+    return [tree_map_only(Tensor, itemgetter(slice(at, at + 1)), values) for at in range(count)]
 
 
 def _join(outputs: Sequence[Any]) -> Any:

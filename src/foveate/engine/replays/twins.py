@@ -21,9 +21,8 @@ HELD = ("text", "first", "entering_rows", "image_ends", "live")
 
 def twin_of(forward: Forward, change: Change, kwargs: dict[str, Any]) -> Forward:
     """Return a copy of a begun forward with `change` applied to its tensors, for arguments `kwargs`."""
-    ids = forward.position_ids
     additions = None if forward.additions is None else forward.family.later_additions(kwargs)
-    outcome, ids = outcome_with(forward.outcome, change), None if ids is None else change(ids)
+    outcome, ids = outcome_with(forward.outcome, change), on_tensors(forward.position_ids, change)
     return replace(forward, outcome=outcome, position_ids=ids, additions=additions, memo=Memo())
 
 
