@@ -148,14 +148,12 @@ class Program:
     @property
     def early(self) -> tuple[Stage, ...]:
         """Stages that run before decoder layer 1, in order."""
-        stages = follow.at(self.stages, *(place for place in Place if place < Place.LAYER))
-        return (*stages, *(stage for stage in self.entering if stage.place is Place.LAYER))
+        return tuple(stage for stage in self.stages if stage.order < (Place.LAYER, 1))
 
     @property
     def late(self) -> tuple[Stage, ...]:
         """The method's other stages: before later layers, in caches, during decoding."""
-        early = self.early
-        return tuple(stage for stage in self.stages if stage not in early)
+        return tuple(stage for stage in self.stages if stage.order >= (Place.LAYER, 1))
 
     def _encodes(self) -> str | None:
         if any(isinstance(stage, PatchStage) for stage in self.pixels):
@@ -207,8 +205,7 @@ class Program:
         if layer is not None:
             return self._renumbering(self.before(layer))
         # A stage moved from behind the projector to before layer 0 renumbers rows there.
-        early = [stage for stage in self.stages if stage.place < Place.LAYER]
-        return self._renumbering([stage for stage in early if stage not in self.before(0)])
+        return self._renumbering([stage for stage in self.early if stage not in self.entering])
 
     def _renumbering(self, stages: Sequence[Stage]) -> bool:
         return self._renumbers and any(stage.positions == "reindex" for stage in stages)
