@@ -95,8 +95,7 @@ class TowerMemo:
                 parts.append(image)
         output, outputs = None, []
         if len(parts) < len(images):
-            columns = [list(column) for column in zip(*parts, strict=True)][1:]  # each argument, without the marks
-            args, options = tree_unflatten(map(_cat, columns), spec)
+            args, options = _join([tree_unflatten(part[1:], spec) for part in parts])  # without the marks
             outputs = _rows_of(look(*args, **options), len(parts))
         if not outputs:  # all images differ, or they do not come back as rows
             args, options = tree_unflatten(leaves, spec)
