@@ -26,7 +26,6 @@ from foveate.naming import members_of
 from foveate.plain.flags import GraphOptions, MediaOptions
 from foveate.plain.spelling import refuse_keys
 from foveate.plain.upstream import brief, first_line
-from foveate.registry import family_for
 from foveate.runs.crew import device_at, rows_of
 from foveate.runs.remote import Remote, is_remote
 from foveate.runs.samples import (
@@ -267,7 +266,7 @@ class Predictor:
         except BudgetError:  # whether the budget can be met depends on the picture
             return
         if method is not None:
-            Session(family_for(self.vlm.model), method, {})
+            Session(self.vlm.model, method)
 
 
 def _row(reply: Reply[MediaSample]) -> Row:

@@ -56,7 +56,6 @@ class Program:
         renumbers: Whether rows are renumbered anywhere.
         plan: Returns how many vision tokens each layer processes for images of given sizes, if that is known
             beforehand (`follow.layer_plan`); cached.
-        cautious: Whether the method may warn that a budget is too small for it.
         authors: Methods that are not foveate's own, whose numbers are checked.
         remembered: Layers whose entering rows are read again, each with the last layer before which they are.
         busy: Decoder layers before which a stage runs, or from which a stage reads.
@@ -109,7 +108,6 @@ class Program:
         for layer, signal in reads:
             if signal.of_ran:
                 self._signals_while[layer - 1].append(signal)
-        self.cautious = method.caution(0) is not None
         self.authors = {stage.author for stage in stages if stage.author is not None}
         self.busy = frozenset((*self._before, *self.remembered, *self._signals_while))
         self.encodes = self._encodes()

@@ -25,6 +25,7 @@ from foveate.contract.stages import Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.fields import check_call
 from foveate.core.patching import Patcher
+from foveate.core.tensors import Memo
 from foveate.engine import guards
 from foveate.engine.cache import length_of
 from foveate.engine.encode import encode_media
@@ -71,7 +72,7 @@ MOST_PROGRAMS = 64
 """How many programs are cached per model, one per method."""
 
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
-_programs: "weakref.WeakKeyDictionary[nn.Module, dict[Any, Program]]" = weakref.WeakKeyDictionary()
+_programs: "weakref.WeakKeyDictionary[nn.Module, Memo]" = weakref.WeakKeyDictionary()
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def drop(
     Warns:
         UserWarning: On exit, if the method is weak at as few tokens as an image was left.
     """
-    yield from _open(_session(model, method, retention, tokens, resources or {}, cuda_graphs), warns=True)
+    yield from _open(Session(model, method, retention, tokens, resources, cuda_graphs), warns=True)
 
 
 def _open(session: "Session", warns: bool) -> Iterator[Trace]:
@@ -134,9 +135,8 @@ def _open(session: "Session", warns: bool) -> Iterator[Trace]:
             session.detach()
     finally:
         session.detach()  # an interrupt may have stopped the first detach halfway
-    if session._program.authors:  # opening and closing are called for every answer: no call for nothing
-        session._program.refuse_doubts()
-    if warns and session._program.cautious and session.trace.history:
+    session._program.refuse_doubts()
+    if warns and session.trace.history:
         caution = session.method.caution(min(session.trace.history[0].retention))
         if caution is not None:
             warnings.warn(caution, stacklevel=4)
@@ -155,7 +155,7 @@ def apply(
 
     The trace's `history` keeps only the latest 100 prefills, so a server can run for weeks.
     """
-    session = _session(model, method, retention, tokens, resources or {})
+    session = Session(model, method, retention, tokens, resources)
     session.trace.most = LATEST
     try:
         session.attach()
@@ -192,7 +192,7 @@ def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = Fal
         SessionError: If the model is inside a context already, even one that another thread holds.
     """
     if method is not None or cuda_graphs:
-        yield from _open(_session(model, method, None, None, {}, cuda_graphs), warns=False)
+        yield from _open(Session(model, method, cuda_graphs=cuda_graphs), warns=False)
     else:
         family = family_for(model)
         refuse_open(model, family)
@@ -223,39 +223,6 @@ def refuse_open(model: nn.Module, family: Family | None = None) -> None:
             f"{running.method} is already applied to this {type(model).__name__}. Contexts cannot be nested: "
             "exit the first one, or call foveate.remove(model)."
         )
-
-
-def _session(
-    model: nn.Module,
-    method: Method | str | None,
-    retention: float | None,
-    tokens: float | None,
-    resources: Mapping[str, Any],
-    cuda_graphs: bool = False,
-) -> "Session":
-    """Build the session to attach. The model is not changed yet."""
-    if method is None:
-        if not cuda_graphs:
-            raise SettingError("method must be a method such as foveate.V2Drop(), or its name; got None.")
-        method = Untouched()
-    chosen = naming.method_of(method, tokens, retention)
-    family = family_for(model)
-    refuse_open(model, family)
-    return Session(family, chosen, resources, cuda_graphs)
-
-
-def _program(method: Method, family: Family, resources: Mapping[str, Any]) -> Program:
-    """Return the method's program on this model, cached per method object if there are no resources."""
-    if resources:
-        return Program.on(method, family, resources)
-    made = _programs.setdefault(family.core, {})
-    # Modules around the core, such as PEFT's, do not matter to a program.
-    key = id(method), type(family), len(family.layers)  # a program holds its method, so the id cannot be reused
-    if key not in made:
-        if len(made) >= MOST_PROGRAMS:
-            made.clear()
-        made[key] = Program.on(method, family)
-    return made[key]
 
 
 def surround_towers(
@@ -321,20 +288,41 @@ class Generating:
 
 
 class Session:
-    """A method on a model: the hooks that run it, until they are all removed.
+    """A method on a model: the hooks that run it, until they are all removed. Before `attach`, the model is unchanged.
+
+    Args:
+        model, method, retention, tokens, resources, cuda_graphs: See `drop`.
 
     Attributes:
         method: The method.
         trace: The trace, extended by every prefill.
     """
 
-    def __init__(self, family: Family, method: Method, resources: Mapping[str, Any], cuda_graphs: bool = False) -> None:
-        self.method = method
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method | str | None,
+        retention: float | None = None,
+        tokens: float | None = None,
+        resources: Mapping[str, Any] | None = None,
+        cuda_graphs: bool = False,
+    ) -> None:
+        if method is None:
+            if not cuda_graphs:
+                raise SettingError("method must be a method such as foveate.V2Drop(), or its name; got None.")
+            method = Untouched()
+        self.method = naming.method_of(method, tokens, retention)
         self.trace = Trace()
+        self._family = family = family_for(model)
         self._core = family.core
-        self._family = family
+        refuse_open(model, family)
         guards.refuse_unknown_host(family)
-        self._program = _program(method, family, resources)
+        if resources:
+            self._program = Program.on(self.method, family, resources)
+        else:  # modules around the core, such as PEFT's, do not matter to a program
+            memo = _programs.setdefault(family.core, Memo(MOST_PROGRAMS))
+            key = self.method, type(family), len(family.layers)
+            self._program = memo.once(functools.partial(Program.on, self.method, family), *key)
         if self._program.encodes is not None and not hasattr(family.core, "get_image_features"):
             raise UnsupportedError(
                 f"{type(family.core).__name__} encodes pictures within its forward, so tokens cannot be reduced before "
