@@ -298,7 +298,7 @@ def _media_of(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -
         return []
     output = arrival.encoded[modality]
     lengths = arrival.image_lengths.get(modality)
-    if lengths is None and family.tiled:
+    if lengths is None:
         lengths = image_lengths(family, modality, mask, arrival.ids, lengths_of(pieces_of(output)))
     return tagged_media(output, lengths, program, family, modality)
 
@@ -384,13 +384,8 @@ def _refuse_other_counts(forward: Forward) -> None:
 def _slots_left(forward: Forward, cache: Any) -> dict[int, Callable[[], list[int]]]:
     """Return what counts each sample's slots, for each layer whose tokens were dropped."""
     dead = [sample.rows - sample.live for sample in forward.samples]
-    counts: dict[tuple[int, ...], Callable[[], list[int]]] = {}  # layers that hold the same slots are counted once
-    slots = {}
-    for index, layer in enumerate(cache.layers):
-        if isinstance(layer, PrunedLayer) and layer.base is not None:
-            alike = id(layer.base), id(layer.head), layer.keys.shape[-2]
-            slots[index] = counts.setdefault(alike, layer.valid_slots(dead))
-    return slots
+    pruned = [(index, layer) for index, layer in enumerate(cache.layers) if isinstance(layer, PrunedLayer)]
+    return {index: layer.valid_slots(dead) for index, layer in pruned if layer.base is not None}
 
 
 def _windows(cache: Any) -> dict[int, int]:

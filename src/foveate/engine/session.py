@@ -484,10 +484,7 @@ class Session:
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # a plain tuple comes from a user's return_dict=False, never from the model
-            lengths = None
-            if self._family.tiled:
-                lengths = prompt(lengths_of(pieces_of(output)))
-            arrival.image_lengths[modality] = lengths
+            arrival.image_lengths[modality] = lengths = prompt(lengths_of(pieces_of(output)))
             tag(self._family, call, output, cuts, lengths, ran)
             arrival.encoded[modality] = output
             self._note_splits(arrival, modality, output)
