@@ -245,15 +245,13 @@ def surround_towers(
         program: The method's stages. None: the model is untouched.
         replayer: Has the recordings. None: no graphs.
     """
-    memo, outermost = memos.get(family.core), list[tuple[Any, Any]]()
-    if memo is not None and (program is None or not program.in_tower):
-        for tower in family.towers:
-            state = functools.partial(tower_state, tower, vars(tower).get("forward"))
-            outermost.append((tower, functools.partial(memo, state=state)))
+    memo, wrappers = memos.get(family.core), [(tower, vars(tower).get("forward")) for tower in family.towers]
     if program is not None:
         family.patch_tower(patches, None if replayer is None else replayer.run_tower)
-    for tower, answer in outermost:
-        patches.wrap(tower, "forward", answer)
+    if memo is not None and (program is None or not program.in_tower):
+        for tower, wrapper in wrappers:
+            state = functools.partial(tower_state, tower, wrapper)
+            patches.wrap(tower, "forward", functools.partial(memo, state=state))
 
 
 class Untouched(Method):
