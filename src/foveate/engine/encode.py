@@ -19,6 +19,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
+from foveate.core.tensors import alike
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
 from foveate.engine.media_tokens import lengths_in
 from foveate.engine.program import Program, notes_of
@@ -206,10 +207,20 @@ class TowerReducer:
         return self._program.thin.first(blocks)
 
     def thin(self, segments: Sequence[Tensor], grids: Sequence[Grid | None]) -> list[Cut | None]:
-        """Choose which rows of each segment run, and which of these stands in for each other row."""
-        assert self._program.thin is not None
-        pairs = zip(segments, grids, strict=True)
-        return [self._program.thin.cut(PatchView(rows, grid)) for rows, grid in pairs]
+        """Choose which rows of each segment run, and which of these stands in for each other row.
+
+        Segments of one size, such as a film's frames, take as few kernels as one, unless the stage is another author's,
+        which may read values.
+        """
+        stage = self._program.thin
+        assert stage is not None
+        kinds = [(rows.shape, grid) for rows, grid in zip(segments, grids, strict=True)]
+        cuts: dict[int, Cut | None] = {}
+        for places in alike(kinds if stage.author is None else range(len(kinds))):
+            rows, grid = [segments[place] for place in places], grids[places[0]]
+            own = _cut_together(stage, rows, grid) if len(rows) > 1 else [stage.cut(PatchView(rows[0], grid))]
+            cuts.update(zip(places, own, strict=True))
+        return [cuts[place] for place in range(len(segments))]
 
     def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         """Run the image stages on each image's tokens, without newlines."""
@@ -234,6 +245,20 @@ class TowerReducer:
         view = image.view
         arriving = Arriving(len(view), image.entered, len(view), view.reserved, view.grids, video=self._video)
         return PatchView(view.features, view.grid, arriving=arriving)
+
+
+def _cut_together(stage: Stage, segments: Sequence[Tensor], grid: Grid | None) -> Sequence[Cut | None]:
+    """Let a stage that makes no rows of its own cut segments of one size at once."""
+    count = stage.left(PatchView(segments[0], grid).arriving)
+    if count is None or count >= len(segments[0]):
+        return [None] * len(segments)
+
+    def cut(rows: Tensor) -> tuple[Tensor, Tensor]:
+        one = stage.cut(PatchView(rows, grid))
+        assert one is not None
+        return one.source, one.parent
+
+    return list(map(Cut.join, *torch.func.vmap(cut)(torch.stack(list(segments)))))
 
 
 def _dropping(cuts: Sequence[Cut | None]) -> list[Cut | None]:
