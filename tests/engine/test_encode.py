@@ -11,6 +11,7 @@ from foveate.core.views import TowerView
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
 from foveate.registry import family_for
+from tests.bench.operators import Operators
 from tests.models import tiny
 
 
@@ -79,6 +80,16 @@ def test_images_come_to_what_each_does_alone(method, alike, tokens):
     alone = [reducer(method).reduce([view])[0] for view in views()]
     for one, other in zip(reducer(method).reduce(views()), alone, strict=True):
         same(one, other)
+
+
+@pytest.mark.parametrize("keep", [1 / 9, 1 / 3])
+def test_the_frames_of_a_film_take_few_more_operators_than_one(keep):
+    frames, counts = list(torch.randn(16, 36, 8)), []
+    for segments in (frames[:1], frames[:1], frames):  # the first call makes what later ones find
+        with Operators() as operators:
+            reducer(fv.ThinTower(keep=keep)).thin(segments, [(6, 6)] * len(segments))
+        counts.append(operators.count)
+    assert counts[2] < 2 * counts[1]
 
 
 def test_a_thinning_stage_of_another_author_may_read_values():
