@@ -128,7 +128,7 @@ def test_the_range_is_stated_where_it_is_looked_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"transformers>={OLDEST},<{NEWEST_CAP}" in project["dependencies"]
     assert f"transformers=={OLDEST}" in (ROOT / "Makefile").read_text()
-    for page in ("README.md", "docs/guides/getting-started.md"):
+    for page in ("README.md", "docs/guides/getting-started.md", "docs/guides/faq.md"):
         assert f"transformers {OLDEST} to {NEWEST}" in (ROOT / page).read_text(), page
 
 
