@@ -65,21 +65,16 @@ class LayerRunner:
         """Run decoder layer `index` the way of its forward."""
         if not args and "hidden_states" in kwargs:
             args = (kwargs.pop("hidden_states"),)
+        if self.arrival is not None and self.begin is not None and index == 0 and args:
+            # The decoder's hook could not begin: its first layer does.
+            args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
         if self.arrival is not None:
-            args = self._begin_here(index, args, kwargs)
+            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
         forward = self.forward
         if forward is None or forward.idle:  # outside the decoder, or nothing to do
             return original(*args, **kwargs)
         way = self._run_told if forward.steps else self._run_cut
         return way(forward, index, original, args, kwargs)
-
-    def _begin_here(self, index: int, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Begin a forward at its first layer, if the decoder's hook could not. Return the positional arguments."""
-        if index == 0 and self.begin is not None and args:
-            args = (self.begin(args[0], by_name(self._layers[0], args, kwargs)), *args[1:])
-        if self.arrival is not None:
-            guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
-        return args
 
     def _run_told(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a layer of a step. Its cache is told which columns come; without padding nothing else changes."""
