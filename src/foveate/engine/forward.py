@@ -432,9 +432,9 @@ class Forward:
 
     def vision_left(self) -> tuple[int, ...]:
         """Return the vision tokens left of each sample, including those that always stay."""
-        return self._with_left([0 if sample.ordinals is None else len(sample.ordinals[1]) for sample in self.samples])
+        return self.with_left([sample.fixed for sample in self.samples])
 
-    def _with_left(self, others: list[int]) -> tuple[int, ...]:
+    def with_left(self, others: list[int]) -> tuple[int, ...]:
         """Return the rows of each sample: its entry in `others` plus the vision tokens left of it."""
         counts = list(others)
         for left in self.outcome.lefts:
@@ -450,7 +450,7 @@ class Forward:
             self.outcome.rows.number_on(before)
 
     def _rows_left(self) -> RowMap:
-        lengths = self._with_left([len(sample.text) for sample in self.samples])
+        lengths = self.with_left([len(sample.text) for sample in self.samples])
         if not any(lengths):
             raise UnsupportedError(
                 "Every token of the prompt was dropped: the prompt has no text, and no vision token was kept. "

@@ -383,7 +383,7 @@ def _refuse_other_counts(forward: Forward) -> None:
 
 def _slots_left(forward: Forward, cache: Any) -> dict[int, Callable[[], list[int]]]:
     """Return what counts each sample's slots, for each layer whose tokens were dropped."""
-    dead = [sample.rows - sample.live for sample in forward.samples]
+    dead = [len(sample.text) - len(sample.words) for sample in forward.samples]
     pruned = [(index, layer) for index, layer in enumerate(cache.layers) if isinstance(layer, PrunedLayer)]
     return {index: layer.valid_slots(dead) for index, layer in pruned if layer.base is not None}
 
@@ -418,7 +418,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
         return
     final, others = forward.final()
     # The row maps stay alive here, so their ids are unique.
-    wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}
+    wanted: dict[tuple[int, torch.device], tuple[Tensor, Sequence[int]]] = {}
     for index in layers:
         rows = forward.outcome.row_maps[index]
         if rows is forward.outcome.rows:
@@ -442,7 +442,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
     forward.record_cut("kv", None, arriving[0])
 
 
-def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, list[int]]:
+def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, Sequence[int]]:
     """Return which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`.
 
     Args:
@@ -462,5 +462,4 @@ def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: T
         if rows.valid is not None:
             wanted = wanted & rows.valid
         texts = [len(sample.text) for sample in forward.samples]
-    left = {left.member: len(left) for left in forward.outcome.lefts}
-    return wanted, [text + left.get(member, 0) for member, text in enumerate(texts)]
+    return wanted, forward.with_left(texts)

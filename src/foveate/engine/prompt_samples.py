@@ -64,8 +64,7 @@ class Sample:
         """Number of vision tokens that always stay."""
         if self.ordinals is None:
             return 0
-        _, fixed = self.ordinals
-        return len(fixed)
+        return len(self.ordinals[1])
 
     @property
     def padding(self) -> Tensor | None:
@@ -86,11 +85,6 @@ class Sample:
     def vision_tokens(self) -> int:
         """Number of all its vision tokens."""
         return len(self.vision) + self.fixed
-
-    @property
-    def rows(self) -> int:
-        """Rows that the decoder's first layer processes if nothing is dropped."""
-        return len(self.text) + len(self.vision)
 
     @property
     def entered_sizes(self) -> tuple[int, ...]:
