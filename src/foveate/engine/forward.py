@@ -326,7 +326,6 @@ class Forward:
         family: The model's family.
         outcome: The result so far.
         position_ids: See `Arrival`.
-        idle: Whether every layer runs untouched: nothing will be dropped, and nothing is missing in the cache.
         drops: Whether tokens may be dropped in this forward.
         live: (samples, unpruned columns), nonzero where a column is not padding; None if there is no padding.
         memo: Masks, tables and copies that several layers share.
@@ -364,7 +363,6 @@ class Forward:
     family: Family
     outcome: Outcome = field(default_factory=Outcome)
     position_ids: Tensor | None = None
-    idle: bool = False
     drops: bool = False
     live: Tensor | None = None
     memo: Memo = field(default_factory=Memo)

@@ -49,7 +49,6 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     is_prompt = forward.span > 1 or (prompt is not None and arrival.goes_on)
     # The cache comes first: a layer that reads less must be whole before anything below looks at its length.
     pruned = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer)]
-    forward.idle = not pruned
     # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
     for layer in pruned if is_prompt or program.reading is None else ():
         if layer.reads is not None or layer.memory:
@@ -84,10 +83,10 @@ def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cach
         rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
         forward.outcome.record = PrefillRecord(len(forward.family.layers), rows, (0,) * forward.count)
     # A decoder that is called by position shows no span.
-    if not forward.idle and forward.span and program.reading is None and not forward.family.lenders:
-        layers = [layer if isinstance(layer, PrunedLayer) else None for layer in cache.layers]
+    if forward.span and program.reading is None and not forward.family.lenders:
+        layers = [layer if isinstance(layer, PrunedLayer) else None for layer in getattr(cache, "layers", ())]
         windows = [layer.window for layer in layers if layer is not None]
-        if not any(windows):
+        if windows and not any(windows):
             forward.steps, forward.cache = layers, cache
 
 
@@ -132,7 +131,6 @@ def _begin_images(
         whole, tokens = record.vision_tokens, [torch.arange(count) for count in record.vision_tokens]
         record.stages += [StageRecord("layer", layer, whole, whole, tokens) for layer in sorted(program.cuts)]
         return None
-    forward.idle = False
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.later_additions(kwargs)
     forward.drop_in(embeds, arrival.last_only)

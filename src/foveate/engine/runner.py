@@ -71,7 +71,7 @@ class LayerRunner:
         if self.arrival is not None:
             guards.refuse_lost_hooks(f"A hook before {type(self._family.text).__name__}")
         forward = self.forward
-        if forward is None or forward.idle:  # outside the decoder, or nothing to do
+        if forward is None:  # outside the decoder
             return original(*args, **kwargs)
         way = self._run_told if forward.steps else self._run_cut
         return way(forward, index, original, args, kwargs)
