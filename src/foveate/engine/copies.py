@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from foveate._transformers import DummyLayer, DynamicLayer, LinearAttentionLayer
 from foveate.core.tensors import Memo, on_tensors
@@ -72,10 +73,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
     if isinstance(layer, LinearAttentionLayer):
         for name, states in vars(copied).items():  # dicts hold tensors by index, and flags about each
             if isinstance(states, dict):
-                own = {
-                    key: state.repeat_interleave(samples, 0) if isinstance(state, Tensor) else state
-                    for key, state in states.items()
-                }
+                own = tree_map_only(Tensor, lambda state: state.repeat_interleave(samples, 0), states)
                 setattr(copied, name, own)
         return copied
 
