@@ -66,3 +66,10 @@ def rows(ahead):
 def test_the_verdict_is_that_of_the_pictures_to_report_with(ahead, says):
     tuned = SimpleNamespace(chosen="grid", rows=[SimpleNamespace(name="tuned", ahead=ahead)])
     assert says in Tuned.verdict.fget(tuned)
+
+
+@pytest.mark.parametrize("low", [-0.1, 0.0, float("nan")])
+def test_a_published_schedule_stays_without_a_word_on_others_that_are_not_surely_ahead(low):
+    """One held-out picture has no interval."""
+    tuned = SimpleNamespace(chosen="published", rows=rows(Estimate(0.1, low, 0.3)))
+    assert Tuned.verdict.fget(tuned).endswith("so it stays.")

@@ -110,7 +110,7 @@ def notes_on(pictures: PromptsByPicture) -> list[str]:
     notes = [STRANGE] * any(STRANGE in prompt.notes for prompt in prompts)
     if len(pictures) < FEW:
         notes.append(
-            f"{len(pictures)} pictures are few, so intervals will be wide. {FEW} or more are better, 45 are good."
+            f"The pictures are few ({len(pictures)}): intervals will be wide. {FEW} or more are better, 45 are good."
         )
     lengths = [prompt.vision_tokens for prompt in prompts]
     if max(lengths) > 2 * min(lengths):

@@ -92,7 +92,7 @@ class Tuned(Record):
         gained = "" if ahead is None else f"{points(ahead, '+')} points of agreement"
         if self.chosen == "published":
             stays = "On the pictures to choose with, no setting is ahead of the published schedule by a standard error"
-            if ahead is None or ahead.low <= 0:
+            if ahead is None or not ahead.low > 0:  # NaN: one picture has no interval
                 return f"{stays}, so it stays."
             return f"{stays}, so it stays. On those held out, the best of the grid is ahead: {gained}."
         origin = "The small grid has the best setting"
@@ -111,7 +111,7 @@ class Tuned(Record):
             ahead = "" if row.ahead is None else points(row.ahead, "+")
             root = number(row.root.value, ".3f")
             body.append((row.name, number(row.tokens, ".2f"), points(row.agreement), root, ahead))
-        note = f"On {self.pictures[-1]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
+        note = f"Pictures that were used for nothing else: {self.pictures[-1]}; [ ] are 95 % intervals over them."
         settings = [f"{row.name}: {row.method}" for row in self.rows if row.name in ("published", "grid", "tuned")]
         columns = [Column(name, right=True) for name in names]
         return Table("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])

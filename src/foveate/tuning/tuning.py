@@ -174,7 +174,7 @@ def _tune(
         notes = notes_on(pictures)
         if len(to_choose) < FEWEST:
             notes.append(
-                f"only {len(to_choose)} pictures are left to choose with, too few: the published schedule stays; "
+                f"Too few pictures are left to choose with ({len(to_choose)}): the published schedule stays; "
                 "without one, the best of the grid is taken. Give 9 pictures or more."
             )
         if 1 - cost / limit > UNSPENT:
