@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import foveate as fv
 from foveate.core import tapes
 from foveate.engine import arguments, runner
-from foveate.engine.arguments import Positions, Remap
+from foveate.engine.arguments import Remap
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.forward import RowMap
 from foveate.engine.handed import gather_rows
@@ -155,9 +155,9 @@ def positions_of_the_next_row(original):
 def positions_plus_one(original):
     """Decoded rows keep their own: between prompt rows every distance is right."""
 
-    def tables(self, forward, call, rows):
+    def tables(forward, call, rows):
         places = (rows.source + 1).clamp(0, call.hidden.shape[1] - 1)
-        return tuple(gather_rows(table, places, rows._samples) for table in call.kwargs["position_embeddings"])
+        return tuple(gather_rows(table, places, rows.owners) for table in call.kwargs["position_embeddings"])
 
     return tables
 
@@ -193,13 +193,13 @@ def one_wrong_row_gathered(original):
     def gather(self, full):
         columns = self.columns.clone()
         columns[:, 5] = columns[:, 4]
-        return gather_rows(full, columns, self._samples)
+        return gather_rows(full, columns, self.owners)
 
     return gather
 
 
 def rows_of_the_first_sample(original):
-    return lambda self, full: gather_rows(full, self.columns, 0 * self._samples)
+    return lambda self, full: gather_rows(full, self.columns, 0 * self.owners if self.owners is not None else None)
 
 
 def one_row_not_put_back(original):
@@ -273,10 +273,10 @@ FAULTS = [
     ("gemma3", arguments, "_columns_of", mask_columns_shifted, "two cuts"),
     ("qwen2_vl", Remap, "__init__", rows_of_the_mask_shifted, "batch"),
     ("gemma3", Remap, "__init__", rows_of_the_mask_shifted, "two cuts"),
-    ("llava", Positions, "tables", positions_of_the_next_row, "two cuts"),
-    ("llava", Positions, "tables", positions_plus_one, "two cuts"),
-    ("qwen2_vl", Positions, "tables", positions_plus_one, "two cuts"),
-    ("qwen3_5", Positions, "tables", position_of_one_row, "two cuts"),
+    ("llava", runner, "tables_of", positions_of_the_next_row, "two cuts"),
+    ("llava", runner, "tables_of", positions_plus_one, "two cuts"),
+    ("qwen2_vl", runner, "tables_of", positions_plus_one, "two cuts"),
+    ("qwen3_5", runner, "tables_of", position_of_one_row, "two cuts"),
     ("llava", PrunedLayer, "update", forgets(None), "two cuts"),
     ("gemma3", PrunedLayer, "update", forgets(4), "two cuts"),
     ("qwen3_5", PrunedLayer, "update", forgets(4), "two cuts"),

@@ -38,86 +38,78 @@ from foveate.families.base import Family
 Tables = tuple[Tensor, Tensor]
 
 
-class Positions:
-    """Computes position ids and RoPE tables for a model's layers.
+def scales_queries(family: Family, layer: int) -> bool:
+    """Return whether a decoder layer's attention scales queries by their positions (Ministral 3)."""
+    attention = family.attentions[layer]
+    return attention is not None and scales_by_position(type(attention))  # type: ignore[arg-type]
 
-    Args:
-        family: The model's family; knows the decoder's RoPE.
 
-    Attributes:
-        scaling: Layers whose attention scales queries by their positions (Ministral 3).
-    """
+def number_on_cache(forward: Forward, call: LayerCall) -> None:
+    """Number the forward's columns from the rows that the layer's cache holds."""
+    shift = call.shift
+    if shift is None:
+        return
+    call.kwargs["position_embeddings"] = tables_moved_up(forward, call.index, call.hidden, shift)
+    if scales_queries(forward.family, call.index):
+        call.kwargs["position_ids"] = move_up(forward, shift).to(call.hidden.device)
 
-    def __init__(self, family: Family) -> None:
-        self._family = family
-        self.scaling: set[int] = set()
-        for index, attention in enumerate(family.attentions):
-            if attention is not None and scales_by_position(type(attention)):  # type: ignore[arg-type]
-                self.scaling.add(index)
 
-    # -- a layer whose cache lost tokens, in a later forward ---------------------------------------------------
+def tables_moved_up(forward: Forward, layer: int, hidden: Tensor, shift: Tensor) -> Tables:
+    """Return (cos, sin) of all columns at positions reduced by `shift`, for a layer's input."""
+    family = forward.family
 
-    def move_up(self, forward: Forward, call: LayerCall) -> None:
-        """Number the forward's columns from the rows that the layer's cache holds."""
-        shift = None if call.stored is None else call.stored.shift
-        if shift is None:
-            return
-        kind = self._family.rotary_type(call.index)
+    def tables() -> Tables:
+        return family.rotary(layer, hidden, move_up(forward, shift))
 
-        def tables() -> Tables:
-            return self._family.rotary(call.index, call.hidden, move_up(forward, shift))
-
-        call.kwargs["position_embeddings"] = forward.memo.once(tables, "moved up", shift, kind)
-        if call.index in self.scaling:
-            call.kwargs["position_ids"] = move_up(forward, shift).to(call.hidden.device)
-
-    # -- a layer that runs on rows -----------------------------------------------------------------------------
-
-    def tables(self, forward: Forward, call: LayerCall, rows: RowMap) -> Any:
-        """Return (cos, sin) of the rows, at their own positions or numbered from what the layer's cache holds.
-        None if the layer gets none.
-
-        Args:
-            forward: The forward; knows the original positions.
-            call: The layer's call; it has the tables of all columns.
-            rows: The rows.
-        """
-        pair, hidden = call.kwargs.get("position_embeddings"), call.hidden
-        if pair is None:
-            return None
-        if rows.numbered is None:
-            return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
-        shift, kind = call.shift, self._family.rotary_type(call.index)
-
-        def make_tables() -> Tables:
-            cos, sin = self._family.rotary(call.index, hidden, _numbers(forward, rows, hidden, shift))
-            return cos.to(hidden.device), sin.to(hidden.device)
-
-        return rows.memo.once(make_tables, "tables", shift, kind)
-
-    def ids(self, forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
-        """Return position ids of the rows, (…, samples, rows), if the layer's attention may read them, else None. RoPE
-        does not need them, and flash attention takes gaps in them for packed sequences."""
-        scales = call.index in self.scaling
-        if not scales and ("flash" in forward.backend or not self._family.gathers):
-            return None
-        if scales and "flash" in forward.backend:
-            raise UnsupportedError(
-                f"Layer {call.index} needs position ids, and flash attention would read gaps between the kept "
-                "positions as the ends of packed sequences. Load the model with attn_implementation='sdpa'."
-            )
-        device = call.hidden.device
-        if rows.numbered is not None:
-            return _numbers(forward, rows, call.hidden, call.shift).to(device)
-        # Each row has the id of its source column; a row without a source reads column 0.
-        ids: Tensor | None = rows.at_rows(on_tensors(call.kwargs.get("position_ids"), lambda ids: ids.to(device)))
-        return ids
+    return forward.memo.once(tables, "moved up", shift, family.rotary_type(layer))
 
 
 def move_up(forward: Forward, shift: Tensor) -> Tensor:
     """Return position ids of all columns, minus the number of tokens dropped before them."""
     ids = ids_of(forward)
     return ids - shift.to(ids.device)[:, None]
+
+
+def tables_of(forward: Forward, call: LayerCall, rows: RowMap) -> Any:
+    """Return (cos, sin) of the rows, at their own positions or numbered from what the layer's cache holds.
+    None if the layer gets none.
+
+    Args:
+        forward: The forward; knows the original positions.
+        call: The layer's call; it has the tables of all columns.
+        rows: The rows.
+    """
+    pair, hidden, family = call.kwargs.get("position_embeddings"), call.hidden, forward.family
+    if pair is None:
+        return None
+    if rows.numbered is None:
+        return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
+    shift, kind = call.shift, family.rotary_type(call.index)
+
+    def tables() -> Tables:
+        cos, sin = family.rotary(call.index, hidden, _numbers(forward, rows, hidden, shift))
+        return cos.to(hidden.device), sin.to(hidden.device)
+
+    return rows.memo.once(tables, "tables", shift, kind)
+
+
+def row_ids(forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
+    """Return position ids of the rows, (…, samples, rows), if the layer's attention may read them, else None. RoPE does
+    not need them, and flash attention takes gaps in them for packed sequences."""
+    scales = scales_queries(forward.family, call.index)
+    if not scales and ("flash" in forward.backend or not forward.family.gathers):
+        return None
+    if scales and "flash" in forward.backend:
+        raise UnsupportedError(
+            f"Layer {call.index} needs position ids, and flash attention would read gaps between the kept positions as "
+            "the ends of packed sequences. Load the model with attn_implementation='sdpa'."
+        )
+    device = call.hidden.device
+    if rows.numbered is not None:
+        return _numbers(forward, rows, call.hidden, call.shift).to(device)
+    # Each row has the id of its source column; a row without a source reads column 0.
+    ids: Tensor | None = rows.at_rows(on_tensors(call.kwargs.get("position_ids"), lambda ids: ids.to(device)))
+    return ids
 
 
 def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from foveate.core.picks import snap
 from foveate.core.signals import Attention, Signal
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
-from foveate.engine.arguments import Positions, ids_of, visibility
+from foveate.engine.arguments import ids_of, scales_queries, tables_of, visibility
 from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
@@ -111,7 +111,6 @@ class AttentionReader(RowsReader):
     Args:
         forward: Knows what is left.
         call: The layer's call, with arguments and cache still those of all arriving rows.
-        positions: Computes the tables of renumbered rows.
         left: The sample, and its vision rows that are left.
         signals: What will be read while the layer attends.
         ahead: Projects queries and keys before the layer runs; None: they are read while it attends.
@@ -126,7 +125,6 @@ class AttentionReader(RowsReader):
         self,
         forward: Forward,
         call: LayerCall,
-        positions: Positions,
         left: Left,
         signals: Sequence[Signal] = (),
         ahead: "Ahead | None" = None,
@@ -137,7 +135,6 @@ class AttentionReader(RowsReader):
         self._call = call
         self._hidden = hidden = call.hidden
         self._family = family
-        self._positions = positions
         self._ahead = ahead
         self._rows = rows = forward.present.on(hidden.device)
         self._member = member = left.member
@@ -152,7 +149,7 @@ class AttentionReader(RowsReader):
         # attends are rotated already; only attention without distance still needs tables.
         self._tables: Any = None
         if ahead is not None or any(getattr(signal, "without_distance", False) for signal in signals):
-            self._tables = positions.tables(forward, call, rows)
+            self._tables = tables_of(forward, call, rows)
 
     def _visibility(self) -> Callable[[Tensor], Tensor] | None:
         """Return the model's mask as a function (see `visibility`) over the slots of earlier turns and these rows."""
@@ -171,7 +168,7 @@ class AttentionReader(RowsReader):
                 slots, ragged = slots.masked_fill(~real, -1), True
         seen = self._seen
         length = seen + self._hidden.shape[1]
-        if index in self._positions.scaling and not self._family.gathers:  # otherwise the layer itself gets its ids
+        if scales_queries(self._family, index) and not self._family.gathers:  # otherwise the layer itself gets its ids
             most = self._family.text.config.rope_parameters["original_max_position_embeddings"]
             if length > most:  # scores do not include the scale
                 raise UnsupportedError(
@@ -267,18 +264,17 @@ class Ahead:
     """The readers of a layer that is still to run. If all samples are alike, they are projected at once.
 
     Attributes:
-        forward, call, positions: See `AttentionReader`.
+        forward, call: See `AttentionReader`.
         memo: Readers, queries and keys. They refer to this, so it is replaced when the stages have read.
     """
 
     forward: Forward
     call: LayerCall
-    positions: Positions
     memo: Memo = field(default_factory=Memo)
 
     def reader(self, left: Left) -> AttentionReader:
         """Return the reader of a sample."""
-        make = partial(AttentionReader, self.forward, self.call, self.positions, left, ahead=self)
+        make = partial(AttentionReader, self.forward, self.call, left, ahead=self)
         return self.memo.once(make, left.member)
 
     def read(self, left: Left, asking: Tensor, signal: Attention, image: int) -> Tapped:

@@ -11,7 +11,7 @@ from foveate._transformers import LinearAttentionLayer, attention_of, by_name, c
 from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
-from foveate.engine.arguments import Positions, Remap, width_of
+from foveate.engine.arguments import Remap, number_on_cache, row_ids, scales_queries, tables_of, width_of
 from foveate.engine.cache import alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
@@ -49,7 +49,6 @@ class LayerRunner:
         self.wrappers: list[Original] = []
         self._family = family
         self._program = program
-        self._positions = Positions(family)
         self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
         self._layers = family.layers
         self._last = len(self._layers) - 1
@@ -58,8 +57,9 @@ class LayerRunner:
         self._plain: frozenset[int] = frozenset()  # layers that nothing reads and before which nothing cuts
         self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
         if program.reading is None and self._bare and not family.lenders:
-            others = program.busy | self._recurrent | self._positions.scaling | family.indexed.keys()
-            self._plain = frozenset(range(1, len(self._layers))) - others
+            others = program.busy | self._recurrent | family.indexed.keys()
+            plain = set(range(1, len(self._layers))) - others
+            self._plain = frozenset(layer for layer in plain if not scales_queries(family, layer))
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` the way of its forward."""
@@ -148,18 +148,18 @@ class LayerRunner:
         """Run the stages before a layer, then the layer."""
         self._bring_together(forward, call)
         tables = call.kwargs.get("position_embeddings")
-        self._positions.move_up(forward, call)
+        number_on_cache(forward, call)
         if forward.drops:
             if call.index == 0 and self._program.turned:
                 note_turns(forward, call)
-            ahead = Ahead(forward, call, self._positions)
+            ahead = Ahead(forward, call)
             cut_before(forward, call, ahead.reader)
             ahead.memo = Memo()
         signals = self._program.signals_while(call.index) if forward.drops else ()
         # Built while the call's arguments are still those of all rows.
         notes = None if self._program.reading is None else decode_hook(forward, call)
         lefts = forward.outcome.on(call.hidden.device) if signals else ()
-        readers = [(left, AttentionReader(forward, call, self._positions, left, signals)) for left in lefts]
+        readers = [(left, AttentionReader(forward, call, left, signals)) for left in lefts]
         hidden, rows = call.hidden, None
         if forward.outcome.rows is not None:
             rows = forward.outcome.rows.on(hidden.device)
@@ -298,9 +298,9 @@ class LayerRunner:
             if taken is not value:
                 more[name] = _with_pads(name, taken, rows)
         if call.kwargs.get("position_embeddings") is not None:
-            call.kwargs["position_embeddings"] = self._positions.tables(forward, call, rows)
+            call.kwargs["position_embeddings"] = tables_of(forward, call, rows)
         if "position_ids" in call.kwargs:
-            call.kwargs["position_ids"] = self._positions.ids(forward, call, rows)
+            call.kwargs["position_ids"] = row_ids(forward, call, rows)
         call.kwargs.update(more)
         return more
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only, tree_unflatten
 from foveate._transformers import CACHE_NAMES, cache_in, with_cache
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Change, Memo
-from foveate.engine.arguments import move_up
+from foveate.engine.arguments import tables_moved_up
 from foveate.engine.cache import MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
@@ -241,10 +241,7 @@ def _run_step(
     """Run a layer on new rows with this mask, at positions reduced by `shift`."""
     kwargs["attention_mask"] = mask
     if shift is not None:
-        family = forward.family
-        kwargs["position_embeddings"] = forward.memo.once(
-            lambda: family.rotary(index, hidden, move_up(forward, shift)), shift, family.rotary_type(index)
-        )
+        kwargs["position_embeddings"] = tables_moved_up(forward, index, hidden, shift)
     return original(hidden, **kwargs)
 
 
