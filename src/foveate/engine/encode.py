@@ -36,14 +36,12 @@ class ImageTokens:
         view: What the family exposes of the tower.
         resources: Resources passed to `drop(resources=...)`, by name.
         patches: The cut of patches: in the tower, or behind the projector if the tower cannot drop any.
-        pooled: `patches`, if signals are still those of all patches.
         done: The cut by image stages of the rows left by `patches`.
     """
 
     view: TowerView
     resources: Mapping[str, Any]
     patches: Cut = field(init=False)
-    pooled: Cut | None = None
     done: Cut = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,11 +60,6 @@ class ImageTokens:
     def rows(self) -> Tensor:
         """The rows that are left, (rows, width)."""
         return self.done.rows_left(self.patches.rows_left(self.view.features))
-
-    @property
-    def untouched(self) -> bool:
-        """Whether its tokens are all unchanged."""
-        return self.patches.stays_whole and self.done.stays_whole
 
     @property
     def cut(self) -> Cut | None:
@@ -107,8 +100,8 @@ class ImageTokens:
         else:
             assert isinstance(signal, TowerSignal)
             values = self.view.read(signal)  # attention comes as (patches, 1)
-        if self.pooled is not None:  # the mean over a token's patches
-            values = average(values, self.pooled)
+        if self.view.merge is None and not self.patches.stays_whole:  # still those of all patches: a token has the mean
+            values = average(values, self.patches)
         if not self.done.stays_whole:  # a row made by a stage takes the value of its source
             values = values[self.done.source.clamp(min=0)]
         if isinstance(signal, TowerAttention):
@@ -123,7 +116,7 @@ def image_view(stage: Stage, image: ImageTokens, video: bool) -> ImageView:
     # After tokens were dropped or merged, the rows are not on a grid; they report the tokens they stand for instead.
     grid, grids = view.grid, view.grids
     tokens: Callable[[], Tensor] | None = None
-    if not image.untouched:
+    if not (image.patches.stays_whole and image.done.stays_whole):
         grid, grids = None, ()
         tokens = lambda: image.source  # noqa: E731
     return ImageView(
@@ -231,7 +224,7 @@ class TowerReducer:
             cuts = _dropping([self._program.tower.cut(self._patches(image)) for image in late])
             for image, cut in zip(late, cuts, strict=True):
                 if cut is not None:
-                    image.patches = image.pooled = cut
+                    image.patches = cut
                     image.done = Cut.stay(len(cut.source))
         for stage in self._program.images:
             cuts = count_masks([stage.cut(image_view(stage, image, self._video)) for image in images])
