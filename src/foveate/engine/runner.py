@@ -157,12 +157,10 @@ class LayerRunner:
             ahead.memo = Memo()
         signals = self._program.signals_while(call.index) if forward.drops else ()
         # Built while the call's arguments are still those of all rows.
-        notes = None if self._program.reading is None else decode_hook(forward, call)
+        notes = decode_hook(forward, call)
         lefts = forward.outcome.on(call.hidden.device) if signals else ()
         readers = [(left, AttentionReader(forward, call, left, signals)) for left in lefts]
-        hidden, rows = call.hidden, None
-        if forward.outcome.rows is not None:
-            rows = forward.outcome.rows.on(hidden.device)
+        hidden, rows = call.hidden, forward.outcome.rows and forward.outcome.rows.on(call.hidden.device)
         self._hand_over(forward, call, rows, tables)
         if rows is not None:
             hidden = rows.gather(hidden)  # (samples, rows, width)
@@ -232,9 +230,7 @@ class LayerRunner:
         """
         self._bring_together(forward, call)
         lender, span, count = call.stored, forward.span, call.hidden.shape[1]
-        rows = None
-        if forward.outcome.rows is not None:
-            rows = forward.outcome.rows.on(call.hidden.device)
+        rows = forward.outcome.rows and forward.outcome.rows.on(call.hidden.device)
         sliced = count < span
         if forward.drops:
             forward.outcome.row_maps.append(forward.outcome.rows)
