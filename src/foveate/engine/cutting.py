@@ -395,16 +395,15 @@ def decide_left(rows: SampleRows, program: Program) -> Decision:
 def count_images(decided: Sequence[tuple[Left, Decision]]) -> list[tuple[Left, Decision]]:
     """Replace masks by indices. This takes one host sync for the whole batch."""
     stays = [(one.cut.stays, list(one.sizes or (len(left),))) for left, one in decided]
-    masks = [torch.split(mask, sizes) for mask, sizes in stays if mask is not None]
-    if not masks:
+    parts = [torch.split(mask, sizes) for mask, sizes in stays if mask is not None]
+    sums = [part.sum() for part in itertools.chain(*parts)]  # of each image of each sample
+    if not sums:
         return list(decided)
-    sums = [part.sum() for mask in masks for part in mask]  # of each image of each sample
     numbers = iter(torch.stack([number.to(sums[0].device) for number in sums]).tolist())
-    by_sample = iter([tuple(itertools.islice(numbers, len(mask))) for mask in masks])
     known = []
-    for left, one in decided:
-        if one.cut.stays is not None:
-            sizes = next(by_sample)
+    for (left, one), (mask, arrived) in zip(decided, stays, strict=True):
+        if mask is not None:
+            sizes = tuple(itertools.islice(numbers, len(arrived)))
             one = Decision(one.cut.first(sum(sizes)), sizes if one.sizes is not None else None)
         known.append((left, one))
     return known
