@@ -31,7 +31,7 @@ from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine.attending import RATERS, RowsReader, streams
 from foveate.engine.forward import Forward, LayerCall, places_of
 from foveate.engine.left import Left
-from foveate.engine.program import CELLS, Program, hidden_note, notes_of, ran_note, rotary_note
+from foveate.engine.program import CELLS, Program, hidden_note, notes_of, ran_note
 from foveate.engine.prompt_samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.engine.reading import raters_of
 from foveate.errors import UnsupportedError
@@ -160,7 +160,7 @@ class SampleRows:
                 return torch.cat((own, left.text[note][unit.image]))
             return own
         if isinstance(signal, Rotary):
-            return part(left.notes[rotary_note(self.layer)])
+            return part(left.notes[ran_note(signal, self.layer)])
         if isinstance(signal, Resource):
             return left.text[repr(signal)][unit.image]
         if signal.of_ran and not isinstance(signal, Pivots):

@@ -194,7 +194,7 @@ class Program:
         for signal in self.signals_while(layer - 1):
             yield ran_note(signal, layer - 1)
         if layer in self.turned:
-            yield rotary_note(layer)
+            yield ran_note(Rotary(), layer)
 
     # -- positions ---------------------------------------------------------------------------------------------
 
@@ -222,13 +222,8 @@ def hidden_note(layer: int) -> str:
 
 
 def ran_note(signal: Signal, layer: int) -> str:
-    """Return the name of the note that holds a signal of a layer that has run."""
+    """Return the name of the note that holds a signal of a layer that has run, or `Rotary` for stages before one."""
     return f"{signal!r} {layer}"
-
-
-def rotary_note(layer: int) -> str:
-    """Return the name of the note that holds rotary embeddings for stages before a layer."""
-    return f"rotary {layer}"
 
 
 def notes_of(notes: Mapping[str, Tensor], stage: Stage, rows: slice = slice(None)) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate._transformers import attention_of
 from foveate.core.picks import snap
-from foveate.core.signals import Attention, Signal
+from foveate.core.signals import Attention, Rotary, Signal
 from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.arguments import ids_of, scales_queries, tables_of, visibility
@@ -19,7 +19,7 @@ from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, gather_rows
 from foveate.engine.left import Left
-from foveate.engine.program import rotary_note
+from foveate.engine.program import ran_note
 from foveate.engine.prompt_samples import image_units, sample_unit
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped, unturning
@@ -68,7 +68,7 @@ def note_turns(forward: Forward, call: LayerCall) -> None:
             assert frequencies is not None  # refused when the method was attached
             if id(frequencies) not in means:
                 means[id(frequencies)] = _means_of_turns(own, frequencies.to(device))
-            left.notes[rotary_note(layer)] = means[id(frequencies)]
+            left.notes[ran_note(Rotary(), layer)] = means[id(frequencies)]
 
 
 def _places(forward: Forward, call: LayerCall) -> Tensor:
