@@ -424,9 +424,7 @@ class Forward:
     @property
     def present(self) -> RowMap:
         """The rows that are left, even if nothing was dropped."""
-        if self.outcome.rows is not None:
-            return self.outcome.rows
-        return self.memo.once(self._rows_left, "present")
+        return self.outcome.rows or self.memo.once(self._rows_left, "present")
 
     def vision_left(self) -> tuple[int, ...]:
         """Return the vision tokens left of each sample, including those that always stay."""
@@ -550,9 +548,7 @@ class LayerCall:
     @property
     def shift(self) -> Tensor | None:
         """By how much positions have shrunk on the layer's cache; None: not at all."""
-        if self.stored is None:
-            return None
-        return self.stored.shift
+        return self.stored and self.stored.shift
 
     def run(self, original: Original, hidden: Tensor) -> Any:
         """Call the layer itself on these rows."""
