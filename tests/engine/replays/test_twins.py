@@ -14,7 +14,7 @@ ROWS = RowMap(torch.tensor([[True, False, True], [False, False, True]]), [2, 1])
 COPIED = ("outcome", "position_ids", "additions", "memo")
 """What a twin has of its own."""
 UNREAD = (
-    *("program", "family", "idle", "cache", "noted", "steps", "segment", "unpadded", "entered"),
+    *("program", "family", "cache", "noted", "steps", "segment", "unpadded", "entered"),
     *("ends_turn", "kinds", "asking", "most", "asked"),
 )
 """What recorded layers do not read, or what the key of a call has already."""
