@@ -30,6 +30,8 @@ LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer or answers. The first one present is used."""
 LINE = 2**24
 """Maximum bytes of a JSON line, or letters of a CSV cell. A longer one is not a sample."""
+PARSER = json.JSONDecoder(parse_constant=lambda name: None)
+"""Reads a line. pandas writes a missing value as NaN."""
 ROOT = "root"
 """The key of a bad row's base folder of relative paths."""
 OF_BAD = {"row", "reason", ROOT}
@@ -167,7 +169,7 @@ class _JsonLines(_Records):
 
 def _object(number: int, line: bytes) -> Mapping[str, object] | Bad:
     try:
-        values = json.loads(line, parse_constant=lambda name: None)  # pandas writes a missing value as NaN
+        values = PARSER.decode(line.decode(errors="surrogatepass"))
     except (ValueError, RecursionError) as error:
         return _no_sample(number, line, f"The line is not valid JSON: {first_line(error)}")
     if not isinstance(values, dict):
@@ -488,7 +490,7 @@ class Samples:
     def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
         columns, root = self.columns, self.root
         if root is None:
-            root = str(record[ROOT]) if record.keys() >= OF_BAD else os.path.abspath(self.source.path.parent)
+            root = str(record[ROOT]) if record.keys() >= OF_BAD else self._folder
         name, column, media, whole = None, columns.media[0], tuple[Any, ...](), record
         if self.remote:
             record = {key: _public(value) for key, value in record.items()}
@@ -524,6 +526,11 @@ class Samples:
             f"An id must be a text or a whole number; got {brief(value)} under {column}. Give the row one, or use row "
             "numbers (foveate batch: --number-rows)."
         )
+
+    @cached_property
+    def _folder(self) -> str:
+        """The base folder of relative paths, unless another is given."""
+        return os.path.abspath(self.source.path.parent)
 
     @cached_property
     def _kind_of_ids(self) -> type[str] | type[int]:
