@@ -66,51 +66,6 @@ def test_tables_in_guides_are_those_of_the_records(name, page, record, fill):
     assert getattr(script(name), fill)(*arguments).strip() in text
 
 
-def test_sentences_have_the_figures_of_the_records():
-    """Differences are those of the rounded figures, which a reader can subtract."""
-    speed = {name: read(f"speed/{name}.json") for name in ("cpu-large", *(f"gpu-llava-1.5-7b-b{n}" for n in (1, 8)))}
-    cpu, one, eight = (next(row for row in of["rows"] if row["name"] == "v2drop 192") for of in speed.values())
-    prefill, alone, batch = 1 / cpu["prefill_ratio"], 1 / one["ttft_ratio"], 1 / eight["ttft_ratio"]
-    version = speed["gpu-llava-1.5-7b-b8"]["versions"]["foveate"]
-    rows = [row for row in read("quality/embedded.json")["rows"] if row["task"] is None and row.get("accuracy")]
-    right = {(row["name"], row["budget"] and round(9 * row["budget"])): f"{100 * row['accuracy']:.1f}" for row in rows}
-    full = right["full model", None]
-    lost = {of: f"{float(full) - float(figure):.1f}" for of, figure in right.items()}
-    few = [right[name, 1] for name in ("v2drop", "divprune", "random")]
-    said = {
-        "README.md": [
-            f"prefill is **{prefill:.1f} times as fast** on two CPU cores",
-            f"**{batch:.1f} times as fast** to the first token (foveate {version})",
-            f"{right['v2drop', 3]} % of questions correctly with V2Drop, and {full} % with all tokens",
-            f"**slower**: {alone:.1f} times as fast",
-        ],
-        "docs/index.md": [
-            f"| **{prefill:.1f} times as fast**, {1 / cpu['prefill_flops']:.1f} times fewer FLOPs |",
-            f"with foveate {version} | **{batch:.1f} times as fast** to the first token |",
-            f"| {right['v2drop', 3]} % with V2Drop, {full} % with all tokens |",
-            f"| **slower**: {alone:.1f} times as fast |",
-        ],
-        "docs/guides/faq.md": [
-            f"DivPrune loses {lost['divprune', 3]} points, V2Drop {lost['v2drop', 3]} and FastV {lost['fastv', 3]}.",
-            f"DivPrune loses {lost['divprune', 1]} and V2Drop {lost['v2drop', 1]}.",
-            f"the prefill on a CPU is {prefill:.1f}. For eight pictures at once on an H200, it is {batch:.1f}",
-            f"on an H200 is slower, {alone:.1f} times as fast.**",
-        ],
-        "docs/guides/choosing.md": [
-            f"the prefill is {prefill:.1f} times as fast on two cores",
-            f"{few[0]} %, against {few[1]} for DivPrune and {few[2]} for random dropping.",
-            f"metric=cosine` score {right['v2drop:layers=1,17,22;metric=cosine', 1]} %",
-        ],
-        "docs/methods/v2drop.md": [
-            f"{few[0]} % of the questions right, against {few[1]} % with DivPrune and {few[2]} % with random dropping.",
-            f"reaches {right['v2drop:layers=1,17,22;metric=cosine', 1]} %",
-        ],
-    }
-    for page, sentences in said.items():
-        text = " ".join((ROOT / page).read_text().split())
-        assert [sentence for sentence in sentences if sentence not in text] == [], page
-
-
 def test_a_job_of_many_rows(tmp_path, capsys, monkeypatch):
     batch = script("batch.py")
     monkeypatch.setitem(batch.main.__globals__, "MODEL_ROWS", 2)
