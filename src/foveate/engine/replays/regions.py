@@ -1,13 +1,13 @@
 """Each layer, at once: the parts of a forward that are recorded, what they read of a call and what they leave."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_map_only
 
 from foveate._transformers import CACHE_NAMES, cache_in, with_cache
 from foveate.core.patching import Patcher
@@ -26,38 +26,42 @@ Key = tuple[Any, ...]
 
 @dataclass(slots=True, eq=False)
 class Region:
-    """A part of a forward whose kernels are the same for every call with the same key.
+    """A part of a forward whose kernels are the same for every call with the same key: a vision tower's call.
 
-    Subclasses have three functions. `twin` returns a function that runs it on copies of its tensors and changes nothing
-    else of the call. `collect` returns what a plain run has left: nested tensors or a `MadeByDecoder`. `answer` stores
-    the results of a replay where a plain run would, and returns the same output.
+    The decoder's calls are subclasses. They also have `collect`, which returns what a plain run has left.
 
     Attributes:
-        plain: Runs the part as called.
         key: What calls must have in common; its first entry is the kind of region.
         tensors: The tensors that the part reads, except weights.
+        handed: The arguments, nested: positional ones and those by name; of a decoder only those by name.
+        plain: Runs the part as called.
         original: The function that is called.
-        leaves, spec: Its arguments, flattened.
         held: Tensors that a recording must keep alive: made before the call, and equal for every call with this key.
     """
 
-    plain: Callable[[], Any]
     key: Key
     tensors: list[Tensor]
+    handed: Any
+    plain: Callable[[], Any]
     original: Original
-    leaves: list[Any]
-    spec: Any
     held: Any
 
-    def arguments(self, tensors: Sequence[Tensor]) -> Any:
-        """Return the arguments with their tensors replaced by these, in order."""
-        places = iter(tensors)
-        leaves = [next(places) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        return tree_unflatten(leaves, self.spec)
+    def arguments(self, given: Sequence[Tensor]) -> Any:
+        """Return the arguments with the tensors that the part reads replaced by these."""
+        return tree_map_only(Tensor, swap(self.tensors, given), self.handed)
+
+    def twin(self, given: Sequence[Tensor]) -> Callable[[], Any]:
+        """Return a function that runs the part on copies of its tensors and changes nothing else of the call."""
+        args, kwargs = self.arguments(given)
+        return partial(self.original, *args, **kwargs)
 
     def real(self, made: Any, change: Change) -> Any:
         """Return a recording's results with `change` applied to tensors, without anything a plain run does not make."""
         return results_with(made, change)
+
+    def answer(self, made: Any) -> Any:
+        """Store the results of a replay where a plain run would, and return the same output."""
+        return made
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +109,7 @@ class DecoderCall(Region):
     Attributes:
         forward: The forward, which has begun.
         runner: Runs the forward's layers.
-        cache: The cache among the arguments, empty, and not among the flattened ones; None if there is none.
+        cache: The cache among the arguments, empty, and not in `handed`; None if there is none.
         columns: Columns of vision tokens, if the decoder adds features to them after its first layers.
         shown: The forward as it is recorded: with pads.
         pads: How many pads are behind each sample there, so that texts of several lengths share a recording.
@@ -139,7 +143,7 @@ class DecoderCall(Region):
         return run
 
     def collect(self, output: Any, forward: Forward | None = None) -> "MadeByDecoder":
-        """See `Region`. For a twin, pass its forward."""
+        """Return what a plain run has left. For a twin, pass its forward."""
         layers = getattr(cache_in(output), "layers", ())
         return MadeByDecoder(_last_hidden(output), layers, (forward or self.forward).outcome, type(output))
 
@@ -222,7 +226,7 @@ class StepCall(Region):
         return run
 
     def collect(self, output: Any) -> "MadeByDecoder":
-        """See `Region`."""
+        """Return what a plain run has left, besides rows in the cache."""
         return MadeByDecoder(_last_hidden(output), (), Outcome(), type(output))
 
     def real(self, made: "MadeByDecoder", change: Change) -> "MadeByDecoder":
@@ -243,30 +247,6 @@ def _run_step(
     if shift is not None:
         kwargs["position_embeddings"] = tables_moved_up(forward, index, hidden, shift)
     return original(hidden, **kwargs)
-
-
-@dataclass(slots=True, eq=False)
-class TowerCall(Region):
-    """A vision tower's call on pixels.
-
-    Attributes:
-        on_host: More arguments by name that the host reads, so their values are part of the key.
-    """
-
-    on_host: Mapping[str, Any]
-
-    def twin(self, given: Sequence[Tensor]) -> Callable[[], Any]:
-        """See `Region`."""
-        args, kwargs = self.arguments(given)
-        return partial(self.original, *args, **kwargs, **self.on_host)
-
-    def collect(self, output: Any) -> Any:
-        """See `Region`."""
-        return output
-
-    def answer(self, made: Any) -> Any:
-        """See `Region`."""
-        return made
 
 
 def swap(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Change:

@@ -30,8 +30,8 @@ from foveate.engine.replays.regions import (
     DecoderCall,
     Key,
     MadeByDecoder,
+    Region,
     StepCall,
-    TowerCall,
     layers_with,
     results_with,
     swap,
@@ -58,9 +58,8 @@ CHOICE = r"_get_(.*sdp.*|cublas_allow_.*(reduction|accumulation)|blas_preferred_
 CHOICE += r"|cudnn_(enabled|benchmark|deterministic|allow_tf32))"
 CHOICES = [getattr(torch._C, name) for name in sorted(vars(torch._C)) if re.fullmatch(CHOICE, name)]
 """Functions that return global settings by which torch chooses kernels."""
-Call = DecoderCall | StepCall | TowerCall
-Parts = tuple[Key, list[Tensor], list[Any], Any]
-"""A region's key, tensors, and flattened arguments."""
+Parts = tuple[Key, list[Tensor], Any]
+"""A region's key, tensors, and arguments."""
 FIRST = "the first of its layout"
 CANNOT = "it cannot be recorded"
 WAITS = "its last recording was dropped before it was replayed"
@@ -107,7 +106,7 @@ class Replayer:
         if forward is None or args:
             counts.note_plain("this family's pictures are known only inside the decoder")
             return original(*args, **kwargs)
-        region: DecoderCall | StepCall | str
+        region: Region | str
         if forward.outcome.record is None:
             counts, region = self._graphs.steps, self._step_call(forward, original, kwargs)
         else:
@@ -141,12 +140,12 @@ class Replayer:
             numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
             sort = "tower", type(self._family), self._family.towers.index(tower), tuple(on_host), tuple(numbers)
             parts = self._parts(tower, sort, (args, kwargs), ())
-        plain = partial(original, *args, **kwargs, **on_host)
+        original = partial(original, **on_host)
+        plain = partial(original, *args, **kwargs)
         if isinstance(parts, str):
             self._graphs.tower.note_plain(parts)
             return plain()
-        key, tensors, leaves, spec = parts
-        return self._run(TowerCall(plain, key, tensors, original, leaves, spec, held, on_host), self._graphs.tower)
+        return self._run(Region(*parts, plain, original, held), self._graphs.tower)
 
     # -- keys of calls ----------------------------------------------------------------------------------------
 
@@ -179,16 +178,13 @@ class Replayer:
         parts = self._parts(text, sort, handed, _tensors_of(shown.outcome, self._device))
         if isinstance(parts, str):
             return parts
-        key, tensors, leaves, spec = parts
         columns = None
         if forward.additions is not None or self._family.later_additions(kwargs) is not None:
             places = [sample.vision + index * shown.span for index, sample in enumerate(shown.samples)]
             columns = send(torch.cat(places), self._device)
         held = [getattr(shown, name) for name in HELD], columns
         plain, runner = partial(original, **kwargs), self._runner
-        return DecoderCall(
-            plain, key, tensors, original, leaves, spec, held, forward, runner, cache, columns, shown, pads
-        )
+        return DecoderCall(*parts, plain, original, held, forward, runner, cache, columns, shown, pads)
 
     def _fresh_cache(self, config: Any) -> Any:
         """Return an empty cache. It takes long to make from a config, so later ones are copies of the first."""
@@ -231,11 +227,8 @@ class Replayer:
         parts = self._parts(family.text, sort, handed, more)
         if isinstance(parts, str):
             return parts
-        key, tensors, leaves, spec = parts
         plain, runner = partial(original, **kwargs), self._runner
-        return StepCall(
-            plain, key, tensors, original, leaves, spec, held, forward, runner, cache, rooms, by_layer, live
-        )
+        return StepCall(*parts, plain, original, held, forward, runner, cache, rooms, by_layer, live)
 
     def _obstacle_to_steps(self, forward: Forward, cache: Any, are_let: bool, kwargs: Mapping[str, Any]) -> str | None:
         """Return why rows that continue from a cache run without a graph; None if they may be replayed."""
@@ -263,16 +256,16 @@ class Replayer:
             return "the attention mask is of another shape"
         return None
 
-    def _parts(self, module: Any, sort: tuple[Any, ...], arguments: Any, more: Sequence[Tensor]) -> Parts | str:
+    def _parts(self, module: Any, sort: tuple[Any, ...], handed: Any, more: Sequence[Tensor]) -> Parts | str:
         """Return the parts of a region that every call has, or why this one runs without a graph.
 
         Args:
             module: The tower or decoder.
             sort: What two calls must have in common, besides what is true for all modules.
-            arguments: The arguments, nested.
+            handed: The arguments, nested.
             more: Further tensors that it reads.
         """
-        leaves, spec = tree_flatten(arguments)
+        leaves, spec = tree_flatten(handed)
         tensors = [*[leaf for leaf in leaves if isinstance(leaf, Tensor)], *more]
         if torch.is_grad_enabled() or module.training:
             return TRAINS
@@ -294,7 +287,7 @@ class Replayer:
             hash(key)
         except TypeError:
             return "settings that cannot be compared"
-        return key, tensors, leaves, spec
+        return key, tensors, handed
 
     def _state(self, module: nn.Module) -> Hashable | str:
         """Return all that the decoder's or a tower's forward branches on, or why it runs without a graph.
@@ -331,7 +324,7 @@ class Replayer:
 
     # -- record, and replay -----------------------------------------------------------------------------------
 
-    def _run(self, region: Call, counts: GraphCounts) -> Any:
+    def _run(self, region: Region, counts: GraphCounts) -> Any:
         """Run a region: without a graph at first sight, recorded at the second, then replayed."""
         tapes, key = self._tapes, region.key
         with tapes.lock:  # keep other threads' inputs out
@@ -355,7 +348,7 @@ class Replayer:
             counts.replayed, counts.latest = counts.replayed + 1, "replayed"
             return region.answer(made)
 
-    def _replay(self, region: Call, recording: RecordedRegion) -> Any:
+    def _replay(self, region: Region, recording: RecordedRegion) -> Any:
         """Replay a recording, and return its results in new tensors."""
         if isinstance(region, StepCall):
             region.rooms.lend(region.cache, region.by_layer)
@@ -364,7 +357,7 @@ class Replayer:
         recording.replayed = True
         return region.real(recording.made, swap(recording.tensors, fresh))
 
-    def _record(self, region: Call, counts: GraphCounts) -> Any:
+    def _record(self, region: Region, counts: GraphCounts) -> Any:
         """Run without a graph, and record a twin of the call.
 
         The first twin warms up. The tape is kept if its replay leaves the numbers of the second, which also says almost
@@ -384,7 +377,7 @@ class Replayer:
             memory = self._tapes.memory_like(_tensors_of(twin, self._device), self._device)
             between_two = _distance(first, expected)
             del first
-            nats = self._surprise(region, region.collect(output), twin)
+            nats = self._surprise(region, output, twin)
 
             def call() -> list[Tensor]:
                 results = recorded()
@@ -414,16 +407,17 @@ class Replayer:
         counts.recorded, counts.latest = counts.recorded + 1, "recorded"
         return output
 
-    def _left_by(self, region: Call, made: Any) -> list[Tensor]:
+    def _left_by(self, region: Region, made: Any) -> list[Tensor]:
         """List what a twin or a recording leaves."""
         return _tensors_of(region.real(made, lambda tensor: tensor), self._device)
 
-    def _surprise(self, region: Call, plain: Any, twin: Any) -> float:
+    def _surprise(self, region: Region, output: Any, twin: Any) -> float:
         """Return how much a twin changes what the model says next: KL divergence from the plain run, in nats."""
-        if isinstance(region, TowerCall):
+        if not isinstance(region, DecoderCall | StepCall):
             return 0.0
         head = self._family.model.get_output_embeddings() or self._family.core.get_input_embeddings()
-        rows = [made.hidden[:, -1].to(head.weight) for made in (plain, region.real(twin, lambda tensor: tensor))]
+        both = region.collect(output), region.real(twin, lambda tensor: tensor)
+        rows = [made.hidden[:, -1].to(head.weight) for made in both]
         # Each is (samples, vocabulary).
         says, would_say = [nn.functional.linear(one, head.weight).float().log_softmax(dim=-1) for one in rows]
         return float((says.exp() * (says - would_say)).sum(dim=-1).max())
