@@ -4,7 +4,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,12 @@ from torch.nn.functional import pad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten
 from transformers import DynamicCache
 
 from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
 from foveate.core.tapes import copies_of, kind_of_value, line_of, refuse_without_graphs, remember, stream_of, tape_on
-from foveate.core.tensors import PLAIN_VALUES, send
+from foveate.core.tensors import PLAIN_VALUES, Change, send
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
@@ -471,16 +471,8 @@ def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
 def _tensors_of(value: Any, device: torch.device) -> list[Tensor]:
     """List the tensors on a device, each once, in nested tensors, an outcome, or the results of a decoder."""
     tensors: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        return tensors.setdefault(id(tensor), tensor)
-
-    if isinstance(value, Outcome):
-        outcome_with(value, note)
-    elif isinstance(value, MadeByDecoder):
-        value.with_tensors(note)
-    else:
-        tensors = {id(leaf): leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)}
+    visit: Callable[[Any, Change], Any] = outcome_with if isinstance(value, Outcome) else results_with
+    visit(value, lambda tensor: tensors.setdefault(id(tensor), tensor))
     return [tensor for tensor in tensors.values() if tensor.device == device]
 
 

@@ -92,16 +92,10 @@ def layout_of(forward: Forward) -> Hashable:
 
 def _layout_of(sample: Sample) -> Hashable:
     """Return a hashable value that is equal for prompts that differ only in the content of images and text."""
-    values: list[Hashable] = [sample.entered_sizes, sample.started_sizes]
-    for field in fields(sample):
-        value = getattr(sample, field.name)
-        if isinstance(value, Tensor):
-            value = value.numpy().tobytes()
-        elif field.name == "ordinals" and value is not None:
-            value = tuple([part.numpy().tobytes() for part in value])
-        if field.name != "media":
-            values.append(value)
-    return tuple(values)
+    values = [getattr(sample, field.name) for field in fields(sample) if field.name not in ("media", "ordinals")]
+    values += sample.ordinals or ()
+    plain = [value.numpy().tobytes() if isinstance(value, Tensor) else value for value in values]
+    return sample.entered_sizes, sample.started_sizes, *plain
 
 
 def is_unpadded(forward: Forward) -> bool:
