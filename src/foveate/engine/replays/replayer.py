@@ -1,6 +1,5 @@
 """Each layer, at once: runs a tower, a prefill or a step without a graph, records it, or replays its recording."""
 
-import copy
 import math
 import re
 import warnings
@@ -21,21 +20,13 @@ from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cach
 from foveate.core.tapes import copies_of, kind_of_value, line_of, refuse_without_graphs, remember, stream_of, tape_on
 from foveate.core.tensors import PLAIN_VALUES, Change, send
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
+from foveate.engine.copies import copy_of, tensors_of
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
 from foveate.engine.program import Program
 from foveate.engine.replays.modules import Modules, Snapshot, are_same
 from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
-from foveate.engine.replays.regions import (
-    DecoderCall,
-    Key,
-    MadeByDecoder,
-    Region,
-    StepCall,
-    layers_with,
-    results_with,
-    swap,
-)
+from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, Region, StepCall, results_with, swap
 from foveate.engine.replays.shared_rooms import MORE, power_of_two
 from foveate.engine.replays.twins import HELD, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
@@ -190,9 +181,7 @@ class Replayer:
         """Return an empty cache. It takes long to make from a config, so later ones are copies of the first."""
         if self._empty is None:
             self._empty = DynamicCache(config=config)
-        cache = copy.copy(self._empty)
-        cache.layers = layers_with(cache.layers, lambda tensor: tensor)
-        return cache
+        return copy_of(self._empty)
 
     def _step_call(self, forward: Forward, original: Original, kwargs: dict[str, Any]) -> StepCall | str:
         """Return the decoder's call on rows that continue from a cache, or why it runs without a graph."""
@@ -480,12 +469,7 @@ def _is_fresh(cache: Any) -> bool:
     """Return whether a cache is an ordinary DynamicCache that holds nothing yet."""
     if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
         return False
-    for layer in cache.layers:
-        states = [state for value in vars(layer).values() if isinstance(value, dict) for state in value.values()]
-        begun = getattr(layer, "is_initialized", False) or any(isinstance(state, Tensor) for state in states)
-        if begun or not isinstance(layer, CACHE_LAYERS):
-            return False
-    return True
+    return all(isinstance(layer, CACHE_LAYERS) and not any(True for _ in tensors_of(layer)) for layer in cache.layers)
 
 
 def _modes() -> tuple[Any, ...] | None:
