@@ -481,9 +481,7 @@ def _modes() -> tuple[Any, ...] | None:
         return None
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
         return None
-    modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    if torch._C._len_torch_dispatch_stack():
-        modes = modes + _get_current_dispatch_mode_stack()
+    modes = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]  # type: ignore[no-untyped-call]
     modes = [mode for mode in modes if not getattr(mode, "only_follows", False)]
     if not all(isinstance(mode, DeviceContext) for mode in modes):
         return None
