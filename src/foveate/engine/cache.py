@@ -170,9 +170,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.ragged |= ragged
             self._pruned = True
         self.seen += span
-        keys, values = self._append(key_states, value_states)
-        if self.head is not None:  # a copy, freed when the layer has attended
-            keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
+        self._append(key_states, value_states)
+        keys, values = self.states  # behind a shared head a copy, freed when the layer has attended
         if self.lends:
             self.returned = self.columns(0, len(keys), keys.device)
         return keys, values
@@ -190,8 +189,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             guards.refuse_pruned_cache_outside()
         return states.new_zeros(len(states), (self.reads or self).slots, states.shape[-1])
 
-    def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Append rows and return all. From the second step on, rows of a long layer are written into a room."""
+    def _append(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Append rows. From the second step on, rows of a long layer are written into a room."""
         coming, keys, values = key_states.shape[-2], self.keys, self.values
         grows = coming <= MOST_STEP and self.window is None and not torch.is_grad_enabled()
         room = self._room if grows and self._room is not None and self._room.serves(self) else None
@@ -204,7 +203,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         else:
             self.keys, self.values = room.put(key_states, value_states)
         self._grown = id(self.keys)
-        return self.keys, self.values
 
     # -- a part that steps read ----------------------------------------------------------------------------------------
 
