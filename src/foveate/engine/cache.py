@@ -396,8 +396,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self._keep_slots(chosen)
 
     def reset(self) -> None:
-        super().reset()
-        self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
+        self.keys, self.values, self.is_initialized = None, None, False  # a copy may read the rows: no zeros into them
         self.seen = 0
         self.base, self.base_end, self.ragged = None, 0, False
         self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
