@@ -600,8 +600,7 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
     layer = cache.layers[index]
     if isinstance(layer, PrunedLayer):
         return layer
-    others = [cache.layers[index - 1], *cache.layers]  # for index 0 the first of these is the last layer
-    memo = next((other._memo for other in others if isinstance(other, PrunedLayer)), None)
+    memo = next((other._memo for other in cache.layers if isinstance(other, PrunedLayer)), None)
     kind = PrunedLayer if getattr(layer, "sliding_window", None) is None else WindowedLayer
     cache.layers[index] = pruned = kind(layer, memo)
     return pruned
