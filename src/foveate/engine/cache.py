@@ -204,6 +204,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.keys, self.values = room.put(key_states, value_states)
         self._grown = id(self.keys)
 
+    def leave_room(self) -> None:
+        """Hold rows that no other layer's will replace."""
+        self.__dict__ = self.__getstate__()
+
     # -- a part that steps read ----------------------------------------------------------------------------------------
 
     def read(self, chosen: "Chosen") -> None:

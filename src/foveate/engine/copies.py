@@ -32,13 +32,10 @@ def compact(cache: Any) -> Any:
             continue
         if isinstance(layer, PrunedLayer):
             layer.settle()
-            if layer._room is not None:
-                layer.keys, layer.values = layer._room.copies(layer.keys, layer.values)
-        layer.keys, layer.values = _own_memory(layer.keys), _own_memory(layer.values)
-        if isinstance(layer, PrunedLayer):
-            layer._room = None
+            layer.leave_room()
             if layer.base is not None:
                 layer.base = bases.setdefault(id(layer.base), _own_memory(layer.base))
+        layer.keys, layer.values = _own_memory(layer.keys), _own_memory(layer.values)
     return cache
 
 

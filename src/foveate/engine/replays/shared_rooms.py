@@ -213,8 +213,7 @@ class Rooms:
         for tenant, room in zip(self._tenants, self._rooms, strict=False):
             layer = tenant()
             if layer is not None and layer._room is room:  # its rows get memory of their own
-                layer.keys, layer.values = room.copies(layer.keys, layer.values)
-                layer._room = None
+                layer.leave_room()
         self._tenants, self._rooms, self._by_layer = [], [], by_layer
         for index, (layer, shared) in enumerate(zip(cache.layers, by_layer, strict=True)):
             keys, values = layer.states
