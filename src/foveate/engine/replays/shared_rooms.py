@@ -72,17 +72,18 @@ class LentRoom(Room):
     """A layer's room in memory that another cache will have later.
 
     Args:
-        keys, values: The current rows, (samples, heads, rows, head size) each.
+        layer: The layer. It is let the room by `Rooms.lend`.
         memory: The memory of keys and of values, (numbers,) each.
         shared: Says how many places the room has, and which columns are there.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, memory: Sequence[Tensor], shared: SharedColumns) -> None:
+    def __init__(self, layer: PrunedLayer, memory: Sequence[Tensor], shared: SharedColumns) -> None:
+        keys, values = layer.states
+        self.layer, self.shared = weakref.ref(layer), shared
         self._keys, self._values = [
             whole[: _numbers(rows, shared.places)].view(*rows.shape[:2], shared.places, rows.shape[-1])
             for whole, rows in zip(memory, (keys, values), strict=True)
         ]
-        self.shared = shared
         # A step multiplies free places by a weight of 0, which for inf or NaN would not give 0.
         self._keys[..., keys.shape[-2] :, :] = 0
         self._values[..., keys.shape[-2] :, :] = 0
@@ -137,12 +138,11 @@ class Rooms:
         self.memory: dict[int, list[Tensor]] = {}
         self._rooms: list[LentRoom] = []
         self._by_layer: list[SharedColumns] = []
-        self._tenants: list[weakref.ref[PrunedLayer]] = []  # the layers whose rows are here
 
     def are_let_to(self, cache: Any) -> bool:
         """Return whether the rows of a cache are here."""
         layers = getattr(cache, "layers", ())
-        if not self._tenants or len(self._tenants) != len(layers):
+        if not layers or len(layers) != len(self._rooms):
             return False
         for layer, room, shared in zip(layers, self._rooms, self._by_layer, strict=True):
             if not room.serves(layer) or layer.base is not shared.base:
@@ -210,24 +210,22 @@ class Rooms:
     @torch.no_grad()
     def fill(self, cache: Any, by_layer: list[SharedColumns]) -> list[LentRoom]:
         """Return rooms as planned, filled with the rows of a cache of pruned layers. Previous layers move out."""
-        for tenant, room in zip(self._tenants, self._rooms, strict=False):
-            layer = tenant()
+        for room in self._rooms:
+            layer = room.layer()
             if layer is not None and layer._room is room:  # its rows get memory of their own
                 layer.leave_room()
-        self._tenants, self._rooms, self._by_layer = [], [], by_layer
-        for index, (layer, shared) in enumerate(zip(cache.layers, by_layer, strict=True)):
-            keys, values = layer.states
-            self._rooms.append(LentRoom(keys, values, self.memory[index], shared))
+        places = enumerate(zip(cache.layers, by_layer, strict=True))
+        self._rooms = [LentRoom(layer, self.memory[index], shared) for index, (layer, shared) in places]
+        self._by_layer = by_layer
         return self._rooms
 
     def lend(self, cache: Any, by_layer: list[SharedColumns]) -> None:
         """Move the rows of a pruned cache into rooms as planned."""
-        if by_layer is self._by_layer and self._tenants:
+        if by_layer is self._by_layer:  # the cache has these rooms: `plan` says this of no other cache's
             return
         for layer, room in zip(cache.layers, self.fill(cache, by_layer), strict=True):
             layer.keys, layer.values = room.rows()
             layer._room, layer.head = room, None
-            self._tenants.append(weakref.ref(layer))
 
     def grow(self, cache: Any, rows: int) -> None:
         """Count `rows` rows that a replay has written into the rooms of a cache's layers."""
