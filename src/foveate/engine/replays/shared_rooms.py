@@ -176,9 +176,11 @@ class Rooms:
                 layer = pruned_layer(cache, index)
                 places = power_of_two(max(MORE, layer.slots + more))
                 base, end, shift = layer.base, layer.base_end, layer.shift
-                alike = layer.slots, places, id(base), end, id(shift)
+                alike = layer.slots, id(base), end, id(shift)
                 if alike not in groups:
-                    columns = _columns_of(layer, places)
+                    columns = None
+                    if base is not None or end > 0:
+                        columns = layer.columns(places - layer.slots, len(layer.keys), layer.keys.device)
                     groups[alike] = shared = SharedColumns([], places, columns, base, end, shift, self.numbers)
                     slots[shared] = layer.slots
                 groups[alike].layers.append(index)
@@ -233,18 +235,6 @@ class Rooms:
             room.filled, layer.seen = room.filled + rows, layer.seen + rows
             for name in STORED:  # the layer asks its room for them
                 vars(layer).pop(name, None)
-
-
-def _columns_of(layer: PrunedLayer, places: int) -> Tensor | None:
-    """Return the columns of the first `places` slots, counting future ones, (samples, places) int64.
-
-    None if each slot's column is its index.
-    """
-    if layer.base is None and layer.base_end == 0:
-        return None
-    keys = layer.keys
-    alike = "places", layer.base, layer.base_end, places
-    return layer._memo.once(lambda: layer.columns(places - layer.slots, len(keys), keys.device), *alike)
 
 
 def _numbers(rows: Tensor, places: int) -> int:
