@@ -10,7 +10,7 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from foveate.core.tapes import Lane, Recording, copies_of, kind_of_value, line_of, remember, tape_on
+from foveate.core.tapes import TAPES, Lane, Recording, copies_of, kind_of_value, line_of, remember
 from foveate.core.tensors import BLOCK_NUMBERS
 
 P = ParamSpec("P")
@@ -70,7 +70,8 @@ def _capture(loop: Callable[..., Tensor], args: Sequence[Any], named: dict[str, 
         places = iter(tensors)
         copies = [next(places) if isinstance(value, Tensor) else value for value in values]
         positional, by_name = copies[: len(args)], dict(zip(named, copies[len(args) :], strict=True))
-        tape = tape_on(tensors[0].device, _lanes)
+        device = tensors[0].device
+        tape = TAPES[device.type](device, _lanes)
         tape.run(lambda: loop(*positional, **by_name))
         return Recording(tape, tensors, tape.record(lambda: (loop(*positional, **by_name),)))
     except Exception as error:

@@ -88,12 +88,13 @@ class GraphTape:
 
     Args:
         device: The device whose kernels are recorded.
-        lane: Where they are recorded. None: on a lane of its own.
+        lanes: The lane of each stream, on which its kernels are recorded. A new stream's is added. Tapes of one stream
+            share a lane, because no two of its graphs run at once.
     """
 
-    def __init__(self, device: torch.device, lane: Lane | None = None) -> None:
-        self._lane = lane or Lane(device)
-        self._memory: Any = None
+    def __init__(self, device: torch.device, lanes: dict[Any, Lane]) -> None:
+        stream = stream_of(device)
+        self._lane = lanes.get(stream) or lanes.setdefault(stream, Lane(device))
         self._graph = torch.cuda.CUDAGraph()
 
     def __del__(self) -> None:
@@ -150,19 +151,6 @@ def as_if_capturing() -> Iterator[None]:
 
 TAPES = {"cuda": GraphTape}
 """The recorder for each type of device."""
-
-
-def tape_on(device: torch.device, lanes: dict[Any, Lane]) -> GraphTape:
-    """Return a new tape. Tapes of one stream share a lane, because no two of its graphs run at once.
-
-    Args:
-        device: Where it records.
-        lanes: The lane of each stream. A new stream's is added.
-    """
-    lane, stream = None, stream_of(device)
-    if stream is not None:
-        lane = lanes.get(stream) or lanes.setdefault(stream, Lane(device))
-    return TAPES[device.type](device, lane)
 
 
 def stream_of(device: torch.device) -> Any:

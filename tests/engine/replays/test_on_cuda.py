@@ -445,7 +445,7 @@ def test_threads_take_turns(sim):
 def test_a_dangling_input_is_noticed(sim):
     """The simulation itself: a graph that reads memory which is gone."""
     inputs = [to_cuda(torch.ones(4))]
-    tape = GraphTape(inputs[0].device)
+    tape = GraphTape(inputs[0].device, {})
     (double,) = tape.record(lambda: (inputs[0] * 2,))
     tape.replay()
     assert to_host(double).tolist() == [2.0] * 4

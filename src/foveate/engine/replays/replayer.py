@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from transformers import DynamicCache
 
 from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
-from foveate.core.tapes import copies_of, kind_of_value, line_of, refuse_without_graphs, remember, stream_of, tape_on
+from foveate.core.tapes import TAPES, copies_of, kind_of_value, line_of, refuse_without_graphs, remember, stream_of
 from foveate.core.tensors import PLAIN_VALUES, Change, send
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.copies import copy_of, tensors_of
@@ -354,7 +354,7 @@ class Replayer:
         """
         try:
             copies = copies_of(region.tensors)
-            tape = tape_on(self._device, self._tapes.lanes)
+            tape = TAPES[self._device.type](self._device, self._tapes.lanes)
             warm, run, recorded = [region.twin(copies) for _ in range(3)]  # before the plain run stores rows
         except Exception as error:
             self._give_up_for(error, region.key, counts, CANNOT)
