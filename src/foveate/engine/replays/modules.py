@@ -47,7 +47,6 @@ class Modules:
         self._objects, plain = self._read()
         self._tensors = [value for value in self._objects if isinstance(value, Tensor)]
         self._pointers = self._places()
-        self._devices = {tensor.device for tensor in self._tensors}
         self.version: int = next(NUMBERS) if before is None else before.version
         self._versions = {(plain, tuple(adapters_of(self._layers))): self.version}
 
@@ -87,7 +86,7 @@ class Modules:
             return "a stage reads attention in it"
         if any(getattr(config, "_experts_implementation", None) == "eager" for config in self._experts):
             return "eager experts read on the host which of them run; set_experts_implementation has others"
-        if len(self._devices) > 1:
+        if len({tensor.device for tensor in self._tensors}) > 1:
             return "its weights are on several devices"
         return None
 
