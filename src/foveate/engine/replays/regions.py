@@ -161,11 +161,10 @@ class DecoderCall(Region):
         assert outcome.record is not None
         record.stages += outcome.record.stages[len(record.stages) :]
         outcome.record, forward.outcome = record, outcome
-        if self.cache is None:
-            return made.kind(last_hidden_state=made.hidden)
-        self.cache.layers[:] = made.layers
-        if forward.drops:
-            forward.cache = self.cache
+        if self.cache is not None:
+            self.cache.layers[:] = made.layers
+            if forward.drops:
+                forward.cache = self.cache
         return made.kind(last_hidden_state=made.hidden, **with_cache(self.cache))
 
 
