@@ -88,7 +88,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
     if not layer.is_initialized or isinstance(layer, DummyLayer):
         return copied
     if layer.is_sliding or samples == 1:
-        copied.keys, copied.values = repeat(layer.keys), repeat(layer.values)
+        copied.keys, copied.values = repeat(copied.keys), repeat(copied.values)
         return copied
     if type(layer) is DynamicLayer:
         copied = PrunedLayer(copied, memo)

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 import foveate as fv
 from foveate import embedded
 from foveate._transformers import cache_in, with_cache
+from foveate.engine.copies import copy_of
 from foveate.engine.replays import recordings, replayer, shared_rooms
 from foveate.engine.replays.shared_rooms import LentRoom, Rooms
 from foveate.registry import family_for
@@ -159,11 +160,12 @@ def test_one_cache_then_another_then_the_first(model, method, graphs_on_cpu):
     assert trace.graphs.steps.replayed > 40
 
 
-def test_a_shallow_copy_of_layers_keeps_its_rows(model, graphs_on_cpu):
+@pytest.mark.parametrize("one_by_one", [True, False], ids=["layers", "cache"])
+def test_a_shallow_copy_of_layers_keeps_its_rows(model, one_by_one, graphs_on_cpu):
     first, second = prompts("llava", count=2)
     with torch.no_grad(), fv.drop(model, V2DROP, cuda_graphs=True):
         _, cache, _ = going_on(model, first, 6)
-        copied = [copy.copy(layer) for layer in cache.layers]
+        copied = [copy.copy(layer) for layer in cache.layers] if one_by_one else copy_of(cache).layers
         rows = [layer.keys.clone() for layer in copied]
         going_on(model, second, 6)
         kept = [torch.equal(layer.keys, keys) for layer, keys in zip(copied, rows, strict=True)]
