@@ -329,11 +329,7 @@ class PrefillRecord:
     def _reading(self) -> str:
         """Format as `decoding reads 115 vision tokens in layers 3 to 31`."""
         counts = [sum(counts) for counts in self.reads.values()]
-        least, most = min(counts), max(counts)
-        if least == most:
-            words = f"{least}"
-        else:
-            words = f"{least} to {most}"
+        words = " to ".join(map(str, sorted({min(counts), max(counts)})))  # one number if all are equal
         first, last = min(self.reads), max(self.reads)
         return f"decoding reads {words} vision tokens in layers {first} to {last}"
 
