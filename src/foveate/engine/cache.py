@@ -163,9 +163,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if came != rows:
             raise unsupported(f"stores {came} rows in a layer of the cache where its decoder layer ran on {rows}")
         if columns is not None:
-            samples, device = len(columns), columns.device
             key = "joined", columns, self.base, self.base_end, self.seen
-            self.base = self._memo.once(lambda: self.columns(columns, samples, device), *key)
+            self.base = self._memo.once(lambda: self.columns(columns, len(columns), columns.device), *key)
             self.base_end = self.seen + span
             self.ragged |= ragged
             self._pruned = True
@@ -212,12 +211,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def read(self, chosen: "Chosen") -> None:
         """Let steps read only these slots, and the rows added since reading was first limited."""
-        keys, values = self.states
         reads = copy.copy(self)
-        reads.keys, reads.values = chosen.of_states(keys), chosen.of_states(values)
+        reads._keep_slots(chosen)
         reads._put_behind(self.reads)
-        reads.head, reads.kinds, reads.memory = None, None, {}
-        reads.base, reads.ragged, reads.held = chosen.base.to(keys.device), chosen.ragged, chosen.counts
+        reads.base = chosen.base.to(self.keys.device)
+        reads.kinds, reads.memory, reads.held = None, {}, chosen.counts
         reads.base_end = self.seen if self.reads is None else self.reads.base_end
         reads.reads, self.reads = None, reads
 
