@@ -85,11 +85,6 @@ class Left:
         return len(self.source)
 
     @property
-    def entered(self) -> int:
-        """Vision tokens as they entered the model."""
-        return len(self.vision)
-
-    @property
     def columns(self) -> Tensor:
         """Columns of the call in which the rows that are left are stored, (left,) int64. Cached."""
         if self._columns is None or self._columns[0] is not self.slots:

@@ -221,7 +221,7 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
     before = forward.vision_left()
     is_changed = any(image.changed for sample in forward.samples for image in sample.media)
     for left in forward.outcome.lefts:
-        cut = Cut.stay(left.entered, left.notes).then(_tower_cut(left.sample, is_changed, hidden.device))
+        cut = Cut.stay(len(left.vision), left.notes).then(_tower_cut(left.sample, is_changed, hidden.device))
         rows, _ = left.apply(cut, tuple([image.started for image in left.sample.media])) or (None, None)
         if left.runs is not None and rows is not None:  # text between an image's tokens: move rows to their runs
             owner = torch.full_like(rows, left.member)

@@ -141,7 +141,7 @@ class Passing:
         """Compute the rows that the layers behind a cut process."""
         counts = list(self._batch.counts)
         for left in self._lefts:
-            counts[self._requests[left.member]] -= left.entered - len(left)
+            counts[self._requests[left.member]] -= len(left.vision) - len(left)
         dropped = [behind[cut] if behind else 0 for behind in self._lost]
         for request in self._requests:
             dropped[request] = self._batch.counts[request] - counts[request]
