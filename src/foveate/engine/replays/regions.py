@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from foveate._transformers import CACHE_NAMES, cache_in, with_cache
 from foveate.core.patching import Patcher
-from foveate.core.tensors import Change, Memo
+from foveate.core.tensors import Change, Memo, send
 from foveate.engine.arguments import tables_moved_up
 from foveate.engine.cache import MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
@@ -110,7 +111,6 @@ class DecoderCall(Region):
         forward: The forward, which has begun.
         runner: Runs the forward's layers.
         cache: The cache among the arguments, empty, and not in `handed`; None if there is none.
-        columns: Columns of vision tokens, if the decoder adds features to them after its first layers.
         shown: The forward as it is recorded: with pads.
         pads: How many pads are behind each sample there, so that texts of several lengths share a recording.
     """
@@ -118,25 +118,26 @@ class DecoderCall(Region):
     forward: Forward
     runner: LayerRunner
     cache: Any
-    columns: Tensor | None
     shown: Forward
     pads: int
 
     def twin(self, given: Sequence[Tensor]) -> Callable[[], "MadeByDecoder"]:
         """See `Region`."""
-        kwargs = self.arguments(given)
+        kwargs, shown = self.arguments(given), self.shown
+        places = [sample.vision + index * shown.span for index, sample in enumerate(shown.samples)]
+        columns = send(torch.cat(places), given[0].device)  # the decoder may add features there after its first layers
+        self.held = self.held, columns
         if self.cache is not None:
             cache = copy.copy(self.cache)
             # A sliding-window layer's own tensor is on the host until rows come. Kernels read its copy.
             cache.layers = layers_with(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
             self.held = self.held, [one for layer in cache.layers for one in vars(layer).values()]
             kwargs |= with_cache(cache)
-        twin, runner = twin_of(self.shown, swap(self.tensors, given), kwargs), self.runner
+        twin, runner = twin_of(shown, swap(self.tensors, given), kwargs), self.runner
 
         def run() -> MadeByDecoder:
             with Patcher() as patches:
-                if self.columns is not None:
-                    twin.family.add_at(patches, self.columns)
+                twin.family.add_at(patches, columns)
                 patches.put(runner, "forward", twin)
                 return self.collect(self.original(**kwargs), twin)
 

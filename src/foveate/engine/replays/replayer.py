@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from foveate._transformers import CACHE_NAMES, DynamicLayer, cache_of, with_cache
 from foveate.core.tapes import TAPES, copies_of, kind_of_value, line_of, refuse_without_graphs, remember, stream_of
-from foveate.core.tensors import PLAIN_VALUES, Change, send
+from foveate.core.tensors import PLAIN_VALUES, Change
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.engine.forward import Forward, Outcome
@@ -169,13 +169,9 @@ class Replayer:
         parts = self._parts(text, sort, handed, _tensors_of(shown.outcome, self._device))
         if isinstance(parts, str):
             return parts
-        columns = None
-        if forward.additions is not None or self._family.later_additions(kwargs) is not None:
-            places = [sample.vision + index * shown.span for index, sample in enumerate(shown.samples)]
-            columns = send(torch.cat(places), self._device)
-        held = [getattr(shown, name) for name in HELD], columns
+        held = [getattr(shown, name) for name in HELD]
         plain, runner = partial(original, **kwargs), self._runner
-        return DecoderCall(*parts, plain, original, held, forward, runner, cache, columns, shown, pads)
+        return DecoderCall(*parts, plain, original, held, forward, runner, cache, shown, pads)
 
     def _fresh_cache(self, config: Any) -> Any:
         """Return an empty cache. It takes long to make from a config, so later ones are copies of the first."""
