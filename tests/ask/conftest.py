@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil, Llava
 import foveate as fv
 from foveate import embedded
 from foveate.ask.conversation import Conversation
+from foveate.ask.loading import load
 from foveate.ask.media import Picture
 from foveate.ask.prompt import Prompt
 from foveate.embedded.scenes import scene
@@ -75,6 +76,22 @@ def wide(demo):
     picture = Image.new("RGB", (672, 336), (127, 127, 127))
     picture.paste(demo, (0, 0))
     return picture
+
+
+@pytest.fixture(scope="session")
+def unwarned():
+    """The embedded model, which need not say that pictures are no drawings."""
+    vlm = load("embedded", device="cpu")
+    vlm.warned = True
+    return vlm
+
+
+def noise(folder, count):
+    """Pictures of noise, in files."""
+    paths = [str(folder / f"{number}.png") for number in range(count)]
+    for number, path in enumerate(paths):
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(path)
+    return paths
 
 
 def user(*content):

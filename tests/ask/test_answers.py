@@ -3,33 +3,26 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
-from foveate.ask.loading import load
 from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
 from foveate.runs.samples import SampleColumns, samples_in
+from tests.ask.conftest import noise
 
 QUESTIONS = ("What is this ?", "What colour is the dog ?", "How many are there ?", "Read the text .")
 FEW = {"max_new_tokens": 3}
 
 
 @pytest.fixture(scope="module")
-def vlm():
-    vlm = load("embedded", device="cpu")
-    vlm.warned = True  # its pictures are noise
-    return vlm
+def vlm(unwarned):
+    return unwarned
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return [str(folder / f"{number}.png") for number in range(3)]
+    return noise(tmp_path_factory.mktemp("pictures"), 3)
 
 
 class Batches:

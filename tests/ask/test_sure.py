@@ -4,10 +4,8 @@ import json
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers
@@ -18,6 +16,7 @@ from foveate.ask.running import log_probabilities
 from foveate.ask.second_look import conditions_of
 from foveate.engine.tower_memo import TowerMemo
 from foveate.errors import InputError, SettingError
+from tests.ask.conftest import noise
 
 METHOD = "vidcom2"
 FEW = {"method": METHOD, "tokens": 8, "max_new_tokens": 6}
@@ -25,19 +24,14 @@ QUESTIONS = ("What colour is the dog ?", "Read the text .")
 
 
 @pytest.fixture(scope="module")
-def vlm():
-    vlm = load("embedded", device="cpu")
-    vlm.warned = True  # its pictures are noise
-    return vlm
+def vlm(unwarned):
+    return unwarned
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    return [(str(folder / f"{number}.png"), question) for question in QUESTIONS for number in range(4)]
+    paths = noise(tmp_path_factory.mktemp("pictures"), 4)
+    return [(path, question) for question in QUESTIONS for path in paths]
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,14 @@ import pytest
 if "torchvision" not in sys.modules:
     collect_ignore_glob = ["test_*.py"]  # tests/test_with_torchvision.py runs them
 else:
-    import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
+    from tests.cli.checkpoints import TEMPLATE, save
     from tests.cli.conftest import run  # noqa: F401 - a fixture
-    from tests.tiny import IMAGE, VIDEO, VOCABULARY
+    from tests.tiny import IMAGE, VOCABULARY
 
     WORDS = ["What", "happens", "?", "USER:", "ASSISTANT:"]
-    TEMPLATE = (
-        "{% for message in messages %}USER: {% for part in message['content'] %}"
-        "{% if part['type'] == 'text' %}{{ part['text'] }} {% else %}MEDIA{% endif %}"
-        "{% endfor %}{% endfor %}ASSISTANT:"
-    )
 
     def tokenizer(image: str, video: str) -> transformers.PreTrainedTokenizerFast:
         """Whole words, with the special tokens where the tiny models' configs have them."""
@@ -40,18 +35,6 @@ else:
         """Media as they come, each in its own words."""
         shown = f"{{% if part['type'] == 'video' %}}{video} {{% else %}}{image} {{% endif %}}"
         return TEMPLATE.replace("MEDIA", shown)
-
-    def save(folder: Path, config, kind: str, processor) -> Path:
-        """A model whose answers depend on what it sees, with its processor."""
-        torch.manual_seed(0)
-        model = getattr(transformers, kind)(config)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=0.15)
-        model.generation_config.update(eos_token_id=2, pad_token_id=0, suppress_tokens=[IMAGE, VIDEO, 93, 94])
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        return folder
 
     def save_qwen2_vl(folder: Path, depth: int = 28) -> Path:
         """Qwen2-VL with tokens of 28 pixels and two frames."""
