@@ -160,9 +160,8 @@ class Replayer:
         pads, shown = 0, forward
         # Text behind everything else changes nothing, if no sample is padded or ends in an image.
         at_end = is_unpadded(forward) and not forward.ends_in_vision
-        if self._pads_texts and cached == {DynamicLayer} and at_end:
-            shown_tensors = {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)}
-            pads = -forward.span % COLUMNS if shown_tensors <= MAY_BE_PADDED else 0
+        if self._pads_texts and cached == {DynamicLayer} and at_end and _may_be_padded(handed):
+            pads = -forward.span % COLUMNS
         if pads:
             handed, shown = _pad_columns(handed, pads), with_pads(forward, pads)
         sort = "decoder", self._program.method, type(self._family), layout_of(shown), cache is None
@@ -222,8 +221,7 @@ class Replayer:
             return "layers of this decoder hold more than keys and values"
         if self.beams > 1:
             return "beams change places between steps"
-        shown = {name for name, one in kwargs.items() if isinstance(one, Tensor | list | tuple | dict)}
-        if forward.span > SPANS[-1] or (forward.span > 1 and not shown <= MAY_BE_PADDED):
+        if forward.span > SPANS[-1] or (forward.span > 1 and not _may_be_padded(kwargs)):
             return f"a text of more than {SPANS[-1]} tokens, or with more than text"
         if self._program.reading is not None:
             return "a stage reads in every step of decoding"
@@ -437,6 +435,11 @@ class Replayer:
 
 
 # -- tensors, caches, modes ----------------------------------------------------------------------------------------
+
+
+def _may_be_padded(handed: Mapping[str, Any]) -> bool:
+    """Return whether all tensors among a decoder's arguments can be extended to more columns."""
+    return {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)} <= MAY_BE_PADDED
 
 
 def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
