@@ -129,13 +129,13 @@ class Rooms:
 
     Attributes:
         numbers: 0 1 2 …, (places,) int64. A slice of it gives the places of new rows.
-        memory: For each layer, the memory of keys and of values, (numbers,) each. Replaced by another dict when it
-            grows, because earlier recordings write to memory that is no longer read.
+        memory: The memory of each layer's keys and values, (numbers,) each, by index and name. Replaced by another dict
+            when it grows, because earlier recordings write to memory that is no longer read.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.numbers = torch.zeros(0, dtype=torch.int64, device=device)
-        self.memory: dict[int, list[Tensor]] = {}
+        self.memory: dict[tuple[int, str], Tensor] = {}
         self._rooms: list[LentRoom] = []
         self._by_layer: list[SharedColumns] = []
 
@@ -196,16 +196,13 @@ class Rooms:
         """Allocate memory for the rooms of these layers, if needed."""
         most, memory = max(shared.places for shared in by_layer), dict(self.memory)
         for index, (layer, shared) in enumerate(zip(layers, by_layer, strict=True)):
-            states, now = (layer.keys, layer.values), memory.get(index)
-            sizes = [_numbers(rows, shared.places) for rows in states]
-            fits = now is not None and all(
-                one.dtype == rows.dtype and len(one) >= size for one, rows, size in zip(now, states, sizes, strict=True)
-            )
-            if not fits:
-                memory[index] = [rows.new_empty(size) for rows, size in zip(states, sizes, strict=True)]
+            for name, rows in zip(STORED, (layer.keys, layer.values), strict=True):
+                now, size = memory.get((index, name)), _numbers(rows, shared.places)
+                if now is None or now.dtype != rows.dtype or len(now) < size:
+                    memory[index, name] = rows.new_empty(size)
         if most > len(self.numbers):
             self.memory, self.numbers = memory, torch.arange(most, device=self.numbers.device)
-        elif any(memory[index] is not self.memory.get(index) for index in memory):
+        elif any(one is not self.memory.get(key) for key, one in memory.items()):
             self.memory = memory
 
     @torch.inference_mode(False)
@@ -216,8 +213,8 @@ class Rooms:
             layer = room.layer()
             if layer is not None and layer._room is room:  # its rows get memory of their own
                 layer.leave_room()
-        places = enumerate(zip(cache.layers, by_layer, strict=True))
-        self._rooms = [LentRoom(layer, self.memory[index], shared) for index, (layer, shared) in places]
+        memory = [[self.memory[index, name] for name in STORED] for index in range(len(by_layer))]
+        self._rooms = [LentRoom(*parts) for parts in zip(cache.layers, memory, by_layer, strict=True)]
         self._by_layer = by_layer
         return self._rooms
 
