@@ -577,7 +577,10 @@ def samples_in(
         raise SettingError('The question is empty. Ask one, such as "What is it?".')
     if isinstance(source, _Folder):
         if question is None:
-            raise SettingError(f"The folder {path} needs a question about its files: --prompt, or question= in Python.")
+            raise SettingError(
+                f"The folder {path} needs a question about its files: --prompt, or question= in Python. Or name a file "
+                "of samples."
+            )
         columns = SampleColumns(id=columns.id and SampleColumns().id)
         root = os.path.abspath(path)
     if source.url is not None:
