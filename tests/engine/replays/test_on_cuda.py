@@ -90,11 +90,12 @@ def distances(monkeypatch):
     """How far each twin's last hidden states were from the plain run's, before it is decided."""
     seen, original = [], Replayer._surprise
 
-    def surprise(replayer, region, plain, twin):
-        if hasattr(plain, "hidden"):
-            one, other = (to_host(made.hidden) for made in (plain, region.real(twin, lambda tensor: tensor)))
+    def surprise(replayer, region, output, twin):
+        if hasattr(region, "collect"):
+            both = region.collect(output), region.real(twin, lambda tensor: tensor)
+            one, other = (to_host(made.hidden) for made in both)
             seen.append(float((one - other).abs().max()))
-        return original(replayer, region, plain, twin)
+        return original(replayer, region, output, twin)
 
     monkeypatch.setattr(Replayer, "_surprise", surprise)
     return seen
