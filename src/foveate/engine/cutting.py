@@ -103,8 +103,11 @@ class SampleRows:
 
     def view(self, stage: Stage, unit: Unit) -> View:
         """Build the view of a unit that a stage gets."""
-        left, part = self.left, itemgetter(unit.rows)  # from a tensor of all rows to the unit's
-        notes = notes_of(left.notes, stage, unit.rows)
+        left = self.left
+        part: Change = itemgetter(unit.rows)  # from a tensor of all rows to the unit's
+        if len(unit) == len(self):
+            part = lambda tensor: tensor  # noqa: E731
+        notes = {name: part(note) for name, note in notes_of(left.notes, stage).items()}
         tokens = partial(part, left.source)
         if stage.place is not Place.LAYER:
             return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
@@ -292,6 +295,8 @@ def join_units(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], T
 
 def joined_notes(cuts: Sequence[Cut]) -> dict[str, Tensor]:
     """Concatenate the notes of a sample's units, (rows of all, …) each; only those that all units have."""
+    if len(cuts) == 1:
+        return dict(cuts[0].notes)
     notes = {}
     for name in set.intersection(*(set(cut.notes) for cut in cuts)):
         parts = [cut.notes[name] for cut in cuts]

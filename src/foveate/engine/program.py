@@ -226,13 +226,12 @@ def ran_note(signal: Signal, layer: int) -> str:
     return f"{signal!r} {layer}"
 
 
-def notes_of(notes: Mapping[str, Tensor], stage: Stage, rows: slice = slice(None)) -> dict[str, Tensor]:
+def notes_of(notes: Mapping[str, Tensor], stage: Stage) -> dict[str, Tensor]:
     """Return the notes of the chain member that a stage belongs to, by the names the member gave them.
 
     Args:
         notes: Notes of all members and of the engine itself.
         stage: The stage.
-        rows: Which of the rows to include.
     """
     mark = f"{stage.owner} "
-    return {name.removeprefix(mark): note[rows] for name, note in notes.items() if name.startswith(mark)}
+    return {name.removeprefix(mark): note for name, note in notes.items() if name.startswith(mark)}

@@ -177,6 +177,8 @@ class AttentionReader(RowsReader):
                     "(V2Drop)."
                 )
         mask, causal = call.kwargs.get("attention_mask"), is_causal(call.module)
+        if mask is None and causal and not ragged:  # no columns are made for nothing
+            return None
         keys = self._rows.unpruned(seen)[self._own, self._start :]
         if slots is not None:
             keys = torch.cat((slots, keys), dim=1)
