@@ -276,20 +276,21 @@ def encode_media(
     """
     # By the place of the first cut: shrink the image, skip patches, cut inside the tower or before the projector, or
     # cut behind the projector.
-    ways: dict[str | None, Any] = {
+    ways = {
         "pixels": family.encode_smaller,
         "subset": family.encode_subset,
         "tower": family.encode,
         "projector": family.encode_projected,
+        "thin": lambda run, *_: (run(), []),
     }
+    assert program.encodes is not None
     reducer = TowerReducer(program, prompt, video=call.modality == "video")
     thinning: AbstractContextManager[list[Cut]] = nullcontext([])
     if program.thin is not None:
         thinning = running_thin(family.tower_parts(call.modality, call.run, call.arguments), reducer)
     try:
         with thinning as ran:
-            way = ways.get(program.encodes, lambda run, *_: (run(), []))  # else all tokens stay
-            output, cuts = way(call.run, call.modality, call.arguments, reducer)
+            output, cuts = ways[program.encodes](call.run, call.modality, call.arguments, reducer)
     except (NotImplementedError, RuntimeError) as error:
         if program.encodes == "pixels" and any(weight.is_meta for weight in family.core.parameters()):
             raise UnsupportedError(

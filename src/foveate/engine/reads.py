@@ -187,7 +187,8 @@ def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
     Must be called while the layer's arguments are those of all rows.
     """
     stage, stored, index = forward.program.reading, call.stored, call.index
-    if stage is None or call.cache is None or not _holds_all(call.cache, index, forward.family):
+    assert stage is not None
+    if call.cache is None or not _holds_all(call.cache, index, forward.family):
         return None
     if forward.ends_turn:
         if stage.when != "turn" or index < stage.layer or not forward.most:

@@ -157,7 +157,7 @@ class LayerRunner:
             ahead.memo = Memo()
         signals = self._program.signals_while(call.index) if forward.drops else ()
         # Built while the call's arguments are still those of all rows.
-        notes = decode_hook(forward, call)
+        notes = None if self._program.reading is None else decode_hook(forward, call)
         lefts = forward.outcome.on(call.hidden.device) if signals else ()
         readers = [(left, AttentionReader(forward, call, left, signals)) for left in lefts]
         hidden, rows = call.hidden, forward.outcome.rows and forward.outcome.rows.on(call.hidden.device)
@@ -345,7 +345,7 @@ class LayerRunner:
                 full = torch.cat((full[:, :-1], made[:, -1:]), dim=1)
         if segment is not None:  # free the tensors after the last layer
             segment.full = segment.handed = None
-        return with_hidden(output, lambda _: full)
+        return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def hands_on(self, forward: Forward, kwargs: dict[str, Any]) -> bool:
         """Return whether layers may pass rows on to one another, so that rows are written back only once.

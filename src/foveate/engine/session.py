@@ -22,6 +22,7 @@ from foveate import naming
 from foveate._transformers import FeatureCall, arguments_of, by_name, cache_in, cache_of
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape, Stage
+from foveate.core.cut import Cut
 from foveate.core.fields import check_call
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo
@@ -474,7 +475,10 @@ class Session:
         self._encoding = True
         try:
             prompt = prompt_lengths(self._family, modality, arrival.ids)
-            output, cuts, ran = encode_media(self._family, self._program, call, prompt)
+            if self._program.encodes is None:
+                output, cuts, ran = call.run(), list[Cut | None](), list[Cut]()
+            else:
+                output, cuts, ran = encode_media(self._family, self._program, call, prompt)
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # a plain tuple comes from a user's return_dict=False, never from the model
