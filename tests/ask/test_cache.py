@@ -1,5 +1,6 @@
 """Bytes of a KV cache: what dropping saved, and nothing that the model saves by itself."""
 
+import functools
 import itertools
 
 import pytest
@@ -38,14 +39,13 @@ def counted(cache):
 @pytest.fixture(scope="module")
 def untouched():
     """Bytes of the untouched model's cache, by family and prompts."""
-    found = {}
 
+    @functools.cache
     def of(family, name):
-        if (family, name) not in found:
-            cache = cache_of(family, BATCHES[name])
-            found[family, name] = counted(cache)
-            assert kv_bytes(cache) == (found[family, name],) * 2
-        return found[family, name]
+        cache = cache_of(family, BATCHES[name])
+        held = counted(cache)
+        assert kv_bytes(cache) == (held,) * 2
+        return held
 
     return of
 

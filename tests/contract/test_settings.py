@@ -22,7 +22,7 @@ V2DROP, VISIONDROP, MUSTDROP = fv.V2Drop, fv.VisionDrop, fv.MustDrop
 # -- wrong types and values ------------------------------------------------------------------------------------
 
 WRONG_TYPES = [
-    (V2DROP, {"keep": 0.5}, "keep should be a valid tuple; got 0.5"),
+    (V2DROP, {"keep": 0.5}, r"keep should be a tuple, such as \(0.5,\); got 0.5"),
     (V2DROP, {"keep": ("half", 0.3, 0.0)}, r"keep\[0\] should be a valid number"),
     (V2DROP, {"layers": (True, 17, 22)}, r"layers\[0\] should be a valid integer"),
     (V2DROP, {"min_keep": 1.5}, "min_keep should be a valid integer; got 1.5"),

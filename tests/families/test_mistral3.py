@@ -1,6 +1,8 @@
 """Mistral 3: its tiny model, and what is special: any picture size, padded in a batch, and breaks between rows."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -31,18 +33,24 @@ def config() -> Any:
     )  # fmt: skip
 
 
-def padded(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+def padded(
+    config: Any,
+    count: int,
+    rng: torch.Generator,
+    sizes: Sequence[tuple[int, int]] = ((84, 112), (56, 140), (112, 84)),
+    ground: tuple[int, int] = (112, 140),
+) -> list[Picture]:
     """Pictures of several sizes on grounds of one."""
-    sizes = torch.tensor([[84, 112], [56, 140], [112, 84]])[torch.arange(count) % 3]
-    pixels = torch.randn(count, 3, 112, 140, generator=rng)
-    for one, (height, width) in zip(pixels, sizes.tolist(), strict=True):
+    own = torch.tensor(sizes)[torch.arange(count) % 3]
+    pixels = torch.randn(count, 3, *ground, generator=rng)
+    for one, (height, width) in zip(pixels, own.tolist(), strict=True):
         one[:, height:], one[:, :, width:] = 0, 0
-    return [{"pixel_values": one[None], "image_sizes": size[None]} for one, size in zip(pixels, sizes, strict=True)]
+    return [{"pixel_values": one[None], "image_sizes": size[None]} for one, size in zip(pixels, own, strict=True)]
 
 
-def rows(picture: Picture, length: int) -> Tensor:
+def rows(picture: Picture, length: int, side: int = 28) -> Tensor:
     """A break behind each row, an end behind the last."""
-    height, width = (picture["image_sizes"][0] // 28).tolist()
+    height, width = (picture["image_sizes"][0] // side).tolist()
     row = [*[IMAGE] * width, BREAK]
     return torch.tensor([*(row * height)[:-1], END])
 
@@ -62,22 +70,12 @@ def other_config() -> Any:
     )  # fmt: skip
 
 
-def other_pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    """Pictures of several sizes on grounds of one."""
-    sizes = torch.tensor([[36, 72], [18, 54], [90, 36]])[torch.arange(count) % 3]
-    pixels = torch.randn(count, 3, 90, 90, generator=rng)
-    for one, (height, width) in zip(pixels, sizes.tolist(), strict=True):
-        one[:, height:], one[:, :, width:] = 0, 0
-    return [{"pixel_values": one[None], "image_sizes": size[None]} for one, size in zip(pixels, sizes, strict=True)]
-
-
-def other_rows(picture: Picture, length: int) -> Tensor:
-    """A break behind each row, an end behind the last."""
-    height, width = (picture["image_sizes"][0] // 18).tolist()
-    return torch.tensor([*([*[IMAGE] * width, 93] * height)[:-1], 94])
-
-
-OTHER = replace(TINY, config=other_config, pictures=other_pictures, ids=other_rows)
+OTHER = replace(
+    TINY,
+    config=other_config,
+    pictures=partial(padded, sizes=((36, 72), (18, 54), (90, 36)), ground=(90, 90)),
+    ids=partial(rows, side=18),
+)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 

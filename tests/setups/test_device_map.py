@@ -1,6 +1,7 @@
 """Models that accelerate has spread: layers in memory, layers and tower on disk, hooks that come and go."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -44,13 +45,12 @@ def dispatched(model, folder, tower="disk"):
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory):
     """Each family's tiny model, half of it on disk."""
-    made = {}
 
+    @functools.cache
     def of(family, tower="disk"):
-        if (family, tower) not in made:
-            made[family, tower] = dispatched(copy.deepcopy(tiny(family)), tmp_path_factory.mktemp(family), tower)
-            generate(made[family, tower], batch(family, MIXED), new_tokens=1)  # it works untouched
-        return made[family, tower]
+        model = dispatched(copy.deepcopy(tiny(family)), tmp_path_factory.mktemp(family), tower)
+        generate(model, batch(family, MIXED), new_tokens=1)  # it works untouched
+        return model
 
     return of
 

@@ -1,6 +1,7 @@
 """Models inside PEFT's wrappers: adapters count wherever foveate computes something itself."""
 
 import copy
+import functools
 
 import peft
 import pytest
@@ -26,14 +27,12 @@ QUERIES = {**LORA, "target_modules": ["q_proj", "k_proj"]}
 @pytest.fixture(scope="module")
 def pairs():
     """Each family's model with an adapter everywhere, in the tower too, and one with that adapter merged."""
-    made = {}
 
+    @functools.cache
     def of(family):
-        if family not in made:
-            torch.manual_seed(0)
-            wrapped = peft.get_peft_model(copy.deepcopy(tiny(family)), peft.LoraConfig(**LORA)).eval()
-            made[family] = wrapped, copy.deepcopy(wrapped).merge_and_unload().eval()
-        return made[family]
+        torch.manual_seed(0)
+        wrapped = peft.get_peft_model(copy.deepcopy(tiny(family)), peft.LoraConfig(**LORA)).eval()
+        return wrapped, copy.deepcopy(wrapped).merge_and_unload().eval()
 
     return of
 

@@ -1,6 +1,7 @@
 """Quantised linear layers: modules that stand in for `nn.Linear` and have no float weight."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -37,18 +38,15 @@ def each_linear(model):
 @pytest.fixture(scope="module")
 def pairs():
     """Each family's model with quantised layers, and one with the weights these come to."""
-    made = {}
 
+    @functools.cache
     def of(family):
-        if family not in made:
-            packed, whole = copy.deepcopy(tiny(family)), copy.deepcopy(tiny(family))
-            for (module, name, child), (_, _, twin) in zip(
-                list(each_linear(packed)), list(each_linear(whole)), strict=True
-            ):
-                setattr(module, name, Int8Linear(child))
-                twin.weight.data = getattr(module, name).whole()
-            made[family] = packed, whole
-        return made[family]
+        packed, whole = copy.deepcopy(tiny(family)), copy.deepcopy(tiny(family))
+        places = [list(each_linear(model)) for model in (packed, whole)]
+        for (module, name, child), (_, _, twin) in zip(*places, strict=True):
+            setattr(module, name, Int8Linear(child))
+            twin.weight.data = getattr(module, name).whole()
+        return packed, whole
 
     return of
 

@@ -15,7 +15,7 @@ from foveate.ask.growth import GrownPrompt, Seen, coming, forget, going_on, grow
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, look_at, look_at_system, refuse_unshareable, watch
 from foveate.ask.media import Medium, Picture
-from foveate.ask.prompt import Prompt, check_text, length_note, refuse_special
+from foveate.ask.prompt import Prompt, check_texts, length_note
 from foveate.ask.running import Showing, fitting, method_in, refuse_stale, reply_to
 from foveate.ask.stream import Stream
 from foveate.ask.wording import Wording, head_of
@@ -328,11 +328,7 @@ class Prefix:
             said = cast(tuple[str, ...], texts)
             conversation = self.conversation.with_text(*said)
             asked = list(said[-1:])
-        for text in conversation.texts[len(self.conversation.texts) :]:
-            check_text(text)
-            refuse_special(self.loaded, text)
-        if not any(text.strip() for text in asked):
-            raise SettingError('The question is empty. Ask one, such as "What is it?".')
+        check_texts(self.loaded, conversation.texts[len(self.conversation.texts) :], asked)
         rest = self._wording.rest(self.loaded, conversation)
         ids = torch.cat((self.look.ids, rest), dim=1)
         others = {name: value for name, value in self.look.inputs.items() if value.shape != self.look.ids.shape}

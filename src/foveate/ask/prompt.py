@@ -296,11 +296,7 @@ def prepare(
         SettingError: If all texts are empty.
         UnsupportedError: If the processor or the protocol does not support the media.
     """
-    for text in conversation.texts:
-        check_text(text)
-        refuse_special(loaded, text)
-    if not any(text.strip() for text in conversation.texts):
-        raise SettingError('The question is empty. Ask one, such as "What is it?".')
+    check_texts(loaded, conversation.texts, conversation.texts)
     split = as_pictures and not reads_videos(loaded.processor)
     crops = protocol == "own" and loaded.crops
     notes = list(conversation.notes)
@@ -406,6 +402,20 @@ def check_text(text: object, name: str = "The question") -> None:
         raise SettingError(f"{name} must be a text; got {brief(text)}.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(f"{name} is not valid Unicode: {trim(text, 80)}. Write it in UTF-8.")
+
+
+def check_texts(loaded: Loaded, texts: Sequence[str], asked: Sequence[str]) -> None:
+    """Refuse a text that is invalid, and a question, `asked`, that is empty.
+
+    Raises:
+        InputError: If a text is none, or contains a special token.
+        SettingError: If all that is asked is empty.
+    """
+    for text in texts:
+        check_text(text)
+        refuse_special(loaded, text)
+    if not any(text.strip() for text in asked):
+        raise SettingError('The question is empty. Ask one, such as "What is it?".')
 
 
 def refuse_special(loaded: Loaded, text: str) -> None:

@@ -155,6 +155,8 @@ def _sentence(owner: str, name: str, value: Any, error: ValidationError) -> str:
     worst, *others = sorted(errors, key=lambda each: not any(isinstance(at, int) for at in each["loc"]))
     place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
     said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")
+    if worst["type"] == "tuple_type" and isinstance(value, int | float):
+        said = f"a tuple, such as ({brief(value)},)"
     for other in others if place == name else ():  # of a union: a valid string or a Method
         if not any(isinstance(at, int) for at in other["loc"]):
             said += f" or {other['msg'].removeprefix('Value error, ').removeprefix('Input should be ')}"
