@@ -102,13 +102,11 @@ class Calls:
         self.two.forget(**values)
 
     def prefix_ask(self, **values):
-        sampling = {"temperature": 1.0} if {*values} & {"top_p", "top_k", "seed"} else {}
         usual = {"question": "What ?"} | ({} if "choices" in values else SHORT)
-        self.finished(self.look.ask(**usual | sampling | values))
+        self.finished(self.look.ask(**usual | self.sampled(values) | values))
 
     def prefix_ask_many(self, **values):
-        sampling = {"temperature": 1.0} if {*values} & {"top_p", "top_k", "seed"} else {}
-        self.finished(self.look.ask_many(**{"questions": ["What ?"]} | SHORT | sampling | values))
+        self.finished(self.look.ask_many(**{"questions": ["What ?"]} | SHORT | self.sampled(values) | values))
 
     def drop(self, **values):
         with fv.drop(**{"model": self.vlm.model, "method": "vidcom2"} | values):

@@ -105,8 +105,6 @@ def test_an_instruction_in_front_of_every_page(tmp_path, monkeypatch):
     assert record["times"]["tokens"]["instruction"] > 90
     assert [len(row) for row in record["answers"]["rows"]] == [2 + len(record["answers"]["ways"])] * 2
     assert record["rounding"]["float32"]["largest"] < 2e-5
-    page = run.GUIDE.read_text()
-    assert run.guide(page, json.loads(run.OUT.read_text())) == page
 
 
 def test_a_film_that_is_streamed_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -147,11 +145,6 @@ def test_an_index_of_what_is_left(retrieval, tmp_path, monkeypatch):
     assert run()["kinds"] == record["kinds"]
     with pytest.raises(SystemExit, match="settings"):
         run("--steps", "3")
-
-
-def test_the_guide_has_the_tables_of_the_record(retrieval):
-    page = retrieval.GUIDE.read_text()
-    assert retrieval.guide(page, json.loads((retrieval.HERE / "record.json").read_text())) == page
 
 
 def test_every_query_has_one_right_page(retrieval):
