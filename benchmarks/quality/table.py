@@ -176,19 +176,20 @@ def by_budget(
 def placed(quality: Quality, budgets: Sequence[float] = BUDGETS) -> tuple[Cells, Floors]:
     """The cells by method and budget, and the floors of the methods that cannot meet a budget."""
     cells = {(row.name, nearest(row, quality, budgets)): row for row in quality.settings}
-    floors = {(row.name, near(row.budget, budgets)): row.floor for row in quality.infeasible}
+    floors = {(row.name, near(row.budget, quality, budgets)): row.floor for row in quality.infeasible}
     return cells, floors
 
 
-def near(share: float, budgets: Sequence[float]) -> float:
-    """The budget that equals a share up to rounding, or the share if there is none."""
-    return next((budget for budget in budgets if abs(budget - share) < 1e-4), share)
+def near(budget: float, quality: Quality, budgets: Sequence[float]) -> float:
+    """The share of the vision tokens that equals a row's budget up to rounding; the budget is a share or tokens."""
+    share = budget / quality.full.tokens if budget > 1 else budget
+    return next((known for known in budgets if abs(known - share) < 1e-4), share)
 
 
 def nearest(row: MethodRow, quality: Quality, budgets: Sequence[float] = BUDGETS) -> float:
     """The budget whose column a cell belongs to. For a chain with its own settings, the one nearest to its tokens."""
     if row.budget is not None:
-        return near(row.budget, budgets)
+        return near(row.budget, quality, budgets)
     share = row.tokens / quality.full.tokens
     return min(budgets, key=lambda budget: abs(budget - share))
 
