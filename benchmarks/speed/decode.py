@@ -87,9 +87,11 @@ def cache_of(rows: int, kv_heads: int, way: str) -> DynamicCache:
         if way == "read":
             some = torch.randperm(rows, generator=made)[: int(KEEP * rows)]
             stays = torch.zeros(1, rows, dtype=torch.bool).index_fill(1, some, True)
-            layer.read(Chosen.read(columns, stays, [len(some)]))
+            layer.read(Chosen.exactly(columns, stays, [len(some)]))
     if way.startswith("step"):
-        cache.layers[0].remember(columns, kinds, [(rows, 0)])
+        nothing = torch.zeros(1, rows)
+        memory = {"columns": columns, "kinds": kinds, "attention": nothing, "read": nothing != 0}
+        cache.layers[0].memory, cache.layers[0].counted = memory, [(rows, 0)]
     return cache
 
 

@@ -80,6 +80,12 @@ def test_memory_of_a_cell():
     assert len(cell["seconds"]) == len(cell["random"])
 
 
+def test_a_decode_step_that_reads_less():
+    record = script("speed/decode.py").measured(2000, 2, 1)
+    assert record["same logits"]
+    assert list(record["÷ untouched"]) == ["untouched again", "room", "read", "step, reused", "step, anew"]
+
+
 @pytest.mark.filterwarnings("ignore:v2drop is not the best choice")
 def test_one_look_for_several_questions(tmp_path):
     out = tmp_path / "record.json"
