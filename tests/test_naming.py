@@ -85,7 +85,7 @@ for _ in range(2000):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([{"method": "v2drop", "keep": 3}, {"method": "finalkv"}], r"^V2Drop: keep should be a tuple, such as \(3,\); got 3"),
+        ([{"method": "v2drop", "keep": 3}, {"method": "finalkv"}], r"^V2Drop: keep should be a tuple, .*; got 3"),
         ([{"keep": 3}, {"method": "finalkv"}], "must name their method"),
         ([5, {"method": "finalkv"}], r"members\[0\] should be"),
         ({"method": "v2drop"}, "members should be a valid tuple"),
