@@ -19,14 +19,15 @@ Not simulated: cuBLAS, cuDNN, speed, and the order of streams.
 
 import contextlib
 import ctypes
+import functools
 import gc
 import hashlib
 import itertools
 import os
 import subprocess
+import sys
 import tempfile
 import threading
-import traceback
 import weakref
 from collections import Counter
 from pathlib import Path
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 aten = torch.ops.aten
 GUARD = Path(__file__).with_name("guard.cpp")
@@ -94,7 +95,7 @@ class CudaTensor(Tensor):
         )
         made.inner = inner
         if SIM is not None and SIM.capture is not None:
-            SIM.capture.wrappers.append(weakref.ref(made))
+            SIM.capture.wrappers.append((weakref.ref(made), inner.untyped_storage().data_ptr()))
         return made
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -226,10 +227,11 @@ class CUDAGraph:
         SIM.graphs.append(weakref.ref(self))
 
     def poison(self):
-        alive = {ref().inner.untyped_storage().data_ptr() for ref in self.wrappers if ref() is not None}
+        self.wrappers = [(ref, pointer) for ref, pointer in self.wrappers if ref() is not None]
+        alive = {pointer for _, pointer in self.wrappers}
         for pointer, storage in self.storages.items():
             if pointer not in alive:
-                storage.fill_(0xFF)  # NaN, -1, True
+                ctypes.memset(pointer, 0xFF, storage.nbytes())  # NaN, -1, True
 
     @property
     def nbytes(self):
@@ -244,9 +246,8 @@ class CUDAGraph:
         self.poison()
         with torch.inference_mode(False), torch.no_grad():
             for func, args, kwargs, outs in self.kernels:
-                args, kwargs = tree_map(self.real, (args, kwargs), is_leaf=lambda one: isinstance(one, Outside))
-                made = func(*args, **kwargs)
-                for old, new in zip(outs, [one for one in tree_leaves(made) if isinstance(one, Tensor)], strict=False):
+                made = func(*changed(self.real, args), **changed(self.real, kwargs))
+                for old, new in zip(outs, tensors_in([made]), strict=False):
                     if old is not None and old.numel():
                         old.copy_(new)
         self.poison()
@@ -283,6 +284,28 @@ class Outside:
 def of_thread(name, default):
     """An attribute of `Sim` whose value each thread has for itself."""
     return property(lambda sim: getattr(sim.mine, name, default), lambda sim, value: setattr(sim.mine, name, value))
+
+
+def tensors_in(values):
+    """The tensors of a kernel's arguments or results. Their lists do not nest."""
+    parts = (value if isinstance(value, (list, tuple)) else (value,) for value in values)
+    return [one for part in parts for one in part if isinstance(one, Tensor)]
+
+
+def changed(change, values):
+    """A kernel's arguments or results, each of them changed, also in lists."""
+    if isinstance(values, dict):
+        return dict(zip(values, changed(change, values.values()), strict=True))
+    return [type(one)(map(change, one)) if isinstance(one, (list, tuple)) else change(one) for one in values]
+
+
+@functools.cache
+def schema_of(func):
+    """A kernel's name, the arguments that it writes, by name and place, and whether it returns another's memory."""
+    schema = func._schema
+    aliases = ((one.name, place, one.alias_info) for place, one in enumerate(schema.arguments))
+    written = {name: place for name, place, alias in aliases if alias is not None and alias.is_write}
+    return schema.name.partition("::")[2], written, any(one.alias_info is not None for one in schema.returns)
 
 
 class Sim(TorchDispatchMode):
@@ -322,8 +345,14 @@ class Sim(TorchDispatchMode):
         return sum(graph.nbytes for graph in (*graphs, *([self.capture] if self.capture else ())))
 
     def where(self):
-        frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and "simcuda" not in f.filename]
-        return " < ".join(f"{f.filename.rpartition('/')[2]}:{f.lineno}" for f in frames[-1:-4:-1])
+        """The three innermost lines outside torch and this file."""
+        frame, lines = sys._getframe(1), []
+        while frame is not None and len(lines) < 3:
+            file = frame.f_code.co_filename
+            if "/torch/" not in file and file != __file__:
+                lines.append(f"{file.rpartition('/')[2]}:{frame.f_lineno}")
+            frame = frame.f_back
+        return " < ".join(lines)
 
     def fault(self, kind, what):
         self.faults.append((kind, what, self.where()))
@@ -364,9 +393,8 @@ class Sim(TorchDispatchMode):
         return self.run(func, args, kwargs or {})
 
     def run(self, func, args, kwargs):
-        schema, capture = func._schema, self.capture
-        name = schema.name.partition("::")[2]
-        leaves = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        (name, written, is_alias), capture = schema_of(func), self.capture
+        leaves = tensors_in([*args, *kwargs.values()])
         near = [one for one in leaves if not isinstance(one, CudaTensor)]
         far = [one for one in leaves if isinstance(one, CudaTensor)]
         device = kwargs.get("device")
@@ -439,7 +467,7 @@ class Sim(TorchDispatchMode):
         def inner(one):
             return one.inner if isinstance(one, CudaTensor) else one
 
-        plain, named = tree_map(inner, (args, kwargs))
+        plain, named = changed(inner, args), changed(inner, kwargs)
         if device is not None and device.type == "cuda":
             named = {**named, "device": CPU}
         named.pop("pin_memory", None)
@@ -449,17 +477,9 @@ class Sim(TorchDispatchMode):
             made = plain[0].clone() if not named.get("dtype") else plain[0].to(named["dtype"], copy=True)
             if named.get("memory_format") not in (None, torch.preserve_format):
                 made = made.contiguous(memory_format=named["memory_format"])
-        writes = [
-            value
-            for argument, value in zip(schema.arguments, args, strict=False)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        writes += [
-            kwargs[argument.name]
-            for argument in schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write and argument.name in kwargs
-        ]
-        writes = [one for one in tree_leaves(writes) if isinstance(one, CudaTensor)]
+        writes = [kwargs[key] for key in written if key in kwargs]
+        writes += [args[index] for index in written.values() if index < len(args)]
+        writes = [one for one in tensors_in(writes) if isinstance(one, CudaTensor)]
         if capture is not None:
             for one in writes:
                 storage = one.inner.untyped_storage()
@@ -467,10 +487,10 @@ class Sim(TorchDispatchMode):
                     capture.before[storage.data_ptr()] = storage, storage.clone()
         if name != "_to_copy":
             made = func(*plain, **named)
-        is_view = not writes and any(value.alias_info is not None for value in schema.returns)
+        is_view = is_alias and not writes
         known = {id(one.inner): one for one in far}
         if capture is not None and not is_view:
-            outs = [] if writes else [one for one in tree_leaves(made) if isinstance(one, Tensor)]
+            outs = [] if writes else tensors_in([made])
 
             def held(one):
                 if not isinstance(one, Tensor):
@@ -484,7 +504,7 @@ class Sim(TorchDispatchMode):
 
             if name == "_to_copy":
                 func, named = aten._to_copy.default, {**named}
-            capture.kernels.append((func, *tree_map(held, (plain, named)), outs))
+            capture.kernels.append((func, changed(held, plain), changed(held, named), outs))
             for one in outs:
                 capture.storages[one.untyped_storage().data_ptr()] = one.untyped_storage()
         if name == "_to_copy" and not target:
@@ -495,7 +515,7 @@ class Sim(TorchDispatchMode):
                 return one
             return known[id(one)] if id(one) in known else CudaTensor(one)
 
-        return tree_map(wrap, made)
+        return changed(wrap, [made])[0]
 
 
 SIM = None

@@ -40,8 +40,8 @@ TOKENS = (576, 4096, 16_384)
 UNTOUCHED, FILM = "untouched", "untouched, video"
 FILMS = ("dtd", "dycoke", "evs", "fastvid", "flashvid", "holitom", "pixelprune", "vidcom2")
 INSIDE = (
-    "clse", "dart", "fastv", "mustdrop", "priortr", "pyramiddrop", "random", "sparsevlm", "sparsevlm_plus", "uniform",
-    "v2drop",
+    "clse", "dart", "fastv", "ivcprune", "mustdrop", "priortr", "pyramiddrop", "random", "sparsevlm", "sparsevlm_plus",
+    "uniform", "v2drop",
 )  # fmt: skip
 ENTER, SHARE, A_FRAME = 192, 0.6, 64
 SECONDS, GIB = 120, 8
@@ -88,6 +88,8 @@ def setting(name: str) -> Method | None:
     kind = fv.methods()[name]
     if not kind().open:
         return kind()
+    if name == "ivcprune":  # its usual layer is 16
+        return kind(layer=DECODER["layers"] // 2, retention=SHARE)
     if name in FILMS:
         return kind(retention=1 / 3)
     return kind(retention=SHARE) if name in INSIDE else kind(tokens=ENTER)

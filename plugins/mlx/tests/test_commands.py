@@ -119,13 +119,15 @@ def test_bench_measures_nothing_where_there_is_no_metal(small_folder, capsys, mo
     assert "Metal" in capsys.readouterr().err
 
 
-def test_bench_writes_every_round(small_folder, tmp_path, capsys, monkeypatch):
+def test_bench_writes_every_round_beside_an_earlier_record(small_folder, tmp_path, capsys, monkeypatch):
     out = tmp_path / "bench.json"
+    out.write_text("earlier")
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(dispatch, "wired_limit", lambda *_: nullcontext())
     options = ["--tokens", "64", "--rounds", "1", "--out", str(out)]
     assert main(["bench", str(small_folder), "divprune", *options]) == 0
-    record = json.loads(out.read_text())
+    assert out.read_text() == "earlier"
+    record = json.loads((tmp_path / "bench-2.json").read_text())
     assert [*record["rounds"][0]] == ["full", "dropping"]
     assert record["trace"].startswith("64 of 576")
     assert "first token" in capsys.readouterr().out
@@ -134,10 +136,18 @@ def test_bench_writes_every_round(small_folder, tmp_path, capsys, monkeypatch):
 def test_wrong_use_is_an_error_of_one_line(small_folder, capsys):
     with pytest.raises(SystemExit):
         main(["divprune", "--tokens", "5"])
+    assert main(["bench", str(small_folder), "divprune", "--rounds", "0"]) == 2
     monkey = [sys.executable, "-m", "foveate_mlx", "v2drop", "--", "mlx_vlm.generate", "--model", str(small_folder)]
     done = subprocess.run([*monkey, "--prompt", "x"], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("foveate-mlx: v2drop")
+
+
+def test_why_a_command_ends_is_said(tmp_path, monkeypatch):
+    (tmp_path / "ends.py").write_text("raise SystemExit('no such picture')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit, match="no such picture"):
+        main(["divprune", "--", "ends"])
 
 
 def test_the_guide_runs(small_folder, tmp_path, monkeypatch, capsys):

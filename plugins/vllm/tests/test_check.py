@@ -71,3 +71,4 @@ def test_this_machine_drops_as_transformers_does_and_a_wrong_length_is_seen(tmp_
     monkeypatch.setattr(Layout, "metadata", longer)
     assert main(order) == 1
     assert "NOT as on transformers" in capsys.readouterr().out
+    assert json.loads((tmp_path / "check-2.json").read_text())["passed"] is False

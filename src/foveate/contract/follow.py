@@ -43,8 +43,7 @@ def refuse_shallow(name: str, stages: Sequence[Stage], depth: int) -> None:
     late = [layer for layer in named if layer >= depth]
     if late:
         raise SettingError(
-            f"{name} names layers {late}, but the decoder has layers 0 to {depth - 1}. Give earlier layers, or a "
-            "budget (retention=…), which fits any depth."
+            f"{name} names layers {late}, but the decoder has layers 0 to {depth - 1}. Give earlier layers."
         )
 
 

@@ -370,7 +370,7 @@ def test_recordings_share_the_memory_of_their_results(sim):
     assert trace.graphs.decoder.recorded > 1
     assert trace.graphs.decoder.replayed
     gc.collect()
-    assert all(one() is None for graph in graphs_of(sim) for one in graph.wrappers)
+    assert all(one() is None for graph in graphs_of(sim) for one, _ in graph.wrappers)
     (tapes,) = recordings._tapes.values()
     results = [one.tensors for one in tapes.recordings["decoder"].values()]
     assert len({tensor.untyped_storage().data_ptr() for tensors in results for tensor in tensors}) == 1

@@ -74,7 +74,8 @@ def _run(options: argparse.Namespace) -> int:
         try:
             runpy.run_module(options.command[0], run_name="__main__", alter_sys=True)
         except SystemExit as end:
-            return end.code if isinstance(end.code, int) else int(end.code is not None)
+            if end.code:  # a number, or a message that Python prints
+                raise
     return 0
 
 

@@ -12,7 +12,8 @@ import mlx.core as mx
 import mlx_vlm
 from mlx_vlm.prompt_utils import apply_chat_template
 
-from foveate.errors import UnsupportedError
+from foveate.errors import InputError, UnsupportedError
+from foveate.plain.writing import publish
 from foveate_mlx import drop
 
 
@@ -20,8 +21,11 @@ def bench(options: Namespace) -> None:
     """Measure, print the medians, and write every round as JSON.
 
     Raises:
+        InputError: If no rounds are asked for, or the file cannot be written.
         UnsupportedError: If there is no Metal.
     """
+    if options.rounds < 1:
+        raise InputError(f"--rounds must be at least 1; got {options.rounds}.")
     if not mx.metal.is_available():
         raise UnsupportedError("There is no Metal here, so there is nothing to measure. Run bench on a Mac.")
     model, processor = mlx_vlm.load(options.model)
@@ -48,8 +52,9 @@ def bench(options: Namespace) -> None:
         "machine": mx.device_info(),
         "rounds": rounds[1:],  # the first one warms up
     }
-    Path(options.out).write_text(json.dumps(record, indent=1, default=str) + "\n")
-    print(f"{trace}. Every round is in {options.out}. Medians of {options.rounds}, full and dropping:")
+    print(f"{trace}. Medians of {options.rounds}, full and dropping:")
     for name in full:
         full_of, less_of = (median(one[side][name] for one in rounds[1:]) for side in ("full", "dropping"))
         print(f"  {name}: {full_of:.3g} and {less_of:.3g}")
+    text = json.dumps(record, indent=1, default=str) + "\n"
+    print(f"Every round is in {publish(Path(options.out), lambda part: part.write_text(text), force=False)}.")

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from foveate.embedded import NAME, TASKS, path
 from foveate.errors import FoveateError
 from foveate.naming import parse
+from foveate.plain.writing import publish
 from foveate_vllm.host import CHECKING, note_passed, version_of_vllm
 
 __all__ = ["Answer", "main", "verdict"]
@@ -82,18 +83,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parse(options.method)
         asked = _asked(options.model)
         made, backends = _in_vllm(options, asked)
+        passed, said = verdict(options.dtype, *_beside_transformers(options, asked, made))
+        said = f"{options.model}, {options.method}, {options.dtype}, {backends}: {said}"
+        if passed:
+            note_passed(_place(options.model), options.method)
+        print(said)
+        if options.out:
+            versions = {name: version(name) for name in ("foveate", "foveate-vllm", "transformers", "torch")}
+            record = {"passed": passed, "said": said, "vllm": version_of_vllm(), **versions}
+            text = json.dumps(record, indent=1) + "\n"
+            print(f"Written to {publish(options.out, lambda part: part.write_text(text), force=False)}.")
     except FoveateError as error:
         print(f"foveate-vllm: {error}", file=sys.stderr)
         return 2
-    passed, said = verdict(options.dtype, *_beside_transformers(options, asked, made))
-    said = f"{options.model}, {options.method}, {options.dtype}, {backends}: {said}"
-    if passed:
-        note_passed(_place(options.model), options.method)
-    print(said)
-    if options.out:
-        versions = {name: version(name) for name in ("foveate", "foveate-vllm", "transformers", "torch")}
-        record = {"passed": passed, "said": said, "vllm": version_of_vllm(), **versions}
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
     return int(not passed)
 
 
