@@ -30,10 +30,17 @@ def test_no_attention_matrix_is_made_while_scoring(build, name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_peak_is_never_above_the_untouched_models(name):
-    model, inputs, whole = untouched(llava, side=336, width=512, tower=128)
+@pytest.mark.parametrize(
+    ("width", "tower", "most"),
+    [
+        pytest.param(512, 128, 1.01, id="in the decoder"),
+        pytest.param(32, 768, 1.06, id="in the tower"),  # where the mean of two heads' keys stays
+    ],
+)
+def test_the_peak_is_never_above_the_untouched_models(name, width, tower, most):
+    model, inputs, whole = untouched(llava, side=336, width=width, tower=tower)
     found = watched(model, inputs, METHODS[name])
-    assert found.peak <= 1.01 * whole.peak, f"{found.peak / whole.peak:.3f}"
+    assert found.peak <= most * whole.peak, f"{found.peak / whole.peak:.3f}"
 
 
 @pytest.mark.parametrize("name", ["v2drop", "visiondrop", "mustdrop", "averagepool"])

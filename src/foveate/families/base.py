@@ -76,6 +76,7 @@ class Family:
         tower_blocks: Path of the tower's blocks.
         tower_attention: Name of the attention in these blocks.
         keys_of: In a tower with RoPE, the part of an attention that makes keys.
+        parts: Whether the tower runs several images, or padding, as one sample, whose signals are read in parts.
         needs_all_rows: Why blocks of the tower cannot run on some of its rows, as the end of a sentence. None: they can
             (see `tower_parts`).
         pixel_mean, pixel_std: What the processor subtracts from each channel of pixels in [0, 1], and then divides them
@@ -107,6 +108,7 @@ class Family:
     tower_blocks: ClassVar[str] = "encoder.layers"
     tower_attention: ClassVar[str] = "self_attn"
     keys_of: ClassVar[KeysOf | None] = None
+    parts: ClassVar[bool] = False
     needs_all_rows: ClassVar[str | None] = "it is not known how its blocks would run on some of them"
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -447,7 +449,7 @@ class Family:
         Either all together, or image by image.
 
         Args:
-            taps: The queries and keys of the tower's attentions.
+            taps: What the tower's attentions showed.
             signal: The signal to read.
             modality: "image" or "video".
             inputs: The arguments of the `get_*_features` call.
@@ -562,7 +564,8 @@ class Family:
         # Deepstack reads earlier blocks too.
         read = [*feature_layers(config, len(blocks)), *getattr(tower, "deepstack_visual_indexes", ())]
         cls = bool(self.cls_in_tower(config))
-        return Tower(tower, blocks, attentions, read, self.tower_layout, self.seeing_blocks, cls, self.keys_of)
+        of_class = self.seeing_blocks, cls, self.keys_of, self.parts
+        return Tower(tower, blocks, attentions, read, self.tower_layout, *of_class)
 
     def tower_layout(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> TowerLayout:
         """The layout of rows in the tower, from the arguments of its call.

@@ -53,8 +53,7 @@ class Gemma3(Family):
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
         projector = self.core.multi_modal_projector
         side: int = projector.patches_per_image
-        for picture in range(len(taps.samples(signal))):
-            patches = taps.read(picture, signal)
+        for patches in taps.read(signal):
             # (patches, numbers) -> (1, numbers, side, side): numbers are channels
             means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))
             yield means.flatten(2)[0].T
@@ -128,6 +127,7 @@ class Gemma4(Family):
     is_usual = True
     grows: ClassVar[bool] = False
     keys_of: ClassVar[KeysOf | None] = ("k_norm", lambda _, keys: keys.transpose(1, 2))
+    parts: ClassVar[bool] = True
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

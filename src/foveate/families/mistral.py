@@ -36,6 +36,7 @@ class Mistral3(Family):
     shares_prefix: ClassVar[bool] = True
     needs_all_rows: ClassVar[str | None] = None
     keys_of: ClassVar[KeysOf | None] = ("k_proj", _keys_of)
+    parts: ClassVar[bool] = True
     pixel_mean, pixel_std = CLIP
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
 

@@ -93,7 +93,7 @@ class Qwen2VL(Family):
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Tensor:
         """As in the base class. A token's patches are adjacent. The attention runs once for each sequence."""
-        patches = torch.cat([heads.read(signal) for heads in taps.samples(signal)])
+        patches = torch.cat(taps.read(signal))
         group: int = self.core.visual.spatial_merge_size**2
         means = patches.view(len(patches) // group, group, -1).mean(dim=1)
         ordered: Tensor = means[self.token_order(inputs[f"{modality}_grid_thw"])]

@@ -84,8 +84,7 @@ class Tiled(Family):
         return [PictureLayout((grid,) * count, place=partial(place, index)) for index, count in enumerate(counts)]
 
     def token_means(self, taps: Taps, signal: TowerSignal, modality: str, inputs: Inputs) -> Iterator[Tensor]:
-        for tile in range(len(taps.samples(signal))):
-            patches = taps.read(tile, signal)
+        for patches in taps.read(signal):
             side = math.isqrt(len(patches))
             yield block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 

@@ -170,7 +170,7 @@ class Tower:
         read: Blocks whose output the projector reads.
         layout: Makes the layout from the arguments of a call of the module; or the layout of the only call.
         seeing: Blocks that attend to the whole image, ascending. None: all.
-        cls, keys_of: See `Taps`.
+        cls, keys_of, parts: See `Taps`.
     """
 
     module: Any
@@ -181,12 +181,13 @@ class Tower:
     seeing: Sequence[int] | None = None
     cls: bool = False
     keys_of: "KeysOf | None" = None
+    parts: bool = False
 
     def taps(self, reads: Iterable[TowerSignal]) -> "Taps":
         """Taps of the attention modules from which signals are read. Raises the errors of `block_of`."""
         last, depth = max(self.read), len(self.blocks)
         modules = {signal: self.attentions[block_of(signal, last, depth, self.seeing)] for signal in reads}
-        return Taps(modules, self.cls, self.keys_of)
+        return Taps(modules, self.cls, self.keys_of, self.parts)
 
 
 # -- what layers show ----------------------------------------------------------------------------------------------
@@ -201,21 +202,29 @@ made by a second run of the attention.
 
 
 class Taps:
-    """The queries and keys of a tower's attention modules as they run, sample by sample.
+    """Signals of a tower's attention modules, read sample by sample as the modules run.
 
     Args:
         modules: The module that each signal is read from. One module may occur several times.
         cls: True if the first token is a CLS.
         keys_of: In a tower with RoPE, how keys are made, because signals of keys are before RoPE.
+        parts: True if a signal is read of parts of a sample. Queries and keys are then kept until the tower has run.
     """
 
-    def __init__(self, modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: KeysOf | None = None) -> None:
+    def __init__(
+        self,
+        modules: Mapping[TowerSignal, Any],
+        cls: bool = False,
+        keys_of: KeysOf | None = None,
+        parts: bool = False,
+    ) -> None:
         self._cls = cls
         self._keys_of = keys_of
+        self._parts = parts
         self._places: dict[TowerSignal, tuple[Any, bool]] = {}  # (module, True for keys before RoPE)
         for signal, module in modules.items():
             self._places[signal] = module, keys_of is not None and not isinstance(signal, TowerAttention)
-        self._samples: dict[tuple[Any, bool], list[Tapped]] = {place: [] for place in self._places.values()}
+        self._samples: dict[TowerSignal, list[Any]] = {signal: [] for signal in modules}
 
     def run(self, run: Callable[[], Any]) -> Any:
         """Call a function with the modules tapped."""
@@ -225,7 +234,7 @@ class Taps:
 
     def attach(self, patches: Patcher) -> None:
         """Tap the modules until the patcher restores them."""
-        for place in self._samples:
+        for place in dict.fromkeys(self._places.values()):
             module, is_plain = place
             if not is_plain:
                 tap(patches, module, partial(self._note, place))
@@ -236,24 +245,30 @@ class Taps:
                 patches.wrap(module, "forward", partial(run_unturned, module, partial(self._note, place)))
 
     def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
-        self._samples[place] += [Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)]
+        self._keep(place, (Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)))
 
     def _note_keys(self, place: Any, keys_of: Callable[..., Any], part: nn.Module, args: Any, output: Tensor) -> None:
-        self._samples[place] += [Tapped(keys, keys, 1.0) for keys in keys_of(place[0], output)]  # only keys are read
+        self._keep(place, (Tapped(keys, keys, 1.0) for keys in keys_of(place[0], output)))  # only keys are read
+
+    def _keep(self, place: tuple[Any, bool], samples: Iterable[Tapped]) -> None:
+        signals = [signal for signal, of_signal in self._places.items() if of_signal == place]
+        for tapped in samples:
+            for signal in signals:
+                self._samples[signal].append(tapped if self._parts else tapped.read(signal, self._cls))
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Number of rows in each sample."""
+        """Number of rows in each sample, of which parts are read."""
         (some, *_) = self._samples.values()
         return tuple(heads.keys.shape[1] for heads in some)
 
     def samples(self, signal: TowerSignal) -> list[Tapped]:
-        """Queries and keys of a signal's module in each sample: (heads, tokens, head size)."""
-        return self._samples[self._places[signal]]
+        """Queries and keys of a signal's module in each sample, of which parts are read: (heads, tokens, head size)."""
+        return self._samples[signal]
 
-    def read(self, sample: int, signal: TowerSignal) -> Tensor:
-        """A signal of one sample's patches: (patches, numbers), without a CLS."""
-        return self.samples(signal)[sample].read(signal, self._cls)
+    def read(self, signal: TowerSignal) -> list[Tensor]:
+        """A signal of each sample's patches: (patches, numbers), without a CLS."""
+        return self._samples[signal]
 
 
 # -- smaller pictures ----------------------------------------------------------------------------------------------
@@ -386,7 +401,7 @@ class ReducedRun:
 
     def _read(self, index: int, merge: Cut | None, signal: TowerSignal) -> Tensor:
         """A signal of an image's rows."""
-        values = self._taps.read(index, signal)
+        values = self._taps.read(signal)[index]
         if merge is None or block_of(signal, max(self._tower.read), len(self._tower.blocks)) > 0:
             return values
         return average(values, merge)  # the first block attends before its patches merge

@@ -58,7 +58,7 @@ class VideoLlava(Llava):
         cuts: list[Cut | None] = []
 
         def stats(signal: TowerSignal) -> Tensor:
-            of_frames = torch.stack([taps.read(frame, signal) for frame in range(len(taps.samples(signal)))])
+            of_frames = torch.stack(taps.read(signal))
             _, patches, numbers = of_frames.shape
             return of_frames.view(-1, frames * patches, numbers)  # (videos, frames · patches, numbers)
 
