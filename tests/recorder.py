@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from foveate.bench.peaks import tensors_in
 from foveate.core.patching import Patcher
 from foveate.core.tapes import as_if_capturing
 from foveate.errors import UnsupportedError
@@ -101,15 +101,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         if self.crossings:
             raise UnsupportedError(f"A crossing cannot be replayed: {self.crossings[0]}. Record with strict=True.")
-        for kernel, args, kwargs, made in self._kernels:
-            again = kernel(*args, **kwargs)
-            if isinstance(again, Tensor) and made:
-                made[0].copy_(again)
-            else:
-                for old, new in zip(made, _tensors(again), strict=False):
+        with torch._C.DisableTorchFunction():  # else `Sides` would look at every kernel again
+            for kernel, args, kwargs, made in self._kernels:
+                again = kernel(*args, **kwargs)
+                for old, new in zip(made, tensors_in(again), strict=False):
                     old.copy_(new)
-        for tensor in self._left_over:
-            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+            for tensor in self._left_over:
+                tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
     def note(self, kind: str, name: str) -> None:
         """Record a crossing with its place in the code.
@@ -145,7 +143,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A view needs no replay, and an in-place kernel makes no new tensor.
         is_new = not any(value.alias_info for value in kernel._schema.returns)
         if is_new or kernel._schema.is_mutable:
-            self._kernels.append((kernel, args, kwargs, _tensors(made) if is_new else []))
+            self._kernels.append((kernel, args, kwargs, tensors_in(made) if is_new else []))
         return made
 
 
@@ -187,7 +185,7 @@ class Sides(TorchFunctionMode):
         name, target = function.__name__, kwargs.get("device")
         if name == "to":
             target = next((part for part in (*args[1:2], target) if isinstance(part, torch.device | str)), None)
-        beside = all(map(_is_on_host, _tensors((args, kwargs))))
+        beside = all(map(_is_on_host, tensors_in((args, kwargs))))
         lands = name in UNSEEN_READS or target == HOST or (target is None and beside)
         crossing = _crossing(name, args, kwargs, lands)
         if crossing is not None:
@@ -197,7 +195,7 @@ class Sides(TorchFunctionMode):
         self._tape.on_host = False
         if crossing is not None and made is args[0] and name in SAME:
             made = made.clone()  # a move to another device makes a new tensor
-        for tensor in _tensors(made) if lands else ():
+        for tensor in tensors_in(made) if lands else ():
             _put_on_host(tensor)
         return made
 
@@ -228,12 +226,8 @@ def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:
         if (writes and places) or any(isinstance(part, list) for part in parts):
             return "copy"
     # Other kernels accept a single number from the host.
-    near = [tensor for tensor in _tensors((args, kwargs)) if _is_on_host(tensor)]
+    near = [tensor for tensor in tensors_in((args, kwargs)) if _is_on_host(tensor)]
     return "mix" if any(tensor.dim() or name in MOVED_INTO for tensor in near) else None
-
-
-def _tensors(nest: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
 def _is_on_host(tensor: Tensor) -> bool:

@@ -39,6 +39,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from foveate.bench.peaks import tensors_in
+
 aten = torch.ops.aten
 GUARD = Path(__file__).with_name("guard.cpp")
 
@@ -247,7 +249,7 @@ class CUDAGraph:
         with torch.inference_mode(False), torch.no_grad():
             for func, args, kwargs, outs in self.kernels:
                 made = func(*changed(self.real, args), **changed(self.real, kwargs))
-                for old, new in zip(outs, tensors_in([made]), strict=False):
+                for old, new in zip(outs, tensors_in(made), strict=False):
                     if old is not None and old.numel():
                         old.copy_(new)
         self.poison()
@@ -284,12 +286,6 @@ class Outside:
 def of_thread(name, default):
     """An attribute of `Sim` whose value each thread has for itself."""
     return property(lambda sim: getattr(sim.mine, name, default), lambda sim, value: setattr(sim.mine, name, value))
-
-
-def tensors_in(values):
-    """The tensors of a kernel's arguments or results. Their lists do not nest."""
-    parts = (value if isinstance(value, (list, tuple)) else (value,) for value in values)
-    return [one for part in parts for one in part if isinstance(one, Tensor)]
 
 
 def changed(change, values):
@@ -394,7 +390,7 @@ class Sim(TorchDispatchMode):
 
     def run(self, func, args, kwargs):
         (name, written, is_alias), capture = schema_of(func), self.capture
-        leaves = tensors_in([*args, *kwargs.values()])
+        leaves = tensors_in((args, kwargs))
         near = [one for one in leaves if not isinstance(one, CudaTensor)]
         far = [one for one in leaves if isinstance(one, CudaTensor)]
         device = kwargs.get("device")
@@ -490,7 +486,7 @@ class Sim(TorchDispatchMode):
         is_view = is_alias and not writes
         known = {id(one.inner): one for one in far}
         if capture is not None and not is_view:
-            outs = [] if writes else tensors_in([made])
+            outs = [] if writes else tensors_in(made)
 
             def held(one):
                 if not isinstance(one, Tensor):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from foveate._transformers import PreTrainedModel, cache_in
 from foveate.ask.answer import kv_bytes
@@ -95,8 +94,14 @@ class Memory(TorchDispatchMode):
 
 
 def tensors_in(tree: object) -> list[Tensor]:
-    """The tensors in nested tuples, lists and dicts."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """The tensors in nested tuples, lists and dicts. (Counting calls it for every operator, so without pytree.)"""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if isinstance(tree, dict):
+        tree = tree.values()
+    elif not isinstance(tree, tuple | list):
+        return []
+    return [tensor for part in tree for tensor in tensors_in(part)]
 
 
 def _key(tensor: Tensor) -> int:
