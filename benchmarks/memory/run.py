@@ -47,9 +47,7 @@ ENTER, SHARE, A_FRAME = 192, 0.6, 64
 SECONDS, GIB = 120, 8
 PAIRS = {1: 9, 20: 3, SECONDS: 1}  # of processor seconds that a prompt takes at most
 TOWER, DECODER = {"width": 64, "layers": 3}, {"width": 128, "layers": 6}
-CONDITIONS = (
-    "random weights, float32, SDPA, batch 1, 40 tokens of text; one of two cores, other jobs beside"
-)
+CONDITIONS = "random weights, float32, SDPA, batch 1, 40 tokens of text; one of two cores, other jobs beside"
 
 
 # -- a cell, in a process of its own ------------------------------------------------------------------------------
