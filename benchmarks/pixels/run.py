@@ -262,15 +262,6 @@ def filled(page: str, record: dict[str, Any]) -> str:
     return page
 
 
-@torch.no_grad()
-def draw() -> None:
-    """Draw the kept tokens of the screenshot for the page."""
-    image, model = PICTURES["screenshot"](SIZE), model_of("qwen2_5_vl", blocks=1, layers=1)
-    with fv.drop(model, fv.PixelPrune()) as trace:
-        model(**prompt(image), logits_to_keep=1)
-    trace.show(image).save(PAGE.parents[1] / "images/methods/pixelprune.webp", quality=80, method=6)
-
-
 def main() -> None:
     """Measure everything and fill in the page."""
     torch.set_num_threads(1)  # processor time is then that of one core, even on a busy machine
@@ -278,7 +269,6 @@ def main() -> None:
     threads = {"threads": torch.get_num_threads(), "picture": list(SIZE)}
     record = {**made, **threads, "shares": shares(), "changes": changes(), "times": times()}
     (HERE / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draw()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
 
 

@@ -5,7 +5,8 @@
 
 Like `whole.py`, it uses float32, processor time, interleaved rounds and decoder layers that share weights. A third of
 the tokens is kept, and Resize has the FLOPs of ThinTower with VidCom2. LLaVA-1.5-7B keeps 5 %, as in a published study.
-Writes first-*.json after every round. Rounds already in the file count, and further ones are added.
+Writes first-*.json after every round. Rounds in the file count if they are of the same versions, and further ones are
+added.
 """
 
 import argparse
@@ -72,14 +73,17 @@ def measure(name: str, rounds: int) -> None:
     sharing = Shared(of.name, of.of, config, PICTURES.get(name, of.image), own=OWN[name])
     benched = from_shape(sharing, cpu, torch.float32, "auto", PromptRequest(images=IMAGES[name]))
     methods: dict[str, Method | None] = {FULL: None, **methods_of(benched), AGAIN: None}
-    seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.exists() else []
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"seconds": []}
+    seconds = before["seconds"]
     record = conditions(benched, cpu, new_tokens=1, clock="cpu", seed=0, command=shlex.join(["python", *sys.argv]))
+    if seconds and before["versions"] != record["versions"]:
+        raise SystemExit(f"{path} has rounds of other versions ({before['versions']}). Move it aside to measure anew.")
     record |= {"layers_with_own_weights": OWN[name], "depths": DEPTHS.get(name)}
     time_once(benched, list(methods.values())[-2])  # warm-up
     while len(seconds) < rounds:
         order = Random(len(seconds)).sample(list(methods), len(methods))
-        found = {row: time_once(benched, methods[row]) for row in order}
-        seconds.append({row: found[row] for row in methods})
+        times = {row: time_once(benched, methods[row]) for row in order}
+        seconds.append({row: times[row] for row in methods})
         record |= {"rounds": len(seconds), "first": rows_of(benched, methods, seconds), "seconds": seconds}
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: round {len(seconds)}", flush=True)
@@ -119,9 +123,9 @@ def rows_of(
         }
         for part in PARTS:
             times, full = ([one[of][part] for one in seconds] for of in (name, FULL))
-            found = ratio(times, full)
-            row |= {part: median(times), f"{part}_ratio": found.median}
-            row |= {f"{part}_ratio_low": found.low, f"{part}_ratio_high": found.high}
+            beside = ratio(times, full)
+            row |= {part: median(times), f"{part}_ratio": beside.median}
+            row |= {f"{part}_ratio_low": beside.low, f"{part}_ratio_high": beside.high}
         rows.append(row)
     return rows
 

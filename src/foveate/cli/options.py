@@ -60,7 +60,7 @@ class BudgetOptions:
     """How many vision tokens to keep."""
 
     budget: MaybeTokens = None
-    """mean number of vision tokens per decoder layer, for this input"""
+    """mean number of vision tokens per decoder layer"""
     retention: Annotated[float | None, SHARE_OF_TOKENS, tyro.conf.arg(help_behavior_hint="")] = None
     """the budget as a share in (0, 1] (default: 1/3 for a method without settings)"""
     settings: Settings = ()
