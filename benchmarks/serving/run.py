@@ -112,11 +112,11 @@ def measure(servers: Sequence[Server], options: argparse.Namespace, checked: boo
     beside = {cell: cell[1:] for cell in runs}  # the servers of a cell run directly one after the other
     records = []
     for number, loads in enumerate(rounds(runs, options.rounds, after=_tell, beside=beside)):
-        for (setting, prompt, clients), found in loads.items():
-            right = [reply.right for reply in found.replies if reply.right is not None]
+        for (setting, prompt, clients), sent in loads.items():
+            right = [reply.right for reply in sent.replies if reply.right is not None]
             cell = {"round": number, "setting": setting, "prompt": prompt, "clients": clients}
-            cell |= {name: round(value, 5) for name, value in found.figures().items()}
-            records.append(cell | {"requests": len(found.replies), "right": sum(right), "checked": len(right)})
+            cell |= {name: round(value, 5) for name, value in sent.figures().items()}
+            records.append(cell | {"requests": len(sent.replies), "right": sum(right), "checked": len(right)})
     return records
 
 
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logs = Path(scratch) / "logs"
         architecture = f"Foveate{AutoConfig.from_pretrained(model).architectures[0]}"
         with running(settings, model, architecture, common, logs) as servers:
-            found = measure(servers, options, checked=options.model is None)
+            records = measure(servers, options, checked=options.model is None)
     import vllm
 
     record = {
@@ -193,8 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": {one.name: one.foveate for one in settings},
         "rounds": options.rounds,
         "new_tokens": options.new_tokens,
-        "summary": summary(found),
-        "cells": found,
+        "summary": summary(records),
+        "cells": records,
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(file=sys.stderr)

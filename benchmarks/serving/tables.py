@@ -65,15 +65,15 @@ def verdict(throughput: dict[str, Any]) -> str:
 
 def lines(record: dict[str, Any], prompt: str) -> list[tuple[str, ...]]:
     """The lines of a table, one per setting and number of clients."""
-    found = []
+    written = []
     for row in record["summary"]:
         if row["prompt"] != prompt:
             continue
         cells = [f"{row[name]['median']:.2f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]" for name in FIGURES]
         right = "" if row["right"] is None else f"{row['right']:.0%} ({row['stock_right']:.0%})"
         pays = "control" if row["setting"] == AGAIN else verdict(row["requests_per_s"])
-        found.append((row["setting"], str(row["clients"]), *cells, right, pays))
-    return found
+        written.append((row["setting"], str(row["clients"]), *cells, right, pays))
+    return written
 
 
 def _prompts(record: dict[str, Any]) -> list[str]:
