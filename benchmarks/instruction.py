@@ -131,10 +131,10 @@ def answers(vlm: fv.VLM, count: int) -> dict[str, Any]:
         ways[f"{tokens[text]} tokens, behind the page"] = lambda asked, text=text: {"prompt": f"{text} {asked}"}
     rows: list[dict[str, Any]] = []
     for number in range(count):
-        made = scene(SPLIT, FIRST + number)
-        questions = [one for one in one_per_task(made, SPLIT, FIRST + number) if one.task in TASKS]
+        drawn = scene(SPLIT, FIRST + number)
+        questions = [one for one in one_per_task(drawn, SPLIT, FIRST + number) if one.task in TASKS]
         for one in questions[number % max(1, len(questions)) :][:1]:
-            picture, row = Image.fromarray(made.image), {"scene": number, "task": one.task}
+            picture, row = Image.fromarray(drawn.image), {"scene": number, "task": one.task}
             for way, keywords in ways.items():
                 answer = vlm.ask(picture, method=method_of(1 / 3), **keywords(one.question))
                 row[way] = answer.text == one.answer
@@ -166,24 +166,24 @@ def rounding(count: int) -> dict[str, Any]:
 
 def tables(record: dict[str, Any]) -> str:
     """The tables of the guide, in Markdown."""
-    found = record["times"]
-    sizes = found["tokens"]
+    times = record["times"]
+    sizes = times["tokens"]
     lines = [
-        f"Time to the first token of a page with {sizes['instruction']} tokens of instruction ({found['model']}), and "
+        f"Time to the first token of a page with {sizes['instruction']} tokens of instruction ({times['model']}), and "
         f"FLOPs of {LARGE} with {INSTRUCTION}:",
         "",
         "| vision tokens kept | time afresh ÷ after the text | TFLOPs afresh, after the text |",
         "|---|---|---|",
     ]
-    for name, pair in found["ratios"].items():
+    for name, pair in times["ratios"].items():
         work = ", ".join(f"{count / 1e12:.1f}" for count in record["flops"][name])
         lines.append(f"| {name} | {interval(pair['ratio'])} | {work} |")
-    control = ", ".join(interval(pair["control"]) for pair in found["ratios"].values())
+    control = ", ".join(interval(pair["control"]) for pair in times["ratios"].values())
     rows = record["answers"]["rows"]
     lines += [
         "",
-        f"Medians of {found['rounds']} interleaved rounds of processor time, in brackets the "
-        f"{interval_words(found['rounds'])}. The controls, afresh twice, are {control}. Decoding is not faster.",
+        f"Medians of {times['rounds']} interleaved rounds of processor time, in brackets the "
+        f"{interval_words(times['rounds'])}. The controls, afresh twice, are {control}. Decoding is not faster.",
         "",
         "An instruction has a price of its own: keep it short, and in front. The embedded model, which was not trained "
         f"with any, answers {len(rows)} questions about as many pictures with a third of the tokens (VidCom2):",

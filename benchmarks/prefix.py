@@ -127,14 +127,14 @@ def interval(pair: dict[str, Any], digits: int = 2) -> str:
 
 def sheets(record: dict[str, Any]) -> list[Table]:
     """The tables of a record."""
-    found = record["times"]
-    words = interval_words(found["rounds"])
+    times = record["times"]
+    words = interval_words(times["rounds"])
     lines = []
-    for pair in found["ratios"]:
+    for pair in times["ratios"]:
         lines.append((pair["run"], pair["base"], interval(pair)))
     heads = ["Time of", "over that of", Column("Ratio", right=True)]
-    title = f"Time to the first token: {record['model']}, 576 vision tokens, {found['text_tokens']} of text"
-    note = f"Medians of {found['rounds']} interleaved rounds, in brackets the {words}; {found['clock']} time."
+    title = f"Time to the first token: {record['model']}, 576 vision tokens, {times['text_tokens']} of text"
+    note = f"Medians of {times['rounds']} interleaved rounds, in brackets the {words}; {times['clock']} time."
     memory = []
     for row in record["sizes"]:
         megabytes = [f"{row[name] / 1e6:.2f}" for name in ("bytes", "bytes_behind_a_batch_of_8")]
@@ -145,8 +145,8 @@ def sheets(record: dict[str, Any]) -> list[Table]:
 
 def page(record: dict[str, Any]) -> str:
     """The tables of the guide, in Markdown."""
-    found = record["times"]
-    ratios = {(pair["run"], pair["base"]): pair for pair in found["ratios"]}
+    times = record["times"]
+    ratios = {(pair["run"], pair["base"]): pair for pair in times["ratios"]}
     many = max(int(base.split()[1].strip(",")) for _, base in ratios if base.startswith("question"))
 
     def words(run: str, base: str) -> str:

@@ -350,13 +350,13 @@ def signals() -> str:
     for kind in sorted(SERVED, key=lambda kind: kind.__name__):
         meaning = cleandoc(kind.__doc__ or "").partition("\n\n")[0]
         required = [field.name for field in fields(kind) if field.default is MISSING]  # OwnSignal's function
-        given = ", ".join(
+        arguments = ", ".join(
             field.name if field.name in required else f"{field.name}={field.default!r}"
             for field in fields(kind)
             if field.repr  # not what foveate sets itself
         )
         reader = f"`{reader_of(kind(*[reader_of] * len(required)))[0]}`"
-        cells = (f"`{kind.__name__}({given})`", reader, f"`view.{kind.kind}`", " ".join(meaning.split()))
+        cells = (f"`{kind.__name__}({arguments})`", reader, f"`view.{kind.kind}`", " ".join(meaning.split()))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -92,21 +92,21 @@ def config(s: Shape) -> LlavaConfig:
 def names(own: Iterable[str]) -> dict[str, str]:
     """Our name of each tensor that is exported as it is -> Hugging Face's."""
     vision, language = "model.vision_tower", "model.language_model"
-    found = {
+    theirs = {
         "decoder.embed.weight": f"{language}.embed_tokens.weight",
         "decoder.norm.weight": f"{language}.norm.weight",
     }
     for kind in ("weight", "bias"):
-        found[f"tower.pre_norm.{kind}"] = f"{vision}.pre_layrnorm.{kind}"
-        found[f"tower.post_norm.{kind}"] = f"{vision}.post_layernorm.{kind}"
+        theirs[f"tower.pre_norm.{kind}"] = f"{vision}.pre_layrnorm.{kind}"
+        theirs[f"tower.post_norm.{kind}"] = f"{vision}.post_layernorm.{kind}"
         for number in (1, 2):
-            found[f"project{number}.{kind}"] = f"model.multi_modal_projector.linear_{number}.{kind}"
+            theirs[f"project{number}.{kind}"] = f"model.multi_modal_projector.linear_{number}.{kind}"
     for name in own:
         part, *rest = name.split(".")
         if rest[:1] == ["layers"]:
             table, home = (TOWER, f"{vision}.encoder") if part == "tower" else (DECODER, language)
-            found[name] = f"{home}.layers.{rest[1]}.{table[rest[2]]}.{rest[3]}"
-    return found
+            theirs[name] = f"{home}.layers.{rest[1]}.{table[rest[2]]}.{rest[3]}"
+    return theirs
 
 
 def weights(network: Network) -> dict[str, Tensor]:
@@ -114,7 +114,7 @@ def weights(network: Network) -> dict[str, Tensor]:
     own = network.state_dict()
     vision = "model.vision_tower"
     patch = own["tower.patch.weight"]
-    found = {
+    tensors = {
         f"{vision}.embeddings.class_embedding": own["tower.cls"],
         f"{vision}.embeddings.patch_embedding.weight": patch.view(len(patch), 3, *[network.shape.patch] * 2),
         f"{vision}.embeddings.position_embedding.weight": torch.cat(
@@ -122,8 +122,8 @@ def weights(network: Network) -> dict[str, Tensor]:
         ),
         "lm_head.weight": own["decoder.embed.weight"],
     }
-    found |= {other: own[name] for name, other in names(own).items()}
-    return found
+    tensors |= {other: own[name] for name, other in names(own).items()}
+    return tensors
 
 
 @torch.no_grad()

@@ -78,8 +78,8 @@ def table(marks: list[bool]) -> dict[str, dict[str, float]]:
 
 def examine(folder: Path | None) -> dict:
     """Ask everything, print the table and the wrong answers, and return the record."""
-    given = answers(str(folder) if folder else "embedded")
-    rows = table([text == question.answer for text, question in zip(given, QUESTIONS, strict=True)])
+    texts = answers(str(folder) if folder else "embedded")
+    rows = table([text == question.answer for text, question in zip(texts, QUESTIONS, strict=True)])
     print(f"{'group':<24}{'n':>5}{'right':>7}{'share':>8}   95 % interval")
     for group, numbers in rows.items():
         print(
@@ -87,7 +87,7 @@ def examine(folder: Path | None) -> dict:
             f"   {numbers['low']:.2f} to {numbers['high']:.2f}"
         )
     wrong = []
-    for text, question in zip(given, QUESTIONS, strict=True):
+    for text, question in zip(texts, QUESTIONS, strict=True):
         if text != question.answer:
             wrong.append({**question._asdict(), "given": text})
             print(f"{question.picture}: {question.question} {question.answer}, not {text!r}")

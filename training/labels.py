@@ -127,9 +127,9 @@ def beside(scene: Scene, thing: Thing) -> list[int]:
 def places(at: list[float]) -> NDArray[np.int64]:
     """Place of each in ascending order, from 1; UNKNOWN beside a near tie and where there are too many."""
     order = np.argsort(at, kind="stable")
-    found = np.full(len(at), UNKNOWN)
+    ranks = np.full(len(at), UNKNOWN)
     if 0 < len(at) <= MOST_PLACES:
         near = np.diff(np.asarray(at)[order]) < MARGIN
         clear = ~(np.append(near, False) | np.append(False, near))
-        found[order] = np.where(clear, np.arange(1, len(at) + 1), UNKNOWN)
-    return found
+        ranks[order] = np.where(clear, np.arange(1, len(at) + 1), UNKNOWN)
+    return ranks

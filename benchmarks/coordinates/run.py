@@ -87,9 +87,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=360)
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--page", action="store_true", help="fill the page from the existing record")
-    given = parser.parse_args()
-    if not given.page:
-        record = asked(given.questions, tuple(given.seed))
+    options = parser.parse_args()
+    if not options.page:
+        record = asked(options.questions, tuple(options.seed))
         RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(

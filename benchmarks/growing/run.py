@@ -46,18 +46,18 @@ def films_of(seed: int, count: int) -> list[tuple[int, Film, str]]:
     left = dict.fromkeys(THIRDS, count)
     chosen, number = [], seed * APART
     while any(left.values()):
-        made, number = film(SPLIT, number, FRAMES), number + 1
-        for shown in made.shown:
+        drawn, number = film(SPLIT, number, FRAMES), number + 1
+        for shown in drawn.shown:
             if isinstance(shown.what, Lettering):
                 third = THIRDS[shown.start * 3 // FRAMES]
                 if third == THIRDS[(shown.stop - 1) * 3 // FRAMES] and left[third]:
                     left[third] -= 1
-                    chosen.append((number - 1, made, third))
+                    chosen.append((number - 1, drawn, third))
     return chosen
 
 
-def text_of(made: Film) -> str:
-    return next(shown.what.name for shown in made.shown if isinstance(shown.what, Lettering))
+def text_of(drawn: Film) -> str:
+    return next(shown.what.name for shown in drawn.shown if isinstance(shown.what, Lettering))
 
 
 def streamed(vlm: fv.VLM, frames: Sequence[Image.Image], looking: dict[str, Any], kept: int) -> str:
@@ -84,15 +84,15 @@ def answers(vlm: fv.VLM, count: int, done: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in done.read_text(encoding="utf-8").splitlines()] if done.exists() else []
     known = {(row["film"], row["third"]) for row in rows}
     for seed in SEEDS:
-        for number, made, third in films_of(seed, count):
+        for number, drawn, third in films_of(seed, count):
             if (number, third) in known:
                 continue
-            frames = [Image.fromarray(scene.image) for scene in made.frames]
+            frames = [Image.fromarray(scene.image) for scene in drawn.frames]
             row: dict[str, Any] = {"film": number, "seed": seed, "third": third}
             for name, looking in METHODS.items():
                 for kept in KEPT:
                     for way, ask in (("streamed", streamed), ("sampled", sampled)):
-                        row[f"{name}, {way}, {kept}"] = ask(vlm, frames, looking, kept) == text_of(made)
+                        row[f"{name}, {way}, {kept}"] = ask(vlm, frames, looking, kept) == text_of(drawn)
             rows.append(row)
             with done.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -104,8 +104,8 @@ def stream(vlm: fv.VLM, count: int) -> dict[str, list[float]]:
     """Rows, bytes and seconds of a stream, one number per frame: frames of films in succession, three kept."""
     live, told = None, {"rows": [], "bytes": [], "seconds": []}
     for number in range(count):
-        made = film(SPLIT, 99 * APART + number // FRAMES, FRAMES)
-        frame = Image.fromarray(made.frames[number % FRAMES].image)
+        drawn = film(SPLIT, 99 * APART + number // FRAMES, FRAMES)
+        frame = Image.fromarray(drawn.frames[number % FRAMES].image)
         start = process_time()
         if live is None:
             live = vlm.look(frame, **METHODS["vidcom2, a third"])

@@ -171,26 +171,26 @@ def write(record: dict[str, Any]) -> None:
 
 def memory_of(record: dict[str, Any], name: str, tokens: int) -> str:
     """`12.3 (0.85)`: MiB, and the share of what the untouched model takes."""
-    found = record["rows"].get(name, {}).get(str(tokens), {"failed": "–"})
-    if "failed" in found:
-        return str(found["failed"])
+    row = record["rows"].get(name, {}).get(str(tokens), {"failed": "–"})
+    if "failed" in row:
+        return str(row["failed"])
     whole = record["rows"][FILM if name in (*FILMS, FILM) else UNTOUCHED][str(tokens)]["peak"]
-    return f"{found['peak'] / 2**20:.1f} ({found['peak'] / whole:.2f})"
+    return f"{row['peak'] / 2**20:.1f} ({row['peak'] / whole:.2f})"
 
 
 def time_of(record: dict[str, Any], name: str, tokens: int) -> str:
     """`120 (1.05)`: milliseconds beyond random, and the ratio to it; medians over the pairs."""
-    found = record["rows"].get(name, {}).get(str(tokens), {"failed": "–"})
-    if "seconds" not in found:
-        return str(found.get("failed", ""))
-    pairs = list(zip(found["seconds"], found["random"], strict=True))
+    row = record["rows"].get(name, {}).get(str(tokens), {"failed": "–"})
+    if "seconds" not in row:
+        return str(row.get("failed", ""))
+    pairs = list(zip(row["seconds"], row["random"], strict=True))
     return f"{round(1000 * median(a - b for a, b in pairs)):,} ({median(a / b for a, b in pairs):.2f})"
 
 
 def growth(record: dict[str, Any], name: str) -> str:
     """The power of the number of tokens with which the peak grows, between the two largest that are measured."""
-    found = record["rows"].get(name, {})
-    peaks = [(tokens, found[str(tokens)]["peak"]) for tokens in TOKENS if "peak" in found.get(str(tokens), {})]
+    sizes = record["rows"].get(name, {})
+    peaks = [(tokens, sizes[str(tokens)]["peak"]) for tokens in TOKENS if "peak" in sizes.get(str(tokens), {})]
     if len(peaks) < 2:
         return ""
     (few, low), (many, high) = peaks[-2:]
@@ -223,7 +223,7 @@ A prompt is limited to {SECONDS} s and {GIB} GiB."""
 
 def page(record: dict[str, Any]) -> str:
     """The README of a record."""
-    found = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    releases = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     lines = [
         "# Memory and scoring by method",
         "",
@@ -232,7 +232,7 @@ def page(record: dict[str, Any]) -> str:
         f"- **Models**: a LLaVA with one image. The tower has {TOWER['layers']} layers of width {TOWER['width']}, the "
         f"decoder {DECODER['layers']} of width {DECODER['width']}. For {', '.join(FILMS)}: a Qwen2-VL of the same size "
         f"with a video of as many tokens, {A_FRAME} per two frames.",
-        f"- **Conditions**: {record['conditions']}; {found}.",
+        f"- **Conditions**: {record['conditions']}; {releases}.",
         f"- **Budgets**: methods before the decoder keep {ENTER} tokens, or a third of a video. Methods that cut "
         f"inside the decoder ({', '.join(INSIDE)}) keep {SHARE:.0%} on average. Methods without a budget run with "
         "their own settings. The first half of PixelPrune's video is blank.",

@@ -181,8 +181,8 @@ def times() -> dict[str, Any]:
         "pixelprune": partial(first_token, model, inputs, fv.PixelPrune()),
         "after the tower": partial(first_token, model, inputs, behind),
     }
-    found = list(rounds(runs, ROUNDS))
-    series = {name: [each[name] for each in found] for name in runs}
+    measured = list(rounds(runs, ROUNDS))
+    series = {name: [each[name] for each in measured] for name in runs}
     (view,) = fv.registry.family_for(model).pixel_views(inputs["pixel_values"], inputs["image_grid_thw"])
     decisions = {}
     for tau in (0.0, 0.05):
@@ -265,9 +265,9 @@ def filled(page: str, record: dict[str, Any]) -> str:
 def main() -> None:
     """Measure everything and fill in the page."""
     torch.set_num_threads(1)  # processor time is then that of one core, even on a busy machine
-    made = {"command": "python benchmarks/pixels/run.py", "commit": commit(), "versions": versions()}
+    source = {"command": "python benchmarks/pixels/run.py", "commit": commit(), "versions": versions()}
     threads = {"threads": torch.get_num_threads(), "picture": list(SIZE)}
-    record = {**made, **threads, "shares": shares(), "changes": changes(), "times": times()}
+    record = {**source, **threads, "shares": shares(), "changes": changes(), "times": times()}
     (HERE / "record.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), record), encoding="utf-8")
 

@@ -184,8 +184,8 @@ def page() -> str:
         name = paper["method"] or "Papers not named"
         text += [f"- **{name}**{': ' if cited else ''}{cited}", *(f"    - {note}" for note in notes(paper))]
     text.append("")
-    found = unique([row["model"] for part in rows.values() for row in part])
-    for model in [*found, ""]:
+    models = unique([row["model"] for part in rows.values() for row in part])
+    for model in [*models, ""]:
         text += [f"## {MODELS.get(model, model)}", ""]
         for paper in papers:
             mine = [row for row in rows[paper["paper"]] if row["model"] == model]

@@ -83,13 +83,13 @@ def main() -> int:
     kinds.add_argument("--films", dest="films", action="store_const", const=FILM_SHARES, default=())
     kinds.add_argument("--films-few", dest="films", action="store_const", const=FEW_SHARES)
     parser.add_argument("--out", type=Path)
-    given, more = parser.parse_known_args()
+    options, more = parser.parse_known_args()
     records = {(): "embedded.json", FILM_SHARES: "films.json", FEW_SHARES: "films-few.json"}
-    out = given.out or HERE / records[given.films]
-    made = subprocess.run([*command(given.questions, given.seed, out, given.films), *more]).returncode
-    if made or given.films:
-        return made
-    return subprocess.run([*picture(given.questions, given.seed, out), *more]).returncode
+    out = options.out or HERE / records[options.films]
+    code = subprocess.run([*command(options.questions, options.seed, out, options.films), *more]).returncode
+    if code or options.films:
+        return code
+    return subprocess.run([*picture(options.questions, options.seed, out), *more]).returncode
 
 
 if __name__ == "__main__":

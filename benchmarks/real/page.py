@@ -91,12 +91,12 @@ def _table(record: Mapping[str, Any], budget: float, tasks: Tasks, cells: Mappin
     rows = []
     for name in (FULL, FULL_AGAIN, *CONTROLS, *record["method"]):
         own = None if name in (FULL, FULL_AGAIN) else budget
-        found = [of_task.get((name, own)) for of_task in tasks.values()]
+        of_method = [of_task.get((name, own)) for of_task in tasks.values()]
         context, first, each, *memory = _speed(name, budget, cells["speed"])
         of_batch = _speed(name, budget, cells["batch"])[1]
         served = [_served(name, budget, count, cells["serving"]) for count in clients]
         shown = "full model again" if name == FULL_AGAIN else name
-        rows.append((shown, *_quality(found), context, first, of_batch, each, *served, *memory))
+        rows.append((shown, *_quality(of_method), context, first, of_batch, each, *served, *memory))
     return Table("", ["", *(Column(head, right=True) for head in heads)], rows)
 
 
@@ -188,8 +188,8 @@ def _ours(row: Row, full: Mapping[str, Row], budgets: Sequence[float], tasks: Ta
     share = float(row["budget"]) / float(full[row["benchmark"]]["budget"])
     near = [budget for budget in budgets if abs(budget - share) < NEAR * share]
     alike = [rows for task, rows in tasks.items() if task.split("_")[0] == row["benchmark"].split("_")[0]]
-    found = (rows.get((row["method"].lower(), budget), {}).get("share") for rows in alike for budget in near)
-    return next((float(one) for one in found if one is not None), None)
+    shares = (rows.get((row["method"].lower(), budget), {}).get("share") for rows in alike for budget in near)
+    return next((float(one) for one in shares if one is not None), None)
 
 
 def _is_same(printed: str, model: str) -> bool:

@@ -225,8 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a short run of half an hour, with a record to share")
     options = parser.parse_args(arguments)
     if options.quick:
-        given = {name for name in QUICK if getattr(options, name) != parser.get_default(name)}
-        vars(options).update({name: value for name, value in QUICK.items() if name not in given})
+        changed = {name for name in QUICK if getattr(options, name) != parser.get_default(name)}
+        vars(options).update({name: value for name, value in QUICK.items() if name not in changed})
         options.vllm = Path("no vLLM")
     lmms = {"--tasks": ",".join(options.task), "--limit": options.limit, "--include_path": options.include}
     lmms |= {"--batch_size": 8}

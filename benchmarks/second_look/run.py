@@ -122,8 +122,8 @@ def curve(rows: Sequence[Row], name: str) -> list[dict[str, float]]:
     alone = fmean(row[name][1] for row in rows)
     points = []
     for share in SHARES:
-        found = of_share(rows, name, ordered[round(share * len(ordered))])
-        points.append({**found, "random": alone + found["again"] * (1 - alone)})
+        results = of_share(rows, name, ordered[round(share * len(ordered))])
+        points.append({**results, "random": alone + results["again"] * (1 - alone)})
     return points
 
 
@@ -246,7 +246,7 @@ KEYS = ("flops", "agrees", "right")
 
 def unlike(shifts: Sequence[Mapping[str, float]]) -> str:
     """A sentence on calibration samples that differ from the questions asked later."""
-    found = [
+    sentences = [
         f"at {shift['agreement']:.0%}, {percent(1 - shift['agrees'])} % differ and "
         f"{percent(shift['again'])} % are asked again"
         for shift in shifts
@@ -254,7 +254,7 @@ def unlike(shifts: Sequence[Mapping[str, float]]) -> str:
     first = shifts[0]
     return (
         f"When the samples differ from the questions: calibrated on {first['samples']:.0f} without lists, relations "
-        f"and counts, and tested on {first['questions']:.0f} of these: {'; '.join(found)}."
+        f"and counts, and tested on {first['questions']:.0f} of these: {'; '.join(sentences)}."
     )
 
 

@@ -73,10 +73,10 @@ def model_of(kv_heads: int) -> LlavaForConditionalGeneration:
 
 def cache_of(rows: int, kv_heads: int, way: str) -> DynamicCache:
     """A cache of random rows, equal for all kinds of layers."""
-    made = torch.Generator().manual_seed(rows)
+    random = torch.Generator().manual_seed(rows)
     cache = DynamicCache()
     for layer in range(LAYERS):
-        keys, values = (torch.randn(1, kv_heads, rows, WIDTH // HEADS, generator=made) for _ in range(2))
+        keys, values = (torch.randn(1, kv_heads, rows, WIDTH // HEADS, generator=random) for _ in range(2))
         cache.update(keys, values, layer)
         if not way.startswith("untouched"):
             pruned_layer(cache, layer)
@@ -85,7 +85,7 @@ def cache_of(rows: int, kv_heads: int, way: str) -> DynamicCache:
     for layer in cache.layers if WAYS[way] is not None else ():
         layer.kinds = kinds
         if way == "read":
-            some = torch.randperm(rows, generator=made)[: int(KEEP * rows)]
+            some = torch.randperm(rows, generator=random)[: int(KEEP * rows)]
             stays = torch.zeros(1, rows, dtype=torch.bool).index_fill(1, some, True)
             layer.read(Chosen.exactly(columns, stays, [len(some)]))
     if way.startswith("step"):
@@ -113,8 +113,8 @@ def measured(rows: int, kv_heads: int, count: int) -> dict[str, object]:
         model(input_ids=token, **with_cache(cache_of(rows, kv_heads, way))).logits for way in ("untouched", "room")
     )
     runs = {name: partial(steps, model, cache_of(rows, kv_heads, name), method) for name, method in WAYS.items()}
-    found = list(rounds(runs, count))
-    times = {name: [each[name] for each in found] for name in runs}
+    measured_rounds = list(rounds(runs, count))
+    times = {name: [each[name] for each in measured_rounds] for name in runs}
     return {
         "rows": rows,
         "kv heads": kv_heads,
@@ -126,11 +126,11 @@ def measured(rows: int, kv_heads: int, count: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure all sizes and write the record after each."""
-    made = {"command": "python benchmarks/speed/decode.py", "commit": commit(), "versions": versions()}
-    found: list[dict[str, object]] = []
+    source = {"command": "python benchmarks/speed/decode.py", "commit": commit(), "versions": versions()}
+    sizes: list[dict[str, object]] = []
     for rows, kv_heads in ((6_000, 8), (6_000, 2), (30_000, 8), (30_000, 2)):
-        found.append(measured(rows, kv_heads, ROUNDS))
-        record = {**made, "sizes": found}
+        sizes.append(measured(rows, kv_heads, ROUNDS))
+        record = {**source, "sizes": sizes}
         (HERE / "decode.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -135,9 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", default=list(IMAGES), choices=list(IMAGES), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each shape, including those in its record")
-    given = parser.parse_args()
-    for name in given.shape:
-        measure(name, given.rounds)
+    options = parser.parse_args()
+    for name in options.shape:
+        measure(name, options.rounds)
 
 
 if __name__ == "__main__":

@@ -106,11 +106,11 @@ def prefill(model: Any, inputs: dict[str, Any], row: Row) -> tuple[Times, str]:
 def tower(model: Any, inputs: dict[str, Any], row: Row) -> tuple[Times, str]:
     """Milliseconds of the vision tower and projector, and how graphs ran."""
     names = ("pixel_values", "image_grid_thw", "image_sizes")
-    given = {name: inputs[name] for name in names if name in inputs}
+    pictures = {name: inputs[name] for name in names if name in inputs}
     with drop_or_not(model, row.method, row.graphs) as trace, torch.no_grad():
         torch.cuda.synchronize()
         began = perf_counter()
-        model.model.get_image_features(**given)
+        model.model.get_image_features(**pictures)
         launched = perf_counter()
         torch.cuda.synchronize()
         seconds = {"inside": perf_counter() - began, "host": launched - began}
@@ -196,12 +196,12 @@ def said(model: Any, inputs: dict[str, Any], method: fv.Method | None, graphs: b
     """The last of several answers: ids, logits, kept tokens, and how graphs ran."""
     with drop_or_not(model, method, graphs) as trace:
         for _ in range(times):
-            made = model.generate(
+            answer = model.generate(
                 **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False,
                 return_dict_in_generate=True, output_logits=True,
             )  # fmt: skip
     kept = [tokens.tolist() for stage in trace.stages for tokens in stage.kept]
-    return {"ids": made.sequences, "logits": torch.stack(made.logits), "kept": kept, "ran": trace.graphs}
+    return {"ids": answer.sequences, "logits": torch.stack(answer.logits), "kept": kept, "ran": trace.graphs}
 
 
 def compared(model: Any, inputs: dict[str, Any], method: fv.Method | None) -> dict[str, Any]:

@@ -32,15 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("folder", type=Path, help="output folder; pass it to lmms-eval as --include_path")
     asked.add_argument("--questions", type=int, default=200, help="questions of each task (default: 200)")
     asked.add_argument("--seed", type=int, default=0, help="seed of the pictures (default: 0)")
-    given = asked.parse_args(arguments)
+    options = asked.parse_args(arguments)
     disable_progress_bars()
     for name, (rows, features) in {
-        "pope": (pope(given.questions, given.seed), POPE),
-        "textvqa": (textvqa(given.questions, given.seed), TEXTVQA),
-        "mme": (mme(given.questions, given.seed), MME),
-        "gqa": (gqa(given.questions, given.seed), GQA),
+        "pope": (pope(options.questions, options.seed), POPE),
+        "textvqa": (textvqa(options.questions, options.seed), TEXTVQA),
+        "mme": (mme(options.questions, options.seed), MME),
+        "gqa": (gqa(options.questions, options.seed), GQA),
     }.items():
-        folder = given.folder / name
+        folder = options.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(HERE / name / f"foveate_{name}.yaml", folder)
         Dataset.from_list(rows, features=Features(features)).to_parquet(folder / f"{name}.parquet")
@@ -98,8 +98,8 @@ def mme(count: int, seed: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     at = seed * APART
     while len(rows) < count:
-        found = all_questions(scene(SPLIT, at), rng_for(SPLIT, at, purpose=1)).get("existence", [])
-        pair = [next((one for one in found if one.answer == answer), None) for answer in ("yes", "no")]
+        asked = all_questions(scene(SPLIT, at), rng_for(SPLIT, at, purpose=1)).get("existence", [])
+        pair = [next((one for one in asked if one.answer == answer), None) for answer in ("yes", "no")]
         if all(pair):
             rows += [
                 {

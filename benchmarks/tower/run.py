@@ -129,10 +129,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--page", action="store_true", help="fill the page from the existing records")
-    given = parser.parse_args()
-    if not given.page:
-        for kind, questions in zip(MODELS, given.questions, strict=True):
-            record = asked(kind, questions, tuple(given.seed), given.workers)
+    options = parser.parse_args()
+    if not options.page:
+        for kind, questions in zip(MODELS, options.questions, strict=True):
+            record = asked(kind, questions, tuple(options.seed), options.workers)
             (HERE / f"{kind}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     write_page()
 

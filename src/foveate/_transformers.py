@@ -225,13 +225,13 @@ def _parts(name: str) -> tuple[str, str, tuple[int, ...] | None, str | None, tup
     """
     match = NAME.fullmatch(name)
     assert match is not None
-    made = None
+    numbers = None
     if match["made"] is not None:
-        made = tuple(int(digits) for digits in re.findall(r"\d+", match["made"]))
+        numbers = tuple(int(digits) for digits in re.findall(r"\d+", match["made"]))
     takes = ()
     if match["takes"]:
         takes = tuple(match["takes"].split(", "))
-    return match["module"], match["owner"], made, match["attribute"], takes
+    return match["module"], match["owner"], numbers, match["attribute"], takes
 
 
 _PARTS = tuple(_parts(name) for name in NAMES)

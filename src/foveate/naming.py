@@ -38,10 +38,10 @@ def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method
         SettingError: If a setting is unknown, given twice, of the wrong type, or belongs to several members.
         UnknownNameError: If there is no method or preset of a name.
     """
-    made = [member.make(**member.values) for member in _members(text, settings)]
-    if len(made) == 1:
-        return made[0]
-    return Chain.of(*made)
+    members = [member.make(**member.values) for member in _members(text, settings)]
+    if len(members) == 1:
+        return members[0]
+    return Chain.of(*members)
 
 
 def settings_given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> frozenset[str]:

@@ -110,8 +110,8 @@ def _bring() -> dict[str, type[Method]]:
 def takes_budget(kind: type[Method]) -> bool:
     """True if a method can be made from a budget alone."""
     fields = kind._fields()
-    given = [field for field in fields.values() if field.default is MISSING and field.default_factory is MISSING]
-    return "retention" in fields and not given
+    required = [field for field in fields.values() if field.default is MISSING and field.default_factory is MISSING]
+    return "retention" in fields and not required
 
 
 def presets() -> dict[str, Preset]:

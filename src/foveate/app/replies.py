@@ -147,11 +147,11 @@ def cards(replies: Sequence[Said], right: str | None = None) -> str:
         replies: The full model's first; replies that have not begun have no text.
         right: The right answer, if it is known.
     """
-    made = "".join(_card(reply, replies[0], right) for reply in replies)
+    shown = "".join(_card(reply, replies[0], right) for reply in replies)
     line = TERMS if replies[0].answer is not None else ""
     if right:
         line += f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>. Only this answer counts.</p>"
-    return f"<div class='fv-grid'>{made}</div>{line}"
+    return f"<div class='fv-grid'>{shown}</div>{line}"
 
 
 def _card(reply: Said, full: Said, right: str | None) -> str:

@@ -111,16 +111,16 @@ def read_upload(path: str | Path, frames: int = FRAMES) -> Subject:
 @cache
 def examples() -> tuple[Subject, ...]:
     """The generated pictures and the video, in the order of the page."""
-    made = []
+    subjects = []
     for place, (draw, number) in enumerate(DRAWN):
         drawn = draw("demo", number)
         picture = Picture(None, Image.fromarray(drawn.image))
-        made.append(_example(place, picture, one_per_task(drawn, "demo", number)))
+        subjects.append(_example(place, picture, one_per_task(drawn, "demo", number)))
     moving = film("demo", 0)
     frames = np.stack([frame.image for frame in moving.frames])
     seconds = tuple(place / RATE for place in range(len(frames)))
     clip = Clip(Path("generated video"), frames, seconds, 0.0, len(frames) / RATE, RATE)
-    return (*made, _example(len(made), clip, one_per_film_task(moving, "demo", 0)))
+    return (*subjects, _example(len(subjects), clip, one_per_film_task(moving, "demo", 0)))
 
 
 def _example(place: int, medium: Picture | Clip, asked: list[TaskQuestion]) -> Subject:

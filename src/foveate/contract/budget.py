@@ -142,12 +142,12 @@ def at_cuts(shares: Sequence[float], cuts: int) -> tuple[float, ...]:
     """Interpolate the shares linearly for another number of cuts: 300, 200, 110 become 300, 110 for two cuts."""
     if cuts == len(shares):
         return tuple(shares)
-    made = []
+    resized = []
     for cut in range(cuts):
         place = cut * (len(shares) - 1) / max(1, cuts - 1)
         left = min(int(place), len(shares) - 2)
-        made.append(shares[left] + (place - left) * (shares[left + 1] - shares[left]))
-    return tuple(made)
+        resized.append(shares[left] + (place - left) * (shares[left + 1] - shares[left]))
+    return tuple(resized)
 
 
 def proportional(started: float, shares: Sequence[float], least: float = 1) -> Curve:

@@ -291,14 +291,14 @@ class OwnSignal(Signal):
         """
         tokens = tensors[0].shape[-2]
         try:
-            made = self.make(*tensors)
+            values = self.make(*tensors)
         except Exception as error:
             raise self.author.fault(f"the signal {self}", error) from error
-        if not isinstance(made, Tensor) or made.dim() not in (1, 2) or len(made) != tokens or made.is_complex():
+        if not isinstance(values, Tensor) or values.dim() not in (1, 2) or len(values) != tokens or values.is_complex():
             wanted = f"real numbers, a row for each of the {tokens} tokens: ({tokens},) or ({tokens}, any)"
-            raise self.author.wrong(f"the signal {self}", wanted, made)
-        self.author.check_finite(f"the signal {self}", made, tensors)
-        return made
+            raise self.author.wrong(f"the signal {self}", wanted, values)
+        self.author.check_finite(f"the signal {self}", values, tensors)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,7 @@ class GraphTape:
             gc.disable()  # a graph that has died must not be destroyed in a capture
             try:
                 self._graph.capture_begin(self._memory.id, capture_error_mode="thread_local")
-                made = call()
+                results = call()
                 self._graph.capture_end()
             except BaseException:
                 lane.heal(self._graph, uses)
@@ -133,7 +133,7 @@ class GraphTape:
             finally:
                 if collects:
                     gc.enable()
-        return made
+        return results
 
     def replay(self) -> None:
         """Run the kernels again on the current contents of their input memory."""

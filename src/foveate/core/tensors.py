@@ -118,8 +118,8 @@ class Memo:
             entry = self._made[alike] = key, make()  # keep the key alive, so that its ids are not reused
             if self.limit is not None and len(self._made) > self.limit:
                 del self._made[next(iter(self._made))]
-        made: T = entry[1]
-        return made
+        result: T = entry[1]
+        return result
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without results, because the objects of a copy have other ids."""

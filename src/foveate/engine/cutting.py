@@ -374,8 +374,8 @@ def _cut(forward: Forward, call: LayerCall, lefts: Sequence[Left], reader_of: Re
             forward.move_additions(left, call.index, came_from)
     if merged:  # one write for all samples
         owners, columns = places_of([left for left, _ in merged])
-        made = torch.cat([rows for _, rows in merged]).to(call.hidden.dtype)
-        call.hidden = call.hidden.index_put((owners, columns), made)
+        rows_of_all = torch.cat([rows for _, rows in merged]).to(call.hidden.dtype)
+        call.hidden = call.hidden.index_put((owners, columns), rows_of_all)
     if dropped:
         forward.lay_out(program.renumbers_before(call.index))
     if call.index in program.cuts:

@@ -200,8 +200,8 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
         encode, sample = program.resources[signal.name].text, left.sample
         # Encode each text once. Texts behind a sample's images all end at its end, so the length identifies them.
         words = {count: sample.words[len(sample.words) - count :] for count in sample.text_after}
-        made = {count: encode(rows[left.member][columns]) for count, columns in words.items()}
-        encoded = torch.stack([made[count] for count in sample.text_after])
+        by_length = {count: encode(rows[left.member][columns]) for count, columns in words.items()}
+        encoded = torch.stack([by_length[count] for count in sample.text_after])
         left.text[repr(signal)] = encoded.to(left.source.device)
 
 

@@ -232,10 +232,10 @@ class AttentionReader(RowsReader):
         columns, owners = rows.columns[samples, self._start :], None if rows.owners is None else rows.owners[samples]
         hidden, more = gather_rows(self._hidden, columns, owners), dict[str, Any]()
         if self._family.gathers:
-            given = {**call.more, "position_ids": call.kwargs.get("position_ids")}
+            arguments = {**call.more, "position_ids": call.kwargs.get("position_ids")}
             source = rows.source.clamp(min=0)[samples, self._start :]
             places = (*self._hidden.shape[:2],), columns, owners, source
-            more = {name: at_rows(value, *places) for name, value in given.items()}
+            more = {name: at_rows(value, *places) for name, value in arguments.items()}
         if call.streams is not None:
             hidden = call.streams.unfold(hidden)
         # M-RoPE's tables may have its axes in front of the samples.

@@ -330,19 +330,19 @@ class LayerRunner:
             entered: The full-length stream that the rows came from.
             output: The layer's output for the rows.
         """
-        made, segment = output[0] if isinstance(output, tuple) else output, forward.segment
+        of_rows, segment = output[0] if isinstance(output, tuple) else output, forward.segment
         if segment is not None and forward.hands_on and index < self._last:
-            segment.full, segment.handed = entered, made
+            segment.full, segment.handed = entered, of_rows
             return output
-        full = rows.scatter(entered, made)  # (samples, columns, width)
-        if made.shape[1] and index == self._last:
+        full = rows.scatter(entered, of_rows)  # (samples, columns, width)
+        if of_rows.shape[1] and index == self._last:
             # Copy the last row left at or before an image's last column to that column. The next token is predicted
             # from it, but its own token may have been dropped.
             if forward.image_ends is not None:
                 samples, columns = (send(places, full.device) for places in forward.image_ends)
                 full = full.index_put((samples, columns), full[samples, rows.last_rows(samples, columns)])
             elif forward.ends_in_vision:  # only the last column will be read
-                full = torch.cat((full[:, :-1], made[:, -1:]), dim=1)
+                full = torch.cat((full[:, :-1], of_rows[:, -1:]), dim=1)
         if segment is not None:  # free the tensors after the last layer
             segment.full = segment.handed = None
         return (full, *output[1:]) if isinstance(output, tuple) else full

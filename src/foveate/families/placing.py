@@ -107,7 +107,7 @@ def images_of(output: Any, lengths: Callable[[int, Sequence[int]], Sequence[int]
 
 def put_images(output: Any, images: Sequence[Tensor]) -> None:
     """Write the features of each image back, in the form in which they came."""
-    name, made = _name_of(output), list[Tensor]()
+    name, reshaped = _name_of(output), list[Tensor]()
     if name is None:
         return
     pieces = getattr(output, name)
@@ -115,11 +115,11 @@ def put_images(output: Any, images: Sequence[Tensor]) -> None:
         setattr(output, name, torch.cat(list(images)).view_as(pieces))
         return
     if len(pieces) == len(images):
-        made = list(images)
+        reshaped = list(images)
     else:
         parts = torch.split(torch.cat(list(images)), lengths_of(pieces))
-        made = [part.view_as(piece) for part, piece in zip(parts, pieces, strict=True)]
-    setattr(output, name, made)
+        reshaped = [part.view_as(piece) for part, piece in zip(parts, pieces, strict=True)]
+    setattr(output, name, reshaped)
 
 
 def move_additions(pieces: Any, lengths: Sequence[int], cuts: Sequence[Cut | None]) -> Any:

@@ -225,7 +225,7 @@ class Segments:
             one_length: Tensor = kernel(*together)[0]
             return one_length.flatten(0, 1)[None]
         of_lengths = [kernel(*(state[:, places].transpose(0, 1) for state in heads))[0] for places in self._places]
-        return torch.cat([made.flatten(0, 1) for made in of_lengths])[self._back][None]
+        return torch.cat([rows.flatten(0, 1) for rows in of_lengths])[self._back][None]
 
 
 def segments_of(ends: Iterable[Tensor], device: torch.device) -> dict[int, Segments]:

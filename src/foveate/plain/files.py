@@ -110,10 +110,10 @@ def check_readable(path: Path) -> None:
         InputError: If the file cannot be used.
     """
     try:
-        found = path.stat()
+        status = path.stat()
     except (OSError, ValueError) as error:
         raise InputError(_unreadable(path, error)) from error
-    _check(path, found)
+    _check(path, status)
 
 
 def open_readable(path: Path) -> BinaryIO:

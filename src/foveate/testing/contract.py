@@ -358,9 +358,9 @@ def _words_of(
     def view(*others: Tensor) -> View:
         values = others or tensors
         by_name = dict(zip(notes, values[len(signals) :], strict=True))
-        made = dict(zip(signals, values, strict=False))
+        by_signal = dict(zip(signals, values, strict=False))
         on = grid if arriving.grids else None
-        return made_view(stage, tokens, grid=on, arriving=arriving, notes=by_name, tensors=made)
+        return made_view(stage, tokens, grid=on, arriving=arriving, notes=by_name, tensors=by_signal)
 
     return view, tensors
 

@@ -142,8 +142,8 @@ class Oracle:
         if kwargs.get("attention_mask") is not None:
             kwargs["attention_mask"] = kwargs["attention_mask"][:, rows]
         output = original(states[:, rows], *args[1:], **kwargs)
-        made = output[0] if isinstance(output, tuple) else output
-        rows_of_all = states.index_copy(1, rows, made)
+        rows_out = output[0] if isinstance(output, tuple) else output
+        rows_of_all = states.index_copy(1, rows, rows_out)
         if isinstance(output, tuple):
             return (rows_of_all, *output[1:])
         return rows_of_all

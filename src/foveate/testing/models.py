@@ -97,10 +97,10 @@ def tiny_model(family: str = "llava", attention: str = "sdpa") -> TinyModel:
     if family not in BUILT:
         raise UnknownNameError(f"No tiny model of {family!r}. Choose one of: {', '.join(FAMILIES)}.")
     kind, config, pieces = BUILT[family]
-    made = config()
-    made._attn_implementation = attention
+    settings = config()
+    settings._attn_implementation = attention
     with seeded(torch.device("cpu"), 0), torch.no_grad():
-        model = getattr(transformers, kind)(made).eval()
+        model = getattr(transformers, kind)(settings).eval()
         for weight in model.parameters():  # zero weights and unit norms would hide misplaced rows
             if weight.dim() == 1 or not weight.any():
                 weight.add_(0.1 * torch.randn_like(weight))

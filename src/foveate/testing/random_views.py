@@ -55,27 +55,27 @@ def made_view(
         SettingError: If the stage gets no view, or reads a signal that cannot be made.
     """
     count = tokens if isinstance(tokens, int) else len(tokens)
-    made = dict(tensors or made_tensors(stage, count))
-    own = made.pop(OWN)
+    values = dict(tensors or made_tensors(stage, count))
+    own = values.pop(OWN)
     arriving = arriving or Arriving.all_of(count)
-    shown: dict[str, Any] = {"notes": notes, "signals": made}
+    shown: dict[str, Any] = {"notes": notes, "signals": values}
     if isinstance(tokens, Tensor):
         shown["tokens"] = tokens
     if stage.place is Place.TOWER:
         return PatchView(own, grid or _squarest(count), arriving=arriving, **shown)
     if stage.place is Place.DECODE:
-        return ReadView(made[CachedAttention()], arriving=arriving, **shown)
+        return ReadView(values[CachedAttention()], arriving=arriving, **shown)
     untouched = arriving.tokens == arriving.entered
     if stage.place in (Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR):
         grids = () if grid is None else (grid,)
         return ImageView(own, grid=grid, merged=not untouched, arriving=replace(arriving, grids=grids), **shown)
     if Cells() in stage.reads and untouched:
         arriving = replace(arriving, grids=(_squarest(count),))
-    before = [made.pop(signal) for signal in list(made) if isinstance(signal, Hidden) and signal.back]
+    before = [values.pop(signal) for signal in list(values) if isinstance(signal, Hidden) and signal.back]
     hidden = None
     if any(isinstance(signal, Hidden) for signal in stage.reads):
         hidden = own
-    made.pop(Hidden(), None)
+    values.pop(Hidden(), None)
     return LayerView(hidden, hidden_before=before[0] if before else None, count=count, arriving=arriving, **shown)
 
 
@@ -95,10 +95,10 @@ def made_tensors(
     if stage.place in (Place.PIXELS, Place.CACHE):
         raise SettingError(f"{stage} reads no tokens, so it has no view.")
     random = torch.Generator().manual_seed(seed)
-    made: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
+    values: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
     for signal in stage.reads:
-        made[signal] = make_signal(signal, tokens, dtype, random)
-    return made
+        values[signal] = make_signal(signal, tokens, dtype, random)
+    return values
 
 
 def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
@@ -106,8 +106,8 @@ def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
     kind = type(signal)
     if kind in WIDTHS:
         rows = {signals.Cls: 1, signals.Text: WORDS, signals.Pivots: getattr(signal, "count", 0)}.get(kind, tokens)
-        made = torch.randn(rows, WIDTHS[kind], generator=random)
-        return made.to(dtype) if WIDTHS[kind] == WIDTH else made
+        values = torch.randn(rows, WIDTHS[kind], generator=random)
+        return values.to(dtype) if WIDTHS[kind] == WIDTH else values
     if kind in (signals.Attention, CachedAttention, signals.TowerAttention):
         return torch.rand(tokens, generator=random).softmax(dim=0)
     if kind is signals.KeyNorms:

@@ -164,15 +164,15 @@ def _readable(file: BinaryIO, name: str) -> BinaryIO:
         return file
     # A WebP's canvas size: width − 1 and height − 1 in 3 bytes each, at offsets 24 and 27.
     _check_frame(name, *(int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27)))
-    made, lengths = BytesIO(), []
+    png, lengths = BytesIO(), []
     with Image.open(file) as image:
         for frame in ImageSequence.Iterator(image):
             frame.load()
             lengths.append(frame.info["duration"] or UNSAID)
         profile = image.info.get("icc_profile")
-        image.save(made, "PNG", save_all=True, duration=lengths, compress_level=1, icc_profile=profile)
-    made.seek(0)
-    return made
+        image.save(png, "PNG", save_all=True, duration=lengths, compress_level=1, icc_profile=profile)
+    png.seek(0)
+    return png
 
 
 def _read(file: BinaryIO, path: Path, request: FramesWanted, each: int, blank: bool) -> Clip:
@@ -275,14 +275,14 @@ def _is_turned(stream: Any) -> bool:
     """
     import av
 
-    made = BytesIO()
+    header_of = BytesIO()
     try:
-        with av.open(made, "w", format="mov", options={"movflags": "empty_moov"}) as header:
+        with av.open(header_of, "w", format="mov", options={"movflags": "empty_moov"}) as header:
             header.add_stream_from_template(stream)
             header.start_encoding()
     except (ValueError, av.error.FFmpegError):  # a codec that MOV does not support, such as VP8
         return False
-    track = made.getvalue().partition(b"tkhd")[2]
+    track = header_of.getvalue().partition(b"tkhd")[2]
     a, b = map(abs, struct.unpack_from(">2i", track, 40))
     return bool(b > a)
 

@@ -82,8 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parse(options.method)
         asked = _asked(options.model)
-        made, backends = _in_vllm(options, asked)
-        passed, said = verdict(options.dtype, *_beside_transformers(options, asked, made))
+        inside, backends = _in_vllm(options, asked)
+        passed, said = verdict(options.dtype, *_beside_transformers(options, asked, inside))
         said = f"{options.model}, {options.method}, {options.dtype}, {backends}: {said}"
         if passed:
             note_passed(_place(options.model), options.method)

@@ -148,6 +148,6 @@ def __getattr__(name: str) -> Any:
         info=_in_front(GenericInfo, own.info),
         dummy_inputs=own.dummy_inputs,
     )
-    made = register(type(name, (GenericModel, stock), {"__module__": __name__}))
-    globals()[name] = made
-    return made
+    own_class = register(type(name, (GenericModel, stock), {"__module__": __name__}))
+    globals()[name] = own_class
+    return own_class

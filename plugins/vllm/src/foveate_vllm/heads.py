@@ -59,15 +59,15 @@ def heads_ahead(layer: Any, positions: Tensor, stream: Tensor) -> Heads:
         positions: (rows,) or (3, rows).
         stream: (rows, width), the residual stream.
     """
-    made: list[Heads] = []
+    handed: list[Heads] = []
 
     def note(heads: Heads) -> None:
-        made.append(heads)
+        handed.append(heads)
         raise _Enough
 
     with suppress(_Enough), heads_of(layer, note):
         layer.self_attn(positions=positions, hidden_states=layer.input_layernorm(stream))
-    return made[0]
+    return handed[0]
 
 
 class HeadsReader(RowsReader):

@@ -136,8 +136,8 @@ class _Packed:
         def stats(signal: TowerSignal) -> list[Tensor]:
             return [self._read(index, signal) for index in indices]
 
-        made = lambda at: {"made": lambda: self._made(indices[at])}  # noqa: E731
-        entered = stages.reduce(images, pictures, stats=stats, more=made)
+        extras = lambda at: {"made": lambda: self._made(indices[at])}  # noqa: E731
+        entered = stages.reduce(images, pictures, stats=stats, more=extras)
         return [image.rows for image in entered]
 
     def _read(self, index: int, signal: TowerSignal) -> Tensor:

@@ -52,11 +52,11 @@ class Lost:
     def _in(self, blocks: list[int], computed: int, block: int) -> tuple[int, ...]:
         """Return what the request with these blocks has lost. An entry is deleted if its block is filled from the
         first slot on in this step: the block was another request's, or the request is recomputed."""
-        found: tuple[int, ...] = ()
+        counts: tuple[int, ...] = ()
         for place, own in enumerate(blocks):
             if own in self._lost:
                 if place * block < computed:
-                    found = self._lost[own]
+                    counts = self._lost[own]
                 else:
                     del self._lost[own]
-        return found
+        return counts

@@ -218,8 +218,8 @@ class _Stream:
 
 def _part(heads: Callable[[], Heads], span: slice) -> Heads:
     """Return the queries and keys of one request's rows."""
-    made = heads()
-    return Heads(made.query[span], made.key[span], made.scaling)
+    whole = heads()
+    return Heads(whole.query[span], whole.key[span], whole.scaling)
 
 
 def _samples_of(batch: Batch, images: Images) -> tuple[list[int], list[Sample]]:

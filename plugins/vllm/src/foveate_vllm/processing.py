@@ -93,20 +93,20 @@ class DroppingProcessor:
             SettingError: If the method's budget cannot be met for the prompt's images, or the prompt is too long.
         """
         guards.refuse_rate_without_image(inputs.hf_processor_mm_kwargs, [*inputs.mm_data_items], self.info.usual)
-        made = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        processed = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         setting: Setting = self.info.setting
         late = setting.stages(Rate()).late
-        places = itertools.chain.from_iterable(made["mm_placeholders"].get(medium, ()) for medium in KEEP)
+        places = itertools.chain.from_iterable(processed["mm_placeholders"].get(medium, ()) for medium in KEEP)
         sizes = [place.get_num_embeds() for place in places]
         if not sizes or not late:
             self._note(sum(sizes))
-            return made
+            return processed
         plan = guards.refuse_uncountable(late, setting.stages(Rate()).shape.depth, sizes)
         most = getattr(self.info.get_hf_config(), guards.STEP, None)
         if most is not None:
-            guards.refuse_long_prompt(len(made["prompt_token_ids"]), most)
+            guards.refuse_long_prompt(len(processed["prompt_token_ids"]), most)
         self._note(sum(plan) / len(plan))
-        return made
+        return processed
 
     def _note(self, kept: float) -> None:
         """Count the vision tokens that stay of a request for /metrics, except for dummy inputs."""

@@ -324,12 +324,12 @@ class Replayer:
                 counts.note_plain(why)
                 return region.plain()
             try:
-                made = self._replay(region, recording)
+                results = self._replay(region, recording)
             except Exception as error:
                 self._give_up_for(error, key, counts, "a replay failed")
                 return region.plain()
             counts.replayed, counts.latest = counts.replayed + 1, "replayed"
-            return region.answer(made)
+            return region.answer(results)
 
     def _replay(self, region: Region, recording: RecordedRegion) -> Any:
         """Replay a recording, and return its results in new tensors."""
@@ -353,7 +353,7 @@ class Replayer:
         except Exception as error:
             self._give_up_for(error, region.key, counts, CANNOT)
             return region.plain()
-        output, made = region.plain(), []
+        output, captured = region.plain(), []
         try:
             first, twin = self._left_by(region, tape.run(warm)), tape.run(run)
             expected = self._left_by(region, twin)
@@ -366,7 +366,7 @@ class Replayer:
                 results = recorded()
                 tensors = _tensors_of(results, self._device)
                 torch._foreach_copy_(memory, tensors)
-                made.append(results_with(results, swap(tensors, memory)))
+                captured.append(results_with(results, swap(tensors, memory)))
                 return memory
 
             why = f"it would change the next token by {nats:.3g} nats" if not nats <= SURPRISE else None
@@ -375,7 +375,7 @@ class Replayer:
             if why is None:
                 tape.record(call)
                 tape.replay()
-                if not _distance(self._left_by(region, made[0]), expected) <= 2 * between_two:
+                if not _distance(self._left_by(region, captured[0]), expected) <= 2 * between_two:
                     why = "a replay left other numbers than a run without a graph"
         except Exception as error:
             self._give_up_for(error, region.key, counts, CANNOT)
@@ -383,7 +383,7 @@ class Replayer:
         if why is not None:
             self._give_up(region.key, counts, why)
             return output
-        recording = RecordedRegion(tape, copies, memory, made[0], region.held)
+        recording = RecordedRegion(tape, copies, memory, captured[0], region.held)
         kind = self._tapes.recordings[region.key[0]]
         kind[region.key] = recording
         self._drop(region.key[0], max(0, len(kind) - MOST_TAPES))
@@ -400,7 +400,7 @@ class Replayer:
             return 0.0
         head = self._family.model.get_output_embeddings() or self._family.core.get_input_embeddings()
         both = region.collect(output), region.real(twin, lambda tensor: tensor)
-        rows = [made.hidden[:, -1].to(head.weight) for made in both]
+        rows = [outputs.hidden[:, -1].to(head.weight) for outputs in both]
         # Each is (samples, vocabulary).
         says, would_say = [nn.functional.linear(one, head.weight).float().log_softmax(dim=-1) for one in rows]
         return float((says.exp() * (says - would_say)).sum(dim=-1).max())
