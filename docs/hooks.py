@@ -109,9 +109,9 @@ def filled(markdown: str) -> str:
         WORDS_HERE: glossary,
         CHECKPOINTS: checkpoints,
     }
-    for place, made in derived.items():
+    for place, write in derived.items():
         if place in markdown:
-            markdown = markdown.replace(place, made())
+            markdown = markdown.replace(place, write())
     return markdown
 
 

@@ -39,11 +39,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def full(found: dict[str, Any], head: str = "task") -> str:
+def full(of_tasks: dict[str, Any], head: str = "task") -> str:
     """Exact match of every task."""
     rows = [
         f"| {task} | {row['n']} | {row['accuracy']:.3f} | {row['low']:.2f} to {row['high']:.2f} |"
-        for task, row in found.items()
+        for task, row in of_tasks.items()
     ]
     return "\n".join([f"| {head} | n | exact match | 95 % interval |", "|---|---|---|---|", *rows, ""])
 

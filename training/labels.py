@@ -113,15 +113,15 @@ def counts(things: Sequence[Thing]) -> NDArray[np.int64]:
 
 def beside(scene: Scene, thing: Thing) -> list[int]:
     """Shape and colour of what stands just beside a thing on each side, 0 for nothing, UNKNOWN where that is open."""
-    found: list[int] = []
+    sides: list[int] = []
     for near in neighbours(scene, thing):
         if len(near) > 1:
-            found += [UNKNOWN, UNKNOWN]
+            sides += [UNKNOWN, UNKNOWN]
         elif near:
-            found += [SHAPES.index(near[0].shape) + 1, list(COLOURS).index(near[0].colour) + 1]
+            sides += [SHAPES.index(near[0].shape) + 1, list(COLOURS).index(near[0].colour) + 1]
         else:
-            found += [0, 0]
-    return found
+            sides += [0, 0]
+    return sides
 
 
 def places(at: list[float]) -> NDArray[np.int64]:

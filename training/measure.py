@@ -142,7 +142,7 @@ def main() -> None:
         "agreement with model.generate": f"{agree} of {compared}",
         "seconds": round(time.time() - began, 1),
         **provenance(args.folder),
-        **{"tasks" if kind == "scenes" else kind: table(found) for kind, found in results.items()},
+        **{"tasks" if kind == "scenes" else kind: table(of_kind) for kind, of_kind in results.items()},
     }
     print(json.dumps(record, indent=2))
     if args.out:

@@ -297,7 +297,7 @@ def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:
         known = {rival: figure for rival, figure in row.minus.items() if not isnan(figure.value)}
         verdicts = {rival: verdict(figure, row.pictures) for rival, figure in known.items()}
         for words, said in (("worse than", worse), ("not told apart from", alike)):
-            if rivals := [rival for rival, found in verdicts.items() if found == words]:
+            if rivals := [rival for rival, words_of in verdicts.items() if words_of == words]:
                 said.append(f"{row.name} at {row.tokens:.0f} ({' and '.join(rivals)})")
     lines += hidden(own, quality)
     lines += ["", f"Significantly worse than a control at equal cost: {', '.join(worse) or 'none'}."]

@@ -80,7 +80,7 @@ def _conditions(speed: Mapping[str, Any]) -> str:
 
 def _tasks(quality: Sequence[Mapping[str, Any]]) -> Tasks:
     """For each task, the rows over all questions, by name and budget."""
-    tasks = [(task, found["rows"]) for result in quality for task, found in result["tasks"].items()]
+    tasks = [(task, of_task["rows"]) for result in quality for task, of_task in result["tasks"].items()]
     return {task: {(row["name"], row["budget"]): row for row in rows if row["task"] is None} for task, rows in tasks}
 
 

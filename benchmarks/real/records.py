@@ -35,12 +35,13 @@ def collect(folder: Path) -> dict[str, Any]:
     cells = {
         kind: list(map(_read, sorted(folder.glob(f"{kind}-*.json")))) for kind in ("quality", "speed", "check", "sure")
     }
-    tasks = {task: found for cell in cells["quality"] for task, found in cell["tasks"].items()}
+    tasks = {task: of_task for cell in cells["quality"] for task, of_task in cell["tasks"].items()}
     return {
         **{name: about[name] for name in (*ABOUT, "model", "retention", "limit", "missing")},
         "weights": next((cell["weights"] for cell in cells["sure"]), None),
         "tasks": {
-            task: [_only(row, KEPT) for row in found["rows"] if row["task"] is None] for task, found in tasks.items()
+            task: [_only(row, KEPT) for row in of_task["rows"] if row["task"] is None]
+            for task, of_task in tasks.items()
         },
         "speed": [_only(row, TIMES) for cell in cells["speed"] for row in cell["rows"]],
         "check": next((_only(cell, ("passed", "rows")) for cell in cells["check"]), None),
@@ -97,8 +98,8 @@ def table(records: Mapping[str, Values]) -> Table:
     """A table of all records, with a row for each benchmark and method."""
     rows = []
     for name, record in sorted(records.items()):
-        for task, found in record["tasks"].items():
-            for row in found:
+        for task, rows_of_task in record["tasks"].items():
+            for row in rows_of_task:
                 if row.get("tokens") is None or row["name"] == FULL:
                     continue
                 shown = "full model again" if row["name"] == FULL_AGAIN else row["name"]

@@ -130,7 +130,7 @@ def curve(rows: Sequence[Row], name: str) -> list[dict[str, float]]:
 def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: float, draws: int) -> dict[str, float]:
     """Calibrate on samples of the pool and test on fresh pictures, and on samples of all, whose risk is known."""
     everyone = [*pool, *fresh]
-    found: dict[str, list[float]] = {"fresh": [], "known": [], "again": [], "tokens": [], "flops": []}
+    values: dict[str, list[float]] = {"fresh": [], "known": [], "again": [], "tokens": [], "flops": []}
     drawn = random.Random(0)
     for _ in range(draws):
         for where, tested, samples in (
@@ -139,19 +139,19 @@ def promise(pool: Sequence[Row], fresh: Sequence[Row], name: str, agreement: flo
         ):
             sure = threshold([(row[name][0], row[name][1]) for row in samples], agreement)
             figures = of_share(tested, name, float("inf") if sure is None else sure)
-            found[where].append(1 - figures["agrees"])
+            values[where].append(1 - figures["agrees"])
             if where == "fresh":
                 for figure in ("again", "tokens", "flops"):
-                    found[figure].append(figures[figure])
+                    values[figure].append(figures[figure])
     return {
         "agreement": agreement,
         "samples": SAMPLES,
-        "above": fmean(value > 1 - agreement for value in found["known"]),
-        "above_fresh": fmean(value > 1 - agreement for value in found["fresh"]),
-        "differ": fmean(found["fresh"]),
-        "again": fmean(found["again"]),
-        "tokens": fmean(found["tokens"]),
-        "flops": fmean(found["flops"]),
+        "above": fmean(value > 1 - agreement for value in values["known"]),
+        "above_fresh": fmean(value > 1 - agreement for value in values["fresh"]),
+        "differ": fmean(values["fresh"]),
+        "again": fmean(values["again"]),
+        "tokens": fmean(values["tokens"]),
+        "flops": fmean(values["flops"]),
     }
 
 

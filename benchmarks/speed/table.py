@@ -46,9 +46,9 @@ def main(arguments: list[str]) -> int:
             "launches": launches(HERE),
             "ladder": ladder(HERE),
         }
-        for mark, made in parts.items():
+        for mark, filling in parts.items():
             if f"<!-- {mark}: begin -->" in new:
-                new = between(new, mark, made)
+                new = between(new, mark, filling)
         stale |= text != new
         if "--check" not in arguments:
             page.write_text(new, encoding="utf-8")
@@ -68,11 +68,11 @@ def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, 
     return sorted(benched, key=lambda record: record["model"]["device"] != "cpu")
 
 
-def tables(found: list[dict[str, Any]], whole: bool = True) -> str:
+def tables(read: list[dict[str, Any]], whole: bool = True) -> str:
     """A table for each record, first those of CPUs and then those of GPUs."""
     lines: list[str] = []
     for title, cpu in (("On a CPU", True), ("On a GPU", False)):
-        mine = [one for one in found if (one["model"]["device"] == "cpu") == cpu]
+        mine = [one for one in read if (one["model"]["device"] == "cpu") == cpu]
         lines += [f"**{title}**", ""] if mine else []
         for record in mine:
             lines += [caption(record), "", *table(record, whole), ""]
@@ -194,14 +194,14 @@ def launches(folder: Path) -> str:
             continue
         names = [name for name in next(iter(record["cases"].values()))["methods"] if not name.startswith("full")]
         versions, again, rows = record["versions"], [], []
-        for case, found in record["cases"].items():
-            full, *others = (found["methods"][name] for name in ("full", *names))
-            again.append(found["methods"]["full again"]["in an open context, times faster"][0])
+        for case, of_case in record["cases"].items():
+            full, *others = (of_case["methods"][name] for name in ("full", *names))
+            again.append(of_case["methods"]["full again"]["in an open context, times faster"][0])
             faster = [[row[f"{how}, times faster"][0] for how in OPENED] for row in others]
             model, samples = case.split(":")
-            cells = [f"{model}, {samples}", f"{full['ms']:.1f} ({found['tower ms']:.1f}; {full['host ms']:.1f})"]
+            cells = [f"{model}, {samples}", f"{full['ms']:.1f} ({of_case['tower ms']:.1f}; {full['host ms']:.1f})"]
             rows.append(cells + [f"{opened:.2f}; {inside:.2f}" for opened, inside in faster])
-        rounds = min(found["rounds"] for found in record["cases"].values())
+        rounds = min(of_case["rounds"] for of_case in record["cases"].values())
         lines += [
             f"{record['gpu']}, {record['dtype']}, {record['kernel']}, random weights, torch {versions['torch']}, "
             f"transformers {versions['transformers']}; {rounds} paired rounds. The untouched model against itself: "

@@ -56,18 +56,18 @@ def equal(name: str, target: float) -> float | None:
 
 def cells() -> list[dict[str, Any]]:
     """The runs: at equal tokens, then a group for each target of FLOPs. A share is None if a method cannot meet it."""
-    found: list[dict[str, Any]] = [{"group": "all tokens", "name": name, "share": 1.0} for name in ALONE]
-    found += [{"group": "a third", "name": name, "share": THIRD} for name in (f"{MAXMIN}+vidcom2", *CHAINS, *BEHIND)]
+    listed: list[dict[str, Any]] = [{"group": "all tokens", "name": name, "share": 1.0} for name in ALONE]
+    listed += [{"group": "a third", "name": name, "share": THIRD} for name in (f"{MAXMIN}+vidcom2", *CHAINS, *BEHIND)]
     for target, retention in TARGETS:
         most = flops(target, retention)
         for name in (*CHAINS, *BEHIND):
             share = retention if name == target else equal(name, most)
-            found.append({"group": f"{1 / most:.2f}× fewer", "name": name, "share": share})
-    for cell in found:
+            listed.append({"group": f"{1 / most:.2f}× fewer", "name": name, "share": share})
+    for cell in listed:
         if cell["share"] is not None:
             cell["flops"] = flops(cell["name"], cell["share"])
             cell["setting"] = setting(cell["name"], cell["share"])
-    return found
+    return listed
 
 
 def setting(name: str, share: float) -> str:
