@@ -102,9 +102,9 @@ def batch(family: str, samples: Sequence[str], seed: int = 0, *, start: bool = T
     """
     rows, pictures = [], []
     for word in samples:
-        pieces, found = sample(family, word, seed)
+        pieces, media = sample(family, word, seed)
         rows.append(torch.cat(pieces if start else pieces[1:]))
-        pictures.extend(found)
+        pictures.extend(media)
     longest = max(len(row) for row in rows)
     ids = torch.stack([torch.cat((row.new_full((longest - len(row),), PAD), row)) for row in rows])
     mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
@@ -121,9 +121,9 @@ def sample(family: str, word: str, seed: int = 0) -> tuple[list[Tensor], list[Pi
     rng = torch.Generator().manual_seed(1000 * seed + sum(map(ord, word)) + len(word))
     known = TINY[family]
     makers = {"i": known.pictures, "v": known.videos}
-    made = {at: make(config_of(family), word.count(at), rng) for at, make in makers.items() if at in word and make}
+    pieces_of = {at: make(config_of(family), word.count(at), rng) for at, make in makers.items() if at in word and make}
     pieces, pictures = [torch.tensor([1])], []
-    left = {letter: iter(found) for letter, found in made.items()}
+    left = {letter: iter(of_kind) for letter, of_kind in pieces_of.items()}
     for letter in word:
         if letter in left:
             picture = next(left[letter])
@@ -145,10 +145,10 @@ def features(model: Any, inputs: dict[str, Any], modality: str = "image") -> lis
     of = given(model, inputs, modality)
     with torch.no_grad():
         output = getattr(model.model, f"get_{modality}_features")(**of)
-    found = oracle.features_of(model.model, output, of, modality)
+    whole = oracle.features_of(model.model, output, of, modality)
     if "input_ids" in inputs:
-        return oracle.by_picture(model, found, is_vision(inputs["input_ids"][0]))
-    return [torch.cat([one.flatten(0, -2) for one in found])]
+        return oracle.by_picture(model, whole, is_vision(inputs["input_ids"][0]))
+    return [torch.cat([one.flatten(0, -2) for one in whole])]
 
 
 def cuts_of(output: Any) -> list[Any]:

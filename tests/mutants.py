@@ -175,11 +175,11 @@ def places(tree: ast.AST, kind: str) -> list[ast.AST]:
 
 def _copied(node: ast.AST) -> ast.AST:
     """A copy with lists of its own, which is all that a break writes to; of a whole function it would take long."""
-    made = copy.copy(node)
+    copied = copy.copy(node)
     for name, value in ast.iter_fields(node):
         if isinstance(value, list):
-            setattr(made, name, list(value))
-    return made
+            setattr(copied, name, list(value))
+    return copied
 
 
 class _Replace(ast.NodeTransformer):
@@ -254,13 +254,13 @@ def _statement_of(inside: ast.AST, node: ast.AST) -> tuple[ast.stmt, list[ast.st
 
     What stands in the signature runs when the file is read: then it is the first statement behind the docstring.
     """
-    found = inside.body[1 if ast.get_docstring(inside) is not None and len(inside.body) > 1 else 0], inside.body
+    innermost = inside.body[1 if ast.get_docstring(inside) is not None and len(inside.body) > 1 else 0], inside.body
     for outer in ast.walk(inside):
         for block in (value for _, value in ast.iter_fields(outer) if isinstance(value, list)):
             for one in block:
                 if isinstance(one, ast.stmt) and any(part is node for part in ast.walk(one)):
-                    found = one, block  # ast.walk goes inwards, so the last one found is the innermost
-    return found
+                    innermost = one, block  # ast.walk goes inwards, so the last one found is the innermost
+    return innermost
 
 
 def _said(node: ast.AST) -> str:

@@ -50,11 +50,11 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
 
 def texts(notebook: nbformat.NotebookNode) -> list[str]:
     """What each cell prints and ends in, as text: a kernel prints in pieces, of no certain length."""
-    found = []
+    stale = []
     for cell in notebook.cells:
         outputs = cell.get("outputs", ())
-        found.append("".join(output.get("text") or output["data"].get("text/plain", "") for output in outputs))
-    return found
+        stale.append("".join(output.get("text") or output["data"].get("text/plain", "") for output in outputs))
+    return stale
 
 
 def main() -> None:
@@ -64,8 +64,8 @@ def main() -> None:
         if named and path.stem not in named:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            made = executed(path, Path(folder))
-        nbformat.write(made, path)
+            output = executed(path, Path(folder))
+        nbformat.write(output, path)
         print(f"{path.stem}: {path.stat().st_size / 1024:.0f} KiB", flush=True)
 
 

@@ -27,15 +27,15 @@ def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[T
     embeds = core.get_input_embeddings()(inputs["input_ids"]).clone()
     owner, deep = torch.full(ids.shape, -1), []
     for modality in ("image", "video"):
-        if not (given := features_given(core, inputs, modality)):
+        if not (media := features_given(core, inputs, modality)):
             continue
-        output = getattr(core, f"get_{modality}_features")(**given)
+        output = getattr(core, f"get_{modality}_features")(**media)
         names = (f"{modality}_token_id", f"{modality}_token_index")
         if "mm_token_type_ids" in inputs:  # a video's placeholders may be those of images
             there = inputs["mm_token_type_ids"][0] == 1 + (modality == "video")
         else:
-            there = ids == next(found for name in names if (found := getattr(model.config, name, None)) is not None)
-        features = by_picture(model, features_of(core, output, given, modality), there)
+            there = ids == next(id_ for name in names if (id_ := getattr(model.config, name, None)) is not None)
+        features = by_picture(model, features_of(core, output, media, modality), there)
         embeds[0, there] = torch.cat(features).to(embeds.dtype)
         lengths = torch.tensor([len(one) for one in features])
         owner[there] = torch.repeat_interleave(torch.arange(len(features)), lengths) + int(owner.max()) + 1
@@ -55,8 +55,8 @@ def features_given(core: Any, inputs: Mapping[str, Any], modality: str) -> dict[
     names = {name: name for name in ([] if call is None else inspect.signature(call).parameters)}
     if modality == "video" and "pixel_values" in names:  # transformers 5.16
         names["pixel_values"] = "pixel_values_videos"
-    given = {name: inputs[from_] for name, from_ in names.items() if from_ in inputs}
-    return given if any(name.startswith("pixel_values") for name in given) else {}
+    arguments = {name: inputs[from_] for name, from_ in names.items() if from_ in inputs}
+    return arguments if any(name.startswith("pixel_values") for name in arguments) else {}
 
 
 def features_of(core: Any, output: Any, given: Mapping[str, Any], modality: str) -> list[Tensor]:
@@ -104,8 +104,8 @@ def positions(model: Any, inputs: Mapping[str, Any], extra: int) -> Tensor:
         return torch.arange(first, first + length + extra)[None, None]
     if any(name.endswith("grid_thw") for name in inputs):
         call = model.model.get_rope_index
-        given = {k: inputs[k] for k in inspect.signature(call).parameters if k in inputs and k != "attention_mask"}
-        prompt, _ = call(**given)
+        arguments = {k: inputs[k] for k in inspect.signature(call).parameters if k in inputs and k != "attention_mask"}
+        prompt, _ = call(**arguments)
     else:
         prompt = torch.arange(length).expand(3, 1, -1)
     return torch.cat((prompt, prompt[..., -1:] + 1 + torch.arange(extra)), dim=-1)  # as generate counts on
@@ -186,10 +186,10 @@ def forward(
         entered = x
         seen = bias[None, None] if hasattr(layer, "self_attn") else None  # a recurrent layer reads its rows in order
         row = torch.arange(len(x))[None] if reindex else ids[..., columns]
-        given = {"position_ids": row} if _scales(layer) else {}
+        placed = {"position_ids": row} if _scales(layer) else {}
         if hasattr(layer, "self_attn") and "shared_kv_states" in inspect.signature(layer.forward).parameters:
-            given["shared_kv_states"] = {}  # where layers may share keys, also where none do
-        x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), **{CACHE: None}, **given)[0]
+            placed["shared_kv_states"] = {}  # where layers may share keys, also where none do
+        x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), **{CACHE: None}, **placed)[0]
         if index < len(deep):
             there = token >= 0
             x = x.clone()

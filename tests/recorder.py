@@ -86,8 +86,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with as_if_capturing(), self, Sides(self):
             self._outputs = call()
         kept = {output.untyped_storage().data_ptr() for output in self._outputs}
-        made = itertools.chain.from_iterable(made for *_, made in self._kernels)
-        self._left_over = [tensor for tensor in made if tensor.untyped_storage().data_ptr() not in kept]
+        outputs = itertools.chain.from_iterable(outputs for *_, outputs in self._kernels)
+        self._left_over = [tensor for tensor in outputs if tensor.untyped_storage().data_ptr() not in kept]
         return self._outputs
 
     @torch.inference_mode()
@@ -102,9 +102,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.crossings:
             raise UnsupportedError(f"A crossing cannot be replayed: {self.crossings[0]}. Record with strict=True.")
         with torch._C.DisableTorchFunction():  # else `Sides` would look at every kernel again
-            for kernel, args, kwargs, made in self._kernels:
+            for kernel, args, kwargs, output in self._kernels:
                 again = kernel(*args, **kwargs)
-                for old, new in zip(made, tensors_in(again), strict=False):
+                for old, new in zip(output, tensors_in(again), strict=False):
                     old.copy_(new)
             for tensor in self._left_over:
                 tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
@@ -125,12 +125,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if torch.is_inference_mode_enabled():  # here composite kernels arrive whole, so decompose them
             with self:
-                made = kernel.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
-        made = kernel(*args, **kwargs)
+                output = kernel.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        output = kernel(*args, **kwargs)
         if self.on_host:  # a graph does not record work of the host
-            return made
+            return output
         # True if the host must wait for the values of this kernel.
         decides = not DECIDING.isdisjoint(kernel.tags) and kwargs.get("output_size") is None
         if kernel.__name__.startswith(("index.", "index_put")):
@@ -143,8 +143,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # A view needs no replay, and an in-place kernel makes no new tensor.
         is_new = not any(value.alias_info for value in kernel._schema.returns)
         if is_new or kernel._schema.is_mutable:
-            self._kernels.append((kernel, args, kwargs, tensors_in(made) if is_new else []))
-        return made
+            self._kernels.append((kernel, args, kwargs, tensors_in(output) if is_new else []))
+        return output
 
 
 class Sides(TorchFunctionMode):
@@ -191,13 +191,13 @@ class Sides(TorchFunctionMode):
         if crossing is not None:
             self._tape.note(crossing, name)
         self._tape.on_host = lands
-        made = function(*args, **kwargs)
+        output = function(*args, **kwargs)
         self._tape.on_host = False
-        if crossing is not None and made is args[0] and name in SAME:
-            made = made.clone()  # a move to another device makes a new tensor
-        for tensor in tensors_in(made) if lands else ():
+        if crossing is not None and output is args[0] and name in SAME:
+            output = output.clone()  # a move to another device makes a new tensor
+        for tensor in tensors_in(output) if lands else ():
             _put_on_host(tensor)
-        return made
+        return output
 
 
 def _crossing(name: str, args: Any, kwargs: Any, lands: bool) -> str | None:

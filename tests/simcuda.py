@@ -86,7 +86,7 @@ class CudaTensor(Tensor):
 
     @staticmethod
     def __new__(cls, inner):
-        made = Tensor._make_wrapper_subclass(
+        tensor = Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -95,10 +95,10 @@ class CudaTensor(Tensor):
             device=CUDA,
             requires_grad=False,
         )
-        made.inner = inner
+        tensor.inner = inner
         if SIM is not None and SIM.capture is not None:
-            SIM.capture.wrappers.append((weakref.ref(made), inner.untyped_storage().data_ptr()))
-        return made
+            SIM.capture.wrappers.append((weakref.ref(tensor), inner.untyped_storage().data_ptr()))
+        return tensor
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -248,8 +248,8 @@ class CUDAGraph:
         self.poison()
         with torch.inference_mode(False), torch.no_grad():
             for func, args, kwargs, outs in self.kernels:
-                made = func(*changed(self.real, args), **changed(self.real, kwargs))
-                for old, new in zip(outs, tensors_in(made), strict=False):
+                output = func(*changed(self.real, args), **changed(self.real, kwargs))
+                for old, new in zip(outs, tensors_in(output), strict=False):
                     if old is not None and old.numel():
                         old.copy_(new)
         self.poison()
@@ -356,21 +356,21 @@ class Sim(TorchDispatchMode):
     def rounded(self, name, func):
         """A kernel as this device rounds."""
 
-        def noisy(seed, made):
-            noise = torch.randn(made.shape, generator=torch.Generator().manual_seed(seed))
+        def noisy(seed, output):
+            noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed))
             eps = self.rounding if name in GEMMS else self.disorder
-            return (made.float() * (1 + eps * noise)).to(made.dtype)
+            return (output.float() * (1 + eps * noise)).to(output.dtype)
 
         def run(*args, **kwargs):
-            made = func(*args, **kwargs)
-            if not isinstance(made, Tensor) or not made.is_floating_point():
-                return made
+            output = func(*args, **kwargs)
+            if not isinstance(output, Tensor) or not output.is_floating_point():
+                return output
             if self.rounding and name in GEMMS:
                 shape = [tuple(one.shape) for one in args if isinstance(one, Tensor)]
-                return noisy(int(hashlib.sha256(repr(shape).encode()).hexdigest()[:8], 16), made)
+                return noisy(int(hashlib.sha256(repr(shape).encode()).hexdigest()[:8], 16), output)
             if self.disorder and name in SUMS:
-                return noisy(next(self.runs), made)
-            return made
+                return noisy(next(self.runs), output)
+            return output
 
         if name == "histc":  # a CPU counts no integers
             return lambda numbers, *args: func(numbers.float(), *args).to(numbers.dtype)
@@ -400,9 +400,9 @@ class Sim(TorchDispatchMode):
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled():
             with self:
-                made = func.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
         if name in ("_to_copy", "copy_", "to", "_pin_memory"):
             if name == "copy_":
                 into, of = args[0], args[1]
@@ -470,9 +470,9 @@ class Sim(TorchDispatchMode):
         if named.get("non_blocking"):
             named["non_blocking"] = False
         if name == "_to_copy":
-            made = plain[0].clone() if not named.get("dtype") else plain[0].to(named["dtype"], copy=True)
+            output = plain[0].clone() if not named.get("dtype") else plain[0].to(named["dtype"], copy=True)
             if named.get("memory_format") not in (None, torch.preserve_format):
-                made = made.contiguous(memory_format=named["memory_format"])
+                output = output.contiguous(memory_format=named["memory_format"])
         writes = [kwargs[key] for key in written if key in kwargs]
         writes += [args[index] for index in written.values() if index < len(args)]
         writes = [one for one in tensors_in(writes) if isinstance(one, CudaTensor)]
@@ -482,11 +482,11 @@ class Sim(TorchDispatchMode):
                 if storage.data_ptr() not in capture.storages and storage.data_ptr() not in capture.before:
                     capture.before[storage.data_ptr()] = storage, storage.clone()
         if name != "_to_copy":
-            made = func(*plain, **named)
+            output = func(*plain, **named)
         is_view = is_alias and not writes
         known = {id(one.inner): one for one in far}
         if capture is not None and not is_view:
-            outs = [] if writes else tensors_in(made)
+            outs = [] if writes else tensors_in(output)
 
             def held(one):
                 if not isinstance(one, Tensor):
@@ -504,14 +504,14 @@ class Sim(TorchDispatchMode):
             for one in outs:
                 capture.storages[one.untyped_storage().data_ptr()] = one.untyped_storage()
         if name == "_to_copy" and not target:
-            return made
+            return output
 
         def wrap(one):
             if not isinstance(one, Tensor):
                 return one
             return known[id(one)] if id(one) in known else CudaTensor(one)
 
-        return changed(wrap, [made])[0]
+        return changed(wrap, [output])[0]
 
 
 SIM = None

@@ -98,5 +98,5 @@ def test_the_page_has_thirty_words():
 
 def test_the_root_has_four_modules():
     """What else is small and needs no torch goes to plain."""
-    found = {path.stem for path in (ROOT / "src" / "foveate").glob("*.py")} - {"__init__"}
-    assert found == {"_transformers", "errors", "naming", "registry"}
+    rooms = {path.stem for path in (ROOT / "src" / "foveate").glob("*.py")} - {"__init__"}
+    assert rooms == {"_transformers", "errors", "naming", "registry"}

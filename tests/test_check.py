@@ -55,12 +55,12 @@ def verdicts(found, verdict):
 def test_every_family_passes(family):
     done = []
     checking = Checking(tiny(family), batch(family, ["tit"]))
-    found = checking.run(lambda: done.append(1))
-    assert len(done) == len(found.rows) == checking.comparisons
-    assert found.passed, found
+    report = checking.run(lambda: done.append(1))
+    assert len(done) == len(report.rows) == checking.comparisons
+    assert report.passed, report
     left_out = ["behind the projector (vidcom2)"] * (family in WINDOWS) + ["cache = no cache"] * (family == "paligemma")
-    assert verdicts(found, "not served") == [*left_out, REPLAYED]  # a CPU has no graphs
-    compared = [row for row in found.rows if row.difference is not None]
+    assert verdicts(report, "not served") == [*left_out, REPLAYED]  # a CPU has no graphs
+    compared = [row for row in report.rows if row.difference is not None]
     assert len(compared) >= 9
     assert max(row.difference for row in compared) < 1e-5
     assert all(row.wrong > 100 * row.tolerance for row in compared)  # so that small faults show
@@ -108,20 +108,20 @@ def test_a_video_and_two_pictures_pass(family, word):
 
 @pytest.mark.parametrize("family", HALF_TELLS)
 def test_half_precision_takes_its_tolerance_from_the_run(family):
-    found = checked(family, dtype=torch.bfloat16)
-    assert found.passed, found
-    assert 1e-3 < found.noise < 5e-2
+    report = checked(family, dtype=torch.bfloat16)
+    assert report.passed, report
+    assert 1e-3 < report.noise < 5e-2
     assert all(
-        row.tolerance == pytest.approx(min(max(4 * found.noise, 4e-3), 0.1)) for row in found.rows if row.tolerance
+        row.tolerance == pytest.approx(min(max(4 * report.noise, 4e-3), 0.1)) for row in report.rows if row.tolerance
     )
-    assert "Check float32 too" in str(found)
+    assert "Check float32 too" in str(report)
 
 
 def test_noise_that_hides_wrong_columns_is_no_proof():
     """Six tokens of a picture change less than bfloat16's own noise does."""
-    found = checked("glm4v", dtype=torch.bfloat16)
-    assert not found.passed
-    assert all(row.reason.startswith("cannot tell") for row in found.rows if row.verdict == "failed")
+    report = checked("glm4v", dtype=torch.bfloat16)
+    assert not report.passed
+    assert all(row.reason.startswith("cannot tell") for row in report.rows if row.verdict == "failed")
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -130,11 +130,11 @@ def test_a_kernel_without_dense_masks_is_compared_with_another():
     """Flex attention has masks that no column can be hidden in: there the reference attends eagerly."""
     stance = torch.compiler.set_stance("force_eager")
     try:
-        found = checked("qwen2_vl", "flex_attention")
+        report = checked("qwen2_vl", "flex_attention")
     finally:
         stance.__exit__(None, None, None)
-    assert found.passed, found
-    assert found.about["attention"] == "flex_attention"
+    assert report.passed, report
+    assert report.about["attention"] == "flex_attention"
 
 
 # -- what drops wrong ---------------------------------------------------------------------------------------------
@@ -305,9 +305,9 @@ def test_a_fault_of_foveate_fails(family, owner, name, fault, where, monkeypatch
     if fault is leaves_something:
         request.addfinalizer(tiny.cache_clear)
     monkeypatch.setattr(owner, name, fault(vars(owner)[name]))
-    found = checked(family)
-    assert not found.passed, found
-    assert any(name.startswith(where) for name in verdicts(found, "failed")), found
+    report = checked(family)
+    assert not report.passed, report
+    assert any(name.startswith(where) for name in verdicts(report, "failed")), report
 
 
 def test_a_layer_that_nothing_stands_around_anywhere_fails(monkeypatch):
@@ -317,9 +317,9 @@ def test_a_layer_that_nothing_stands_around_anywhere_fails(monkeypatch):
 
 def test_a_cache_of_the_model_that_forgets_fails(monkeypatch):
     monkeypatch.setattr(DynamicLayer, "update", forgets(None)(DynamicLayer.update))
-    found = checked("llava")
-    assert found.rows[0].verdict == "failed"
-    assert "the unmodified model differs from itself" in found.rows[0].reason
+    report = checked("llava")
+    assert report.rows[0].verdict == "failed"
+    assert "the unmodified model differs from itself" in report.rows[0].reason
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
@@ -328,8 +328,8 @@ def test_an_attention_that_ignores_masks_fails(family, monkeypatch):
         return sdpa_attention_forward(module, query, key, value, None, **known)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", blind)
-    found = checked(family)
-    assert {"untouched: cache = no cache, padded in a batch = alone", "batch = alone"} <= set(verdicts(found, "failed"))
+    failed = set(verdicts(checked(family), "failed"))
+    assert {"untouched: cache = no cache, padded in a batch = alone", "batch = alone"} <= failed
 
 
 def test_whatever_is_raised_is_a_row(monkeypatch):
@@ -337,8 +337,8 @@ def test_whatever_is_raised_is_a_row(monkeypatch):
         raise IndexError("no such row")
 
     monkeypatch.setattr(RowMap, "gather", broken)
-    found = checked("llava")
-    reasons = {row.reason for row in found.rows if row.verdict == "failed"}
+    report = checked("llava")
+    reasons = {row.reason for row in report.rows if row.verdict == "failed"}
     assert "IndexError: no such row." in reasons
     assert any("did not finish" in reason for reason in reasons)
 
@@ -347,10 +347,10 @@ def test_logits_that_are_no_numbers_fail():
     model = copy.deepcopy(tiny("llava"))
     with torch.no_grad():
         model.lm_head.weight[0] = float("nan")
-    found = check(model, batch("llava", ["tit"]))
-    assert not found.passed
-    assert found.to_dict()["noise"] is None
-    json.dumps(found.to_dict(), allow_nan=False)
+    report = check(model, batch("llava", ["tit"]))
+    assert not report.passed
+    assert report.to_dict()["noise"] is None
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 # -- the oracle, and what goes in and comes out -------------------------------------------------------------------

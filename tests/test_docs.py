@@ -48,8 +48,8 @@ def blocks(page, language):
 
 
 def with_blocks(language):
-    found = [page for page in PAGES if blocks(page, language) and page != VIDEOS]
-    return pytest.mark.parametrize("page", found, ids=[str(page.relative_to(ROOT)) for page in found])
+    pages = [page for page in PAGES if blocks(page, language) and page != VIDEOS]
+    return pytest.mark.parametrize("page", pages, ids=[str(page.relative_to(ROOT)) for page in pages])
 
 
 def always(model):
@@ -257,7 +257,7 @@ def test_every_public_name_is_in_the_reference():
     pages = [hooks.filled(page.read_text()) for page in (*(ROOT / "docs").glob("api*.md"), ROOT / "docs/exceptions.md")]
     reference = "".join(pages)
     listed = set(re.findall(r"^::: [\w.]*\.(\w+)$", reference, re.MULTILINE))
-    listed |= {name.strip() for found in re.findall(r"members: \[(.*)\]", reference) for name in found.split(",")}
+    listed |= {name.strip() for members in re.findall(r"members: \[(.*)\]", reference) for name in members.split(",")}
     errors = {name for name in foveate.__all__ if name.endswith("Error")}
     assert "::: foveate.errors" in reference
     assert set(foveate.__all__) - errors - {"__version__"} - listed == set()

@@ -100,12 +100,12 @@ def work(x, written):
     """Views, writes into views and into what was there, kernels that write into a tensor, and a fill."""
     rows = x.view(2, 3)
     rows[0].mul_(2)
-    made = torch.zeros(3, 2, device=x.device)
-    made.T[1] = rows[1]
-    made = torch.cat((made.flatten(), x.new_full((2,), 7.0)))
-    torch.add(x[:2], 1, out=made[-2:])
+    total = torch.zeros(3, 2, device=x.device)
+    total.T[1] = rows[1]
+    total = torch.cat((total.flatten(), x.new_full((2,), 7.0)))
+    torch.add(x[:2], 1, out=total[-2:])
     written.scatter_(0, x.argsort()[:1], 5.0)
-    return made, rows[:, 1], torch.sort(x, descending=True).values
+    return total, rows[:, 1], torch.sort(x, descending=True).values
 
 
 def replayed(inference=False):

@@ -44,26 +44,26 @@ processes are ended, and a task's functions are taken without its data."""
 
 def test_every_such_name_is_listed():
     """Imports from below the top of transformers, and underscored attributes that nothing here has made."""
-    imported, used, made = {}, {}, set()
+    imported, used, calls = {}, {}, set()
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers."):
                 imported |= {f"{node.module}:{alias.name}": path for alias in node.names}
             elif isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
                 own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-                made |= {node.attr} if own or isinstance(node.ctx, ast.Store) else set()
+                calls |= {node.attr} if own or isinstance(node.ctx, ast.Store) else set()
                 used |= {} if own else {node.attr: path}
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
                 name = ast.unparse(node.args[1])[1:-1]
                 used |= {name: path} if re.fullmatch(r"_[^_]\w*", name) else {}
             elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                made.add(node.name)
+                calls.add(node.name)
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                made.add(node.target.id)
+                calls.add(node.target.id)
     listed = {re.match(r"[^:]+:\w+", name).group() for name in NAMES}
     assert {name: path for name, path in imported.items() if name not in listed} == {}
     modules = {path.stem for path in (ROOT / "src").rglob("_*.py")}
-    foreign = set(used) - made - modules - OTHERS - set(re.findall(r"\b_\w+", " ".join(NAMES)))
+    foreign = set(used) - calls - modules - OTHERS - set(re.findall(r"\b_\w+", " ".join(NAMES)))
     assert {name: used[name] for name in foreign} == {}
     assert len(imported) > 5
 

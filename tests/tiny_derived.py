@@ -115,9 +115,9 @@ def core(model: Any) -> Any:
 def features(model: Any, tensors: Picture, modality: str) -> Any:
     """The answer of a `get_*_features`."""
     call = getattr(core(model), f"get_{modality}_features")
-    given = {k: v for k, v in tensors.items() if k in inspect.signature(call).parameters}
+    arguments = {k: v for k, v in tensors.items() if k in inspect.signature(call).parameters}
     with torch.no_grad():
-        return call(**given, return_dict=True)
+        return call(**arguments, return_dict=True)
 
 
 def rows(output: Any) -> int:
@@ -256,8 +256,8 @@ def qwen(
         text_config={**TEXT, **text}, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
         vision_start_token_id=START, vision_end_token_id=END, tie_word_embeddings=False, **(top or {}),
     )
-    given = {"image": patches(width), "video": patches(width, film=True), **more}
-    return Case(config, **given)
+    makers = {"image": patches(width), "video": patches(width, film=True), **more}
+    return Case(config, **makers)
 
 
 # -- towers of patches ---------------------------------------------------------------------------------------------

@@ -80,13 +80,13 @@ def clips(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
 
 def _patches(config: Any, sizes: list[list[int]], count: int, rng: torch.Generator, *names: str) -> list[Picture]:
     """Of so many temporal patches and rows and columns of tokens."""
-    vision, found = config.vision_config, []
+    vision, rows = config.vision_config, []
     for index in range(count):
         times, *sides = sizes[index % len(sizes)]
         grid = torch.tensor([times, *(side * vision.spatial_merge_size for side in sides)])
         width = 3 * vision.temporal_patch_size * vision.patch_size**2
-        found.append(dict(zip(names, (torch.randn(int(grid.prod()), width, generator=rng), grid[None]), strict=True)))
-    return found
+        rows.append(dict(zip(names, (torch.randn(int(grid.prod()), width, generator=rng), grid[None]), strict=True)))
+    return rows
 
 
 def few_tiles(config: Any, count: int, rng: torch.Generator) -> list[Picture]:

@@ -200,13 +200,13 @@ def probe() -> Iterator[str]:
 
     Runs whenever a context opens. Checks only modules that are already imported, in a few microseconds.
     """
-    for (module, owner, made, attribute, takes), name in zip(_PARTS, NAMES, strict=True):
+    for (module, owner, numbers, attribute, takes), name in zip(_PARTS, NAMES, strict=True):
         if module not in sys.modules:
             continue
         try:
             value = getattr(sys.modules[module], owner)
-            if made is not None:
-                value = value(*made)
+            if numbers is not None:
+                value = value(*numbers)
             if attribute:
                 value = getattr(value, attribute)
         except (AttributeError, NameError, TypeError):

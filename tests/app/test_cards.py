@@ -29,10 +29,10 @@ def test_a_card_says_what_the_answer_took(replies):
     assert page.count("<article") == 3
     assert "36 of 36 (100%)" in page
     for reply in (v2drop, pooled):
-        made = reply.answer
-        assert f"{made.spent:.0f} of 36 ({made.retention:.0%})" in page
-        assert f"({made.flops / full.answer.flops:.0%})" in page
-        assert f"({made.kv_bytes / made.kv_bytes_whole:.0%})" in page
+        said = reply.answer
+        assert f"{said.spent:.0f} of 36 ({said.retention:.0%})" in page
+        assert f"({said.flops / full.answer.flops:.0%})" in page
+        assert f"({said.kv_bytes / said.kv_bytes_whole:.0%})" in page
         assert f"{reply.seconds:.2f} s in total" in page
     assert "The right answer is <b>seven</b>" in page
 
@@ -55,9 +55,9 @@ def test_an_answer_on_its_way_and_an_error_are_told_apart():
 
 
 def test_nothing_that_is_shown_is_read_as_html(vlm, replies):
-    subject, made = replies
+    subject, answers = replies
     page = cards([Said(EVIL, EVIL), Said(EVIL, error=EVIL)], EVIL)
-    way = way_of(subject, [made[0], Said(EVIL, answer=made[1].answer)]).to_html()
+    way = way_of(subject, [answers[0], Said(EVIL, answer=answers[1].answer)]).to_html()
     for shown in (page, way):
         assert "<script" not in shown
     assert "&lt;script&gt;" in way

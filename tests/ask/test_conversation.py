@@ -30,12 +30,12 @@ def conversation(*messages):
 
 def test_ocr_tokens_stand_behind_the_question_and_before_the_instruction():
     asked = conversation(said("What is the brand?\nAnswer the question using a single word or phrase."))
-    found = asked.with_ocr("what is the BRAND?", ["Dakota", "DIGITAL"])
-    ((_, ((_, words),)),) = found.turns
+    question = asked.with_ocr("what is the BRAND?", ["Dakota", "DIGITAL"])
+    ((_, ((_, words),)),) = question.turns
     assert words == (
         "What is the brand?\nReference OCR token: Dakota, DIGITAL\nAnswer the question using a single word or phrase."
     )
-    assert found.with_ocr("what is the BRAND?", ["Dakota", "DIGITAL"]).turns == found.turns
+    assert question.with_ocr("what is the BRAND?", ["Dakota", "DIGITAL"]).turns == question.turns
 
 
 def test_names_tell_pictures_texts_and_decoding_apart(picture):

@@ -39,16 +39,16 @@ CHECKPOINTS = [
 def manual(vlm, prompt, count):
     """The likeliest tokens one after the other, by forwards alone."""
     inputs = dict(prompt.inputs)
-    found = []
+    texts = []
     with torch.no_grad():
         for _ in range(count):
             token = vlm.model(**inputs).logits[0, -1].argmax()
-            found.append(int(token))
-            if found[-1] == 2:
+            texts.append(int(token))
+            if texts[-1] == 2:
                 break
             inputs["input_ids"] = torch.cat((inputs["input_ids"], token[None, None]), dim=1)
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    return tuple(found)
+    return tuple(texts)
 
 
 @pytest.fixture(scope="module")

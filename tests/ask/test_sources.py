@@ -114,7 +114,7 @@ def message_of(**part):
 def test_a_film_may_be_the_list_of_its_frames_in_any_form_of_a_picture(tmp_path):
     (path := tmp_path / "a.png").write_bytes(FILES["plain.png"])
     forms = [path, str(path), path.as_uri(), FILES["plain.png"], url(FILES["plain.png"]), RED, np.asarray(RED)]
-    films = [*read_media([forms]), *(read_medium(given, kind="video") for given in (forms, tuple(forms)))]
+    films = [*read_media([forms]), *(read_medium(source, kind="video") for source in (forms, tuple(forms)))]
     films += [read_medium(np.stack([np.asarray(RED)] * len(forms)))]
     for key in ("video", "path", "url"):
         films += Conversation.of(message_of(**{key: forms})).clips

@@ -37,8 +37,8 @@ def pairs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def middle(vlm, pairs):
     """A threshold that trusts about half of the answers."""
-    found = sorted(vlm.ask(*pair, sure=0.0, **FEW).confidence for pair in pairs)
-    return (found[3] + found[4]) / 2  # between two: a batch moves a confidence by a rounding error
+    confidences = sorted(vlm.ask(*pair, sure=0.0, **FEW).confidence for pair in pairs)
+    return (confidences[3] + confidences[4]) / 2  # between two: a batch moves a confidence by a rounding error
 
 
 def forced(vlm, prompt, method, tokens):
@@ -257,9 +257,9 @@ def test_a_file_is_refused_where_nothing_is_asked_again(vlm, pairs, promised, fi
         lambda method: vlm.answer(prompt, method),
     ]
     for door in doors:
-        for given in (str(file), promised):
+        for promise in (str(file), promised):
             with pytest.raises(SettingError, match=r"second look|SecondLook"):
-                door(given)
+                door(promise)
     for text in (f"{file}+v2drop", f"visionzip+{file}"):
         with pytest.raises(fv.FoveateError):
             vlm.ask(*pairs[0], method=text)

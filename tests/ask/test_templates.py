@@ -84,11 +84,11 @@ def test_a_video_goes_to_the_processor_sampled_already():
     processor.apply_chat_template = lambda turns, **_: str(turns)
     film = clip(2)
     encode(model, processor, conversation(user({"type": "video", "video": film})))
-    given = processor.given
-    assert given["videos"][0] is film.frames
-    assert given["do_sample_frames"] is False
-    assert given["video_metadata"][0]["frames_indices"] == [5, 15]
-    assert "'type': 'video'" in given["text"][0]
+    arguments = processor.given
+    assert arguments["videos"][0] is film.frames
+    assert arguments["do_sample_frames"] is False
+    assert arguments["video_metadata"][0]["frames_indices"] == [5, 15]
+    assert "'type': 'video'" in arguments["text"][0]
 
 
 def test_without_a_template_placeholders_stand_before_the_texts(picture):

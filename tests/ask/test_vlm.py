@@ -276,19 +276,19 @@ def test_two_threads_get_the_right_answers(small, questions):
     settings = [{}, {"method": "v2drop", "retention": 0.4}, {"method": "visiondrop", "retention": 0.6}, {}]
     jobs = list(zip(questions, settings, strict=False))
     expected = [small.ask(*question, **more, max_new_tokens=3) for question, more in jobs]
-    found = {}
+    answers = {}
 
     def work(start):
         for place in range(start, len(jobs), 2):
             question, more = jobs[place]
-            found[place] = small.ask(*question, **more, max_new_tokens=3)
+            answers[place] = small.ask(*question, **more, max_new_tokens=3)
 
     threads = [threading.Thread(target=work, args=(start,)) for start in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    alike([found[place] for place in range(len(jobs))], expected)
+    alike([answers[place] for place in range(len(jobs))], expected)
 
 
 @pytest.mark.parametrize("error", [FloatingPointError, KeyboardInterrupt])

@@ -22,11 +22,11 @@ ROWS = 30
 @pytest.fixture(scope="module")
 def confidences(vlm, asking, pictures):
     method = parse("v2drop:layers=1,2,3;keep=0.5,0.3,0")
-    found = [
+    rows = [
         vlm.ask(str(pictures / f"{number}.png"), "What is this", method=method, sure=0.0, max_new_tokens=4).confidence
         for number in range(10)
     ]
-    return sorted(found)
+    return sorted(rows)
 
 
 @pytest.fixture

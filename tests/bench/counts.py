@@ -44,19 +44,19 @@ def versions():
 
 def counts():
     """For each prompt and method: what a context's opening, the prefill, the decode step behind it and closing do."""
-    found = {}
+    totals = {}
     for prompt, words in PROMPTS.items():
         family = prompt.split(",")[0]
         model = far.move(made_of(family, TINY[family].config()))
         inputs = batch(family, words)
-        found[prompt] = {name: counted(model, inputs, method) for name, method in METHODS.items()}
-    return found
+        totals[prompt] = {name: counted(model, inputs, method) for name, method in METHODS.items()}
+    return totals
 
 
 def counted(model, inputs, method):
     """Of one method, by part."""
     layers, passed = family_for(model).layers, {}
-    given = {name: far.FarTensor(value) for name, value in inputs.items()}
+    arguments = {name: far.FarTensor(value) for name, value in inputs.items()}
     mask = torch.cat((inputs["attention_mask"], torch.ones(len(inputs["attention_mask"]), 1, dtype=torch.int64)), dim=1)
     ids = mask.cumsum(1)[:, -1:] - 1
     step = {"input_ids": torch.full_like(ids, 5), "attention_mask": mask}
@@ -69,7 +69,7 @@ def counted(model, inputs, method):
             passed["context"].enter_context(fv.drop(model, method))
 
     def prefill():
-        passed["output"] = model(**given, use_cache=True, logits_to_keep=1)
+        passed["output"] = model(**arguments, use_cache=True, logits_to_keep=1)
 
     def decode():
         model(**passed["step"], use_cache=True, logits_to_keep=1)
@@ -81,7 +81,7 @@ def counted(model, inputs, method):
             if name == "decode":
                 passed["step"] = step | with_cache(cache_in(passed["output"]))
             counted[name] = counting(part, layers, far.Far())
-    return {name: found.to_dict() for name, found in counted.items()}
+    return {name: counts.to_dict() for name, counts in counted.items()}
 
 
 def _once(call, _, mode):

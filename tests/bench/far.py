@@ -23,9 +23,9 @@ class FarTensor(Tensor):
     @staticmethod
     def __new__(cls, near):
         settings = {"strides": near.stride(), "storage_offset": near.storage_offset(), "dtype": near.dtype}
-        made = Tensor._make_wrapper_subclass(cls, near.shape, **settings, device=torch.device(NAME, 0))
-        made.near = near
-        return made
+        tensor = Tensor._make_wrapper_subclass(cls, near.shape, **settings, device=torch.device(NAME, 0))
+        tensor.near = near
+        return tensor
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -51,9 +51,9 @@ class Far(TorchDispatchMode):
 def _run(function, args, kwargs):
     to = kwargs.get("device")
     near_args, near_kwargs = tree_map(_near, (args, kwargs))
-    made = _flash(*near_args, **near_kwargs) if function is FLASH else function(*near_args, **near_kwargs)
+    output = _flash(*near_args, **near_kwargs) if function is FLASH else function(*near_args, **near_kwargs)
     far = tree_any(lambda leaf: isinstance(leaf, FarTensor), (args, kwargs)) if to is None else to.type == NAME
-    return tree_map(lambda leaf: FarTensor(leaf) if isinstance(leaf, Tensor) else leaf, made) if far else made
+    return tree_map(lambda leaf: FarTensor(leaf) if isinstance(leaf, Tensor) else leaf, output) if far else output
 
 
 def _near(leaf):
@@ -64,8 +64,8 @@ def _near(leaf):
 
 def _flash(query, key, value, dropout=0.0, is_causal=False, return_debug_mask=False, *, scale=None):
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-    made, logsumexp = kernel(query, key, value, dropout, is_causal, scale=scale)
-    return made, logsumexp, None, None, query.shape[2], key.shape[2], torch.zeros(2), torch.zeros(()), torch.zeros(0)
+    output, logsumexp = kernel(query, key, value, dropout, is_causal, scale=scale)
+    return output, logsumexp, None, None, query.shape[2], key.shape[2], torch.zeros(2), torch.zeros(()), torch.zeros(0)
 
 
 @cache

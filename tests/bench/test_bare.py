@@ -38,9 +38,9 @@ def test_layers_compute_what_the_arithmetic_says_or_are_left_alone(family):
     assert said == ""
     rows, text = rows_of(inputs)
     with Flops() as flops, bare(known, rows):
-        found = time_parts(model, inputs, 1, lambda: flops.total)
+        times = time_parts(model, inputs, 1, lambda: flops.total)
     cost = fv.cost(model, text_tokens=text, vision_tokens=COUNTS[0], tokens=COUNTS, tower_images=1, grids=[[(5, 5)]])
-    assert found["prefill"] == cost.prefill_flops
+    assert times["prefill"] == cost.prefill_flops
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -56,27 +56,27 @@ def test_layers_that_scale_queries_by_position_are_given_positions():
 
 def check_numbers(model, plain, inputs):
     """Against a loop over the layers of `plain`, the same model with SDPA, which looks back alone without a mask."""
-    given = {}
+    arguments = {}
     known, (rows, _) = family_for(model), rows_of(inputs)
     text = known.text
-    watch = text.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
+    watch = text.register_forward_pre_hook(lambda module, args, kwargs: arguments.update(kwargs), with_kwargs=True)
     try:
         with torch.no_grad(), bare(known, rows):
-            found = model.model(**inputs, use_cache=False).last_hidden_state
+            expected = model.model(**inputs, use_cache=False).last_hidden_state
     finally:
         watch.remove()
-    hidden, ids = given["inputs_embeds"], given["position_ids"]
+    hidden, ids = arguments["inputs_embeds"], arguments["position_ids"]
     ids = torch.arange(hidden.shape[1])[None] if ids is None else ids
     both_ways = model.config.model_type == "gemma3"  # its pictures
     with torch.no_grad():
         for index, (layer, count) in enumerate(zip(family_for(plain).layers, rows, strict=True)):
-            mask = given["attention_mask"]
+            mask = arguments["attention_mask"]
             mask = mask[text.config.layer_types[index]][..., -count:, -count:] if both_ways else None
             places = ids[..., -count:] if ids.dim() < 3 else ids[-3:, :, -count:]
             pair = known.rotary(index, hidden, places)
             asked = {"attention_mask": mask, "position_embeddings": pair, "position_ids": places}
             hidden = layer(hidden[:, -count:], **asked)
-        torch.testing.assert_close(found, text.norm(hidden), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(expected, text.norm(hidden), atol=1e-5, rtol=1e-5)
 
 
 def test_hooks_come_off_whatever_happens():

@@ -20,11 +20,11 @@ def test_bytes_are_those_of_new_tensors_and_the_peak_of_those_that_live():
         for _ in range(3):
             kept + 1  # made and let go
 
-    found = count(work)
-    assert found.made == 4 * 4000
-    assert found.peak == 2 * 4000
-    assert found.operators == 4
-    assert found.waits == {}
+    counts = count(work)
+    assert counts.made == 4 * 4000
+    assert counts.peak == 2 * 4000
+    assert counts.operators == 4
+    assert counts.waits == {}
 
 
 def test_a_view_is_no_new_tensor():

@@ -24,11 +24,11 @@ def paired_run(methods, *, layers=5, side=168, attention="eager", batch=1, new_t
     inputs["attention_mask"][:1, :shorter] = 0
     workload = Workload(inputs, batch, BEFORE + AFTER, ((side // 14) ** 2,))
     started, flops = [], Flops()
-    made = PairedRun(model, workload, new_tokens, clock=lambda: flops.total)
-    made.prepare(methods, **asked, starting=started.append)
+    measured_pairs = PairedRun(model, workload, new_tokens, clock=lambda: flops.total)
+    measured_pairs.prepare(methods, **asked, starting=started.append)
     with flops:
-        assert list(made.run(pairs)) == list(range(1, pairs + 1))
-    return made, started
+        assert list(measured_pairs.run(pairs)) == list(range(1, pairs + 1))
+    return measured_pairs, started
 
 
 def by_name(made):
@@ -46,19 +46,19 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def measured():
-    made, started = paired_run(METHODS)
-    return made, started, by_name(made)
+    run, started = paired_run(METHODS)
+    return run, started, by_name(run)
 
 
 def test_beside_every_method_there_are_its_controls(measured):
-    made, started, _ = measured
+    run, started, _ = measured
     of_each = ("", ": random", ": bare")
     names = [FULL, KEEP_ALL, *(f"{name}{what}" for name in METHODS for what in of_each), AGAIN]
-    assert list(made.candidates) == names
+    assert list(run.candidates) == names
     assert started == [name for name in names if not name.endswith(": bare") and name != AGAIN]
-    assert [list(seconds) for seconds in made.rounds] == [names] * 2
+    assert [list(seconds) for seconds in run.rounds] == [names] * 2
     for name in METHODS:
-        one, control, alone = (made.candidates[f"{name}{what}"] for what in of_each)
+        one, control, alone = (run.candidates[f"{name}{what}"] for what in of_each)
         assert one.control == control.name
         assert one.bare == control.bare == alone.name
         assert one.held.tokens == control.held.tokens == alone.held.tokens
@@ -89,19 +89,19 @@ def test_a_machine_is_noisy_in_the_parts_whose_interval_of_the_untouched_model_o
 
 
 def test_a_method_is_as_much_slower_than_random_as_it_computes_more(measured):
-    made, _, rows = measured
+    run, _, rows = measured
     assert rows["v2drop"]["prefill_over_random"] == rows["v2drop"]["ttft_over_random"] == 1.0
     row = rows["visiondrop"]
-    priced = made.workload.cost(made.model, from_dict(row["setting"]))
+    priced = run.workload.cost(run.model, from_dict(row["setting"]))
     assert 1 < row["prefill_over_random"] < 1.05 + 1.5 * priced.scoring_flops / priced.prefill_flops
     assert row["prefill_flops"] < row["prefill_ratio"]
 
 
 def test_bare_layers_are_timed_to_the_first_token_and_take_what_the_arithmetic_says(measured):
-    made, _, rows = measured
+    run, _, rows = measured
     of_a_call = {"peak_bytes", "kv_bytes", "kv_bytes_counted", "tpot", "whole", "whole_flops"}
     for name in METHODS:
-        row, cost = rows[f"{name}: bare"], made.workload.cost(made.model, tokens=made.candidates[name].held.tokens)
+        row, cost = rows[f"{name}: bare"], run.workload.cost(run.model, tokens=run.candidates[name].held.tokens)
         assert row["prefill"] == cost.prefill_flops
         assert row["efficiency"] == pytest.approx(1, rel=1e-9)
         assert row["ttft_flops"] == pytest.approx(row["ttft_ratio"], rel=1e-9)
@@ -116,14 +116,14 @@ def test_bare_layers_are_timed_to_the_first_token_and_take_what_the_arithmetic_s
 
 def test_there_are_no_bare_layers_where_nothing_leaves_or_they_are_not_wanted_or_cannot_be():
     whole = {"whole": fv.Uniform(layers=(2,), keep=(1.0,))}
-    made, _ = paired_run(whole, new_tokens=1, pairs=0)
-    assert made.candidates["whole"].bare is None
-    assert not any(one.rows for one in made.candidates.values())
-    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, bare=False)
-    assert (made.candidates["v2drop"].bare, made.obstacle) == (None, "")
-    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, batch=2, shorter=1)
-    assert made.obstacle == "the prompts of the batch differ in length"
-    assert list(made.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", AGAIN]
+    run, _ = paired_run(whole, new_tokens=1, pairs=0)
+    assert run.candidates["whole"].bare is None
+    assert not any(one.rows for one in run.candidates.values())
+    run, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, bare=False)
+    assert (run.candidates["v2drop"].bare, run.obstacle) == (None, "")
+    run, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, batch=2, shorter=1)
+    assert run.obstacle == "the prompts of the batch differ in length"
+    assert list(run.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", AGAIN]
 
 
 def test_the_cache_holds_what_was_counted_and_the_peak_falls(measured):
@@ -149,9 +149,9 @@ def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
 
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(fv.V2Drop, "score", out_of_memory)
-    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1)
-    assert made.candidates["v2drop"].failed == "out of memory"
-    assert [row["name"] for row in rows_of(made)] == [FULL, KEEP_ALL, AGAIN]
+    run, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1)
+    assert run.candidates["v2drop"].failed == "out of memory"
+    assert [row["name"] for row in rows_of(run)] == [FULL, KEEP_ALL, AGAIN]
 
 
 def out_of_memory(*_, **__):
@@ -159,26 +159,26 @@ def out_of_memory(*_, **__):
 
 
 def test_a_budget_that_the_prompt_cannot_meet_is_a_reason_too():
-    made, _ = paired_run({"visiondrop": fv.VisionDrop(tokens=0.5)}, new_tokens=1, pairs=0)
-    assert "its floor is" in made.candidates["visiondrop"].failed
+    run, _ = paired_run({"visiondrop": fv.VisionDrop(tokens=0.5)}, new_tokens=1, pairs=0)
+    assert "its floor is" in run.candidates["visiondrop"].failed
 
 
 def test_rounds_that_are_finished_stay_when_memory_runs_out(monkeypatch):
-    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0)
-    rounds = made.run(5)
+    measured_pairs, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0)
+    rounds = measured_pairs.run(5)
     assert [next(rounds), next(rounds)] == [1, 2]
     monkeypatch.setattr("foveate.engine.runner.cut_before", out_of_memory)
     with pytest.raises(fv.InputError, match="smaller batch"):
         next(rounds)
-    assert len(made.rounds) == 2
+    assert len(measured_pairs.rounds) == 2
 
 
 def test_a_race_is_a_run_of_whole_calls_beside_the_untouched_model_and_itself():
     model, inputs = llava(side=168, width=64, layers=5)
     ends = []
-    found = race(model, inputs, METHODS, new_tokens=2, pairs=3, after=lambda: ends.append(1))
-    assert list(found) == [*METHODS, AGAIN]
-    assert {ratio.rounds for ratio in found.values()} == {3}
+    rows = race(model, inputs, METHODS, new_tokens=2, pairs=3, after=lambda: ends.append(1))
+    assert list(rows) == [*METHODS, AGAIN]
+    assert {ratio.rounds for ratio in rows.values()} == {3}
     assert len(ends) == 4
 
 
@@ -189,18 +189,18 @@ def graphed(graphs_on_cpu):
     def call(methods, pairs=2):
         model, inputs = llava(side=168, width=64, layers=5)
         model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-        made = PairedRun(model, Workload(inputs, 1, BEFORE + AFTER, (144,)), new_tokens=1)
-        made.prepare(methods, bare=False, cuda_graphs=True)
-        list(made.run(pairs))
-        return made, by_name(made)
+        measured_pairs = PairedRun(model, Workload(inputs, 1, BEFORE + AFTER, (144,)), new_tokens=1)
+        measured_pairs.prepare(methods, bare=False, cuda_graphs=True)
+        list(measured_pairs.run(pairs))
+        return measured_pairs, by_name(measured_pairs)
 
     return call
 
 
 def test_graphs_are_timed_beside_what_they_replay(graphed):
-    made, rows = graphed({"v2drop": METHODS["v2drop"]})
+    run, rows = graphed({"v2drop": METHODS["v2drop"]})
     names = [GRAPH.format(name) for name in (FULL, "v2drop")]
-    assert list(made.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", *names, AGAIN]
+    assert list(run.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", *names, AGAIN]
     for name, plain in zip(names, (FULL, "v2drop"), strict=True):
         row = rows[name]
         assert (row["setting"], row["layer_tokens"]) == (rows[plain]["setting"], rows[plain]["layer_tokens"])
@@ -216,8 +216,8 @@ def test_graphs_are_timed_beside_what_they_replay(graphed):
 
 def test_what_is_not_replayed_is_left_out_with_its_reason(graphed):
     many = {str(keep): fv.V2Drop(layers=(2,), keep=(keep / 10,)) for keep in range(1, 9)}
-    made, rows = graphed(many, pairs=0)
-    failed = {name: made.candidates[GRAPH.format(name)].failed for name in (FULL, *many)}
+    run, rows = graphed(many, pairs=0)
+    failed = {name: run.candidates[GRAPH.format(name)].failed for name in (FULL, *many)}
     (first,) = [name for name, why in failed.items() if why]  # evicted by the ninth, and not recorded at once again
     assert "8 graphs" in failed[first]
     assert GRAPH.format(first) not in rows

@@ -54,11 +54,11 @@ def test_a_model_takes_its_prompt_and_drops_from_it(name):
     workload = synthetic(known, PromptRequest(batch=2, text_tokens=20, frames=frames), CPU)
     method = fv.V2Drop.for_budget(model, retention=0.5, vision_tokens=workload.vision_tokens)
     with fv.drop(model, method) as trace:
-        found = time_parts(model, workload.inputs, 2)
+        times = time_parts(model, workload.inputs, 2)
     assert trace.vision_tokens == [workload.vision_tokens] * 2
     assert trace.latest.rows == (workload.vision_tokens + 20,) * 2
-    assert list(found) == [part for part in PARTS if part != "launches"]
-    assert 0 < found["tower"] + found["prefill"] < found["ttft"] < found["whole"]
+    assert list(times) == [part for part in PARTS if part != "launches"]
+    assert 0 < times["tower"] + times["prefill"] < times["ttft"] < times["whole"]
     cost = workload.cost(model, method)
     assert list(cost.tokens) == [counts[0] for counts in trace.latest.per_layer]
     assert cost.tower_flops > 0

@@ -70,18 +70,19 @@ def waits(family, name, prompt):
 
 def _of(model, inputs, turns):
     """Of the last of so many turns with the same new text and picture."""
-    given = {name: far.FarTensor(value) for name, value in inputs.items()}
+    arguments = {name: far.FarTensor(value) for name, value in inputs.items()}
     mask, cache = inputs["attention_mask"], None
     for turn in range(turns):
-        given["attention_mask"] = far.FarTensor(torch.cat([mask] * (turn + 1), dim=1))
+        arguments["attention_mask"] = far.FarTensor(torch.cat([mask] * (turn + 1), dim=1))
         passed = {}
         if cache is not None:
             ids = torch.arange(mask.shape[1] * turn, mask.shape[1] * (turn + 1))[None].expand(len(mask), -1)
             ids = ids.expand(3, -1, -1) if TINY[model.config.model_type].mrope else ids
             passed = {**with_cache(cache), "position_ids": far.FarTensor(ids.contiguous())}
-        made = []
-        seen = waits_in(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), far.Far())
-        cache = cache_in(made[0])
+        steps = []
+        passed |= arguments
+        seen = waits_in(lambda passed=passed, steps=steps: steps.append(model(**passed)), far.Far())
+        cache = cache_in(steps[0])
     return seen
 
 
@@ -90,14 +91,14 @@ READING = (Read(keep=0.3), DyCoke(k=0.0, p=0.7))
 
 def of_reading(method):
     """Where a prompt waits behind which steps read less, and three steps."""
-    inputs, made, seen, cache = batch("llava", ["titit", "tit", "ttt"]), [], [], None
+    inputs, steps, seen, cache = batch("llava", ["titit", "tit", "ttt"]), [], [], None
     mask, model = inputs["attention_mask"], model_of("llava")
     with fv.drop(model, method):
         for token in (7, 8, 9, 10):
-            given = {name: far.FarTensor(value.contiguous()) for name, value in inputs.items()}
-            given |= {**with_cache(cache), "use_cache": True}
-            seen.append(waits_in(lambda given=given: made.append(model(**given)), far.Far()))
-            cache, mask = cache_in(made[0]), torch.cat((mask, mask.new_ones(3, 1)), dim=1)
+            arguments = {name: far.FarTensor(value.contiguous()) for name, value in inputs.items()}
+            arguments |= {**with_cache(cache), "use_cache": True}
+            seen.append(waits_in(lambda arguments=arguments: steps.append(model(**arguments)), far.Far()))
+            cache, mask = cache_in(steps[0]), torch.cat((mask, mask.new_ones(3, 1)), dim=1)
             ids = mask.cumsum(1)[:, -1:] - 1
             inputs = {"input_ids": torch.full((3, 1), token), "attention_mask": mask, "position_ids": ids}
     return seen

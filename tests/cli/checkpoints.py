@@ -22,10 +22,10 @@ def tokenizer(roles: dict[str, tuple[int, str]]) -> transformers.PreTrainedToken
     specials = dict(roles.values())
     words = [specials.get(at, f"w{at}") for at in range(VOCABULARY)]
     words[: len(WORDS)] = WORDS
-    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words_only = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=words_only, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         extra_special_tokens={role: token for role, (_, token) in roles.items()},
     )  # fmt: skip
 
@@ -47,8 +47,8 @@ def save_qwen3_5(folder: Path) -> Path:
     """Qwen3.5 with a state in the place of a cache in two of six layers. Its processor needs torchvision."""
     from tests.families.test_qwen3_5 import config
 
-    made = config()
-    vision = made.vision_config
+    settings = config()
+    vision = settings.vision_config
     patches = {
         "patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
@@ -65,4 +65,4 @@ def save_qwen3_5(folder: Path) -> Path:
         tokenizer=tokenizer(roles),
         chat_template=TEMPLATE.replace("MEDIA", "<|vision_start|><|image_pad|><|vision_end|> "),
     )
-    return save(folder, made, "Qwen3_5ForConditionalGeneration", processor)
+    return save(folder, settings, "Qwen3_5ForConditionalGeneration", processor)

@@ -20,12 +20,12 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     assert re.search(few, said, re.MULTILINE)
     progress = r"^foveate: Answering: \d+ to do\n(foveate: Answering: .*\n)*foveate: Answering: \d+ done in "
     assert re.search(progress, err, re.MULTILINE)
-    found = json.loads(out.read_text())
-    full = found["rows"][0]
+    record = json.loads(out.read_text())
+    full = record["rows"][0]
     assert (full["name"], full["questions"]) == ("full model", 4)
-    assert {"weights", "dtype"} <= set(found["model"])
-    assert set(found["versions"]) == {"foveate", "torch", "transformers"}
-    cells = {(row["name"], row["budget"]): row for row in found["rows"] if row["budget"] and not row["task"]}
+    assert {"weights", "dtype"} <= set(record["model"])
+    assert set(record["versions"]) == {"foveate", "torch", "transformers"}
+    cells = {(row["name"], row["budget"]): row for row in record["rows"] if row["budget"] and not row["task"]}
     assert [name for (name, _), row in cells.items() if "infeasible" in row] == ["v2drop", "v2drop:reverse=true"]
     assert {("v2drop", 64), ("random", 32)} <= {key for key, row in cells.items() if "infeasible" not in row}
     assert len(cells["random", 64]["draws"]) == len(cells["random", 64]["settings"]) == 2
@@ -37,4 +37,4 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     code, said, err = run("eval", *asked, "--draws", 2, "--cache", cache, "--json")
     again = json.loads(said)
     assert "known already" in err
-    assert again["rows"] == found["rows"]
+    assert again["rows"] == record["rows"]

@@ -73,14 +73,14 @@ def test_it_is_calibrated_written_and_asked_with(run, samples, tmp_path):
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )
 def test_it_is_refused_with_a_sentence(words, code, says, run, samples, file, tmp_path):
-    given = []
+    flags = []
     for word in words:
-        given += {
+        flags += {
             "PICTURE": [samples.with_name("0.png")],
             "SAMPLES": ["--samples", samples],
             "IN": [samples, tmp_path / "out"],
         }.get(word, [word])
-    got, _, err = run(*given, file)
+    got, _, err = run(*flags, file)
     assert (got, says in err) == (code, True), err
 
 

@@ -51,8 +51,8 @@ def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
         places["many"] = film(tmp_path / "many.mp4", 800, size=(16, 16))
     files = [str(argument).format(**places) for argument in arguments]
     (tmp_path / "config.json").write_text("{}")  # it cannot be loaded, and only loading tells
-    found, out, err = run("generate", *files, *QUESTION, "--model", tmp_path)
-    assert (found, out) == (code, "")
+    status, out, err = run("generate", *files, *QUESTION, "--model", tmp_path)
+    assert (status, out) == (code, "")
     assert says in " ".join(err.split())
     assert len(err.splitlines()) == 1 or code == 2
 

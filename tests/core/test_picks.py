@@ -41,18 +41,18 @@ def batched(function, *tensors):
 
 def test_cosines_of_half_precision_are_float32():
     rows = points(9, seed=0).to(torch.bfloat16)
-    found = cosines(rows)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.tensor(table(rows.double())).float(), atol=1e-5, rtol=0)
+    likeness = cosines(rows)
+    assert likeness.dtype == torch.float32
+    torch.testing.assert_close(likeness, torch.tensor(table(rows.double())).float(), atol=1e-5, rtol=0)
 
 
 def test_exact_cosines_are_symmetric_and_1_with_themselves():
     rows = torch.randn(50, 700, generator=torch.Generator().manual_seed(0))
-    found = cosines(rows, exact=True)
-    assert torch.equal(found, found.T)
-    assert torch.equal(found.diagonal(), torch.ones(50).double())
-    assert torch.equal(found * 2**40, (found * 2**40).round())
-    torch.testing.assert_close(found, torch.tensor(table(rows.double()), dtype=torch.float64), atol=2.0**-40, rtol=0)
+    likeness = cosines(rows, exact=True)
+    assert torch.equal(likeness, likeness.T)
+    assert torch.equal(likeness.diagonal(), torch.ones(50).double())
+    assert torch.equal(likeness * 2**40, (likeness * 2**40).round())
+    torch.testing.assert_close(likeness, torch.tensor(table(rows.double()), dtype=torch.float64), atol=2.0**-40, rtol=0)
     for shape in ((7, 33), (9, 64), (50, 700)):  # of the first two a plain product is not symmetric
         rows = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         assert torch.equal(cosines(rows), cosines(rows).T)
@@ -176,11 +176,11 @@ def test_suppress_equals_a_walk(tokens, seed, threshold, data):
     count = data.draw(st.integers(0, tokens))
     scores = data.draw(st.lists(st.integers(0, 4), min_size=tokens, max_size=tokens))
     similarity = cosines(points(tokens, seed, width=3), exact=True)
-    found = suppress(torch.tensor(scores).float(), similarity, threshold, count)
-    assert found.tolist() == walk(scores, similarity.tolist(), [threshold] * tokens, count)
+    picks = suppress(torch.tensor(scores).float(), similarity, threshold, count)
+    assert picks.tolist() == walk(scores, similarity.tolist(), [threshold] * tokens, count)
     own = torch.rand(tokens, generator=torch.Generator().manual_seed(seed))
-    found = suppress(torch.tensor(scores).float(), similarity, own, count)
-    assert found.tolist() == walk(scores, similarity.tolist(), own.tolist(), count)
+    picks = suppress(torch.tensor(scores).float(), similarity, own, count)
+    assert picks.tolist() == walk(scores, similarity.tolist(), own.tolist(), count)
 
 
 # -- thinning --------------------------------------------------------------------------------------------------
@@ -203,8 +203,8 @@ def test_thin_equals_the_list_by_hand(tokens, seed, per_round, data):
     count = data.draw(st.integers(0, length))
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[:length]
     similarity = cosines(points(tokens, seed, width=4), exact=True)
-    found = thin(order, similarity, count, per_round)
-    assert found.tolist() == thin_by_hand(order.tolist(), similarity.tolist(), count, per_round)
+    picks = thin(order, similarity, count, per_round)
+    assert picks.tolist() == thin_by_hand(order.tolist(), similarity.tolist(), count, per_round)
 
 
 def test_thin_breaks_ties_by_place_in_the_list():
@@ -266,10 +266,10 @@ def test_quotas_equal_shares_by_hand(data, groups):
     numbers = st.lists(st.integers(0, 9), min_size=groups, max_size=groups)
     weights, room = data.draw(numbers), data.draw(numbers)
     count = data.draw(st.integers(0, 80))
-    found = quotas(torch.tensor(weights).float(), torch.tensor(room), count).tolist()
-    assert found == shares_by_hand(weights, room, count)
+    shares = quotas(torch.tensor(weights).float(), torch.tensor(room), count).tolist()
+    assert shares == shares_by_hand(weights, room, count)
     tiny = torch.tensor(weights).float() * 2.0**-60  # as attention to a high power is
-    assert quotas(tiny, torch.tensor(room), count).tolist() == found
+    assert quotas(tiny, torch.tensor(room), count).tolist() == shares
 
 
 # -- all of them -----------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ def test_shares_by_hand():
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12), data=st.data())
 def test_shares_sum_exactly_and_fit(sizes, data):
     count = data.draw(st.integers(0, sum(sizes)))
-    found = share_out(count, sizes)
-    assert sum(found) == count
-    for share, size in zip(found, sizes, strict=True):
+    shares = share_out(count, sizes)
+    assert sum(shares) == count
+    for share, size in zip(shares, sizes, strict=True):
         assert share <= size
         assert abs(share * sum(sizes) - count * size) < max(sum(sizes), 1)
 
@@ -32,9 +32,9 @@ def test_shares_sum_exactly_and_fit(sizes, data):
 def test_top_equals_sorting_pairs(scores, data):
     count = data.draw(st.integers(0, len(scores)))
     wanted = sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])
-    found = top(torch.tensor(scores, dtype=torch.float32), count)
-    assert found.tolist() == wanted
-    assert found.dtype == torch.int64
+    highest = top(torch.tensor(scores, dtype=torch.float32), count)
+    assert highest.tolist() == wanted
+    assert highest.dtype == torch.int64
 
 
 @pytest.mark.parametrize(("shape", "count"), [((4,), 5), ((4,), -1), ((2, 2), 1), ((), 0)])
@@ -65,9 +65,9 @@ def test_ranks_in_groups_equal_counting_those_before(pairs):
 @given(tokens=st.integers(0, 300), data=st.data())
 def test_spread_takes_the_middle_of_equal_cells(tokens, data):
     count = data.draw(st.integers(0, tokens))
-    found = spread(tokens, count).tolist()
-    assert found == [int((place + 0.5) * tokens / count) for place in range(count)]
-    assert len(set(found)) == count
+    places = spread(tokens, count).tolist()
+    assert places == [int((place + 0.5) * tokens / count) for place in range(count)]
+    assert len(set(places)) == count
 
 
 def test_spreading_more_than_there_are_is_refused():

@@ -23,11 +23,11 @@ def test_rows_are_those_of_torch(shape, places, dim):
 
 
 def test_what_is_made_is_made_once_a_key():
-    memo, made, shift = Memo(), [], torch.zeros(1)
+    memo, calls, shift = Memo(), [], torch.zeros(1)
     keys = [("tables", None), ("tables", shift, None), ("tables", torch.zeros(1), None), ("tables", shift, "local")]
     for key in keys + keys:
-        memo.once(lambda key=key: made.append(key) or key, *key)
-    assert len(made) == len(keys)
+        memo.once(lambda key=key: calls.append(key) or key, *key)
+    assert len(calls) == len(keys)
     assert memo.once(lambda: "again", "tables", shift, "local") is keys[3]
 
 

@@ -37,11 +37,11 @@ def looped_picks(rows, count, steps):
 
 def looped_parents(rows, kept):
     rows, kept = rows.detach().double(), kept.tolist()
-    found = []
+    widths = []
     for j, row in enumerate(rows):
         away = [0.0 if i == j else float((row - rows[i]).square().sum()) for i in kept]
-        found.append(kept.index(j) if j in kept else min(range(len(kept)), key=lambda place: away[place]))
-    return found
+        widths.append(kept.index(j) if j in kept else min(range(len(kept)), key=lambda place: away[place]))
+    return widths
 
 
 @settings(deadline=None, max_examples=60)

@@ -29,18 +29,18 @@ def test_of_two_signals_of_a_kind_each_is_named():
 
 
 def test_what_is_made_on_demand_is_made_once():
-    made = []
+    calls = []
 
     def make():
-        made.append(None)
+        calls.append(None)
         return torch.ones(3)
 
     view = LayerView(count=3, hidden=make, signals={LAST: make})
-    assert made == []
+    assert calls == []
     assert view.hidden is view.hidden
-    assert len(made) == 1
+    assert len(calls) == 1
     assert view[LAST] is view.attention is view[LAST]
-    assert len(made) == 2
+    assert len(calls) == 2
 
 
 def test_a_view_made_by_hand_answers_for_any_signal_of_a_kind():

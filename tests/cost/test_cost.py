@@ -33,27 +33,27 @@ def cost(config=SHORT, **given):
 
 
 def test_the_paper_setting_on_llava_7b_by_hand():
-    found = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
-    assert found.tokens == (576,) * 3 + (288,) * 14 + (86,) * 5 + (1,) * 10
-    rows = [40 + n for n in found.tokens]
-    assert list(found.layer_flops) == [n * (8 * 4096**2 + 6 * 4096 * 11008) + 4 * n * n * 4096 for n in rows]
-    assert found.kv_lengths == tuple(rows)
-    assert found.kv_bytes == sum(rows) * 2 * 4096 * 2
-    assert found.retention == 193.75 / 576
-    assert found.scoring_flops == 3 * 4096 * (576 + 288 + 86)
-    assert found.head_flops == 2 * 4096 * 32064
+    costs = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
+    assert costs.tokens == (576,) * 3 + (288,) * 14 + (86,) * 5 + (1,) * 10
+    rows = [40 + n for n in costs.tokens]
+    assert list(costs.layer_flops) == [n * (8 * 4096**2 + 6 * 4096 * 11008) + 4 * n * n * 4096 for n in rows]
+    assert costs.kv_lengths == tuple(rows)
+    assert costs.kv_bytes == sum(rows) * 2 * 4096 * 2
+    assert costs.retention == 193.75 / 576
+    assert costs.scoring_flops == 3 * 4096 * (576 + 288 + 86)
+    assert costs.head_flops == 2 * 4096 * 32064
     a_row = 8 * 4096**2 + 6 * 4096 * 11008
-    assert found.decode_flops == sum(a_row + 4 * (n + 1) * 4096 for n in rows) + found.head_flops
+    assert costs.decode_flops == sum(a_row + 4 * (n + 1) * 4096 for n in rows) + costs.head_flops
 
 
 def test_where_tokens_leave_by_hand():
-    found = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
-    assert found.leaving == (
+    costs = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
+    assert costs.leaving == (
         ("before decoder layer 3", 576, 288),
         ("before decoder layer 17", 288, 86),
         ("before decoder layer 22", 86, 1),
     )
-    assert "86 → 1" in found._repr_html_()
+    assert "86 → 1" in costs._repr_html_()
     assert fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576).leaving == ()
     shorter = cost(method=fv.Chain(members=(fv.DivPrune(keep=0.5), fv.FinalKV())))
     assert shorter.leaving == (("before the decoder's first layer", 576, 288),)
@@ -72,9 +72,9 @@ def test_several_images_are_given_one_by_one():
 
 
 def test_a_prompt_without_vision_tokens_costs_no_tower():
-    found = cost(vision_tokens=[], method=fv.V2Drop(layers=(2,), keep=(0.5,)), tower_images=None)
-    assert (found.tower_flops, found.projector_flops, found.scoring_flops, found.retention) == (0, 0, 0, 1.0)
-    assert found == replace(cost(vision_tokens=0, tower_images=None), vision_tokens=())
+    costs = cost(vision_tokens=[], method=fv.V2Drop(layers=(2,), keep=(0.5,)), tower_images=None)
+    assert (costs.tower_flops, costs.projector_flops, costs.scoring_flops, costs.retention) == (0, 0, 0, 1.0)
+    assert costs == replace(cost(vision_tokens=0, tower_images=None), vision_tokens=())
 
 
 def test_the_cache_dtype_is_the_configs_or_the_one_given():
@@ -121,10 +121,10 @@ def test_causal_attention_is_half_of_the_attention_part_alone(vision, method):
 
 @given(vision=COUNTS, method=SCHEDULES)
 def test_layers_add_up_and_dropping_never_costs_more(vision, method):
-    found, whole = cost(vision_tokens=vision, method=method), cost(vision_tokens=vision)
-    assert sum(found.layer_flops) == found.prefill_flops <= whole.prefill_flops
-    assert found.kv_bytes <= whole.kv_bytes
-    assert found.retention <= 1
+    less, whole = cost(vision_tokens=vision, method=method), cost(vision_tokens=vision)
+    assert sum(less.layer_flops) == less.prefill_flops <= whole.prefill_flops
+    assert less.kv_bytes <= whole.kv_bytes
+    assert less.retention <= 1
 
 
 # Against the engine.
@@ -142,7 +142,7 @@ def check_counted(family):
     with torch.no_grad(), FlopCounterMode(display=False) as before:
         sizes = [len(one) for one in model.model.get_image_features(**pictures).pooler_output]
     layouts = family_for(model).pictures(model.config, "image", inputs, sizes)
-    found = fv.cost(
+    costs = fv.cost(
         model,
         text_tokens=inputs["input_ids"].shape[1] - sum(sizes),
         vision_tokens=sizes,
@@ -156,23 +156,23 @@ def check_counted(family):
         pixels, vision = pictures["pixel_values"], model.config.vision_config
         patches = pixels[:, 0].numel() // vision.patch_size**2 - model.config.spatial_merge_size**2 * sum(sizes)
         padding = 2 * patches * 3 * vision.patch_size**2 * vision.hidden_size
-    assert found.tower_flops + found.projector_flops + padding == before.get_total_flops()
+    assert costs.tower_flops + costs.projector_flops + padding == before.get_total_flops()
     with torch.no_grad(), fv.drop(model, method) as trace:
         with FlopCounterMode(display=False) as counter:
             cache = cache_in(model(**inputs, use_cache=True))
         held = sum(t.nbytes for layer in cache.layers if hasattr(layer, "keys") for t in cached(layer))
         with FlopCounterMode(display=False) as step:
             model(input_ids=torch.tensor([[5]]), **with_cache(cache), use_cache=True)
-    assert of_layers(counter, family_for(model)) == list(found.layer_flops)
-    assert trace.retention == [pytest.approx(found.retention)]
-    assert [lengths[0] for lengths in trace.kv_lengths] == list(found.kv_lengths)
-    assert held == found.kv_bytes
+    assert of_layers(counter, family_for(model)) == list(costs.layer_flops)
+    assert trace.retention == [pytest.approx(costs.retention)]
+    assert [lengths[0] for lengths in trace.kv_lengths] == list(costs.kv_lengths)
+    assert held == costs.kv_bytes
     states = 0  # multiplied element by element, which nobody counts
     for layer in model.get_decoder().layers:
         if mixer := getattr(layer, "linear_attn", None):
             states += 3 * 2 * mixer.num_v_heads * mixer.head_k_dim * mixer.head_v_dim
-    assert found.head_flops == 2 * model.lm_head.in_features * model.lm_head.out_features
-    assert found.decode_flops == sum(of_layers(step, family_for(model))) + states + found.head_flops
+    assert costs.head_flops == 2 * model.lm_head.in_features * model.lm_head.out_features
+    assert costs.decode_flops == sum(of_layers(step, family_for(model))) + states + costs.head_flops
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(COUNTED)))
@@ -180,8 +180,8 @@ def test_layers_are_measured_where_the_tower_is_not(family):
     model, inputs = models.tiny(family, "eager"), batch(family, ["titit"])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(**inputs)
-    found = fv.cost(model, text_tokens=inputs["input_ids"].shape[1] - 12, vision_tokens=12)
-    assert of_layers(counter, family_for(model)) == list(found.layer_flops)
+    costs = fv.cost(model, text_tokens=inputs["input_ids"].shape[1] - 12, vision_tokens=12)
+    assert of_layers(counter, family_for(model)) == list(costs.layer_flops)
 
 
 @pytest.mark.parametrize("family", COUNTED)
@@ -262,8 +262,8 @@ def test_a_layer_with_a_window_holds_no_more_than_it_sees():
     whole, windowed = (
         LlavaConfig(text_config={"model_type": "mistral", "sliding_window": window}) for window in (None, 501)
     )
-    full, found = cost(whole, text_tokens=24), cost(windowed, text_tokens=24)
-    assert found.layer_flops == full.layer_flops  # the prefill multiplies every pair, seen or not
-    assert found.kv_lengths == (500,) * 32
-    assert found.kv_bytes * 600 == full.kv_bytes * 500
-    assert found.decode_flops == cost(whole, text_tokens=0, vision_tokens=500).decode_flops
+    full, less = cost(whole, text_tokens=24), cost(windowed, text_tokens=24)
+    assert less.layer_flops == full.layer_flops  # the prefill multiplies every pair, seen or not
+    assert less.kv_lengths == (500,) * 32
+    assert less.kv_bytes * 600 == full.kv_bytes * 500
+    assert less.decode_flops == cost(whole, text_tokens=0, vision_tokens=500).decode_flops

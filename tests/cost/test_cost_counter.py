@@ -105,9 +105,9 @@ def check_encoding(config, modality, *pixels, tokens=None, **known):
     counter = count(lambda: answers.append(getattr(model, f"get_{modality}_features")(*pixels)))
     if tokens is None:
         tokens = len(answers[0].pooler_output[0])
-    found = fv.cost(config, text_tokens=5, vision_tokens=tokens, **known)
-    assert found.tower_flops == inside(counter, "CLIPVisionModel", "SiglipVisionModel") > 0
-    assert found.projector_flops == inside(counter, *PROJECTORS, "LlavaNextVideoPooler") > 0
+    costs = fv.cost(config, text_tokens=5, vision_tokens=tokens, **known)
+    assert costs.tower_flops == inside(counter, "CLIPVisionModel", "SiglipVisionModel") > 0
+    assert costs.projector_flops == inside(counter, *PROJECTORS, "LlavaNextVideoPooler") > 0
 
 
 @pytest.mark.parametrize("settings", TOWERS.values(), ids=TOWERS.keys())
@@ -159,11 +159,11 @@ def llava_7b():
 def test_llava_1_5_7b_equals_the_counter_part_by_part():
     config = llava_7b()
     model = build(config)
-    found = fv.cost(config, text_tokens=40, vision_tokens=576)
+    costs = fv.cost(config, text_tokens=40, vision_tokens=576)
     prefill, decode = decoder_flops(model, [616] * 32)
-    assert found.prefill_flops == sum(prefill) == 8_177_382_850_560
-    assert found.decode_flops == sum(decode) + found.head_flops
+    assert costs.prefill_flops == sum(prefill) == 8_177_382_850_560
+    assert costs.decode_flops == sum(decode) + costs.head_flops
     counter = count(model.model.get_image_features, meta(1, 3, 336, 336))
-    assert found.projector_flops == inside(counter, "LlavaMultiModalProjector")
-    assert found.tower_flops == inside(counter, "CLIPVisionModel")
-    assert found.kv_bytes == 32 * 2 * 616 * 4096 * 2
+    assert costs.projector_flops == inside(counter, "LlavaMultiModalProjector")
+    assert costs.tower_flops == inside(counter, "CLIPVisionModel")
+    assert costs.kv_bytes == 32 * 2 * 616 * 4096 * 2

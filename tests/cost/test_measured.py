@@ -46,20 +46,20 @@ def test_the_engine_runs_what_was_measured(name):
         with FlopCounterMode(display=False) as after:
             model(**step, **with_cache(cache), use_cache=True)
     sizes = [media.length for media in trace.history[0].media[0]]
-    found = fv.cost(
+    costs = fv.cost(
         model,
         text_tokens=inputs["input_ids"].shape[1] - sum(sizes),
         vision_tokens=sizes,
         method=METHOD,
         dtype=torch.float32,
     )
-    assert of_layers(counter, family) == list(found.layer_flops)
-    assert [lengths[0] for lengths in trace.history[0].kv_lengths] == list(found.kv_lengths)
-    assert held == found.kv_bytes
-    assert found.decode_flops == sum(of_layers(after, family)) + found.head_flops
-    assert found.prefill_flops < fv.cost(model, text_tokens=9, vision_tokens=sizes).prefill_flops
-    assert found.tower_flops is None is found.total_flops
-    assert "total not counted" in repr(found)
+    assert of_layers(counter, family) == list(costs.layer_flops)
+    assert [lengths[0] for lengths in trace.history[0].kv_lengths] == list(costs.kv_lengths)
+    assert held == costs.kv_bytes
+    assert costs.decode_flops == sum(of_layers(after, family)) + costs.head_flops
+    assert costs.prefill_flops < fv.cost(model, text_tokens=9, vision_tokens=sizes).prefill_flops
+    assert costs.tower_flops is None is costs.total_flops
+    assert "total not counted" in repr(costs)
 
 
 def test_a_config_is_measured_once(monkeypatch):

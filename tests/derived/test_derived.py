@@ -168,11 +168,11 @@ def joined(model, rows, columns):
     """What enters layer 0 in the first of some columns is the mean over them."""
 
     def mean(layer, args, kwargs):
-        given = args[0] if args else kwargs["hidden_states"]
-        states = given.clone()
-        axis = [*given.shape].index(rows)  # there may be several streams, before or behind it
+        hidden = args[0] if args else kwargs["hidden_states"]
+        states = hidden.clone()
+        axis = [*hidden.shape].index(rows)  # there may be several streams, before or behind it
         for some in columns:
-            states.movedim(axis, 0)[some[0]] = given.movedim(axis, 0)[some].mean(dim=0)
+            states.movedim(axis, 0)[some[0]] = hidden.movedim(axis, 0)[some].mean(dim=0)
         return ((states, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": states})
 
     handle = family_for(model).layers[0].register_forward_pre_hook(mean, with_kwargs=True)

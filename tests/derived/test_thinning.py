@@ -60,10 +60,10 @@ def of_copies(model, method, inputs):
             places[:, rows - each :] = goes_with.view(pictures, each) - starts + rows - each
             state.update(before=hidden, places=places)
             state["stream"] = moved(hidden)
-        given = [at_rows(value, state["places"], rows) for value in args[1:]]
+        arguments = [at_rows(value, state["places"], rows) for value in args[1:]]
         named = {name: at_rows(value, state["places"], rows) for name, value in kwargs.items()}
         if args:
-            return (state["stream"], *given), named
+            return (state["stream"], *arguments), named
         return (), {**named, name: state["stream"]}
 
     def moved(rows):

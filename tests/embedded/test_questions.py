@@ -18,11 +18,11 @@ SINGULAR = {f"{s}es" if s == "cross" else f"{s}s": s for s in SHAPES}
 
 def places(one: Scene) -> dict[str, tuple[float, float]]:
     """Centre of each thing, found in the picture's owner map: its box, whose right edge a moon does not reach."""
-    found = {}
+    kinds = {}
     for number, thing in enumerate(one.things, start=1):
         rows, columns = np.nonzero(one.owner == number)
-        found[thing.name] = (columns.min() + thing.size / 2, (rows.min() + rows.max() + 1) / 2)
-    return found
+        kinds[thing.name] = (columns.min() + thing.size / 2, (rows.min() + rows.max() + 1) / 2)
+    return kinds
 
 
 def quadrant(one: Scene, x: float, y: float) -> str:
@@ -33,40 +33,40 @@ def truth(one: Scene, question: str) -> str | None:
     """The answer, worked out from the question's words."""
     at = places(one)
     names = [name.split() for name in at]
-    if found := re.fullmatch(r"What colour is the (\w+)\?", question):
-        (answer,) = [c for c, s in names if s == found[1]]
+    if match := re.fullmatch(r"What colour is the (\w+)\?", question):
+        (answer,) = [c for c, s in names if s == match[1]]
         return answer
-    if found := re.fullmatch(r"What shape is the (\w+) object\?", question):
-        (answer,) = [s for c, s in names if c == found[1]]
+    if match := re.fullmatch(r"What shape is the (\w+) object\?", question):
+        (answer,) = [s for c, s in names if c == match[1]]
         return answer
-    if found := re.fullmatch(r"Is there an? (\w+ \w+)\?", question):
-        return "yes" if found[1] in at else "no"
+    if match := re.fullmatch(r"Is there an? (\w+ \w+)\?", question):
+        return "yes" if match[1] in at else "no"
     if question == "How many objects are there?":
         return str(len(np.unique(one.owner)) - 1 - sum(len(t.characters) for t in one.texts))
-    if found := re.fullmatch(r"How many (\w+) objects are there\?", question):
-        return str(sum(c == found[1] for c, _ in names))
-    if found := re.fullmatch(r"How many (\w+) are there\?", question):
-        return str(sum(s == SINGULAR[found[1]] for _, s in names))
+    if match := re.fullmatch(r"How many (\w+) objects are there\?", question):
+        return str(sum(c == match[1] for c, _ in names))
+    if match := re.fullmatch(r"How many (\w+) are there\?", question):
+        return str(sum(s == SINGULAR[match[1]] for _, s in names))
     if question == "What does the text say?":
         return one.texts[0].characters
-    if found := re.fullmatch(r"What is the (\w+) character\?", question):
-        return one.texts[0].characters[WORDS[found[1]]]
+    if match := re.fullmatch(r"What is the (\w+) character\?", question):
+        return one.texts[0].characters[WORDS[match[1]]]
     if question == "Where is the text?":
         rows, columns = np.nonzero(one.owner > len(one.things))
         return quadrant(one, (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2)
-    if found := re.fullmatch(r"Where is the (\w+ \w+)\?", question):
-        return quadrant(one, *at[found[1]])
-    if found := re.fullmatch(r"What is just (left of|right of|above|below) the (\w+ \w+)\?", question):
-        axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[found[1]]
-        here = at[found[2]]
+    if match := re.fullmatch(r"Where is the (\w+ \w+)\?", question):
+        return quadrant(one, *at[match[1]])
+    if match := re.fullmatch(r"What is just (left of|right of|above|below) the (\w+ \w+)\?", question):
+        axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[match[1]]
+        here = at[match[2]]
         beyond = {
             name: sign * (place[axis] - here[axis])
             for name, place in at.items()
             if sign * (place[axis] - here[axis]) > 0 and abs(place[1 - axis] - here[1 - axis]) < 11
         }
         return min(beyond, key=beyond.get)
-    if found := re.fullmatch(r"List the objects from (left to right|top to bottom)\.", question):
-        axis = 0 if found[1] == "left to right" else 1
+    if match := re.fullmatch(r"List the objects from (left to right|top to bottom)\.", question):
+        axis = 0 if match[1] == "left to right" else 1
         return ", ".join(sorted(at, key=lambda name: at[name][axis]))
     return None
 
@@ -84,9 +84,9 @@ def test_every_task_is_asked_and_nothing_twice():
     seen = set()
     for index in range(60):
         one = scene("held-out", index)
-        found = all_questions(one, rng_for("held-out", index, 1))
-        seen |= set(found)
-        everything = [q.question for each in found.values() for q in each]
+        by_task = all_questions(one, rng_for("held-out", index, 1))
+        seen |= set(by_task)
+        everything = [q.question for each in by_task.values() for q in each]
         assert len(everything) == len(set(everything))
     assert seen == set(TASKS)
 
@@ -113,12 +113,12 @@ def test_a_seed_draws_and_asks_what_it_always_did(draw, asked, digest, weighed):
 
 def seen(one) -> dict[str, list[int]]:
     """The frames in which each thing owns pixels."""
-    found: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for number, frame in enumerate(one.frames):
         for place, thing in enumerate(frame.things, start=1):
             if (frame.owner == place).sum() > 4:
-                found.setdefault(thing.name, []).append(number)
-    return found
+                places.setdefault(thing.name, []).append(number)
+    return places
 
 
 def test_answers_about_a_film_are_what_the_frames_show(films):

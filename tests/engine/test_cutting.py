@@ -137,9 +137,9 @@ class Shared(Method):
 
 def test_a_cut_that_samples_share_keeps_its_notes_apart():
     method = Shared()
-    made = [cut(method, shown(torch.zeros(3, 2), 2)) for _ in range(2)]
-    assert [*made[0].cut.notes] == [*made[1].cut.notes]
-    assert made[0].cut.notes.keys() == {f"{program(method).before(2)[0].owner} size"}
+    cuts = [cut(method, shown(torch.zeros(3, 2), 2)) for _ in range(2)]
+    assert [*cuts[0].cut.notes] == [*cuts[1].cut.notes]
+    assert cuts[0].cut.notes.keys() == {f"{program(method).before(2)[0].owner} size"}
     assert [*SHARED.notes] == ["size"]
 
 

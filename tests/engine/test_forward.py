@@ -62,6 +62,6 @@ def test_a_columns_last_row_is_the_nearest_before_it(rows):
     layout = laid_out(rows)
     samples = torch.arange(len(rows)).repeat_interleave(10)
     columns = torch.arange(10).repeat(len(rows))
-    for sample, column, found in zip(samples, columns, layout.last_rows(samples, columns), strict=True):
+    for sample, column, last in zip(samples, columns, layout.last_rows(samples, columns), strict=True):
         if row := rows[sample]:
-            assert found == max((one for one in row if one <= column), default=int(column))
+            assert last == max((one for one in row if one <= column), default=int(column))

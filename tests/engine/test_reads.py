@@ -120,9 +120,9 @@ def second_turn(family, inputs, first, turn=TURN, **more):
     turn = turn.expand(len(first.sequences), -1)
     ids = torch.cat((first.sequences, turn), dim=1)
     mask = torch.cat((inputs["attention_mask"], torch.ones(len(ids), ids.shape[1] - inputs["input_ids"].shape[1])), 1)
-    given = {"input_ids": ids, "attention_mask": mask.long(), **with_cache(cache_in(first)), **more}
-    given |= TINY[family].extra(ids)
-    return given | {name: inputs[name] for name in inputs if name.endswith("grid_thw")}
+    arguments = {"input_ids": ids, "attention_mask": mask.long(), **with_cache(cache_in(first)), **more}
+    arguments |= TINY[family].extra(ids)
+    return arguments | {name: inputs[name] for name in inputs if name.endswith("grid_thw")}
 
 
 def cuts_of(trace, sample):
@@ -182,8 +182,8 @@ def test_a_turn_with_a_new_picture_reads_of_both(method):
     said = []
     with fv.drop(model, method), torch.no_grad():
         for part, picture in zip((slice(0, split), slice(split, None)), pictures, strict=True):
-            given = {"input_ids": ids[:, part], "pixel_values": whole["pixel_values"][picture]}
-            out = model(**given, **with_cache(cache), use_cache=True)
+            arguments = {"input_ids": ids[:, part], "pixel_values": whole["pixel_values"][picture]}
+            out = model(**arguments, **with_cache(cache), use_cache=True)
         for token in (7, 8, 9):
             out = model(input_ids=torch.tensor([[token]]), **with_cache(cache), use_cache=True)
             said.append(out.logits[0, -1])
@@ -236,8 +236,8 @@ def stepped(method, cache, *tokens, mask=None):
         for token in tokens:
             if mask is not None:
                 mask = torch.cat((mask, torch.ones_like(mask[:, :1])), dim=1)
-            given = torch.full((len(cache.layers[0].keys), 1), token)
-            out = tiny("llava")(input_ids=given, **with_cache(cache), attention_mask=mask)
+            ids = torch.full((len(cache.layers[0].keys), 1), token)
+            out = tiny("llava")(input_ids=ids, **with_cache(cache), attention_mask=mask)
             said.append(out.logits[:, -1])
     return torch.stack(said)
 
@@ -304,15 +304,15 @@ def test_a_model_that_caches_nothing_answers_as_without_the_stage(method):
 def test_copies_and_saved_caches_go_on_alike_and_apart(method):
     cache, _ = prefilled(method, batch("llava", ["titt"]))
     stepped(method, cache, 7)
-    made = [copy.copy(cache), copy.deepcopy(cache), pickle_of(cache), copy_of(cache), copy_of(cache, 3)]
-    made[0].layers = [copy.copy(layer) for layer in cache.layers]
-    stepped(method, made[1], 20, 21)
-    for other in (made[0], *made[2:]):
+    copies = [copy.copy(cache), copy.deepcopy(cache), pickle_of(cache), copy_of(cache), copy_of(cache, 3)]
+    copies[0].layers = [copy.copy(layer) for layer in cache.layers]
+    stepped(method, copies[1], 20, 21)
+    for other in (copies[0], *copies[2:]):
         stepped(method, copy_of(other), 30)  # a copy of a copy leaves it alone
     expected = stepped(method, cache, 8, 9)
-    for other in (made[0], *made[2:4]):
+    for other in (copies[0], *copies[2:4]):
         assert torch.equal(stepped(method, other, 8, 9), expected)
-    torch.testing.assert_close(stepped(method, made[4], 8, 9), expected.expand(-1, 3, -1), **CLOSE)
+    torch.testing.assert_close(stepped(method, copies[4], 8, 9), expected.expand(-1, 3, -1), **CLOSE)
 
 
 @pytest.mark.parametrize("method", [READ, STEP])
@@ -341,10 +341,10 @@ def test_outside_its_context_everything_is_read_again(method):
     cache, _ = prefilled(method, inputs)
     plain = cache_in(tiny("llava")(**inputs, use_cache=True))
     with torch.no_grad():
-        given = torch.tensor([[7]])
-        expected = [tiny("llava")(input_ids=given, **with_cache(plain)).logits for _ in range(2)]
-        found = [tiny("llava")(input_ids=given, **with_cache(cache)).logits for _ in range(2)]
-    torch.testing.assert_close(torch.stack(found), torch.stack(expected), **CLOSE)
+        ids = torch.tensor([[7]])
+        expected = [tiny("llava")(input_ids=ids, **with_cache(plain)).logits for _ in range(2)]
+        twice = [tiny("llava")(input_ids=ids, **with_cache(cache)).logits for _ in range(2)]
+    torch.testing.assert_close(torch.stack(twice), torch.stack(expected), **CLOSE)
 
 
 def test_a_second_question_reads_in_layers_that_read_all_for_the_first():
@@ -362,8 +362,8 @@ def test_an_answer_that_is_gone_on_with_is_one_answer():
             whole = generate(model, inputs, new_tokens=6)
             begun = generate(model, inputs, new_tokens=3)
             mask = torch.ones_like(begun.sequences)
-            given = {"input_ids": begun.sequences, "attention_mask": mask, **with_cache(cache_in(begun))}
-            rest = generate(model, given, new_tokens=3)
+            arguments = {"input_ids": begun.sequences, "attention_mask": mask, **with_cache(cache_in(begun))}
+            rest = generate(model, arguments, new_tokens=3)
         assert torch.equal(torch.stack(whole.logits[3:]), torch.stack(rest.logits))
 
 
@@ -409,17 +409,17 @@ HIDING = [
 
 @pytest.mark.parametrize(("kernel", "method"), HIDING)
 def test_reading_a_copy_of_some_rows_is_reading_all_with_the_others_hidden(kernel, method, monkeypatch):
-    model, inputs, made = tiny("llava", kernel), batch("llava", ["titit", "tit", "ttt"]), []
+    model, inputs, readers = tiny("llava", kernel), batch("llava", ["titit", "tit", "ttt"]), []
     for _ in range(2):
         Rising.asked = 0
         with fv.drop(model, method) as trace:
-            made.append(generate(model, inputs))
+            readers.append(generate(model, inputs))
         monkeypatch.setattr(Chosen, "exactly", all_but_hidden)
     if "rising" in str(method).lower():
         assert [counts[1] for counts in trace.reads.values()] == [3, 1, 3, 1, 3, 1]
-    copies, hidden = (torch.stack(out.logits) for out in made)
+    copies, hidden = (torch.stack(out.logits) for out in readers)
     torch.testing.assert_close(copies, hidden, **CLOSE)
-    assert cache_in(made[0]).layers[-1].reads.keys.shape < cache_in(made[1]).layers[-1].reads.keys.shape
+    assert cache_in(readers[0]).layers[-1].reads.keys.shape < cache_in(readers[1]).layers[-1].reads.keys.shape
 
 
 def all_but_hidden(columns, stays, counts):

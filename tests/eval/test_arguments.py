@@ -37,9 +37,9 @@ from tests.tuning.presets import preset_of
     ],
 )
 def test_arguments_are_read_as_the_commands_write_them(text, values):
-    found = values_of(text)
-    assert found == values
-    assert {name: type(value) for name, value in found.items()} == {name: type(value) for name, value in values.items()}
+    read = values_of(text)
+    assert read == values
+    assert {name: type(value) for name, value in read.items()} == {name: type(value) for name, value in values.items()}
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ def contenders(name, *budgets, seeds=(0, 1, 2)):
 
 
 def test_a_method_is_solved_for_every_budget():
-    found = contenders("v2drop:metric=l1", 192, 64)
-    assert [contender.draws for contender in found] == [
+    rivals = contenders("v2drop:metric=l1", 192, 64)
+    assert [contender.draws for contender in rivals] == [
         (fv.V2Drop(retention=share, metric="l1"),) for share in (1 / 3, 1 / 9)
     ]
 
@@ -49,9 +49,9 @@ def test_a_preset_brings_its_own_budget():
 def test_a_schedule_brings_its_own_budget_and_a_chain_spends_those_given():
     (contender,) = contenders("v2drop:layers=3;keep=0.5", 192, 64)
     assert (contender.budget, contender.draws) == (None, (fv.V2Drop(layers=(3,), keep=(0.5,)),))
-    found = contenders("visiondrop+random", 16, 12, seeds=(0, 1))
-    assert [contender.budget for contender in found] == [16 / 576, 12 / 576]
-    assert [[member.seed for member in draw.members[1:]] for draw in found[0].draws] == [[0], [1]]
+    rivals = contenders("visiondrop+random", 16, 12, seeds=(0, 1))
+    assert [contender.budget for contender in rivals] == [16 / 576, 12 / 576]
+    assert [[member.seed for member in draw.members[1:]] for draw in rivals[0].draws] == [[0], [1]]
     (contender,) = contenders("visiondrop+random", 1)
     assert (contender.draws, contender.floor < 0.02) == ((), True)
 
@@ -60,10 +60,10 @@ def test_budgets_of_flops_are_solved_for_each_method_and_what_the_picture_decide
     prompt = fv.load("embedded").prepare(embedded.picture(), "What is it?")
     methods = {name: parse(name) for name in ("divprune", "random", "visiondrop", "mustdrop")}
     costs, full = costs_of([prompt]), prompt.cost().total_flops
-    found = contenders_at(methods, CONFIG, [0.4], 576, [0, 1], costs=costs, passes_over=fv.SettingError)
-    assert {contender.budget for contender in found} == {0.4}
-    assert [len(contender.draws) for contender in found] == [1, 2, 1, 0]
-    assert "mustdrop" in found[-1].infeasible
-    for contender in found[:-1]:
+    rivals = contenders_at(methods, CONFIG, [0.4], 576, [0, 1], costs=costs, passes_over=fv.SettingError)
+    assert {contender.budget for contender in rivals} == {0.4}
+    assert [len(contender.draws) for contender in rivals] == [1, 2, 1, 0]
+    assert "mustdrop" in rivals[-1].infeasible
+    for contender in rivals[:-1]:
         for method in contender.draws:
             assert 0.39 < prompt.cost(method).total_flops / full <= 0.4

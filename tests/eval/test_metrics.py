@@ -28,7 +28,7 @@ def log_of(inputs, pictures=None, name="m"):
     """Rows with these inputs; a picture of its own for each where nothing else is said."""
     pictures = pictures or range(len(inputs))
     rows = enumerate(zip(inputs, pictures, strict=True))
-    return [{"document": at, "picture": picture, "inputs": {name: given}} for at, (given, picture) in rows]
+    return [{"document": at, "picture": picture, "inputs": {name: answer}} for at, (answer, picture) in rows]
 
 
 def metric(function, log, name="m"):
@@ -56,22 +56,22 @@ def scores(log):
 )
 def test_lmms_evals_own_mean_is_known_and_another_figure_is_left_to_its_function(function, inputs, expected):
     log = log_of(inputs)
-    found = metric(function, log)
-    rows, aggregate = alone(found, log)
+    score = metric(function, log)
+    rows, aggregate = alone(score, log)
     assert scores(rows) == (expected or [None] * len(inputs))
-    assert aggregate is (found if expected is None else None)
+    assert aggregate is (score if expected is None else None)
 
 
 def test_what_is_no_mean_is_counted_anew():
     both = [("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"), ("yes", "yes"), ("no", "no"), ("yes", "no")]
     inputs = [{"prediction": said, "truth": true, "score": float(said == true)} for said, true in both]
     log = log_of(inputs)
-    found = metric(f1, log)
-    rows, aggregate = alone(found, log)
+    score = metric(f1, log)
+    rows, aggregate = alone(score, log)
     assert scores(rows) == [None] * 7
     drawn = [0, 0, 2, 3, 4, 4, 4, 6]
     assert aggregate([rows[at] for at in drawn]) == f1([inputs[at] for at in drawn])
-    assert Resampled(range(7)).over(rows, aggregate)[0] == found.value
+    assert Resampled(range(7)).over(rows, aggregate)[0] == score.value
 
 
 def test_a_pair_that_is_drawn_twice_pairs_with_itself():
@@ -79,9 +79,9 @@ def test_a_pair_that_is_drawn_twice_pairs_with_itself():
         {"question_id": f"{at // 2}.png", "score": score} for at, score in enumerate([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
     ]
     log = log_of(inputs, (0, 0, 1, 1, 2, 2))
-    found = metric(pairs, log)
-    rows, aggregate = alone(found, log)
-    assert found.value == pytest.approx((200 + 50 + 0) / 3)
+    result = metric(pairs, log)
+    rows, aggregate = alone(result, log)
+    assert result.value == pytest.approx((200 + 50 + 0) / 3)
     assert aggregate([rows[at] for at in (0, 0, 0, 1, 1, 1)]) == 200
     assert aggregate([rows[at] for at in (0, 1, 2, 2, 3, 3)]) == pytest.approx((200 + 2 * 50) / 3)
 
@@ -134,10 +134,10 @@ def test_mme_is_perception_and_cognition_together():
     values = {
         name: mme_aggregate_results([row["inputs"][name] for row in log if name in row["inputs"]]) for name in names
     }
-    found = metric_of("mme", dict.fromkeys(names, mme_aggregate_results), report_of("mme", **values))
-    assert (found.name, found.value, found.version) == (MME_TOTAL, sum(values.values()), "1")
-    rows, aggregate = alone(found, log)
-    assert aggregate(rows) == pytest.approx(found.value)
+    score = metric_of("mme", dict.fromkeys(names, mme_aggregate_results), report_of("mme", **values))
+    assert (score.name, score.value, score.version) == (MME_TOTAL, sum(values.values()), "1")
+    rows, aggregate = alone(score, log)
+    assert aggregate(rows) == pytest.approx(score.value)
     twice = [*rows[:2], *rows[4:6], *rows[:2]]
     parts = [[row["inputs"][name] for row in rows[at : at + 2]] for name, at in zip(names, (0, 4), strict=True)]
     assert aggregate(twice) == pytest.approx(sum(map(mme_aggregate_results, parts)))

@@ -225,10 +225,10 @@ def test_an_interval_that_holds_zero_and_five_pictures_tell_nothing_apart(low, h
 def test_a_method_gets_one_sentence_over_all_budgets(quality):
     ours = quality.settings[0]
     better, worse, alike = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1)
-    found = [(192.2, better, alike), (128.0, better, better), (64.0, alike, worse), (32.0, worse, worse)]
+    expected = [(192.2, better, alike), (128.0, better, better), (64.0, alike, worse), (32.0, worse, worse)]
     rows = [
         replace(ours, tokens=tokens, minus_random=between(*random), minus_resize=between(*resize))
-        for tokens, random, resize in found
+        for tokens, random, resize in expected
     ]
     assert with_rows(quality, *rows).verdicts() == [
         "ours: better than random at 192 and 128 tokens; not told apart from random at 64 tokens; "

@@ -76,10 +76,10 @@ def after(change):
             path = answers.path / "part-00000.jsonl"
         path.write_bytes(change(path.read_bytes()))
         with open_answers({}, Path(folder), note=heard.append) as answers:
-            found = [(row, answers.get(row["method"], row["question"])) for row in ROWS]
-            assert len(answers) == sum(other is not None for _, other in found)
-    assert all(other is None or json.dumps(other) == json.dumps(row) for row, other in found)
-    return sum(other is not None for _, other in found), heard
+            answered = [(row, answers.get(row["method"], row["question"])) for row in ROWS]
+            assert len(answers) == sum(other is not None for _, other in answered)
+    assert all(other is None or json.dumps(other) == json.dumps(row) for row, other in answered)
+    return sum(other is not None for _, other in answered), heard
 
 
 PLACE = st.integers(0, 1500)

@@ -24,9 +24,9 @@ def tokens_of(given: dict[str, torch.Tensor], family: str = "llava_next") -> int
 def test_boxes_against_a_hand_calculation():
     """A picture 200 wide and 33 high goes on three tiles of 70 in a row, 15 x 5 patches of which the middle three rows
     are picture: scaled by 210 / 200 it is 34.65 pixels high, 2 patches and a bit, and an even number of rows leaves."""
-    given = prompt((33, 200))
-    assert tokens_of(given) == 25 + 3 * (15 + 1)
-    (picture,) = LlavaNext.pictures(tiny("llava_next").config, "image", given, [73])
+    inputs = prompt((33, 200))
+    assert tokens_of(inputs) == 25 + 3 * (15 + 1)
+    (picture,) = LlavaNext.pictures(tiny("llava_next").config, "image", inputs, [73])
     boxes = picture.boxes
     assert boxes[7].tolist() == pytest.approx([2 / 5, 1 / 5, 3 / 5, 2 / 5])  # base view, second row, third column
     assert boxes[25].tolist() == pytest.approx([0, 0, 1 / 15, 1 / 3])
@@ -37,9 +37,9 @@ def test_boxes_against_a_hand_calculation():
 @pytest.mark.parametrize("size", [(140, 90), (70, 70), (60, 140), (140, 140), (33, 200), (200, 33), (71, 70), (9, 400)])
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
 def test_every_token_has_a_box_for_any_shape_and_newlines_close_every_row(family, size):
-    given = prompt(size)
-    count = tokens_of(given, family)
-    (picture,) = family_for(tiny(family)).pictures(tiny(family).config, "image", given, [count])
+    inputs = prompt(size)
+    count = tokens_of(inputs, family)
+    (picture,) = family_for(tiny(family)).pictures(tiny(family).config, "image", inputs, [count])
     boxes = picture.boxes
     nowhere = boxes.isnan().any(-1)
     assert len(boxes) == count
@@ -51,11 +51,11 @@ def test_every_token_has_a_box_for_any_shape_and_newlines_close_every_row(family
 @pytest.mark.parametrize(("size", "left"), [((4, 400), 9 + 10), ((1, 400), 9 + 7), ((400, 1), 9 + 5)])
 def test_a_smaller_picture_so_long_that_next_to_nothing_of_its_map_is_left(size, left):
     """A base view of 3 x 3, and one row with its newline, or the newlines of rows of which the model keeps nothing."""
-    given, model = prompt(size), tiny("llava_next")
+    inputs, model = prompt(size), tiny("llava_next")
     with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
-        (small,) = model.model.get_image_features(**given).pooler_output
+        (small,) = model.model.get_image_features(**inputs).pooler_output
     cut = small._foveate.cut
-    assert len(small) == tokens_of(given) == len(cut.parent)
+    assert len(small) == tokens_of(inputs) == len(cut.parent)
     assert sorted(set(cut.parent.tolist())) == list(range(left))
     assert small[:left].any(dim=-1).all()
     assert not small[left:].any()
@@ -66,10 +66,10 @@ def test_a_smaller_picture_so_long_that_next_to_nothing_of_its_map_is_left(size,
 )
 def test_the_tower_ranks_patches_of_all_crops_and_padding_never_stays(size, down, across):
     """CLS attention from the eager tower, and a loop that stitches and unpads by hand."""
-    given = prompt(size, seed=3)
+    inputs = prompt(size, seed=3)
     model = tiny("llava_next", "eager")
     with torch.no_grad():
-        crops = given["pixel_values"][0, : 1 + down * across]
+        crops = inputs["pixel_values"][0, : 1 + down * across]
         attention = model.model.vision_tower(crops, output_attentions=True).attentions[1]  # layer -2 of three
     scores = attention[:, :, 0, 1:].sum(dim=1)  # (crops, 25)
     height, width = size
@@ -84,14 +84,14 @@ def test_the_tower_ranks_patches_of_all_crops_and_padding_never_stays(size, down
             told.append((float(scores[crop, row % 5 * 5 + column % 5]), at))
             at += 1
         at += 1  # the newline
-    count = tokens_of(given)
+    count = tokens_of(inputs)
     assert at == count
     expected = sorted(index for _, index in sorted(told, key=lambda pair: (-pair[0], pair[1]))[:12])
     method = fv.VisionDrop(dominant=12, contextual=0, layer_list=(), image_token_list=(), reference=count)
     with fv.drop(model, method), torch.no_grad():
-        (features,) = model.model.get_image_features(**given).pooler_output
+        (features,) = model.model.get_image_features(**inputs).pooler_output
     with torch.no_grad():
-        (whole,) = model.model.get_image_features(**given).pooler_output
+        (whole,) = model.model.get_image_features(**inputs).pooler_output
     assert features._foveate.cut.source.tolist() == expected
     torch.testing.assert_close(features[:12], whole[expected])
     assert not features[12:].any()

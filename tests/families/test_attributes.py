@@ -158,18 +158,18 @@ def test_a_family_of_an_earlier_foveate_is_told_what_to_override():
 @pytest.mark.parametrize("name", READ)
 def test_two_values_of_what_a_family_overrides_behave_differently(name, monkeypatch):
     show, values, wanted = READ[name]
-    found = []
+    names = []
     for value in values:
         attributes = BESIDE.get(name, {}) | ({} if value is KEEP else {name: value})
         kind = type("Own", (Llava,), attributes)
         monkeypatch.setitem(registry._extra_families, kind.model_type, kind)
         try:
-            found.append(show())
+            names.append(show())
         except fv.FoveateError as error:
-            found.append(str(error))
-    for value, part in zip(found, wanted, strict=True):
+            names.append(str(error))
+    for value, part in zip(names, wanted, strict=True):
         assert value == part or (isinstance(part, str) and part in str(value))
-    assert found[0] != found[1]
+    assert names[0] != names[1]
 
 
 def test_every_override_that_the_guide_names_is_driven_here():

@@ -80,12 +80,12 @@ def test_patches_are_where_clip_puts_them(clip, encoder):
 
 def test_cdpruner_follows_the_question_in_clips_space(clip, encoder):
     """What is kept first is the patch least like the text, as the sign in the released code says."""
-    made = tiny_model()
-    inputs = made.inputs("tit")
+    towers = tiny_model()
+    inputs = towers.inputs("tit")
     with torch.no_grad():
-        states = made.model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
+        states = towers.model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states
     patches = torch.nn.functional.normalize(encoder.features(states[-2][0, 1:]), dim=-1)
     likeness = patches @ encoder.text(inputs["input_ids"][0, -3:])
-    with fv.drop(made.model, "cdpruner", tokens=1, resources={"clip": encoder}) as trace, torch.no_grad():
-        made.model(**inputs)
+    with fv.drop(towers.model, "cdpruner", tokens=1, resources={"clip": encoder}) as trace, torch.no_grad():
+        towers.model(**inputs)
     assert trace.stages[0].kept[0].tolist() == [int(likeness.argmin())]

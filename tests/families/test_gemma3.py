@@ -112,9 +112,9 @@ def test_images_see_both_ways_and_windows_count_the_columns_of_the_whole_prompt(
     with fv.drop(model, METHOD) as trace, watched(model) as calls, torch.no_grad():
         model(**inputs)
     both, reach = 0, []
-    for layer, given in calls:
+    for layer, arguments in calls:
         rows, picture = rows_left(inputs["input_ids"][0], trace, layer)
-        mask = given["attention_mask"][0, 0]
+        mask = arguments["attention_mask"][0, 0]
         assert torch.equal(mask, sees(layer, rows, picture, len(inputs["input_ids"][0])))
         both += int(mask.triu(1).sum())
         if window(layer):
@@ -129,7 +129,8 @@ def test_without_token_types_images_are_causal():
     del inputs["token_type_ids"]
     with fv.drop(model, METHOD), watched(model) as calls, torch.no_grad():
         model(**inputs)
-    assert all(given["attention_mask"] is None or not given["attention_mask"].triu(1).any() for _, given in calls)
+    masks = [arguments["attention_mask"] for _, arguments in calls]
+    assert all(mask is None or not mask.triu(1).any() for mask in masks)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -152,8 +153,8 @@ def test_each_type_of_layer_numbers_rows_anew_by_its_own_rope():
     with fv.drop(model, method), watched(model) as calls, torch.no_grad():
         model(**inputs)
     text = model.model.language_model
-    for layer, given in calls[1:]:
-        cos, sin = given["position_embeddings"]
+    for layer, arguments in calls[1:]:
+        cos, sin = arguments["position_embeddings"]
         ids = torch.arange(cos.shape[1])[None]
         wanted = text.rotary_emb(cos, ids, text.config.layer_types[layer])
         assert torch.equal(cos, wanted[0])

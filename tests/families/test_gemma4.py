@@ -50,13 +50,13 @@ def patches(sizes: list[tuple[int, int]], rng: torch.Generator, most: int = PATC
 
 
 def pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    made = [patches([[(6, 8), (8, 8), (4, 6), (2, 10)][index % 4]], rng) for index in range(count)]
-    return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in made]
+    inputs_of = [patches([[(6, 8), (8, 8), (4, 6), (2, 10)][index % 4]], rng) for index in range(count)]
+    return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in inputs_of]
 
 
 def videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    made = [patches([(4, 6), (6, 4)][index % 2 : index % 2 + 1] * (3 - index % 2), rng) for index in range(count)]
-    return [dict(zip(FILM, (*pair, torch.tensor([len(pair[0])])), strict=True)) for pair in made]
+    pictures = [patches([(4, 6), (6, 4)][index % 2 : index % 2 + 1] * (3 - index % 2), rng) for index in range(count)]
+    return [dict(zip(FILM, (*pair, torch.tensor([len(pair[0])])), strict=True)) for pair in pictures]
 
 
 def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
@@ -98,14 +98,14 @@ def other_window(layer: int) -> int | None:
 
 
 def other_pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
-    made = [patches([[(9, 12), (3, 3), (6, 15)][index % 3]], rng, 108, 12) for index in range(count)]
-    return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in made]
+    films = [patches([[(9, 12), (3, 3), (6, 15)][index % 3]], rng, 108, 12) for index in range(count)]
+    return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in films]
 
 
 def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     """Of four frames."""
-    made = [patches([(3, 9)] * 4, rng, 108, 12) for _ in range(count)]
-    return [dict(zip(FILM, (*pair, torch.tensor([4])), strict=True)) for pair in made]
+    films = [patches([(3, 9)] * 4, rng, 108, 12) for _ in range(count)]
+    return [dict(zip(FILM, (*pair, torch.tensor([4])), strict=True)) for pair in films]
 
 
 OTHER = replace(

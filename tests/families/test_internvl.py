@@ -93,15 +93,15 @@ def test_the_whole_tells_which_mosaic_the_tiles_make(grid):
 
 def test_tokens_look_where_their_tiles_do():
     family, pixels = family_for(models.tiny("internvl")), torch.cat((cut_up(2, 3), cut_up(1, 1)[:1], cut_up(3, 1)))
-    given = family.arguments_kept({"pixel_values": pixels})
-    pictures = family.pictures(family.model.config, "image", given, [7 * 9, 9, 4 * 9])
+    arguments = family.arguments_kept({"pixel_values": pixels})
+    pictures = family.pictures(family.model.config, "image", arguments, [7 * 9, 9, 4 * 9])
     wide, single, tall = (picture.boxes for picture in pictures)
     assert wide[0].tolist() == pytest.approx([0, 0, 1 / 9, 1 / 6])
     assert wide[9 * 4 + 5].tolist() == pytest.approx([5 / 9, 4 / 6, 6 / 9, 5 / 6])  # second row of tiles, second column
     assert wide[-9:].tolist() == single.tolist()
     assert tall[9].tolist() == pytest.approx([0, 1 / 3, 1 / 3, 4 / 9])  # the second of three tiles in a column
     assert [picture.grids for picture in pictures] == [((3, 3),) * 7, ((3, 3),), ((3, 3),) * 4]
-    others = family.pictures(family.model.config, "image", given, [9, 9])
+    others = family.pictures(family.model.config, "image", arguments, [9, 9])
     assert [picture.boxes for picture in others] == [None, None]  # not the tiles of this call
 
 

@@ -56,7 +56,7 @@ def painted(family, words):
 
 def units_that_stay(pictures, config):
     """Patches of each picture, (channels, height, width), whose unit stays, by loops: (rows, columns) bool."""
-    side, patch, found = unit_of(config), patch_of(config), []
+    side, patch, cells = unit_of(config), patch_of(config), []
     for picture in pictures:
         pixels = side * patch
         rows, columns = (length // pixels for length in picture.shape[1:])
@@ -68,8 +68,8 @@ def units_that_stay(pictures, config):
         patches = torch.ones([length // patch for length in picture.shape[1:]], dtype=torch.bool)
         for r, c in itertools.product(range(rows), range(columns)):
             patches[r * side : (r + 1) * side, c * side : (c + 1) * side] = stay[0, r, c]
-        found.append(patches)
-    return found
+        cells.append(patches)
+    return cells
 
 
 def pictures_of(args, kwargs):
@@ -106,9 +106,9 @@ def fed_by(model, modality, run, segments, kept):
 
 def by_picture(model, output, of, inputs, modality):
     """What a call answered, picture by picture, (tokens, width) each."""
-    found = oracle.features_of(model.model, output, of, modality)
+    features = oracle.features_of(model.model, output, of, modality)
     wanted = IMAGE if modality == "image" else VIDEO
-    return oracle.by_picture(model, found, inputs["input_ids"][0] == wanted)
+    return oracle.by_picture(model, features, inputs["input_ids"][0] == wanted)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])

@@ -64,9 +64,9 @@ def test_cuts_right_before_states_in_the_released_pattern(attention):
     settings = config().to_dict()
     settings["text_config"] |= {"num_hidden_layers": 8, "layer_types": None, "num_key_value_heads": 4}
     torch.manual_seed(1)
-    made = transformers.Qwen3_5Config(**settings)
-    made._attn_implementation = attention
-    model = transformers.Qwen3_5ForConditionalGeneration(made).eval()
+    tiny_config = transformers.Qwen3_5Config(**settings)
+    tiny_config._attn_implementation = attention
+    model = transformers.Qwen3_5ForConditionalGeneration(tiny_config).eval()
     model.generation_config.pad_token_id = 0
     kinds = model.config.text_config.layer_types
     assert [index for index, kind in enumerate(kinds) if kind == "full_attention"] == [3, 7]

@@ -83,8 +83,8 @@ FAMILIES = pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
 
 def written(tokens: int, *grids: tuple[int, int], between: str = "What is it?", words: bool = False) -> list[str]:
     """A prompt as the processor writes it, in tokens: tags are one each, or words."""
-    given = ("<fake_token_around_image>", "<image>", "<global-img>")
-    texts = [get_image_prompt_string(*grid, tokens, *given) for grid in grids]
+    special = ("<fake_token_around_image>", "<image>", "<global-img>")
+    texts = [get_image_prompt_string(*grid, tokens, *special) for grid in grids]
     whole = "User:" + between.join(texts) + "Tell me.<end_of_utterance>"
     return re.findall(r"<fake_token_around_image>|<image>|\w+|\s|[^\w\s]" if words else r"<[^>]+>|\w+|\s|\W", whole)
 
@@ -126,8 +126,8 @@ def by_sample(family: str, words: list[str]) -> dict[str, Any]:
     inputs, rows = models.batch(family, words), []
     for word in words:
         _, pictures = models.sample(family, word)
-        found = torch.cat([torch.zeros(0, 3, 84, 84)] + [picture["pixel_values"][0] for picture in pictures])
-        rows.append(found[found.flatten(1).any(dim=1)])
+        expected_pixels = torch.cat([torch.zeros(0, 3, 84, 84)] + [picture["pixel_values"][0] for picture in pictures])
+        rows.append(expected_pixels[expected_pixels.flatten(1).any(dim=1)])
     longest = max(map(len, rows))
     pads = [torch.zeros(longest - len(row), 3, 84, 84) for row in rows]
     pixels = torch.stack([torch.cat(pair) for pair in zip(rows, pads, strict=True)])

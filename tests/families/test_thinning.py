@@ -325,11 +325,11 @@ def packed_flash(module, query, key, value, attention_mask=None, scaling=None, c
     """A kernel that takes no mask, and packed sequences at once, as flash attention does."""
     assert attention_mask is None
     packed_flash.calls.append(query.shape[-1])
-    ends, made = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist(), []
+    ends, parts = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist(), []
     for start, end in itertools.pairwise(ends):
         q, k, v = (part[:, :, start:end] for part in (query, key, value))
-        made.append(((q @ k.transpose(2, 3)) * scaling).softmax(-1) @ v)
-    return torch.cat(made, dim=2).transpose(1, 2), None
+        parts.append(((q @ k.transpose(2, 3)) * scaling).softmax(-1) @ v)
+    return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
 packed_flash.calls = []

@@ -113,16 +113,16 @@ def test_what_one_picture_cannot_spend_is_refused_as_dropping_begins():
 def test_merging_early_reaches_a_projector_that_reads_the_first_layer():
     """Whether or not transformers has installed by then what captures hidden states, behind which nothing merges."""
     config = tiny("llava").config.__class__(**{**tiny("llava").config.to_dict(), "vision_feature_layer": [1, -1]})
-    inputs, found = batch("llava", ["titit"]), []
+    inputs, signals = batch("llava", ["titit"]), []
     method = MustDrop(pruning_layers=(1,), merge_threshold=-1.0, merge_window=2)
     for warm in (False, True):
         model = made_of("llava", config)
         if warm:
             generate(model, inputs, new_tokens=1)
         with fv.drop(model, method) as trace:
-            found.append(torch.cat(generate(model, inputs, new_tokens=2).logits))
+            signals.append(torch.cat(generate(model, inputs, new_tokens=2).logits))
         assert trace.stages[0].after == (2 * (25 - 3 * 4),)
-    torch.testing.assert_close(*found, **CLOSE)
+    torch.testing.assert_close(*signals, **CLOSE)
 
 
 class Noting(MustDrop):

@@ -116,8 +116,8 @@ def positions_seen(model: PreTrainedModel) -> Iterator[list[list[list[int]]]]:
     seen: list[list[list[int]]] = [[] for _ in text.layers]
 
     def note(index: int, kwargs: dict[str, Any]) -> None:
-        given = torch.cat(kwargs["position_embeddings"], dim=-1)[0]
-        distance = torch.cdist(given, known, compute_mode="donot_use_mm_for_euclid_dist")
+        tables = torch.cat(kwargs["position_embeddings"], dim=-1)[0]
+        distance = torch.cdist(tables, known, compute_mode="donot_use_mm_for_euclid_dist")
         assert distance.amin(dim=1).max() < 1e-4
         seen[index].append(distance.argmin(dim=1).tolist())
 

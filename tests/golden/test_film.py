@@ -15,8 +15,8 @@ ROWS = 1e-4
 
 
 def named(*methods):
-    found = [case for method in methods for case in cases(method) if "features" in case.tensors]
-    return pytest.mark.parametrize("case", found, ids=lambda case: case.name)
+    films = [case for method in methods for case in cases(method) if "features" in case.tensors]
+    return pytest.mark.parametrize("case", films, ids=lambda case: case.name)
 
 
 def film(case):

@@ -53,9 +53,9 @@ def test_v2drop(case, attention):
     assert [layer.keys.shape[-2] for layer in cache.layers] == facts["kv_len_after_8_tokens"]
     # One rotary call serves all layers of a step: every layer decodes at the recorded position.
     recorded = tensors["decode.position_ids"]
-    for step, given in enumerate(positions[1:]):
+    for step, ids in enumerate(positions[1:]):
         wanted = recorded[step].reshape(len(text.layers), -1).long()
-        assert (given.reshape(-1) == wanted).all(), step
+        assert (ids.reshape(-1) == wanted).all(), step
 
 
 def as_the_authors_ran(case, method, attention):
@@ -84,15 +84,15 @@ def as_the_authors_ran(case, method, attention):
 
 def called(kind, monkeypatch, name):
     """What `kind`'s function `name` is called with during a test, and what it answers, in order."""
-    found, original = [], getattr(kind, name)
+    calls, original = [], getattr(kind, name)
 
     def noting(*args, **kwargs):
         answer = original(*args, **kwargs)
-        found.append((args, answer))
+        calls.append((args, answer))
         return answer
 
     monkeypatch.setattr(kind, name, noting)
-    return found
+    return calls
 
 
 @every_case("visiondrop")
@@ -226,5 +226,5 @@ def test_prumerge(case, attention, monkeypatch):
     # Which neighbours: those of a one-hot of each patch.
     one_hot = torch.eye(576)
     near = sum_of_nearest(one_hot, view.keys, tensors["vision.kept_patches_in_order"].long(), 32)
-    found = [row.nonzero()[:, 0].tolist() for row in near]
-    assert found == tensors["vision.neighbours_sorted"].tolist()
+    columns = [row.nonzero()[:, 0].tolist() for row in near]
+    assert columns == tensors["vision.neighbours_sorted"].tolist()

@@ -15,16 +15,16 @@ def products(case: Case) -> torch.Tensor:
     """What the asking rows' mean query meets, of a layer's weights: (vision tokens, heads)."""
     facts, tensors = case.facts["settings"], {name: value.float() for name, value in case.tensors.items()}
     rows = torch.nn.functional.rms_norm(tensors["hidden"], (64,), tensors["norm_weight"], facts["norm_eps"])
-    made = {}
+    by_name = {}
     for part in ("q", "k"):
         bias = tensors.get(f"{part}_bias")
-        made[part] = torch.nn.functional.linear(rows, tensors[f"{part}_weight"], bias).unflatten(
+        by_name[part] = torch.nn.functional.linear(rows, tensors[f"{part}_weight"], bias).unflatten(
             1, (-1, facts["head_size"])
         )
     ids = case.tensors["input_ids"]
     is_vision = (ids == facts["image_token"]) | (ids == facts["video_token"])
-    asking = made["q"][case.tensors["asking_columns"].long()].mean(dim=0)  # (heads, size)
-    keys = made["k"][is_vision].repeat_interleave(facts["heads"] // facts["key_heads"], dim=1)
+    asking = by_name["q"][case.tensors["asking_columns"].long()].mean(dim=0)  # (heads, size)
+    keys = by_name["k"][is_vision].repeat_interleave(facts["heads"] // facts["key_heads"], dim=1)
     return (keys * asking).sum(dim=-1) / facts["head_size"] ** 0.5
 
 
@@ -32,8 +32,8 @@ def products(case: Case) -> torch.Tensor:
 def test_the_picks_are_the_codes(case):
     ratio, weights = case.facts["settings"]["keep_ratio"], tuple(case.tensors["head_weights"].tolist())
     (stage,) = HAWK(keep=ratio, weights=weights, rounding="up", scope="sample").stages(Shape(28))
-    found = products(case)
-    cut = stage.cut(LayerView(signals={stage.reads[0]: found}, arriving=Arriving.all_of(len(found))))
+    values = products(case)
+    cut = stage.cut(LayerView(signals={stage.reads[0]: values}, arriving=Arriving.all_of(len(values))))
     assert cut.source.tolist() == case.tensors["kept"].tolist()
 
 
@@ -52,5 +52,5 @@ def test_inside_a_model(case, attention):
 
 def test_the_preset_has_the_codes_weights():
     (case,) = [case for case in ALONE if len(case.tensors["head_weights"]) == 28]
-    given = torch.tensor(fv.preset("hawk/qwen2.5-vl-7b/20%").weights)
-    torch.testing.assert_close(given, case.tensors["head_weights"], atol=1e-8, rtol=1e-6)
+    stored = torch.tensor(fv.preset("hawk/qwen2.5-vl-7b/20%").weights)
+    torch.testing.assert_close(stored, case.tensors["head_weights"], atol=1e-8, rtol=1e-6)

@@ -34,15 +34,15 @@ def kept_on_the_model(case, method, attention):
 @every_case(*ONCE)
 def test_tokens_kept_once(case, attention):
     method = ONCE[case.facts["method"]](case.facts)
-    found, wanted = kept_on_the_model(case, method, attention), case.tensors["kept_patches"].tolist()
+    kept, wanted = kept_on_the_model(case, method, attention), case.tensors["kept_patches"].tolist()
     if case.name == "hiprune/case3":  # two anchors at an edge: the code takes patches of other rows, see docs
-        assert {566, 382, 527, 174} <= set(found)
-        assert found == case.facts["kept_by_foveate"]
-        assert len(set(found) - set(wanted)) == 2
+        assert {566, 382, 527, 174} <= set(kept)
+        assert kept == case.facts["kept_by_foveate"]
+        assert len(set(kept) - set(wanted)) == 2
     else:
-        assert found == wanted
+        assert kept == wanted
     if "quota" in case.tensors:
-        assert torch.bincount(torch.tensor(found) // 36, minlength=16).tolist() == case.tensors["quota"].tolist()
+        assert torch.bincount(torch.tensor(kept) // 36, minlength=16).tolist() == case.tensors["quota"].tolist()
 
 
 @pytest.mark.parametrize("case", cases("tome"), ids=lambda case: case.name)

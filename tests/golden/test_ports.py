@@ -87,9 +87,9 @@ def test_clse(case):
 
 
 def test_clses_presets_for_qwen_count_as_the_code_does():
-    found = [case for case in cases("clse") if "shares" in case.facts]
-    assert found
-    for case in found:
+    shared = [case for case in cases("clse") if "shares" in case.facts]
+    assert shared
+    for case in shared:
         facts = case.facts
         (preset,) = [
             preset

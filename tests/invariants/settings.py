@@ -48,27 +48,27 @@ def own_methods() -> dict[str, type[Method]]:
 
 def examples() -> tuple[dict[str, Method], list[str]]:
     """For each method, settings that drop on the tiny models: `EXAMPLES` of its test file; and what lacks them."""
-    found, lacking = {}, []
+    by_family, lacking = {}, []
     for name, kind in own_methods().items():
         settings = getattr(home_of(name), "EXAMPLES", None)
         if not settings:
             lacking.append(MISSING.format(name=name, kind=kind.__name__))
         for index, example in enumerate(settings or ()):
             if not reads_less(example):  # tests/engine/test_reads.py has another reference for these
-                found[f"{name}-{index}"] = example
-    return found, lacking
+                by_family[f"{name}-{index}"] = example
+    return by_family, lacking
 
 
 def keep_alls() -> tuple[dict[str, Method], list[str]]:
     """For each method, the setting that keeps everything: its test file's `KEEP_ALL`, or a whole budget."""
-    found, lacking = {}, []
+    settings, lacking = {}, []
     for name, kind in own_methods().items():
         setting = getattr(home_of(name), "KEEP_ALL", None)
         try:
-            found[name] = setting or kind(retention=1.0)
+            settings[name] = setting or kind(retention=1.0)
         except (FoveateError, TypeError):
             lacking.append(NO_KEEP_ALL.format(name=name, kind=kind.__name__))
-    return found, lacking
+    return settings, lacking
 
 
 def idle() -> dict[str, set[str]]:

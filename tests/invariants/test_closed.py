@@ -67,16 +67,16 @@ def without(kind, attribute):
 
 def parts_of(name):
     """Of "m:Layer(4).window": the module m, Layer, whether an instance is meant, and window."""
-    module, owner, made, attribute = re.match(r"([\w.]+):(\w+)(\(\d*\))?(?:\.(\w+))?", name).groups()
-    return importlib.import_module(module), owner, made is not None, attribute
+    module, owner, call, attribute = re.match(r"([\w.]+):(\w+)(\(\d*\))?(?:\.(\w+))?", name).groups()
+    return importlib.import_module(module), owner, call is not None, attribute
 
 
 def take_away(name, monkeypatch):
     """Let a name be gone from transformers."""
-    home, owner, made, attribute = parts_of(name)
+    home, owner, call, attribute = parts_of(name)
     if attribute is None:
         monkeypatch.delattr(home, owner)
-    elif made:
+    elif call:
         monkeypatch.setattr(home, owner, without(getattr(home, owner), attribute))
     else:
         holder = getattr(home, owner)
@@ -112,19 +112,19 @@ def test_a_function_that_takes_other_arguments_is_told_at_opening(name, monkeypa
 
 def test_each_hook_that_is_lost_is_told(host, monkeypatch):
     model, inputs = host
-    made = []
-    monkeypatch.setattr(Patcher, "__init__", lambda self, init=Patcher.__init__: (init(self), made.append(self))[0])
+    refusals = []
+    monkeypatch.setattr(Patcher, "__init__", lambda self, init=Patcher.__init__: (init(self), refusals.append(self))[0])
     with fv.drop(model, METHOD):
-        changes = len(made[0]._changes)
+        changes = len(refusals[0]._changes)
     assert changes >= 8 + len(model.get_decoder().layers)
 
     def take_back(number):
         one = Patcher()
-        one._changes.append(made[0]._changes[number])
+        one._changes.append(refusals[0]._changes[number])
         one.restore()
 
     for number in range(changes):
-        made.clear()
+        refusals.clear()
         told(
             "no longer belongs to foveate|in another way|did not report",
             model,

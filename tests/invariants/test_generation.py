@@ -121,10 +121,10 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family):
     parts = ((slice(0, split), pictures[0]), (slice(split, None), pictures[1]))
     with fv.drop(model, METHOD) as trace, torch.no_grad():
         for part, picture in parts:
-            given = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
+            arguments = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
             for name, of_prompt in TINY[family].extra(ids[:, : part.stop]).items():
-                given[name] = of_prompt if TINY[family].from_start else of_prompt[:, part]
-            out = model(**given, **with_cache(cache), use_cache=True)
+                arguments[name] = of_prompt if TINY[family].from_start else of_prompt[:, part]
+            out = model(**arguments, **with_cache(cache), use_cache=True)
     first, second = trace.history
     assert second.stages[0].before == second.vision_tokens
     cuts = {

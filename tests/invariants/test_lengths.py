@@ -57,8 +57,8 @@ def in_order(model, inputs, word):
     makes = {"i": "image", "v": "video"}
     if "v" in word and not hasattr(model.model, "get_video_features"):  # its frames are pictures
         return [len(one) for one in features(model, inputs)]
-    found = {at: iter(features(model, inputs, makes[at])) for at in makes if at in word}
-    return [len(next(found[at])) for at in word if at in found]
+    encoded = {at: iter(features(model, inputs, makes[at])) for at in makes if at in word}
+    return [len(next(encoded[at])) for at in word if at in encoded]
 
 
 def test_the_table_of_the_spec():

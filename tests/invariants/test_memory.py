@@ -24,9 +24,9 @@ def test_no_attention_matrix_is_made_while_scoring(build, name):
     rows = inputs["input_ids"].shape[1]
     vision = rows - BEFORE - AFTER
     assert max(whole.largest, BLOCK_NUMBERS) < vision**2  # so that a matrix would be seen even of one head
-    found = watched(model, inputs, METHODS[name])
+    peaks = watched(model, inputs, METHODS[name])
     blocks = 4 * AFTER * rows if name == "mustdrop" and build is llava else BLOCK_NUMBERS  # rows of text, of a CLS
-    assert found.largest <= max(whole.largest, blocks), found.where
+    assert peaks.largest <= max(whole.largest, blocks), peaks.where
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -39,8 +39,8 @@ def test_no_attention_matrix_is_made_while_scoring(build, name):
 )
 def test_the_peak_is_never_above_the_untouched_models(name, width, tower, most):
     model, inputs, whole = untouched(llava, side=336, width=width, tower=tower)
-    found = watched(model, inputs, METHODS[name])
-    assert found.peak <= most * whole.peak, f"{found.peak / whole.peak:.3f}"
+    peaks = watched(model, inputs, METHODS[name])
+    assert peaks.peak <= most * whole.peak, f"{peaks.peak / whole.peak:.3f}"
 
 
 @pytest.mark.parametrize("name", ["v2drop", "visiondrop", "mustdrop", "averagepool"])
@@ -60,6 +60,6 @@ def test_memory_grows_in_step_with_vision_tokens(name):
 def test_methods_that_stream_hold_no_matrix_of_all_pairs(method):
     """Beyond a block, a token more costs the same; a matrix of 2,304 tokens has 5,308,416 numbers."""
     model, inputs = llava(side=672, layers=2)
-    found = watched(model, inputs, method)
+    peaks = watched(model, inputs, method)
     whole = watched(model, inputs, None)
-    assert found.largest <= max(whole.largest, BLOCK_NUMBERS), found.where
+    assert peaks.largest <= max(whole.largest, BLOCK_NUMBERS), peaks.where

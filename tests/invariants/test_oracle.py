@@ -94,18 +94,18 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
         positions = oracle.positions(model, inputs, 0)[..., rows]
         if positions.shape[0] == 1:
             positions = positions[0]
-        given = {"inputs_embeds": embeds[:, rows], "position_ids": positions}
+        arguments = {"inputs_embeds": embeds[:, rows], "position_ids": positions}
         if TINY[family].sees:
             kinds = getattr(model.get_decoder().config, "layer_types", ["all"])
             masks = {
                 kind: oracle.visible(model, kinds.index(kind), rows, picture[rows], len(picture))[None, None]
                 for kind in set(kinds)
             }
-            given["attention_mask"] = masks.get("all", masks)
+            arguments["attention_mask"] = masks.get("all", masks)
         if deep:
-            given["visual_pos_masks"] = picture[None, rows] != -1
-            given["deepstack_visual_embeds"] = [features[kept] for features in deep]
-        out = model.get_decoder()(**given)
+            arguments["visual_pos_masks"] = picture[None, rows] != -1
+            arguments["deepstack_visual_embeds"] = [features[kept] for features in deep]
+        out = model.get_decoder()(**arguments)
         short = model.lm_head(out.last_hidden_state[:, -1:])
     assert torch.equal(logits, short)
     assert torch.equal(trace.latest.pooling_mask[0].nonzero()[:, 0], rows)

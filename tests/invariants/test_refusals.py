@@ -141,6 +141,6 @@ def test_a_tower_whose_cls_is_a_vision_token():
 
     model = copy.deepcopy(tiny("llava"))
     model.config.vision_feature_select_strategy = "full"
-    given = {"pixel_values": torch.randn(1, 3, 70, 70)}
+    pixels = {"pixel_values": torch.randn(1, 3, 70, 70)}
     with fv.drop(model, fv.MustDrop(pruning_layers=(1,))), pytest.raises(fv.UnsupportedError, match="CLS"):
-        model.model.get_image_features(**given)
+        model.model.get_image_features(**pixels)

@@ -15,12 +15,12 @@ METHOD = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3))
 
 def state(model):
     """Everything attaching could leave behind: attributes and hooks of every module."""
-    found = {}
+    attributes = {}
     for name, module in model.named_modules():
         hooks = {key: dict(value) for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict)}
         own = {key: value for key, value in vars(module).items() if not key.startswith("_") and callable(value)}
-        found[name] = (type(module), sorted(vars(module)), hooks, own)
-    return found
+        attributes[name] = (type(module), sorted(vars(module)), hooks, own)
+    return attributes
 
 
 def end_normally(model, inputs):

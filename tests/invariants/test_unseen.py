@@ -109,10 +109,10 @@ def test_embeddings_beside_pixels_are_served():
 @pytest.fixture(scope="module")
 def retriever():
     """A model that merges pictures itself, a batch of pages for it, and a query."""
-    made = tiny_model("qwen2_vl")
+    qwen = tiny_model("qwen2_vl")
     torch.manual_seed(0)
-    model = ColQwen2ForRetrieval(ColQwen2Config(vlm_config=made.model.config.to_dict(), embedding_dim=8)).eval()
-    pages, query = made.inputs("tit", "titt"), made.inputs("tt", "ttt")
+    model = ColQwen2ForRetrieval(ColQwen2Config(vlm_config=qwen.model.config.to_dict(), embedding_dim=8)).eval()
+    pages, query = qwen.inputs("tit", "titt"), qwen.inputs("tt", "ttt")
     for inputs in (pages, query):
         del inputs["mm_token_type_ids"]
     pages["pixel_values"] = pages["pixel_values"].unflatten(0, (2, -1))

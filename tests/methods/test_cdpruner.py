@@ -133,21 +133,21 @@ def test_relevance_goes_over_all_images_of_a_sample_and_no_other():
 
 @pytest.mark.parametrize("method", ["cdpruner", "mfpruner"])
 def test_an_encoder_that_is_handed_in_gets_patches_and_the_question(method):
-    made = tiny_model()
+    clip = tiny_model()
     words = ("tit", "titt", "titit", "ttt")
     encoder = Encoder()
-    inputs = made.inputs(*words)
-    with fv.drop(made.model, method, tokens=6, resources={"clip": encoder}) as together:
-        made.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    inputs = clip.inputs(*words)
+    with fv.drop(clip.model, method, tokens=6, resources={"clip": encoder}) as together:
+        clip.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert sorted(map(len, encoder.texts)) == [3, 3, 6, 6]  # of titit 6 words are behind its first image
     for index, word in enumerate(words):
-        with fv.drop(made.model, method, tokens=6, resources={"clip": Encoder()}) as alone:
-            made.model.generate(**made.inputs(word), max_new_tokens=3, do_sample=False)
+        with fv.drop(clip.model, method, tokens=6, resources={"clip": Encoder()}) as alone:
+            clip.model.generate(**clip.inputs(word), max_new_tokens=3, do_sample=False)
         assert [stage.kept[index].tolist() for stage in together.stages] == (
             [stage.kept[0].tolist() for stage in alone.stages] or [[]]
         )
-    with fv.drop(made.model, method, tokens=6) as without:
-        made.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with fv.drop(clip.model, method, tokens=6) as without:
+        clip.model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert without.stages[0].kept[0].tolist() != together.stages[0].kept[0].tolist()
 
 
@@ -160,14 +160,14 @@ def test_what_is_handed_in_must_be_what_is_read():
 
 
 def test_a_prompt_of_embeddings_has_no_ids_to_encode():
-    made = tiny_model()
-    inputs = made.inputs("tit")
-    core = made.model.model
+    clip = tiny_model()
+    inputs = clip.inputs("tit")
+    core = clip.model.model
     embeds = core.get_input_embeddings()(inputs["input_ids"])
     outputs = core.get_image_features(inputs["pixel_values"], return_dict=True)
     assert outputs is not None
     with (
-        fv.drop(made.model, "cdpruner", tokens=4, resources={"clip": Encoder()}),
+        fv.drop(clip.model, "cdpruner", tokens=4, resources={"clip": Encoder()}),
         pytest.raises(UnsupportedError, match="Pass input_ids"),
     ):
-        made.model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])
+        clip.model(inputs_embeds=embeds, pixel_values=inputs["pixel_values"])

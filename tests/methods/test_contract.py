@@ -44,7 +44,7 @@ def known(cut):
     return cut if isinstance(cut.count, int) else cut.first(int(cut.count))
 
 
-def walk(method, shape, seed=0, dtype=torch.float32, sees=lambda stage, made: made, entering=(TOKENS, GRID)):
+def walk(method, shape, seed=0, dtype=torch.float32, sees=lambda stage, view: view, entering=(TOKENS, GRID)):
     """Each stage that sees tokens, how many arrive at it and what it sees, on one image's way through a method."""
     (tokens, grid), notes = entering, {}
     entered = started = tokens
@@ -53,10 +53,10 @@ def walk(method, shape, seed=0, dtype=torch.float32, sees=lambda stage, made: ma
             continue
         if stage.place < Place.LAYER:
             started = tokens
-        made = sees(stage, made_tensors(stage, tokens, seed=seed, dtype=dtype))
+        view = sees(stage, made_tensors(stage, tokens, seed=seed, dtype=dtype))
         options = {"grid": grid, "arriving": Arriving(tokens, entered, started), "notes": dict(notes)}
-        yield stage, tokens, made, options
-        cut = stage.cut(made_view(stage, tokens, tensors=made, **options))
+        yield stage, tokens, view, options
+        cut = stage.cut(made_view(stage, tokens, tensors=view, **options))
         if cut is None or isinstance(stage, ThinStage):
             continue
         cut = known(cut)
@@ -69,8 +69,8 @@ def walk(method, shape, seed=0, dtype=torch.float32, sees=lambda stage, made: ma
 
 def looked(method, shape, **options):
     """The same, and what the stage makes of it."""
-    for stage, tokens, made, known_ in walk(method, shape, **options):
-        yield stage, tokens, made, known_, stage.cut(made_view(stage, tokens, tensors=made, **known_))
+    for stage, tokens, view, known_ in walk(method, shape, **options):
+        yield stage, tokens, view, known_, stage.cut(made_view(stage, tokens, tensors=view, **known_))
 
 
 @every_method
@@ -199,8 +199,8 @@ def test_a_view_of_what_nobody_sees_or_can_make_is_refused():
     stage = LayerStage(0, reads=reads, choose=lambda view, count: Cut.stay(len(view)))
     with pytest.raises(SettingError, match="clip"):
         made_view(stage, 4)
-    given = made_tensors(replace(stage, reads=()), 4) | {reads[0]: torch.ones(2)}
-    assert made_view(stage, 4, tensors=given)[reads[0]].tolist() == [1.0, 1.0]
+    wrong = made_tensors(replace(stage, reads=()), 4) | {reads[0]: torch.ones(2)}
+    assert made_view(stage, 4, tensors=wrong)[reads[0]].tolist() == [1.0, 1.0]
 
 
 def test_patches_always_stand_on_a_grid():

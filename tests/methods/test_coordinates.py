@@ -51,11 +51,11 @@ def test_counts_stay_and_what_comes_first_by_place_is_kept(seed, tokens, keep, p
     count = alone.plan(DEPTH, (tokens,))[-1]
     if count == tokens:
         return
-    found = kept(stage, rotary, attention)
+    picks = kept(stage, rotary, attention)
     more = min(round(part * count), count - 1)
     by_attention = attention.sort(descending=True, stable=True).indices.tolist()
-    assert len(found) == count
-    assert set(places(rotary).argsort()[:more].tolist()) | set(by_attention[: count - more]) <= set(found)
+    assert len(picks) == count
+    assert set(places(rotary).argsort()[:more].tolist()) | set(by_attention[: count - more]) <= set(picks)
 
 
 def test_no_part_is_the_method_bit_for_bit():

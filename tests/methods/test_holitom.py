@@ -62,9 +62,9 @@ def test_what_moves_goes_by_attention():
 def test_a_budget_is_met_to_the_token(method, frames, tokens, still, seed):
     """Also of fewer frames than a method's constants, and of a film in which nothing moves."""
     method = method.with_budget(retention=0.5)
-    made = torch.Generator().manual_seed(seed)
-    features = torch.randn(1 if still else frames, tokens, 5, generator=made).expand(frames, -1, -1)
-    attention = torch.rand(frames, tokens, generator=made)
+    random = torch.Generator().manual_seed(seed)
+    features = torch.randn(1 if still else frames, tokens, 5, generator=random).expand(frames, -1, -1)
+    attention = torch.rand(frames, tokens, generator=random)
     for count in {1, frames * tokens // 2, frames * tokens - 1} - {0}:
         cut = method.merge(features, attention, count)
         source = cut.source.tolist()
@@ -79,8 +79,8 @@ def test_a_budget_is_met_to_the_token(method, frames, tokens, still, seed):
 def test_one_frame_of_a_known_count_is_what_the_method_makes_of_it(method, tokens, keep):
     """The counts that the host knows beforehand round as the method's own: 12 · 0.2 · 1.25, 22 · (15 / 22)."""
     method = dataclasses.replace(method, keep=keep)
-    made = torch.Generator().manual_seed(tokens)
-    film = torch.randn(1, tokens, 5, generator=made), torch.rand(1, tokens, generator=made)
+    random = torch.Generator().manual_seed(tokens)
+    film = torch.randn(1, tokens, 5, generator=random), torch.rand(1, tokens, generator=random)
     known = method.own_count((tokens,))
     assume(int(tokens * keep))
     own, told = method.merge(*film, None), method.merge(*film, known)

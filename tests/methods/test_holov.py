@@ -60,10 +60,10 @@ def by_hand(rows, attention, crops, count, tau=1.0, rule="paper"):
             add[crop] += 1
         got = [min(have + more, len(crop)) for have, more, crop in zip(got, add, crops, strict=True)]
         claims = [weight * (len(crop) - have) for weight, crop, have in zip(weights, crops, got, strict=True)]
-    found = []
+    quotas = []
     for crop, quota in zip(crops, got, strict=True):
-        found += sorted(crop, key=lambda token: (-score[token], token))[:quota]
-    return sorted(found)
+        quotas += sorted(crop, key=lambda token: (-score[token], token))[:quota]
+    return sorted(quotas)
 
 
 def test_crops_are_windows_of_the_grid_and_not_runs_of_the_raster():
@@ -93,8 +93,8 @@ def test_the_kept_set_is_the_specs(rows, columns, seed, tau, rule, data):
     features, attention = torch.randn(tokens, 6, generator=rng), torch.rand(tokens, generator=rng)
     crop = (-1 - notes_of(attention, ((rows, columns),), rule, crops=4)["crop"]).tolist()
     crops = [[token for token in range(tokens) if crop[token] == number] for number in range(max(crop) + 1)]
-    found = kept(features, attention, ((rows, columns),), rule=rule, tokens=count, crops=4, tau=tau)
-    assert found == by_hand(features, attention, crops, count, tau, rule)
+    picks = kept(features, attention, ((rows, columns),), rule=rule, tokens=count, crops=4, tau=tau)
+    assert picks == by_hand(features, attention, crops, count, tau, rule)
 
 
 @given(count=st.integers(1, 30), seed=st.integers(0, 2**16), tau=st.sampled_from([0.0, 1.0]))
@@ -103,11 +103,11 @@ def test_newlines_change_nothing_and_leave_first(count, seed, tau):
     features, attention = torch.randn(25, 6, generator=rng), torch.rand(25, generator=rng)
     without = kept(features, attention, ((5, 5),), tokens=min(count, 25), crops=4, tau=tau)
     places = (5, 11, 17, 23, 29)  # behind each row, as they are put in one after the other
-    found = kept(features, attention, ((5, 5),), places, tokens=count, crops=4, tau=tau)
+    picks = kept(features, attention, ((5, 5),), places, tokens=count, crops=4, tau=tau)
     patches = [token for token in range(30) if token not in places]
-    stay = [place for place in found if place not in places]
+    stay = [place for place in picks if place not in places]
     assert stay == [patches[token] for token in without]
-    assert len(found) == count
+    assert len(picks) == count
 
 
 def test_equal_tokens_and_no_attention_at_all():
@@ -122,6 +122,6 @@ def test_a_sharp_tau_prefers_the_heaviest_crop_also_where_attention_is_small():
     features = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
     attention = torch.full((64,), 0.0005)
     attention[36:40] = 0.005  # in the third of four crops of 8 x 8
-    found = kept(features, attention, ((8, 8),), tokens=16, crops=4, tau=30.0)
-    crop = (-1 - notes_of(attention, ((8, 8),), crops=4)["crop"])[found]
+    picks = kept(features, attention, ((8, 8),), tokens=16, crops=4, tau=30.0)
+    crop = (-1 - notes_of(attention, ((8, 8),), crops=4)["crop"])[picks]
     assert len(crop.unique()) == 1

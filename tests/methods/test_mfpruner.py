@@ -57,10 +57,10 @@ def test_who_is_voted_for_twice_stays(seed, tokens, data):
     unit = torch.nn.functional.normalize(rows.double(), dim=1)
     unlike = 1 - ((unit @ unit.T).sum(dim=1) - 1) / tokens
     by_cue = [set(cue.sort(descending=True, stable=True).indices[:count].tolist()) for cue in (attention, unlike)]
-    twice, found = by_cue[0] & by_cue[1], kept(attention, rows, words, count)
+    twice, picks = by_cue[0] & by_cue[1], kept(attention, rows, words, count)
     likeness = torch.cosine_similarity(rows.double(), words.double().mean(dim=0, keepdim=True))
     others = [token for token in likeness.sort(descending=True).indices.tolist() if token not in twice]
-    assert found == sorted([*twice, *others[: count - len(twice)]])
+    assert picks == sorted([*twice, *others[: count - len(twice)]])
 
 
 @given(seed=st.integers(0, 99))

@@ -252,15 +252,15 @@ def test_the_table_of_the_spec(positions, decoding):
 
 
 def merged_similarity(case):
-    found = []
+    groups = []
 
     class Watching(MustDrop):
         def _merge(self, view, _):
-            found.append(window_similarity(view.patches, *view.grid, 3))
+            groups.append(window_similarity(view.patches, *view.grid, 3))
 
     with fv.drop(case.model, Watching(filter=False)), torch.no_grad():
         case.model(**case.inputs)
-    return found[0]
+    return groups[0]
 
 
 @pytest.mark.parametrize("thresholds", [(0.001, 0.001), (2.0, 2.0)])

@@ -66,9 +66,9 @@ def steps(plan):
 
 @pytest.mark.parametrize(("preset", "tokens", "left"), PRESETS)
 def test_a_preset_spends_what_its_page_says(preset, tokens, left):
-    found = fv.presets()[preset]
-    tokens = tokens or found.vision_tokens
-    assert steps(found.method.plan(found.depth, (tokens,))) == {0: tokens, **left}
+    stored = fv.presets()[preset]
+    tokens = tokens or stored.vision_tokens
+    assert steps(stored.method.plan(stored.depth, (tokens,))) == {0: tokens, **left}
 
 
 def test_a_presets_line_says_what_its_plan_spends():

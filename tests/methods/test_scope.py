@@ -62,10 +62,10 @@ def test_each_crop_gets_its_share():
     crops = [[0, 1, 2, 3], [4, 5, 8, 9], [6, 7, 10, 11]]
 
     def wanted(*counts):
-        found = []
+        picks = []
         for crop, count in zip(crops, counts, strict=True):
-            found += [crop[token] for token in by_hand(features[crop], attention[crop].tolist(), count)]
-        return sorted(found)
+            picks += [crop[token] for token in by_hand(features[crop], attention[crop].tolist(), count)]
+        return sorted(picks)
 
     grids = ((2, 2), (2, 4))
     assert kept(features, attention, grids, tokens=6) == wanted(2, 2, 2)

@@ -76,8 +76,8 @@ def handed_in(model, inputs, thin, later):
     """A method's logits and trace where the core's function that makes features answers with those of a thin tower."""
     core = model.model
     with fv.drop(model, thin), torch.no_grad():
-        made = core.get_image_features(**given(model, inputs))
-    core.get_image_features = functools.wraps(core.get_image_features)(lambda *_, **__: made)
+        output = core.get_image_features(**given(model, inputs))
+    core.get_image_features = functools.wraps(core.get_image_features)(lambda *_, **__: output)
     try:
         return logits_of(model, inputs, later)
     finally:
@@ -160,11 +160,11 @@ def test_the_trace_says_which_rows_ran_and_tokens_are_whole():
 def test_features_that_were_made_outside_are_refused():
     model, inputs = tiny("llava"), batch("llava", ["tit"])
     with torch.no_grad():
-        made = model.model.get_image_features(**given(model, inputs))
+        output = model.model.get_image_features(**given(model, inputs))
     with fv.drop(model, ThinTower()), pytest.raises(fv.UnsupportedError, match="outside the context"):
         model(
             **{name: value for name, value in inputs.items() if name != "pixel_values"},
-            mm_encoder_outputs={"image": made},
+            mm_encoder_outputs={"image": output},
         )
 
 
@@ -253,13 +253,13 @@ def test_the_cost_is_what_torch_counts(family, pick):
     grids = None
     if "image_grid_thw" in of:
         grids = [[tuple(side // 2 for side in grid[1:])] for grid in of["image_grid_thw"].tolist()]
-    found = fv.cost(model, text_tokens=7, vision_tokens=tokens, method=thin, grids=grids)
+    costs = fv.cost(model, text_tokens=7, vision_tokens=tokens, method=thin, grids=grids)
     plain = fv.cost(model, text_tokens=7, vision_tokens=tokens, grids=grids)
-    inside = found.tower_flops + found.scoring_flops + (grids is not None) * found.projector_flops  # a Qwen's merger
+    inside = costs.tower_flops + costs.scoring_flops + (grids is not None) * costs.projector_flops  # a Qwen's merger
     assert counted == inside - (pick == "auto") * unlike_flops(trace, tower)
-    assert found.tower_flops < plain.tower_flops
-    assert found.tokens == plain.tokens
-    assert (found.tower_rows[0], found.tower_rows[-1]) == (*trace.stages[0].before, *trace.stages[0].after)
+    assert costs.tower_flops < plain.tower_flops
+    assert costs.tokens == plain.tokens
+    assert (costs.tower_rows[0], costs.tower_rows[-1]) == (*trace.stages[0].before, *trace.stages[0].after)
     assert plain.tower_rows == ()
 
 

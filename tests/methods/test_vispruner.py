@@ -53,8 +53,8 @@ def test_the_kept_set_is_the_specs(tokens, seed, ratio, per_round, data):
     count = data.draw(st.integers(1, tokens - 1))
     rng = torch.Generator().manual_seed(seed)
     features, attention = torch.randn(tokens, 8, generator=rng), torch.rand(tokens, generator=rng)
-    found = kept(features, attention, tokens=count, important_ratio=ratio, per_round=per_round)
-    assert found == by_hand(features, attention, count, ratio, per_round)
+    picks = kept(features, attention, tokens=count, important_ratio=ratio, per_round=per_round)
+    assert picks == by_hand(features, attention, count, ratio, per_round)
 
 
 def test_fastervlm_is_the_highest_attention_and_ties_go_to_the_lower_index():

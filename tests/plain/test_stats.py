@@ -10,9 +10,9 @@ def test_an_interval_holds_the_mean_about_as_often_as_it_says():
     held = 0
     for _ in range(200):
         values = (rng.random(120) < 0.7).astype(float)
-        found = Resampled(range(120)).mean(values)
-        assert found.value == values.mean()
-        held += found.low <= 0.7 <= found.high
+        figure = Resampled(range(120)).mean(values)
+        assert figure.value == values.mean()
+        held += figure.low <= 0.7 <= figure.high
     assert 0.90 <= held / 200 <= 0.99
 
 
@@ -26,12 +26,12 @@ def test_differences_are_paired():
     rng = np.random.default_rng(2)
     ours = (rng.random(300) < 0.6).astype(float)
     resampled = Resampled(range(300))
-    found = estimate(resampled.means(ours) - resampled.means(ours))
-    assert (found.value, found.low, found.high) == (0, 0, 0)
+    difference = estimate(resampled.means(ours) - resampled.means(ours))
+    assert (difference.value, difference.low, difference.high) == (0, 0, 0)
     better = np.maximum(ours, np.arange(300) < 30)
-    found = estimate(resampled.means(better) - resampled.means(ours))
-    assert 0 <= found.low < found.value < found.high < 0.1
-    assert found.value == pytest.approx(better.mean() - ours.mean())
+    difference = estimate(resampled.means(better) - resampled.means(ours))
+    assert 0 <= difference.low < difference.value < difference.high < 0.1
+    assert difference.value == pytest.approx(better.mean() - ours.mean())
 
 
 def test_a_share_of_nothing_is_unknown_and_of_itself_one():
@@ -39,15 +39,15 @@ def test_a_share_of_nothing_is_unknown_and_of_itself_one():
     values = np.array([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     means = resampled.means(values)
     assert share(means, resampled.means(np.zeros(7))) is UNKNOWN
-    found = share(means, means)
-    assert (found.value, found.low, found.high) == (1, 1, 1)
+    ratio = share(means, means)
+    assert (ratio.value, ratio.low, ratio.high) == (1, 1, 1)
 
 
 def test_what_does_not_count_is_left_out():
     values = np.array([1.0, np.nan, 0.0, np.nan, 0.0, 1.0, 0.5])
-    found = Resampled(range(7)).mean(values)
-    assert found.value == 0.5
-    assert 0 <= found.low <= found.high <= 1
+    figure = Resampled(range(7)).mean(values)
+    assert figure.value == 0.5
+    assert 0 <= figure.low <= figure.high <= 1
 
 
 def test_wilsons_interval_is_that_of_the_books():
@@ -68,9 +68,9 @@ def test_wilsons_interval_holds_the_share_and_stays_in_range(count, hits):
 @pytest.mark.parametrize("edge", [0.0, 1.0])
 def test_at_an_edge_the_interval_has_a_width_and_counts_pictures(edge):
     resampled = Resampled([0, 0, 0, 1, 1, 2])
-    found = resampled.proportion(np.full(6, edge))
-    assert found == wilson(edge, 3)
-    assert abs(found.low - found.high) == pytest.approx(1.96**2 / (3 + 1.96**2), abs=1e-4)
+    figure = resampled.proportion(np.full(6, edge))
+    assert figure == wilson(edge, 3)
+    assert abs(figure.low - figure.high) == pytest.approx(1.96**2 / (3 + 1.96**2), abs=1e-4)
     one_picture_counts = np.array([edge, edge, edge, np.nan, np.nan, np.nan])
     assert resampled.proportion(one_picture_counts) == wilson(edge, 1)
 
@@ -95,6 +95,6 @@ def test_the_interval_of_too_few_pictures_says_nothing():
     for pictures in (2, 4, 5):
         resampled, values = Resampled(np.repeat(np.arange(pictures), 10)), np.arange(pictures * 10) % 7 / 6
         drawn = (resampled.mean(values), resampled.proportion(values), estimate(resampled.over(values, np.mean)))
-        assert [np.isnan(found.low) and np.isnan(found.high) for found in drawn] == [pictures < LEAST] * 3
+        assert [np.isnan(interval.low) and np.isnan(interval.high) for interval in drawn] == [pictures < LEAST] * 3
     rare = np.where(np.arange(50) < 40, np.nan, 0.5)  # a task that one picture of five has
     assert np.isnan(resampled.mean(rare).low)

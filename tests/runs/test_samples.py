@@ -200,11 +200,11 @@ def test_a_folder_is_read_by_name_without_what_is_hidden(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
-    found = samples_of(tmp_path, question="What?")
+    samples = samples_of(tmp_path, question="What?")
     ids = ["Z.png", "a/1.png", "a/2.png", "b.png", "c/ä b\\n.txt", "caf\\udce9.png", "dangling", "loop"]
-    assert [row.id for row in found] == ids
+    assert [row.id for row in samples] == ids
     assert rows_of(tmp_path, question="What?")[1] == (1, "a/1.png", (str(tmp_path / "a/1.png"),), "What?")
-    assert found[4].media == (str(tmp_path / "c/ä b\n.txt"),)
+    assert samples[4].media == (str(tmp_path / "c/ä b\n.txt"),)
 
 
 def test_the_digest_of_a_folder_knows_its_files(tmp_path):

@@ -43,9 +43,9 @@ def logits(model, method=None):
     if method is None:
         return torch.cat(generate(model, inputs, new_tokens=2).logits)
     with fv.drop(model, method) as trace:
-        made = torch.cat(generate(model, inputs, new_tokens=2).logits)
+        together = torch.cat(generate(model, inputs, new_tokens=2).logits)
     assert [stage.layer for stage in trace.stages] == list(method.layers)
-    return made
+    return together
 
 
 @pytest.mark.parametrize(("compiled", "methods"), [(whole, (None, ONE, None)), (layer_by_layer, (None, ONE, OTHER))])

@@ -44,17 +44,17 @@ def own(view):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER - 1 not in TINY[family].recurrent])
 def test_it_gets_the_models_own_tensors(family):
     model, inputs, heads = tiny(family), batch(family, ["titt"]), []
-    (found,) = read(model, inputs, (WHOLE, NORMS))
-    everything, of_values = found.values()
+    (signal_values,) = read(model, inputs, (WHOLE, NORMS))
+    everything, of_values = signal_values.values()
     layer = model.get_decoder().layers[LAYER - 1]
-    with handed(layer) as calls, tapped_layer(layer, lambda *made: heads.extend(made)), torch.no_grad():
+    with handed(layer) as calls, tapped_layer(layer, lambda *part: heads.extend(part)), torch.no_grad():
         model(**inputs)
     args, named = calls[layer]
     entered = (*args, *named.values())[0]
     columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0]
     if len(columns) != len(everything):  # some of its tokens always stay, and are text to foveate
         return
-    queries, keys, _, values = (made[0, :, columns] if isinstance(made, torch.Tensor) else made for made in heads)
+    queries, keys, _, values = (part[0, :, columns] if isinstance(part, torch.Tensor) else part for part in heads)
     torch.testing.assert_close(everything, whole(queries, keys, values, entered[0, columns]), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(of_values, norms(values), atol=1e-5, rtol=1e-4)
 

@@ -56,19 +56,19 @@ def test_it_is_made_of_the_positions_that_the_model_gives(family):
     model, inputs = tiny(family), batch(family, ["titit"])
     rotary_emb = model.get_decoder().rotary_emb
     with handed(rotary_emb) as calls:
-        found, _ = seen(model, inputs)
+        tables, _ = seen(model, inputs)
     args, kwargs = calls[rotary_emb]
-    given = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
-    ids = given[:, 0] if given.dim() == 3 else given - given[:, :1]
-    vision, images = is_vision(inputs["input_ids"][0]), len(found) // len(LAYERS)
-    for place, (tokens, rotary) in enumerate(found):
+    positions = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+    ids = positions[:, 0] if positions.dim() == 3 else positions - positions[:, :1]
+    vision, images = is_vision(inputs["input_ids"][0]), len(tables) // len(LAYERS)
+    for place, (tokens, rotary) in enumerate(tables):
         layer = LAYERS[place // images]
         turning = next(at for at in range(layer, DEPTH) if at not in TINY[family].recurrent)
         wanted = by_hand(family, turning, ids[:, vision][:, tokens])
         torch.testing.assert_close(rotary, wanted, atol=1e-9, rtol=0)
         assert rotary.dtype == torch.float64
         assert torch.equal(rotary * 2**40, (rotary * 2**40).round())
-    assert sum(len(tokens) for tokens, _ in found[-images:]) < sum(len(tokens) for tokens, _ in found[:images])
+    assert sum(len(tokens) for tokens, _ in tables[-images:]) < sum(len(tokens) for tokens, _ in tables[:images])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -78,8 +78,8 @@ def test_padding_does_not_count(family):
     together, _ = seen(tiny(family), batch(family, ["tit", "titttt", "t"]))
     samples = len(together) // len(alone)
     for place, (_, rotary) in enumerate(alone):
-        found = [one for _, one in together[place * samples : (place + 1) * samples]]
-        assert any(torch.equal(rotary, one) for one in found), place
+        of_samples = [one for _, one in together[place * samples : (place + 1) * samples]]
+        assert any(torch.equal(rotary, one) for one in of_samples), place
 
 
 def test_earlier_turns_count():
@@ -91,9 +91,9 @@ def test_earlier_turns_count():
         if start:
             with fv.drop(model, Turned()), torch.no_grad():
                 past = cache_in(model(input_ids=ids[1:, :start], attention_mask=mask[1:, :start]))
-        given = {"input_ids": ids[1:, start:], "attention_mask": mask[1:], **pixels}
-        found, _ = seen(model, given, **with_cache(past))
-        rest.append(found[0][1])
+        later = {"input_ids": ids[1:, start:], "attention_mask": mask[1:], **pixels}
+        tables, _ = seen(model, later, **with_cache(past))
+        rest.append(tables[0][1])
     assert torch.equal(*rest)
     torch.testing.assert_close(rest[0], by_hand("llava", 0, torch.arange(4, 29)[None]), atol=1e-9, rtol=0)
 

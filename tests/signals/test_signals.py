@@ -97,11 +97,11 @@ def computed(family, inputs):
     model = tiny(family, "eager")
     layers = model.get_decoder().layers
     with handed(*layers) as calls, torch.no_grad():
-        found = model(**inputs, output_attentions=True).attentions
+        expected = model(**inputs, output_attentions=True).attentions
     entered = [(calls[layer][0][0][0], calls[layer][1]["position_embeddings"]) for layer in layers]
     # transformers lists the attentions of those layers alone that have any.
     attending = [layer for layer in range(DEPTH) if layer not in TINY[family].recurrent]
-    return dict(zip(attending, (one[0] for one in found), strict=True)), entered
+    return dict(zip(attending, (one[0] for one in expected), strict=True)), entered
 
 
 def raters(embeddings, vision, behind):

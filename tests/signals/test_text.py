@@ -47,8 +47,8 @@ def test_the_text_behind_the_last_image_is_what_enters_the_layer(family, word):
     entered = [calls[layer][0][0][0] for layer in layers]
     whole = max(count for count, _ in SEEN)
     of_samples = [text for count, text in SEEN if count == whole]
-    for found, wanted in zip(of_samples, text_of(inputs, entered), strict=True):
-        assert torch.equal(found, wanted)
+    for words, wanted in zip(of_samples, text_of(inputs, entered), strict=True):
+        assert torch.equal(words, wanted)
     # The first image has more behind it.
     assert all(len(SEEN[place][1]) > len(of_samples[0]) for place in (0, len(SEEN) // 2))
 

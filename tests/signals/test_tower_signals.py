@@ -98,13 +98,13 @@ def test_features_are_the_towers_where_the_family_shows_them(family):
     with fv.drop(model, Seeing()), torch.no_grad():
         model(**batch(family, ["titit"]))
     assert len(views) >= 2
-    for made, tokens in views:
+    for shown, tokens in views:
         if family in ("llava", "qwen2_vl"):
-            assert torch.equal(made, tokens)
+            assert torch.equal(shown, tokens)
         else:
-            assert made.shape[1] == model.config.vision_config.hidden_size != tokens.shape[1]
+            assert shown.shape[1] == model.config.vision_config.hidden_size != tokens.shape[1]
             with torch.no_grad():
-                projected = model.model.multi_modal_projector(made)
+                projected = model.model.multi_modal_projector(shown)
             torch.testing.assert_close(projected, tokens, **CLOSE)
 
 

@@ -38,17 +38,17 @@ def by_hand(values, own, behind, signal):
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if LAYER - 1 not in TINY[family].recurrent])
 def test_it_is_made_of_the_models_own_values(family):
-    model, inputs, made = tiny(family), batch(family, ["titt"]), {}
-    found = read(model, inputs, WAYS, unit="image")
+    model, inputs, projected = tiny(family), batch(family, ["titt"]), {}
+    of_samples = read(model, inputs, WAYS, unit="image")
     layer = model.get_decoder().layers[LAYER - 1]
-    with tapped_layer(layer, lambda *heads: made.update(values=heads[3])), torch.no_grad():
+    with tapped_layer(layer, lambda *heads: projected.update(values=heads[3])), torch.no_grad():
         model(**inputs)
     columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0].tolist()
-    start, values = 0, made["values"][0].double()
-    fixed = len(columns) - sum(len(image[WAYS[0]]) for image in found)
+    start, values = 0, projected["values"][0].double()
+    fixed = len(columns) - sum(len(image[WAYS[0]]) for image in of_samples)
     if fixed:  # some of its tokens always stay, and are text to foveate
         return
-    for image in found:
+    for image in of_samples:
         own = columns[start : start + len(image[WAYS[0]])]
         start += len(own)
         text = [row for row in range(own[-1] + 1, values.shape[1]) if row not in columns]
@@ -58,5 +58,5 @@ def test_it_is_made_of_the_models_own_values(family):
 
 
 def test_without_text_behind_it_is_zero():
-    (found,) = read(tiny("llava"), batch("llava", ["ti"]), WAYS, unit="image")
-    assert all(not likeness.any() for likeness in found.values())
+    (of_sample,) = read(tiny("llava"), batch("llava", ["ti"]), WAYS, unit="image")
+    assert all(not likeness.any() for likeness in of_sample.values())

@@ -12,7 +12,7 @@ DEPTH = 32
 
 
 def layers_of(text, setting="layers"):
-    return [getattr(made, setting) for made in grid(parse(text), DEPTH, settings_given(text))]
+    return [getattr(candidate, setting) for candidate in grid(parse(text), DEPTH, settings_given(text))]
 
 
 def test_v2drops_grid_by_hand():

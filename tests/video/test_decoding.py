@@ -45,7 +45,7 @@ def every_frame(path):
 
 def on_show(path, time):
     """The frame that a viewer sees at a time."""
-    return [found for found in every_frame(path) if found[0] <= time + 1e-6][-1]
+    return [frame for frame in every_frame(path) if frame[0] <= time + 1e-6][-1]
 
 
 @pytest.mark.parametrize("wanted", [{}, {"frames": 4}, {"fps": 3}, {"fps": 2, "frames": 5, "start": 1, "end": 3}])
@@ -305,9 +305,9 @@ def decoded(monkeypatch):
     times, original = [], decoding._Decoder._decode
 
     def counted(self, *entered, **named):
-        for found in original(self, *entered, **named):
-            times.append(found[1])
-            yield found
+        for frame in original(self, *entered, **named):
+            times.append(frame[1])
+            yield frame
 
     monkeypatch.setattr(decoding._Decoder, "_decode", counted)
     return times

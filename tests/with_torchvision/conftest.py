@@ -24,10 +24,10 @@ else:
         specials = [image, video, "<|vision_start|>", "<|vision_end|>"]
         words += specials
         words += [f"w{number}" for number in range(len(words), VOCABULARY)]
-        made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        words_only = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+        words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return transformers.PreTrainedTokenizerFast(
-            tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+            tokenizer_object=words_only, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
             additional_special_tokens=specials,
         )  # fmt: skip
 

@@ -70,9 +70,9 @@ def test_generate_answers_about_a_video_file(run, folders, clip, tmp_path, famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_model_gets_is_what_its_own_processor_makes_of_the_frames(loaded, clip, family):
-    one, found = loaded[family], read(clip, frames=6)
-    inputs = one.prepare([found], "What happens ?").inputs
-    frames = [Image.fromarray(frame) for frame in found.frames]
+    one, clip_read = loaded[family], read(clip, frames=6)
+    inputs = one.prepare([clip_read], "What happens ?").inputs
+    frames = [Image.fromarray(frame) for frame in clip_read.frames]
     content = [{"type": "video", "video": frames}, {"type": "text", "text": "What happens ?"}]
     own = one.processor.apply_chat_template(
         [{"role": "user", "content": content}],

@@ -51,12 +51,12 @@ def request(images: Sequence = (), prompt: str | None = None, **rate) -> dict:
     """A request with these images."""
     if prompt is None:
         prompt = "USER: " + "<image>\n" * len(images) + "What does the text say? ASSISTANT:"
-    made = {"prompt": prompt}
+    asked = {"prompt": prompt}
     if images:
-        made["multi_modal_data"] = {"image": list(images)}
+        asked["multi_modal_data"] = {"image": list(images)}
     if rate:
-        made["mm_processor_kwargs"] = rate
-    return made
+        asked["mm_processor_kwargs"] = rate
+    return asked
 
 
 def answers(llm, requests: Sequence[dict], tokens: int = 8, ignore_eos: bool = False, **options) -> list[list[int]]:

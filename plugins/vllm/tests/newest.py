@@ -42,8 +42,8 @@ def main(version: str = "") -> int:
         listing = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     cpu = tuple(host.ON_A_CPU)
     stored = [line for line in STORED.read_text().splitlines() if not line.startswith(cpu)]
-    found = [line for line in listing.splitlines() if not line.startswith(cpu)]
-    differences = list(difflib.unified_diff(stored, found, "stored", wheel.name, lineterm="", n=0))
+    releases = [line for line in listing.splitlines() if not line.startswith(cpu)]
+    differences = list(difflib.unified_diff(stored, releases, "stored", wheel.name, lineterm="", n=0))
     print("\n".join(differences) or f"{wheel.name}: all {len(stored)} names have the signatures that are stored")
     return int(bool(differences))
 

@@ -102,11 +102,11 @@ class Reference:
             return self._generated(inputs, new_tokens)
 
     def _generated(self, inputs: Any, new_tokens: int) -> Answer:
-        made = self._model.generate(
+        answer = self._model.generate(
             **inputs, do_sample=False, max_new_tokens=new_tokens, return_dict_in_generate=True, output_logits=True
         )
-        tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        rows = [torch.log_softmax(logits[0].double(), -1) for logits in made.logits]
+        tokens = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        rows = [torch.log_softmax(logits[0].double(), -1) for logits in answer.logits]
         return Answer(tokens, [float(row[token]) for row, token in zip(rows, tokens, strict=True)])
 
 
@@ -155,9 +155,9 @@ def run(engine: Any, asks: Sequence[Ask], new_tokens: int = NEW_TOKENS, **settin
 
 def differences(output: Any, wanted: Answer) -> float:
     """The largest difference of a log-probability; infinite where tokens differ."""
-    (made,) = output.outputs
-    tokens = list(made.token_ids)
+    (completion,) = output.outputs
+    tokens = list(completion.token_ids)
     if tokens != wanted.tokens:
         return float("inf")
-    pairs = zip(made.logprobs, tokens, wanted.logprobs, strict=True)
+    pairs = zip(completion.logprobs, tokens, wanted.logprobs, strict=True)
     return max(abs(row[token].logprob - logprob) for row, token, logprob in pairs)

@@ -35,9 +35,9 @@ MADE = answers(0)
 def test_log_probabilities_decide_and_say_nothing_where_the_method_changes_too_little(
     dtype, under, without, passed, said
 ):
-    found = verdict(dtype, MADE, answers(under), answers(without, alike=4))
-    assert found[0] == passed
-    assert said in found[1]
+    outcome = verdict(dtype, MADE, answers(under), answers(without, alike=4))
+    assert outcome[0] == passed
+    assert said in outcome[1]
 
 
 @pytest.mark.parametrize("words", [["v2dorp"], ["read"], ["embedded", "--method", "resize:tokens=64"]])
@@ -64,8 +64,8 @@ def test_this_machine_drops_as_transformers_does_and_a_wrong_length_is_seen(tmp_
     assert passed[-2:] == [str(foveate.embedded.path()), "v2drop:tokens=120"]
 
     def longer(self, built, stock):
-        made, slots = metadata(self, built, stock)
-        return dataclasses.replace(made, seq_lens=made.seq_lens + 1), slots
+        metadata_of, slots = metadata(self, built, stock)
+        return dataclasses.replace(metadata_of, seq_lens=metadata_of.seq_lens + 1), slots
 
     metadata = Layout.metadata
     monkeypatch.setattr(Layout, "metadata", longer)

@@ -62,12 +62,12 @@ def _asked(vlm, method):
 def test_stock_vllm_answers_as_the_method_on_transformers(vlm, stock, method):
     requests, expected = _asked(vlm, method)
     # One behind the other: stock vLLM takes embeddings of one count in a step.
-    assert [engines.answers(stock, [made])[0] for made in requests] == expected
+    assert [engines.answers(stock, [request])[0] for request in requests] == expected
 
 
 def test_the_plug_in_takes_embeddings_of_several_counts_beside_pictures(vlm, embedded_folder):
     requests, expected = _asked(vlm, fv.PruMerge())
-    rows = [made["multi_modal_data"]["image"][0] for made in requests]
+    rows = [prompt["multi_modal_data"]["image"][0] for prompt in requests]
     assert len(rows[0]) != len(rows[1])
     shown = engines.request([engines.demo()])
     setting = {"method": "visionzip", "tokens": 64}

@@ -81,7 +81,7 @@ def test_the_tower_stage_of_visiondrop_works_by_itself(llava_folder, reference):
     requests = [request([picture(0)]), request([picture(1), picture(2)])]
     with engine(llava_folder, {"method": method}) as llm:
         said = answers(llm, requests)
-    assert said == [reference.answer(made, parse(method)) for made in requests]
+    assert said == [reference.answer(one, parse(method)) for one in requests]
 
 
 def test_a_server_that_keeps_everything_drops_for_a_request_that_asks_for_less(llava_folder, reference):
@@ -138,8 +138,8 @@ def test_text_and_several_images_share_a_batch(llm, reference):
     ]
     methods = [9, 9, 9, 9, FULL, 9]
     expected = [
-        reference.answer(made, _with("visionzip", tokens=tokens))
-        for made, tokens in zip(requests, methods, strict=True)
+        reference.answer(request_, _with("visionzip", tokens=tokens))
+        for request_, tokens in zip(requests, methods, strict=True)
     ]
     assert answers(llm, requests) == expected
 
@@ -150,7 +150,7 @@ def test_one_image_at_two_rates_is_never_mixed(llm, reference):
     expected = [reference.answer(request([image]), _with("visionzip", tokens=tokens)) for tokens in (6, 18, 6, 30)]
     assert len({tuple(said) for said in expected}) == 3
     assert answers(llm, requests) == expected
-    assert [answers(llm, [made])[0] for made in requests] == expected
+    assert [answers(llm, [one])[0] for one in requests] == expected
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_one_image_at_two_rates_is_never_mixed(llm, reference):
 def test_a_wrong_rate_is_a_value_error_and_the_engine_lives_on(llm, reference, rate, said):
     with pytest.raises(ValueError, match=said):
         answers(llm, [request([picture(0)], **rate)])
-    made = request([picture(0)])
-    assert answers(llm, [made]) == [reference.answer(made, _with("visionzip", tokens=9))]
+    asked = request([picture(0)])
+    assert answers(llm, [asked]) == [reference.answer(asked, _with("visionzip", tokens=9))]
 
 
 def test_a_rate_in_a_request_without_an_image_is_refused(llm):
@@ -212,7 +212,7 @@ def test_images_of_a_step_run_in_groups_that_fit_the_tower(llm, reference, monke
     model, batches = _counted(llm, monkeypatch)
     monkeypatch.setattr(model, "_most", 3 * FULL)
     requests = [request([picture(seed)]) for seed in range(30, 34)]
-    assert answers(llm, requests) == [reference.answer(made, _with("visionzip", tokens=9)) for made in requests]
+    assert answers(llm, requests) == [reference.answer(one, _with("visionzip", tokens=9)) for one in requests]
     assert batches == [3, 1]
 
 
@@ -234,8 +234,8 @@ def _most_running(llm, requests):
     from vllm import SamplingParams
 
     core = llm.llm_engine
-    for index, made in enumerate(requests):
-        core.add_request(str(index), made, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
+    for index, asked in enumerate(requests):
+        core.add_request(str(index), asked, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True))
     scheduler = core.engine_core.engine_core.scheduler
     most = 0
     while core.has_unfinished_requests():

@@ -29,10 +29,10 @@ def test_a_method_answers_as_on_transformers(next_folder, reference, method):
     with engine(next_folder, {"method": method, "retention": 0.25}) as llm:
         said = answers(llm, requests)
     pairs = zip(requests, rates, strict=True)
-    assert said == [reference.answer(made, parse(method).with_budget(retention=rate)) for made, rate in pairs]
+    assert said == [reference.answer(one, parse(method).with_budget(retention=rate)) for one, rate in pairs]
 
 
 def test_whole_images_answer_as_the_untouched_model(next_folder, reference):
     requests = [request([picture(1, 60, 150)]), request([picture(2, 168, 168)])]
     with engine(next_folder, {"method": "visionzip", "retention": 1.0}) as llm:
-        assert answers(llm, requests) == [reference.answer(made) for made in requests]
+        assert answers(llm, requests) == [reference.answer(one) for one in requests]

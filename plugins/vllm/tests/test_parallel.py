@@ -39,4 +39,4 @@ def test_two_ranks_answer_as_transformers(folder, fixtures):
     quarter, half = parse("visionzip").with_budget(retention=0.25), parse("visionzip").with_budget(retention=0.5)
     methods = (quarter, quarter, half, None)
     pairs = zip(requests, methods, strict=True)
-    assert said == [reference.answer(made, method) for made, method in pairs]
+    assert said == [reference.answer(asked, method) for asked, method in pairs]

@@ -125,5 +125,5 @@ def test_rows_of_a_second_image_do_not_overwrite_the_first():
             with_places(torch.zeros(1, 0), torch.tensor([2]), (2, 2)),
         )
     )
-    made = arrived(positions, images, sent, 0)
-    assert made[:, [6, 7, 14]].T.tolist() == [[6, 6, 7], [6, 7, 7], [14, 15, 14]]
+    rows = arrived(positions, images, sent, 0)
+    assert rows[:, [6, 7, 14]].T.tolist() == [[6, 6, 7], [6, 7, 7], [14, 15, 14]]

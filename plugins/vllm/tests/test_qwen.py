@@ -13,9 +13,9 @@ LONG = "A long story that comes before the picture, and then goes on for a while
 def engine(request, name, folder):
     """Prompts go in whole, or 40 tokens at a time, so that images are cut by chunks."""
     settings = {"max_num_batched_tokens": 40} if request.param == "chunks" else {}
-    made = engine_of(name, folder, METHOD, **settings)
-    yield made
-    shut(made)
+    llm = engine_of(name, folder, METHOD, **settings)
+    yield llm
+    shut(llm)
 
 
 def check(engine, reference, asks, method=METHOD):

@@ -36,9 +36,9 @@ def reference(folder):
 @pytest.fixture(scope="module")
 def engine(folder):
     """Nothing is cached: methods are no part of the keys."""
-    made = engine_of(NAME, folder, METHODS[0], enable_prefix_caching=False, mm_processor_cache_gb=0)
-    yield made
-    shut(made)
+    llm = engine_of(NAME, folder, METHODS[0], enable_prefix_caching=False, mm_processor_cache_gb=0)
+    yield llm
+    shut(llm)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,9 +80,9 @@ def test_a_rate_that_is_wrong_is_refused(engine, ask, said):
 
 def test_films_that_chunks_cut_in_two_and_that_were_seen_before_answer_alike(folder, reference):
     method = "vidcom2"
-    made = engine_of(NAME, folder, method, max_num_batched_tokens=16, max_num_seqs=2, max_model_len=256)
+    llm = engine_of(NAME, folder, method, max_num_batched_tokens=16, max_num_seqs=2, max_model_len=256)
     asks = [Ask(films=[film(seed)], rate={"video_retention": rate}) for seed, rate in ((1, 0.5), (1, 0.7), (2, 0.5))]
     for _ in range(2):
-        for ask, output in zip(asks, run(made, asks), strict=True):
+        for ask, output in zip(asks, run(llm, asks), strict=True):
             assert differences(output, reference.answer(ask, method)) < NEAR
-    shut(made)
+    shut(llm)

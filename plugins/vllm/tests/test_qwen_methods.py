@@ -15,9 +15,9 @@ METHODS = (
 @pytest.fixture(scope="module")
 def engine(name, folder):
     """Nothing is cached: methods are no part of the keys."""
-    made = engine_of(name, folder, METHODS[0], enable_prefix_caching=False, mm_processor_cache_gb=0)
-    yield made
-    shut(made)
+    llm = engine_of(name, folder, METHODS[0], enable_prefix_caching=False, mm_processor_cache_gb=0)
+    yield llm
+    shut(llm)
 
 
 @pytest.mark.parametrize("method", METHODS)

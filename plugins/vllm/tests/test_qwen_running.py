@@ -15,12 +15,12 @@ FILM = "<|vision_start|><|video_pad|><|vision_end|>"
 @pytest.fixture(scope="module")
 def engine(name, folder):
     """Room for six blocks of 32 tokens each, and for 100 tokens of pictures at once, before any is dropped."""
-    made = engine_of(
+    llm = engine_of(
         name, folder, METHOD, num_gpu_blocks_override=7, max_model_len=128, max_num_batched_tokens=128, max_num_seqs=8,
         mm_processor_kwargs={"foveate_tokens": 4}, enable_mm_embeds=True,
     )  # fmt: skip
-    yield made
-    shut(made)
+    yield llm
+    shut(llm)
 
 
 def runs_of_tower(engine, asks, **settings):
@@ -79,9 +79,9 @@ def together(engine, ask):
     schedule = core.scheduler.schedule
 
     def counting(*args, **kwargs):
-        made = schedule(*args, **kwargs)
+        scheduled = schedule(*args, **kwargs)
         counts.append(len(core.scheduler.running))
-        return made
+        return scheduled
 
     core.scheduler.schedule = counting
     try:

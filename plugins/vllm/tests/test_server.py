@@ -122,9 +122,9 @@ def asked():
         image = images[index % len(images)]
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         prompt = reference.processor.apply_chat_template(messages, add_generation_prompt=True)
-        made = {"prompt": prompt, "multi_modal_data": {"image": [image.convert("RGB")]}}
+        request = {"prompt": prompt, "multi_modal_data": {"image": [image.convert("RGB")]}}
         method = parse("visionzip").with_budget(tokens=tokens)
-        ids = reference.answer(made, method, tokens=12)
+        ids = reference.answer(request, method, tokens=12)
         text = reference.processor.tokenizer.decode(ids, skip_special_tokens=True)
         cases.append((url_of(image), tokens, text))
     return cases

@@ -34,22 +34,22 @@ def test_most_methods_can_be_served():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_servers_budget_is_the_librarys(name):
     for share in BUDGETS:
-        made = Setting({"method": name, "retention": share}, CONFIG)
-        assert made.method(Rate()) == method_of(name, retention=share)
+        setting = Setting({"method": name, "retention": share}, CONFIG)
+        assert setting.method(Rate()) == method_of(name, retention=share)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_alone_keeps_a_third_and_an_object_what_it_says(name):
-    made = Setting({"method": name}, CONFIG)
-    assert made.method(Rate()) == method_of(name) == method_of(name, retention=1 / 3)
-    assert str(made.rate) == "33.3% of an image's tokens"
-    assert made.method(Rate(retention=0.5)) == method_of(name, retention=0.5)
+    setting = Setting({"method": name}, CONFIG)
+    assert setting.method(Rate()) == method_of(name) == method_of(name, retention=1 / 3)
+    assert str(setting.rate) == "33.3% of an image's tokens"
+    assert setting.method(Rate(retention=0.5)) == method_of(name, retention=0.5)
 
 
 def test_a_server_runs_settings_and_dictionaries_as_they_say():
     for method in ("visionzip:dominant=9", parse("visionzip").to_dict(), "visionzip:tokens=9"):
-        made = Setting({"method": method}, CONFIG)
-        assert made.method(Rate()) == (parse(method) if isinstance(method, str) else parse("visionzip"))
+        setting = Setting({"method": method}, CONFIG)
+        assert setting.method(Rate()) == (parse(method) if isinstance(method, str) else parse("visionzip"))
 
 
 @pytest.mark.parametrize("name", ["v2drop:retention=0.2", "visionzip:retention=0.2+finalkv", "v2drop:keep=0.5,0.3,0"])

@@ -358,14 +358,14 @@ class _Enough(Exception):
     """Raised to stop an attention when its queries and keys are known."""
 
 
-def queries_and_keys_of(layer: Any, hidden: Any, queries: Tensor, given: Mapping[str, Any]) -> Tapped:
+def queries_and_keys_of(layer: Any, hidden: Any, queries: Tensor, others: Mapping[str, Any]) -> Tapped:
     """`Family.queries_and_keys` as computed by the layer itself, which may have special norms, or leave RoPE out.
 
     Args:
         layer: The decoder layer. Its own forward runs up to its attention.
         hidden: Its input.
         queries: Rows whose queries are needed, (samples, …) int64.
-        given: Its other arguments by name, without mask and cache.
+        others: Its other arguments by name, without mask and cache.
     """
     heads = list[Tapped]()
     places = queries[:, None, :, None]  # (samples, 1, …, 1): broadcast over heads and head size
@@ -380,9 +380,9 @@ def queries_and_keys_of(layer: Any, hidden: Any, queries: Tensor, given: Mapping
         rows = hidden.shape[1]
         mask = hidden.new_ones(len(hidden), 1, rows, rows, dtype=torch.bool)
         if takes_index(layer):
-            given = {**given, PICKED: every_slot(rows, rows, hidden)}
+            others = {**others, PICKED: every_slot(rows, rows, hidden)}
     with suppress(_Enough), tapped_layer(layer, note):
-        type(layer).forward(layer, hidden, attention_mask=mask, **given)
+        type(layer).forward(layer, hidden, attention_mask=mask, **others)
     if not heads:
         raise unreadable(attention_of(layer))
     return heads[0]

@@ -55,8 +55,8 @@ def prompts(family="llava", words=(LAYOUT,), count=3):
 def answer(model, inputs, tokens=3, **settings):
     """Ids and logits of an answer, on the host."""
     settings = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True, **settings}
-    made = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
-    return to_host(made.sequences), to_host(torch.stack(made.logits))
+    output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
+    return to_host(output.sequences), to_host(torch.stack(output.logits))
 
 
 def run(model, method, asked, cuda_graphs=True, tokens=3):
@@ -93,7 +93,7 @@ def distances(monkeypatch):
     def surprise(replayer, region, output, twin):
         if hasattr(region, "collect"):
             both = region.collect(output), region.real(twin, lambda tensor: tensor)
-            one, other = (to_host(made.hidden) for made in both)
+            one, other = (to_host(side.hidden) for side in both)
             seen.append(float((one - other).abs().max()))
         return original(replayer, region, output, twin)
 

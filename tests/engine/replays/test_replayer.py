@@ -45,8 +45,8 @@ def model(request):
 def answer(model, inputs, tokens=2):
     """What `generate` says, with its logits."""
     settings = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-    made = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
-    return made.sequences, torch.stack(made.logits)
+    output = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
+    return output.sequences, torch.stack(output.logits)
 
 
 def run(model, method, prompts, cuda_graphs=True, tokens=2):

@@ -113,8 +113,8 @@ def test_an_end_in_the_middle_of_a_batch(model, graphs_on_cpu):
     with fv.drop(model, V2DROP):
         expected = [model.generate(**inputs, **settings) for inputs in asked]
     with Sides(), fv.drop(model, V2DROP, cuda_graphs=True) as trace:
-        made = [model.generate(**inputs, **settings) for inputs in asked]
-    assert all(map(torch.equal, made, expected))
+        answers = [model.generate(**inputs, **settings) for inputs in asked]
+    assert all(map(torch.equal, answers, expected))
     assert trace.graphs.steps.replayed > 0
 
 
@@ -257,13 +257,13 @@ def test_two_threads_take_turns(model, graphs_on_cpu):
 )
 def test_other_ways_to_decode(model, settings, why, graphs_on_cpu):
     asked = prompts("llava", count=2)
-    made = []
+    outputs = []
     for cuda_graphs in (False, True):
         with Sides(), fv.drop(model, V2DROP, cuda_graphs=cuda_graphs) as trace:
-            made.append(
+            outputs.append(
                 [model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, **settings) for inputs in asked]
             )
-    assert all(torch.equal(one, other) for one, other in zip(*made, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
     if why is not None:
         assert any(why in reason for reason in trace.graphs.steps.plain)
 
@@ -349,10 +349,10 @@ def test_a_question_is_replayed(small, monkeypatch):
     spans, original = [], replayer.Replayer.run
 
     def run(replayer, *args, **kwargs):
-        made = original(replayer, *args, **kwargs)
+        output = original(replayer, *args, **kwargs)
         if replayer._graphs.steps.latest == "replayed":
             spans.append(replayer._runner.forward.span)
-        return made
+        return output
 
     monkeypatch.setattr(replayer.Replayer, "run", run)
     with Sides():

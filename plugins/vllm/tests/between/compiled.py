@@ -24,8 +24,8 @@ def main(folder, method):
     reference = Reference(folder)
     # Dynamo's own backend compiles nothing, so that this takes seconds: what counts is which steps run its graph.
     options = {"enforce_eager": False, "compilation_config": {"backend": "eager"}}
-    with engine(folder, method, **options) as made:
-        pairs = zip(answers(made, SIX, 12), SIX, strict=True)
+    with engine(folder, method, **options) as llm:
+        pairs = zip(answers(llm, SIX, 12), SIX, strict=True)
         far = max(misses(got, reference.answer(ask, method, 12)) for got, ask in pairs)
     print(far, torch._dynamo.utils.counters["stats"]["unique_graphs"], len(eager))
 

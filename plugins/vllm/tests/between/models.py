@@ -85,15 +85,15 @@ class Reference:
             return self._generated(inputs, new)
 
     def _generated(self, inputs, new) -> Answer:
-        made = self._model.generate(
+        answer = self._model.generate(
             **inputs,
             do_sample=False,
             max_new_tokens=new,
             return_dict_in_generate=True,
             output_logits=True,
         )
-        tokens = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        rows = [torch.log_softmax(logits[0].double(), -1) for logits in made.logits]
+        tokens = answer.sequences[0, inputs["input_ids"].shape[1] :].tolist()
+        rows = [torch.log_softmax(logits[0].double(), -1) for logits in answer.logits]
         return Answer(tokens, [float(row[token]) for row, token in zip(rows, tokens, strict=True)])
 
 
@@ -111,11 +111,11 @@ def engine(folder, method: str, **options):
     """vLLM with the plug-in, in this process unless options say otherwise."""
     from vllm import LLM
 
-    made = LLM(**settings(folder, method, **options))
+    llm = LLM(**settings(folder, method, **options))
     try:
-        yield made
+        yield llm
     finally:
-        made.llm_engine.engine_core.shutdown()
+        llm.llm_engine.engine_core.shutdown()
 
 
 def use(engine, method: str) -> None:
@@ -151,12 +151,12 @@ def answers(engine, questions: Sequence[Ask], new: int = NEW) -> list[Answer]:
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=new, logprobs=1, ignore_eos=True)
-    made = []
+    engines = []
     for output in engine.generate(asks(engine, questions), sampling, use_tqdm=False):
         tokens = list(output.outputs[0].token_ids)
         logprobs = [row[token].logprob for row, token in zip(output.outputs[0].logprobs, tokens, strict=True)]
-        made.append(Answer(tokens, logprobs))
-    return made
+        engines.append(Answer(tokens, logprobs))
+    return engines
 
 
 def misses(got: Answer, wanted: Answer) -> float:

@@ -25,8 +25,8 @@ def reference(folder):
 @pytest.fixture(scope="module")
 def two_slots(folder):
     """An engine that runs two requests at once."""
-    with engine(folder, METHODS[0]) as made:
-        yield made
+    with engine(folder, METHODS[0]) as llm:
+        yield llm
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -49,29 +49,29 @@ def test_another_set_of_tokens_would_be_noticed(two_slots, reference):
 
 def test_the_embedded_model_answers_as_on_transformers(embedded_folder):
     reference = Reference(embedded_folder)
-    with engine(embedded_folder, EMBEDDED[0], max_model_len=2048) as made:
+    with engine(embedded_folder, EMBEDDED[0], max_model_len=2048) as llm:
         for method in EMBEDDED:
-            use(made, method)
-            for ask, got in zip(DEMO, answers(made, DEMO), strict=True):
+            use(llm, method)
+            for ask, got in zip(DEMO, answers(llm, DEMO), strict=True):
                 assert misses(got, reference.answer(ask, method)) < NEAR
-        use(made, EMBEDDED[0])
-        (got, *_) = answers(made, DEMO[:1])
-        assert made.get_tokenizer().decode(got.tokens).startswith("36KUM")
+        use(llm, EMBEDDED[0])
+        (got, *_) = answers(llm, DEMO[:1])
+        assert llm.get_tokenizer().decode(got.tokens).startswith("36KUM")
 
 
 def test_members_before_and_behind_the_decoders_entrance_work_together(llava_folder):
     """Rows of the first member are numbered anew, since the prompt is shorter; those behind keep their numbers."""
     method = "divprune:keep=0.5+pyramiddrop:positions=keep;retention=0.3;layer_list=1,2,4"
     reference = Reference(llava_folder)
-    with engine(llava_folder, method) as made:
-        for ask, got in zip(SIX, answers(made, SIX), strict=True):
+    with engine(llava_folder, method) as llm:
+        for ask, got in zip(SIX, answers(llm, SIX), strict=True):
             assert misses(got, reference.answer(ask, method)) < NEAR
 
 
 def test_a_model_whose_sliding_window_is_switched_off_answers_as_on_transformers(tmp_path):
     checkpoints.llava_checkpoint(tmp_path, text=transformers.MistralConfig, sliding_window=300)
     reference = Reference(tmp_path)
-    with engine(tmp_path, METHODS[0], disable_sliding_window=True, max_model_len=None) as made:
-        assert made.model_config.max_model_len == 300
-        for ask, got in zip(SIX, answers(made, SIX), strict=True):
+    with engine(tmp_path, METHODS[0], disable_sliding_window=True, max_model_len=None) as llm:
+        assert llm.model_config.max_model_len == 300
+        for ask, got in zip(SIX, answers(llm, SIX), strict=True):
             assert misses(got, reference.answer(ask, METHODS[0])) < NEAR

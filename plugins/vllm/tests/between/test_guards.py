@@ -111,9 +111,9 @@ def test_another_backend_is_taken_where_the_setting_says_that_it_is_untested():
 
 
 def test_graphs_of_pieces_are_taken_and_whole_ones_switched_off(llava_folder):
-    for given in ({}, {"compilation_config": {"cudagraph_mode": "PIECEWISE"}}):
-        made = configured(llava_folder, METHODS[0], enforce_eager=False, **given)
-        assert not made.compilation_config.cudagraph_mode.has_full_cudagraphs()
+    for options in ({}, {"compilation_config": {"cudagraph_mode": "PIECEWISE"}}):
+        config = configured(llava_folder, METHODS[0], enforce_eager=False, **options)
+        assert not config.compilation_config.cudagraph_mode.has_full_cudagraphs()
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_a_layer_that_stages_cannot_work_around_is_refused(layer, said):
         """As vLLM's decoder layers are called."""
 
     parts = Some(attn=Some(**changed)) if layer else Some(linear=1)
-    made = Some(self_attn=parts, forward=forward, input_layernorm=1)
+    like_a_layer = Some(self_attn=parts, forward=forward, input_layernorm=1)
     with pytest.raises(UnsupportedError, match=said):
-        guards.refuse_layer(made, untested=False)
+        guards.refuse_layer(like_a_layer, untested=False)
     if layer:
-        made.forward = lambda hidden_states, mask: None
+        like_a_layer.forward = lambda hidden_states, mask: None
         with pytest.raises(UnsupportedError, match="SimpleNamespace takes hidden_states, mask"):
-            guards.refuse_layer(made, untested=False)
+            guards.refuse_layer(like_a_layer, untested=False)
 
 
 def test_an_engine_with_adapters_does_not_start(llava_folder):

@@ -17,8 +17,8 @@ def reference(llava_folder):
 @pytest.fixture(scope="module")
 def chunks(llava_folder):
     """An engine whose steps have room for one prompt with images and a part of another."""
-    with engine(llava_folder, V2DROP, max_num_batched_tokens=130, max_num_seqs=6) as made:
-        yield made
+    with engine(llava_folder, V2DROP, max_num_batched_tokens=130, max_num_seqs=6) as llm:
+        yield llm
 
 
 def as_on_transformers(made, reference, questions, method, new):
@@ -42,8 +42,8 @@ def test_a_request_that_was_preempted_is_computed_again_with_the_same_tokens(
 
     monkeypatch.setattr(Scheduler, "_preempt_request", noted)
     few = {"max_model_len": 192, "num_gpu_blocks_override": 9, "max_num_seqs": 3}
-    with engine(llava_folder, method, **few) as made:
-        as_on_transformers(made, reference, SIX[:4], method, 50)
+    with engine(llava_folder, method, **few) as llm:
+        as_on_transformers(llm, reference, SIX[:4], method, 50)
     assert preempted
 
 
@@ -127,14 +127,14 @@ def test_text_is_read_from_the_prefix_cache_and_pictures_never(llava_folder, ref
     other = Ask((SIX[3].images[0],), "How many words?", opening)
     wanted = {id(one): reference.answer(one, V2DROP, 12) for one in (ask, text, other)}
     sampling = SamplingParams(temperature=0, max_tokens=12)
-    with engine(llava_folder, V2DROP, enable_prefix_caching=True, max_num_seqs=4) as made:
+    with engine(llava_folder, V2DROP, enable_prefix_caching=True, max_num_seqs=4) as llm:
         for questions, cached in (([ask], [0]), ([text], [64]), ([ask, text, other, text], [0, 64, 0, 64])):
-            outputs = made.generate(asks(made, questions), sampling, use_tqdm=False)
+            outputs = llm.generate(asks(llm, questions), sampling, use_tqdm=False)
             assert [min(64, output.num_cached_tokens) for output in outputs] == cached
-            for got, one in zip(answers(made, questions, 12), questions, strict=True):
+            for got, one in zip(answers(llm, questions, 12), questions, strict=True):
                 assert misses(got, wanted[id(one)]) < NEAR
 
 
 def test_two_processes_share_the_heads_and_cut_alike(llava_folder, reference):
-    with engine(llava_folder, FASTV, tensor_parallel_size=2) as made:
-        as_on_transformers(made, reference, SIX[:3], FASTV, 6)
+    with engine(llava_folder, FASTV, tensor_parallel_size=2) as llm:
+        as_on_transformers(llm, reference, SIX[:3], FASTV, 6)

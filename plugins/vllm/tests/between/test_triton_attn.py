@@ -37,10 +37,10 @@ def test_steps_that_mix_prompts_and_answers_are_as_on_transformers(llava_folder)
 
     method, asked = METHODS[0], (SIX[0], SIX[1], SIX[2])
     reference = Reference(llava_folder)
-    with engine(llava_folder, method) as made:
-        used = made.apply_model(lambda model: {layer.self_attn.attn.attn_backend for layer in decoder_of(model).layers})
+    with engine(llava_folder, method) as llm:
+        used = llm.apply_model(lambda model: {layer.self_attn.attn.attn_backend for layer in decoder_of(model).layers})
         assert all(issubclass(backend, TritonAttentionBackend) for backend in used[0])
-        for got, ask in zip(answers(made, asked, 4), asked, strict=True):
+        for got, ask in zip(answers(llm, asked, 4), asked, strict=True):
             assert misses(got, reference.answer(ask, method, 4)) < NEAR
 
 
