@@ -120,8 +120,8 @@ def check_version(version: str) -> None:
 @functools.cache
 def older(version: str, than: str) -> bool:
     """True if one version is lower than another. Compares the first three numbers; ignores suffixes such as rc1."""
-    one, other = ([int(digits) for digits in re.findall(r"\d+", text)[:3]] for text in (version, than))
-    return one < other
+    first, other = ([int(digits) for digits in re.findall(r"\d+", text)[:3]] for text in (version, than))
+    return first < other
 
 
 check_version(transformers.__version__)
@@ -471,5 +471,5 @@ class FeatureCall:
 def adapters_of(modules: Iterable[nn.Module]) -> list[str]:
     """Return which adapters each PEFT layer among modules computes with: active, disabled, merged and scaled."""
     # transformers' models have a method of this name.
-    layers = (one for one in modules if isinstance(getattr(type(one), "disable_adapters", None), property))
+    layers = (module for module in modules if isinstance(getattr(type(module), "disable_adapters", None), property))
     return [repr([getattr(layer, name, None) for name in ADAPTERS]) for layer in layers]

@@ -207,8 +207,8 @@ class Predictor:
         names = ("answer", "retention", "vision_tokens", *(["choices"] if self.asking.choices else []))
         answers: dict[str, list[Any]] = {name: [None] * len(records) for name in (*names, "error")}
         for row in rows_of(self, samples):
-            told = {"error": row[REASON]} if REASON in row else {name: row[name] for name in names}
-            for name, value in told.items():
+            shown = {"error": row[REASON]} if REASON in row else {name: row[name] for name in names}
+            for name, value in shown.items():
                 answers[name][row[KEY]] = value
         return _renamed(own, answers) | answers
 

@@ -64,11 +64,11 @@ def check_call(owner: str) -> Callable[[F], F]:
         def checking(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             if last.kind is last.VAR_KEYWORD:
-                (known,), keywords = typing.get_args(last.annotation), bound.arguments.get(last.name, {})
+                (options,), keywords = typing.get_args(last.annotation), bound.arguments.get(last.name, {})
                 for name in keywords:
-                    if name not in known.__annotations__:
-                        raise no_setting(owner, name, known.__annotations__)
-                keywords.update(_convert(owner, known, keywords))
+                    if name not in options.__annotations__:
+                        raise no_setting(owner, name, options.__annotations__)
+                keywords.update(_convert(owner, options, keywords))
             bound.arguments.update(_convert(owner, call, bound.arguments))
             return call(*bound.args, **bound.kwargs)
 

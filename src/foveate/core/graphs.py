@@ -54,12 +54,12 @@ def as_graph(loop: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 def _fit(tensors: tuple[Tensor, ...]) -> bool:
     """True if these tensors may be copied into a graph."""
-    if not tensors or any(one.device.type != "cuda" or one.numel() > BLOCK_NUMBERS for one in tensors):
+    if not tensors or any(tensor.device.type != "cuda" or tensor.numel() > BLOCK_NUMBERS for tensor in tensors):
         return False
     if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
         return False
-    wrapped = any(torch._C._functorch.is_batchedtensor(one) for one in tensors)
-    return not wrapped and not (torch.is_grad_enabled() and any(one.requires_grad for one in tensors))
+    wrapped = any(torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors)
+    return not wrapped and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 def _capture(loop: Callable[..., Tensor], args: Sequence[Any], named: dict[str, Any]) -> Recording | str:

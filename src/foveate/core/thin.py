@@ -70,9 +70,9 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
         first, second = unit.narrow(dim, 0, length - 1), unit.narrow(dim, 1, length - 1)
         beside = (first * second).sum(dim=-1)  # cosine of each row and the row below it, or on its right
         ends = torch.zeros_like(cosines.narrow(dim, 0, 1))
-        one = torch.ones_like(beside)
+        ones = torch.ones_like(beside)
         cosines = cosines + torch.cat((beside, ends), dim) + torch.cat((ends, beside), dim)
-        neighbours = neighbours + torch.cat((one, ends), dim) + torch.cat((ends, one), dim)
+        neighbours = neighbours + torch.cat((ones, ends), dim) + torch.cat((ends, ones), dim)
     return (1 - cosines / neighbours.clamp(min=1)).mul(LEVELS).round().flatten() / LEVELS
 
 

@@ -126,7 +126,7 @@ def _measure_anew(config: Any) -> Measured:
         prompts = []
         for rows in ROWS:
             cache = DynamicCache(config=family.text.config)
-            keeps = [(type(one), getattr(one, "sliding_window", None)) for one in _layers(cache, family)]
+            keeps = [(type(layer), getattr(layer, "sliding_window", None)) for layer in _layers(cache, family)]
             firsts = _firsts(family.layers, keeps)
             prompts.append(_flops(family, cache, firsts, rows))
         steps = [_flops(family, cache, firsts, 1) for _ in range(2)]
@@ -147,10 +147,10 @@ def _measure_anew(config: Any) -> Measured:
                 f"the FLOPs of its {type(family.layers[index]).__name__} are not a fixed number per row and per pair"
             )
         states = [getattr(held[index], name, None) for name in ("keys", "values")]
-        stored = sum(one[:, :, 0].numel() for one in states if isinstance(one, Tensor) and one.dim() == 4)
+        stored = sum(state[:, :, 0].numel() for state in states if isinstance(state, Tensor) and state.dim() == 4)
         carried = getattr(held[index], "recurrent_states", None) if products[-1] else None
         of_all = carried.values() if isinstance(carried, dict) else [carried]
-        state = sum(one.numel() for one in of_all if isinstance(one, Tensor))
+        state = sum(tensor.numel() for tensor in of_all if isinstance(tensor, Tensor))
         fits[index] = LayerFlops(*products, state, stored, window)
     head = model.get_output_embeddings()
     if head is None:

@@ -399,16 +399,16 @@ def decide_left(rows: SampleRows, program: Program) -> Decision:
 
 def count_images(decided: Sequence[tuple[Left, Decision]]) -> list[tuple[Left, Decision]]:
     """Replace masks by indices. This takes one host sync for the whole batch."""
-    stays = [(one.cut.stays, list(one.sizes or (len(left),))) for left, one in decided]
+    stays = [(decision.cut.stays, list(decision.sizes or (len(left),))) for left, decision in decided]
     parts = [torch.split(mask, sizes) for mask, sizes in stays if mask is not None]
     sums = [part.sum() for part in itertools.chain(*parts)]  # of each image of each sample
     if not sums:
         return list(decided)
     numbers = iter(torch.stack([number.to(sums[0].device) for number in sums]).tolist())
-    known = []
-    for (left, one), (mask, arrived) in zip(decided, stays, strict=True):
+    counted = []
+    for (left, decision), (mask, arrived) in zip(decided, stays, strict=True):
         if mask is not None:
             sizes = tuple(itertools.islice(numbers, len(arrived)))
-            one = Decision(one.cut.first(sum(sizes)), sizes if one.sizes is not None else None)
-        known.append((left, one))
-    return known
+            decision = Decision(decision.cut.first(sum(sizes)), sizes if decision.sizes is not None else None)
+        counted.append((left, decision))
+    return counted

@@ -220,7 +220,7 @@ class TowerReducer:
         images = [ImageTokens(view, self._program.resources) for view in views]
         if self._program.tower is not None:
             # If the tower itself cannot drop tokens, the stage inside it works behind the projector.
-            late = [one for one in images if one.view.merge is None and not one.view.early]
+            late = [image for image in images if image.view.merge is None and not image.view.early]
             cuts = _dropping([self._program.tower.cut(self._patches(image)) for image in late])
             for image, cut in zip(late, cuts, strict=True):
                 if cut is not None:
@@ -247,9 +247,9 @@ def _cut_together(stage: Stage, segments: Sequence[Tensor], grid: Grid | None) -
         return [None] * len(segments)
 
     def cut(rows: Tensor) -> tuple[Tensor, Tensor]:
-        one = stage.cut(PatchView(rows, grid))
-        assert one is not None
-        return one.source, one.parent
+        decision = stage.cut(PatchView(rows, grid))
+        assert decision is not None
+        return decision.source, decision.parent
 
     return list(map(Cut.join, *torch.func.vmap(cut)(torch.stack(list(segments)))))
 

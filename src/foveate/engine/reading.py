@@ -289,7 +289,7 @@ class Ahead:
             return self.reader(left).project(asking[None], slice(left.member, left.member + 1)).sample(0)
 
         def of_all() -> Tapped:
-            asks = torch.stack([self.reader(one).rows_that_ask(signal, image) for one in lefts])
+            asks = torch.stack([self.reader(left).rows_that_ask(signal, image) for left in lefts])
             return self.reader(left).project(asks, slice(None))
 
         return self.memo.once(of_all, signal.rows, signal.sample or 0, image).sample(left.member)

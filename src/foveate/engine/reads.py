@@ -59,10 +59,10 @@ def _count(slots: Sequence[Slots]) -> None:
     """Count the tokens of all layers with one host sync."""
     if not slots:
         return
-    tallies = [torch.stack([(one.kinds == kind).sum(dim=1) for kind in (VISION, TEXT)], dim=1) for one in slots]
+    tallies = [torch.stack([(layer.kinds == kind).sum(dim=1) for kind in (VISION, TEXT)], dim=1) for layer in slots]
     numbers = torch.stack([tally.to(tallies[0].device) for tally in tallies]).tolist()
-    for one, counts in zip(slots, numbers, strict=True):
-        one.counts = [(vision, text) for vision, text in counts]
+    for layer, counts in zip(slots, numbers, strict=True):
+        layer.counts = [(vision, text) for vision, text in counts]
 
 
 # -- a prompt -----------------------------------------------------------------------------------------------------
@@ -129,18 +129,18 @@ def end_turn(forward: Forward, cache: Any) -> None:
         slots[index] = memo.once(partial(Slots.of, stored), *alike_in)
     _count([*slots.values()])
     if stage.when == "step":
-        one, layer = slots[looks], cache.layers[looks]
-        nothing = torch.zeros_like(one.columns, dtype=torch.float32)  # nothing was read or attended to yet
-        layer.memory = {"columns": one.columns, "kinds": one.kinds, "attention": nothing, "read": nothing != 0}
-        layer.counted = one.counts
+        held, layer = slots[looks], cache.layers[looks]
+        nothing = torch.zeros_like(held.columns, dtype=torch.float32)  # nothing was read or attended to yet
+        layer.memory = {"columns": held.columns, "kinds": held.kinds, "attention": nothing, "read": nothing != 0}
+        layer.counted = held.counts
         return
     for index, paid in forward.asked.items():
-        one = slots[index]
-        reads, counts = pick_slots(stage, one, {"attention": paid.gather(1, one.columns.clamp(min=0))})
+        held = slots[index]
+        reads, counts = pick_slots(stage, held, {"attention": paid.gather(1, held.columns.clamp(min=0))})
         if forward.noted is not None:
             forward.noted.reads[index] = tuple(counts)
-        if counts != [vision for vision, _ in one.counts]:
-            cache.layers[index].read(_choose(one, reads, counts))
+        if counts != [vision for vision, _ in held.counts]:
+            cache.layers[index].read(_choose(held, reads, counts))
 
 
 def _holds_all(cache: Any, index: int, family: Family) -> bool:
@@ -280,12 +280,12 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
     signals = {"attention": paid, "attention_before": memory["attention"], "read_before": before}
     reads, counts = pick_slots(stage, slots, signals)
     layer.memory = {**memory, "attention": paid, "read": reads}
-    reading = {stage.layer + place: one for place, one in enumerate(later) if getattr(one, "kinds", None) is not None}
+    reading = {stage.layer + place: own for place, own in enumerate(later) if getattr(own, "kinds", None) is not None}
     if forward.noted is not None:
         forward.noted.reads = dict.fromkeys(reading, tuple(counts))
     # On a CPU this comparison is free. On other devices it would be a host sync.
     if reads.device.type == "cpu" and torch.equal(reads, before):
         return
     chosen = _choose(slots, reads, counts)
-    for one in reading.values():
-        one.read(chosen)
+    for layer in reading.values():
+        layer.read(chosen)

@@ -394,7 +394,7 @@ def join_records(records: Sequence[PrefillRecord], cache: Any, columns: Sequence
     length, entered = (cache.get_seq_length(),), (sum(counts),)
     # Text that the joined prompts have in front counts as left.
     pairs = zip(records, columns, strict=True)
-    masks = [pad(one.pooling_mask, (count - one.pooling_mask.shape[1], 0), value=1) for one, count in pairs]
+    masks = [pad(record.pooling_mask, (count - record.pooling_mask.shape[1], 0), value=1) for record, count in pairs]
     left = torch.cat(masks, dim=1), None, None
     return replace(records[0], rows=length, vision_tokens=entered, media=media, stages=stages, slots=slots, _left=left)
 

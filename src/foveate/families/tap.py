@@ -274,7 +274,7 @@ def run_unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *
     while isinstance(config, _Config):  # other taps must see only the second run, with RoPE
         config = config._real
     plain_args, plain_kwargs = (
-        [_turning_nothing(one) for one in args],
+        [_turning_nothing(arg) for arg in args],
         {k: _turning_nothing(v) for k, v in kwargs.items()},
     )
     tables = [a is not b for a, b in zip((*args, *kwargs.values()), (*plain_args, *plain_kwargs.values()), strict=True)]

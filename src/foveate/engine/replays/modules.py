@@ -43,7 +43,7 @@ class Modules:
         configs = {id(config): vars(config) for config in map(_config, self._vars) if config is not None}
         self._attributes = [*self._vars, *configs.values()]
         self._weights = [table for one in modules for table in (one._parameters, one._buffers, one._modules)]
-        self._hooks = [table for one in modules[1:] for table in (one._forward_pre_hooks, one._forward_hooks)]
+        self._hooks = [table for module in modules[1:] for table in (module._forward_pre_hooks, module._forward_hooks)]
         self._objects, plain = self._read()
         self._tensors = [value for value in self._objects if isinstance(value, Tensor)]
         self._pointers = self._places()
@@ -79,7 +79,7 @@ class Modules:
         around = [attributes["forward"] for attributes in self._vars[1:] if "forward" in attributes]
         hooked = [hook for table in self._hooks if table for hook in table.values()]
         # Ignore transformers' own hooks, which collect hidden states on request.
-        others = [one for one in hooked if not str(getattr(one, "__module__", "")).startswith("transformers.")]
+        others = [hook for hook in hooked if not str(getattr(hook, "__module__", "")).startswith("transformers.")]
         if not _are_same(around, wrappers) or len(others) != hooks:
             return "other hooks or wrappers are on modules inside"
         if any(is_tapped(attributes.get("config")) for attributes in self._vars):
@@ -94,7 +94,7 @@ class Modules:
         """List the objects that forwards read, such as weights, with the names of attributes; and plain attributes."""
         objects = [value for table in self._weights for value in table.values()]
         objects += [*map(_config, self._vars), *[kind.forward for kind in self._kinds]]
-        attributes = [one for table in self._attributes for one in table.items() if one[0] not in OF_TORCH]
+        attributes = [pair for table in self._attributes for pair in table.items() if pair[0] not in OF_TORCH]
         objects += [name if isinstance(value, PLAIN_VALUES) else value for name, value in attributes]
         return objects, tuple([value for _, value in attributes if isinstance(value, PLAIN_VALUES)])
 

@@ -131,7 +131,7 @@ class DecoderCall(Region):
             cache = copy.copy(self.cache)
             # A sliding-window layer's own tensor is on the host until rows come. Kernels read its copy.
             cache.layers = layers_with(cache.layers, lambda tensor: tensor.to(given[0].device, copy=True))
-            self.held = self.held, [one for layer in cache.layers for one in vars(layer).values()]
+            self.held = self.held, [value for layer in cache.layers for value in vars(layer).values()]
             kwargs |= with_cache(cache)
         twin, runner = twin_of(shown, swap(self.tensors, given), kwargs), self.runner
 
@@ -171,7 +171,7 @@ class DecoderCall(Region):
 
 def _last_hidden(output: Any) -> Tensor:
     """Return a decoder's last hidden states. Refuse other outputs."""
-    more = {name for name, one in output.items() if one is not None} - {"last_hidden_state", *CACHE_NAMES}
+    more = {name for name, value in output.items() if value is not None} - {"last_hidden_state", *CACHE_NAMES}
     if more:
         raise NotImplementedError(f"the decoder also returns {', '.join(sorted(more))}")
     hidden: Tensor = output.last_hidden_state

@@ -128,7 +128,7 @@ class Replayer:
         """
         parts: Parts | str = "a stage acts inside the tower"
         if not self._program.in_tower:
-            numbers = [one.numpy().tobytes() if isinstance(one, Tensor) else one for one in on_host.values()]
+            numbers = [part.numpy().tobytes() if isinstance(part, Tensor) else part for part in on_host.values()]
             sort = "tower", type(self._family), self._family.towers.index(tower), tuple(on_host), tuple(numbers)
             parts = self._parts(tower, sort, (args, kwargs), ())
         original = partial(original, **on_host)
@@ -153,7 +153,7 @@ class Replayer:
         if cache is not None and not _is_fresh(cache):
             return "the cache is not an empty DynamicCache"
         cached = {type(layer) for layer in getattr(cache, "layers", ())}
-        handed = {name: one for name, one in kwargs.items() if name not in CACHE_NAMES}
+        handed = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
         mask = handed.get("attention_mask")
         if isinstance(mask, Tensor) and mask.dim() == 2 and is_unpadded(forward):
             handed["attention_mask"] = None  # finding that a mask hides nothing would cost a host sync
@@ -201,7 +201,7 @@ class Replayer:
         if mask is not None:
             width = power_of_two(max(self.end, seen + span, *[shared.places for shared in groups]))
             live = pad(mask != 0, (0, width - mask.shape[1]), value=True)
-        handed = {name: one for name, one in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
+        handed = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
         if span > forward.span:
             handed = _pad_columns(handed, span - forward.span)
         more = [tensor for shared in groups for tensor in shared.tensors] + ([] if live is None else [live])
@@ -402,7 +402,7 @@ class Replayer:
         both = region.collect(output), region.real(twin, lambda tensor: tensor)
         rows = [outputs.hidden[:, -1].to(head.weight) for outputs in both]
         # Each is (samples, vocabulary).
-        says, would_say = [nn.functional.linear(one, head.weight).float().log_softmax(dim=-1) for one in rows]
+        says, would_say = [nn.functional.linear(row, head.weight).float().log_softmax(dim=-1) for row in rows]
         return float((says.exp() * (says - would_say)).sum(dim=-1).max())
 
     def _drop(self, kind: str, count: int | None = None) -> None:
@@ -439,7 +439,7 @@ class Replayer:
 
 def _may_be_padded(handed: Mapping[str, Any]) -> bool:
     """Return whether all tensors among a decoder's arguments can be extended to more columns."""
-    return {name for name, one in handed.items() if isinstance(one, Tensor | list | tuple | dict)} <= MAY_BE_PADDED
+    return {name for name, value in handed.items() if isinstance(value, Tensor | list | tuple | dict)} <= MAY_BE_PADDED
 
 
 def _pad_columns(handed: Mapping[str, Any], pads: int) -> dict[str, Any]:
@@ -507,11 +507,11 @@ def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:
     if len(ones) != len(others):
         return math.inf
     distance = 0.0
-    for one, other in zip(ones, others, strict=True):
-        if one.shape == other.shape and torch.equal(one, other):
+    for tensor, other in zip(ones, others, strict=True):
+        if tensor.shape == other.shape and torch.equal(tensor, other):
             continue
-        if one.shape != other.shape or not one.is_floating_point():
+        if tensor.shape != other.shape or not tensor.is_floating_point():
             return math.inf
-        share = float((one - other).abs().max() / other.abs().max())
+        share = float((tensor - other).abs().max() / other.abs().max())
         distance = max(distance, math.inf if math.isnan(share) else share)
     return distance

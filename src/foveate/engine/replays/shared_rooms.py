@@ -81,8 +81,8 @@ class LentRoom(Room):
         keys, values = layer.states
         self.layer, self.shared = weakref.ref(layer), shared
         self._keys, self._values = [
-            whole[: _numbers(rows, shared.places)].view(*rows.shape[:2], shared.places, rows.shape[-1])
-            for whole, rows in zip(memory, (keys, values), strict=True)
+            room[: _numbers(rows, shared.places)].view(*rows.shape[:2], shared.places, rows.shape[-1])
+            for room, rows in zip(memory, (keys, values), strict=True)
         ]
         # A step multiplies free places by a weight of 0, which for inf or NaN would not give 0.
         self._keys[..., keys.shape[-2] :, :] = 0
@@ -202,7 +202,7 @@ class Rooms:
                     memory[index, name] = rows.new_empty(size)
         if most > len(self.numbers):
             self.memory, self.numbers = memory, torch.arange(most, device=self.numbers.device)
-        elif any(one is not self.memory.get(key) for key, one in memory.items()):
+        elif any(value is not self.memory.get(key) for key, value in memory.items()):
             self.memory = memory
 
     @torch.inference_mode(False)

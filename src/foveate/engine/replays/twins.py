@@ -66,8 +66,8 @@ def _with_maps(outcome: Outcome, change: Callable[[RowMap], RowMap]) -> Outcome:
 
 def _stage_with(stage: StageRecord, change: Change) -> StageRecord:
     """Return a stage's record with `change` applied to its tensors."""
-    assign = [on_tensors(one, change) for one in stage._assign]
-    return replace(stage, _origin=[change(one) for one in stage._origin], _assign=assign)
+    assign = [on_tensors(part, change) for part in stage._assign]
+    return replace(stage, _origin=[change(part) for part in stage._origin], _assign=assign)
 
 
 def _of_sample(left: Left, samples: Sequence[Sample]) -> Left:
