@@ -112,19 +112,19 @@ def test_a_function_that_takes_other_arguments_is_told_at_opening(name, monkeypa
 
 def test_each_hook_that_is_lost_is_told(host, monkeypatch):
     model, inputs = host
-    refusals = []
-    monkeypatch.setattr(Patcher, "__init__", lambda self, init=Patcher.__init__: (init(self), refusals.append(self))[0])
+    patchers = []
+    monkeypatch.setattr(Patcher, "__init__", lambda self, init=Patcher.__init__: (init(self), patchers.append(self))[0])
     with fv.drop(model, METHOD):
-        changes = len(refusals[0]._changes)
+        changes = len(patchers[0]._changes)
     assert changes >= 8 + len(model.get_decoder().layers)
 
     def take_back(number):
         one = Patcher()
-        one._changes.append(refusals[0]._changes[number])
+        one._changes.append(patchers[0]._changes[number])
         one.restore()
 
     for number in range(changes):
-        refusals.clear()
+        patchers.clear()
         told(
             "no longer belongs to foveate|in another way|did not report",
             model,

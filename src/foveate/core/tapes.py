@@ -143,8 +143,9 @@ class GraphTape:
 @contextmanager
 def as_if_capturing() -> Iterator[None]:
     """Let this thread choose as in a capture, in which transformers reads no mask: so that it runs the same kernels."""
-    thread, capturing = threading.get_ident(), torch.cuda.is_current_stream_capturing
+    thread = threading.get_ident()
     with _pretends, Patcher() as patches:
+        capturing = torch.cuda.is_current_stream_capturing  # read in turn: before, it may be another thread's pretence
         patches.put(torch.cuda, "is_current_stream_capturing", lambda: threading.get_ident() == thread or capturing())
         yield
 
