@@ -409,17 +409,17 @@ HIDING = [
 
 @pytest.mark.parametrize(("kernel", "method"), HIDING)
 def test_reading_a_copy_of_some_rows_is_reading_all_with_the_others_hidden(kernel, method, monkeypatch):
-    model, inputs, readers = tiny("llava", kernel), batch("llava", ["titit", "tit", "ttt"]), []
+    model, inputs, outputs = tiny("llava", kernel), batch("llava", ["titit", "tit", "ttt"]), []
     for _ in range(2):
         Rising.asked = 0
         with fv.drop(model, method) as trace:
-            readers.append(generate(model, inputs))
+            outputs.append(generate(model, inputs))
         monkeypatch.setattr(Chosen, "exactly", all_but_hidden)
     if "rising" in str(method).lower():
         assert [counts[1] for counts in trace.reads.values()] == [3, 1, 3, 1, 3, 1]
-    copies, hidden = (torch.stack(out.logits) for out in readers)
+    copies, hidden = (torch.stack(out.logits) for out in outputs)
     torch.testing.assert_close(copies, hidden, **CLOSE)
-    assert cache_in(readers[0]).layers[-1].reads.keys.shape < cache_in(readers[1]).layers[-1].reads.keys.shape
+    assert cache_in(outputs[0]).layers[-1].reads.keys.shape < cache_in(outputs[1]).layers[-1].reads.keys.shape
 
 
 def all_but_hidden(columns, stays, counts):

@@ -247,9 +247,9 @@ def _cut_together(stage: Stage, segments: Sequence[Tensor], grid: Grid | None) -
         return [None] * len(segments)
 
     def cut(rows: Tensor) -> tuple[Tensor, Tensor]:
-        decision = stage.cut(PatchView(rows, grid))
-        assert decision is not None
-        return decision.source, decision.parent
+        result = stage.cut(PatchView(rows, grid))
+        assert result is not None
+        return result.source, result.parent
 
     return list(map(Cut.join, *torch.func.vmap(cut)(torch.stack(list(segments)))))
 

@@ -457,9 +457,9 @@ class Forward:
         places = places_of(lefts)
         left = left.index_put(places, left.new_ones(()))
         source: Tensor | None = None
-        if any(cut_off.parent is not None for cut_off in lefts):
+        if any(one.parent is not None for one in lefts):
             source = torch.arange(self.span, device=left.device).expand_as(left)
-            source = source.index_put(places, torch.cat([cut_off.positions() for cut_off in lefts]))
+            source = source.index_put(places, torch.cat([one.positions() for one in lefts]))
         return RowMap(left, lengths, source)
 
     def move_additions(self, left: Left, layer: int, came_from: Tensor) -> None:

@@ -275,14 +275,14 @@ def _is_turned(stream: Any) -> bool:
     """
     import av
 
-    header_of = BytesIO()
+    mov = BytesIO()
     try:
-        with av.open(header_of, "w", format="mov", options={"movflags": "empty_moov"}) as header:
+        with av.open(mov, "w", format="mov", options={"movflags": "empty_moov"}) as header:
             header.add_stream_from_template(stream)
             header.start_encoding()
     except (ValueError, av.error.FFmpegError):  # a codec that MOV does not support, such as VP8
         return False
-    track = header_of.getvalue().partition(b"tkhd")[2]
+    track = mov.getvalue().partition(b"tkhd")[2]
     a, b = map(abs, struct.unpack_from(">2i", track, 40))
     return bool(b > a)
 
