@@ -1,6 +1,6 @@
 """Measure an instruction in front of every page. Writes benchmarks/instruction.json and the tables of the batch guide.
 
-    python benchmarks/instruction.py            # half an hour on one core
+    python benchmarks/instruction.py            # 10 to 30 minutes on one core
     python benchmarks/instruction.py --table    # write the tables from the existing record
 
 Time: a page and its question to the first token, afresh and after the instruction that was prefilled once, on a random

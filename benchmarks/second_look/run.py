@@ -247,7 +247,7 @@ KEYS = ("flops", "agrees", "right")
 def unlike(shifts: Sequence[Mapping[str, float]]) -> str:
     """A sentence on calibration samples that differ from the questions asked later."""
     sentences = [
-        f"at {shift['agreement']:.0%}, {percent(1 - shift['agrees'])} % differ and "
+        f"at {100 * shift['agreement']:.0f} %, {percent(1 - shift['agrees'])} % differ and "
         f"{percent(shift['again'])} % are asked again"
         for shift in shifts
     ]
