@@ -1,4 +1,4 @@
-"""Measure what a second look costs and if its promise holds. Writes record.json in this folder and prints its tables.
+"""Measure what a second look costs and if its promise holds. Writes record.json in this folder and the guide's tables.
 
     python benchmarks/second_look/run.py                       # about 15 minutes on one core
     python benchmarks/second_look/run.py --out small.json --pool 30 --fresh 20 --timed 3 --calibrations 20
@@ -34,7 +34,7 @@ from foveate.eval.asked import Asked, prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of
 from foveate.plain.stats import RISK
-from foveate.plain.table import Column, Table
+from foveate.plain.table import Column, Table, between
 from foveate.runs.versions import commit, versions
 from foveate.tuning.promise import threshold
 
@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 from sure import auroc
 
 OUT = Path(__file__).with_name("record.json")
+GUIDE = Path(__file__).parents[2] / "docs/guides/second-look.md"
 LOOKS = ("vidcom2 64", "divprune 64", "vispruner 64")
 FIXED = ("vidcom2 128", "vidcom2 192")
 """Fixed budgets to compare with."""
@@ -266,9 +267,9 @@ def page(record: Mapping[str, Any]) -> str:
     return (
         f"{about['pool']} pictures to calibrate, {about['fresh']} fresh ones from other seeds, one question each; "
         f"commit {str(about['commit'])[:7]}. The full model is right in {percent(record['full_right'])} %.\n\n"
-        f"{curves}\n\n"
-        f"How well the confidence predicts the full model's answer (AUROC): {signals}.\n\n{promised}\n\n"
-        f"{PROMISED} at 98 %, by task:\n\n{tasks}\n\n"
+        f"{curves}\n"
+        f"How well the confidence predicts the full model's answer (AUROC): {signals}.\n\n{promised}\n"
+        f"{PROMISED} at 98 %, by task:\n\n{tasks}\n"
         f"{unlike(record['shifted'])}\n\nTime of a single answer, {PROMISED}, on a CPU:\n\n{timed}"
     )
 
@@ -300,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(ran: Mapping[str, Any], pool: Sequence[Row], fresh: Sequence[Row], draws: int, out: Path) -> None:
-    """Compute all results from the answers and write the record."""
+    """Compute all results from the answers, write the record, and fill in the guide if the record is this folder's."""
     record = {
         "about": {**ran["about"], "pool": len(pool), "fresh": len(fresh)},
         "full_right": fmean(row[FULL][2] for row in fresh),
@@ -315,6 +316,8 @@ def write(ran: Mapping[str, Any], pool: Sequence[Row], fresh: Sequence[Row], dra
     }
     out.write_text(json.dumps(record) + "\n", encoding="utf-8")
     print(page(record))
+    if out == OUT:
+        GUIDE.write_text(between(GUIDE.read_text(encoding="utf-8"), "second look", page(record)), encoding="utf-8")
 
 
 if __name__ == "__main__":

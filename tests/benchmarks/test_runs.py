@@ -53,6 +53,7 @@ def test_tables_of_pages_are_those_of_the_records(name):
         ("pixels/run.py", "methods/pixelprune.md", "pixels/record.json", "filled"),
         ("prefix.py", "guides/look-once.md", "prefix.json", "page"),
         ("retrieval/run.py", "guides/pages.md", "retrieval/record.json", "guide"),
+        ("second_look/run.py", "guides/second-look.md", "second_look/record.json", "page"),
         ("serving/tables.py", "guides/vllm.md", None, "filled"),
         ("tower/run.py", "methods/thintower.md", "tower/pictures.json", "table"),
         ("tower/run.py", "methods/thintower.md", "tower/films.json", "table"),
