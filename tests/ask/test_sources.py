@@ -12,8 +12,8 @@ import foveate as fv
 from foveate.ask.conversation import Conversation
 from foveate.ask.media import decode_url, read_media, read_medium, read_picture
 from foveate.errors import InputError, SettingError
-from foveate.plain.files import is_video, local_path, scheme_of
-from foveate.runs.samples import Bad, samples_in
+from foveate.plain.files import is_video, local_path, scheme_of, state_of
+from foveate.runs.samples import Bad, samples_in, samples_of
 from foveate.video.wanted import FramesWanted
 from tests.films import film
 
@@ -215,6 +215,16 @@ def test_names_with_a_colon_are_paths(tmp_path, monkeypatch):
     RED.save("scan: 1.png")
     assert [scheme_of(name) for name in ("12:30.png", "scan: 1.png", r"C:\a.png", "a/b:c.png")] == [None] * 4
     assert read_medium("scan: 1.png").image.size == RED.size
+
+
+@pytest.mark.parametrize("name", ["http:a.png", "data:a.png", "file:a%20b.png", "s3:a.png"])
+def test_a_path_object_is_no_url(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    RED.save(tmp_path / name)
+    assert read_media([Path(name)])[0].image.size == RED.size
+    assert state_of(Path(name))
+    (row,) = samples_of([{"image": Path(name), "question": "What?"}]).read()
+    assert row.media == (str(tmp_path / name),)
 
 
 def test_an_empty_path_is_no_folder():

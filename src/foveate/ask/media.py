@@ -356,7 +356,7 @@ def read_once(media: Any, frames: int | None, fps: float | None, shelf: dict[obj
         paths = (media,)
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str | Path) for path in paths):
         return media
-    key = tuple((str(path), state_of(str(path))) for path in paths)
+    key = tuple((str(path), state_of(path)) for path in paths)
     if key not in shelf:
         shelf[key] = read_media(media, frames, fps)
     return shelf[key]
@@ -404,7 +404,7 @@ def read_medium(
             "A picture or film must be a path, a file: or data: URL, the bytes of a file, a PIL picture, an array, a "
             f"clip or a list of frames; got a {type(source).__name__}."
         )
-    path = local_path(str(source))
+    path = local_path(source)
     if kind == "image" or (kind is None and not is_video(path, frames_asked=wanted.asked)):
         return read_picture(path)
     return clip_of(path, wanted, PREPARED, blank=blank)

@@ -68,12 +68,16 @@ def scheme_of(source: str) -> str | None:
     return scheme
 
 
-def local_path(source: str) -> Path:
-    """Return the local path that a path or a `file:` URL names.
+def local_path(source: str | Path) -> Path:
+    """Return the local path that a path or a `file:` URL names. A `Path` that exists is itself, however it looks.
 
     Raises:
         InputError: If it is another kind of URL, or names another machine. The message never contains file data.
     """
+    if isinstance(source, Path):
+        if os.path.exists(source):
+            return source
+        source = str(source)
     scheme = scheme_of(source)
     if not source:
         raise InputError("A path is empty. Name a file.")
@@ -149,7 +153,7 @@ def sha256_of(source: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
 
 
-def state_of(source: str) -> object:
+def state_of(source: str | Path) -> object:
     """Return a value that changes when the content behind a path or URL changes.
 
     It consists of the size, times and inode, or of the SHA-256 for a file written in the last seconds.
@@ -157,7 +161,7 @@ def state_of(source: str) -> object:
     Raises:
         InputError: If the file cannot be read.
     """
-    if scheme_of(source) == "data":
+    if isinstance(source, str) and scheme_of(source) == "data":
         return None  # the URL is the content
     path = local_path(source)
     check_readable(path)

@@ -135,7 +135,7 @@ def _with(path: str | Path | bytes, request: FramesWanted, work: Callable[[Binar
         opened: Callable[[], BinaryIO] = partial(BytesIO, path)
         path = UNNAMED
     else:
-        path = local_path(str(path))
+        path = local_path(path if isinstance(path, Path) else str(path))
         opened = partial(open_readable, path)
     name = spell(path)
     with opened() as file:

@@ -42,7 +42,7 @@ class _Medium:
             return cls([medium], ["picture"], False)
         try:
             if isinstance(medium, str | Path):
-                return cls([ImageOps.exif_transpose(Image.open(local_path(str(medium))))], ["picture"], False)
+                return cls([ImageOps.exif_transpose(Image.open(local_path(medium)))], ["picture"], False)
             pictures = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in medium]
         except (AttributeError, OSError, TypeError) as error:
             raise InputError(
