@@ -1,5 +1,6 @@
 """URLs: a local server that breaks connections, stalls and lies about lengths, and a bucket of moto's server."""
 
+import base64
 import hashlib
 import json
 import socket
@@ -9,7 +10,9 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -19,6 +22,7 @@ from foveate.batch.job import Job, run as run_job
 from foveate.cli import main
 from foveate.runs import remote
 from foveate.runs.remote import Remote, public
+from foveate.runs.samples import samples_in
 from tests.batch.conftest import rows_in
 
 pytest.importorskip("s3fs")
@@ -33,12 +37,18 @@ class Server(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self):
-        way, _, name = self.path.partition("?")[0].strip("/").partition("/")
+        way, _, name = unquote(self.path.partition("?")[0]).strip("/").partition("/")
         seen = self.server.seen
         seen.append((self.command, way))
+        self.server.paths.append(self.path)
+        if self.server.user and self.headers["Authorization"] != self.server.user:
+            return self.give(401, b"")
+        if self.path in self.server.moves:
+            return self.give(302, b"", Location=self.server.moves[self.path])
         body = self.server.files.get(name, b"")
-        if self.path in self.server.pages:
-            return self.give(200, self.server.pages[self.path].encode())
+        if page := self.server.pages.get(self.path.partition("?")[0]):
+            kind = "application/json" if page.startswith("[") else "text/html"
+            return self.give(200, page.encode(), **{"Content-Type": kind})
         if way == "endless":
             return self.give(200, b'<a href="sub/">sub/</a>')
         if way == "list" and not name:
@@ -105,10 +115,10 @@ def serving(files, host="127.0.0.1", context=None):
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     server.files, server.seen, server.endless, server.elsewhere = files, [], None, ""
-    server.pages = {}
+    server.pages, server.moves, server.paths, server.user = {}, {}, [], None
     server.url = f"{'http' if context is None else 'https'}://{host}:{server.server_port}"
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
@@ -308,7 +318,99 @@ def test_a_page_of_apache_names_its_files_and_those_of_folders_below(server):
     server.pages = {"/pub/": APACHE, "/pub/sub/": '<a href="/pub/">Parent Directory</a><a href="4.png">4.png</a>'}
     server.files["a&b.png"] = b"a"
     server.files["sub/4.png"] = b"b"
-    assert set(EVERYWHERE.files(f"{server.url}/pub")) == {"3.png", "a&b.png", "sub/4.png"}
+    with pytest.warns(match="1 link .* lead"):  # to 4.png, above
+        assert set(EVERYWHERE.files(f"{server.url}/pub")) == {"3.png", "a&b.png", "sub/4.png"}
+
+
+NAMES = ["a b.png", "c#d&e.png", "50% 'off'.png", "é+f.png", "x;y:1.png", "what?.png", "sub/%41.png"]
+
+
+def lines_of(server, folder, names):
+    """Return the links of a server's page: the usual ones, and those of the names."""
+    names = [quote(name) for name in names]
+    return {
+        "apache": ['<a href="?C=N;O=D">Name</a> <a href="?C=M;O=A">Date</a> <a href="/">Parent Directory</a>']
+        + [f'<img src="/icons/image2.gif" alt="[IMG]"> <a href="{name}">{name}</a>' for name in names],
+        "nginx": ['<a href="../">../</a>'] + [f'<a href="{name.replace("%27", "&#39;")}">x</a>' for name in names],
+        "iis": ['<A HREF="/">[To Parent Directory]</A>'] + [f'<br><A HREF="{folder}{name}">x</A>' for name in names],
+        "jetty": ["<a href='?C=N&amp;O=A'>Name</a>", '<a href="/">Parent</a>']
+        + [f'<td class=name><a href="{server.url}{folder}{name.lower()}">x&nbsp;</a>' for name in names],
+        "caddy": ['<a href="./?sort=name&amp;order=desc">Name</a>', '<a href="..">Up</a> <a href="#top">Top</a>']
+        + [f"<a href=./{name}><svg/></a>" for name in names],
+    }
+
+
+@pytest.mark.parametrize("kind", ["apache", "nginx", "iis", "jetty", "caddy"])
+def test_a_page_of_every_server_names_all_its_files(kind, server):
+    names = [name.lower() if kind == "jetty" else name for name in NAMES]
+    server.files |= {name: name.encode() for name in names}
+    for folder, links in {"/v 2/": [*names[:-1], "sub/"], "/v 2/sub/": ["%41.png"]}.items():
+        server.pages[quote(folder)] = "\n".join(lines_of(server, quote(folder), links)[kind])
+    server.moves["/latest/"] = "/v%202/"
+    port = server.url.rpartition(":")[2]
+    for url in ("/v 2", "/v%202/", "/latest", "/x/../v%202/./", "/v%202/#top"):
+        assert sorted(EVERYWHERE.files(f" HTTP://127.0.0.1:{port}{url} ")) == sorted(names), url
+
+
+def contents(place):
+    """Return the content of each row's picture by the row's id; None for one that cannot be read."""
+    read = {}
+    for sample in samples_in(place, question=QUESTION, remote=EVERYWHERE).read():
+        read[sample.id] = None
+        with suppress(fv.InputError, OSError):
+            for source in getattr(sample, "media", ()):
+                content = (
+                    body_of(source)
+                    if remote.is_remote(source)
+                    else f",{base64.b64encode(Path(source).read_bytes()).decode()}"
+                )
+                read[sample.id] = content.partition(",")[2]
+    return read
+
+
+def test_a_folder_of_pythons_server_is_that_on_the_disk(tmp_path):
+    (tmp_path / "odd/sub").mkdir(parents=True)
+    for number, name in enumerate([*NAMES, "data:a.png", "http:b.png", "<c>&amp;.png"]):
+        (tmp_path / "odd" / name).write_bytes(b"%d" % number)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        there = contents(f"http://127.0.0.1:{server.server_port}/odd")
+        server.shutdown()
+    assert there == contents(tmp_path / "odd")
+    assert len({*there.values()} - {None}) == 10
+
+
+ODD = """<!-- <a href="no.png"> --><script>'<a href="no.png">'</script><BASE TARGET=_top>
+<base href='/plain/'><base href=no/>
+<A CLASS=a HREF = '3.png'>3</A><area href=4.png><a name="no.png"></a><a href="mailto:a@b.c"></a><a href="
+5.png "></a><a href="/plain/%36.p%6Eg#a"></a><a href="?C=M&O=D"></a><a title='href="no.png"' href="7&#46;png"></a>
+<a href=sub/?sort=name>sub</a>"""
+
+
+def test_a_page_is_read_as_html(server):
+    server.pages = {"/plain/": ODD, "/plain/sub/": '<a href="/plain/3.png">a</a>'}
+    assert sorted(EVERYWHERE.files(f"{server.url}/plain/?C=M;O=D")) == [f"{number}.png" for number in range(3, 8)]
+    assert server.paths[:3] == ["/plain/?C=M;O=D"] * 2 + ["/plain/sub/"]
+
+
+@pytest.mark.parametrize(
+    "link", ["https://else.where/a.png", "/above.png", "?page=2", "8.png?v=2", "ftp://h/a", "//[a"]
+)
+def test_links_that_lead_elsewhere_are_counted_and_said(link, server):
+    server.pages["/plain/"] = f'<a href="{link}">a</a><a href="{link}">a</a><a href="/">up</a>'
+    with pytest.raises(fv.InputError, match="1 link"):
+        EVERYWHERE.files(f"{server.url}/plain/")
+    server.pages["/plain/"] += '<a href="3.png">a</a>'
+    heard = []
+    assert set(EVERYWHERE.files(f"{server.url}/plain/", heard.append)) == {"3.png"}
+    assert "1 link" in heard[0]
+
+
+def test_a_spelling_of_an_address_is_no_other_address(server):
+    server.pages["/caf%c3%a9/"] = f'<a href="/caf%C3%A9/3.png">a</a><a href="{server.url.upper()}/café/4.png">b</a>'
+    assert set(EVERYWHERE.files(f"{server.url}/caf%c3%a9/")) == {"3.png", "4.png"}
+    assert remote._place("https://HOST:443/%7ea/") == remote._place("https://host/~a/./b/../")
 
 
 def test_a_folder_that_cannot_be_listed_is_not_left_out(server):
@@ -395,6 +497,91 @@ def test_no_output_has_a_credential(ask_all, server, tmp_path, capfd):
     assert SECRET not in repr(summary) + "".join(capfd.readouterr())
 
 
+def test_a_folder_and_a_table_with_a_user_are_read_with_it(ask_all, server):
+    server.user = "Basic bWU6aHVudGVyMg=="
+    server.files["rows.jsonl"] = b'{"image": "3.png"}\n{"image": "no.png"}'
+    url = server.url.replace("//", f"//me:{SECRET}@")
+    assert ask_all(f"{url}/list/", "list", question=QUESTION)[1].answered == 10
+    rows, summary = ask_all(f"{url}/plain/rows.jsonl", question=QUESTION)
+    assert (summary.answered, rows[1]["root"]) == (1, f"{server.url}/plain")
+    with pytest.raises(fv.SettingError) as raised:
+        ask_all(f"{url}/list/", "no-question")
+    assert SECRET not in str(raised.value)
+
+
+def test_paths_in_a_table_behind_a_url_name_the_files_that_they_name_on_the_disk(server, tmp_path):
+    names = [*NAMES, "plan#1.png", "plan", "50%20off.png", "50 off.png", "a\\b.png", "what", r"\udcff.png"]
+    for number, name in enumerate(names):
+        server.files[name] = b"%d" % number
+    paths = [
+        *names,
+        "./3.png",
+        "sub//%41.png",
+        "sub/../4.png",
+        "../plain/5.png",
+        "gone#.png",
+        "/3.png",
+        "//plain/3.png",
+    ]
+    server.files["rows.jsonl"] = "\n".join(json.dumps({"id": path, "image": path}) for path in paths).encode()
+    for name, content in server.files.items():
+        (path := tmp_path / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    there = contents(f"{server.url}/plain/rows.jsonl")
+    assert there == contents(tmp_path / "plain/rows.jsonl")
+    assert list(there.values()).count(None) == 3
+
+
+def test_a_url_is_sent_as_it_is_written(server):
+    signed = "/plain/3.png?sig=a%2Bb%2Fc%3d&x=1+2&y=%7E;@"
+    server.moves["/plain/moved.png"] = signed
+    for url in (server.url + signed, f" {server.url.upper()}{signed}#a\n", f"{server.url}/plain/moved.png"):
+        server.paths.clear()
+        body_of(url)
+        assert server.paths[-1] == signed
+    server.files["é 5%.png"] = b"a"
+    body_of(f"{server.url}/plain/é 5%.png")
+    assert server.paths[-1] == "/plain/%C3%A9%205%25.png"
+    server.moves["/plain/moved.png"] = "/plain/é 5%.png".encode().decode("latin-1")
+    body_of(f"{server.url}/plain/moved.png")
+
+
+def test_names_in_a_bucket_are_literal(bucket):
+    rows = [{"id": name, "image": name} for name in ("a#1.png", "a?.png", "50%20.png", "é b .png ")]
+    for row in rows:
+        bucket.pipe(f"bucket/what?/{row['id']}", b"a")
+    bucket.pipe("bucket/what?/rows#1.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert None not in contents(" S3://bucket/what?/rows#1.jsonl ").values()
+
+
+REFUSED = {
+    "/plain/rows.csv.gz": "folder",
+    "/plain/pics.zip": "folder",
+    "/plain/3.png?a=b": "folder",
+    "/plain/rows.jsonl.zst": "jsonl",
+    "/data": "json",
+    "https:/host/pics": "host",
+    "hf://datasets/a/b": "hf:",
+    "/login/a/": "above",
+}
+
+
+@pytest.mark.parametrize(("place", "word"), REFUSED.items())
+def test_an_input_that_is_not_read_is_refused_by_its_name(place, word, ask_all, server):
+    server.pages = {"/data/": '["a.png"]', "/login": '<a href="help">'}
+    server.moves["/login/a/"] = "/login"
+    with pytest.raises(fv.InputError, match=word) as raised:
+        ask_all(place if ":" in place else server.url + place, question=QUESTION)
+    assert place.partition("?")[0].rpartition("/")[2] in str(raised.value)
+
+
+def test_a_bad_row_of_a_folder_is_asked_again(ask_all, server, pictures, tmp_path):
+    server.files["c#d?.png"] = (pictures / "3.png").read_bytes()
+    row = {"row": 1, "reason": "busy", "root": f"{server.url}/plain", "image": "c#d?.png", "question": QUESTION}
+    (path := tmp_path / "bad.jsonl").write_text(json.dumps(row))
+    assert None not in contents(path).values()
+
+
 def test_rows_of_another_engine_may_name_urls(asking, server, vlm):
     columns = {"image": [f"{server.url}/plain/3.png", f"{server.url}/plain/nofile.png"]}
     told = Predictor(replace(asking, remote=EVERYWHERE), prompt=QUESTION, vlm=vlm)(columns)
@@ -408,6 +595,12 @@ def test_nothing_is_downloaded_without_the_flag(ask_all, server, bucket):
     with pytest.raises(fv.InputError):
         fv.load().ask(f"{server.url}/plain/3.png", QUESTION)
     assert server.seen == []
+
+
+def test_the_command_reads_a_file_url(model, questions, tmp_path, capfd):
+    words = ("--method", "v2drop:layers=1,2,3", "--max-new-tokens", "3", "--model", str(model), "--device", "cpu")
+    code = main(["batch", questions(2, "a b.jsonl").as_uri(), str(tmp_path / "out"), *words])
+    assert code in (0, 3), capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--remote-private"], []], ids=["remote", "none"])

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -154,9 +155,10 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
             settings, or rows cannot be written.
         FoveateError: If the model cannot be loaded, or does not support the method.
     """
+    note = warnings.warn if listener is None else listener.note
     listener = listener or Listener()
-    samples = samples_in(job.input, job.columns, job.question, job.asking.within, job.asking.remote)
-    if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(Path(job.input).resolve()):
+    samples = samples_in(job.input, job.columns, job.question, job.asking.within, job.asking.remote, note)
+    if samples.is_folder and Path(os.path.abspath(job.out)).resolve().is_relative_to(samples.source.path.resolve()):
         raise InputError(
             f"{spell(job.out)} is inside {samples.source.name}: its files would be rows too. Name another one."
         )

@@ -141,7 +141,7 @@ class Batch:
             remote=remote,
         )
         job = Job(
-            input=self.input if is_remote(self.input) else Path(self.input),
+            input=self.input,
             out=self.out,
             asking=asking,
             question=self.prompt,
@@ -190,7 +190,8 @@ class Batch:
             raise UsageError("--number-rows uses row numbers as ids: leave --id-column out.")
         if self.prompt is not None and options.question_column is not None:
             raise UsageError("--prompt is asked about every row: leave --question-column out.")
-        if os.path.isdir(self.input):  # unlike Path.is_dir, raises no error if the name is too long
+        is_local = not (is_remote(self.input) and (self.remote or self.remote_private))
+        if is_local and os.path.isdir(local_path(self.input)):  # Path.is_dir raises an error if the name is too long
             if self.prompt is None:
                 raise UsageError('The question about the files of the folder is missing. Give it with --prompt "…".')
             if options != ColumnOptions(number_rows=options.number_rows):
@@ -198,8 +199,8 @@ class Batch:
                     f"{self.input} is a folder, which has no columns; file names are the ids. "
                     "Leave the flags for columns out."
                 )
-        if not (is_remote(self.input) and (self.remote or self.remote_private)):
-            samples_in(local_path(self.input), question=self.prompt)
+        if is_local:
+            samples_in(self.input, question=self.prompt)
         if options.root is not None and not options.root.is_dir():
             raise UsageError(f"--root {options.root}: there is no such folder. Name one that exists.")
         if self.untouched and (self.budgets != BudgetOptions() or self.method != Batch.method):

@@ -6,7 +6,6 @@ messages nor rows show the credentials of a URL.
 
 import base64
 import hashlib
-import html
 import io
 import ipaddress
 import mimetypes
@@ -14,11 +13,13 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from typing import IO, Any, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit
 
 from foveate.errors import FoveateError, InputError
 from foveate.plain.files import is_video, scheme_of
@@ -31,7 +32,14 @@ MEDIUM, PAGE, TABLE = 2**29, 2**26, 2**36
 """Maximum bytes of a picture or film and of a folder's page, in memory, and of a table, on the disk."""
 PAGES = 10_000
 """Maximum folders below one over HTTP."""
-LINK = re.compile(r"""<a\s[^>]*?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
+PORTS = {"http": 80, "https": 443}
+ALLOWED = "%/?:@!$&'()*+,;=[]"
+"""Characters that stay as they are in a URL, beside letters and digits."""
+HTML = ("text/html", "application/xhtml+xml")
+NO_FILES = ("about", "data", "javascript", "mailto", "tel")
+"""Schemes of links that lead to no file."""
+ORDERS = {"c", "o", "f", "v", "sort", "order", "layout"}
+"""Keys of queries that show a page in another order, on Apache, Jetty, nginx and Caddy."""
 PIECE = 2**20
 """Bytes of a body that are read at a time."""
 WAIT = 30.0
@@ -64,6 +72,188 @@ def public(url: str) -> str:
     return trim(parts.geturl(), most=1000)
 
 
+# -- URLs as texts ----------------------------------------------------------------------------------------------------
+
+
+def written(url: str) -> str:
+    """Return a URL as it is sent: over HTTP without dot segments, and with characters quoted that URLs cannot have.
+
+    What is quoted already stays so, because signatures may cover it. Names in buckets are left as they are.
+
+    Raises:
+        InputError: If it has no host.
+    """
+    scheme, rest = scheme_of(url), url.lstrip().partition(":")[2]
+    if scheme not in HTTP:
+        return f"{scheme}:{rest}"
+    try:
+        parts = urlsplit(f"{scheme}:{rest.strip()}")
+        user, at, host = parts.netloc.rpartition("@")
+        host = host.lower() if host.isascii() else host.encode("idna").decode()
+        if not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"{public(url)} names no host. Write it as {scheme}://HOST/PATH.") from None
+    path = _quoted("/".join(_steps(parts.path)))
+    parts = parts._replace(netloc=f"{_quoted(user)}{at}{host}", path=path, query=_quoted(parts.query), fragment="")
+    return parts.geturl()
+
+
+def _quoted(part: str) -> str:
+    """Quote what a URL cannot have. A percent sign that quotes nothing is quoted itself."""
+    return re.sub("%(?![0-9A-Fa-f]{2})", "%25", quote(part, ALLOWED, errors="surrogateescape"))
+
+
+def _steps(path: str) -> list[str]:
+    """Return the steps of a URL's path without dot segments: "/a/./b/../c/" -> "", "a", "c", ""."""
+    steps = list[str]()
+    for step in path.split("/") if path else ["", ""]:
+        dots = unquote(step)
+        if dots == "..":
+            del steps[max(1, len(steps) - 1) :]
+        elif dots != ".":
+            steps.append(step)
+    if dots in (".", ".."):
+        steps.append("")
+    return steps
+
+
+def _place(url: str) -> tuple[object, list[str]]:
+    """Return the server of a URL and the steps of its path, equal for two spellings.
+
+    Raises:
+        ValueError: If its host or port cannot be read.
+    """
+    parts = urlsplit(url)
+    steps = [unquote(step, errors="surrogateescape") for step in _steps(parts.path)]
+    return (parts.scheme, parts.hostname, parts.port or PORTS.get(parts.scheme)), steps
+
+
+def _is_below(url: str, folder: str) -> bool:
+    """Return whether a URL lies in the folder of a page."""
+    (server, steps), (home, start) = _place(url), _place(folder)
+    depth = len(start) - 1  # without the page's own name, which may be empty
+    return server == home and len(steps) > depth and steps[:depth] == start[:depth]
+
+
+def file_name(url: str) -> str:
+    """Return the last name in a URL's path."""
+    if scheme_of(url) in HTTP:
+        path = unquote(urlsplit(url).path, errors="surrogateescape")
+    else:
+        path = url.partition("://")[2].partition("/")[2]
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def folder_of_url(url: str) -> str:
+    """Return the URL of a file's folder, without a slash at its end."""
+    if scheme_of(url) in HTTP:
+        url = urlsplit(url)._replace(query="", fragment="").geturl()
+    return url.rpartition("/")[0]
+
+
+def as_folder(url: str) -> str:
+    """Return a folder's URL with one slash at the end of its path."""
+    if scheme_of(url) not in HTTP:
+        return f"{url.rstrip('/')}/"
+    parts = urlsplit(url)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/").geturl()
+
+
+def beside(folder: str, path: str) -> str:
+    """Return the URL of a file by its path from a folder. The path is quoted over HTTP, and literal in a bucket.
+
+    Raises:
+        InputError: If the path is absolute, over HTTP.
+    """
+    if scheme_of(folder) not in HTTP:
+        return f"{folder}/{path}"
+    if path.startswith("/"):
+        raise InputError(f"{trim(path)} must be a path from {public(folder)}, or a whole URL. Write one of them.")
+    return urljoin(f"{folder}/", quote(re.sub("/+", "/", path), errors="surrogateescape"))
+
+
+class _Links(HTMLParser):
+    """Reads a page's links: those of its `a` and `area`, as they are written.
+
+    Attributes:
+        base: The address from which they start, by the first `base`; None for the page's.
+        links: The links, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base: str | None = None
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        address = next((value for name, value in attrs if name == "href" and value is not None), None)
+        if address is None:
+            return
+        if tag == "base" and self.base is None:
+            self.base = address.strip()
+        elif tag in ("a", "area"):
+            self.links.append(address.strip())
+
+
+def _target(link: str, homes: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Return the name and the URL of the file or folder to which a link leads. A folder's name ends with a slash.
+
+    The name is empty for a link to the page itself, in another order, or to a folder around it.
+
+    Args:
+        link: The link, as an absolute URL.
+        homes: Addresses of the page and of the first page, each with the name of its folder.
+
+    Raises:
+        ValueError: If it leads elsewhere, or has a query that may show another file or more of them.
+    """
+    parts = urlsplit(link)
+    keys = {key.lower() for key, _ in parse_qsl(parts.query.replace(";", "&"), keep_blank_values=True)}
+    if parts.scheme in NO_FILES:
+        return "", ""
+    if parts.scheme not in HTTP:
+        raise ValueError
+    place = _place(link)
+    is_page = any(place == _place(page) for page, _ in homes)
+    is_folder = place[1][-1] == ""
+    if not keys <= (ORDERS if is_page or is_folder else set()):
+        raise ValueError
+    if is_page or (is_folder and any(_is_below(page, link) for page, _ in homes)):
+        return "", ""
+    for page, folder in homes:
+        if _is_below(link, page):
+            depth = len(_steps(urlsplit(page).path)) - 1
+            names = [name.replace("/", "%2F") for name in place[1][depth:]]
+            # The page's own address has the user, which links leave out.
+            url = f"{folder_of_url(page)}/{'/'.join(_steps(parts.path)[depth:])}"
+            return folder + "/".join(names), written(url)
+    raise ValueError
+
+
+def _joined(base: str, link: str) -> str:
+    """Return a link as an absolute URL, or as it is where it is none."""
+    try:
+        return urljoin(base, link)
+    except ValueError:
+        return link
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+class Listed(NamedTuple):
+    """A file of a folder behind a URL.
+
+    Attributes:
+        url: Its URL.
+        identity: Its ETag and size, or a hash of its content.
+    """
+
+    url: str
+    identity: str
+
+
 @dataclass(frozen=True)
 class Remote:
     """Reads URLs.
@@ -74,43 +264,86 @@ class Remote:
 
     private: bool = False
 
-    def files(self, url: str) -> dict[str, str]:
-        """Return the files below a folder by name, each with its identity: its ETag and size, or a hash of its content.
+    def files(self, url: str, note: Callable[[str], object] = warnings.warn) -> dict[str, Listed]:
+        """Return the files below a folder by name.
+
+        Args:
+            url: The folder.
+            note: Receives a line that says how many links of its pages are left out, if any are.
 
         Raises:
-            InputError: If the folder or a file cannot be read.
+            InputError: If the folder or a file cannot be read, or every link is left out.
         """
-        url = f"{url.rstrip('/')}/"
+        url = as_folder(written(url))
         if scheme_of(url) in HTTP:
-            infos: dict[str, Any] = {place: {} for place in self._linked(url)}
-        else:  # fsspec names objects BUCKET/NAME
-            infos = self._try(url, lambda system: system.find(url, detail=True))
-            infos = {f"{scheme_of(url)}://{name}": info for name, info in infos.items()}
+            return {name: Listed(place, self._identity(place, {})) for name, place in self._linked(url, note).items()}
+        # fsspec names objects BUCKET/NAME
+        objects = self._try(url, lambda system: system.find(url, detail=True))
+        infos = {f"{scheme_of(url)}://{name}": info for name, info in objects.items()}
         below = [place for place in infos if place.startswith(url) and not place.endswith("/")]
-        return {place.removeprefix(url): self._identity(place, infos[place]) for place in below}
+        return {place.removeprefix(url): Listed(place, self._identity(place, infos[place])) for place in below}
 
-    def _linked(self, url: str) -> set[str]:
-        """Return the URLs below a folder's to which its page links, and those of the folders among them.
+    def _linked(self, url: str, note: Callable[[str], object]) -> dict[str, str]:
+        """Return by name the URLs of the files to which the pages of a folder and of those below it link.
 
-        fsspec's own walk leaves out a folder whose page cannot be read.
+        fsspec's own walk finds links by a pattern, and leaves out a folder whose page cannot be read.
         """
-        pages, places = [url], {url}
-        for page in pages:  # which grows
-            text = self._copy(page, io.BytesIO(), PAGE).getvalue().decode(errors="replace")
-            links = {urljoin(page, html.unescape(link)) for link in LINK.findall(text)}
-            # Links with a query lead to the same page in another order on servers such as Apache.
-            below = {link for link in links if link.startswith(url) and not re.search("[?#]", link)}
-            pages += sorted(link for link in below - places if link.endswith("/"))
-            places |= below
+        pages, files, left_out = {"": url}, dict[str, str](), set[str]()
+        first: list[tuple[str, str]] = []
+        folders = [""]
+        for folder in folders:  # which grows
+            address, links = self._page(pages[folder])
+            homes = [(address, folder), (pages[folder], folder), *first]
+            first = first or homes
+            for link in links:
+                try:
+                    name, place = _target(link, homes)
+                except ValueError:
+                    left_out.add(link)
+                    continue
+                if not name.endswith("/"):
+                    files.setdefault(name, place)
+                elif name not in pages:
+                    pages[name] = place
+                    folders.append(name)
             if len(pages) > PAGES:
                 raise InputError(f"{public(url)} has more than {PAGES:,} folders below it. Name them one by one.")
-        return places
+        files.pop("", None)  # links to pages
+        if left_out:
+            count = f"{len(left_out):,} link{'s' * (len(left_out) > 1)}"
+            why = f"{count} of {public(url)} lead out of the folder or have a query, such as {public(min(left_out))}"
+            if not files:
+                raise InputError(f"{why}, and no other link leads to a file. Name the folder where the files are.")
+            note(f"{why}. They are left out.")
+        return files
+
+    def _page(self, url: str) -> tuple[str, list[str]]:
+        """Return the address that answers for a folder's page, and the page's links as absolute URLs."""
+        file = io.BytesIO()
+        response = self._copy(url, file, PAGE)
+        address = written(str(response.url))
+        (server, steps), (asked, below) = _place(address), _place(url)
+        if server == asked:
+            address = urlsplit(address)._replace(netloc=urlsplit(url).netloc).geturl()  # with the user
+            if len(steps) < len(below) and _is_below(url, address):
+                raise InputError(f"{public(url)} leads to {public(address)}, a page above it. Check the URL.")
+        parser = _Links()
+        try:
+            parser.feed(file.getvalue().decode(response.charset or "utf-8", errors="replace"))
+            parser.close()
+        except (AssertionError, LookupError) as error:  # the parser's, and that of an unknown charset
+            raise InputError(f"{public(url)} is no HTML: {trim(str(error))}. Name a folder, or a table.") from None
+        kind = response.headers.get("Content-Type", HTML[0]).partition(";")[0].strip().lower()
+        if not parser.links and kind not in HTML:
+            raise InputError(f"{public(url)} is {trim(kind)}, and no page of links. Name a folder, or a table of URLs.")
+        base = _joined(address, parser.base or "")
+        return address, [_joined(base, link) for link in parser.links]
 
     def _identity(self, url: str, info: dict[str, Any]) -> str:
         info = info or self._try(url, lambda system: system.info(url))
         if tag := info.get("ETag") or info.get("etag"):
             return f"{tag} {info['size']}"
-        return hashlib.sha256(self._copy(url, io.BytesIO(), MEDIUM).getvalue()).hexdigest()
+        return hashlib.sha256(self._content(url)).hexdigest()
 
     def table(self, url: str) -> IO[bytes]:
         """Return a temporary copy of a table, which lasts as long as the object.
@@ -118,9 +351,10 @@ class Remote:
         Raises:
             InputError: If it cannot be read.
         """
-        file = tempfile.NamedTemporaryFile(suffix=Path(urlsplit(url).path).suffix)  # noqa: SIM115
-        copy: IO[bytes] = self._copy(url, file, TABLE)
-        return copy
+        url = written(url)
+        file = tempfile.NamedTemporaryFile(suffix=Path(file_name(url)).suffix)  # noqa: SIM115
+        self._copy(url, file, TABLE)
+        return file
 
     def data_url(self, url: str) -> str:
         """Return a picture or film as a `data:` URL.
@@ -128,15 +362,26 @@ class Remote:
         Raises:
             InputError: If it cannot be read.
         """
-        name = urlsplit(url).path
-        kind = "video/mp4" if is_video(Path(name)) else mimetypes.guess_type(name)[0] or ""
-        return f"data:{kind};base64,{base64.b64encode(self._copy(url, io.BytesIO(), MEDIUM).getvalue()).decode()}"
+        url = written(url)
+        name = Path(file_name(url))
+        # By the ending alone: mimetypes reads a name as a URL.
+        kind = "video/mp4" if is_video(name) else mimetypes.guess_type(f"file{name.suffix}")[0] or ""
+        return f"data:{kind};base64,{base64.b64encode(self._content(url)).decode()}"
+
+    def _content(self, url: str) -> bytes:
+        file = io.BytesIO()
+        self._copy(url, file, MEDIUM)
+        return file.getvalue()
 
     def _copy(self, url: str, file: Any, most: int) -> Any:
-        """Write what a URL names into an open file: as many bytes as its size says, or at most `most`."""
+        """Write what a URL names into an open file: as many bytes as its size says, or at most `most`.
+
+        Returns:
+            aiohttp's response over HTTP, else None.
+        """
         too_large = InputError(f"{public(url)} has more than {most:,} bytes. Make it smaller, or download it.")
 
-        def copy(system: Any) -> None:
+        def copy(system: Any) -> Any:
             file.truncate(file.seek(0))
             begun = time.monotonic()
             # To open an object of a bucket is to ask for its size; over HTTP it is to ask for its body.
@@ -155,10 +400,11 @@ class Remote:
                 raise ConnectionError
             if not file.tell():
                 raise InputError(f"{public(url)} is empty (0 bytes). Export it again.")
+            return getattr(body, "r", None)
 
-        self._try(url, copy)
+        response = self._try(url, copy)
         file.flush()
-        return file
+        return response
 
     def _try(self, url: str, work: Callable[[Any], Any]) -> Any:
         """Return what `work` makes of a URL's file system, tried again after faults that may pass.
@@ -188,7 +434,9 @@ class Remote:
         with extra("remote", "Reading URLs needs fsspec with its library for the scheme"):
             import fsspec
 
-            options: Any = {"gs": {"requests_timeout": WAIT}, "s3": {}}.get(scheme or "", {"get_client": self._client})
+            # encoded: URLs are sent as they are.
+            http = {"get_client": self._client, "encoded": True}
+            options: Any = {"gs": {"requests_timeout": WAIT}, "s3": {}}.get(scheme or "", http)
             return fsspec.filesystem(scheme, use_listings_cache=False, **options)
 
     async def _client(self, **options: Any) -> Any:
@@ -197,7 +445,8 @@ class Remote:
         limits = aiohttp.ClientTimeout(total=None, connect=WAIT, sock_read=WAIT)
         # One address after the other, so that a refused one ends the request.
         connector = aiohttp.TCPConnector(socket_factory=self._socket, happy_eyeballs_delay=None)
-        return aiohttp.ClientSession(connector=connector, timeout=limits, middlewares=[self._send], **options)
+        options |= {"connector": connector, "timeout": limits, "middlewares": [self._send]}
+        return aiohttp.ClientSession(requote_redirect_url=False, **options)
 
     async def _send(self, request: Any, handler: Callable[[Any], Any]) -> Any:
         """Send a request, also after a redirect.
@@ -205,8 +454,10 @@ class Remote:
         Raises:
             InputError: If its URL is http:// outside of private networks.
         """
+        url = str(request.url)
         if request.url.scheme == "http" and not self.private:
-            raise InputError(f"{public(str(request.url))}: http:// is for private networks (--remote-private).")
+            raise InputError(f"{public(url)}: http:// is for private networks (--remote-private).")
+        request.url = type(request.url)(written(url), encoded=True)  # a redirect may have what no URL can
         return await handler(request)
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:

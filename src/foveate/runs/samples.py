@@ -7,8 +7,10 @@ import base64
 import csv
 import hashlib
 import json
+import mimetypes
 import os
 import re
+import warnings
 from abc import ABC, abstractmethod
 from ast import literal_eval
 from collections import Counter
@@ -24,7 +26,7 @@ from typing import IO, Any
 from foveate.errors import InputError, SettingError
 from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
 from foveate.plain.upstream import Shared, brief, extra, first_line, printable
-from foveate.runs.remote import Remote, is_remote, public
+from foveate.runs.remote import Remote, as_folder, beside, file_name, folder_of_url, is_remote, public, written
 
 LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer or answers. The first one present is used."""
@@ -297,6 +299,10 @@ class _Folder(_Records):
         for name in self._below(""):
             yield {"image": name, "id": printable(name)}
 
+    def place(self, name: str) -> str:
+        """Return the path or URL of a file by its name, which may look like a URL."""
+        return os.path.join(os.path.abspath(self.path), name)
+
     def _below(self, folder: str) -> Iterator[str]:
         place = os.path.join(self.path, folder)
         try:
@@ -334,18 +340,23 @@ class _RemoteFolder(_Folder):
     Args:
         url: The folder.
         remote: Lists it.
+        note: See `Remote.files`.
     """
 
-    def __init__(self, url: str, remote: Remote) -> None:
+    def __init__(self, url: str, remote: Remote, note: Callable[[str], object]) -> None:
         super().__init__(Path(url), url=public(url))
-        self._files = remote.files(url)
+        self._files = remote.files(url, note)
+
+    def place(self, name: str) -> str:
+        return self._files[name].url
 
     def _below(self, folder: str) -> Iterator[str]:
         yield from (name for name in sorted(self._files) if "/." not in f"/{name}")
 
     def digest(self) -> str:
         """Return the SHA-256 of the files' names, sizes and ETags."""
-        return hashlib.sha256(repr(sorted(self._files.items())).encode()).hexdigest()
+        identities = sorted((name, file.identity) for name, file in self._files.items())
+        return hashlib.sha256(repr(identities).encode()).hexdigest()
 
 
 class _InMemory(_Records):
@@ -492,13 +503,16 @@ class Samples:
         if root is None:
             root = str(record[ROOT]) if record.keys() >= OF_BAD else self._folder
         name, column, media, whole = None, columns.media[0], tuple[Any, ...](), record
-        if self.remote:
+        if self.remote and not self.is_folder:
             record = {key: _public(value) for key, value in record.items()}
+        base, root = root, public(root) if is_remote(root) else root  # rows show no credential
         try:
             name = self._id(record, number)
-            if not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
+            if isinstance(self.source, _Folder):
+                column, media = "image", (self.source.place(str(record["image"])),)
+            elif not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
                 column = _first(record, columns.media, " To ask without media, use --text-only of foveate batch.")
-                media = tuple(_locate(value, root, column, self.remote) for value in _as_list(whole[column]))
+                media = tuple(_locate(value, base, column, self.remote) for value in _as_list(whole[column]))
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, self._in_texts(record, root), str(error), name, root)
@@ -555,15 +569,18 @@ def samples_in(
     question: str | None = None,
     root: str | Path | None = None,
     remote: Remote | None = None,
+    note: Callable[[str], object] = warnings.warn,
 ) -> Samples:
     """Return the samples of a file or folder, whose format depends on the name's ending.
 
     Args:
-        path: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet; with `remote` perhaps a URL.
+        path: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet; as a text perhaps a `file:` URL,
+            or with `remote` another one.
         columns: The names of the columns. They are fixed for a folder.
         question: One question for every sample; None reads the column. Required for a folder.
         root: The base folder of relative paths; None is the file's folder.
         remote: Reads URLs, of this file and of media; None refuses them.
+        note: Receives what is left out of a folder behind a URL.
 
     Raises:
         InputError: If the file cannot be read, is compressed, or its ending is not in `ENDINGS`.
@@ -571,21 +588,26 @@ def samples_in(
         UnsupportedError: If it is a Parquet file and pyarrow is not installed.
     """
     columns = columns or SampleColumns()
-    source = _source(path, columns, remote)
+    place: Path | str
+    if remote is not None and is_remote(path):
+        place = written(str(path).strip())
+        source = _remote_source(place, columns, remote, note)
+    else:
+        place = local_path(path)
+        source = _source(place, columns)
     root = None if root is None else os.path.abspath(root)
     if question is not None and not question.strip():
         raise SettingError('The question is empty. Ask one, such as "What is it?".')
     if isinstance(source, _Folder):
         if question is None:
             raise SettingError(
-                f"The folder {path} needs a question about its files: --prompt, or question= in Python. Or name a file "
-                "of samples."
+                f"The folder {source.name} needs a question about its files: --prompt, or question= in Python. Or name "
+                "a file of samples."
             )
         columns = SampleColumns(id=columns.id and SampleColumns().id)
-        root = os.path.abspath(path)
-    if source.url is not None:
-        root = source.url.partition("?")[0].rstrip("/")
-        root = root if source.copy is None else root.rpartition("/")[0]
+        root = os.path.abspath(source.path)
+    if isinstance(place, str):
+        root = folder_of_url(as_folder(place) if source.copy is None else place)
     return Samples(source, columns, question, root, source.state(), remote is not None)
 
 
@@ -594,14 +616,7 @@ def samples_of(rows: Sequence[Mapping[str, object]], question: str | None = None
     return Samples(_InMemory(rows), SampleColumns(id=None), question, os.getcwd(), None, remote)
 
 
-def _source(place: Path | str, columns: SampleColumns, remote: Remote | None) -> _Records:
-    path, url, copy = Path(place), None, None
-    if remote is not None and is_remote(place):
-        url = public(str(place))
-        if Path(url.partition("?")[0]).suffix.lower() not in ENDINGS:
-            return _RemoteFolder(str(place), remote)
-        copy = remote.table(str(place))
-        path = Path(copy.name)
+def _source(path: Path, columns: SampleColumns, url: str | None = None, copy: IO[bytes] | None = None) -> _Records:
     if os.path.isdir(path):  # unlike Path.is_dir, it does not raise for too long names
         return _Folder(path)
     with open_readable(path) as file:
@@ -613,6 +628,28 @@ def _source(place: Path | str, columns: SampleColumns, remote: Remote | None) ->
     if kind is _Parquet:
         arrow()
     return kind(path, (*columns.media, *columns.question, *filter(None, [columns.id])), url, copy)
+
+
+def _remote_source(url: str, columns: SampleColumns, remote: Remote, note: Callable[[str], object]) -> _Records:
+    """Return a table or folder behind a URL.
+
+    Raises:
+        InputError: If it cannot be read, or has the name of another file.
+    """
+    name = file_name(url)
+    if Path(name).suffix.lower() in ENDINGS:
+        copy = remote.table(url)
+        return _source(Path(copy.name), columns, public(url), copy)
+    tables = f"its name must end in {', '.join(ENDINGS)}"
+    # Without the types of this system, which has some for endings such as that of "v1.2".
+    if url != as_folder(url) and any(mimetypes.MimeTypes().guess_type(name, strict=False)):
+        raise InputError(f"{public(url)}: an input must be a folder, whose URL ends in a slash, or {tables}.")
+    try:
+        return _RemoteFolder(url, remote, note)
+    except InputError as error:
+        if not Path(name).suffix:
+            raise
+        raise InputError(f"{error} If it is a table, {tables}.") from None
 
 
 def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "") -> str:
@@ -644,7 +681,7 @@ def _public(value: object) -> object:
         return [_public(item) for item in value]
     if isinstance(value, Mapping):
         return {name: _public(item) for name, item in value.items()}
-    return public(value) if isinstance(value, str) and scheme_of(value) not in (None, "data") else value
+    return public(value) if isinstance(value, str) and scheme_of(value) not in (None, "data", "file") else value
 
 
 def _locate(value: Any, root: str, column: str, remote: bool) -> Any:
@@ -660,7 +697,10 @@ def _locate(value: Any, root: str, column: str, remote: bool) -> Any:
         is_film = is_film or is_video(Path(str(value.get("path"))))
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     head = "data:video/mp4;base64," if is_film else "data:;base64,"
-    value = str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        if os.path.exists(os.path.join(root, value)):
+            return os.path.join(root, value)  # a Path is never a URL, however it looks
+        value = str(value)
     if isinstance(value, bytes):
         return head + base64.b64encode(value).decode()
     if not isinstance(value, str) and hasattr(value, "__array_interface__"):
@@ -673,13 +713,13 @@ def _locate(value: Any, root: str, column: str, remote: bool) -> Any:
     path = os.path.join(root, value)
     if scheme is None and BASE64.fullmatch(value) and not os.path.exists(path):
         return head + value
-    if remote and is_remote(value):
-        return value
-    if remote and (is_remote(root) or scheme not in (None, "file")):  # what lies behind a URL names no local file
-        if scheme is None:
-            return f"{root}/{value}"
-        raise Unreadable(f"{public(value)} is not read. Name an s3://, gs:// or https:// URL.")
     try:
+        if remote and is_remote(value):
+            return written(value.strip())
+        if remote and (is_remote(root) or scheme not in (None, "file")):  # what lies behind a URL names no local file
+            if scheme is None:
+                return beside(root, value)
+            raise Unreadable(f"{public(value)} is not read. Name an s3://, gs:// or https:// URL.")
         path = path if scheme is None else os.path.join(root, local_path(value))
     except InputError as error:
         raise Unreadable(str(error)) from error
