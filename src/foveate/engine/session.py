@@ -27,7 +27,7 @@ from foveate.core.fields import check_call
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo
 from foveate.engine import guards
-from foveate.engine.cache import length_of
+from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.encode import encode_media
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.handed import Original, Streams
@@ -70,6 +70,11 @@ MOST_ROOM = 1024
 
 MOST_PROGRAMS = 64
 """How many programs are cached per model, one per method."""
+
+NOTHING_RAN = (
+    "Nothing was dropped: the model encoded no picture and prefilled no prompt while the method was on it. Run the "
+    "whole prompt inside the context, with this model object and in this process."
+)
 
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
 _programs: "weakref.WeakKeyDictionary[nn.Module, Memo]" = weakref.WeakKeyDictionary()
@@ -120,13 +125,14 @@ def drop(
         UnsupportedError: If no family supports the model, or the model lacks a signal that the method reads.
 
     Warns:
-        UserWarning: On exit, if the method is weak at as few tokens as an image was left.
+        UserWarning: On exit, if the method is weak at as few tokens as an image was left, or if the model encoded no
+            picture and ran no prompt inside, so that nothing can have been dropped.
     """
-    yield from _open(Session(model, method, retention, tokens, resources, cuda_graphs), warns=True)
+    yield from open_session(Session(model, method, retention, tokens, resources, cuda_graphs), warns=True)
 
 
-def _open(session: "Session", warns: bool) -> Iterator[Trace]:
-    """Yield the trace of a session while it is attached. Then, if `warns`, warn if the budget was too small."""
+def open_session(session: "Session", warns: bool) -> Iterator[Trace]:
+    """Yield the trace of a session while it is attached. Then, if `warns`, warn of what `drop` warns of."""
     try:
         try:
             session.attach()
@@ -136,7 +142,11 @@ def _open(session: "Session", warns: bool) -> Iterator[Trace]:
     finally:
         session.detach()  # an interrupt may have stopped the first detach halfway
     session._program.refuse_doubts()
-    if warns and session.trace.history:
+    if not warns:
+        return
+    if session.idle:
+        warnings.warn(NOTHING_RAN, stacklevel=4)
+    if session.trace.history:
         caution = session.method.caution(min(session.trace.history[0].retention))
         if caution is not None:
             warnings.warn(caution, stacklevel=4)
@@ -153,7 +163,8 @@ def apply(
 ) -> Trace:
     """Drop vision tokens from now until `foveate.remove(model)`; see `drop`.
 
-    The trace's `history` keeps only the latest 100 prefills, so a server can run for weeks.
+    The trace's `history` keeps only the latest 100 prefills, so a server can run for weeks. `remove` warns if the model
+    ran nothing in between, as `drop` does.
     """
     session = Session(model, method, retention, tokens, resources)
     session.trace.most = LATEST
@@ -170,6 +181,9 @@ def remove(model: nn.Module) -> None:
 
     Raises:
         SessionError: If no method is applied.
+
+    Warns:
+        UserWarning: If the model ran nothing since, as `drop` does.
     """
     sessions = (_sessions.get(module) for module in getattr(inside(model), "modules", tuple)())
     session = next(filter(None, sessions), None)
@@ -180,8 +194,10 @@ def remove(model: nn.Module) -> None:
     try:
         session.detach()
     finally:
-        session.detach()  # as in `_open`
+        session.detach()  # as in `open_session`
     session._program.refuse_doubts()
+    if session.idle:
+        warnings.warn(NOTHING_RAN, stacklevel=2)
 
 
 @contextmanager
@@ -192,7 +208,7 @@ def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = Fal
         SessionError: If the model is inside a context already, even one that another thread holds.
     """
     if method is not None or cuda_graphs:
-        yield from _open(Session(model, method, cuda_graphs=cuda_graphs), warns=False)
+        yield from open_session(Session(model, method, cuda_graphs=cuda_graphs), warns=False)
     else:
         family = family_for(model)
         refuse_open(model, family)
@@ -294,6 +310,7 @@ class Session:
     Attributes:
         method: The method.
         trace: The trace, extended by every prefill.
+        idle: Whether the method has had nothing to act on: no picture, no prefill, no cache that was cut earlier.
     """
 
     def __init__(
@@ -311,6 +328,7 @@ class Session:
             method = Untouched()
         self.method = naming.method_of(method, tokens, retention)
         self.trace = Trace()
+        self.idle = not isinstance(self.method, Untouched)
         self._family = family = family_for(model)
         self._core = family.core
         refuse_open(model, family)
@@ -471,6 +489,7 @@ class Session:
         if self._encoding:  # a model may encode a video by calling its images' function
             return original(*args, **kwargs)
         call = FeatureCall(self._core, modality, original, args, kwargs)
+        self.idle = False
         arrival = self._arriving()
         self._encoding = True
         try:
@@ -531,6 +550,8 @@ class Session:
         forward = Forward(self._program, self._family)
         self._runner.arrival, self._runner.forward = None, forward
         cache, generating = cache_of(kwargs), self._generating
+        if self.idle:  # a later turn of a conversation may be asked in a context of its own
+            self.idle = not any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ()))
         arrival.splits, arrival.generate_ids = generating.splits, generating.ids
         arrival.unseen, self._tower_run, self._pixels = self._tower_run or self._pixels, "", ""
         if generating.inside and cache is not None and length_of(cache) in generating.inside:
@@ -548,6 +569,7 @@ class Session:
                 guards.refuse_lost_hooks(lost)
             self._program.refuse_doubts()  # of an earlier forward
             self.trace.add(forward.outcome.record)
+            self.idle = False
         forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:
             return None
