@@ -157,6 +157,18 @@ def test_a_later_turn_begins_afresh(inside):
         assert np.array_equal(own[1], theirs[1])
 
 
+def test_a_state_that_began_outside_is_not_used_inside():
+    model, (ids, pixels, inputs) = models.qwen2_5_vl(), models.qwen_inputs([(1, 8, 8)])
+    state = PromptCacheState()
+    first = turn(model, ids, pixels, inputs, prompt_cache_state=state)
+    later = mx.concatenate([ids, mx.array([[token for token, _ in first]]), mx.array([[20, 21]])], axis=1)
+    with foveate_mlx.drop(model, "divprune", retention=1 / 3) as trace:
+        second, cold = (turn(model, later, pixels, inputs, prompt_cache_state=one) for one in (state, None))
+    assert trace.kept == [5, 5]
+    for own, theirs in zip(second, cold, strict=True):
+        assert np.array_equal(own[1], theirs[1])
+
+
 def test_prefix_caches_are_refused():
     from mlx_vlm.apc import APCManager
 

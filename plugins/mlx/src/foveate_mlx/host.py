@@ -23,10 +23,12 @@ INSERT = ("mlx_vlm.generate.ar:BatchGenerator", "insert")
 DRAFTS = ("mlx_vlm.speculative.drafters", "validate_drafter_compatibility")
 PREFIXES = (("mlx_vlm.apc", "model_apc_mode"), ("mlx_vlm.apc:APCCoordinator", "__init__"))
 """mlx-vlm 0.6 does not have the second."""
-UPDATES = tuple((f"mlx_vlm.generate.{module}:PromptCacheState", "update") for module in ("common", "dispatch"))
+STATES = tuple(f"mlx_vlm.generate.{module}:PromptCacheState" for module in ("common", "dispatch"))
 """Only mlx-vlm 0.6 has the second."""
+UPDATES = tuple((state, "update") for state in STATES)
+LOOKUPS = tuple((state, "find_prefix_length") for state in STATES)
 FIELDS = tuple(("mlx_vlm.models.base:InputEmbeddingsFeatures", name) for name in ("position_ids", "rope_deltas"))
-NAMES = (INSERT, DRAFTS, *PREFIXES, *UPDATES, *FIELDS, ("mlx_vlm.utils", "load_model"))
+NAMES = (INSERT, DRAFTS, *PREFIXES, *UPDATES, *LOOKUPS, *FIELDS, ("mlx_vlm.utils", "load_model"))
 """Modules and classes, and names in them."""
 PREFIX = "A prefix cache would count dropped tokens. Leave apc_manager out, or set APC_ENABLED=0."
 DRAFT = "Draft models were not tried while tokens are dropped. Leave draft_model out."
@@ -49,8 +51,8 @@ def probe(config: Any) -> None:
         UnsupportedError: If mlx-vlm has moved or removed any, or was not tried.
     """
     installed = version("mlx-vlm")
-    absent = PREFIXES[1] if installed.startswith("0.6.") else UPDATES[1]
-    if missing := [".".join(name) for name in NAMES if name != absent and not _has(name)]:
+    absent = (PREFIXES[1],) if installed.startswith("0.6.") else (UPDATES[1], LOOKUPS[1])
+    if missing := [".".join(name) for name in NAMES if name not in absent and not _has(name)]:
         raise UnsupportedError(f"mlx-vlm {installed} has no {', '.join(missing)}. Install mlx-vlm {TRIED[-1]}.")
     if installed not in TRIED and not mark_of(config).exists():
         raise UnsupportedError(f"mlx-vlm {installed} is untried. Run foveate-mlx check MODEL, or install {TRIED[-1]}.")
@@ -152,8 +154,10 @@ def attached(dropper: Any) -> Iterator[None]:
 
 def _follow() -> None:
     """Replace what counts a prompt's tokens, or would reuse a cache by them."""
-    # A later turn starts afresh, because this turn's cache has fewer columns than its prompt has tokens.
+    # Each turn starts afresh: a cache of this context has fewer columns than its prompt has tokens, and one that began
+    # before it holds all vision tokens.
     wrappers: dict[Any, Any] = dict.fromkeys(UPDATES, lambda *_: None)
+    wrappers |= dict.fromkeys(LOOKUPS, lambda *_: 0)
     wrappers |= dict.fromkeys(PREFIXES, partial(_refuse, PREFIX))
     wrappers |= {INSERT: _insert, DRAFTS: partial(_refuse, DRAFT)}
     for owner, name in filter(_has, wrappers):
