@@ -2,11 +2,14 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
+from foveate.engine.session import drop_or_not
 from tests.invariants.settings import KINDS
 from tests.models import FAMILIES, TINY, batch, generate, given, tiny
 
@@ -73,6 +76,7 @@ def test_the_model_is_as_before(family, end):
     assert all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_a_method_of_ones_own_forward_comes_back():
     model = copy.deepcopy(tiny("llava"))
     layer = model.model.language_model.layers[2]
@@ -107,6 +111,7 @@ def test_apply_and_remove():
         fv.remove(model)
 
 
+@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_contexts_do_not_nest():
     model = tiny("llava")
     with fv.drop(model, METHOD):
@@ -116,6 +121,44 @@ def test_contexts_do_not_nest():
             fv.apply(model, METHOD)
     with fv.drop(model, METHOD):  # the first one did end
         pass
+
+
+def closing(model, run, *, by_hand=False):
+    """What is said when a context closes in which `run` ran, and from which file."""
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        if by_hand:
+            fv.apply(model, METHOD)
+            run()
+            fv.remove(model)
+        else:
+            with fv.drop(model, METHOD):
+                run()
+    return [(str(one.message).split(":")[0], one.filename) for one in noted]
+
+
+NOTHING = [("Nothing was dropped", __file__)]
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_context_in_which_nothing_ran_says_so_at_the_users_line(by_hand):
+    model = tiny("llava")
+    assert closing(model, lambda: None, by_hand=by_hand) == NOTHING
+    assert closing(model, lambda: generate(tiny("qwen2_vl"), batch("qwen2_vl", ["tit"])), by_hand=by_hand) == NOTHING
+    assert closing(model, lambda: generate(model, batch("llava", ["tit"])), by_hand=by_hand) == []
+    assert closing(model, lambda: generate(model, batch("llava", ["t"])), by_hand=by_hand) == []
+    with pytest.raises(ValueError, match="mine"), fv.drop(model, METHOD):
+        raise ValueError("mine")
+
+
+@pytest.mark.parametrize(("before", "said"), [(None, NOTHING), (METHOD, [])])
+def test_a_turn_on_a_cache_that_began_outside_says_so_and_on_one_that_was_cut_does_not(before, said):
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    turn = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, inputs["input_ids"].shape[1] + 2)}
+    with torch.no_grad():
+        with drop_or_not(model, before):
+            turn |= with_cache(cache_in(model(**inputs, use_cache=True)))
+        assert closing(model, lambda: model(**turn)) == said
 
 
 def test_two_models_drop_side_by_side():
@@ -136,6 +179,7 @@ def test_a_model_of_no_family_is_refused():
         fv.apply(torch.nn.Linear(1, 1), METHOD)
 
 
+@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_a_copy_of_a_model_inside_a_context_is_refused():
     """Its layers would run the original's weights."""
     model = tiny("llava")
