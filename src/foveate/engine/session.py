@@ -310,7 +310,7 @@ class Session:
     Attributes:
         method: The method.
         trace: The trace, extended by every prefill.
-        idle: Whether the method has had nothing to act on: no picture, no prefill, no cache that was cut earlier.
+        idle: Whether the method had nothing to act on so far: no picture, no prefill, no cache that was cut earlier.
     """
 
     def __init__(
@@ -550,8 +550,6 @@ class Session:
         forward = Forward(self._program, self._family)
         self._runner.arrival, self._runner.forward = None, forward
         cache, generating = cache_of(kwargs), self._generating
-        if self.idle:  # a later turn of a conversation may be asked in a context of its own
-            self.idle = not any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ()))
         arrival.splits, arrival.generate_ids = generating.splits, generating.ids
         arrival.unseen, self._tower_run, self._pixels = self._tower_run or self._pixels, "", ""
         if generating.inside and cache is not None and length_of(cache) in generating.inside:
@@ -560,7 +558,10 @@ class Session:
             ended, length, arrival.behind_cut = self._image_end
             arrival.behind_image = ended() is cache and length == length_of(cache)
         self._image_end = None
+        idle, self.idle = self.idle, False  # a prompt that is refused has said so
         embeds = begin(forward, arrival, kwargs, cache)
+        if idle and forward.outcome.record is None:  # a later turn may have a context of its own
+            self.idle = not any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ()))
         generating.asked = forward.asked if forward.ends_turn else {}
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.outcome.record is not None:
@@ -569,7 +570,6 @@ class Session:
                 guards.refuse_lost_hooks(lost)
             self._program.refuse_doubts()  # of an earlier forward
             self.trace.add(forward.outcome.record)
-            self.idle = False
         forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:
             return None
