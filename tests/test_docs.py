@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import tomllib
 import types
@@ -138,6 +139,16 @@ def test_the_guide_to_batch_loads_ids_and_answers_as_they_are_written(tmp_path, 
     for table in (names["table"].to_dict("list"), names["answers"].to_dict()):
         read = sorted(zip(table["row"], table["id"], table["answer"], table["taken_at"], strict=True))
         assert [row[1:] for row in read] == [(key, ids[-place], "2026-05-01") for place, key in enumerate(ids)]
+
+
+@pytest.mark.further
+def test_the_guide_to_pages_indexes_in_several_processes(tmp_path):
+    pytest.importorskip("sentence_transformers", minversion="6")
+    page = ROOT / "docs/guides/pages.md"
+    (source,) = (body for body in blocks(page, "python") if "ProcessPoolExecutor" in body)
+    (tmp_path / "index.py").write_text(source)
+    done = subprocess.run([sys.executable, "index.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.stdout == "[192, 192]\n", done.stderr
 
 
 def test_the_guide_has_the_table_of_signals():

@@ -127,7 +127,8 @@ def _refuse(method: Method, family: Family, returns_rows: bool, ranks: bool) -> 
     else:
         return
     raise UnsupportedError(
-        f'{name} {why}. Take a method that drops once and reads pictures alone, such as "divprune" or "vidcom2".'
+        f"{name} {why}. Take a method that drops once and reads pictures alone, such as "
+        '"divprune", "vidcom2" or "random:layers=0".'
     )
 
 
