@@ -162,13 +162,16 @@ def test_a_folder_in_use_is_told_before_the_model_is_loaded(run, folder, tmp_pat
 
 
 def test_choices_are_two_texts_or_more(batch, table, tmp_path):
-    for texts in ((), ("yes",)):
+    for texts in ((), ("yes",), ("yes,no",)):
         code, _, err = batch("--choices", *texts, path=table)
         assert code == WRONG_USAGE
         assert "choices" in err
+        assert "spaces" in err
     assert batch("--choices", "yes", "no", path=table)[0] == DONE
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["settings"]["choices"] == ["yes", "no"]
+    _, _, err = batch("--choices", "no", "yes", path=table)
+    assert "choices was ['yes', 'no'], and is ['no', 'yes']" in err
 
 
 def test_a_system_text_is_given_or_in_a_file(batch, table, tmp_path):

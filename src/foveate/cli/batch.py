@@ -182,7 +182,10 @@ class Batch:
     def _check(self) -> None:
         """Refuse flags that contradict each other, and names that do not exist."""
         if self.choices is not None and len(self.choices) < 2:
-            raise UsageError(f"--choices needs two texts or more; got {' '.join(self.choices) or 'none'}.")
+            raise UsageError(
+                f"--choices needs two texts or more; got {' '.join(self.choices) or 'none'}. Separate them by spaces: "
+                "--choices yes no."
+            )
         if self.ray is not None:
             raise UsageError("--ray is gone: give foveate.batch.Predictor to Ray Data (examples/clusters/on_ray.py).")
         options = self.columns

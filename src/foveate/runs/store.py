@@ -444,8 +444,9 @@ def _difference(before: object, now: object, place: str = "") -> str | None:
                 return difference
         return None
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        differences = (_difference(*pair, place) for pair in zip(before, now, strict=True))
-        return next(filter(None, differences), None)
+        pairs = list(zip(before, now, strict=True))
+        if all(isinstance(value, dict) for pair in pairs for value in pair):
+            return next(filter(None, (_difference(*pair, place) for pair in pairs)), None)
     if before == now:
         return None
     return f"{place} was {brief(before, 60)}, and is {brief(now, 60)}"
