@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate import embedded
 from foveate.ask import answers
 from foveate.ask.answers import Answerer
 from foveate.ask.generation import Generation, LeastSure
@@ -363,6 +364,12 @@ def test_conditions_are_those_of_the_weights_and_the_processor_as_they_are(vlm):
     assert differing(other, before) == set()
     other.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     assert differing(other, before) == {"processor"}
+    other.processor.image_processor.image_mean = vlm.processor.image_processor.image_mean
+    hook = other.model.lm_head.register_forward_hook(differing)
+    assert conditions_of(other, settings) == before | {"hooks": f"lm_head: {__name__}.differing"}
+    hook.remove()
+    other.model(**other.prepare(embedded.picture(), "What?").inputs, output_hidden_states=True)  # transformers' hooks
+    assert conditions_of(other, settings) == before
     half = load("embedded", device="cpu", dtype="bfloat16")
     assert {"dtype", "weights"} <= differing(half, before)
     eager = load("embedded", device="cpu", attention="eager")

@@ -1,7 +1,10 @@
 """One model: alike prompts in batches, one look at a picture, halves where memory is short, bad rows by themselves."""
 
+import copy
 import pickle
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask import answers, look
-from foveate.batch.rows import Predictor, RowAsking
+from foveate.batch.rows import Predictor, PredictorSettings, RowAsking
 from foveate.naming import parse
 from foveate.runs.crew import rows_of
 from foveate.runs.samples import MediaSample
@@ -287,11 +290,63 @@ def test_a_stage_has_choices_and_does_not_lose_columns(asking, vlm, pictures):
     assert told["input_error"] == ["theirs"]
 
 
-def test_a_stage_is_pickled_by_its_settings(asking, vlm, pictures):
-    stage = Predictor(asking, vlm=vlm, prompt="What is this")
+class Scaled(Predictor):
+    """A user's own stage, with a setting of its own."""
+
+    scale = 1
+
+
+def test_a_copy_of_a_stage_is_the_same_stage_with_the_model_loaded_again(asking, pictures, monkeypatch):
+    folder = Path(asking.model)
+    monkeypatch.chdir(folder.parent)
+    stage = Scaled(replace(asking, model=folder.name), prompt="What is this", share=0.5)
+    stage.scale = 2
     columns = {"image": [str(pictures / "0.png")]}
-    assert pickle.loads(pickle.dumps(stage))(columns)["answer"] == stage(columns)["answer"]
-    assert len(pickle.dumps(stage)) < 2000
+    answers = stage(columns)["answer"]
+    sent = pickle.dumps(stage)
+    monkeypatch.chdir(pictures)  # another process may run elsewhere
+    copied = pickle.loads(sent)
+    assert copied(columns)["answer"] == answers
+    assert (type(copied), copied.scale, copied._answerer.share) == (Scaled, 2, 0.5)
+    assert len(sent) < 2000
+    assert replace(copied.asking, model=asking.model) == asking
+    hook = stage.vlm.model.lm_head.register_forward_hook(lambda *_: None)
+    with pytest.raises(fv.SessionError, match="changed"):
+        copy.deepcopy(stage)
+    hook.remove()
+    copied.vlm.model.lm_head.weight.data.add_(1)
+    with pytest.raises(fv.SessionError, match="changed"):
+        pickle.dumps(copied)
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_stage_with_a_given_model_is_not_sent(asking, vlm, send):
+    with pytest.raises(fv.SessionError, match="name its folder"):
+        send(Predictor(asking, vlm=vlm))
+
+
+def test_settings_that_are_not_those_of_the_given_model_are_refused(asking, vlm):
+    assert Predictor(vlm=vlm, prompt="What?", dtype="float32", device="cpu").asking.model == vlm.name
+    for other in ({"model": "embedded"}, {"dtype": "bfloat16"}, {"attention": "eager"}, {"cuda_graphs": True}):
+        with pytest.raises(fv.SettingError, match=next(iter(other))):
+            Predictor(**other, vlm=vlm)
+    with pytest.raises(fv.SettingError, match="model"):
+        Predictor(replace(asking, model="embedded"), vlm=vlm)
+    with pytest.raises(fv.SettingError, match="vlm"):
+        Predictor(vlm=vlm.model)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"share": 0}, {"share": 5}, {"share": float("nan")}, {"prompt": ""}, {"prompt": " "}, {"prompt": 5}]
+)
+def test_a_stage_refuses_a_share_or_a_prompt_that_is_none(vlm, wrong):
+    with pytest.raises(fv.SettingError, match=next(iter(wrong))):
+        Predictor(vlm=vlm, **wrong)
+
+
+def test_the_keywords_of_a_stage_are_those_that_are_read():
+    names = {field.name for field in fields(RowAsking)} | {"tokens", "retention", "sure"}
+    assert get_type_hints(PredictorSettings).keys() == names - {"model"}
 
 
 def test_a_stage_refuses_what_it_does_not_read(asking, vlm):
@@ -299,5 +354,12 @@ def test_a_stage_refuses_what_it_does_not_read(asking, vlm):
         Predictor(asking.model, vlm=vlm, metod="v2drop")
     with pytest.raises(fv.InputError, match="method"):
         Predictor(asking, vlm=vlm, method="v2drop")
-    with pytest.raises(fv.SettingError, match="length"):
-        Predictor(asking, vlm=vlm)({"image": ["a"], "question": ["b", "c"]})
+
+
+def test_a_row_of_a_stage_that_lacks_something_is_told_what_this_door_reads(asking, vlm, pictures):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"image": [str(pictures / "0.png"), pandas.NA], "label": [pandas.NA, "w1"]})
+    lacks_question, lacks_picture = Predictor(asking, vlm=vlm)(frame)["error"]
+    assert "prompt" in lacks_question
+    assert Predictor(asking, vlm=vlm, prompt="What?")(frame)["error"][0] is None
+    assert "--" not in lacks_question + lacks_picture

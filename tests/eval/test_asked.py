@@ -106,3 +106,8 @@ def test_a_process_that_would_load_another_model_than_this_one_refuses(loaded):
     settings = Generation(max_new_tokens=16)
     with pytest.raises(fv.SettingError, match="workers=1"):
         _begin(reloading(loaded), conditions_of(loaded, settings) | {"weights": "others"}, settings, 0, 1)
+    hook = loaded.model.lm_head.register_forward_hook(lambda *_: None)
+    hooked = conditions_of(loaded, settings)
+    hook.remove()
+    with pytest.raises(fv.SettingError, match="workers=1"):
+        _begin(reloading(loaded), hooked, settings, 0, 1)

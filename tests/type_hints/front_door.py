@@ -1,10 +1,11 @@
 """What a type checker knows of the front door. `make check` reads these lines; nothing runs them."""
 
 from collections.abc import Iterator
-from typing import Literal, assert_type
+from typing import Any, Literal, assert_type
 
 import foveate as fv
 from foveate.ask import Stream
+from foveate.batch import Predictor
 
 
 def ask(vlm: fv.VLM, stream: bool) -> None:
@@ -47,6 +48,12 @@ def tune(vlm: fv.VLM) -> None:
     assert_type(vlm.ask("a.png", "What is it?", method=look), fv.Answer)
     assert_type(vlm.ask("a.png", "What is it?", method="v2drop", sure=0.9).unsure, fv.Answer | None)
     fv.tune(vlm, samples, tokens=64, cahce="mine")  # type: ignore[call-overload]
+
+
+def predict(vlm: fv.VLM) -> None:
+    stage = Predictor("embedded", prompt="Signed?", method="v2drop", retention=0.3, choices=["yes", "no"], batch_size=4)
+    assert_type(stage({"image": ["a.png"]})["answer"], list[Any])
+    Predictor(vlm=vlm, share=0.5, metod="v2drop")  # type: ignore[call-arg]
 
 
 def others(vlm: fv.VLM) -> None:

@@ -1,29 +1,32 @@
 """`Predictor`: one model that answers rows in batches. Files are read once, and failed rows get a reason."""
 
+import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from foveate import embedded
 from foveate.ask.answer import AS_NOTES
 from foveate.ask.answers import Answerer, Reply
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.media import read_once
 from foveate.ask.prompt import Prompt, refuse_behind
-from foveate.ask.running import drops_of, method_in
-from foveate.ask.second_look import AnyLook, SecondLook
+from foveate.ask.running import AnyMethod, Preparing, drops_of, method_in
+from foveate.ask.second_look import AnyLook, SecondLook, conditions_of
 from foveate.ask.vlm import VLM
+from foveate.batch.columns import columns_of
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne
 from foveate.core.fields import check
 from foveate.engine.session import Session
-from foveate.errors import BudgetError, FoveateError, InputError, SettingError
+from foveate.errors import BudgetError, FoveateError, InputError, SessionError, SettingError
 from foveate.eval.provenance import code_of, conditions
 from foveate.naming import members_of
-from foveate.plain.flags import GraphOptions, MediaOptions
+from foveate.plain.flags import EMBEDDED, GraphOptions, MediaOptions
+from foveate.plain.folders import folder_of
 from foveate.plain.spelling import refuse_keys
 from foveate.plain.upstream import brief, first_line
 from foveate.runs.crew import device_at, rows_of
@@ -99,7 +102,9 @@ class RowAsking(GraphOptions, MediaOptions):
     def __post_init__(self) -> None:
         check(self, "batch")
         if self.within is not None and self.remote is not None:
-            raise SettingError("Set within (--root) or remote: URLs lie outside of any folder of this machine.")
+            raise SettingError(
+                "Set within or remote (--root or --remote): URLs lie outside of any folder of this machine."
+            )
 
     def load(self) -> VLM:
         """Load the model.
@@ -137,57 +142,113 @@ class RowAsking(GraphOptions, MediaOptions):
         return values
 
 
+class PredictorSettings(Preparing, total=False):
+    """The keywords of `Predictor`: the dropping ones as for `VLM.ask`, the others as in `RowAsking`."""
+
+    method: AnyMethod | SecondLook | None
+    tokens: float | None
+    retention: float | None
+    sure: float | None
+    device: str
+    dtype: str
+    attention: str
+    cuda_graphs: bool
+    max_new_tokens: int
+    batch_size: int
+    choices: Sequence[str]
+    within: str | None
+    remote: Remote | None
+
+
 class Predictor:
     """Answers rows with one model: a stage for Ray Data, Daft and other engines, and the worker of `foveate batch`.
 
         predictor = Predictor("llava-hf/llava-1.5-7b-hf", prompt="What is this?", method="divprune", retention=1/3)
         predictor({"image": ["a.jpg", "b.jpg"]})["answer"]
 
-    Make one in each process. It is pickled by its settings, so a copy loads the model again.
+    Make one in each process. It is pickled and copied without its model, and a copy loads the model again.
 
     Args:
-        model: The model's name or folder (see `foveate.load`); or the model and all settings.
+        model: The model's name or folder (see `foveate.load`), by default "embedded"; or the model and all settings.
         prompt: The question about every row; None reads the rows' own.
-        vlm: The loaded model; None loads it.
-        share: Share of the machine's memory for this model, if several run.
-        **asking: `method`, `tokens`, `retention` and `sure` as for `VLM.ask`, and the other settings of `RowAsking`.
+        vlm: The loaded model; None loads it. A predictor with a model in memory cannot be pickled or copied.
+        share: Share of the machine's memory for this model, if several run, in (0, 1].
+        **asking: Keywords of `PredictorSettings`.
 
     Raises:
-        FoveateError: If settings contradict each other, the model cannot be loaded, or it does not support the method.
+        SessionError: By pickling or copying, if the model was given, or changed since it was loaded.
+        FoveateError: If settings contradict each other or the given model, the model cannot be loaded, or it does not
+            support the method.
     """
 
     def __init__(
         self,
-        model: str | RowAsking = "embedded",
+        model: str | RowAsking | None = None,
         *,
         prompt: str | None = None,
         vlm: VLM | None = None,
         share: float = 1.0,
-        **asking: Any,
+        **asking: Unpack[PredictorSettings],
     ) -> None:
-        if not isinstance(model, RowAsking):
-            drops = drops_of(*(asking.pop(name, None) for name in ("method", "tokens", "retention", "sure")))
-            refuse_keys("A Predictor", asking, [field.name for field in fields(RowAsking)])
-            model = RowAsking(model=model, method=drops, **asking)
-        else:
+        if isinstance(model, RowAsking):
             refuse_keys("A Predictor of a RowAsking", asking, ("prompt", "share", "vlm"))
-        self.asking, self._prompt = model, prompt
-        self.vlm = vlm or model.load()
-        self._drops = model.method
-        settings = Generation(max_new_tokens=model.max_new_tokens)
-        self._answerer = Answerer(self.vlm, self._drops, settings, model.batch_size, model.choices, share=share)
-        if model.system is not None:
-            refuse_behind(self.vlm, model.system)
+        else:
+            settings: dict[str, Any] = {**asking}
+            drops = drops_of(*(settings.pop(name, None) for name in ("method", "tokens", "retention", "sure")))
+            refuse_keys("A Predictor", settings, [field.name for field in fields(RowAsking)])
+            if model is None:
+                model = EMBEDDED if vlm is None else getattr(vlm, "name", "")
+            model = RowAsking(model=model, method=drops, **settings)
+        if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
+            raise SettingError(f'prompt must be a question, such as "What is this?"; got {brief(prompt)}.')
+        if not isinstance(share, int | float) or not 0 < share <= 1:
+            raise SettingError(f"share must be a number in (0, 1], such as 0.5 for one of two; got {brief(share)}.")
+        if vlm is not None:
+            _refuse_others(model, vlm)
+        self.asking, self._prompt, self._share = model, prompt, share
+        self._begin(vlm)
+
+    def _begin(self, vlm: VLM | None) -> None:
+        """Take or load the model, and refuse settings that it does not support."""
+        asking = self.asking
+        self.vlm = vlm or asking.load()
+        self._loaded = self._conditions() if vlm is None else None
+        settings = Generation(max_new_tokens=asking.max_new_tokens)
+        self._answerer = Answerer(
+            self.vlm, asking.method, settings, asking.batch_size, asking.choices, share=self._share
+        )
+        if asking.system is not None:
+            refuse_behind(self.vlm, asking.system)
         self._try_method()
 
-    def __reduce__(self) -> Any:
-        return partial(Predictor, self.asking, prompt=self._prompt), ()
+    def _conditions(self) -> dict[str, str]:
+        with self.vlm.lock:  # a running call may change the model for a while
+            return conditions_of(self.vlm, Generation())
 
-    def __call__(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Answer a batch of rows, given and returned by columns. As many rows come out, in their order.
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle everything but the model, with the full path of its folder: another process may run elsewhere."""
+        if self._loaded is None or self._conditions() != self._loaded:
+            why = "given as vlm=" if self._loaded is None else "changed since it was loaded"
+            raise SessionError(
+                f"A Predictor whose model was {why} cannot be pickled or copied: a VLM in memory cannot be sent. Save "
+                "the model and name its folder, as in Predictor(FOLDER), or make a Predictor in each process."
+            )
+        state = {name: value for name, value in vars(self).items() if name not in ("vlm", "_answerer", "_loaded")}
+        folder = folder_of(self.asking.model) if self.asking.model not in embedded.NAMES else None
+        if folder is not None:
+            state["asking"] = replace(self.asking, model=os.path.abspath(folder))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin(None)
+
+    def __call__(self, columns: Any) -> dict[str, list[Any]]:
+        """Answer a batch of rows, which are returned by columns. As many rows come out, in their order.
 
         Args:
-            columns: Media and perhaps questions, under the names that `foveate batch` looks for. Media are paths,
+            columns: Media and perhaps questions, under the names that `foveate batch` looks for, as lists or arrays by
+                name, as a pandas, polars or Arrow table, or as a list of rows. Media are paths,
                 `{"bytes": …, "path": …}`, bytes, PIL images or arrays. Relative paths start from the current folder.
 
         Returns:
@@ -195,13 +256,10 @@ class Predictor:
             `vision_tokens`; and `choices`, with choices. A column that has one of these names becomes `input_NAME`.
 
         Raises:
-            SettingError: If the columns have not the same length.
+            InputError, SettingError: If the columns cannot be read; see `foveate.batch.columns.columns_of`.
             MethodError, UnsupportedError: As `rows`, because all other rows would fail too.
         """
-        own = {name: list(values) for name, values in columns.items()}
-        counts = {name: len(values) for name, values in own.items()}
-        if len(set(counts.values())) > 1:
-            raise SettingError(f"Columns must have the same length; got {counts}.")
+        own = columns_of(columns)
         records = [dict(zip(own, row, strict=True)) for row in zip(*own.values(), strict=True)]
         samples = list(samples_of(records, self._prompt, self.asking.remote is not None).read())
         names = ("answer", "retention", "vision_tokens", *(["choices"] if self.asking.choices else []))
@@ -250,7 +308,7 @@ class Predictor:
         media = [shelf.get(source, source) if is_remote(source) else source for source in sample.media]
         media = read_once(media, asking.frames, asking.fps, shelf)
         prompt = self.vlm.prepare(media, sample.question, **asking.showing, system=asking.system)
-        method_in(self.vlm, self._drops, prompt.vision_tokens)
+        method_in(self.vlm, asking.method, prompt.vision_tokens)
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if most and prompt.tokens > BEYOND * most:
             raise InputError(
@@ -262,11 +320,23 @@ class Predictor:
         """Refuse a method that the model does not support once, before the first row."""
         tokens = [int(getattr(member, "tokens", None) or 0) for member in self.asking.members]
         try:
-            method = method_in(self.vlm, self._drops, max(USUAL, *tokens, 0))
+            method = method_in(self.vlm, self.asking.method, max(USUAL, *tokens, 0))
         except BudgetError:  # whether the budget can be met depends on the picture
             return
         if method is not None:
             Session(self.vlm.model, method)
+
+
+def _refuse_others(asking: RowAsking, vlm: VLM) -> None:
+    """Refuse settings of loading that are not those of the loaded model. Those left out are not compared."""
+    if not isinstance(vlm, VLM):
+        raise SettingError(f"vlm must be a loaded model, as from foveate.load; got {brief(vlm)}.")
+    here = {"cuda_graphs": False, **vlm.card.to_dict()}
+    if asking.model != vlm.name:
+        raise SettingError(f"vlm is {brief(vlm.name)}, and model is {brief(asking.model)}. Leave one of them out.")
+    for name, value in asking.loading.items():
+        if value not in (getattr(GraphOptions, name), here[name], str(here[name]).partition(":")[0]):
+            raise SettingError(f"{name} is {value!r}, and that of vlm {here[name]!r}. Leave it out, or load it so.")
 
 
 def _row(reply: Reply[MediaSample]) -> Row:

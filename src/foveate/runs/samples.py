@@ -42,6 +42,8 @@ LINE_KEY = "line"
 """The key of a line that cannot be parsed."""
 SHOWN = 10_000
 """Maximum letters that are kept of a line that cannot be parsed."""
+PANDAS_MISSING = ("NAType", "NaTType")
+"""The types of pandas' missing values. They cannot be compared."""
 READ = 128
 """Rows of a Parquet file that are read at a time."""
 LONG_CELLS = Shared(csv.field_size_limit, csv.field_size_limit, LINE)
@@ -123,7 +125,13 @@ class _Records(ABC):
         asked: Columns that samples need, if present.
         url: Its URL, without credentials; None for a local file.
         copy: The file at `path`, if it is a copy of what the URL names. It is removed when nothing holds it.
+
+    Attributes:
+        without_media, without_question: What to do about a row without a picture or question, for errors.
     """
+
+    without_media = " To ask without media, use --text-only of foveate batch."
+    without_question = " For one question about all rows, use --prompt of foveate batch."
 
     def __init__(
         self, path: Path, asked: tuple[str, ...] = (), url: str | None = None, copy: IO[bytes] | None = None
@@ -362,6 +370,9 @@ class _RemoteFolder(_Folder):
 class _InMemory(_Records):
     """Records that are in memory already, with NumPy's values as engines give them."""
 
+    without_media = " Rename the column of the pictures."
+    without_question = " Rename the column of the questions, or set the Predictor's prompt."
+
     def __init__(self, rows: Sequence[Mapping[str, object]]) -> None:
         super().__init__(Path("rows"))
         self._rows = rows
@@ -375,8 +386,8 @@ class _InMemory(_Records):
 
 
 def _without_numpy(value: Any) -> object:
-    """Return a missing number as None, and an array of texts or of other objects as a list."""
-    if isinstance(value, float) and value != value:
+    """Return a missing value as None, and an array of texts or of other objects as a list."""
+    if (isinstance(value, float) and value != value) or type(value).__name__ in PANDAS_MISSING:
         return None
     return value.tolist() if getattr(getattr(value, "dtype", None), "kind", "") in ("O", "U") else value
 
@@ -511,9 +522,12 @@ class Samples:
             if isinstance(self.source, _Folder):
                 column, media = "image", (self.source.place(str(record["image"])),)
             elif not columns.text_only or any(record.get(other) not in (None, [], "") for other in columns.media):
-                column = _first(record, columns.media, " To ask without media, use --text-only of foveate batch.")
+                column = _first(record, columns.media, self.source.without_media)
                 media = tuple(_locate(value, base, column, self.remote) for value in _as_list(whole[column]))
-            question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
+            asked: object = self.question
+            if asked is None:
+                asked = record[_first(record, columns.question, self.source.without_question)]
+            question = _question(asked)
         except Unreadable as error:
             return Bad(number, self._in_texts(record, root), str(error), name, root)
         if any(map(stands_inside, media)):
@@ -652,7 +666,7 @@ def _remote_source(url: str, columns: SampleColumns, remote: Remote, note: Calla
         raise InputError(f"{error} If it is a table, {tables}.") from None
 
 
-def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str = "") -> str:
+def _first(record: Mapping[str, object], names: tuple[str, ...], advice: str) -> str:
     """Return the first of these names with a value.
 
     Raises:
