@@ -233,6 +233,33 @@ def test_rows_with_a_label_are_scored(questions, answer, tmp_path):
     assert table.column("right").to_pylist().count(True) == 2
 
 
+@pytest.fixture
+def labelled(questions, answer, tmp_path):
+    """An input of eight rows, one bad, two of them with a label that is right."""
+    path = questions(8)
+    answer(path, out="before")
+    said = rows_in(tmp_path / "before")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    labels = [said[number]["answer"] if number < 2 else "something else" for number in range(8)]
+    lines = [json.dumps({**row, "label": label}) + "\n" for row, label in zip(rows, labels, strict=True)]
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("parts", ["jsonl", "parquet"])
+def test_figures_are_those_of_the_whole_job_however_it_was_run(labelled, answer, parts):
+    if parts == "parquet":
+        pytest.importorskip("pyarrow")
+    options = {"parts": parts, "part_rows": 2, "fit": "pad"}
+    stopped = answer(labelled, listener=Stopping(11), **options)
+    again, finished = answer(labelled, **options), answer(labelled, **options)
+    assert (1 < stopped.asked < 8, stopped.asked + again.asked, finished.asked, finished.rate) == (True, 8, 0, None)
+    for summary in (again, finished):
+        assert (summary.answered, summary.bad, summary.vision_tokens) == (7, 1, 36)
+        assert summary.accuracy == pytest.approx(2 / 7)
+        assert summary.retention == pytest.approx(15 / 36, abs=1e-5)
+
+
 # -- a method that fails ------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,8 @@ from foveate.runs.listener import Listener
 from foveate.runs.samples import LINE_KEY, ROOT, Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 
+FIGURES = ("notes", "right", "again", "retention", "vision_tokens", GRAPH)
+"""The columns of answers from which a job's figures are computed."""
 DIED = "The process that answered it died, even alone: its file breaks a decoder, or needs more memory than there is."
 
 
@@ -73,15 +75,14 @@ class Summary:
         broken: How many of the bad rows are lines that cannot be parsed.
         left: Rows that are not done.
         asked: Rows that this run has done.
-        noted: How many of them have a note.
         seconds: Duration of this run, without loading the model.
-        accuracy: Share of right answers among this run's rows with a label; None without any.
+        noted: Answered rows with a note. This and the following figures are of the whole job, as the counts above.
+        accuracy: Share of right answers among the rows with a label; None without any.
         reasons: Reasons of bad rows, without row-specific values such as file names, with their counts.
-        retention: Mean retention of this run's answers with vision tokens; None without any.
+        retention: Mean retention of the answers with vision tokens; None without any.
         vision_tokens: Mean vision tokens of the same answers.
-        again: Share of this run's answers for which the full model was asked again; None without a second look.
-        graphs: How this run's prompts ran, with counts: "replayed", "recorded", or why without a graph. Empty without
-            CUDA graphs.
+        again: Share of the answers for which the full model was asked again; None without a second look.
+        graphs: How prompts ran, with counts: "replayed", "recorded", or why without a graph. Empty without CUDA graphs.
         strange: Why the second look's promise does not hold for these rows, judged by `again`, or None.
         caution: The method's warning about a budget this small, or None.
         parts: Number of files with answers.
@@ -97,8 +98,8 @@ class Summary:
     broken: int = 0
     left: int = 0
     asked: int = 0
-    noted: int = 0
     seconds: float = 0.0
+    noted: int = 0
     accuracy: float | None = None
     reasons: dict[str, int] = field(default_factory=dict)
     retention: float | None = None
@@ -122,22 +123,20 @@ class Summary:
         values = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
         return {"foveate": __version__} | values | {"rows_per_second": self.rate}
 
-    def add(self, answers: Sequence[Row], bad: Sequence[Row]) -> None:
-        """Add rows of this run to the counts and means."""
-        self.asked += len(answers) + len(bad)
-        self.noted += sum(bool(row["notes"]) for row in answers)
-        shown = [row for row in answers if row["vision_tokens"]]
-        self.accuracy = self._mean("right", self.accuracy, answers)
-        self.again = self._mean("again", self.again, answers)
-        self.retention = self._mean("retention", self.retention, shown)
-        self.vision_tokens = self._mean("vision_tokens", self.vision_tokens, shown)
-
-    def _mean(self, column: str, mean: float | None, rows: Sequence[Row]) -> float | None:
-        """Update the running mean of a column with these rows."""
-        for value in (row[column] for row in rows if row.get(column) is not None):
-            self._counts[column] += 1
-            mean = value if mean is None else mean + (value - mean) / self._counts[column]
-        return mean
+    def add(self, row: Row, with_graphs: bool) -> None:
+        """Add an answered row to the figures."""
+        self.noted += bool(row["notes"])
+        means = {"right": "accuracy", "again": "again"}
+        if row["vision_tokens"]:
+            means |= {"retention": "retention", "vision_tokens": "vision_tokens"}
+        for column, mean in means.items():
+            value = row.get(column)
+            if value is not None:
+                self._counts[column] += 1
+                before = getattr(self, mean) or 0.0
+                setattr(self, mean, before + (value - before) / self._counts[column])
+        if with_graphs:
+            self.graphs[row[GRAPH]] = self.graphs.get(row[GRAPH], 0) + 1
 
 
 def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) -> Summary:
@@ -170,10 +169,13 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     to_parquet = table_of if kind == "parquet" else None
     with open_store(job.out, KEY, part_rows=job.part_rows, to_parquet=to_parquet) as store:
         rows = _survey(job, samples, kind, store)
-        for _ in store.read(Numbers(rows)):
-            pass
-        rows = rows if job.limit is None else min(rows, job.limit)
-        summary = Summary(input=samples.source.name, out=str(job.out), rows=rows, left=rows - _count_done(store, rows))
+        summary = Summary(input=samples.source.name, out=str(job.out), rows=rows)
+        for row in store.read(Numbers(rows), FIGURES):
+            if REASON not in row:
+                summary.add(row, job.asking.cuda_graphs)
+        if job.limit is not None:
+            summary.rows = min(rows, job.limit)
+        summary.left = _count_left(store, summary.rows)
         if summary.left:
             if crew is not None:
                 listener.note("each process loads the model")
@@ -184,7 +186,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                     _answer(job, samples, models, store, summary, listener)
                 finally:
                     summary.seconds = time.monotonic() - begun
-        summary.left = rows - _count_done(store, rows)
+        summary.left = _count_left(store, summary.rows)
     look = job.asking.method
     if isinstance(look, SecondLook) and look.promise is not None and summary.again is not None:
         summary.strange = look.promise.strange(summary.again, summary._counts["again"])
@@ -196,9 +198,9 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
     return summary
 
 
-def _count_done(store: Store, rows: int) -> int:
-    """Return how many of the first `rows` rows are done."""
-    return sum(number in store.done for number in range(rows))
+def _count_left(store: Store, rows: int) -> int:
+    """Return how many of the first `rows` rows are not done."""
+    return sum(number not in store.done for number in range(rows))
 
 
 def _reasons(path: Path) -> dict[str, int]:
@@ -250,12 +252,11 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         bad = [row for row in rows if REASON in row]
         broken = [row for row in bad if row.keys() <= {KEY, REASON, ROOT, LINE_KEY}]
         store.add(answers, [row for row in bad if row not in broken], broken)
-        summary.add(answers, bad)
+        summary.asked += len(rows)
+        for row in answers:
+            summary.add(row, job.asking.cuda_graphs)
         if any(STRANGE in row["notes"] for row in answers):
             listener.note(STRANGE)
-        if job.asking.cuda_graphs:
-            for ran in [row[GRAPH] for row in answers]:
-                summary.graphs[ran] = summary.graphs.get(ran, 0) + 1
         advance(len(rows))
 
     def place(sample: MediaSample | Bad) -> tuple[int, int | None]:

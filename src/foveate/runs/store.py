@@ -144,11 +144,12 @@ class Store:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def read(self, done: set[Any] | Numbers) -> Iterator[dict[str, Any]]:
-        """Yield all rows, part by part. Rows of Parquet have only their keys. Damaged lines are removed.
+    def read(self, done: set[Any] | Numbers, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        """Yield all rows, part by part. Rows of Parquet have only their keys and `columns`. Damaged lines are removed.
 
         Args:
             done: An empty set, which becomes the store's set of keys.
+            columns: Further columns of Parquet to read, where they are.
 
         Raises:
             InputError: If rows cannot be read, or a key is invalid or occurs twice.
@@ -163,7 +164,7 @@ class Store:
                 if path.name.startswith(PART) or doubled:
                     path.unlink()
             for path in self.parts():
-                yield from self._rows_of(path)
+                yield from self._rows_of(path, columns)
             for name in (BAD, BROKEN):
                 for row in self._rows_of(self.path / name):
                     self.bad += 1
@@ -172,13 +173,14 @@ class Store:
         except OSError as error:
             raise InputError(f"{spell(self.path)} cannot be read: {error.strerror}. Check its permissions.") from error
 
-    def _rows_of(self, path: Path) -> Iterator[dict[str, object]]:
+    def _rows_of(self, path: Path, columns: Sequence[str] = ()) -> Iterator[dict[str, object]]:
         """Yield the rows of a file, and add their keys to `done`."""
         rows: Iterable[dict[str, object]]
         if path.suffix == ".parquet":
             pyarrow = arrow()
             try:
-                rows = pyarrow.parquet.read_table(path, columns=list(self.keys)).to_pylist()
+                names = [name for name in pyarrow.parquet.read_schema(path).names if name in (*self.keys, *columns)]
+                rows = pyarrow.parquet.read_table(path, columns=names).to_pylist()
             except (pyarrow.ArrowException, OSError) as error:
                 raise InputError(f"{spell(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
         else:
