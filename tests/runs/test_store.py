@@ -38,7 +38,7 @@ def test_every_row_is_in_a_part_or_among_the_bad_ones(job):
     assert (summary.rows, summary.answered, summary.bad, summary.left, summary.asked) == (40, 35, 5, 0, 40)
     assert (summary.parts, summary.retention, summary.vision_tokens) == (5, 0.5, 576)
     parts = {f"part-{number:05}.jsonl" for number in range(5)}
-    assert {path.name for path in job.out.iterdir()} == {"manifest.json", "broken.jsonl", ".lock", *parts}
+    assert {path.name for path in job.out.iterdir()} == {"manifest.json", "broken.jsonl", ".lock", ".rows", *parts}
     assert bad_in(job.out)[9]["reason"].startswith("The line is not valid JSON")
     row = rows_in(job.out)[1]
     assert row == {
@@ -246,8 +246,8 @@ def test_another_input_or_model_is_refused_and_the_size_of_batches_is_not(job):
     with pytest.raises(fv.InputError, match="another model or other versions: weights was 'echo', and is 'other'"):
         run(job, Echo(model="other"))
     text = job.input.read_text()
-    job.input.write_text(text + "\n")
-    with pytest.raises(fv.InputError, match="begun with another input: sha256 was"):
+    job.input.write_text(text.replace("row 1", "line 1"))
+    with pytest.raises(fv.InputError, match=r"begun with another input: .* gone: row 1, row 10, row 11 and"):
         run(job, Echo())
     job.input.write_text(text)
     run(replace(job, asking=replace(job.asking, batch_size=3), part_rows=5), Echo())

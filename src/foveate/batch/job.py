@@ -17,6 +17,7 @@ from typing import Any, Literal
 from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
+from foveate.batch.survey import KnownRow, survey
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne, Count
 from foveate.core.fields import check
@@ -32,6 +33,7 @@ from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 
 FIGURES = ("notes", "right", "again", "retention", "vision_tokens", GRAPH)
 """The columns of answers from which a job's figures are computed."""
+LOST = "It was in the input when the job was begun, and is gone. Ask it in another job if it is there again."
 DIED = "The process that answered it died, even alone: its file breaks a decoder, or needs more memory than there is."
 
 
@@ -168,13 +170,21 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
         arrow()
     to_parquet = table_of if kind == "parquet" else None
     with open_store(job.out, KEY, part_rows=job.part_rows, to_parquet=to_parquet) as store:
-        rows = _survey(job, samples, kind, store)
-        summary = Summary(input=samples.source.name, out=str(job.out), rows=rows)
-        for row in store.read(Numbers(rows), FIGURES):
-            if REASON not in row:
+        settings = job.asking.to_dict() | {"columns": asdict(job.columns), "question": job.question, "parts": kind}
+        store.require("settings", settings, "other settings")
+        summary = Summary(input=samples.source.name, out=str(job.out), rows=0)
+        done = Numbers(store.manifest.get("input", {}).get("rows", 0))
+        bad = set()
+        for row in store.read(done, FIGURES):
+            if REASON in row:
+                bad.add(row[KEY])
+            else:
                 summary.add(row, job.asking.cuda_graphs)
+        samples, gone = survey(samples, store, bad)
+        summary.rows = store.manifest["input"]["rows"]
+        done.grow(summary.rows)
         if job.limit is not None:
-            summary.rows = min(rows, job.limit)
+            summary.rows = min(summary.rows, job.limit)
         summary.left = _count_left(store, summary.rows)
         if summary.left:
             if crew is not None:
@@ -183,7 +193,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                 store.require("model", models.about(), "another model or other versions")
                 begun = time.monotonic()
                 try:
-                    _answer(job, samples, models, store, summary, listener)
+                    _answer(job, samples, gone, models, store, summary, listener)
                 finally:
                     summary.seconds = time.monotonic() - begun
         summary.left = _count_left(store, summary.rows)
@@ -221,25 +231,16 @@ def _reasons(path: Path) -> dict[str, int]:
     return dict(reasons.most_common())
 
 
-def _survey(job: Job, samples: Samples, kind: str, store: Store) -> int:
-    """Return the number of rows of the input. It is read through once per job; the manifest stores the number."""
-    digest = samples.source.digest()
-    settings = job.asking.to_dict() | {"columns": asdict(job.columns), "question": job.question, "parts": kind}
-    settings = json.loads(json.dumps(settings))  # as in the manifest: without tuples
-    surveyed = store.manifest.get("input", {})
-    if surveyed.get("sha256") == digest and store.manifest.get("settings") == settings:
-        return int(surveyed["rows"])
-    if store.manifest:
-        store.require("input", {**surveyed, "sha256": digest}, "another input")
-        store.require("settings", settings, "other settings")
-    rows = samples.count()
-    store.require("input", {"sha256": digest, "rows": rows}, "another input")
-    store.require("settings", settings, "other settings")
-    return rows
-
-
-def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
-    """Answer the rows that are not done, and store them as they come."""
+def _answer(
+    job: Job,
+    samples: Samples,
+    gone: Mapping[int, KnownRow],
+    models: Crew,
+    store: Store,
+    summary: Summary,
+    listener: Listener,
+) -> None:
+    """Answer the rows that are not done, and store them as they come. Those that are gone are bad rows."""
     hand = InHand(store.path)
     suspects = range(0)  # the rows in progress when the last run crashed
     with suppress(ValueError, AttributeError):
@@ -267,6 +268,13 @@ def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Sum
         return sample.number // (WINDOW * job.asking.batch_size), sample.number if sample.number in suspects else None
 
     with listener.stage("Answering", summary.left, summary.rows - summary.left) as advance:
+        take(
+            [
+                bad_row(Bad(number, {"id": entry.name}, LOST), LOST)
+                for number, entry in gone.items()
+                if number < summary.rows
+            ]
+        )
         if len(suspects) == 1:
             take([bad_row(sample, DIED) for sample in samples.read(lambda number: number not in suspects)])
         left = samples.read(lambda number: number >= summary.rows or number in store.done)

@@ -151,10 +151,25 @@ class _Records(ABC):
         """Return the SHA-256 of the contents."""
         return sha256_of(self.path)
 
+    def name_of(self, record: Mapping[str, object], column: str | None) -> str | None:
+        """Return what a record is known by when others come: its id. None without one."""
+        value = None if column is None else record.get(column)
+        return None if value is None else str(value)
+
+    def content_of(self, record: Mapping[str, object]) -> str:
+        """Return a short text that is another one if the record changes, with media inside of it."""
+        text = json.dumps(record, sort_keys=True, default=_digest_of)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
     def state(self) -> object:
         """Return a value that changes when the file is written to."""
         status = self.path.stat()
         return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _digest_of(value: object) -> str:
+    """Return a text for a value without a JSON type."""
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
 
 
 class _JsonLines(_Records):
@@ -304,12 +319,22 @@ class _Folder(_Records):
     """
 
     def records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
-        for name in self._below(""):
+        for name in self._files:
             yield {"image": name, "id": printable(name)}
 
     def place(self, name: str) -> str:
         """Return the path or URL of a file by its name, which may look like a URL."""
         return os.path.join(os.path.abspath(self.path), name)
+
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """The files by name, each with its size and time. They are listed once: a folder may grow meanwhile."""
+        files = {}
+        for name in self._below(""):
+            with suppress(FileNotFoundError):  # removed since it was listed
+                status = os.lstat(os.path.join(self.path, name))
+                files[name] = f"{status.st_size}\0{status.st_mtime_ns}"
+        return files
 
     def _below(self, folder: str) -> Iterator[str]:
         place = os.path.join(self.path, folder)
@@ -333,10 +358,16 @@ class _Folder(_Records):
     def digest(self) -> str:
         """Return the SHA-256 of the files' names, sizes and times. Contents are not read."""
         sha = hashlib.sha256()
-        for name in self._below(""):
-            status = os.lstat(os.path.join(self.path, name))
-            sha.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        for name, content in self._files.items():
+            sha.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
         return sha.hexdigest()
+
+    def name_of(self, record: Mapping[str, object], column: str | None) -> str | None:
+        return str(record["image"])
+
+    def content_of(self, record: Mapping[str, object]) -> str:
+        """Return the file's size and time, or its identity behind a URL."""
+        return self._files[str(record["image"])]
 
     def state(self) -> object:
         return None  # new files change the digest, which the next run checks
@@ -353,17 +384,18 @@ class _RemoteFolder(_Folder):
 
     def __init__(self, url: str, remote: Remote, note: Callable[[str], object]) -> None:
         super().__init__(Path(url), url=public(url))
-        self._files = remote.files(url, note)
+        self._all = dict(sorted(remote.files(url, note).items()))
 
     def place(self, name: str) -> str:
-        return self._files[name].url
+        return self._all[name].url
 
-    def _below(self, folder: str) -> Iterator[str]:
-        yield from (name for name in sorted(self._files) if "/." not in f"/{name}")
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        return {name: file.identity for name, file in self._all.items() if "/." not in f"/{name}"}
 
     def digest(self) -> str:
         """Return the SHA-256 of the files' names, sizes and ETags."""
-        identities = sorted((name, file.identity) for name, file in self._files.items())
+        identities = [(name, file.identity) for name, file in self._all.items()]
         return hashlib.sha256(repr(identities).encode()).hexdigest()
 
 
@@ -426,6 +458,7 @@ class Samples:
         root: The base folder of relative paths. None is the file's folder, or that of the job whose bad row it is.
         state: The file's state when it was opened, to detect changes.
         remote: Whether media may be URLs. Then no record shows a URL's credentials, nor a line that cannot be parsed.
+        numbers: The number of each record; None numbers them in their order, from 0.
     """
 
     source: _Records
@@ -434,6 +467,7 @@ class Samples:
     root: str | None
     state: object
     remote: bool = False
+    numbers: Sequence[int] | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -452,15 +486,17 @@ class Samples:
         Raises:
             InputError: If the file cannot be read, or changes meanwhile.
         """
-        for number, record in enumerate(self.source.records(carried)):
-            if number % LOOK == 0:
-                self._refuse_changed()
-            if skip(number):
-                continue
-            if not isinstance(record, Bad):
+        for place, record in enumerate(self._records(carried)):
+            number = place if self.numbers is None else self.numbers[place]
+            if not skip(number):
                 yield self._sample(number, record)
-            else:
-                yield replace(record, record={LINE_KEY: "…"}) if self.remote else record
+
+    def _records(self, carried: bool) -> Iterator[Mapping[str, object] | Bad]:
+        """Yield the records, and refuse to continue if the file changes."""
+        for place, record in enumerate(self.source.records(carried)):
+            if place % LOOK == 0:
+                self._refuse_changed()
+            yield record
         self._refuse_changed()
 
     def _refuse_changed(self) -> None:
@@ -468,17 +504,23 @@ class Samples:
         if self.source.state() != self.state:
             raise InputError(f"{self.source.name} was written to meanwhile. Run again when it is complete.")
 
-    def count(self) -> int:
+    def count(self, take: Callable[[str | None, str], object] = lambda name, content: None) -> int:
         """Count the records, and check them.
 
         Ids are compared by hashes of 16 bytes to save memory.
+
+        Args:
+            take: Called with what each record is known by (None: its place), and a short text of its content.
 
         Raises:
             InputError: If there is no record, none is a sample, or an id occurs twice.
         """
         hashes = bytearray()
         count, usable, first_bad = 0, False, None
-        for sample in self.read(carried=False):
+        for record in self._records(carried=True):
+            sample = self._sample(count, record)
+            plain = record.record if isinstance(record, Bad) else self._shown(record)
+            take(self.source.name_of(plain, self.columns.id), self.source.content_of(plain))
             count += 1
             if isinstance(sample, Bad):
                 first_bad = first_bad or sample
@@ -509,13 +551,20 @@ class Samples:
             )
         return count
 
-    def _sample(self, number: int, record: Mapping[str, object]) -> MediaSample | Bad:
+    def _shown(self, record: Mapping[str, object]) -> Mapping[str, object]:
+        """Return a record without credentials."""
+        if self.remote and not self.is_folder:  # names of files in a folder may look like URLs
+            return {key: _public(value) for key, value in record.items()}
+        return record
+
+    def _sample(self, number: int, record: Mapping[str, object] | Bad) -> MediaSample | Bad:
+        if isinstance(record, Bad):
+            return replace(record, number=number, record={LINE_KEY: "…"} if self.remote else record.record)
         columns, root = self.columns, self.root
         if root is None:
             root = str(record[ROOT]) if record.keys() >= OF_BAD else self._folder
         name, column, media, whole = None, columns.media[0], tuple[Any, ...](), record
-        if self.remote and not self.is_folder:
-            record = {key: _public(value) for key, value in record.items()}
+        record = self._shown(record)
         base, root = root, public(root) if is_remote(root) else root  # rows show no credential
         try:
             name = self._id(record, number)

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import itemgetter
@@ -63,6 +63,10 @@ class Numbers:
     def __len__(self) -> int:
         return self._count
 
+    def grow(self, size: int) -> None:
+        """Allow numbers below a larger `size`."""
+        self._there.extend(bytes(max(0, size - len(self._there))))
+
     def add(self, number: object) -> None:
         """Add a number.
 
@@ -73,6 +77,11 @@ class Numbers:
             raise LookupError(number)
         self._there[number] = 1
         self._count += 1
+
+    def remove(self, number: int) -> None:
+        """Remove a number that is there."""
+        self._there[number] = 0
+        self._count -= 1
 
 
 @dataclass(eq=False)
@@ -138,9 +147,24 @@ class Store:
                 f"{spell(self.path)} was begun with {what}: {difference}. Run it as it was begun, or name another "
                 "folder."
             )
+        self.put(name, values)
+
+    def put(self, name: str, values: object) -> None:
+        """Store plain values in the manifest, whatever was there.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
         self.manifest[name] = values
-        content = json.dumps({"format": FORMAT, **self.manifest}, indent=2).encode() + b"\n"
-        _publish(self.path / MANIFEST, lambda part: part.write_bytes(content))
+        self.write(MANIFEST, json.dumps({"format": FORMAT, **self.manifest}, indent=2).encode() + b"\n")
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the folder anew, as a whole or not at all.
+
+        Raises:
+            InputError: If it cannot be written.
+        """
+        _publish(self.path / name, lambda part: part.write_bytes(content))
 
     # -- reading ----------------------------------------------------------------------------------------------
 
@@ -249,6 +273,25 @@ class Store:
         self.broken += len(broken)
         if time.monotonic() - self._synced >= SYNC:
             self._sync()
+
+    def forget(self, keys: Set[Any]) -> None:
+        """Remove rows without a result, so that they are asked again.
+
+        Raises:
+            InputError: If they cannot be removed.
+        """
+        for path in (self.path / BAD, self.path / BROKEN):
+            if not keys or not path.exists():
+                continue
+            lines = path.read_bytes().splitlines(keepends=True)
+            left = [line for line in lines if self._key_of(json.loads(line)) not in keys]
+            count = len(lines) - len(left)
+            if count:
+                self.write(path.name, b"".join(left))
+                self.bad -= count
+                self.broken -= count * (path.name == BROKEN)
+        for key in keys:
+            self.done.remove(key)
 
     def close(self) -> None:
         """Force all lines to the disk, and close the files."""

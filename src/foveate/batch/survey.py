@@ -1,0 +1,176 @@
+"""`survey`: give the rows of an input their numbers in a job. The rows are listed.
+
+    .rows    in the job's folder: what each row is known by, and its content; one JSON list per line, by number
+
+A file of a folder is known by its name, a row of a table by its id, or without one by its place. Bad rows that have
+changed are asked again. What has an answer may neither change nor go. The manifest says how many lines count, so that
+no harm is done if a run is killed between writing the two files.
+"""
+
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from foveate.errors import InputError
+from foveate.plain.files import spell
+from foveate.plain.upstream import printable
+from foveate.runs.samples import Samples
+from foveate.runs.store import Store
+
+LISTED = ".rows"
+SHOWN = 3
+"""Rows that an error names."""
+GONE = ""
+"""The content of a row that is gone, and had no answer then."""
+
+
+class KnownRow(NamedTuple):
+    """A row of a job: its name (None if it is known by its place), and a short text of its content."""
+
+    name: str | None
+    content: str
+
+
+class Numbering:
+    """Finds the numbers of an input's rows in a job.
+
+    Args:
+        known: The rows of the job, by number.
+
+    Attributes:
+        numbers: The number of each row of the input, in the input's order.
+        new: The lines of rows that are new in the job.
+        changed: Rows whose content is another one, by number.
+    """
+
+    def __init__(self, known: Iterator[KnownRow]) -> None:
+        self.numbers = array("q")
+        self.new = bytearray()
+        self.changed: dict[int, KnownRow] = {}
+        self._known = enumerate(known)
+        self._unseen: dict[object, tuple[int, KnownRow]] = {}
+        self._new_places: list[int] = []
+
+    def take(self, name: str | None, content: str) -> None:
+        """Find the number of the input's next row."""
+        place = len(self.numbers)
+        key = place if name is None else name
+        while key not in self._unseen and (row := next(self._known, None)) is not None:
+            self._unseen[_key_of(*row)] = row
+        number, before = self._unseen.pop(key, (-1, None))
+        self.numbers.append(number)
+        if before is None:
+            self._new_places.append(place)
+            self.new += _line_of(KnownRow(name, content))
+        elif before.content != content:
+            self.changed[number] = KnownRow(name, content)
+
+    def finish(self, rows: int) -> dict[int, KnownRow]:
+        """Number the new rows from `rows` on. Return the rows that the input does not have, by number."""
+        for number, place in enumerate(self._new_places, rows):
+            self.numbers[place] = number
+        return dict(self._unseen.values()) | dict(self._known)
+
+    @property
+    def came(self) -> int:
+        """How many rows are new."""
+        return len(self._new_places)
+
+
+def _key_of(number: int, entry: KnownRow) -> object:
+    if entry.content == GONE:
+        return (number,)  # no row that comes is this one
+    return number if entry.name is None else entry.name
+
+
+def survey(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapping[int, KnownRow]]:
+    """Number the rows of a job's input, and store them. An input that is as it was is not read through again.
+
+    Args:
+        samples: The samples.
+        store: The job's folder, whose rows have been read. Bad rows that have changed are removed.
+        bad: The numbers of its bad rows.
+
+    Returns:
+        The samples with their numbers, and the rows that are not done and gone, by number.
+
+    Raises:
+        InputError: If a row with an answer has changed or gone, the input cannot be read, or the job's folder cannot be
+            written.
+    """
+    path, digest = store.path / LISTED, samples.source.digest()
+    before = store.manifest.get("input", {}) if len(store.done) else {}
+    is_same = before.get("sha256") == digest
+    is_listed = "in order" in before and path.is_file()
+    if is_same and (not store.alone or (is_listed and before["in order"])):
+        return samples, {}
+    rows = int(before["rows"]) if is_listed else 0
+    numbering = Numbering(_entries(path, rows))
+    count = samples.count(numbering.take)
+    if before and not is_same and not is_listed:
+        raise InputError(
+            f"{spell(store.path)} was begun by an earlier version of foveate, which did not list its rows, and "
+            f"{samples.source.name} has changed since: it had {before['rows']:,} rows, and has {count:,}. Make it what "
+            "it was, or name another folder."
+        )
+    gone = numbering.finish(rows)
+    answered = [number for number in (*gone, *numbering.changed) if number in store.done and number not in bad]
+    came = {rows + number: KnownRow(*json.loads(line)) for number, line in enumerate(numbering.new.splitlines())}
+    if answered or (rows and came):
+        raise _lost(samples, store, [*answered, *came], gone, numbering.changed, came)
+    store.forget(bad & numbering.changed.keys())
+    numbers = numbering.numbers
+    in_order = not gone and all(number == place for place, number in enumerate(numbers))
+    if not is_same or not is_listed:
+        other = numbering.changed | {number: KnownRow(entry.name, GONE) for number, entry in gone.items()}
+        store.write(LISTED, b"".join([*_lines(path, rows, other), numbering.new]))
+        store.put("input", {"sha256": digest, "rows": rows + numbering.came, "in order": in_order})
+    samples = samples if in_order else replace(samples, numbers=numbers)
+    return samples, {number: entry for number, entry in gone.items() if number not in store.done}
+
+
+def _lost(
+    samples: Samples,
+    store: Store,
+    rows: Sequence[int],
+    gone: Mapping[int, KnownRow],
+    changed: Mapping[int, KnownRow],
+    came: Mapping[int, KnownRow],
+) -> InputError:
+    """Return the error for rows that have come, and those with an answer that have gone or changed."""
+    said = []
+    for what, entries in (("gone", gone), ("changed", changed), ("new", came)):
+        names = [entries[number].name or f"row {number}" for number in sorted(rows) if number in entries]
+        if names:
+            more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            said.append(f"{what}: {', '.join(map(printable, names[:SHOWN]))}{more}")
+    return InputError(
+        f"{spell(store.path)} was begun with another input: of the rows of {samples.source.name}, "
+        f"{'; '.join(said)}. Make them what they were, or name another folder."
+    )
+
+
+# -- the list ------------------------------------------------------------------------------------------------------
+
+
+def _entries(path: Path, rows: int) -> Iterator[KnownRow]:
+    """Yield the first rows of the list."""
+    if not rows:
+        return
+    with path.open("rb") as file:
+        for line in islice(file, rows):
+            yield KnownRow(*json.loads(line))
+
+
+def _line_of(entry: KnownRow) -> bytes:
+    return json.dumps(entry).encode() + b"\n"
+
+
+def _lines(path: Path, rows: int, other: Mapping[int, KnownRow]) -> Iterator[bytes]:
+    """Yield the first lines of the list, or those of others in their place."""
+    for number, entry in enumerate(_entries(path, rows)):
+        yield _line_of(other.get(number, entry))
