@@ -1,10 +1,10 @@
-"""`survey`: give the rows of an input their numbers in a job. The rows are listed.
+"""`survey`: give the rows of an input their numbers in a job. They stay theirs when the input grows.
 
     .rows    in the job's folder: what each row is known by, and its content; one JSON list per line, by number
 
-A file of a folder is known by its name, a row of a table by its id, or without one by its place. Bad rows that have
-changed are asked again. What has an answer may neither change nor go. The manifest says how many lines count, so that
-no harm is done if a run is killed between writing the two files.
+A file of a folder is known by its name, a row of a table by its id, or without one by its place. New rows may come
+anywhere, and bad rows that have changed are asked again. What has an answer may neither change nor go. The manifest
+says how many lines count, so that no harm is done if a run is killed between writing the two files.
 """
 
 import json
@@ -119,9 +119,8 @@ def survey(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapp
         )
     gone = numbering.finish(rows)
     answered = [number for number in (*gone, *numbering.changed) if number in store.done and number not in bad]
-    came = {rows + number: KnownRow(*json.loads(line)) for number, line in enumerate(numbering.new.splitlines())}
-    if answered or (rows and came):
-        raise _lost(samples, store, [*answered, *came], gone, numbering.changed, came)
+    if answered:
+        raise _lost(samples, store, answered, gone, numbering.changed)
     store.forget(bad & numbering.changed.keys())
     numbers = numbering.numbers
     in_order = not gone and all(number == place for place, number in enumerate(numbers))
@@ -134,23 +133,18 @@ def survey(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapp
 
 
 def _lost(
-    samples: Samples,
-    store: Store,
-    rows: Sequence[int],
-    gone: Mapping[int, KnownRow],
-    changed: Mapping[int, KnownRow],
-    came: Mapping[int, KnownRow],
+    samples: Samples, store: Store, rows: Sequence[int], gone: Mapping[int, KnownRow], changed: Mapping[int, KnownRow]
 ) -> InputError:
-    """Return the error for rows that have come, and those with an answer that have gone or changed."""
+    """Return the error for rows with an answer that have gone or changed."""
     said = []
-    for what, entries in (("gone", gone), ("changed", changed), ("new", came)):
+    for what, entries in (("gone", gone), ("changed", changed)):
         names = [entries[number].name or f"row {number}" for number in sorted(rows) if number in entries]
         if names:
             more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
             said.append(f"{what}: {', '.join(map(printable, names[:SHOWN]))}{more}")
     return InputError(
-        f"{spell(store.path)} was begun with another input: of the rows of {samples.source.name}, "
-        f"{'; '.join(said)}. Make them what they were, or name another folder."
+        f"{spell(store.path)} was begun with another input: of the rows of {samples.source.name} that are answered, "
+        f"{'; '.join(said)}. Make them what they were, or name another folder. New rows may come."
     )
 
 

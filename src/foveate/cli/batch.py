@@ -65,7 +65,8 @@ class Batch:
     IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder. Its
     part files hold the columns of IN plus the answer, retention, tokens and times. Rows without an answer go to
     bad.jsonl with the reason, and lines that cannot be parsed to broken.jsonl; the exit code is then 3. To resume, run
-    the same command again, also after a crash: no row is lost, and none is answered twice.
+    the same command again, also after a crash: no row is lost, and none is answered twice. The same command answers new
+    files or rows that have come to IN since.
 
     Examples:
       foveate batch photos/ answers/ --prompt "What is this?"
