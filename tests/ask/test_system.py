@@ -1,5 +1,6 @@
 """A system text that runs once: what comes after it is as in the whole prompt, and nothing else is shared."""
 
+import copy
 import itertools
 from dataclasses import replace
 
@@ -317,3 +318,29 @@ def test_wrong_texts_are_refused(small, demo):
 def test_an_open_drop_is_refused_as_without_a_text(small, demo):
     with fv.drop(small.model, "v2drop"), pytest.raises(fv.SessionError):
         small.look(demo, system=SYSTEM)
+
+
+CHANGES = {
+    "averaged weights": lambda layer: [weight.data.copy_(weight.data * 0.8) for weight in layer.parameters()],
+    "an array": lambda layer: layer.mlp.up_proj.weight.detach().numpy().fill(0.3),
+    "a hook": lambda layer: layer.mlp.register_forward_hook(lambda module, arguments, output: output * 0.5),
+    "an attribute": lambda layer: setattr(layer.self_attn, "scaling", 2.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_reads_the_system_text_again_and_refuses_its_looks(small, demo, change):
+    vlm = fv.VLM(copy.deepcopy(small.model), small.processor, "changed")
+    asked = {"system": SYSTEM, "choices": ["ring", "text"]}
+
+    def many():
+        return next(iter(vlm.ask_many([(demo, ASKED[0])], **asked))).choices
+
+    old, look = many(), vlm.look(demo)
+    assert look.ask(ASKED[0], max_new_tokens=1).looked
+    CHANGES[change](vlm.model.get_decoder().layers[2])
+    expected, answers = vlm.ask(demo, ASKED[0], **asked).choices, many()
+    assert answers == pytest.approx(expected, abs=1e-4)
+    assert answers != pytest.approx(old, abs=1e-4)
+    with pytest.raises(fv.SessionError, match="Look again"):
+        look.ask(ASKED[0])

@@ -1,6 +1,7 @@
 """Asking: what goes in, what comes out, in what order, and how the model is left."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from tests.ask.conftest import INDEX, clip_of, image, prompt_of, random_vlm, text, user
 from tests.invariants.test_restore import state
+from tests.setups.running import elsewhere, until
 
 QUESTION = embedded.QUESTION
 METHOD = fv.V2Drop(retention=0.5)
@@ -311,6 +313,43 @@ def test_after_an_error_the_model_is_restored_and_free(small, demo, error):
     with fv.drop(small.model, expected.method) as trace:
         small.model.generate(**expected.prompt.inputs, max_new_tokens=2, do_sample=False)
     assert trace.retention == [pytest.approx(expected.retention)]
+
+
+def test_two_vlms_of_one_model_wait_for_each_other(small, demo):
+    twin = fv.VLM(small.model, small.processor, "twin")
+    expected = small.ask(demo, "What?", method="v2drop", max_new_tokens=2).text
+    with small.lock, ThreadPoolExecutor(1) as pool:
+        call = pool.submit(twin.ask, demo, "What?", method="v2drop", max_new_tokens=2)
+        until(lambda: small.lock._queue)
+        small.lock.release()
+        try:
+            assert call.result(60).text == expected
+        finally:
+            small.lock.acquire()
+
+
+def test_a_vlm_and_a_context_of_another_thread_refuse_each_other_also_without_a_method(small, demo):
+    before, plain = state(small.model), small.ask(demo, "What?", max_new_tokens=2).text
+
+    def opens(model):
+        with fv.drop(model, METHOD):
+            pass
+
+    def opened(*_):
+        errors.append(elsewhere(opens, small.model))
+
+    with fv.drop(small.model, METHOD):
+        for method in (None, "v2drop"):
+            assert isinstance(elsewhere(small.ask, demo, "What?", method=method), fv.SessionError)
+    for method in (None, "v2drop"):
+        errors = []
+        hook = small.model.lm_head.register_forward_pre_hook(opened)
+        small.ask(demo, "What?", method=method, max_new_tokens=2)
+        hook.remove()
+        assert {type(error) for error in errors} == {fv.SessionError}
+        assert "vlm.ask" in str(errors[0])
+    assert small.ask(demo, "What?", max_new_tokens=2).text == plain
+    assert state(small.model) == before
 
 
 # -- seeds --------------------------------------------------------------------------------------------------------

@@ -113,6 +113,8 @@ def test_rows_that_differ_in_one_number_are_not_alike():
 
 CHANGES = {
     "a weight is written": lambda tower: nn.init.ones_(tower.fc.weight),
+    "a weight is written through .data": lambda tower: tower.fc.weight.data.mul_(2),
+    "a weight is written as an array": lambda tower: tower.fc.weight.detach().numpy().fill(1),
     "a weight is replaced": lambda tower: setattr(tower.fc, "weight", nn.Parameter(tower.fc.weight.detach().clone())),
     "it is halved": lambda tower: tower.half(),
     "it is offloaded": lambda tower: tower.to("meta"),

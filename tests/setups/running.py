@@ -1,5 +1,8 @@
 """One prefill under a method, and what it left."""
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -39,3 +42,18 @@ def same_prefill(model: Any, other: Any, inputs: dict[str, Any], method: Method,
     torch.testing.assert_close(logits, expected, **close or {"atol": 0, "rtol": 0})
     assert kept == known
     return logits
+
+
+def until(happens: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait until something happens in another thread."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def elsewhere(work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what a function returns or raises in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(work, *args, **kwargs)
+        return call.exception(60) or call.result()

@@ -1,6 +1,6 @@
 """`Loaded`: a model with its processor. `Card`: its description without weights. `quiet`: mute transformers."""
 
-import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,10 +15,13 @@ from transformers import GenerationConfig, ProcessorMixin
 from foveate._transformers import PreTrainedConfig, PreTrainedModel
 from foveate.core.fields import check_call
 from foveate.core.tapes import refuse_without_graphs
+from foveate.core.turns import Turn
 from foveate.errors import SessionError
 from foveate.families.base import Family
 from foveate.plain.upstream import Shared
-from foveate.registry import family_kind
+from foveate.registry import family_kind, inside
+
+_locks: "weakref.WeakKeyDictionary[torch.nn.Module, Turn]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +85,8 @@ class Loaded:
         warned: Whether a note said that the embedded model knows only drawings.
         system: The `Look` of the text of `system=` that was prefilled last; see `foveate.ask.look.look_at_system`.
         system_checked: That text with the chat template, once `foveate.ask.prompt.refuse_behind` has let it pass.
-        lock: Held while the model or its tokenizer runs: neither is thread-safe.
+        lock: Held while the model or its tokenizer runs: neither is thread-safe. All objects of one model share it.
+            Threads get it in the order in which they ask.
     """
 
     @check_call("A model")
@@ -99,7 +103,7 @@ class Loaded:
         self.warned = False
         self.system: Any = None
         self.system_checked: Any = None
-        self.lock = threading.RLock()
+        self.lock = _locks.setdefault(inside(model), Turn())
 
     def __getstate__(self) -> NoReturn:
         raise SessionError(f"{self.name} cannot be pickled. Load it in the other process, and send answers instead.")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import Cache, PreTrainedModel, adapters_of, cache_in, with_cache
+from foveate._transformers import Cache, PreTrainedModel, cache_in, with_cache
 from foveate.ask.generation import generate, pad_id
 from foveate.ask.loaded import Loaded
 from foveate.ask.prompt import Prompt, begun_by, collate, is_vision
@@ -20,7 +20,8 @@ from foveate.contract.follow import cached_layers, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.engine.copies import compact, copy_of, nbytes
-from foveate.engine.session import drop_or_not, refuse_open
+from foveate.engine.session import drop_or_not
+from foveate.engine.state import State, state_of
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -43,14 +44,14 @@ class Look:
             tensor on torch's meta device). Empty for a text without images; see `look_at_system`.
         cache: Keys, values and states after dropping. It never changes: questions continue from copies.
         trace: The tokens dropped at each stage.
-        weights: Fingerprint of the model's weights, if they may change before a question comes; see `weights_of`.
+        state: State of the model, if it may change before a question comes.
     """
 
     ids: Tensor
     inputs: Inputs
     cache: Cache
     trace: Trace = field(default_factory=Trace)
-    weights: object = None
+    state: State | None = None
 
     @property
     def tokens(self) -> int:
@@ -171,10 +172,10 @@ def look_at_system(loaded: Loaded, prompt: Prompt, method: Method | None) -> Loo
     with loaded.lock:
         look: Look | None = loaded.system
         ids = begun_by(loaded, prompt.system)
-        if look is None or not torch.equal(look.ids, ids) or look.weights != weights_of(model):
-            refuse_open(model)
+        if look is None or not torch.equal(look.ids, ids) or look.state != state_of(model):
             loaded.system = None  # free the last one first
-            cache = prefill(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            with drop_or_not(model, None):
+                cache = prefill(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
             loaded.system = look = watch(Look(ids, {}, compact(cache)), model)
     return look
 
@@ -217,20 +218,8 @@ def prefill(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Cache:
 
 
 def watch(look: Look, model: PreTrainedModel) -> Look:
-    """Return a look that is refused once the model's weights have changed."""
-    return replace(look, weights=weights_of(model))
-
-
-def weights_of(model: PreTrainedModel) -> list[object]:
-    """Return a fingerprint that changes when weights are replaced, moved or written, or PEFT's active adapters change.
-
-    It reads no values, so writes through `.data` go unnoticed, except when PEFT merges adapters.
-    """
-    marks: list[object] = []
-    for weight in model.parameters():
-        version = 0 if weight.is_inference() else weight._version
-        marks.append((id(weight), weight.data_ptr(), version, weight.dtype))
-    return marks + adapters_of(model.modules())
+    """Return a look that is refused once the model has changed."""
+    return replace(look, state=state_of(model))
 
 
 def of_one_beginning(model: PreTrainedModel, prompts: Sequence[Inputs]) -> list[list[int]]:

@@ -24,7 +24,7 @@ from foveate.ask.generation import (
     without_padding,
 )
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, resume, weights_of
+from foveate.ask.look import Look, resume
 from foveate.ask.prompt import Fit, Prompt, check_text, collate, refuse_special
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.ask.stream import Stream
@@ -32,6 +32,7 @@ from foveate.contract.method import Method, meet
 from foveate.core.tensors import seeded
 from foveate.engine.copies import copy_of
 from foveate.engine.session import drop_or_not, refuse_open
+from foveate.engine.state import state_of
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
 from foveate.naming import method_of
@@ -297,15 +298,18 @@ def _begin(
 
 
 def refuse_stale(loaded: Loaded, look: Look) -> None:
-    """Refuse to continue from a look while a `drop` context is open, or after the weights have changed.
+    """Refuse to continue from a look while a `drop` context is open, or after the model has changed.
 
     Raises:
         SessionError: In either case.
     """
     with loaded.lock:
         refuse_open(loaded.model)
-        if look.weights is not None and weights_of(loaded.model) != look.weights:
-            raise SessionError(f"The weights of {loaded.name} have changed since it looked. Look again with vlm.look.")
+        if look.state is not None and look.state != state_of(loaded.model):
+            raise SessionError(
+                f"The weights of {loaded.name}, its hooks, adapters or attributes have changed since it looked. Look "
+                "again with vlm.look."
+            )
 
 
 def _text_of(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[str, tuple[int, ...]]:

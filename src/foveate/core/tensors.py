@@ -117,7 +117,7 @@ class Memo:
         if entry is None:
             entry = self._made[alike] = key, make()  # keep the key alive, so that its ids are not reused
             if self.limit is not None and len(self._made) > self.limit:
-                del self._made[next(iter(self._made))]
+                self._made.pop([*self._made][0], None)  # noqa: RUF015 one step, which threads cannot interrupt
         result: T = entry[1]
         return result
 

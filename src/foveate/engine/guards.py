@@ -2,6 +2,7 @@
 
 Each refuses what cannot run while tokens are dropped, before anything is computed wrongly."""
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from foveate._transformers import (
 from foveate.contract.method import Method
 from foveate.contract.stages import LayerStage, Stage
 from foveate.core.signals import Resource, Rotary
+from foveate.core.turns import Turn
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.support import refusal
@@ -51,6 +53,39 @@ def refuse_unknown_host(family: Family) -> None:
             f"Some of the {len(layers)} layers of {type(text).__name__} are the same module, so foveate cannot tell "
             "which of them runs. Use copies: load the state_dict into a model whose layers are separate modules."
         )
+
+
+def refuse_second(method: Method | None, door: str, is_elsewhere: bool, model: Any) -> NoReturn:
+    """Refuse to open a model that is open already.
+
+    Args:
+        method: The method that is on it; None: it answers without one.
+        door: How it was opened; see `foveate.engine.session.Hold`.
+        is_elsewhere: Whether another thread opened it.
+        model: The model.
+    """
+    name = type(model).__name__
+    if door == "ask" and is_elsewhere:
+        raise SessionError(
+            f"Another thread is asking this {name} (vlm.ask), and nothing may be put on it meanwhile. Use vlm.ask here "
+            "too, which waits for its turn, or try again when that question is answered."
+        )
+    if door == "drop" and is_elsewhere:
+        raise SessionError(
+            f"{method} is already applied to this {name}: another thread has it open in foveate.drop, and contexts do "
+            "not wait for one another. Call foveate.apply once for all threads, or vlm.ask with a method for each "
+            "question, which waits for its turn; or try again when that context has ended."
+        )
+    first = "exit the first one" if door != "apply" else "call foveate.remove(model) first"
+    raise SessionError(f"{method} is already applied to this {name}. Contexts cannot be nested: {first}.")
+
+
+def refuse_removal(method: Method) -> NoReturn:
+    """Refuse to remove a context of another thread."""
+    raise SessionError(
+        f"{method} is on this model because another thread has it open, in foveate.drop or vlm.ask; removing it would "
+        "end that thread's request. It ends with that context. foveate.remove is for what foveate.apply put on."
+    )
 
 
 def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resources: Mapping[str, Any]) -> None:
@@ -123,8 +158,27 @@ def refuse_foreign_features(method: Method) -> NoReturn:
 def refuse_lost_hooks(lost: str) -> NoReturn:
     """Refuse to run after one of the context's hooks was removed or replaced."""
     raise SessionError(
-        f"{lost} no longer belongs to foveate: something inside the context has replaced or removed it, or the model "
-        "calls its parts in another way. Exit the context before you change the model, then open a new one."
+        f"{lost} no longer belongs to foveate: something inside the context has replaced or removed it, the model "
+        "calls its parts in another way, or its forward began before another thread opened the context. Exit the "
+        "context before you change the model, then open a new one."
+    )
+
+
+def refuse_beside(turn: Turn) -> None:
+    """Refuse a part of the model that a thread calls while another thread's forward runs between the hooks."""
+    if turn.owner is not None and turn.owner != threading.get_ident():
+        raise SessionError(
+            "Another thread runs this model with a method on it, and this thread has come to a part of it without "
+            "waiting for its turn: it called that part alone, or its forward began before the method was put on. "
+            "Call the model again, or generate."
+        )
+
+
+def refuse_ended() -> NoReturn:
+    """Refuse a call whose context was closed before it had run."""
+    raise SessionError(
+        "The dropping context, or what foveate.apply put on, ended in another thread while this call ran or waited for "
+        "its turn, so it would not have dropped. Call again, and let calls finish before the context exits."
     )
 
 

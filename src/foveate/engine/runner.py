@@ -10,6 +10,7 @@ from torch import Tensor
 from foveate._transformers import LinearAttentionLayer, attention_of, by_name, cache_of, unsupported
 from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send
+from foveate.core.turns import Turn
 from foveate.engine import guards
 from foveate.engine.arguments import Remap, number_on_cache, row_ids, scales_queries, tables_of, width_of
 from foveate.engine.cache import alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
@@ -42,13 +43,14 @@ class LayerRunner:
         begin: Called before the first layer of a forward that has not begun, with its input and its other arguments.
     """
 
-    def __init__(self, family: Family, program: Program) -> None:
+    def __init__(self, family: Family, program: Program, turn: Turn) -> None:
         self.arrival: Arrival | None = None
         self.forward: Forward | None = None
         self.begin: Callable[[Tensor, dict[str, Any]], Tensor] | None = None
         self.wrappers: list[Original] = []
         self._family = family
         self._program = program
+        self._turn = turn
         self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
         self._layers = family.layers
         self._last = len(self._layers) - 1
@@ -63,6 +65,7 @@ class LayerRunner:
 
     def run(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` the way of its forward."""
+        guards.refuse_beside(self._turn)
         if not args and "hidden_states" in kwargs:
             args = (kwargs.pop("hidden_states"),)
         if self.arrival is not None and self.begin is not None and index == 0 and args:

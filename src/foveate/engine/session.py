@@ -9,10 +9,10 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from foveate.core.cut import Cut
 from foveate.core.fields import check_call
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Memo
+from foveate.core.turns import Turn
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.encode import encode_media
@@ -76,7 +77,8 @@ NOTHING_RAN = (
     "whole prompt inside the context, with this model object and in this process."
 )
 
-_sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
+_sessions: "weakref.WeakKeyDictionary[nn.Module, Hold]" = weakref.WeakKeyDictionary()
+"""Who holds each core. Entries come by `setdefault` alone, which no thread can interrupt: the first one wins."""
 _programs: "weakref.WeakKeyDictionary[nn.Module, Memo]" = weakref.WeakKeyDictionary()
 
 
@@ -97,8 +99,17 @@ def drop(
             ids = model.generate(**inputs)
         with foveate.drop(model, "visiondrop+v2drop", retention=0.3) as trace: ...
 
-    The model is restored when the context exits, even after an exception or an interrupt. A model can be in one
-    context at a time. Calls of `generate` from several threads wait for one another.
+    The model is restored when the context exits, even after an exception or an interrupt.
+
+    A model can be in one context at a time, and it drops for every thread. In other threads, while the context is open:
+
+    - Dropped too, although they did not ask: `model(**inputs)` and `model.generate` without a context.
+    - Wait for each other, in the order in which they came: calls of `generate`, and of the model. Exiting the context
+      waits for the forward that is running, not for a `generate`.
+    - Refused at once: another `drop` or `apply`, `remove` of this context, `vlm.ask` and `vlm.look`; a call of the
+      model beside a running `generate`; a call that the context did not outlast.
+
+    To drop in several threads, call `apply` once, or `vlm.ask` with a method for each question: its calls wait.
 
     Args:
         model: An unmodified vision-language model of transformers. It may be wrapped by PEFT or torch.compile, or be
@@ -118,7 +129,7 @@ def drop(
     Raises:
         BudgetError: If no image of the model can meet the budget. If images differ in size, raised by the first image
             that cannot.
-        SessionError: If the model is inside such a context already.
+        SessionError: If the model is inside such a context already, also in another thread.
         SettingError: If the method's cuts do not fit the decoder's depth, the method cannot meet the budget, or the
             model's device has no CUDA graphs.
         UnknownNameError: If there is no method of that name.
@@ -140,7 +151,7 @@ def open_session(session: "Session", warns: bool) -> Iterator[Trace]:
         finally:
             session.detach()
     finally:
-        session.detach()  # an interrupt may have stopped the first detach halfway
+        session.detach(waits=False)  # an interrupt may have stopped the first detach halfway
     session._program.refuse_doubts()
     if not warns:
         return
@@ -166,7 +177,7 @@ def apply(
     The trace's `history` keeps only the latest 100 prefills, so a server can run for weeks. `remove` warns if the model
     ran nothing in between, as `drop` does.
     """
-    session = Session(model, method, retention, tokens, resources)
+    session = Session(model, method, retention, tokens, resources, door="apply")
     session.trace.most = LATEST
     try:
         session.attach()
@@ -177,24 +188,26 @@ def apply(
 
 
 def remove(model: nn.Module) -> None:
-    """Remove the method that `foveate.apply` put on the model.
+    """Remove the method that `foveate.apply` put on the model. A forward that is running ends first.
 
     Raises:
-        SessionError: If no method is applied.
+        SessionError: If no method is applied, or what drops is another thread's `drop` or `vlm.ask`.
 
     Warns:
         UserWarning: If the model ran nothing since, as `drop` does.
     """
-    sessions = (_sessions.get(module) for module in getattr(inside(model), "modules", tuple)())
-    session = next(filter(None, sessions), None)
-    if session is None:
+    holds = (_sessions.get(module) for module in getattr(inside(model), "modules", tuple)())
+    session = next(filter(None, holds), None)
+    if not isinstance(session, Session):
         raise SessionError(
             f"Nothing to remove: no method is applied to this {type(model).__name__}. Call foveate.apply first."
         )
+    if session.door != "apply" and session.is_elsewhere:
+        guards.refuse_removal(session.method)
     try:
         session.detach()
     finally:
-        session.detach()  # as in `open_session`
+        session.detach(waits=False)  # as in `open_session`
     session._program.refuse_doubts()
     if session.idle:
         warnings.warn(NOTHING_RAN, stacklevel=2)
@@ -202,19 +215,63 @@ def remove(model: nn.Module) -> None:
 
 @contextmanager
 def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = False) -> Iterator[Trace]:
-    """Open `drop` without warnings. With None, leave the model untouched and yield an empty trace.
+    """Open `drop` without warnings. With None, keep others from dropping, and yield an empty trace.
 
     Raises:
         SessionError: If the model is inside a context already, even one that another thread holds.
     """
     if method is not None or cuda_graphs:
-        yield from open_session(Session(model, method, cuda_graphs=cuda_graphs), warns=False)
-    else:
-        family = family_for(model)
-        refuse_open(model, family)
+        yield from open_session(Session(model, method, cuda_graphs=cuda_graphs, door="ask"), warns=False)
+        return
+    family = family_for(model)
+    refuseopen_session(model, family)
+    hold = Hold(family, "ask")
+    try:
+        hold.claim()
         with Patcher() as patches:
             surround_towers(patches, family)
             yield Trace()
+    finally:
+        hold.release()
+
+
+class Hold:
+    """A claim on a model, from before its first hook is put on until the last is gone. A model has at most one.
+
+    Args:
+        family: The model's family.
+        door: How it was opened: "drop", "apply", or "ask" for a call of a `VLM`.
+
+    Attributes:
+        method: The method; None: the model is kept as it is.
+        thread: The thread that opened it.
+    """
+
+    method: Method | None = None
+
+    def __init__(self, family: Family, door: Literal["drop", "apply", "ask"]) -> None:
+        self.door, self.thread = door, threading.current_thread()
+        self._core, self._family = family.core, family
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether another thread opened it, and may close it."""
+        return self.thread is not threading.current_thread() and self.thread.is_alive()
+
+    def claim(self) -> None:
+        """Claim the model.
+
+        Raises:
+            SessionError: If the model is claimed already.
+        """
+        holder = _sessions.setdefault(self._core, self)
+        if holder is not self:
+            guards.refuse_second(holder.method, holder.door, holder.is_elsewhere, self._family.model)
+
+    def release(self) -> None:
+        """End the claim. Calling it again does nothing."""
+        if _sessions.get(self._core) is self:
+            del _sessions[self._core]
 
 
 def refuse_open(model: nn.Module, family: Family | None = None) -> None:
@@ -233,12 +290,9 @@ def refuse_open(model: nn.Module, family: Family | None = None) -> None:
             f"{type(core).__name__} was made without its weights, so it cannot answer. Only the tokens and costs of "
             "its prompts can be counted. Load it with its weights: fv.load(name)."
         )
-    running = _sessions.get(core)
-    if running is not None:
-        raise SessionError(
-            f"{running.method} is already applied to this {type(model).__name__}. Contexts cannot be nested: "
-            "exit the first one, or call foveate.remove(model)."
-        )
+    holder = _sessions.get(core)
+    if holder is not None:
+        guards.refuse_second(holder.method, holder.door, holder.is_elsewhere, model)
 
 
 def surround_towers(
@@ -291,6 +345,7 @@ class Generating:
         splits: Whether chunks cut an image in two, or off the question that the method reads. A chunk that cuts one in
             two may even end in text between its tokens.
         asked: `Forward.asked` of the last chunk.
+        begun: Whether its first forward has run.
     """
 
     runs: bool = False
@@ -299,13 +354,15 @@ class Generating:
     inside: range = range(0)
     splits: bool = False
     asked: dict[int, Tensor] = field(default_factory=dict)
+    begun: bool = False
 
 
-class Session:
+class Session(Hold):
     """A method on a model: the hooks that run it, until they are all removed. Before `attach`, the model is unchanged.
 
     Args:
         model, method, retention, tokens, resources, cuda_graphs: See `drop`.
+        door: See `Hold`.
 
     Attributes:
         method: The method.
@@ -321,16 +378,17 @@ class Session:
         tokens: float | None = None,
         resources: Mapping[str, Any] | None = None,
         cuda_graphs: bool = False,
+        door: Literal["drop", "apply", "ask"] = "drop",
     ) -> None:
         if method is None:
             if not cuda_graphs:
                 raise SettingError("method must be a method such as foveate.V2Drop(), or its name; got None.")
             method = Untouched()
-        self.method = naming.method_of(method, tokens, retention)
+        self.method: Method = naming.method_of(method, tokens, retention)
         self.trace = Trace()
         self.idle = not isinstance(self.method, Untouched)
-        self._family = family = family_for(model)
-        self._core = family.core
+        family = family_for(model)
+        super().__init__(family, door)
         refuse_open(model, family)
         guards.refuse_unknown_host(family)
         if resources:
@@ -345,12 +403,10 @@ class Session:
                 "the decoder. Use a method that drops between layers."
             )
         guards.refuse_cuts_behind_lenders(family, self._program.cuts, self._program.reading is not None)
-        self._runner = LayerRunner(family, self._program)
+        self._turn = Turn()
+        self._runner: LayerRunner
         self._replayer: Replayer | None = None
-        if cuda_graphs:
-            from foveate.engine.replays import replayer
-
-            self._replayer = replayer.Replayer(family, self._program, self._runner, self.trace)
+        self._cuda_graphs = cuda_graphs
         self._patches = Patcher()
         self._generating = Generating()
         # Set if the previous forward ended in an image or right behind it: its cache, the cache's length then, and
@@ -360,7 +416,9 @@ class Session:
         self._encoding = False
         # What may show the next forward pictures past `get_*_features`, in words: the model's pixels, or a tower's run.
         self._pixels = self._tower_run = ""
-        self._turn = threading.RLock()
+        self._steps = threading.RLock()
+        """Held while hooks go on or off, and while a forward runs between them."""
+        self._ended = False
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled with the model."""
@@ -370,8 +428,18 @@ class Session:
         )
 
     def attach(self) -> None:
-        """Install all hooks. If that fails or is interrupted, `detach` removes those installed so far."""
-        _sessions[self._core] = self
+        """Claim the model, and install all hooks. If that fails or is interrupted, `detach` removes those on so far."""
+        with self._steps:
+            self.claim()
+            self._attach()
+
+    def _attach(self) -> None:
+        # These two look at what others have put on the model.
+        self._runner = LayerRunner(self._family, self._program, self._turn)
+        if self._cuda_graphs:
+            from foveate.engine.replays import replayer
+
+            self._replayer = replayer.Replayer(self._family, self._program, self._runner, self.trace)
         patches, model, core, text = self._patches, self._family.model, self._core, self._family.text
         if self._family.retriever is not None:
             hand_pages(patches, self._family.retriever)
@@ -406,14 +474,24 @@ class Session:
             patches.wrap(text, "forward", self._replayer.run)
         patches.hook(text, "after", self.after_decoder)
 
-    def detach(self) -> None:
-        """Remove all hooks. Calling it again does nothing."""
-        self._patches.restore()
-        if _sessions.get(self._core) is self:
-            del _sessions[self._core]
+    def detach(self, waits: bool = True) -> None:
+        """Remove all hooks, after the forward of another thread that is running. Calling it again does nothing.
+
+        Args:
+            waits: Whether to wait for that forward. If not, it fails.
+        """
+        holds = self._steps.acquire(blocking=waits)
+        try:
+            self._ended = True
+            self._patches.restore()
+            self.release()
+        finally:
+            if holds:
+                self._steps.release()
 
     def _arriving(self) -> Arrival:
         """Return the forward on its way to the decoder, or start a new one."""
+        guards.refuse_beside(self._turn)
         runner = self._runner
         if runner.arrival is None:
             runner.arrival, runner.forward = Arrival(ids=self._generating.ids), None
@@ -426,7 +504,7 @@ class Session:
 
         Threads take turns, so that the hooks never mix the forwards of two calls.
         """
-        with self._turn:
+        with self._in_turn(generates=True):
             arguments = arguments_of(original, args, kwargs)
             config = arguments.get("generation_config") or self._family.model.generation_config
             chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
@@ -436,13 +514,15 @@ class Session:
                 end = start + ids.shape[1]
             elif (embeds := arguments.get("inputs_embeds")) is not None:
                 end = embeds.shape[1]
-            self._generating = Generating(True, ids, chunk, range(start + 1, end))
+            self._generating = generating = Generating(True, ids, chunk, range(start + 1, end))
             if self._replayer is not None:
                 self._replayer.end, self._replayer.states = end_of(arguments, config, end), {}
                 self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
             self._runner.arrival = self._runner.forward = None
             try:
                 output = original(*args, **kwargs)
+                if self._ended and not generating.begun:  # later, its cache refuses the next step
+                    guards.refuse_ended()
                 self._program.refuse_doubts()
                 return output
             finally:
@@ -454,7 +534,7 @@ class Session:
         """Note if there are pixels, and if only the last column's logits are requested, as `generate` does."""
         model = self._family.model
         named = by_name(model, args, kwargs, skip=0) if args else kwargs
-        with self._alone():
+        with self._in_turn():
             pixels = [name for name in named if "pixel_values" in name and named[name] is not None]
             self._pixels = f"{type(model).__name__} got {pixels[0]}" if pixels else ""
             asked = named.get("logits_to_keep")
@@ -462,15 +542,29 @@ class Session:
             return original(*args, **kwargs)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Let threads take turns. Beside a `generate` a forward is refused: its streamer may wait for that thread."""
-        if not self._turn.acquire(blocking=not self._generating.runs):
+    def _in_turn(self, generates: bool = False) -> Iterator[None]:
+        """Let threads take turns, and the context wait for a forward before it ends.
+
+        Beside a `generate` a forward is refused: its streamer may wait for that thread.
+        """
+
+        def gives_up() -> bool:
+            return self._ended or (self._generating.runs and not generates)
+
+        if not self._turn.acquire(gives_up=gives_up):
+            if self._ended:
+                guards.refuse_ended()
             raise SessionError(
                 "Another thread is generating with this model. Call generate, which waits for its turn, or guard the "
                 "model's forwards with your own lock."
             )
         try:
-            yield
+            with nullcontext() if generates else self._steps:
+                if self._ended:
+                    guards.refuse_ended()
+                yield
+                if self._ended and not generates:
+                    guards.refuse_ended()
         finally:
             self._turn.release()
 
@@ -479,7 +573,7 @@ class Session:
         named = by_name(self._core, args, kwargs, skip=0) if args else kwargs
         outputs = named.get("mm_encoder_outputs") or {}
         encoded = {modality: output for modality, output in outputs.items() if output is not None}
-        with self._alone():
+        with self._in_turn():
             self._runner.arrival = Arrival(self._last_only, named, named.get("input_ids"), encoded)
             self._runner.forward, self._last_only = None, False
             return original(*args, **kwargs)
@@ -509,7 +603,7 @@ class Session:
 
     def after_tower(self, tower: nn.Module, args: Any, output: Any) -> None:
         """Note a run of the tower that `get_*_features` did not start."""
-        if not self._encoding:
+        if not self._encoding and self._turn.owner in (None, threading.get_ident()):
             self._tower_run = f"{type(tower).__name__} ran outside get_image_features"
 
     def _note_splits(self, arrival: Arrival, modality: str, output: Any) -> None:
@@ -563,6 +657,7 @@ class Session:
         if idle and forward.outcome.record is None:  # a later turn may have a context of its own
             self.idle = not any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ()))
         generating.asked = forward.asked if forward.ends_turn else {}
+        generating.begun = True
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.outcome.record is not None:
             lost = self._patches.lost()
@@ -594,6 +689,7 @@ class Session:
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids. The engine's own calls for renumbered rows come later and are ignored."""
+        guards.refuse_beside(self._turn)
         forward = self._runner.arrival or self._runner.forward
         if forward is not None and forward.position_ids is None:
             forward.position_ids = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
@@ -602,6 +698,7 @@ class Session:
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
         """Finish the forward, and release its state."""
+        guards.refuse_beside(self._turn)
         forward = self._runner.forward
         self._runner.arrival = self._runner.forward = None
         if forward is None:

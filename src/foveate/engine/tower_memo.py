@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from foveate.core.tensors import PLAIN_VALUES
+from foveate.engine.state import State, state_of
 from foveate.registry import family_for
 
 KEPT = 4
@@ -37,7 +38,7 @@ class TowerOutputs:
         outputs: A copy of the output of each part.
     """
 
-    state: list[Any]
+    state: Any
     spec: Any
     parts: list[list[Any]]
     outputs: list[Any]
@@ -65,9 +66,7 @@ class TowerMemo:
             if memos.get(core) is self:  # not another thread's
                 del memos[core]
 
-    def __call__(
-        self, look: Callable[..., Any], *args: Any, state: Callable[[], list[Any] | None] = list, **options: Any
-    ) -> Any:
+    def __call__(self, look: Callable[..., Any], *args: Any, state: Callable[[], Any] = list, **options: Any) -> Any:
         """Return `look(*args, **options)`, from the cache if all that it depends on is as it was.
 
         Args:
@@ -80,7 +79,7 @@ class TowerMemo:
         now = state()
         if now is None or not _are_known(leaves):
             return look(*args, **options)
-        calls = [call for call in [*self.calls] if call.spec == spec and _same(call.state, now)]
+        calls = [call for call in [*self.calls] if call.spec == spec and call.state == now]
         pairs = [pair for call in calls for pair in zip(call.parts, call.outputs, strict=True)]
         images = _images_of(leaves)
         for parts in ([leaves], images):
@@ -111,37 +110,23 @@ class TowerMemo:
         return _join([outputs[place] for place in places])
 
 
-def tower_state(tower: nn.Module, wrapper: Any = None) -> list[Any] | None:
-    """List all that a tower's output depends on besides its arguments; None if it is random or has gradients.
-
-    These are its modules with their weights, settings, adapters, hooks and wrappers. Values are not read: a weight that
-    is written to has another version. Writes through `.data` go unnoticed, as in `foveate.ask.look.weights_of`.
+def tower_state(tower: nn.Module, wrapper: Any = None) -> State | None:
+    """Return all that a tower's output depends on besides its arguments; None if it is random or has gradients.
 
     Args:
         tower: The tower.
         wrapper: Its own `forward`, if somebody wrapped that before the session did.
     """
     weights = [*tower.parameters()]
-    tables = [vars(module) for module in tower.modules()]
     learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    if learns or any(table["training"] for table in tables):
+    if learns or any(module.training for module in tower.modules()):
         return None
-    state = [tower, wrapper]
-    for kind in {weight.device.type for weight in weights}:
+    state = state_of(tower, OUTSIDE)
+    state.objects.extend((tower, wrapper))
+    for kind in sorted({weight.device.type for weight in weights}):
         if torch.amp.is_autocast_available(kind):  # not for meta, where offloaded weights are
-            state += (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-    tables[0] = {name: value for name, value in tables[0].items() if name not in OUTSIDE}
-    configs = {id(config): getattr(config, "__dict__", {}) for table in tables if (config := table.get("config"))}
-    for value in [value for table in [*tables, *configs.values()] for value in table.values()]:
-        if isinstance(value, dict):
-            state += value.values()
-        elif isinstance(value, list | tuple | set):
-            state += value
-        else:
-            state.append(value)
-    tensors = [value for value in state if isinstance(value, Tensor)]
-    versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-    return state + [tensor.data_ptr() for tensor in tensors] + versions
+            state.values.extend((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)))
+    return state
 
 
 def _images_of(leaves: Sequence[Any]) -> list[list[Any]]:
