@@ -271,7 +271,7 @@ class Prefix:
 
         Raises:
             InputError: If the question is not valid Unicode, or contains a special token.
-            SessionError: If `foveate.drop` is active on the model, or its weights have changed since the look.
+            SessionError: If `foveate.drop` is active on the model, or the model has changed since the look.
             SettingError: If the question is empty, or settings contradict each other.
             UnsupportedError: If the chat template now writes a different text before the images.
         """

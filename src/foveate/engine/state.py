@@ -1,4 +1,4 @@
-"""What the output of a module depends on besides its arguments: weights, attributes, hooks, adapters."""
+"""Encode: what the output of a module depends on besides its arguments: weights, attributes, hooks, adapters."""
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
@@ -91,8 +91,8 @@ def _numbers(tensors: Sequence[Tensor]) -> list[Tensor]:
         few = tensor.as_strided((min(VALUES, span),), (max(1, span // VALUES),))
         parts[tensor.device, tensor.dtype].append(few)
     by_device = defaultdict[torch.device, list[Tensor]](list)
-    for (device, _), few in parts.items():
-        by_device[device].append(torch.cat(few).view(torch.uint8))
+    for (device, _), same in parts.items():
+        by_device[device].append(torch.cat(same).view(torch.uint8))
     return [torch.cat(kinds).cpu() for kinds in by_device.values()]
 
 
