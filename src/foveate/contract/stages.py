@@ -26,6 +26,7 @@ from foveate.core.fields import check
 from foveate.core.grid import Grid
 from foveate.core.rank import top
 from foveate.core.signals import Signal
+from foveate.core.tensors import without_autocast
 from foveate.core.thin import nearest_kept
 from foveate.core.views import Arriving, PatchView, View
 from foveate.errors import SettingError
@@ -184,6 +185,7 @@ class Stage:
             raise self.author.wrong(f"the count of {self}", "a whole number, 0 or more, or None", count)
         return None if count is None else min(count, arriving.tokens)
 
+    @without_autocast
     def cut(self, view: View) -> Cut | None:
         """Run the stage on these tokens. Returns None if all stay unchanged.
 

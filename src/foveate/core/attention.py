@@ -84,7 +84,7 @@ def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
 
     The mean over heads and queries, for towers without a CLS. Shapes as in `attention_rows`.
     """
-    total = torch.zeros(keys.shape[1], device=keys.device)
+    total = torch.zeros(keys.shape[1], dtype=torch.float32, device=keys.device)
     for probabilities in attention_rows(queries, keys, scaling):
         total += probabilities.mean(dim=0).sum(dim=0)
         del probabilities  # free it before the next block is made

@@ -202,8 +202,8 @@ def high_pass(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
     scores = []
     for of_grid, (height, width) in zip(torch.split(rows, [math.prod(grid) for grid in grids]), grids, strict=True):
         sigma = 0.1 * min(height // 2, width // 2)
-        down = torch.fft.fftfreq(height, 1 / height, device=of_grid.device)
-        across = torch.fft.fftfreq(width, 1 / width, device=of_grid.device)
+        down = torch.fft.fftfreq(height, 1 / height, dtype=torch.float32, device=of_grid.device)
+        across = torch.fft.fftfreq(width, 1 / width, dtype=torch.float32, device=of_grid.device)
         radius_squared = down[:, None] ** 2 + across[None] ** 2
         # For a single row or column s is 0: everything but the mean passes.
         passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))

@@ -117,7 +117,7 @@ def max_min(distance: Tensor | Pairs, count: int) -> Tensor:
     """
     _check(distance, count)
     places = torch.arange(len(distance), device=distance.device)
-    nearest = torch.full(places.shape, float("inf"), device=distance.device)
+    nearest = torch.full(places.shape, float("inf"), dtype=torch.float32, device=distance.device)
     scores = nearest  # (tokens,): distance to the nearest other token
     for part in blocks(places, len(places)):
         to_others = distance[part].masked_fill(part[:, None] == places, float("inf"))
@@ -235,7 +235,7 @@ def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, coun
     places = torch.arange(tokens, 0, -1, device=scores.device)
     rank = torch.zeros_like(order).scatter(0, order, places)
     if not isinstance(threshold, Tensor):
-        threshold = torch.full((), threshold, device=similarity.device)
+        threshold = torch.full((), threshold, dtype=torch.float32, device=similarity.device)
     limit = threshold.to(similarity.device).expand(tokens)[:, None]
     # behind[i, j]: the rank of token j once i is kept. A suppressed token loses `tokens`, so it comes after all
     # others; i itself loses twice as much. Computed in advance, so that a pick takes three operators.

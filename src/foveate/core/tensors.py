@@ -1,13 +1,17 @@
-"""Helpers for tensors: send to a device, gather along a dimension, map over or stack nests, split into blocks."""
+"""Helpers for tensors: send to a device, keep autocast off, gather, map over or stack nests, split into blocks."""
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SEEDING = RLock()
 """Held while torch's generators are seeded."""
@@ -33,6 +37,30 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
     with SEEDING, torch.random.fork_rng(devices, device_type=kind):
         sow(seed)
         yield
+
+
+def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a function with autocast off, which would round products of float32 to half precision."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        kinds = [kind for kind in _device_types() if torch.is_autocast_enabled(kind)]
+        if not kinds:
+            return function(*args, **kwargs)
+        with ExitStack() as off:
+            for kind in kinds:
+                off.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
+
+    return run
+
+
+@functools.cache
+def _device_types() -> tuple[str, ...]:
+    """The types of this machine's devices that have autocast."""
+    accelerator = torch.accelerator.current_accelerator()
+    types = ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+    return tuple(kind for kind in types if torch.amp.is_autocast_available(kind))
 
 
 def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
@@ -92,7 +120,6 @@ def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
     return list(places.values())
 
 
-T = TypeVar("T")
 PLAIN = (str, int, tuple, torch.device)
 
 

@@ -14,7 +14,7 @@ from foveate.core.graphs import as_graph
 from foveate.core.grid import Grid
 from foveate.core.merge import of_length_one
 from foveate.core.picks import pairs
-from foveate.core.tensors import alike, blocks, send
+from foveate.core.tensors import alike, blocks, send, without_autocast
 
 STEPS = 64  # steps of greedy picks; one pick a step would be 1,332 launches for 3,996 rows
 LEVELS = 2.0**20  # distances are rounded to multiples of 1 / LEVELS, so that rows that differ by rounding tie
@@ -76,6 +76,7 @@ def neighbour_difference(rows: Tensor, grid: Grid) -> Tensor:
     return (1 - cosines / neighbours.clamp(min=1)).mul(LEVELS).round().flatten() / LEVELS
 
 
+@without_autocast
 def nearest_kept(rows: Tensor, kept: Tensor) -> Tensor:
     """The kept row that is nearest to each row, by Euclidean distance: (rows,) int64, places in `kept`.
 
@@ -109,6 +110,7 @@ def sizes(parent: Tensor, count: int, counted: Tensor | None = None) -> Tensor:
     return torch.zeros_like(ones[:1]).expand(count).scatter_add(0, parent, ones)
 
 
+@without_autocast
 def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Tensor:
     """Number of rows of its segment that each kept row stands for, in segments other than those of the picks.
 
@@ -123,7 +125,7 @@ def sizes_in_segments(rows: Tensor, kept: Tensor, lengths: Sequence[int]) -> Ten
         (kept,) float32.
     """
     is_kept = torch.zeros(len(rows), dtype=torch.bool, device=rows.device).index_fill(0, kept, True)
-    stands_for = torch.zeros(len(rows), device=rows.device)
+    stands_for = torch.zeros(len(rows), dtype=torch.float32, device=rows.device)
     ends = torch.tensor([0, *lengths]).cumsum(0)
     for some in alike(lengths):
         length = lengths[some[0]]

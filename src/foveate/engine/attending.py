@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
 from foveate.core.signals import Attention, Columns, KeyNorms, Keys, OwnSignal, Pivots, Products, Signal, ValueLikeness
-from foveate.core.tensors import BLOCK_NUMBERS, alike, send
+from foveate.core.tensors import BLOCK_NUMBERS, alike, send, without_autocast
 from foveate.engine.left import Left
 from foveate.engine.prompt_samples import Unit
 from foveate.errors import UnsupportedError
@@ -76,6 +76,7 @@ class RowsReader(ABC):
 
     # -- signals -----------------------------------------------------------------------------------------------
 
+    @without_autocast
     def read(self, signal: Signal, units: Sequence[Unit]) -> Tensor:
         """Return a signal of the units' rows, concatenated: (rows, …) float32; see each signal.
 
@@ -102,6 +103,7 @@ class RowsReader(ABC):
         assert isinstance(signal, Attention)
         return self.reduce([signal], units)[signal]
 
+    @without_autocast
     def reduce(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
         """Compute signals that differ only in how rows are combined. Each attention row is computed once.
 
@@ -211,8 +213,10 @@ class RowsReader(ABC):
 
     def _norms(self) -> Tensor:
         """L1 norms of the keys of all rows: (rows,) float32."""
-        norms: Tensor = torch.linalg.vector_norm(self._all_keys(), ord=1, dim=(0, 2), dtype=torch.float32)
-        return norms
+        keys = self._all_keys()
+        wide = torch.promote_types(keys.dtype, torch.float32)  # torch refuses to narrow
+        norms: Tensor = torch.linalg.vector_norm(keys, ord=1, dim=(0, 2), dtype=wide)
+        return norms.float()
 
     def _all_keys(self) -> Tensor:
         """Return keys of all rows after RoPE, (key heads, rows, head size)."""

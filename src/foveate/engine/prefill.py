@@ -12,6 +12,7 @@ from torch import Tensor
 from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, unsupported
 from foveate.core.cut import Cut
 from foveate.core.grid import join
+from foveate.core.tensors import without_autocast
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer, find_pruned, length_of, pruned_layer, refuse_cache
 from foveate.engine.cutting import join_units
@@ -186,6 +187,7 @@ def _are_tokens(rows: Tensor, embedding: Any) -> bool:
     return bool(torch.isin(*marks).all())
 
 
+@without_autocast
 def _note_text(forward: Forward, ids: Tensor | None) -> None:
     """Note resources' encodings of the ids, (samples, columns), of the text behind the images."""
     program = forward.program

@@ -1,6 +1,7 @@
 """Each layer: reads its queries and keys for `engine.attending`; finds raters, and computes `Rotary`."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from foveate._transformers import attention_of
 from foveate.core.picks import snap
 from foveate.core.signals import Attention, Rotary, Signal
-from foveate.core.tensors import Memo, on_tensors
+from foveate.core.tensors import Memo, on_tensors, without_autocast
 from foveate.engine import guards
 from foveate.engine.arguments import ids_of, scales_queries, tables_of, visibility
 from foveate.engine.attending import RowsReader
@@ -27,6 +28,7 @@ from foveate.families.tap import Tapped, unturning
 # -- raters -------------------------------------------------------------------------------------------------------
 
 
+@without_autocast
 def raters_of(left: Left, hidden: Tensor) -> Tensor:
     """Return which columns are raters of each image of a sample, (images, columns) bool: see `Attention`.
 
@@ -241,7 +243,9 @@ class AttentionReader(RowsReader):
         # M-RoPE's tables may have its axes in front of the samples.
         turns = self._tables if tables is None else tables
         turns = on_tensors(turns, lambda table: table[..., samples, self._start :, :])
-        return Tapped(*self._family.queries_and_keys(call.module, hidden, asking, turns, more))
+        mixed = self._ahead is not None and self._ahead.mixed
+        with torch.autocast(hidden.device.type) if mixed else nullcontext():
+            return Tapped(*self._family.queries_and_keys(call.module, hidden, asking, turns, more))
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
         """Select the sample's rows from queries, keys or values of all samples: (heads, rows, size)."""
@@ -268,11 +272,18 @@ class Ahead:
     Attributes:
         forward, call: See `AttentionReader`.
         memo: Readers, queries and keys. They refer to this, so it is replaced when the stages have read.
+        mixed: Whether the layer multiplies numbers of several dtypes, which it can do only under autocast.
     """
 
     forward: Forward
     call: LayerCall
     memo: Memo = field(default_factory=Memo)
+    mixed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        hidden, weights = self.call.hidden, self.call.module.parameters()
+        if torch.is_autocast_enabled(hidden.device.type):
+            self.mixed = any(weight.is_floating_point() and weight.dtype != hidden.dtype for weight in weights)
 
     def reader(self, left: Left) -> AttentionReader:
         """Return the reader of a sample."""

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from foveate.contract.stages import DecodeStage
 from foveate.core.attention import attention_rows
 from foveate.core.rank import put_marked_first
-from foveate.core.tensors import BLOCK_NUMBERS, Memo, send, take_along
+from foveate.core.tensors import BLOCK_NUMBERS, Memo, send, take_along, without_autocast
 from foveate.core.views import Arriving, ReadView
 from foveate.engine.arguments import visibility
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
@@ -243,6 +243,7 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
     assert sees is not None
 
     @torch.no_grad()
+    @without_autocast
     def see(queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
         query = take_along(queries, asking[:, None, :, None], dim=2)
         total, done = query.new_zeros(slots.shape, dtype=torch.float32), 0

@@ -16,7 +16,7 @@ from foveate._transformers import ALL_ATTENTION_FUNCTIONS, AttentionInterface, a
 from foveate.core.attention import attention_rows, received_attention
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
-from foveate.core.tensors import send, take_along
+from foveate.core.tensors import send, take_along, without_autocast
 from foveate.errors import UnsupportedError
 
 TAP = "foveate_tap"
@@ -61,6 +61,7 @@ class Tapped(NamedTuple):
         queries = self.queries[:, tokens] if self.queries is not self.keys else keys
         return Tapped(queries, keys, self.scaling)
 
+    @without_autocast
     def read(self, signal: TowerSignal, cls: bool = False) -> Tensor:
         """A signal of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
 

@@ -63,7 +63,7 @@ class HAWK(Once):
         shares = products / torch.linalg.vector_norm(products, dim=0).clamp(min=1e-12)
         if self.weights is not None:
             # Create each weight on the device: torch.tensor(weights) would copy from the host.
-            weights = [torch.full((), weight, device=products.device) for weight in self.weights]
+            weights = [products.new_full((), weight) for weight in self.weights]
             shares = shares * torch.stack(weights)
         scores = shares.sum(dim=1)
         nobody_asks = (products == 0).all()
