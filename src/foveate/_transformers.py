@@ -393,6 +393,10 @@ def _code(kind: Any) -> str:
         ) from None
 
 
+CHECKPOINT = "_gradient_checkpointing_func"
+"""The function with which a layer checkpoints its own forward, if it has one."""
+
+
 def recomputes_from_outside(layer: Any) -> bool:
     """True if gradient checkpointing also reruns the wrappers of this layer's forward in the backward pass (5.16)."""
     outside = type(layer).__call__ is not nn.Module.__call__

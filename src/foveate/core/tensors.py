@@ -5,10 +5,12 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from foveate.errors import UnsupportedError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +63,25 @@ def _device_types() -> tuple[str, ...]:
     accelerator = torch.accelerator.current_accelerator()
     types = ("cpu",) if accelerator is None else ("cpu", accelerator.type)
     return tuple(kind for kind in types if torch.amp.is_autocast_available(kind))
+
+
+def without_gradient(values: Tensor) -> Tensor:
+    """Return values that a checkpointed module computed without gradients. A loss that depends on them is refused.
+
+    Picks may read them. As the weights of a merge they would lose their part of the gradient.
+    """
+    leaf = values.detach().requires_grad_(values.is_floating_point())
+    if leaf.requires_grad:
+        leaf.register_hook(_refuse_gradient)  # type: ignore[no-untyped-call]
+    return leaf
+
+
+def _refuse_gradient(gradient: Tensor) -> NoReturn:
+    raise UnsupportedError(
+        "This method merges tokens by weights that a checkpointed module computed, and gradients of these weights are "
+        "lost there. Use non-reentrant checkpointing (gradient_checkpointing_kwargs={'use_reentrant': False}), train "
+        "without checkpointing or with that module frozen, or use a method that does not weight by attention."
+    )
 
 
 def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate._transformers import LinearAttentionLayer, attention_of, by_name, cache_of, unsupported
 from foveate.core.signals import Signal
-from foveate.core.tensors import Memo, on_tensors, send
+from foveate.core.tensors import Memo, on_tensors, send, without_gradient
 from foveate.core.turns import Turn
 from foveate.engine import guards
 from foveate.engine.arguments import Remap, number_on_cache, row_ids, scales_queries, tables_of, width_of
@@ -450,15 +450,23 @@ def _reading(
         readers: The samples with their readers.
         notes: Notes what a decode stage reads.
     """
-    attended = False
+    attended, weights = False, call.module.parameters()
+    trains = torch.is_grad_enabled() and (call.hidden.requires_grad or any(weight.requires_grad for weight in weights))
 
     def attends(queries: Tensor, keys: Tensor, scaling: float, values: Tensor) -> None:
         nonlocal attended
         attended = True
         if notes is not None:
             notes(queries, keys, scaling, values)
-        for left, reader in readers:
+        if trains and not torch.is_grad_enabled():
+            queries, keys, values = map(without_gradient, (queries, keys, values))
+        for _, reader in readers:
             reader.attended = queries, keys, scaling, values
+        if not trains:
+            note()
+
+    def note() -> None:
+        for left, reader in readers:
             note_attending(left, signals, call.index, reader)
         readers.clear()  # free queries and keys before the MLP runs
 
@@ -466,6 +474,7 @@ def _reading(
         yield
     if not attended:
         raise unreadable(attention_of(call.module))
+    note()  # a checkpointed layer runs again in the backward pass, and must do then what it did before
 
 
 def _with_pads(name: str, value: Any, rows: RowMap) -> Any:

@@ -436,7 +436,8 @@ def encode_fed(family: Any, run: Run, modality: str, inputs: Inputs, reducer: Im
         return output, family.reduce_features(output, modality, inputs, reducer)
     for anew in (False, True):
         fed = feeding(family, run, inputs, anew)
-        taps = Taps({signal: fed.attention_of(signal) for signal in reducer.reads}, keys_of="unknown", parts=True)
+        modules = {signal: fed.attention_of(signal) for signal in reducer.reads}
+        taps = Taps(modules, family.towers or [family.core], keys_of="unknown", parts=True)
         output = taps.run(run)
         if taps.lengths == fed.lengths:  # else they depend on more than shapes, for example on black images
             break

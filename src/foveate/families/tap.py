@@ -284,7 +284,8 @@ def run_unturned(module: Any, see: AttentionHook, forward: Callable[..., Any], *
     with Patcher() as patches:
         patches.put(module, "config", config)
         tap(patches, module, see)
-        forward(*plain_args, **plain_kwargs)
+        with torch.no_grad():  # a checkpointed block would not repeat this run
+            forward(*plain_args, **plain_kwargs)
     return forward(*args, **kwargs)
 
 

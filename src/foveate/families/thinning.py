@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveate._transformers import CHECKPOINT, recomputes_from_outside
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, join
 from foveate.core.patching import Patcher
@@ -23,7 +24,7 @@ from foveate.core.tensors import Memo, send, take_along
 from foveate.core.thin import ends_of_left, give_back, nearest_kept, sizes, sizes_in_segments
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
-from foveate.families.tap import add_bias
+from foveate.families.tap import Bias, add_bias, is_tapped
 from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, Tower, TowerLayout
 from foveate.families.vision import patch_blocks
 
@@ -82,8 +83,8 @@ class _ThinRun:
     """The kept rows after the last block that ran."""
     log_sizes: Tensor = field(init=False)
     """Logarithms of the sizes in the running block: (kept,) or (images, kept)."""
-    asked: int = 0
-    """Packed rows of this block whose sizes a kernel has already requested."""
+    bias: Bias = field(init=False)
+    """What they add to the logits of the block's keys."""
     memo: Memo = field(default_factory=Memo)
 
     def attach(self, patches: Patcher) -> None:
@@ -94,6 +95,8 @@ class _ThinRun:
         for module in (tower.module, *tower.blocks):
             if is_compiled(module):
                 raise _refusal(tower, f"its {type(module).__name__} is compiled")
+            if torch.is_grad_enabled() and recomputes_from_outside(module):
+                raise _refusal(tower, "checkpointing runs its blocks again without them")
         if isinstance(tower.layout, TowerLayout):
             self.layout = tower.layout
         else:
@@ -103,7 +106,9 @@ class _ThinRun:
                 patches.wrap(block, "forward", lambda original, hidden, *_, **__: hidden)
                 continue
             patches.wrap(block, "forward", partial(self._run, at, at == first))
-            add_bias(patches, tower.attentions[at], self._bias)
+            add_bias(patches, tower.attentions[at], lambda keys: self.bias(keys))
+            if hasattr(block, CHECKPOINT):
+                patches.wrap(block, CHECKPOINT, partial(self._checkpoint, tower.attentions[at]))
 
     def _note_layout(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         assert callable(self.tower.layout)
@@ -113,6 +118,7 @@ class _ThinRun:
         finally:
             self.layout, self.plan, self.memo = None, None, Memo()
             self.before = self.handed_on = self.short = self.log_sizes = torch.empty(0)
+            self.bias = _bias_of(self.log_sizes)
 
     def _run(self, at: int, is_first: bool, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run a block on the kept rows. Its output has all rows if it is read."""
@@ -127,7 +133,8 @@ class _ThinRun:
             self.short = take_along(hidden, self.plan.kept[..., None], dim=-2)
         if self.plan is None or hidden is not self.handed_on:
             raise _refusal(self.tower, "something changes rows between its blocks")
-        self.log_sizes, self.asked = self._sizes_for(kwargs).log(), 0
+        self.log_sizes = self._sizes_for(kwargs).log()
+        self.bias = _bias_of(self.log_sizes)
         args_left = [self._argument_left(value) for value in args]
         kwargs_left = {name: self._argument_left(value, name) for name, value in kwargs.items()}
         try:
@@ -259,14 +266,34 @@ class _ThinRun:
 
         return self.memo.once(between, "sizes", ends)
 
-    def _bias(self, keys: Tensor) -> Tensor:
-        """The bias of these keys: the logarithms of the rows they stand for."""
-        count = keys.shape[2]
-        log_sizes = self.log_sizes.to(keys.device)
+    def _checkpoint(
+        self, attention: Any, original: Callable[..., Any], function: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Checkpoint a block with its bias, which it needs in the backward pass too, when this context has ended."""
+        log_sizes = self.log_sizes
+
+        def run(*args: Any) -> Any:
+            if is_tapped(attention.config):
+                return function(*args)
+            with Patcher() as patches:
+                add_bias(patches, attention, _bias_of(log_sizes))
+                return function(*args)
+
+        return original(run, *args)
+
+
+def _bias_of(log_sizes: Tensor) -> Bias:
+    """Return the bias of one run of a block: the logarithms of the rows that its keys stand for."""
+    asked = 0  # packed rows whose sizes a kernel has already requested
+
+    def bias(keys: Tensor) -> Tensor:
+        nonlocal asked
         if log_sizes.dim() == 2:
-            return log_sizes[:, None, None]
-        start, self.asked = self.asked, self.asked + count  # a kernel may get one segment at a time
-        return log_sizes[None, None, None, start : start + count]
+            return log_sizes.to(keys.device)[:, None, None]
+        start, asked = asked, asked + keys.shape[2]  # a kernel may get one segment at a time
+        return log_sizes.to(keys.device)[None, None, None, start:asked]
+
+    return bias
 
 
 def _refusal(tower: Tower, why: str) -> UnsupportedError:

@@ -1,5 +1,6 @@
 """Tower: read a vision tower's layers, merge patches inside it, and reduce tokens before the projector."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.merge import average
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.tensors import without_gradient
 from foveate.core.views import PixelView, TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
@@ -187,7 +189,7 @@ class Tower:
         """Taps of the attention modules from which signals are read. Raises the errors of `block_of`."""
         last, depth = max(self.read), len(self.blocks)
         modules = {signal: self.attentions[block_of(signal, last, depth, self.seeing)] for signal in reads}
-        return Taps(modules, self.cls, self.keys_of, self.parts)
+        return Taps(modules, [self.module], self.cls, self.keys_of, self.parts)
 
 
 # -- what layers show ----------------------------------------------------------------------------------------------
@@ -204,8 +206,12 @@ made by a second run of the attention.
 class Taps:
     """Signals of a tower's attention modules, read sample by sample as the modules run.
 
+    With gradients they are computed after the tower: a checkpointed block runs again in the backward pass without taps,
+    and must do then what it did before.
+
     Args:
         modules: The module that each signal is read from. One module may occur several times.
+        towers: The modules whose weights queries and keys depend on.
         cls: True if the first token is a CLS.
         keys_of: In a tower with RoPE, how keys are made, because signals of keys are before RoPE.
         parts: True if a signal is read of parts of a sample. Queries and keys are then kept until the tower has run.
@@ -214,6 +220,7 @@ class Taps:
     def __init__(
         self,
         modules: Mapping[TowerSignal, Any],
+        towers: Sequence[nn.Module],
         cls: bool = False,
         keys_of: KeysOf | None = None,
         parts: bool = False,
@@ -225,6 +232,9 @@ class Taps:
         for signal, module in modules.items():
             self._places[signal] = module, keys_of is not None and not isinstance(signal, TowerAttention)
         self._samples: dict[TowerSignal, list[Any]] = {signal: [] for signal in modules}
+        self._later: list[Callable[[], None]] = []
+        self._towers = towers
+        self._trains = False
 
     def run(self, run: Callable[[], Any]) -> Any:
         """Call a function with the modules tapped."""
@@ -234,6 +244,8 @@ class Taps:
 
     def attach(self, patches: Patcher) -> None:
         """Tap the modules until the patcher restores them."""
+        weights = itertools.chain.from_iterable(tower.parameters() for tower in self._towers)
+        self._trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
         for place in dict.fromkeys(self._places.values()):
             module, is_plain = place
             if not is_plain:
@@ -245,30 +257,51 @@ class Taps:
                 patches.wrap(module, "forward", partial(run_unturned, module, partial(self._note, place)))
 
     def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
-        self._keep(place, (Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)))
+        def samples(queries: Tensor, keys: Tensor) -> Iterable[Tapped]:
+            return (Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True))
+
+        self._keep(place, samples, queries, keys)
 
     def _note_keys(self, place: Any, keys_of: Callable[..., Any], part: nn.Module, args: Any, output: Tensor) -> None:
-        self._keep(place, (Tapped(keys, keys, 1.0) for keys in keys_of(place[0], output)))  # only keys are read
+        def samples(output: Tensor) -> Iterable[Tapped]:
+            return (Tapped(keys, keys, 1.0) for keys in keys_of(place[0], output))  # only keys are read
 
-    def _keep(self, place: tuple[Any, bool], samples: Iterable[Tapped]) -> None:
+        self._keep(place, samples, output)
+
+    def _keep(self, place: tuple[Any, bool], samples: Callable[..., Iterable[Tapped]], *tapped: Tensor) -> None:
+        if self._trains and not torch.is_grad_enabled():
+            tapped = tuple(map(without_gradient, tapped))
+        if self._trains or torch.is_grad_enabled():
+            self._later.append(partial(self._add, place, samples, *tapped))
+        else:
+            self._add(place, samples, *tapped)
+
+    def _add(self, place: tuple[Any, bool], samples: Callable[..., Iterable[Tapped]], *tapped: Tensor) -> None:
         signals = [signal for signal, of_signal in self._places.items() if of_signal == place]
-        for tapped in samples:
+        for sample in samples(*tapped):
             for signal in signals:
-                self._samples[signal].append(tapped if self._parts else tapped.read(signal, self._cls))
+                self._samples[signal].append(sample if self._parts else sample.read(signal, self._cls))
+
+    def _all(self) -> dict[TowerSignal, list[Any]]:
+        """The samples of each signal, those that wait included."""
+        later, self._later = self._later, []
+        for add in later:
+            add()
+        return self._samples
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Number of rows in each sample, of which parts are read."""
-        (some, *_) = self._samples.values()
+        (some, *_) = self._all().values()
         return tuple(heads.keys.shape[1] for heads in some)
 
     def samples(self, signal: TowerSignal) -> list[Tapped]:
         """Queries and keys of a signal's module in each sample, of which parts are read: (heads, tokens, head size)."""
-        return self._samples[signal]
+        return self._all()[signal]
 
     def read(self, signal: TowerSignal) -> list[Tensor]:
         """A signal of each sample's patches: (patches, numbers), without a CLS."""
-        return self._samples[signal]
+        return self._all()[signal]
 
 
 # -- smaller pictures ----------------------------------------------------------------------------------------------
