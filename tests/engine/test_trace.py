@@ -60,6 +60,19 @@ def test_its_repr_says_what_happened():
     assert repr(trace) == "Trace(retention 40.7%; before layer 1: 25 to 12; before layer 3: 12 to 4)"
 
 
+def test_history_is_short_in_training(monkeypatch):
+    monkeypatch.setattr(session, "LATEST", 2)
+    model, inputs = tiny("llava"), batch("llava", ["ti"])
+    with fv.drop(model, METHOD) as trace:
+        with torch.no_grad():
+            for _ in range(4):
+                model(**inputs)
+        assert len(trace.history) == 4
+        for _ in range(3):
+            model(**inputs)
+        assert len(trace.history) == 2
+
+
 def cells(html):
     """The text of every row of an HTML table, and what stands below it."""
     rows = re.findall("<tr>(.*?)</tr>", html)

@@ -276,6 +276,7 @@ class Arrival:
         position_ids: (samples or 1, columns); None until the model has made them, and if no stage renumbers rows.
         unseen: What may have put pictures into the prompt past `get_*_features`, in words; empty: nothing did.
         generate_ids: The ids that `generate` feeds, (samples, columns). The model may still get embeddings.
+        targets: What the model's loss predicts at each column, (samples, columns) int64, −100 for nothing; or None.
     """
 
     last_only: bool = False
@@ -291,6 +292,7 @@ class Arrival:
     position_ids: Tensor | None = None
     unseen: str = ""
     generate_ids: Tensor | None = None
+    targets: Tensor | None = None
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from foveate._transformers import (
@@ -214,6 +215,28 @@ def refuse_call(kwargs: dict[str, Any], live: Tensor | None, family: Family, col
         raise UnsupportedError(
             f"This prompt has {columns} columns. From {int(family.longest) + 1} on, layers of this model scale queries "
             "by how many rows come before them, which dropping changes. Use a shorter prompt."
+        )
+
+
+def refuse_targets(targets: Tensor, masks: Sequence[Tensor], family: Family) -> None:
+    """Refuse a loss over vision columns: those that are dropped still hold rows of an earlier layer.
+
+    This does not depend on what a picture loses. It takes one host sync.
+
+    Args:
+        targets: See `Arrival`.
+        masks: Where the vision tokens of each modality are, (samples, columns) bool.
+        family: The model's family.
+    """
+    counts = [((targets != -100) & mask.to(targets.device)).sum() for mask in masks if mask.shape == targets.shape]
+    count = int(torch.stack(counts).sum()) if counts else 0
+    if count:
+        places = [place for place in map(family.placeholder, ("image", "video")) if place is not None]
+        columns = " | ".join(f"(input_ids == {place})" for place in places)
+        raise UnsupportedError(
+            f"{count} labels are on vision tokens, of which this method drops some, so their loss would come from rows "
+            f"that no layer has updated. Mask them: labels[{columns}] = -100. With TRL, give prompt and completion "
+            "instead of messages."
         )
 
 

@@ -43,7 +43,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     Returns:
         The decoder's input if tower cuts changed it, else None. Also sets `forward.outcome.record` for a prefill.
     """
-    program, embeds = forward.program, kwargs.get("inputs_embeds")
+    program, family, embeds = forward.program, forward.family, kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
     forward.count, forward.span = (0, 0) if prompt is None else prompt.shape[:2]
     forward.position_ids, forward.live = arrival.position_ids, _live(kwargs, arrival.arguments)
@@ -55,6 +55,8 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         if layer.reads is not None or layer.memory:
             layer.settle()
     masks = _media(forward, arrival)
+    if arrival.targets is not None and program.drops:
+        guards.refuse_targets(arrival.targets, [mask for mask, _ in masks], family)
     if prompt is not None and (is_prompt or masks):
         forward.unpadded = torch.ones(forward.count, forward.span, dtype=torch.int64, device=prompt.device)
         if forward.live is not None:  # it has columns of earlier turns in front

@@ -40,6 +40,7 @@ class Program:
         entering: Stages on what enters the decoder: those before layer 0, and those behind the projector if the method
             also has an earlier stage.
         cuts: Decoder layers before which tokens may be dropped.
+        drops: Whether tokens may be dropped while a prompt runs, from some picture.
         opening: See `follow.opening`.
         reads_text: Whether the prompt's text decides what is left.
         by_frame: Whether a stage ranks the frames of a video separately.
@@ -82,6 +83,7 @@ class Program:
         behind = follow.at(stages, Place.BEHIND_PROJECTOR)
         self.images: tuple[Stage, ...] = (*before, *behind)
         self.cuts = frozenset(follow.cut_layers(stages))
+        self.drops = any(stage.drops and stage.place < Place.CACHE for stage in stages)
         self._before = defaultdict[int, tuple[Stage, ...]](tuple)
         for stage in layers:
             self._before[stage.layer] += (stage,)

@@ -64,7 +64,7 @@ for room in UNTRACED if hasattr(trace_rules, "add") else ():
     trace_rules.add(f"foveate.{room}")
 
 LATEST = 100
-"""How many prefills the trace of `apply` keeps."""
+"""How many prefills the trace of `apply` keeps, and that of `drop` in training."""
 
 MOST_ROOM = 1024
 """Room for this many answer tokens is reserved in recorded graphs; longer answers need more."""
@@ -124,7 +124,8 @@ def drop(
             layout records its graph and later ones replay it; `trace.graphs` counts both. Experimental.
 
     Yields:
-        The trace, which every prefill inside the context extends.
+        The trace, which every prefill inside the context extends. Its `history` keeps all of them, but only the latest
+        100 from the first one that runs with gradients enabled.
 
     Raises:
         BudgetError: If no image of the model can meet the budget. If images differ in size, raised by the first image
@@ -413,6 +414,7 @@ class Session(Hold):
         # whether tokens had been dropped.
         self._image_end: tuple[weakref.ref[Any], int, bool] | None = None
         self._last_only = False
+        self._targets: Tensor | None = None
         self._encoding = False
         # What may show the next forward pictures past `get_*_features`, in words: the model's pixels, or a tower's run.
         self._pixels = self._tower_run = ""
@@ -494,7 +496,7 @@ class Session(Hold):
         guards.refuse_beside(self._turn)
         runner = self._runner
         if runner.arrival is None:
-            runner.arrival, runner.forward = Arrival(ids=self._generating.ids), None
+            runner.arrival, runner.forward = Arrival(ids=self._generating.ids, targets=self._targets), None
         return runner.arrival
 
     # -- encode ------------------------------------------------------------------------------------------------
@@ -531,7 +533,7 @@ class Session(Hold):
                     self._replayer.end, self._replayer.beams, self._replayer.states = 0, 1, None
 
     def around_model(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Note if there are pixels, and if only the last column's logits are requested, as `generate` does."""
+        """Note if there are pixels, what the loss predicts, and if only the last column's logits are requested."""
         model = self._family.model
         named = by_name(model, args, kwargs, skip=0) if args else kwargs
         with self._in_turn():
@@ -539,6 +541,7 @@ class Session(Hold):
             self._pixels = f"{type(model).__name__} got {pixels[0]}" if pixels else ""
             asked = named.get("logits_to_keep")
             self._last_only = isinstance(asked, int) and asked == 1
+            self._targets = _targets_of(named)
             return original(*args, **kwargs)
 
     @contextmanager
@@ -574,8 +577,9 @@ class Session(Hold):
         outputs = named.get("mm_encoder_outputs") or {}
         encoded = {modality: output for modality, output in outputs.items() if output is not None}
         with self._in_turn():
-            self._runner.arrival = Arrival(self._last_only, named, named.get("input_ids"), encoded)
-            self._runner.forward, self._last_only = None, False
+            ids, targets = named.get("input_ids"), self._targets
+            self._runner.arrival = Arrival(self._last_only, named, ids, encoded, targets=targets)
+            self._runner.forward, self._last_only, self._targets = None, False, None
             return original(*args, **kwargs)
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
@@ -664,6 +668,8 @@ class Session(Hold):
             if lost is not None:
                 guards.refuse_lost_hooks(lost)
             self._program.refuse_doubts()  # of an earlier forward
+            if torch.is_grad_enabled():  # training runs for days
+                self.trace.most = LATEST
             self.trace.add(forward.outcome.record)
         forward.noted = self.trace.history[-1] if self.trace.history else None
         if embeds is None:
@@ -716,6 +722,14 @@ def end_of(arguments: dict[str, Any], config: Any, prompt: int) -> int:
     if said["max_new_tokens"] is not None:
         return prompt + min(MOST_ROOM, int(said["max_new_tokens"]))
     return min(prompt + MOST_ROOM, int(said["max_length"] or 0))
+
+
+def _targets_of(arguments: dict[str, Any]) -> Tensor | None:
+    """Return what a forward's loss predicts at each column; see `Arrival`."""
+    labels, shifted = arguments.get("labels"), arguments.get("shift_labels")
+    if not isinstance(shifted, Tensor):
+        return labels if isinstance(labels, Tensor) else None
+    return torch.nn.functional.pad(shifted, (1, 0), value=-100)[..., :-1]  # column 1 is the target of row 0
 
 
 def _new_ids(arguments: dict[str, Any]) -> Tensor | None:

@@ -452,8 +452,8 @@ class Trace:
     """The record of what a context dropped. Its attributes are those of the latest prefill.
 
     Attributes:
-        history: Every prefill of the context, oldest first. For `foveate.apply`, which may run for weeks, only the
-            latest 100.
+        history: Every prefill of the context, oldest first. For `foveate.apply`, which may run for weeks, and from the
+            first prefill with gradients enabled, only the latest 100.
         most: Maximum number of prefills in `history`. None keeps all.
         graphs: How calls ran with CUDA graphs, if these were requested; else None.
     """

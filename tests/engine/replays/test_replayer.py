@@ -22,7 +22,7 @@ from foveate.errors import SettingError
 from foveate.registry import family_for
 from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2DROP
 from tests.invariants.settings import EVERYTHING
-from tests.models import FAMILIES, batch, cached, tiny
+from tests.models import FAMILIES, batch, cached, is_vision, tiny
 from tests.recorder import Recorder, Sides
 from tests.tiny_derived import make
 
@@ -384,9 +384,10 @@ def test_another_size_between_two_alike(model, graphs_on_cpu):
 
 def test_where_gradients_are_wanted_it_runs_plainly(model, graphs_on_cpu):
     inputs = prompts("llava", count=1)[0]
+    labels = inputs["input_ids"].masked_fill(is_vision(inputs["input_ids"]), -100)
     with fv.drop(model, V2DROP, cuda_graphs=True) as trace:
         for _ in range(3):
-            loss = model(**inputs, labels=inputs["input_ids"]).loss
+            loss = model(**inputs, labels=labels).loss
         loss.backward()
     assert layer_of(model).mlp.up_proj.weight.grad is not None
     assert list(trace.graphs.decoder.plain) == ["gradients are enabled, or the model is training"]
