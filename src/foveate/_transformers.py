@@ -12,7 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import transformers
@@ -354,6 +354,33 @@ def numbers_rows(attention: nn.Module) -> bool:
         and bool(getattr(attention, "attn_temperature_tuning", True))
         and not getattr(attention, "use_rope", False)
     )
+
+
+class Reach(NamedTuple):
+    """How far a row of a decoder layer attends.
+
+    Attributes:
+        columns: So many of the latest columns, its own included; or the columns of a chunk.
+        in_chunks: Whether it attends to its own chunk (Llama 4) instead of a sliding window.
+    """
+
+    columns: int
+    in_chunks: bool = False
+
+
+def reach_of(config: Any, layer: int, attention: nn.Module | None) -> Reach | None:
+    """How far a decoder layer attends, from the decoder's config. None: to everything before a row."""
+    types = getattr(config, "layer_types", None)
+    kind = "" if types is None else types[layer]
+    if kind == "chunked_attention":
+        return Reach(config.attention_chunk_size, in_chunks=True)
+    if attention is None or kind == "full_attention":
+        return None
+    window = getattr(attention, "sliding_window", None)
+    # Mistral's attention does not know the window; the decoder's mask is that of all its layers.
+    if kind == "sliding_attention" or (types is None and not hasattr(attention, "sliding_window")):
+        window = window or getattr(config, "sliding_window", None)
+    return None if window is None else Reach(int(window))
 
 
 def turns(attention: nn.Module | None) -> bool:

@@ -11,7 +11,7 @@ attends to it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from foveate._transformers import (
     unsupported,
 )
 from foveate.core.tensors import on_tensors
+from foveate.engine.cache import PrunedLayer
 from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -49,7 +50,8 @@ def number_on_cache(forward: Forward, call: LayerCall) -> None:
     shift = call.shift
     if shift is None:
         return
-    call.kwargs["position_embeddings"] = tables_moved_up(forward, call.index, call.hidden, shift)
+    if call.kwargs.get("position_embeddings") is not None:  # a layer without RoPE gets none
+        call.kwargs["position_embeddings"] = tables_moved_up(forward, call.index, call.hidden, shift)
     if scales_queries(forward.family, call.index):
         call.kwargs["position_ids"] = move_up(forward, shift).to(call.hidden.device)
 
@@ -137,9 +139,134 @@ def ids_of(forward: Forward) -> Tensor:
     return forward.position_ids
 
 
+# -- what windows count -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """What a layer's window counts, if not the columns in which rows are stored: see `RowMap.window_columns`.
+
+    Attributes:
+        columns: (samples, span) int64, the unpruned column that it counts for each column of this call.
+        keys: (samples, slots) int64, the same for each slot.
+        past: Unpruned columns before this call.
+        size: Columns that a row sees, its own included.
+        numbered: Whether any row has a new number.
+        live: (samples, unpruned columns), nonzero where a column is not padding; None: none is padding.
+    """
+
+    columns: Tensor
+    keys: Tensor
+    past: int
+    size: int
+    numbered: bool
+    live: Tensor | None
+
+    def of_sample(self, sample: int, slots: int, pads: int) -> "Window":
+        """Return the window of one sample whose first rows, behind `slots` slots, are `pads` pads that are left out."""
+        own = slice(sample, sample + 1)
+        keys = torch.cat((self.keys[own, :slots], self.keys[own, slots + pads :]), dim=1)
+        live = None if self.live is None else self.live[own]
+        return replace(self, columns=self.columns[own], keys=keys, live=live)
+
+    def seen(self, mask: Any, samples: Tensor, rows: Tensor, keys: Tensor, total: int) -> Tensor:
+        """Return what rows see, (some, heads or 1, rows, slots) bool; see `visibility`."""
+        heads = torch.arange(1 if isinstance(mask, BlockMask) else mask.shape[1], device=rows.device)[:, None, None]
+        own = torch.arange(len(rows), device=rows.device)[:, None, None, None]
+        slots = torch.arange(keys.shape[1], device=keys.device)
+        look = partial(_look, mask, total, samples[:, None, None, None], heads)
+        return self.sees(look, own, rows[:, None, :, None], keys, slots)
+
+    def sees(self, look: Callable[[Tensor, Tensor], Tensor], own: Tensor, row: Tensor, keys: Tensor, slot: Tensor) -> Any:
+        """Return whether rows see slots. Arguments are broadcast.
+
+        Args:
+            look: Returns whether the model's mask lets a column of this call see an unpruned column.
+            own: Index of a sample in `columns` and `keys`.
+            row: A row's column of this call.
+            keys: (samples, slots) int64, the unpruned columns of the slots.
+            slot: Index of a slot.
+        """
+        key, counts, counted = keys[own, slot], self.columns[own, row], self.keys[own, slot]
+        # Who comes before whom is told by the columns in which rows are stored, as in layers without a window.
+        ahead, real = key > row + self.past, key >= 0
+        if not self.numbered:
+            # The mask at the columns of the tokens. Rows look ahead only where they see both ways: in a picture.
+            there = look(counts - self.past, counted)
+            return torch.where(ahead, look(row, key) & there, there | (counted > counts)) & real
+        # With new numbers there are no such columns. What the mask hides from a row behind it is padding, or has left
+        # the window, which reaches further back now. Where rows see both ways, they may see beyond a window.
+        near = counts - counted < self.size
+        both_ways = look(key - self.past, row + self.past)
+        if self.live is not None:
+            live = self.live.to(keys.device)
+            near &= live[own, key.clamp(min=0, max=live.shape[1] - 1)] != 0
+        return (look(row, key) & (near | both_ways) & real) | (near & ~ahead & real)
+
+
+def coming_in_window(
+    forward: Forward, rows: RowMap | None, stored: PrunedLayer | None, past: int, hidden: Tensor
+) -> Tensor | None:
+    """Return the columns in which windows count the rows of a call, (samples, rows) int64.
+
+    None if no layer has a window, or if they count these rows and all earlier slots where they are stored.
+
+    Args:
+        forward: The forward.
+        rows: The rows; None: all columns.
+        stored: The slots of earlier calls; None: there are none, or they hold their own columns.
+        past: Unpruned columns before this call.
+        hidden: The input of a layer.
+    """
+    if not forward.family.windows:
+        return None
+    shift = None if stored is None else stored.shift
+    coming = None if rows is None else rows.window_columns(past, shift, forward.first)
+    if coming is not None or stored is None or (shift is None and stored.window_columns is None):
+        return coming
+
+    def count() -> Tensor:
+        if rows is not None:
+            return rows.columns + past
+        columns = torch.arange(past, past + forward.span, device=hidden.device).expand(len(hidden), -1)
+        return columns if shift is None else columns - shift.to(hidden.device)[:, None]
+
+    return forward.memo.once(count, "counted", rows, shift, past, hidden.device)
+
+
+def window_of(
+    forward: Forward, layer: int, rows: RowMap | None, stored: PrunedLayer | None, past: int, hidden: Tensor
+) -> Window | None:
+    """Return what a layer's window counts; see `coming_in_window`. None also if the window reaches all columns.
+
+    Raises:
+        UnsupportedError: If rows have new numbers and the layer attends in chunks.
+    """
+    reach, total = forward.family.windows.get(layer), past + forward.span
+    coming = None
+    if reach is not None and total > reach.columns:
+        coming = coming_in_window(forward, rows, stored, past, hidden)
+    if reach is None or coming is None:
+        return None
+    numbered = (rows is not None and rows.numbered is not None) or (stored is not None and stored.shift is not None)
+    if numbered and reach.in_chunks:
+        raise UnsupportedError(
+            f"Layer {layer} attends in chunks of {reach.columns} tokens, and rows with new numbers would be in other "
+            "chunks. Use positions='keep', or a prompt of one chunk."
+        )
+    if stored is None:
+        earlier = torch.arange(past, device=coming.device).expand(len(coming), -1)
+        keys = torch.cat((earlier, coming), dim=1)
+    else:
+        keys = stored.window_slots(coming)
+        assert keys is not None
+    columns = coming
+    if rows is not None:
+        columns = coming.new_zeros(len(coming), forward.span).scatter(1, rows.columns, coming)
+    return Window(columns, keys, past, reach.columns, numbered, forward.live)
+
+
 # -- masks --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Remap:
     """Places of a layer's queries and keys in the unpruned sequence.
@@ -151,6 +278,7 @@ class Remap:
         total: Unpruned columns with this call's.
         ragged: Whether any key is a pad.
         causal: Whether a layer without a mask lets a row see only itself and rows before it.
+        window: What the layer's window counts; None: these columns.
     """
 
     queries: Tensor
@@ -159,6 +287,7 @@ class Remap:
     total: int
     ragged: bool
     causal: bool = True
+    window: Window | None = None
 
     def __call__(self, mask: Any, backend: str) -> Any:
         """Return the mask for the layer.
@@ -182,6 +311,11 @@ class Remap:
         # (samples or 1, heads or 1, columns, columns), bool or additive float. A pad has no column: it is read at
         # column 0 and then hidden.
         samples = torch.arange(keys.shape[0], device=keys.device)
+        if self.window is not None:
+            seen = self.window.seen(mask, samples, self.queries, self.keys, self.total)
+            if mask.dtype == torch.bool:
+                return seen
+            return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
         picked = _at(mask.expand(keys.shape[0], -1, -1, -1), samples, self.queries, keys)
         hidden = (keys < 0)[:, None, None, :]
         if mask.dtype == torch.bool:
@@ -202,9 +336,12 @@ class Remap:
         return _in_order(self.keys, self.past, self.causal, self.queries)
 
     def _block(self, mask: BlockMask, keys: Tensor) -> BlockMask:
-        queries, inner = self.queries, mask.mask_mod
+        queries, inner, window = self.queries, mask.mask_mod, self.window
 
         def sees(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
+            if window is not None:
+                look = partial(_look, mask, self.total, sample, head)
+                return window.sees(look, sample, queries[sample, row], self.keys, slot)
             column = keys[sample, slot]
             return (column >= 0) & inner(sample, head, queries[sample, row], column.clamp(min=0))
 
@@ -212,7 +349,14 @@ class Remap:
 
 
 def visibility(
-    mask: Any, samples: Tensor, keys: Tensor, past: int, total: int, ragged: bool = False, causal: bool = True
+    mask: Any,
+    samples: Tensor,
+    keys: Tensor,
+    past: int,
+    total: int,
+    ragged: bool = False,
+    causal: bool = True,
+    window: Window | None = None,
 ) -> Callable[[Tensor], Tensor] | None:
     """Return a function that says what rows of some samples see by the model's own mask; None if causality suffices.
 
@@ -224,6 +368,7 @@ def visibility(
         total: Unpruned columns with this call's.
         ragged: Whether any slot may be a pad.
         causal: Whether the kernel, without a mask, lets a row see only itself and rows before it.
+        window: What the layer's window counts for these samples; None: these columns.
 
     Returns:
         A function of rows, (some, rows) int64 columns of this call, that returns which slots they see: (some, heads or
@@ -233,6 +378,8 @@ def visibility(
         if causal and not ragged:
             return None
         return partial(_in_order, keys, past, causal)
+    if window is not None:
+        return lambda rows: window.seen(mask, samples, rows, keys, total)
     columns = _columns_of(width_of(mask), keys, total)
     reached = (columns >= 0)[:, None, None, :]
 
@@ -269,6 +416,23 @@ def _at(mask: Tensor, samples: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
     picked = mask[samples[:, None, None], :, rows[:, :, None], columns.clamp(min=0)[:, None, :]]
     return picked.permute(0, 3, 1, 2)
+
+
+def _look(mask: Any, total: int, sample: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return whether a mask over the last of `total` columns lets a row see a column. Arguments are broadcast.
+
+    False for rows and columns outside the mask.
+    """
+    column = column - (total - width_of(mask))
+    there = (row >= 0) & (column >= 0)
+    row, column = row.clamp(min=0), column.clamp(min=0)
+    if isinstance(mask, BlockMask):
+        seen: Tensor = mask.mask_mod(sample, head, row, column)
+    else:
+        seen = mask[torch.zeros_like(sample) if mask.shape[0] == 1 else sample, head, row, column]
+    if seen.dtype != torch.bool:
+        seen = seen > torch.finfo(seen.dtype).min / 2
+    return seen & there
 
 
 def _in_order(keys: Tensor, past: int, causal: bool, rows: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -20,16 +20,26 @@ from foveate._transformers import (
 from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.rooms import MOST_STEP, Room
-from foveate.errors import UnsupportedError
+from foveate.errors import SessionError, UnsupportedError
 
 LONG = 1024
 """From this many slots on, a layer reserves an eighth more for decoded rows. Below, copying costs no more."""
-FOLLOWING = ("base", "shift", "kinds", "memory", "alive")
+FOLLOWING = ("base", "window_columns", "shift", "kinds", "memory", "alive")
 """Attributes of a layer, besides keys and values, with the samples in front; some may be None."""
 STORED = ("keys", "values")
 """Attributes of a layer that hold its rows."""
 MEMO_SIZE = 8
 """How many tensors are cached that layers of one cache share. Layers that can share are usually consecutive."""
+
+
+class Coming(NamedTuple):
+    """What the next update of a layer brings: see `PrunedLayer.announce`."""
+
+    columns: Tensor | None
+    span: int
+    ragged: bool = False
+    window_columns: Tensor | None = None
+    disorder: int = 0
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -44,6 +54,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         ragged: Whether any slot is a pad.
         seen: The unpruned length.
         window: Unpruned columns a row sees, its own included; None if all. See `WindowedLayer`.
+        window_columns: (samples, slots) int64, as `base`, but the columns in which a window counts the slots: see
+            `RowMap.window_columns`. At a pad they mean nothing. None: `base`. In the tail a window counts columns
+            reduced by `shift`.
+        windowed: Whether a window has ever counted other columns than `base`.
+        disorder: See `RowMap`; of all rows in `base`.
         shift: (samples,) int64, by how much positions have shrunk on this layer, if rows are renumbered; else None.
         head: Keys and values that all samples share as their beginning, (1, heads, slots, head size) each. `keys` and
             `values` then hold what each sample added. None if each sample has its own rows.
@@ -55,6 +70,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         memory: What a per-step decode stage stores of the previous step, by name, with the samples in front.
         lends: Whether later layers attend to this layer's keys and values.
         returned: If the layer lends: (samples, slots) int64, the columns of what the last update returned.
+        returned_window: As `returned`, in the columns that a window counts; None: `returned`.
         alive: If the layer lends: (samples, columns) bool, which unpruned columns the borrowers see; they see all
             columns after these. None: what this layer holds.
         counted: Number of vision tokens and of text tokens of each sample; None if only the device knows.
@@ -66,6 +82,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     _inside = True  # whether the last update was announced
     base: Tensor | None = None
     ragged = False
+    window_columns: Tensor | None = None
+    windowed = False
+    disorder = 0
     shift: Tensor | None = None
     head: tuple[Tensor, Tensor] | None = None
     reads: "PrunedLayer | None" = None
@@ -74,9 +93,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     counted: list[tuple[int, int]] | None = None
     lends = False
     returned: Tensor | None = None
+    returned_window: Tensor | None = None
     alive: Tensor | None = None
     _pruned = False
-    _announced: tuple[Tensor | None, int, bool] | None = None
+    _announced: Coming | None = None
     _room: Room | None = None
     _grown: int | None = None  # id of the keys that the last update left
 
@@ -92,6 +112,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         # If a window evicted slots, fewer are stored than were seen.
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
         self.memory: dict[str, Tensor] = {}
+        self.window_columns, self.disorder = None, 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, which gets its own room, as does its `reads`. Shared rows stay unchanged."""
@@ -132,17 +153,48 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             return torch.cat((tail, coming), dim=1)
         return torch.cat((self.base, tail, coming), dim=1)
 
+    def window_slots(self, coming: Tensor | None = None) -> Tensor | None:
+        """Return the column in which a window counts each slot, (samples, slots) int64. None: as `columns`.
+
+        `coming` are those of rows that are added, (samples, rows).
+        """
+        first = self.base if self.window_columns is None else self.window_columns
+        if coming is None and self.window_columns is None and (self.shift is None or not self.windowed):
+            return None
+
+        def count() -> Tensor:
+            like = next(part for part in (coming, first, self.shift) if part is not None)
+            tail = torch.arange(self.base_end, self.seen, device=like.device).expand(len(like), -1)
+            if self.shift is not None:
+                tail = tail - self.shift.to(like.device)[:, None]
+            return torch.cat([part for part in (first, tail, coming) if part is not None], dim=1)
+
+        return self._memo.once(count, "counted", first, self.base_end, self.seen, self.shift, coming)
+
     # -- rows that come ------------------------------------------------------------------------------------------------
 
-    def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
+    def announce(
+        self,
+        columns: Tensor | None,
+        span: int,
+        ragged: bool = False,
+        window_columns: Tensor | None = None,
+        disorder: int = 0,
+    ) -> None:
         """Announce what the next `update` brings.
 
         Args:
             columns: Unpruned columns of its rows, (samples, rows), −1 for a pad; None: the next `span` columns.
             span: Unpruned columns the call covers.
             ragged: Whether any row is a pad.
+            window_columns: The columns in which a window counts the rows, (samples, rows); None: where it counts
+                `columns`, in all slots.
+            disorder: See `RowMap`.
         """
-        self._announced = columns, span, ragged
+        if window_columns is not None:
+            # Joined now, while the tail is counted by the shift of earlier turns.
+            window_columns, self.windowed = self.window_slots(window_columns), True
+        self._announced = Coming(columns, span, ragged, window_columns, disorder)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, (samples, heads, rows, head size), and return all.
@@ -151,13 +203,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             SessionError: If a pruned layer is used outside `foveate.drop`.
         """
         if self.reads is not None and self.reads._announced is not None:
-            self.seen += self.reads._announced[1]
+            self.seen += self.reads._announced.span
             return self.reads.update(key_states, value_states)
         if self._announced is None:  # limited reads end outside the context
             self.settle()
         if self._announced is None and self._pruned:
             guards.refuse_pruned_cache_outside()
-        columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
+        coming = self._announced or Coming(None, key_states.shape[-2])
+        columns, span = coming.columns, coming.span
         self._inside, self._announced = self._announced is not None, None
         came, rows = key_states.shape[-2], span if columns is None else columns.shape[1]
         if came != rows:
@@ -166,13 +219,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             key = "joined", columns, self.base, self.base_end, self.seen
             self.base = self._memo.once(lambda: self.columns(columns, len(columns), columns.device), *key)
             self.base_end = self.seen + span
-            self.ragged |= ragged
+            self.ragged |= coming.ragged
+            self.window_columns, self.disorder = coming.window_columns, self.disorder + coming.disorder
             self._pruned = True
         self.seen += span
         self._append(key_states, value_states)
         keys, values = self.states  # behind a shared head a copy, freed when the layer has attended
         if self.lends:
-            self.returned = self.columns(0, len(keys), keys.device)
+            self.returned, self.returned_window = self.columns(0, len(keys), keys.device), self.window_slots()
         return keys, values
 
     def update_indexer(self, states: Tensor) -> Tensor:
@@ -212,6 +266,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def read(self, chosen: "Chosen") -> None:
         """Let steps read only these slots, and the rows added since reading was first limited."""
         reads = copy.copy(self)
+        reads.window_columns = chosen.of_columns(self.window_slots())
         reads._keep_slots(chosen)
         reads._put_behind(self.reads)
         reads.base = chosen.base.to(self.keys.device)
@@ -331,7 +386,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.base is not None and end < self.base_end:  # samples lose different numbers of the first slots
             stays = (self.base < end) & (self.base >= 0)
             counts = stays.sum(dim=1).tolist()
-            self._keep_slots(Chosen.exactly(self.base, stays, counts))
+            chosen = Chosen.exactly(self.base, stays, counts)
+            self.window_columns = chosen.of_columns(self.window_columns)
+            self._keep_slots(chosen)
             self.base_end = end
         self.seen = end
 
@@ -347,6 +404,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         size, device = end - start, self.keys.device
         alike = "forgotten", self.base, self.base_end, self.seen, start, end
         first, last, base = self._memo.once(lambda: self._without(start, end, device), *alike)
+        counted = self.window_slots()
+        if counted is not None:  # a window counts on from what is left
+            gone = size if self.shift is None else last - first
+            self.window_columns = torch.cat((counted[:, :first], counted[:, last:] - gone), dim=1)
         back = positions
         if self.shift is not None:
             back = last - first
@@ -373,7 +434,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         first, last = torch.stack(((columns < start).sum(), (columns < end).sum())).tolist()
         return first, last, torch.cat((columns[:, :first], columns[:, last:] - (end - start)), dim=1)
 
-    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
+    def keep(self, wanted: Tensor, counts: Sequence[int], shift: Tensor | None = None) -> None:
         """Keep only some of the rows that came last.
 
         Layers that hold the same columns and get the same tensor share the computation.
@@ -381,27 +442,38 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Args:
             wanted: (samples, rows) bool, in the order they came.
             counts: How many of them each sample has.
+            shift: If a window counts them anew, the `shift` that the layer will have.
         """
+        rows = min(wanted.shape[1], self.slots)  # the window may have evicted the first of them
+        earlier = self.slots - rows  # slots of earlier turns; all of them stay
 
         def choose() -> Chosen:
             columns = self.columns(0, wanted.shape[0], wanted.device)
-            rows = min(wanted.shape[1], columns.shape[1])  # the window may have evicted the first of them
-            earlier = columns.shape[1] - rows  # slots of earlier turns; all of them stay
             stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)  # (samples, rows)
             most = min(rows, max(counts))
             even = rows == wanted.shape[1] and min(counts) == most
             return Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
 
         alike = "kept", wanted, self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged
-        chosen = self._memo.once(choose, *alike)
+        chosen, counted = self._memo.once(choose, *alike), self.window_slots()
+
+        def count() -> Tensor | None:
+            if shift is None:
+                return chosen.of_columns(counted)
+            before = self.columns(0, wanted.shape[0], shift.device) if counted is None else counted
+            anew = torch.arange(earlier - chosen.base.shape[1], 0, device=shift.device) + self.seen
+            return torch.cat((before[:, :earlier], anew - shift[:, None]), dim=1)
+
+        self.window_columns = self._memo.once(count, "kept to count", chosen, counted, shift)
+        self.windowed |= shift is not None
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
 
     def reset(self) -> None:
         self.keys, self.values, self.is_initialized = None, None, False  # a copy may read the rows: no zeros into them
         self.seen = 0
-        self.base, self.base_end, self.ragged = None, 0, False
-        self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
+        self.base, self.base_end, self.ragged, self.disorder = None, 0, False, 0
+        self.window_columns = self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
         self.memory = {}
         self._announced, self._pruned = None, False
 
@@ -414,7 +486,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 class WindowedLayer(PrunedLayer):
     """A `PrunedLayer` whose rows see a sliding window.
 
-    It keeps at most `window − 1` slots between calls, as transformers' own does: no later row sees more.
+    It keeps at most `window − 1` slots between calls, as transformers' own does: no later row sees more. While its
+    first slots are in disorder, it keeps so many more.
 
     Attributes:
         record_past: Whether slots outside the window are kept until `crop`.
@@ -426,6 +499,15 @@ class WindowedLayer(PrunedLayer):
         super().__init__(layer, memo)
         self.window = layer.sliding_window
         self.record_past: bool = getattr(layer, "record_past", False)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Refuse a layer that an older foveate pickled after dropping: its window counted other columns."""
+        if state.get("base") is not None and "window_columns" not in state:
+            raise SessionError(
+                "This cache was saved by an older foveate, whose sliding windows counted stored tokens after dropping. "
+                "Make it anew from the prompt."
+            )
+        self.__dict__.update(state)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As `PrunedLayer.update`. The rows that come see all slots that were there before."""
@@ -459,19 +541,25 @@ class WindowedLayer(PrunedLayer):
     def _evict(self) -> None:
         """Remove slots that no later row sees: all but the last `window − 1`.
 
-        Slots ascend in columns, so the earlier ones are outside the window in every sample.
+        Slots ascend in columns, so the earlier ones are outside the window in every sample. The columns that a window
+        counts ascend too, but for `disorder` slots: a slot with so many more behind it is outside.
         """
-        gone = self.keys.shape[-2] - (self.window - 1) if self.is_initialized else 0
+        most = self.window - 1
+        if self.seen - self.base_end < most:
+            most += self.disorder
+        gone = self.keys.shape[-2] - most if self.is_initialized else 0
         if gone <= 0:
             return
         self.keys = self.keys[..., gone:, :]
         self.values = self.values[..., gone:, :]
-        base = self.base
+        base, counted = self.base, self.window_columns
         held = 0 if base is None else base.shape[1]
         if base is not None and gone < held:
             self.base = self._memo.once(lambda: base[:, gone:], "without first", base, gone)
+            if counted is not None:
+                self.window_columns = self._memo.once(lambda: counted[:, gone:], "without first", counted, gone)
         else:
-            self.base, self.ragged = None, False
+            self.base, self.ragged, self.window_columns, self.disorder = None, False, None, 0
             self.base_end += gone - held
 
 
@@ -518,6 +606,10 @@ class Chosen:
             order = torch.cat((first, order), dim=1)
             pads = torch.cat((columns[:, :earlier] < 0, pads), dim=1)
         return cls(columns.gather(1, order).masked_fill(pads, -1), order, ragged)
+
+    def of_columns(self, columns: Tensor | None) -> Tensor | None:
+        """Gather columns of the chosen slots from those of all, (samples, slots). None: None."""
+        return None if columns is None else columns.gather(1, self.order.to(columns.device))
 
     def of_states(self, states: Tensor) -> Tensor:
         """Gather keys or values of the chosen slots from (samples, heads, slots, head size)."""

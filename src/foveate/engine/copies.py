@@ -35,6 +35,9 @@ def compact(cache: Any) -> Any:
             layer.leave_room()
             if layer.base is not None:
                 layer.base = bases.setdefault(id(layer.base), _own_memory(layer.base))
+            if layer.window_columns is not None:
+                counted = layer.window_columns
+                layer.window_columns = bases.setdefault(id(counted), _own_memory(counted))
         layer.keys, layer.values = _own_memory(layer.keys), _own_memory(layer.values)
     return cache
 

@@ -1,5 +1,6 @@
 """Each layer: which columns of the full-length stream are left as rows, and the state of one forward of the model."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate.core.tensors import Change, Memo, on_tensors, send
 from foveate.engine import guards
-from foveate.engine.cache import PrunedLayer
+from foveate.engine.cache import Coming, PrunedLayer
 from foveate.engine.handed import Original, Streams, at_rows, gather_rows
 from foveate.engine.left import Left, lefts_of
 from foveate.engine.program import Program
@@ -44,9 +45,12 @@ class RowMap:
         owners: (samples, 1) int64, the index of each sample; None if there is only one.
         numbered: The map, this or an earlier one, at which rows were last renumbered; None while all rows keep their
             original positions.
+        largest: Rows of the largest image, at most. Rows change places only within an image.
     """
 
-    def __init__(self, left: Tensor, lengths: Sequence[int], source: Tensor | None = None) -> None:
+    def __init__(
+        self, left: Tensor, lengths: Sequence[int], source: Tensor | None = None, largest: int | None = None
+    ) -> None:
         """Build the map from the columns that are left.
 
         Args:
@@ -54,9 +58,11 @@ class RowMap:
             lengths: Number of columns left of each sample.
             source: (samples, columns) int64, the column whose position each column's row has, −1 for none; None: each
                 column's own.
+            largest: See `RowMap`; None: not known.
         """
         device = left.device
         self.lengths = tuple(lengths)
+        self.largest = max(self.lengths) if largest is None else largest
         longest = max(self.lengths)
         # A stable sort of 0s and 1s moves dropped columns to the front: of columns 0 to 5 with 2 and 4 dropped it makes
         # 2 4 0 1 3 5. The last `longest` are the rows. A shorter sample has some dropped columns in front: its pads.
@@ -135,6 +141,36 @@ class RowMap:
             return columns.masked_fill(~self.valid, -1)
 
         return self.memo.once(shift, "unpruned", past)
+
+    def window_columns(self, past: int, shift: Tensor | None, first: Tensor) -> Tensor | None:
+        """Return the columns in which a window counts the rows, (samples, rows) int64. A pad has its first row's.
+
+        With `positions="keep"` these are the columns of the tokens that the rows stand for, else the new numbers: the
+        columns of a prompt that was that short. None: the columns in which the rows are stored.
+
+        Args:
+            past: Earlier columns.
+            shift: See `PrunedLayer`; of the earlier columns.
+            first: See `Forward`.
+        """
+        if self.numbered is None and self.source is self.columns and shift is None:
+            return None
+
+        def count() -> Tensor:
+            if self.numbered is not None:
+                first_of = first.to(self.columns.device) + past
+                columns = first_of[:, None] + self._ranks(self.columns.device).clamp(min=0)
+            else:
+                columns = torch.where(self.source < 0, self.columns, self.source) + past
+            return columns if shift is None else columns - shift.to(columns.device)[:, None]
+
+        return self.memo.once(count, "window", past, shift)
+
+    @property
+    def disorder(self) -> int:
+        """How many later slots, at most, may hold a row that leaves a window before an earlier one, or none at all."""
+        most = 0 if self.source is self.columns else self.largest - 1
+        return most + (0 if self.numbered is None else max(self.lengths) - min(self.lengths))
 
     def gather(self, full: Tensor) -> Tensor:
         """Gather the rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
@@ -235,7 +271,7 @@ class Segment:
     tables: Any
     given: dict[str, Any]
     stored: PrunedLayer | None
-    announced: tuple[Tensor | None, int, bool]
+    announced: Coming
     kind: type
     device: torch.device
     handed: Tensor | None = None
@@ -246,7 +282,7 @@ class Segment:
         first = self.stored
         assert first is not None
         same = layer.base is first.base and layer.base_end == first.base_end and layer.ragged is first.ragged
-        return same and layer.shift is first.shift
+        return same and layer.shift is first.shift and layer.window_columns is first.window_columns
 
     def put_back(self, index: int, hidden: Tensor) -> Tensor:
         """Return the input of layer `index` with rows that were passed on written back into the full-length stream."""
@@ -462,7 +498,8 @@ class Forward:
         if any(one.parent is not None for one in lefts):
             source = torch.arange(self.span, device=left.device).expand_as(left)
             source = source.index_put(places, torch.cat([one.positions() for one in lefts]))
-        return RowMap(left, lengths, source)
+        largest = max(itertools.chain.from_iterable(one.sizes or (len(one),) for one in lefts))
+        return RowMap(left, lengths, source, largest)
 
     def move_additions(self, left: Left, layer: int, came_from: Tensor) -> None:
         """Move the later additions of merged rows along with their tokens to the rows' new places."""

@@ -430,13 +430,16 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
         alike = id(rows), device
         if alike not in wanted:
             wanted[alike] = _rows_wanted(forward, rows, final.to(device), others.to(device))
-        stored.keep(*wanted[alike])
+        shift = stored.shift
         if forward.outcome.rows.numbered is not None:
             if rows is None:
                 before = forward.entering_rows
             else:
                 before = rows.counts
-            stored.shift = forward.outcome.rows.on(device).shift(stored.shift, before)
+            shift = forward.outcome.rows.on(device).shift(stored.shift, before)
+        numbers = forward.outcome.rows.numbered is not None and index in forward.family.windows
+        stored.keep(*wanted[alike], shift if numbers else None)
+        stored.shift = shift
     record = forward.outcome.record
     assert record is not None
     # The tokens before this cut: those that the tower left, or all if it did not cut.

@@ -14,7 +14,7 @@ from foveate.core.picks import snap
 from foveate.core.signals import Attention, Rotary, Signal
 from foveate.core.tensors import Memo, on_tensors, without_autocast
 from foveate.engine import guards
-from foveate.engine.arguments import ids_of, scales_queries, tables_of, visibility
+from foveate.engine.arguments import ids_of, scales_queries, tables_of, visibility, window_of
 from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
@@ -184,7 +184,14 @@ class AttentionReader(RowsReader):
         keys = self._rows.unpruned(seen)[self._own, self._start :]
         if slots is not None:
             keys = torch.cat((slots, keys), dim=1)
-        sees = visibility(mask, torch.full_like(keys[:, 0], self._member), keys, seen, length, ragged, causal)
+        window = None
+        if mask is not None:
+            earlier = stored if isinstance(stored, PrunedLayer) else None
+            window = window_of(self._forward, index, self._rows, earlier, seen, self._hidden)
+        if window is not None:
+            window = window.of_sample(self._member, keys.shape[1] - len(self._columns), self._start)
+        sample = torch.full_like(keys[:, 0], self._member)
+        sees = visibility(mask, sample, keys, seen, length, ragged, causal, window)
         return None if sees is None else lambda rows: sees(rows[None])[0]
 
     def in_prompt(self, columns: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from foveate.core.attention import attention_rows
 from foveate.core.rank import put_marked_first
 from foveate.core.tensors import BLOCK_NUMBERS, Memo, send, take_along, without_autocast
 from foveate.core.views import Arriving, ReadView
-from foveate.engine.arguments import visibility
+from foveate.engine.arguments import visibility, window_of
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.reading import is_causal
@@ -239,7 +239,10 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
     slots = slots.masked_fill(kinds.take_along_dim(slots.clamp(min=0), dim=1) == 0, -1)
     mask = call.kwargs.get("attention_mask")
     every = torch.arange(samples, device=device)
-    sees = visibility(mask, every, slots, past, past + span, ragged=True, causal=is_causal(call.module))
+    window = None
+    if mask is not None:
+        window = window_of(forward, call.index, forward.outcome.rows, call.stored, past, call.hidden)
+    sees = visibility(mask, every, slots, past, past + span, True, is_causal(call.module), window)
     assert sees is not None
 
     @torch.no_grad()

@@ -12,8 +12,18 @@ from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send, without_gradient
 from foveate.core.turns import Turn
 from foveate.engine import guards
-from foveate.engine.arguments import Remap, number_on_cache, row_ids, scales_queries, tables_of, width_of
-from foveate.engine.cache import alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
+from foveate.engine.arguments import (
+    Remap,
+    coming_in_window,
+    number_on_cache,
+    row_ids,
+    scales_queries,
+    Window,
+    tables_of,
+    width_of,
+    window_of,
+)
+from foveate.engine.cache import Coming, alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
@@ -184,15 +194,16 @@ class LayerRunner:
         if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends)):
             call.stored = pruned_layer(call.cache, index)  # even for all columns: borrowers may see fewer of them
         stored, past = call.stored, call.past
-        announced: tuple[Tensor | None, int, bool] = None, span, False
+        announced = Coming(None, span)
         if rows is not None:
-            announced = rows.unpruned(past), span, rows.valid is not None
+            counted = coming_in_window(forward, rows, stored, past, call.hidden)
+            announced = Coming(rows.unpruned(past), span, rows.valid is not None, counted, rows.disorder)
         elif stored is None:
             return
         if rows is not None and recurrent:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
-            call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced[0])
+            call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced.columns)
         begins = bool(forward.steps) and index in self._plain
         if rows is not None:
             # The next layer gets the same if this one has no state, no argument of its own and no earlier turn. Caches
@@ -257,7 +268,8 @@ class LayerRunner:
                 queries = queries + span - count
             elif rows is not None and not sliced:
                 queries = rows.columns
-            remap = Remap(queries, keys, past, past + span, ragged, is_causal(call.module))
+            window = None if mask is None else self._lent_window(forward, call, rows, held)
+            remap = Remap(queries, keys, past, past + span, ragged, is_causal(call.module), window)
             call.kwargs["attention_mask"] = remap(mask, forward.backend)
         if rows is None or sliced:
             return call.run(original, call.hidden)
@@ -284,6 +296,32 @@ class LayerRunner:
         if of_lender is not None:
             held = of_lender.on(device).unpruned(0)
         return held, alive_columns(rows.unpruned(0), 0, None, span)
+
+    def _lent_window(self, forward: Forward, call: LayerCall, rows: RowMap | None, held: Tensor) -> Window | None:
+        """Return what a borrowing layer's window counts; see `window_of`. Such models do not renumber rows.
+
+        `held` are the columns of the slots that its lender returned.
+        """
+        self._refuse_flash(forward, call)
+        lender, reach, count = call.stored, self._family.windows.get(call.index), call.hidden.shape[1]
+        total = forward.span if lender is None else lender.seen
+        if reach is None or total <= reach.columns:
+            return None
+        past = total - forward.span
+        if lender is not None:
+            counted = lender.returned_window
+        else:
+            of_lender = forward.outcome.row_maps[self._family.lenders[call.index]]
+            counted = of_lender and of_lender.on(held.device).window_columns(0, None, forward.first)
+        columns = torch.arange(past, total, device=held.device).expand(len(held), -1)
+        if rows is not None:
+            coming = rows.window_columns(past, None, forward.first)
+            columns = columns if coming is None else columns.scatter(1, rows.columns, coming)
+        elif counted is None:
+            return None
+        # If the model passes only the last rows, its mask has only these.
+        last = columns[:, forward.span - count :]
+        return Window(last, held if counted is None else counted, total - count, reach.columns, False, forward.live)
 
     def _give_rows(self, forward: Forward, call: LayerCall, rows: RowMap) -> dict[str, Any]:
         """Reduce a layer's tables, ids and other per-column arguments to the rows.
@@ -401,12 +439,7 @@ class LayerRunner:
             rows: The rows it runs on; None: all columns.
             columns: The rows' columns in the unpruned sequence.
         """
-        # Flash attention counts a window in stored tokens, not in columns of the unpruned sequence.
-        if "flash" in forward.backend and getattr(attention_of(call.module), "sliding_window", None) is not None:
-            raise UnsupportedError(
-                f"Layer {call.index} has a sliding window, and flash attention counts it in stored tokens: after "
-                "dropping, the window would reach too far. Load the model with attn_implementation='sdpa'."
-            )
+        self._refuse_flash(forward, call)
         mask, stored, hidden = call.kwargs.get("attention_mask"), call.stored, call.hidden
         padded_rows = rows is not None and rows.valid is not None
         padded_cache = stored is not None and stored.ragged
@@ -414,6 +447,7 @@ class LayerRunner:
         if mask is None and not ragged:
             return None
         samples, span, device = hidden.shape[0], hidden.shape[1], hidden.device
+        window = None if mask is None else window_of(forward, call.index, rows, stored, call.past, hidden)
 
         def make_mask() -> Any:
             if rows is None:
@@ -426,13 +460,23 @@ class LayerRunner:
             assert keys is not None
             if mask is not None and (stored is None or stored.window is None) and width_of(mask) != call.past + span:
                 raise unsupported(f"makes masks of {width_of(mask)} columns where the sequence has {call.past + span}")
-            remap = Remap(queries, keys, call.past, call.past + span, ragged, is_causal(call.module))
+            remap = Remap(queries, keys, call.past, call.past + span, ragged, is_causal(call.module), window)
             return remap(mask, forward.backend)
 
         if stored is None:
             return forward.memo.once(make_mask, "mask", mask, rows, None, 0)
-        # The cache slots read in a step are all visible to it, so the mask depends only on their padding.
-        return forward.memo.once(make_mask, "mask", mask, rows, stored.held or stored.base, stored.base_end)
+        # The cache slots read in a step are all visible to it, so the mask depends only on their padding. What a
+        # window counts depends on them all.
+        slots = stored.held or stored.base if window is None else window.keys
+        return forward.memo.once(make_mask, "mask", mask, rows, slots, stored.base_end)
+
+    def _refuse_flash(self, forward: Forward, call: LayerCall) -> None:
+        """Refuse flash attention in a layer with a window, which it counts in stored tokens, not in columns."""
+        if "flash" in forward.backend and call.index in self._family.windows:
+            raise UnsupportedError(
+                f"Layer {call.index} has a sliding window, and flash attention counts it in stored tokens: after "
+                "dropping, the window would reach too far. Load the model with attn_implementation='sdpa'."
+            )
 
 
 @contextmanager

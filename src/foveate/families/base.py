@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import OLDEST, attention_of, numbers_rows, require, rotation, turns
+from foveate._transformers import OLDEST, Reach, attention_of, numbers_rows, reach_of, require, rotation, turns
 from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.core.signals import Cells, Signal, TowerAttention, TowerSignal
@@ -235,6 +235,13 @@ class Family:
     def attentions(self) -> list[Any]:
         """The attention module of each decoder layer. None for a layer without attention."""
         return [attention_of(layer) for layer in self.layers]
+
+    @functools.cached_property
+    def windows(self) -> dict[int, Reach]:
+        """How far each decoder layer attends that has a sliding window, or attends in chunks."""
+        config = self.text.config.get_text_config(decoder=True)
+        reaches = [reach_of(config, index, attention) for index, attention in enumerate(self.attentions)]
+        return {index: reach for index, reach in enumerate(reaches) if reach is not None}
 
     @functools.cached_property
     def lenders(self) -> dict[int, int]:

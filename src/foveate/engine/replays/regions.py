@@ -100,6 +100,8 @@ class MadeByDecoder:
             layer.seen, layer._grown = layer.seen - pads, id(layer.keys)
             if layer.base is not None:
                 layer.base, layer.base_end = cut(layer.base), layer.base_end - pads
+            if layer.window_columns is not None:
+                layer.window_columns = cut(layer.window_columns)
         self.hidden, self.outcome = self.hidden[:, :-pads], outcome_without(self.outcome, pads, cut, samples)
 
 

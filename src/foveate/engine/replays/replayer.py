@@ -229,8 +229,8 @@ class Replayer:
             return TRAINS
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
             return "the cache is not a DynamicCache"
-        for layer in () if are_let else cache.layers:
-            if type(layer) not in (DynamicLayer, PrunedLayer) or not layer.is_initialized or layer.is_sliding:
+        for layer in () if are_let and not family.windows else cache.layers:
+            if type(layer) not in (DynamicLayer, PrunedLayer) or not layer.is_initialized or family.windows:
                 return "a layer of the cache has a window, or holds nothing"
         if not isinstance(kwargs.get("position_ids"), Tensor):
             return "no position ids are passed"
