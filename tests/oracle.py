@@ -147,7 +147,8 @@ def forward(
     ids = ids[0] if ids.shape[0] == 1 else ids
     length = inputs["input_ids"].shape[1]
     vision = (picture != -1).nonzero()[:, 0]
-    columns = places = torch.arange(length)  # a row has the position of its column, and is seen at its place
+    # A row has the position of its column, by which windows count, and comes before or behind others by its place.
+    columns = places = torch.arange(length)
     token = torch.full((length,), -2)
     token[vision] = torch.arange(len(vision))
     x = embeds[0]
@@ -167,7 +168,7 @@ def forward(
     for index, layer in enumerate(text.layers):
         if index in cuts:
             rotary = _rotary(text, index, x, torch.arange(len(x))[None] if reindex else ids[..., columns])
-            seen = visible(model, index, places, picture, length, sees)
+            seen = visible(model, index, places, picture, length, sees, torch.arange(len(x)) if reindex else columns)
             rows = (x, entered, token, columns, picture, places)
             x, entered, token, columns, picture, places = _cut(layer, cuts[index], rows, rotary, seen)
             kept[index] = token[token > -2].tolist()
@@ -178,9 +179,13 @@ def forward(
             if count:
                 shifted[-count:] -= gone
             cos, sin = _rotary(text, index, x, shifted[None])
-        mask = visible(model, index, places, picture, length, sees)
+        counts = torch.arange(len(x)) if reindex else columns
+        mask = visible(model, index, places, picture, length, sees, counts)
         if final is not None and index >= final_from and count:
             gone_rows = torch.tensor([int(t) > -2 and int(t) not in final for t in token])
+            if reindex:  # what is left in the cache is counted anew
+                counts = (~gone_rows).cumsum(0) - 1
+                mask[-count:] = visible(model, index, places, picture, length, sees, counts)[-count:]
             mask[-count:, gone_rows] = False
         bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         entered = x
@@ -220,14 +225,23 @@ def _rotary(text: Any, index: int, x: Tensor, ids: Tensor) -> tuple[Tensor, Tens
 
 
 def visible(
-    model: Any, index: int, places: Tensor, picture: Tensor, prompt: int, sees: Callable[..., Tensor] | None = None
+    model: Any,
+    index: int,
+    places: Tensor,
+    picture: Tensor,
+    prompt: int,
+    sees: Callable[..., Tensor] | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """Which rows each row of a layer sees, (rows, rows) bool: those up to it, or what the family's tests say."""
+    """Which rows each row of a layer sees, (rows, rows) bool: those up to it, or what the family's tests say.
+
+    `counts` is what a window counts, (rows,); None: the rows' places.
+    """
     home = f"tests.families.test_{model.config.model_type}"
     if sees is None and importlib.util.find_spec(home):
         sees = importlib.import_module(home).TINY.sees
     causal = torch.ones(len(places), len(places), dtype=torch.bool).tril()
-    return causal if sees is None else sees(index, places, picture, prompt)
+    return causal if sees is None else sees(index, places, picture, prompt, places if counts is None else counts)
 
 
 def _reduced(x, token, columns, picture, reduced):

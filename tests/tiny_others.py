@@ -40,12 +40,12 @@ def mrope(*sections: int, **more: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 1e5, "mrope_section": list(sections), **more}
 
 
-def behind(window: Callable[[int], int | None]) -> Callable[[int, Tensor, Tensor, int], Tensor]:
+def behind(window: Callable[[int], int | None]) -> Callable[..., Tensor]:
     """Up to itself, no further back than the layer's window."""
 
-    def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
+    def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, counts: Tensor) -> Tensor:
         row, key, reach = columns[:, None], columns, window(layer)
-        return (key <= row) if reach is None else (key <= row) & (row - key < reach)
+        return (key <= row) if reach is None else (key <= row) & (counts[:, None] - counts < reach)
 
     return sees
 

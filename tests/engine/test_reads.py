@@ -64,7 +64,7 @@ class Recompute:
         assert len(logits) == length + len(self.after) - length + 1
         return logits
 
-    def sees(self, index, places, picture, prompt):
+    def sees(self, index, places, picture, prompt, counts):
         self.places, self.vision = places, picture >= 0
         seen = torch.ones(len(places), len(places), dtype=torch.bool).tril()
         for row, place in enumerate(places.tolist()):

@@ -46,11 +46,14 @@ def window(layer: int) -> int | None:
     return WINDOW if LAYERS[layer] == "sliding_attention" else None
 
 
-def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, window: Any = window) -> Tensor:
+def sees(
+    layer: int, columns: Tensor, picture: Tensor, prompt: int, counts: Tensor | None = None, window: Any = window
+) -> Tensor:
     """Up to itself and all of its own picture, of that in local layers what is no further back than the window."""
     row, key, reach = columns[:, None], columns, window(layer)
+    counts = columns if counts is None else counts
     seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
-    return seen if reach is None else seen & (row - key < reach)
+    return seen if reach is None else seen & (counts[:, None] - counts < reach)
 
 
 TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types, from_start=True, sees=sees, window=window)

@@ -59,13 +59,14 @@ def videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     return [dict(zip(FILM, (*pair, torch.tensor([len(pair[0])])), strict=True)) for pair in pictures]
 
 
-def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
+def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, counts: Tensor | None = None) -> Tensor:
     """Up to itself; in local layers no further back than the window, and all of its own picture."""
     row, key = columns[:, None], columns
-    reach = window(layer)
+    reach, counts = window(layer), columns if counts is None else counts
     if reach is None:
         return key <= row
-    return ((key <= row) | ((picture[:, None] == picture) & (picture >= 0))) & (row - key < reach)
+    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
+    return seen & (counts[:, None] - counts < reach)
 
 
 def window(layer: int) -> int | None:

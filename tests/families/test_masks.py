@@ -20,16 +20,16 @@ KINDS = ("sliding_attention", "full_attention") * 3
 NAMES = [name for name in EXAMPLES if name.rsplit("-", 1)[0] in ("v2drop", "visiondrop", "mustdrop", "averagepool")]
 
 
-def window_of(layer, columns, picture, prompt):
+def window_of(layer, columns, picture, prompt, counts):
     """Mistral: every layer sees itself and the columns just before it."""
     row, key = columns[:, None], columns
-    return (key <= row) & (row - key < WINDOW)
+    return (key <= row) & (counts[:, None] - counts < WINDOW)
 
 
-def prefix_and_window(layer, columns, picture, prompt):
+def prefix_and_window(layer, columns, picture, prompt, counts):
     """PaliGemma 2: all of the prompt; behind it a window in every second layer."""
     row, key = columns[:, None], columns
-    near = row - key < WINDOW if KINDS[layer] == "sliding_attention" else torch.ones_like(row - key, dtype=torch.bool)
+    near = (counts[:, None] - counts < WINDOW) | (KINDS[layer] != "sliding_attention")
     return ((row < prompt) & (key < prompt)) | ((key <= row) & near)
 
 
@@ -87,7 +87,7 @@ def test_a_suffix_to_train_on_is_causal(name, attention):
     model, inputs, method = tiny("paligemma", attention), batch("paligemma", ["titt"]), EXAMPLES[name]
     inputs["token_type_ids"][:, -2:] = 1
 
-    def sees(layer, columns, picture, prompt):
+    def sees(layer, columns, picture, prompt, counts):
         return paligemma.sees(layer, columns, picture, prompt - 2)
 
     with fv.drop(model, method) as trace, torch.no_grad():

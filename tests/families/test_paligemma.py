@@ -25,7 +25,9 @@ def types(ids: Tensor) -> dict[str, Tensor]:
     return {"token_type_ids": torch.zeros_like(ids)}
 
 
-def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, turn: int = 0) -> Tensor:
+def sees(
+    layer: int, columns: Tensor, picture: Tensor, prompt: int, counts: Tensor | None = None, turn: int = 0
+) -> Tensor:
     """All of the prompt, of one that came in two calls all that had come; then up to itself."""
     row, key = columns[:, None], columns
     both = (row < prompt) & (key < prompt) & ((row >= turn) | (key < turn))

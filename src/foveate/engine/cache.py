@@ -67,6 +67,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         held: If this layer is such a copy: how many slots each sample had at first.
         kinds: (samples, unpruned columns) int8, the kind of each: 0 padding, 1 text, 2 a vision token that may stay
             unread; None if every token is always read.
+        waits: Whether slots outside a window are kept until `release`, as a cut of the cache may bring them into it again.
         memory: What a per-step decode stage stores of the previous step, by name, with the samples in front.
         lends: Whether later layers attend to this layer's keys and values.
         returned: If the layer lends: (samples, slots) int64, the columns of what the last update returned.
@@ -91,7 +92,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     held: tuple[int, ...] | None = None
     kinds: Tensor | None = None
     counted: list[tuple[int, int]] | None = None
-    lends = False
+    lends = waits = False
     returned: Tensor | None = None
     returned_window: Tensor | None = None
     alive: Tensor | None = None
@@ -512,6 +513,8 @@ class WindowedLayer(PrunedLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As `PrunedLayer.update`. The rows that come see all slots that were there before."""
         keys, values = super().update(key_states, value_states)
+        if self.waits:
+            return keys, values
         if not self.record_past:
             self._evict()
         elif not self._inside:  # outside the context, masks have the window's size
@@ -537,6 +540,12 @@ class WindowedLayer(PrunedLayer):
             )
         super().crop(tokens_to_remove)
         self._evict()
+
+    def release(self) -> None:
+        """Remove slots that the layer has waited to remove."""
+        if self.waits and not self.record_past:
+            self._evict()
+        self.waits = False
 
     def _evict(self) -> None:
         """Remove slots that no later row sees: all but the last `window − 1`.

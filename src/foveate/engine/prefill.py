@@ -14,7 +14,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.core.tensors import without_autocast
 from foveate.engine import guards
-from foveate.engine.cache import PrunedLayer, find_pruned, length_of, pruned_layer, refuse_cache
+from foveate.engine.cache import PrunedLayer, WindowedLayer, find_pruned, length_of, pruned_layer, refuse_cache
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward, RowMap
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
@@ -358,6 +358,9 @@ def finish(forward: Forward, cache: Any) -> None:
         if cache is not None:
             _refuse_lost_rows(forward, cache)
             _cut_cache(forward, cache)
+            for layer in cache.layers:
+                if isinstance(layer, WindowedLayer):
+                    layer.release()
     if record is not None:
         record.cached, record.windows = cache is not None, _windows(cache)
         record.slots = _slots_left(forward, cache) if forward.drops and cache is not None else {}

@@ -64,12 +64,13 @@ class LayerRunner:
         self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
         self._layers = family.layers
         self._last = len(self._layers) - 1
+        self._numbered_late = family.windows.keys() & program.cached if program.renumbers else set[int]()
         self._recurrent = family.recurrent
         self._lending = frozenset(family.lenders.values())
         self._plain: frozenset[int] = frozenset()  # layers that nothing reads and before which nothing cuts
         self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
         if program.reading is None and self._bare and not family.lenders:
-            others = program.busy | self._recurrent | family.indexed.keys()
+            others = program.busy | self._recurrent | family.indexed.keys() | self._numbered_late
             plain = set(range(1, len(self._layers))) - others
             self._plain = frozenset(layer for layer in plain if not scales_queries(family, layer))
 
@@ -191,8 +192,11 @@ class LayerRunner:
         """
         index, span, mask = call.index, call.hidden.shape[1], call.kwargs.get("attention_mask")
         recurrent, lends = index in self._recurrent, index in self._lending
-        if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends)):
-            call.stored = pruned_layer(call.cache, index)  # even for all columns: borrowers may see fewer of them
+        # Even for all columns: borrowers may see fewer of them, and a cut of the cache may bring some into a window.
+        waits = forward.drops and index in self._numbered_late
+        if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends) or waits):
+            call.stored = pruned_layer(call.cache, index)
+            call.stored.waits = waits
         stored, past = call.stored, call.past
         announced = Coming(None, span)
         if rows is not None:
