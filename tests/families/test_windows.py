@@ -4,6 +4,7 @@ With positions kept, the reference is the untouched model with hidden columns; w
 tokens than those that stay, which the model's own code makes its masks for.
 """
 
+import pickle
 from contextlib import contextmanager
 from functools import cache
 
@@ -14,6 +15,7 @@ import transformers
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
 from foveate.core.patching import Patcher
+from foveate.engine.cache import WindowedLayer
 from foveate.registry import family_for
 from tests import models, tiny_derived
 from tests.derived.test_derived import CLOSE, Longest, Neighbours, apart, check_hidden, generate
@@ -57,6 +59,7 @@ OWN = {
     "qwen2_vl": lambda: qwen(qwens.qwen2_vl()),
 }
 """Families with hand-written parts, whose decoders may have a window."""
+REINDEX = fv.DivPrune(keep=0.4, positions="reindex")
 NAMES = [*OWN, *(name for name in DERIVED if tiny_derived.known(name))]
 
 
@@ -96,7 +99,8 @@ def shortened(model, inputs, kept):
     def encode(original, *args, **kwargs):
         output = original(*args, **kwargs)
         pieces, whole = output.pooler_output, isinstance(output.pooler_output, torch.Tensor)
-        left = torch.cat([piece.flatten(0, -2) for piece in ([pieces] if whole else pieces)])[torch.cat(tokens)]
+        every = torch.cat([piece.flatten(0, -2) for piece in ([pieces] if whole else pieces)])
+        left = every.unflatten(0, (-1, start))[:, torch.cat(tokens)].flatten(0, 1)  # of each beam
         output.pooler_output = left[None] if whole else [left]
         return output
 
@@ -126,9 +130,63 @@ def test_with_new_numbers_windows_count_as_in_a_shorter_prompt(name, words):
     if not family_for(model).renumbers:
         pytest.skip("it keeps positions")
     inputs = batch(words)
-    with fv.drop(model, fv.DivPrune(keep=0.4, positions="reindex")) as trace:
+    with fv.drop(model, REINDEX) as trace:
         got = generate(model, inputs, STEPS)
     with shortened(model, inputs, trace.stages[0].kept) as short:
         assert short["input_ids"].shape[1] < inputs["input_ids"].shape[1]
         wanted = generate(model, short, STEPS)
     assert apart(torch.cat(got.logits), torch.cat(wanted.logits)) < CLOSE
+
+
+def beside_short(run, words):
+    """What `run(model, inputs)` returns under a method that numbers anew, and for a prompt that is that short."""
+    model, batch = tiny("gemma3")
+    inputs = batch(words)
+    with fv.drop(model, REINDEX) as trace:
+        answer = run(model, inputs)
+    with shortened(model, inputs, trace.stages[0].kept[: len(words)]) as short:
+        return answer, run(model, short)
+
+
+@torch.no_grad()
+def turns(model, inputs):
+    """Logits of a later turn of text, and of other text in the place of its end."""
+    text = torch.tensor([[7, 11, 13, 17], [19, 23, 29, 31]])
+    live = torch.cat((inputs["attention_mask"], torch.ones_like(text)), dim=1)
+    cache = transformers.DynamicCache(config=model.config.get_text_config())
+    cache.activate_past_recording()
+    model(**inputs, **with_cache(cache), use_cache=True)
+    turn = model(input_ids=text, attention_mask=live, **with_cache(cache)).logits
+    cache.crop(-2)
+    again = model(input_ids=text[:, :2], attention_mask=live, **with_cache(cache)).logits
+    return torch.cat((turn, again), dim=1)
+
+
+def test_later_turns_and_a_crop_count_the_new_numbers():
+    dropped, short = beside_short(turns, ["tit", "ttit"])
+    assert apart(dropped, short) < CLOSE
+
+
+@pytest.mark.parametrize("way", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}], ids=str)
+def test_beams_and_looked_up_tokens_count_the_new_numbers(way):
+    def run(model, inputs):
+        inputs["input_ids"][:, -6:] = torch.tensor([5, 6, 7, 5, 6, 7])
+        return generate(model, inputs, 2 * STEPS, **way).sequences[:, inputs["input_ids"].shape[1] :]
+
+    dropped, short = beside_short(run, ["titttt"])
+    assert torch.equal(dropped, short)
+
+
+def test_a_cache_goes_on_after_pickling_and_an_older_one_is_refused():
+    model, batch = tiny("gemma3")
+    inputs = batch(["tit"])
+    with fv.drop(model, REINDEX), torch.no_grad():
+        cache = cache_in(model(**inputs, use_cache=True))
+        ids, live = torch.tensor([[7]]), torch.ones(1, inputs["input_ids"].shape[1] + 1)
+        copied = pickle.loads(pickle.dumps(cache))
+        after = [model(input_ids=ids, attention_mask=live, **with_cache(one)).logits for one in (cache, copied)]
+    assert torch.equal(*after)
+    layer = next(layer for layer in cache.layers if isinstance(layer, WindowedLayer) and layer.base is not None)
+    state = {name: value for name, value in layer.__getstate__().items() if name != "window_columns"}
+    with pytest.raises(fv.SessionError, match="older"):
+        WindowedLayer.__new__(WindowedLayer).__setstate__(state)

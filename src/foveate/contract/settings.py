@@ -49,4 +49,6 @@ Tokens: TypeAlias = Annotated[float, Gt(0)]
 Unit: TypeAlias = Literal["sample", "image", "frame"]
 """Which tokens are ranked together: all vision tokens of a sample, those of each image or video, or of each frame."""
 Positions: TypeAlias = Literal["reindex", "keep"]
-"""Whether rows are renumbered after a cut ("reindex") or keep their position ids. With M-RoPE they always keep them."""
+"""Whether rows are renumbered after a cut ("reindex") or keep their position ids. With M-RoPE they always keep them.
+
+Sliding windows count the same: new numbers, or the columns of the tokens that rows stand for."""

@@ -399,6 +399,8 @@ def _windows(cache: Any) -> dict[int, int]:
     for index, layer in enumerate(getattr(cache, "layers", ())):
         if isinstance(layer, DynamicSlidingWindowLayer):
             most[index] = layer.sliding_window - 1
+        elif isinstance(layer, WindowedLayer) and layer.base is None:
+            most[index] = layer.window - 1
         elif isinstance(layer, LinearAttentionLayer | DummyLayer):
             most[index] = 0
     return most

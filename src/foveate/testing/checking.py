@@ -293,10 +293,6 @@ class Checking:
         reason = ""
         if dropped != planned or len(stages[-1].kept[0]) >= len(self._oracle.vision):
             reason = f"the stages that dropped are not the planned ones: {stages}"
-        elif stages[0].where == "projector" and self._oracle.windows:
-            raise _NotServedError(
-                "a window is narrower than the prompt, and dropping after the projector moves rows to other columns"
-            )
         right, wrong = (self._oracle.logits(self._hide(probe.method, stages, moved)) for moved in (False, True))
         compared = Compared(difference(logits, right), difference(wrong, right), reason)
         if probe is self._probes[0]:

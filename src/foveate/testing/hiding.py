@@ -41,7 +41,6 @@ class Oracle:
 
     Attributes:
         vision: Columns of the vision tokens, ascending; set by the first run.
-        windows: True if in some layer the last row does not attend to the whole prompt; set by the first run.
     """
 
     def __init__(self, family: Family, inputs: Inputs, answer: Tensor) -> None:
@@ -51,7 +50,6 @@ class Oracle:
         self._inputs["input_ids"][0, self._prompt :] = answer.to(self._inputs["input_ids"])
         self._rows = len(answer) + 1
         self.vision = torch.zeros(0, dtype=torch.long)
-        self.windows = False
 
     def nothing(self) -> Tensor:
         """Return the argument of `logits` that hides no column."""
@@ -118,10 +116,8 @@ class Oracle:
             raise UnsupportedError(f"foveate check cannot hide columns in the mask of {type(layer).__name__}.")
         unseen = self._hidden_columns(hidden, rows)[-last:].to(mask.device)  # some layers get only the last rows
         if mask.dtype == torch.bool:
-            self.windows |= not bool(mask[..., -1, :].all())
             kwargs["attention_mask"] = mask & ~unseen
         else:
-            self.windows |= bool((mask[..., -1, :] < 0).any())
             kwargs["attention_mask"] = mask.masked_fill(unseen, torch.finfo(mask.dtype).min)
         return original(*args, **kwargs)
 
