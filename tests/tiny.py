@@ -55,8 +55,8 @@ class Tiny:
         from_start: Whether those are read by position, from the start of the sequence, in later turns too.
         mrope: Whether positions have several axes.
         sees: Which rows each row sees in a layer, where that is not just those up to it: called with (layer, columns
-            and pictures of the rows, −1 for text, how many columns the prompt has, and what a window counts of the rows),
-            it answers (rows, rows) bool.
+            and pictures of the rows, −1 for text, how many columns the prompt has, what windows count of the rows), it
+            answers (rows, rows) bool.
         prefix: Whether all of a prompt sees all of it, in a later turn all before it too: `sees` then takes `turn`, how
             many columns earlier turns had.
         window: How many columns a row of a layer sees, its own included, where it has a window.

@@ -341,3 +341,26 @@ def test_what_changes_the_rows_ends_the_room(long, change):
     assert change == "crop" or layer._room is None
     decode(layer, layer.seen)
     assert torch.equal(before, kept)
+
+
+SOURCES = st.permutations(range(2, 10)).flatmap(lambda order: st.integers(1, 8).map(lambda count: order[:count]))
+"""Columns of a picture's tokens that its rows stand for, in the order in which they are stored."""
+
+
+@given(first=SOURCES, second=SOURCES, window=st.integers(2, 14), tail=st.integers(0, 16))
+def test_a_window_lets_go_of_no_row_that_it_reaches_by_the_columns_it_counts(first, second, window, tail):
+    """Two turns of text, a picture and text, whose rows are packed into the picture's first columns."""
+    layer, counts = WindowedLayer(DynamicSlidingWindowLayer(sliding_window=window)), []
+    for turn, sources in enumerate((first, second)):
+        homes = torch.tensor([[0, 1, *range(2, 2 + len(sources)), 10, 11]]) + 12 * turn
+        counted = torch.tensor([[0, 1, *sources, 10, 11]]) + 12 * turn
+        layer.announce(homes, 12, window_columns=counted, disorder=len(sources) - 1)
+        layer.update(states(counted), states(counted))
+        counts += counted[0].tolist()
+    for step in range(tail):
+        decode(layer, 24 + step)
+    held, end = layer.keys[0, 0, :, 0].long().tolist(), 24 + tail
+    assert layer.window_columns is None or layer.window_slots()[0].tolist() == held
+    assert {column for column in [*counts, *range(24, end)] if end - column < window} <= set(held)
+    assert len(held) <= window - 1 + len(first) + len(second) - 2
+    assert tail < window - 1 or len(held) == window - 1

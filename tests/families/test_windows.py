@@ -13,9 +13,10 @@ import torch
 import transformers
 
 import foveate as fv
-from foveate._transformers import cache_in, with_cache
+from foveate._transformers import Reach, cache_in, with_cache
 from foveate.core.patching import Patcher
 from foveate.engine.cache import WindowedLayer
+from foveate.families import base
 from foveate.registry import family_for
 from tests import models, tiny_derived
 from tests.derived.test_derived import CLOSE, Longest, Neighbours, apart, check_hidden, generate
@@ -29,7 +30,7 @@ MIXED = {"layer_types": KINDS, "sliding_window": WINDOW}
 GEMMA = {"head_dim": 12, "query_pre_attn_scalar": 9}
 DERIVED = (
     "aya_vision", "cohere2_vision", "cohere_compass", "dots3_note", "exaone4_5", "gemma4_unified",
-    "gemma4_unified_shared", "lfm3_vl", "muse_glimmer", "muse_spark", "shieldgemma2", "step3p7",
+    "gemma4_unified_shared", "lfm3_vl", "llama4", "muse_glimmer", "muse_spark", "shieldgemma2", "step3p7",
 )  # fmt: skip
 
 
@@ -190,3 +191,10 @@ def test_a_cache_goes_on_after_pickling_and_an_older_one_is_refused():
     state = {name: value for name, value in layer.__getstate__().items() if name != "window_columns"}
     with pytest.raises(fv.SessionError, match="older"):
         WindowedLayer.__new__(WindowedLayer).__setstate__(state)
+
+
+def test_new_numbers_in_chunks_are_refused(monkeypatch):
+    monkeypatch.setattr(base, "reach_of", lambda *_: Reach(WINDOW, in_chunks=True))
+    model, batch = tiny("gemma3")
+    with pytest.raises(fv.UnsupportedError, match="chunks"), fv.drop(model, REINDEX), torch.no_grad():
+        model(**batch(["tit"]))

@@ -177,7 +177,9 @@ class Window:
         look = partial(_look, mask, total, samples[:, None, None, None], heads)
         return self.sees(look, own, rows[:, None, :, None], keys, slots)
 
-    def sees(self, look: Callable[[Tensor, Tensor], Tensor], own: Tensor, row: Tensor, keys: Tensor, slot: Tensor) -> Any:
+    def sees(
+        self, look: Callable[[Tensor, Tensor], Tensor], own: Tensor, row: Tensor, keys: Tensor, slot: Tensor
+    ) -> Any:
         """Return whether rows see slots. Arguments are broadcast.
 
         Args:

@@ -67,7 +67,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         held: If this layer is such a copy: how many slots each sample had at first.
         kinds: (samples, unpruned columns) int8, the kind of each: 0 padding, 1 text, 2 a vision token that may stay
             unread; None if every token is always read.
-        waits: Whether slots outside a window are kept until `release`, as a cut of the cache may bring them into it again.
+        waits: Whether slots outside a window stay until `release`, as a cut of the cache may bring them into it again.
         memory: What a per-step decode stage stores of the previous step, by name, with the samples in front.
         lends: Whether later layers attend to this layer's keys and values.
         returned: If the layer lends: (samples, slots) int64, the columns of what the last update returned.

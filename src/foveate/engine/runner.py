@@ -14,11 +14,11 @@ from foveate.core.turns import Turn
 from foveate.engine import guards
 from foveate.engine.arguments import (
     Remap,
+    Window,
     coming_in_window,
     number_on_cache,
     row_ids,
     scales_queries,
-    Window,
     tables_of,
     width_of,
     window_of,
