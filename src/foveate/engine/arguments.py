@@ -179,7 +179,7 @@ class Window:
 
     def sees(
         self, look: Callable[[Tensor, Tensor], Tensor], own: Tensor, row: Tensor, keys: Tensor, slot: Tensor
-    ) -> Any:
+    ) -> Tensor:
         """Return whether rows see slots. Arguments are broadcast.
 
         Args:
@@ -202,7 +202,7 @@ class Window:
         both_ways = look(key - self.past, row + self.past)
         if self.live is not None:
             live = self.live.to(keys.device)
-            near &= live[own, key.clamp(min=0, max=live.shape[1] - 1)] != 0
+            near = near & (live[own, key.clamp(min=0, max=live.shape[1] - 1)] != 0)
         return (look(row, key) & (near | both_ways) & real) | (near & ~ahead & real)
 
 
@@ -256,12 +256,10 @@ def window_of(
             f"Layer {layer} attends in chunks of {reach.columns} tokens, and rows with new numbers would be in other "
             "chunks. Use positions='keep', or a prompt of one chunk."
         )
-    if stored is None:
+    keys = None if stored is None else stored.window_slots(coming)
+    if keys is None:
         earlier = torch.arange(past, device=coming.device).expand(len(coming), -1)
         keys = torch.cat((earlier, coming), dim=1)
-    else:
-        keys = stored.window_slots(coming)
-        assert keys is not None
     columns = coming
     if rows is not None:
         columns = coming.new_zeros(len(coming), forward.span).scatter(1, rows.columns, coming)

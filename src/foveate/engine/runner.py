@@ -266,7 +266,7 @@ class LayerRunner:
         if held is not None and alive is not None:
             keys = as_seen(held, alive)
         mask, ragged = call.kwargs.get("attention_mask"), alive is not None or (lender is not None and lender.ragged)
-        if keys is not None and (mask is not None or ragged):
+        if held is not None and keys is not None and (mask is not None or ragged):
             queries = torch.arange(count, device=keys.device).expand(len(keys), -1)
             if sliced and mask is None:
                 queries = queries + span - count
@@ -312,17 +312,16 @@ class LayerRunner:
         if reach is None or total <= reach.columns:
             return None
         past = total - forward.span
-        if lender is not None:
-            counted = lender.returned_window
-        else:
-            of_lender = forward.outcome.row_maps[self._family.lenders[call.index]]
-            counted = of_lender and of_lender.on(held.device).window_columns(0, None, forward.first)
-        columns = torch.arange(past, total, device=held.device).expand(len(held), -1)
-        if rows is not None:
-            coming = rows.window_columns(past, None, forward.first)
-            columns = columns if coming is None else columns.scatter(1, rows.columns, coming)
-        elif counted is None:
+        of_lender = forward.outcome.row_maps[self._family.lenders[call.index]] if lender is None else None
+        counted = None if lender is None else lender.returned_window
+        if of_lender is not None:
+            counted = of_lender.on(held.device).window_columns(0, None, forward.first)
+        coming = None if rows is None else rows.window_columns(past, None, forward.first)
+        if counted is None and coming is None:
             return None
+        columns = torch.arange(past, total, device=held.device).expand(len(held), -1)
+        if rows is not None and coming is not None:
+            columns = columns.scatter(1, rows.columns, coming)
         # If the model passes only the last rows, its mask has only these.
         last = columns[:, forward.span - count :]
         return Window(last, held if counted is None else counted, total - count, reach.columns, False, forward.live)
