@@ -225,7 +225,7 @@ def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = Fal
         yield from open_session(Session(model, method, cuda_graphs=cuda_graphs, door="ask"), warns=False)
         return
     family = family_for(model)
-    refuseopen_session(model, family)
+    refuse_open(model, family)
     hold = Hold(family, "ask")
     try:
         hold.claim()
