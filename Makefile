@@ -18,7 +18,7 @@ OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all test-newest setup-mlx test-mlx test-mlx-all page space demo test \
-  test-all test-oldest test-installed check notebooks docs clean mutants
+  test-all test-oldest test-installed check notebooks tables docs clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1: /p' Makefile
@@ -230,6 +230,11 @@ check: setup ## check formatting, linting, types and import rules
 
 notebooks: setup ## run the notebooks in examples/notebooks and store their output
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.notebooks
+
+tables: setup ## write the tables of README and docs that are read from the code and from records
+	$(BIN)/python docs/tables.py
+	$(BIN)/python benchmarks/quality/table.py
+	$(BIN)/python benchmarks/speed/table.py
 
 # Do not add --quiet: --strict then ignores warnings such as dead links.
 docs: setup ## build the documentation into site/

@@ -1,4 +1,4 @@
-"""Draw what each method keeps: docs/images/methods/NAME.webp, which docs/hooks.py puts on the method's page.
+"""Draw what each method keeps: docs/images/methods/NAME.webp, which the method's page shows.
 
     python docs/pictures.py [NAME …]     # "places" is the picture of docs/guides/dropping.md, "demo" README's
 

@@ -27,6 +27,8 @@ from transformers import (
 import foveate
 from foveate import cli, embedded, registry
 from foveate.ask.generation import Generation
+from foveate.contract.follow import reads_text
+from foveate.contract.stages import Shape
 from foveate.tuning import tuning
 from tests.cli.conftest import save_tiny_llava
 from tests.families.test_clip import small, spelling
@@ -34,6 +36,7 @@ from tests.films import film
 
 ROOT = Path(__file__).parent.parent
 hooks = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/hooks.py")))
+tables = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/tables.py")))
 # These run in environments of their own: plugins/vllm/tests/test_server.py, plugins/mlx/tests/test_commands.py.
 PLUGINS = {ROOT / "docs/guides/vllm.md", ROOT / "docs/guides/mlx.md"}
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")} - PLUGINS)
@@ -49,7 +52,8 @@ def blocks(page, language):
 
 
 def with_blocks(language):
-    pages = [page for page in PAGES if blocks(page, language) and page != VIDEOS]
+    alike = {page for page in PAGES if page.parent == FAMILY.parent} - {FAMILY}
+    pages = [page for page in PAGES if blocks(page, language) and page != VIDEOS and page not in alike]
     return pytest.mark.parametrize("page", pages, ids=[str(page.relative_to(ROOT)) for page in pages])
 
 
@@ -151,11 +155,6 @@ def test_the_guide_to_pages_indexes_in_several_processes(tmp_path):
     assert done.stdout == "[192, 192]\n", done.stderr
 
 
-def test_the_guide_has_the_table_of_signals():
-    page = (ROOT / "docs/guides/new-method.md").read_text()
-    assert hooks.signals() in page, "Replace the table in docs/guides/new-method.md by docs/hooks.py:signals()."
-
-
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
     for package in NEEDED.get(page, ()):
@@ -223,18 +222,6 @@ def test_lines_that_install_foveate_can_work():
     assert {"app", "batch", "cli", "eval", "st", "vision"} <= set(named) <= set(extras)
 
 
-def used(page):
-    """The page of a family as the site has it."""
-    return hooks.with_use(page.read_text(), page.stem)
-
-
-@pytest.mark.filterwarnings("ignore:this model reads no videos")
-def test_the_code_of_families_runs(stand_in):
-    code = BLOCK.search(used(FAMILY))
-    assert code[1] == "python"
-    run_source(code[2], FAMILY)
-
-
 def test_no_table_is_cut_in_two():
     """Rows below an empty line are text with bars."""
     pages = [*PAGES, *PLUGINS, *ROOT.glob("benchmarks/*/README.md")]
@@ -258,16 +245,22 @@ def test_every_method_and_family_has_its_page():
 
 def test_pages_of_methods_that_read_the_question_say_so():
     pages = {name: (ROOT / f"docs/methods/{name}.md").read_text() for name in registry.methods()}
-    told = {name for name, page in pages.items() if hooks.with_question(page, name) != page}
-    assert {"fastv", "cdpruner"} <= told
-    assert told.isdisjoint({"v2drop", "divprune", "read", "random"})
-    assert {re.findall("^## .*", pages[name], re.MULTILINE)[-1] for name in told} == {"## Limits"}
+    asked = {name for name, kind in registry.methods().items() if reads_text(kind().stages(Shape(depth=32, cls=True)))}
+    assert {"fastv", "cdpruner"} <= asked
+    limits = {name: page.rpartition("## Limits")[2] for name, page in pages.items()}
+    assert asked == {name for name, text in limits.items() if "reads the question: see [what follows" in text}
+
+
+def test_pages_of_methods_show_what_they_keep():
+    for picture in ROOT.glob("docs/images/methods/*.webp"):
+        page = (ROOT / f"docs/methods/{picture.stem}.md").read_text()
+        assert f"](../images/methods/{picture.name})" in page
 
 
 def test_every_public_name_is_in_the_reference():
-    pages = [hooks.filled(page.read_text()) for page in (*(ROOT / "docs").glob("api*.md"), ROOT / "docs/exceptions.md")]
+    pages = [page.read_text() for page in (*(ROOT / "docs").glob("api*.md"), ROOT / "docs/exceptions.md")]
     reference = "".join(pages)
-    listed = set(re.findall(r"^::: [\w.]*\.(\w+)$", reference, re.MULTILINE))
+    listed = set(re.findall(r"^(?:::: [\w.]*\.|## )(\w+)$", reference, re.MULTILINE))
     listed |= {name.strip() for members in re.findall(r"members: \[(.*)\]", reference) for name in members.split(",")}
     errors = {name for name in foveate.__all__ if name.endswith("Error")}
     assert "::: foveate.errors" in reference
@@ -286,7 +279,13 @@ def test_every_page_of_a_method_and_of_a_family_is_in_the_navigation():
     assert listed == ["models.md", "checkpoints.md", *families]
 
 
-@pytest.mark.parametrize("name", ["glossary", "checkpoints", "models", "guides/choosing"])
-def test_what_pages_list_of_the_code_is_filled_in(name):
-    page = (ROOT / f"docs/{name}.md").read_text()
-    assert len(hooks.filled(page)) > len(page)
+def test_what_pages_list_of_the_code_is_in_their_files():
+    """A reader of the repository sees the files, not the site."""
+    pages = sorted(ROOT.glob("docs/**/*.md"))
+    texts = {str(page.relative_to(ROOT)): page.read_text() for page in pages}
+    stale = [name for name, text in texts.items() if tables.filled(ROOT / name) != text]
+    assert stale == [], "run make tables"
+    assert {name for name, text in texts.items() if re.search(r"^<!-- \w+ -->$", text, re.MULTILINE)} == set()
+    marks = re.findall(r"^<!-- (\w+): begin -->$", "\n".join(texts.values()), re.MULTILINE)
+    assert tables.PARTS.keys() <= set(marks)
+    assert marks.count("use") == len(registry.families())

@@ -74,7 +74,7 @@ def _method(row: Mapping[str, Any]) -> list[RenderableType]:
     table = _table("Setting", "Default", "Takes", "What it means")
     for name, default in row["settings"].items():
         value = row["usual"].get(name, default)
-        table.add_row(name, Text(_value(value)), Text(row["types"][name]), Text(row["meanings"][name]))
+        table.add_row(name, Text(value_text(value)), Text(row["types"][name]), Text(row["meanings"][name]))
     shown: list[RenderableType] = [Text(f"{row['name']}: {row['summary']}"), table]
     if row["usual"]:
         shown.append(Text(f"Defaults of a 32-layer decoder; other depths have other {' and '.join(row['usual'])}."))
@@ -84,14 +84,14 @@ def _method(row: Mapping[str, Any]) -> list[RenderableType]:
     return shown
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Return a setting's value as a user writes it: "3, 17, 22", "0.333", "true"; a dash for None."""
     if value is None:
         return "–"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ", ".join(map(_value, value))
+        return ", ".join(map(value_text, value))
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(value)
