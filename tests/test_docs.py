@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -44,6 +45,7 @@ VIDEOS = ROOT / "docs/guides/video.md"  # needs a model that reads videos: tests
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NEEDED = {ROOT / "docs/guides/before-after.md": ("fastapi",)}  # which make setup-page brings
 FAMILY = ROOT / "docs/families/llava.md"  # one for all: their code differs in the checkpoint's name
+OWN_CLASSES = [ROOT / f"docs/guides/{name}.md" for name in ("new-method", "new-family")]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -128,6 +130,33 @@ def test_the_method_of_one_file_runs_at_a_command(stand_in, capsys):
     Path("mine.py").write_text(source)
     words = ["generate", "cat.jpg", "--prompt", "What is it?", "--method", "./mine.py", "--retention", "0.4"]
     assert cli.main(words) == 0, capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """A folder with every class that guides and the example show, in files of their own, and methods to copy."""
+    folder = tmp_path_factory.mktemp("classes")
+    for page in OWN_CLASSES:
+        (folder / f"{page.stem.replace('-', '_')}.py").write_text("\n".join(blocks(page, "python")))
+    for name in ("v2drop", "divprune", "evs"):
+        shutil.copy(ROOT / f"src/foveate/methods/{name}.py", folder)
+    shutil.copy(ROOT / "examples/new_method/src/foveate_longest/__init__.py", folder / "longest.py")
+    shutil.copy(ROOT / "tests/type_hints/own_classes.py", folder)
+    return folder
+
+
+def test_mypy_accepts_the_classes_of_guides(classes):
+    run = [sys.executable, "-m", "mypy", "--strict", *map(str, sorted(classes.glob("*.py")))]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pyright_accepts_the_classes_of_guides(classes):
+    options = {"extraPaths": [str(ROOT / "src")], "typeCheckingMode": "standard"}
+    (classes / "pyrightconfig.json").write_text(json.dumps(options))
+    run = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--project", str(classes)]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_guide_to_batch_loads_ids_and_answers_as_they_are_written(tmp_path, monkeypatch, capsys):

@@ -65,14 +65,11 @@ class Cuts(Method):
     whole_at: ClassVar[tuple[str, float]] = ("retention", 1)
     """A setting, and its value, at which every token of every image stays."""
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
+    reads: ClassVar[tuple[Signal, ...]] = ()
+    """Signals that `score` or `pick` reads: `reads = (Hidden(),)`. A property where they depend on settings."""
 
     retention: Share | None = None
     tokens: Tokens | None = None
-
-    @property
-    def reads(self) -> tuple[Signal, ...]:
-        """Signals that `score` or `pick` reads. Most methods write `reads = (Hidden(),)`."""
-        return ()
 
     def score(self, view: LayerView, layer: int) -> Tensor:
         """Score each token before this layer, (tokens,). The highest stay. Default: the attention in `reads`."""

@@ -42,7 +42,7 @@ class DART(OneCut):
     text_pivots: Count = 4
 
     @property
-    def reads(self) -> tuple[Signal, ...]:
+    def reads(self) -> tuple[Signal, ...]:  # type: ignore[override]  # depends on settings
         text = (Pivots(self.text_pivots),) if self.text_pivots else ()
         return KeyNorms(), Normed(), Columns(self.text_pivots), *text
 

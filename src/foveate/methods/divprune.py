@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from foveate.contract import Hidden, LayerView, Once, Part, Positions
+from foveate.contract import Arriving, Hidden, LayerView, Once, Part, Positions
 from foveate.core.picks import cosine_flops, max_min, pairs
 
 
@@ -33,7 +33,6 @@ class DivPrune(Once):
     name = "divprune"
     usual = 0.098
     reads = (Hidden(),)
-    flops = staticmethod(cosine_flops)  # the picks add 2 · k · N
 
     keep: Part | None = None
     positions: Positions = "reindex"
@@ -41,3 +40,6 @@ class DivPrune(Once):
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        return cosine_flops(arriving, width)  # the picks add 2 · k · N

@@ -13,7 +13,7 @@ knows it before it encodes the clip.
 
 from torch import Tensor
 
-from foveate.contract import Deepstack, Frames, Share
+from foveate.contract import Arriving, Deepstack, Frames, Share
 from foveate.contract.frames import change_flops
 from foveate.core.rank import top
 
@@ -37,9 +37,11 @@ class EVS(Frames):
     reads = (Deepstack(),)
     only_videos = True
     whole_at = ("q", 0)
-    flops = staticmethod(change_flops)
 
     q: Share | None = None
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        return change_flops(arriving, width)
 
     def own_count(self, frames: tuple[int, ...]) -> int:
         return max(self.floor(frames), int(sum(frames) * (1 - self.own)))

@@ -45,7 +45,7 @@ class HiPrune(Once):
     positions: Positions = "reindex"
 
     @property
-    def reads(self) -> tuple[Signal, ...]:
+    def reads(self) -> tuple[Signal, ...]:  # type: ignore[override]  # depends on settings
         return TowerAttention(by="patches", block=self.object_layer, of=DEPTH), TowerAttention(by="patches")
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:

@@ -50,7 +50,7 @@ class HoloV(Once):
         return (ImageStage(reads=(TowerAttention(by=shape.payer),), look=self._look), *super().steps(shape))
 
     @property
-    def reads(self) -> tuple[Signal, ...]:
+    def reads(self) -> tuple[Signal, ...]:  # type: ignore[override]  # depends on settings
         return (Hidden(),) if self.rule == "paper" else ()
 
     def flops(self, arriving: Arriving, width: int) -> int:

@@ -57,7 +57,7 @@ class IVCPrune(OneCut):
     kv: Layer | None = 0
 
     @property
-    def reads(self) -> tuple[ValueLikeness, Rotary]:
+    def reads(self) -> tuple[ValueLikeness, Rotary]:  # type: ignore[override]  # depends on settings
         return ValueLikeness(self.skip, self.seeds, self.among), Rotary()
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:

@@ -53,7 +53,7 @@ class PriorTR(OneCut):
     kv: bool = True
 
     @property
-    def reads(self) -> tuple[Attention, Attention]:
+    def reads(self) -> tuple[Attention, Attention]:  # type: ignore[override]  # depends on settings
         null = Attention(rows="null", layer="ran", heads=self.heads)
         return null, replace(null, rows=self.question)
 

@@ -46,5 +46,5 @@ class SparseVLMPlus(Rated):
     heads: Annotated[int, Ge(1)] | None = None
 
     @property
-    def reads(self) -> tuple[Signal, ...]:
+    def reads(self) -> tuple[Signal, ...]:  # type: ignore[override]  # depends on settings
         return (Attention(rows="raters", heads="busiest", over="mean", without_distance=True, busiest=self.heads),)

@@ -92,7 +92,7 @@ class VisionDrop(Cuts):
     # -- stage 0: after the vision tower ----------------------------------------------------------------------
 
     @property
-    def reads(self) -> tuple[Signal, ...]:
+    def reads(self) -> tuple[Signal, ...]:  # type: ignore[override]  # depends on settings
         # score_j: column j of softmax(q kᵀ / √d) in the next layer, mean over heads and over the image's own rows.
         attention = Attention(
             rows="vision",

@@ -23,7 +23,7 @@ class Longest(Once):
 
     def score(self, view: LayerView, layer: int) -> Tensor:
         """Return a score per token, (tokens,) float32. The highest scores are kept; on a tie, the earlier token."""
-        return view.hidden.float().norm(dim=-1)
+        return view.hidden.float().square().sum(dim=-1)
 
     def flops(self, arriving: Arriving, width: int) -> int:
         """Count one multiplication and one addition per element of the hidden states."""
