@@ -40,10 +40,18 @@ def test_every_public_name_is_there_and_documented(name):
 def test_every_name_and_room_is_found_before_any_other_was():
     """Each is the first that a fresh import of foveate is asked for; one name stands for all of its file."""
     rooms = [path.stem for path in Path(foveate.__file__).parent.glob("[!_.]*") if path.suffix != ".typed"]
-    assert {"embedded", "viz", "testing"} <= {*rooms} <= {*dir(foveate)}
+    assert {"embedded", "viz", "testing", *foveate._SHOWN} <= {*rooms}
     names = {home: name for name, home in foveate._HOMES.items() if not home.startswith("foveate.methods.")}.values()
     for words in ("embedded.picture()", "methods()", "families()", "cost.Known", "V2Drop", *names, *rooms):
         said_by(f"{ANEW}\nimport foveate as fv\nfv.{words}")
+
+
+def test_completion_offers_what_the_documentation_names():
+    offered = {*dir(foveate)} - {*foveate.__all__}
+    assert offered.isdisjoint({"app", "cli", "core", "engine", "plain", "runs"})
+    pages = "".join(page.read_text() for page in Path(__file__).parents[1].glob("docs/**/*.md"))
+    assert {"embedded", "viz", "video", "testing"} <= offered
+    assert {room for room in offered if f"foveate.{room}" in pages} == offered
 
 
 def test_a_type_checker_sees_what_python_sees():

@@ -32,6 +32,20 @@ _HOMES = {name: f"foveate.{home}" for home, names in _NAMES.items() for name in 
 _HOMES |= {kind: f"foveate.methods.{name}" for name, kind in inventory.method_classes().items()}
 _CALLED = ("cost", "families", "methods")
 """Rooms that are functions too: `plain/room.py`."""
+_SHOWN = (
+    "ask",
+    "batch",
+    "contract",
+    "embedded",
+    "errors",
+    "integrations",
+    "naming",
+    "registry",
+    "testing",
+    "video",
+    "viz",
+)
+"""Rooms that guides and the reference name."""
 __all__ = sorted([*_HOMES, *_CALLED, "__version__"])  # pyright: ignore
 
 
@@ -48,7 +62,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_rooms()})
+    return sorted([*__all__, *_SHOWN])
 
 
 def _rooms() -> list[str]:

@@ -3,6 +3,7 @@
     FoveateError
     ├── SettingError        a method's settings contradict each other or are out of range
     │   ├── BudgetError     the method cannot meet the budget; the message names the floor
+    │   ├── KeywordError    a call has no keyword of this name
     │   └── MethodError     a method of your own failed, or returned what cannot be used
     ├── UnknownNameError    there is no method, preset or family of that name
     ├── UnsupportedError    foveate cannot serve this model, cache or call correctly
@@ -20,6 +21,10 @@ class FoveateError(Exception):
 
 class SettingError(FoveateError, ValueError):
     """A method's settings contradict each other or are out of range."""
+
+
+class KeywordError(SettingError, TypeError):
+    """A call has no keyword of this name. The message lists those that it has."""
 
 
 class BudgetError(SettingError):

@@ -38,6 +38,35 @@ def test_a_fault_ends_with_1_and_names_the_rows(run, shallow_llava, monkeypatch)
     assert "bug in foveate" not in err
 
 
+OWN = """
+from foveate.contract import Cuts, Hidden, Layers, Shares
+
+class Long(Cuts):
+    name = "long"
+    reads = (Hidden(),)
+
+    layers: Layers | None = None
+    keep: Shares | None = None
+
+    def score(self, view, layer):
+        return view.hidden.float().square().sum(dim=-1)
+
+    def flops(self, arriving, width):
+        return 2 * width * arriving.tokens
+"""
+
+
+def test_a_method_of_ones_own_is_checked_on_a_tiny_model(run, tmp_path):
+    (tmp_path / "mine.py").write_text(OWN)
+    code, out, _ = run("check", "--method", f"{tmp_path}/mine.py:layers=2,4;keep=0.5,0.3")
+    assert (code, out.startswith("foveate check: passed")) == (0, True)
+    (tmp_path / "wrong.py").write_text(OWN.replace("view.hidden", "view.hidden[1:]"))
+    code, out, _ = run("check", "--method", f"{tmp_path}/wrong.py")
+    assert (code, "MethodError" in out) == (1, True)
+    code, _, err = run("check", "embedded-films", "--method", "v2drop")
+    assert (code, "leave the model" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

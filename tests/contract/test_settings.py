@@ -250,3 +250,31 @@ def test_names_of_settings_that_are_none():
     refused(lambda: registry.from_dict({"method": "v2drop", 1: 1, "x": 2}), "v2drop has no setting 1, x")
     refused(lambda: naming.parse(f"v2drop:{LONG}"), "write key=value")
     refused(lambda: naming.parse(f"v2drop:{LONG}=1"), "no setting xxx")
+
+
+# -- calls -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: fv.drop(None, "v2drop", keep=0.3), r"drop has no setting keep.* fv.V2Drop\(keep=0.3\)"),
+        (lambda: fv.drop(None, "v2drop:metric=l1", keep=0.3), r"fv.V2Drop\(keep=0.3\)"),
+        (lambda: fv.apply(None, fv.FastV(), layers=(2,)), r"apply has no setting layers.* fv.FastV\(layers=\(2,\)\)"),
+        (lambda: fv.drop(None, "v2drop", retension=0.3), "Did you mean retention"),
+        (lambda: fv.VLM.ask(None, "a.png", "Who?", method="v2drop", keep=0.3), r"fv.V2Drop\(keep=0.3\)"),
+        (lambda: fv.VLM.ask_many(None, [], method="v2drop", keep=0.3), r"fv.V2Drop\(keep=0.3\)"),
+        (lambda: fv.tune(None, [], method="v2drop", keep=0.3), r"fv.V2Drop\(keep=0.3\)"),
+        (lambda: fv.load("embedded", devise="cpu"), "no setting devise.* Did you mean device"),
+    ],
+)
+def test_an_unknown_keyword_says_of_what_and_where_it_goes(call, said):
+    with pytest.raises(TypeError, match=said) as caught:
+        call()
+    assert isinstance(caught.value, fv.SettingError)
+
+
+@pytest.mark.parametrize("name", ["full", "none", "Baseline", "untouched"])
+def test_a_name_for_the_full_model_says_to_leave_the_method_out(name):
+    with pytest.raises(fv.UnknownNameError, match="leave the method out"):
+        naming.method_of(name)

@@ -54,6 +54,21 @@ def test_what_stays_on_for_weeks_remembers_its_latest_prefills(monkeypatch):
     assert [prefill.vision_tokens for prefill in trace.history] == [(50,), (0,)]
 
 
+@pytest.mark.parametrize(
+    ("method", "budget"), [("divprune", {"tokens": 100_000}), ("v2drop", {"tokens": 50}), ("evs", {"retention": 0.5})]
+)
+def test_a_budget_that_leaves_every_token_is_told_at_the_callers_line(method, budget):
+    with pytest.warns(UserWarning, match="no token") as said, fv.drop(tiny("llava"), method, **budget):
+        generate(tiny("llava"), batch("llava", ["titit"]), new_tokens=2)
+    assert [warning.filename for warning in said] == [__file__]
+
+
+@pytest.mark.parametrize(("words", "retention"), [("titit", 1.0), ("titit", 0.5), ("tt", 0.5)])
+def test_nothing_is_told_where_tokens_left_or_all_were_to_stay_or_none_came(words, retention):
+    with fv.drop(tiny("llava"), "divprune", retention=retention):
+        generate(tiny("llava"), batch("llava", [words]), new_tokens=2)
+
+
 def test_its_repr_says_what_happened():
     with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
         tiny("llava")(**batch("llava", ["ti"]))

@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
-from foveate.errors import SettingError
-from foveate.plain.spelling import no_setting
+from foveate.errors import KeywordError, SettingError
+from foveate.plain.inventory import method_classes
+from foveate.plain.spelling import nearest, no_setting
 from foveate.plain.upstream import brief
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,21 +54,30 @@ def check_call(owner: str) -> Callable[[F], F]:
         owner: Subject of the error: "A picture: at should be a finite number; got nan."
 
     Raises:
-        SettingError: By the call, if a value is of the wrong type or out of range, or a keyword is unknown.
+        KeywordError: By the call, if a keyword is unknown.
+        SettingError: By the call, if a value is of the wrong type or out of range.
     """
 
     def decorate(call: F) -> F:
         signature = inspect.signature(call)
-        *_, last = signature.parameters.values()
+        *names, last = signature.parameters
+        options: Any = None
+        known = (*names, last)
+        if signature.parameters[last].kind is inspect.Parameter.VAR_KEYWORD:
+            (options,) = typing.get_args(signature.parameters[last].annotation)
+            known = (*names, *options.__annotations__)
 
         @functools.wraps(call)
         def checking(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            if last.kind is last.VAR_KEYWORD:
-                (options,), keywords = typing.get_args(last.annotation), bound.arguments.get(last.name, {})
-                for name in keywords:
-                    if name not in options.__annotations__:
-                        raise no_setting(owner, name, options.__annotations__)
+            for name in kwargs:
+                if name not in known:
+                    raise _no_keyword(owner, name, known, dict(zip(names, args, strict=False)) | kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{call.__qualname__}: {error}") from None
+            if options is not None:
+                keywords = bound.arguments.get(last, {})
                 keywords.update(_convert(owner, options, keywords))
             bound.arguments.update(_convert(owner, call, bound.arguments))
             return call(*bound.args, **bound.kwargs)
@@ -75,6 +85,18 @@ def check_call(owner: str) -> Callable[[F], F]:
         return cast(F, checking)
 
     return decorate
+
+
+def _no_keyword(owner: str, name: str, known: Sequence[str], values: Mapping[str, Any]) -> KeywordError:
+    """Return the error for an unknown keyword, with a similar one, or where a setting of the method goes."""
+    advice, method = nearest(name, known), values.get("method")
+    if not advice and "method" in known and method is not None:
+        kind, classes = type(method).__name__, method_classes()
+        if isinstance(method, str):
+            kind = classes.get(method.partition(":")[0].strip(), "Method")
+        kind = f"fv.{kind}" if kind in classes.values() else kind
+        advice = f" A setting of the method goes into it: {kind}({name}={brief(values[name])})."
+    return KeywordError(f"{no_setting(owner, name, set(known) - {'self'})}{advice}")
 
 
 def _convert(owner: str, hinted: Any, values: Mapping[str, Any]) -> dict[str, Any]:

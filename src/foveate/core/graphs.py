@@ -2,7 +2,6 @@
 
 import functools
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from foveate.core.tapes import TAPES, Lane, Recording, copies_of, kind_of_value, line_of, remember
 from foveate.core.tensors import BLOCK_NUMBERS
+from foveate.plain.upstream import warn_caller
 
 P = ParamSpec("P")
 MOST = 16
@@ -77,5 +77,5 @@ def _capture(loop: Callable[..., Tensor], args: Sequence[Any], named: dict[str, 
     except Exception as error:
         why = line_of(error)
     if not any(isinstance(graph, str) for graph in _graphs.values()):
-        warnings.warn(f"A loop runs without a CUDA graph, which is slower: {why}.", stacklevel=3)
+        warn_caller(f"A loop runs without a CUDA graph, which is slower: {why}.")
     return why

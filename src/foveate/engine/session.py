@@ -6,7 +6,6 @@ decoder (begin), each of its layers, and the decoder again (finish). Each hook c
 
 import functools
 import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,7 +19,7 @@ from torch._dynamo import trace_rules
 
 from foveate import naming
 from foveate._transformers import FeatureCall, arguments_of, by_name, cache_in, cache_of
-from foveate.contract.method import Method
+from foveate.contract.method import BUDGET, Method
 from foveate.contract.stages import Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.fields import check_call
@@ -42,6 +41,7 @@ from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.families.retrieval import hand_pages
+from foveate.plain.upstream import warn_caller
 from foveate.registry import family_for, inside
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ for room in UNTRACED if hasattr(trace_rules, "add") else ():
 
 LATEST = 100
 """How many prefills the trace of `apply` keeps, and that of `drop` in training."""
+
+WHOLE = ("retention", 1.0)  # the budget that keeps everything
 
 MOST_ROOM = 1024
 """Room for this many answer tokens is reserved in recorded graphs; longer answers need more."""
@@ -137,8 +139,8 @@ def drop(
         UnsupportedError: If no family supports the model, or the model lacks a signal that the method reads.
 
     Warns:
-        UserWarning: On exit, if the method is weak at as few tokens as an image was left, or if the model encoded no
-            picture and ran no prompt inside, so that nothing can have been dropped.
+        UserWarning: On exit, if the method is weak at as few tokens as an image was left, if a budget left all, or if
+            the model encoded no picture and ran no prompt inside, so that nothing can have been dropped.
     """
     yield from open_session(Session(model, method, retention, tokens, resources, cuda_graphs), warns=True)
 
@@ -157,11 +159,27 @@ def open_session(session: "Session", warns: bool) -> Iterator[Trace]:
     if not warns:
         return
     if session.idle:
-        warnings.warn(NOTHING_RAN, stacklevel=4)
+        warn_caller(NOTHING_RAN)
     if session.trace.history:
-        caution = session.method.caution(min(session.trace.history[0].retention))
+        caution = session.method.caution(min(session.trace.history[0].retention)) or _unspent(
+            session.method, session.trace
+        )
         if caution is not None:
-            warnings.warn(caution, stacklevel=4)
+            warn_caller(caution)
+
+
+def _unspent(method: Method, trace: Trace) -> str | None:
+    """Return why a budget dropped no token in any prefill; None if one did, or if everything was to stay."""
+    seen = [prefill for prefill in trace.history if any(prefill.vision_tokens)]
+    budgets = [member._not_none(BUDGET) for member in naming.members_of(method)]
+    asked = [f"{name}={value:.4g}" for budget in budgets for name, value in budget.items() if (name, value) != WHOLE]
+    if not seen or not asked or any(min(prefill.retention) < 1 for prefill in seen):
+        return None
+    most = max(max(prefill.vision_tokens) for prefill in seen)
+    return (
+        f"{naming.name_of(method)} dropped no token: it was to leave {asked[0]}, and prompts have up to {most} "
+        "vision tokens. Ask for fewer, or take another method: those made for videos may keep pictures whole."
+    )
 
 
 @check_call("apply")
@@ -211,7 +229,7 @@ def remove(model: nn.Module) -> None:
         session.detach(waits=False)  # as in `open_session`
     session._program.refuse_doubts()
     if session.idle:
-        warnings.warn(NOTHING_RAN, stacklevel=2)
+        warn_caller(NOTHING_RAN)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import html
 import itertools
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -20,6 +19,7 @@ from foveate.cost import RunCounts
 from foveate.engine.media_tokens import MediaTokens
 from foveate.errors import SessionError, SettingError
 from foveate.plain.table import Column, Table
+from foveate.plain.upstream import warn_caller
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -529,11 +529,10 @@ class Trace:
         record = self.latest
         last, mean = sum(record.per_layer[-1]), sum(record.tokens)
         if 2 * last < mean:
-            warnings.warn(
+            warn_caller(
                 f"The last layer has {last} of {sum(record.vision_tokens)} vision tokens, though layers process "
                 f'{mean:.0f} on average, so only {last} can be pooled. Methods that drop once, such as "divprune", '
-                "leave their whole budget.",
-                stacklevel=2,
+                "leave their whole budget."
             )
         return record.pooling_mask
 

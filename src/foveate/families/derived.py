@@ -7,7 +7,6 @@ the core, the decoder and its layers, the places of vision tokens, and which of 
 import functools
 import inspect
 import itertools
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from foveate.families.tap import takes_index
 from foveate.families.tiles import run_lengths, runs
 from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, Tower
 from foveate.families.vision import PictureLayout
+from foveate.plain.upstream import warn_caller
 
 DECODERS = ("language_model", "text_model")
 INNER = ("model", "backbone", "decoder")
@@ -241,11 +241,9 @@ class Derived(Family):
 @functools.cache
 def warn_of(kind: str) -> None:
     """Warn once for each kind of model that it was not tested, and say how to test it."""
-    warnings.warn(
+    warn_caller(
         f"{kind} is not among the models that foveate was tested on. Check it first: foveate.testing.check(model, "
-        "inputs), or `foveate check MODEL`.",
-        UserWarning,
-        stacklevel=5,
+        "inputs), or `foveate check MODEL`."
     )
 
 

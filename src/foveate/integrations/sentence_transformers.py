@@ -1,7 +1,6 @@
 """Dropping inside sentence-transformers 6. Its pooling, token pooling and saving run unchanged, on what is left."""
 
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -60,7 +59,7 @@ def drop(
         FoveateError: As `foveate.drop`.
 
     Warns:
-        UserWarning: On exit, if the budget left a page whole, and as `foveate.drop`.
+        UserWarning: As `foveate.drop`.
     """
     module = _transformer(encoder)
     chosen = naming.method_of(method, tokens, retention)
@@ -70,16 +69,13 @@ def drop(
     trace = opened.trace
     trace.most = session.LATEST
     turn = threading.Lock()  # threads encode in turn: a mask is of the latest prefill
-    left_whole = False
 
     def narrow(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        nonlocal left_whole
         with turn:
             before = trace.history[-1:]
             features = original(*args, **kwargs)
             if trace.history[-1:] == before or not any(trace.vision_tokens):
                 return features
-            left_whole |= min(trace.retention) == 1
             return _rows_left(features, module.module_output_name, trace) if returns_rows else features
 
     with Patcher() as patches:
@@ -87,12 +83,6 @@ def drop(
         for name in filter(partial(hasattr, encoder), ("start_multi_process_pool", "encode", "predict")):
             patches.wrap(encoder, name, partial(_in_this_process, name))
         yield from session.open_session(opened, warns=True)
-    if left_whole and (retention or tokens):
-        warnings.warn(
-            f"{naming.name_of(chosen)} dropped no token of a page: the page has no more than the budget, or the method "
-            "compares frames of a video. Set a smaller budget, or take another method.",
-            stacklevel=3,
-        )
 
 
 def _transformer(encoder: Any) -> "Transformer":

@@ -20,6 +20,8 @@ SECOND_LOOK = "foveate second look"
 """Prefix of the "format" of a second look's file, which is not a method."""
 FOR_ALL = " For all, run: "
 """Text in an error before the command that lists all names."""
+UNTOUCHED = ("full", "none", "off", "no", "original", "baseline", "untouched", "vanilla", "identity", "nothing")
+"""Words by which people name the model without a method."""
 NEXT = re.compile(r"\+(?!\d)")  # the + between members of a chain, but not the one in 1e+3
 PATH = re.compile(r"\s*(\.{0,2}[/\\]|~|[A-Za-z]:[/\\])")  # the beginning of a path, which may contain a +
 ENDING = re.compile(r"\.(py|json)\b")
@@ -238,7 +240,10 @@ def in_words(texts: Iterable[str], last: str) -> str:
 
 def unknown(what: str, name: str, names: Iterable[str], command: str) -> UnknownNameError:
     """Return the error for an unknown name, with similar names and the command that lists all."""
-    return UnknownNameError(f"No {what} {brief(name)}.{nearest(name, names, 3)}{FOR_ALL}{command}.")
+    hint = nearest(name, names, 3)
+    if what == "method" and name.lower() in UNTOUCHED:
+        hint = " The full model needs none: leave the method out, and drop with it."
+    return UnknownNameError(f"No {what} {brief(name)}.{hint}{FOR_ALL}{command}.")
 
 
 def refuse_keys(what: str, given: Iterable[Any], known: Iterable[str]) -> None:

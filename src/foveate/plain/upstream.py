@@ -4,6 +4,7 @@ Nothing here may import torch.
 """
 
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,18 @@ LONGEST = 300
 ADDRESS = re.compile(r"<([\w.]+)[^<>]* at 0x[0-9a-fA-F]+>")
 
 HINT = "Give a hub id or a local folder with a config, a processor and safetensors weights."
+
+
+WITHIN = ("foveate", "contextlib", "torch", "transformers", "sentence_transformers", "accelerate", "peft")
+"""Packages whose lines call foveate's on behalf of a user's."""
+
+
+def warn_caller(text: str) -> None:
+    """Warn at the nearest line outside `WITHIN`: the user's, however deep the warning arises."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in WITHIN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def install_line(extra: str) -> str:

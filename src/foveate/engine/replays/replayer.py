@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from foveate.engine.replays.twins import HELD, is_unpadded, layout_of, outcome_w
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.families.base import Family
+from foveate.plain.upstream import warn_caller
 
 COLUMNS = 32
 """Prompts are padded to multiples of this many columns, if that changes nothing for the others."""
@@ -431,7 +431,7 @@ class Replayer:
         self._tapes.recordings[key[0]].pop(key, None)
         remember(self._tapes.seen, key, Layout(why), MOST_SEEN)
         counts.note_failed(why)
-        warnings.warn(f"cuda_graphs: calls of this layout run without a graph: {why}.", stacklevel=2)
+        warn_caller(f"cuda_graphs: calls of this layout run without a graph: {why}.")
 
 
 # -- tensors, caches, modes ----------------------------------------------------------------------------------------
