@@ -80,7 +80,7 @@ def take(browser: Any, url: str, name: str) -> None:
     page.goto(url)
     page.wait_for_selector("#ask")
     if example:
-        page.locator("#examples button.thumbnail-item").nth(example).click()
+        page.locator("#examples label").nth(example).click()
         page.wait_for_selector("#answers .fv-hint")
         page.wait_for_timeout(2000)
     page.click("#ask")

@@ -3,7 +3,6 @@
 import asyncio
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -53,7 +52,7 @@ def test_an_upload_is_shown_and_a_bad_one_empties_the_box(asking, picture, tmp_p
     assert [reading[part] for part in (asking.answers, asking.kept)] == ["", ""]
     hidden = [reading[part].visible for part in (asking.slider, asking.share, asking.python, asking.proposed)]
     assert [*hidden, reading[asking.ask].interactive] == [False] * 5
-    assert reading[asking.gallery].selected_index is None
+    assert reading[asking.example] is None
     subject = shown[asking.subject]
     assert str(subject.medium.path) == picture.name
     assert shown[asking.kept] == way_of(subject).to_html()
@@ -75,10 +74,10 @@ def clip(tmp_path):
 
 
 def test_an_example_brings_its_questions_and_empties_the_box(asking):
-    chosen = asking.choose(NAMES, 33, SimpleNamespace(index=2))
+    chosen = asking.choose(2, NAMES, 33)
     subject = examples()[2]
     assert chosen[asking.subject] is subject
-    assert chosen[asking.gallery].selected_index == 2
+    assert chosen[asking.example] == 2
     assert [row[0] for row in chosen[asking.proposed].raw_samples] == list(subject.questions)
     assert chosen[asking.proposed].visible
     assert (chosen[asking.question], chosen[asking.file]) == (next(iter(subject.questions)), None)

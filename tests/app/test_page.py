@@ -208,6 +208,43 @@ def test_the_first_screen_says_what_to_press_and_nothing_is_wider_than_the_windo
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
 
 
+UNNAMED = """() => [...document.querySelectorAll("#examples *, #picture *, #panels *, #ask, #stop, #question textarea")]
+    .filter(part => part.matches("a, button, input, textarea, img, [role]") && part.checkVisibility())
+    .filter(part => !(part.ariaLabel || part.alt || part.labels?.[0]?.textContent || part.textContent).trim())
+    .map(part => part.outerHTML)"""
+
+
+def test_what_can_be_used_or_seen_has_a_name(page):
+    assert page.evaluate(UNNAMED) == []
+    names = page.get_by_role("group", name="Pick an example").get_by_role("radio")
+    spoken = [name.evaluate("part => part.labels[0].textContent.trim()") for name in names.all()]
+    assert len({*spoken}) == len(spoken) == len(examples())
+    assert all("Picture" in name or "Video" in name for name in spoken)
+
+
+def test_the_examples_are_one_stop_of_the_tab_key_and_arrows_choose(page):
+    page.locator("#examples input:checked").focus()
+    before = page.locator("#panels img").first.get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("before => document.querySelector('#panels img')?.src !== before", arg=before)
+    stops = []
+    while not stops or (stops[-1] != "ask" and len(stops) < 9):
+        page.keyboard.press("Tab")
+        stops.append(page.evaluate("document.activeElement.id || document.activeElement.closest('[id]').id"))
+    assert stops == ["file", "question", "ask"]
+
+
+def test_a_phone_shows_the_picture_first_and_large(browser, served):
+    for tab in opened(browser, served, **PHONE):
+        picture = tab.locator("main img:visible").first.bounding_box()
+        assert picture["y"] < tab.locator("#examples").bounding_box()["y"] < tab.locator("#ask").bounding_box()["y"]
+        assert picture["width"] > 0.75 * 390
+        assert picture["height"] > 180
+        assert tab.locator("main img:visible").count() == 1
+        ask(tab)
+        assert tab.locator("#panels img:visible").count() == 4
+
+
 def test_a_video_brings_a_slider_of_its_frames_and_the_model_that_reads_videos(page, tmp_path):
     slider = page.locator("#frames input[type=range]")
     assert not slider.is_visible()

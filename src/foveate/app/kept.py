@@ -110,7 +110,7 @@ def _words(place: int, depth: int, noun: str) -> str:
 
 def _panel(name: str, caption: str, pixels: NDArray[np.uint8]) -> str:
     """A picture with a caption. A click or the space bar enlarges it to the window, and back."""
-    alternative = escape(f"{name}: {caption}", quote=True)
+    alternative = escape(": ".join(filter(None, (name, caption))), quote=True)
     return (
         f"<label class='fv-zoom'><input type='checkbox' aria-label='Enlarge {alternative}'>"
         f"<img src='{data_url(Image.fromarray(pixels))}' alt='{alternative}'></label>"

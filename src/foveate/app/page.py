@@ -24,6 +24,7 @@ from foveate.errors import FoveateError, InputError, SettingError
 from foveate.plain.inventory import summary
 from foveate.registry import methods, takes_budget
 from foveate.viz import draw_comparison
+from foveate.viz.canvas import data_url
 
 STYLE = Path(__file__).parent / "page.css"
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
@@ -41,6 +42,8 @@ NO_VIDEOS = (
 
 FILE, WAITING = "50mb", 20
 """The largest upload, and how many questions may wait for the model."""
+THUMBNAIL = 160
+"""Pixels of an example's thumbnail."""
 HOUR = 3600
 """Seconds for which a visitor's picture, answers and files are kept after the last visit."""
 MODEL: dict[str, Any] = {"concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private"}
@@ -49,6 +52,17 @@ QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Settings of all other events."""
 DISABLED = "() => ({__type__: 'update', interactive: false})"
 """Disables the Ask button in the browser while a picture is loaded, so that nobody asks about the previous one."""
+
+ONE_GROUP = """() => {
+    const group = document.querySelector("#examples");
+    const join = () => {
+        for (const example of group.querySelectorAll("input:not([name=example])")) example.name = "example";
+    };
+    group.ariaLabel = "Pick an example";
+    join();
+    new MutationObserver(join).observe(group, {subtree: true, attributes: true, childList: true});
+}"""
+"""Makes the examples one stop of the Tab key, with arrows between them: Gradio gives each radio button a group."""
 
 Changes = dict[Any, Any]
 
@@ -67,6 +81,7 @@ def application(
     with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(HEAD.format(SMALL if vlm.name in embedded.NAMES else ""))
         AskPanel(vlm, max_new_tokens, looks)
+        page.load(None, js=ONE_GROUP, api_visibility="private")
         facts = vlm.card.to_dict()
         kind = f"{facts['model_type']}, {vlm.card.depth} decoder layers, {facts['dtype']} on {facts['device']}"
         words = f"Model: {facts['name']} ({kind}). A single example is an illustration, not a measurement."
@@ -95,6 +110,21 @@ def hint(text: str) -> str:
 def alert(text: str) -> str:
     """An error, as HTML."""
     return f"<p class='fv-error' role='alert'>{escape(text)}</p>"
+
+
+def _spoken(place: int, subject: Subject) -> str:
+    """The name of an example, which a screen reader says instead of its thumbnail."""
+    return f"{subject.noun.capitalize()} {place + 1}: {list(subject.questions)[-1]}"
+
+
+def _thumbnails() -> str:
+    """The style that draws each example over its radio button."""
+    rules = []
+    for place, subject in enumerate(examples(), 1):
+        small = subject.pictures[0].copy()
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        rules.append(f"#examples label:nth-of-type({place}) {{ background-image: url({data_url(small)}); }}")
+    return f"<style>{' '.join(rules)}</style>"
 
 
 def notice(notes: Sequence[str]) -> gr.HTML:
@@ -129,16 +159,12 @@ class AskPanel:
         self._connect()
 
     def _lay_out_question(self, first: Subject) -> None:
-        self.gallery = gr.Gallery(
-            [subject.pictures[0] for subject in examples()],
+        self.picture = gr.HTML(way_of(first).to_html(), elem_id="picture", padding=False)  # on a phone, before the rest
+        gr.HTML(_thumbnails(), elem_id="thumbnails")
+        self.example = gr.Radio(
+            [(_spoken(place, subject), place) for place, subject in enumerate(examples())],
+            value=0,
             label="Pick an example",
-            columns=len(examples()),
-            height="auto",
-            object_fit="cover",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            selected_index=0,
             elem_id="examples",
         )
         self.file = gr.File(
@@ -237,7 +263,7 @@ class AskPanel:
         names, percent = self.names, self.percent
         limited = [self.refusal, percent]
         cleared = [
-            *(self.subject, self.ask, self.gallery, self.notice, self.proposed, self.answers),
+            *(self.subject, self.ask, self.picture, self.example, self.notice, self.proposed, self.answers),
             *(self.slider, self.kept, self.share, self.python),
         ]
         shown = [*cleared, *limited]
@@ -247,14 +273,14 @@ class AskPanel:
         replied = [*cleared, self.code]
         running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
         self.stop.click(None, cancels=running, api_visibility="private")
-        for taking in (self.file.upload, self.gallery.select, self.frames.input):
+        for taking in (self.file.upload, self.example.input, self.frames.input):
             # Must come first: the listeners of an event run one after the other. This one runs in the browser.
             taking(None, outputs=self.ask, js=DISABLED, cancels=running, api_visibility="private")
         shown += [self.file, self.frames]
         filed = [self.file, names, percent, self.frames]
         self.file.upload(self.upload, filed, shown, **QUICK)
         self.frames.input(self.upload, filed, shown, trigger_mode="always_last", **QUICK)
-        self.gallery.select(self.choose, [names, percent], [*shown, self.question], **QUICK)
+        self.example.input(self.choose, [self.example, names, percent], [*shown, self.question], **QUICK)
         self.slider.input(None, js=SHOW_STOP, api_visibility="private")
 
     def clear(self) -> Changes:
@@ -262,7 +288,8 @@ class AskPanel:
         return {
             self.subject: None,
             self.ask: gr.Button(interactive=False),
-            self.gallery: gr.Gallery(selected_index=None),
+            self.example: None,
+            self.picture: "",
             self.notice: notice(()),
             self.proposed: gr.Dataset(visible=False),
             self.answers: "",
@@ -276,13 +303,15 @@ class AskPanel:
         """Show a new picture, ready to be asked about."""
         changes = self.clear() | self.limit(subject, names, percent)
         samples = [[question] for question in subject.questions]  # as Gradio lists them
+        whole = way_of(subject).to_html()
         return changes | {
             self.subject: subject,
+            self.picture: whole,
             self.ask: gr.Button(interactive=True),
             self.notice: notice(self._notes(subject)),
             self.proposed: gr.Dataset(samples=samples, visible=bool(samples)),
             self.answers: BEGIN,
-            self.kept: way_of(subject).to_html(),
+            self.kept: whole,
         }
 
     def _notes(self, subject: Subject) -> tuple[str, ...]:
@@ -306,11 +335,11 @@ class AskPanel:
             bad = {self.file: None, self.frames: gr.Slider(visible=False)}
             yield bad | {self.notice: gr.HTML(alert(str(error)), visible=True)}
 
-    def choose(self, names: list[str], percent: float, event: gr.SelectData) -> Changes:
+    def choose(self, place: int, names: list[str], percent: float) -> Changes:
         """Show an example and suggest a question."""
-        subject = examples()[event.index]
+        subject = examples()[place]
         changes = self.show(subject, names, percent)
-        changes[self.gallery] = gr.Gallery(selected_index=event.index)
+        changes[self.example] = place
         changes |= {self.file: None, self.frames: gr.Slider(visible=False)}
         return changes | {self.question: next(iter(subject.questions))}
 
