@@ -171,6 +171,17 @@ def test_a_job_of_an_earlier_version_goes_on_or_is_refused(folder):
     assert go(folder)[0] == ["new.png"]
 
 
+@pytest.mark.parametrize("text", [None, "", '["b.png", "', "[1]\n"])
+def test_a_list_of_rows_that_is_lost_or_damaged_numbers_no_row_anew(folder, text):
+    go(folder, limit=1)
+    (folder / "a.png").write_text("new")
+    go(folder, limit=2)
+    listed = folder.with_name("out") / ".rows"
+    listed.unlink() if text is None else listed.write_text(text)
+    with pytest.raises(fv.InputError, match="rows"):
+        go(folder)
+
+
 @FORKS
 def test_no_moment_in_which_a_run_is_killed_loses_or_doubles_a_row_that_came(folder):
     (folder / "bad.png").write_text("bad")

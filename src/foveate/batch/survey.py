@@ -10,6 +10,7 @@ says how many lines count, so that no harm is done if a run is killed between wr
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -111,11 +112,11 @@ def survey(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapp
     rows = int(before["rows"]) if is_listed else 0
     numbering = Numbering(_entries(path, rows))
     count = samples.count(numbering.take)
-    if before and not is_same and not is_listed:
+    if before and not is_listed and not (is_same and before.get("in order", True)):
         raise InputError(
-            f"{spell(store.path)} was begun by an earlier version of foveate, which did not list its rows, and "
-            f"{samples.source.name} has changed since: it had {before['rows']:,} rows, and has {count:,}. Make it what "
-            "it was, or name another folder."
+            f"{spell(store.path)} has no list of its rows, as earlier versions of foveate wrote none, and "
+            f"{samples.source.name} has changed since it was begun: it had {before['rows']:,} rows, and has {count:,}. "
+            "Make it what it was, or name another folder."
         )
     gone = numbering.finish(rows)
     answered = [number for number in (*gone, *numbering.changed) if number in store.done and number not in bad]
@@ -152,12 +153,20 @@ def _lost(
 
 
 def _entries(path: Path, rows: int) -> Iterator[KnownRow]:
-    """Yield the first rows of the list."""
+    """Yield the first rows of the list.
+
+    Raises:
+        InputError: If it is damaged.
+    """
     if not rows:
         return
-    with path.open("rb") as file:
+    count = 0
+    with suppress(ValueError, TypeError), path.open("rb") as file:
         for line in islice(file, rows):
             yield KnownRow(*json.loads(line))
+            count += 1
+    if count < rows:
+        raise InputError(f"{spell(path)} is damaged: it has {count:,} of {rows:,} rows. Name another folder.")
 
 
 def _line_of(entry: KnownRow) -> bytes:

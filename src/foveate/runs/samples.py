@@ -158,7 +158,7 @@ class _Records(ABC):
 
     def content_of(self, record: Mapping[str, object]) -> str:
         """Return a short text that is another one if the record changes, with media inside of it."""
-        text = json.dumps(record, sort_keys=True, default=_digest_of)
+        text = CONTENT.encode(record)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def state(self) -> object:
@@ -170,6 +170,10 @@ class _Records(ABC):
 def _digest_of(value: object) -> str:
     """Return a text for a value without a JSON type."""
     return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+CONTENT = json.JSONEncoder(sort_keys=True, default=_digest_of)
+"""Writes a record as a text."""
 
 
 class _JsonLines(_Records):
