@@ -95,7 +95,8 @@ class _ThinRun:
         for module in (tower.module, *tower.blocks):
             if is_compiled(module):
                 raise _refusal(tower, f"its {type(module).__name__} is compiled")
-            if torch.is_grad_enabled() and recomputes_from_outside(module):
+            is_wrapped = hasattr(module, "_checkpoint_wrapped_module")  # by torch's checkpoint_wrapper
+            if torch.is_grad_enabled() and (is_wrapped or recomputes_from_outside(module)):
                 raise _refusal(tower, "checkpointing runs its blocks again without them")
         if isinstance(tower.layout, TowerLayout):
             self.layout = tower.layout
