@@ -39,7 +39,7 @@ class Coming(NamedTuple):
     span: int
     ragged: bool = False
     window_columns: Tensor | None = None
-    disorder: int = 0
+    disorder: bool = False
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -58,7 +58,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             `RowMap.window_columns`. At a pad they mean nothing. None: `base`. In the tail a window counts columns
             reduced by `shift`.
         windowed: Whether a window has ever counted other columns than `base`.
-        disorder: See `RowMap`; of all rows in `base`.
+        disorder: See `RowMap`; of any rows in `base`.
         shift: (samples,) int64, by how much positions have shrunk on this layer, if rows are renumbered; else None.
         head: Keys and values that all samples share as their beginning, (1, heads, slots, head size) each. `keys` and
             `values` then hold what each sample added. None if each sample has its own rows.
@@ -85,7 +85,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     ragged = False
     window_columns: Tensor | None = None
     windowed = False
-    disorder = 0
+    disorder = False
     shift: Tensor | None = None
     head: tuple[Tensor, Tensor] | None = None
     reads: "PrunedLayer | None" = None
@@ -99,6 +99,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     _pruned = False
     _announced: Coming | None = None
     _room: Room | None = None
+    _order: Tensor | None = None  # places of the slots that the last update left, among the `_before` that it had
+    _before = 0
     _grown: int | None = None  # id of the keys that the last update left
 
     def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
@@ -113,7 +115,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         # If a window evicted slots, fewer are stored than were seen.
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
         self.memory: dict[str, Tensor] = {}
-        self.window_columns, self.disorder = None, 0
+        self.window_columns = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, which gets its own room, as does its `reads`. Shared rows stay unchanged."""
@@ -180,7 +182,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         span: int,
         ragged: bool = False,
         window_columns: Tensor | None = None,
-        disorder: int = 0,
+        disorder: bool = False,
     ) -> None:
         """Announce what the next `update` brings.
 
@@ -210,6 +212,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.settle()
         if self._announced is None and self._pruned:
             guards.refuse_pruned_cache_outside()
+        self._order = None
         coming = self._announced or Coming(None, key_states.shape[-2])
         columns, span = coming.columns, coming.span
         self._inside, self._announced = self._announced is not None, None
@@ -221,7 +224,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.base = self._memo.once(lambda: self.columns(columns, len(columns), columns.device), *key)
             self.base_end = self.seen + span
             self.ragged |= coming.ragged
-            self.window_columns, self.disorder = coming.window_columns, self.disorder + coming.disorder
+            self.window_columns, self.disorder = coming.window_columns, self.disorder or coming.disorder
             self._pruned = True
         self.seen += span
         self._append(key_states, value_states)
@@ -450,12 +453,16 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
         def choose() -> Chosen:
             columns = self.columns(0, wanted.shape[0], wanted.device)
+            if self._order is not None:  # the window may have evicted any of them
+                place = self._order - (self._before - wanted.shape[1])  # below 0: of an earlier turn
+                stays = (place < 0) | wanted.gather(1, place.clamp(min=0))
+                return Chosen.of(columns, 0, stays & (columns >= 0), stays.shape[1], ragged=True)
             stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)  # (samples, rows)
             most = min(rows, max(counts))
             even = rows == wanted.shape[1] and min(counts) == most
             return Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
 
-        alike = "kept", wanted, self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged
+        alike = "kept", wanted, self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged, self._order
         chosen, counted = self._memo.once(choose, *alike), self.window_slots()
 
         def count() -> Tensor | None:
@@ -473,7 +480,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         self.keys, self.values, self.is_initialized = None, None, False  # a copy may read the rows: no zeros into them
         self.seen = 0
-        self.base, self.base_end, self.ragged, self.disorder = None, 0, False, 0
+        self.base, self.base_end, self.ragged, self.disorder = None, 0, False, False
         self.window_columns = self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
         self.memory = {}
         self._announced, self._pruned = None, False
@@ -487,8 +494,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 class WindowedLayer(PrunedLayer):
     """A `PrunedLayer` whose rows see a sliding window.
 
-    It keeps at most `window − 1` slots between calls, as transformers' own does: no later row sees more. While its
-    first slots are in disorder, it keeps so many more.
+    It keeps at most `window − 1` slots between calls, as transformers' own does: no later row sees more.
 
     Attributes:
         record_past: Whether slots outside the window are kept until `crop`.
@@ -550,26 +556,41 @@ class WindowedLayer(PrunedLayer):
     def _evict(self) -> None:
         """Remove slots that no later row sees: all but the last `window − 1`.
 
-        Slots ascend in columns, so the earlier ones are outside the window in every sample. The columns that a window
-        counts ascend too, but for `disorder` slots: a slot with so many more behind it is outside.
+        Slots ascend in columns, so the earlier ones are outside the window in every sample. In disorder, those are that
+        have the lowest of the columns that the window counts.
         """
-        most = self.window - 1
-        if self.seen - self.base_end < most:
-            most += self.disorder
-        gone = self.keys.shape[-2] - most if self.is_initialized else 0
+        gone = self.keys.shape[-2] - (self.window - 1) if self.is_initialized else 0
         if gone <= 0:
+            return
+        base, counted = self.base, self.window_columns
+        held = 0 if base is None else base.shape[1]
+        if base is not None and counted is not None and self.disorder and gone < held:
+            self._evict_lowest(base, counted, gone)
             return
         self.keys = self.keys[..., gone:, :]
         self.values = self.values[..., gone:, :]
-        base, counted = self.base, self.window_columns
-        held = 0 if base is None else base.shape[1]
         if base is not None and gone < held:
             self.base = self._memo.once(lambda: base[:, gone:], "without first", base, gone)
             if counted is not None:
                 self.window_columns = self._memo.once(lambda: counted[:, gone:], "without first", counted, gone)
         else:
-            self.base, self.ragged, self.window_columns, self.disorder = None, False, None, 0
+            self.base, self.ragged, self.window_columns, self.disorder = None, False, None, False
             self.base_end += gone - held
+
+    def _evict_lowest(self, base: Tensor, counted: Tensor, gone: int) -> None:
+        """Remove the `gone` slots with the lowest columns that the window counts, pads first. The tail has none."""
+        total = self.keys.shape[-2]
+
+        def choose() -> Chosen:
+            order = counted.masked_fill(base < 0, -1).sort(dim=1, stable=True).indices[:, gone:].sort(dim=1).values
+            tail = torch.arange(base.shape[1], total, device=order.device).expand(len(order), -1)
+            return Chosen(base.gather(1, order), torch.cat((order, tail), dim=1), self.ragged)
+
+        chosen = self._memo.once(choose, "lowest", base, counted, gone, total, self.ragged)
+        in_base = chosen.order[:, : chosen.base.shape[1]]
+        self.window_columns = self._memo.once(lambda: counted.gather(1, in_base), "lowest counted", chosen, counted)
+        self._keep_slots(chosen)
+        self._order, self._before = chosen.order, total
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Each layer: which columns of the full-length stream are left as rows, and the state of one forward of the model."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,12 +44,9 @@ class RowMap:
         owners: (samples, 1) int64, the index of each sample; None if there is only one.
         numbered: The map, this or an earlier one, at which rows were last renumbered; None while all rows keep their
             original positions.
-        largest: Rows of the largest image, at most. Rows change places only within an image.
     """
 
-    def __init__(
-        self, left: Tensor, lengths: Sequence[int], source: Tensor | None = None, largest: int | None = None
-    ) -> None:
+    def __init__(self, left: Tensor, lengths: Sequence[int], source: Tensor | None = None) -> None:
         """Build the map from the columns that are left.
 
         Args:
@@ -58,11 +54,9 @@ class RowMap:
             lengths: Number of columns left of each sample.
             source: (samples, columns) int64, the column whose position each column's row has, −1 for none; None: each
                 column's own.
-            largest: See `RowMap`; None: not known.
         """
         device = left.device
         self.lengths = tuple(lengths)
-        self.largest = max(self.lengths) if largest is None else largest
         longest = max(self.lengths)
         # A stable sort of 0s and 1s moves dropped columns to the front: of columns 0 to 5 with 2 and 4 dropped it makes
         # 2 4 0 1 3 5. The last `longest` are the rows. A shorter sample has some dropped columns in front: its pads.
@@ -167,10 +161,12 @@ class RowMap:
         return self.memo.once(count, "window", past, shift)
 
     @property
-    def disorder(self) -> int:
-        """How many later slots, at most, may hold a row that leaves a window before an earlier one, or none at all."""
-        most = 0 if self.source is self.columns else self.largest - 1
-        return most + (0 if self.numbered is None else max(self.lengths) - min(self.lengths))
+    def disorder(self) -> bool:
+        """Whether rows may leave a window in another order than that of the columns in which they are stored.
+
+        So may pads between new numbers, which are none.
+        """
+        return self.source is not self.columns or (self.numbered is not None and self.valid is not None)
 
     def gather(self, full: Tensor) -> Tensor:
         """Gather the rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
@@ -498,8 +494,7 @@ class Forward:
         if any(one.parent is not None for one in lefts):
             source = torch.arange(self.span, device=left.device).expand_as(left)
             source = source.index_put(places, torch.cat([one.positions() for one in lefts]))
-        largest = max(itertools.chain.from_iterable(one.sizes or (len(one),) for one in lefts))
-        return RowMap(left, lengths, source, largest)
+        return RowMap(left, lengths, source)
 
     def move_additions(self, left: Left, layer: int, came_from: Tensor) -> None:
         """Move the later additions of merged rows along with their tokens to the rows' new places."""

@@ -34,7 +34,7 @@ def test_every_attribute_is_in_one_list(kind):
 
 
 def test_every_attribute_of_a_row_map_is_in_one_list():
-    assert vars(ROWS).keys() == {*ROW_TENSORS, "lengths", "largest", "numbered", "_span", "_copies", "memo"}
+    assert vars(ROWS).keys() == {*ROW_TENSORS, "lengths", "numbered", "_span", "_copies", "memo"}
 
 
 def test_no_attribute_of_a_forward_is_in_two_lists():
