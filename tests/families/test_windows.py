@@ -17,10 +17,12 @@ from foveate._transformers import Reach, cache_in, with_cache
 from foveate.core.patching import Patcher
 from foveate.engine.cache import WindowedLayer
 from foveate.families import base
+from foveate.methods.mustdrop import MustDrop
 from foveate.registry import family_for
 from tests import models, tiny_derived
 from tests.derived.test_derived import CLOSE, Longest, Neighbours, apart, check_hidden, generate
 from tests.families import llavas, qwens, test_gemma3, test_gemma4, test_paligemma
+from tests.invariants.references import check_recomputed
 from tests.models import IMAGE, TEXT
 
 WINDOW, STEPS = 6, 7
@@ -198,3 +200,14 @@ def test_new_numbers_in_chunks_are_refused(monkeypatch):
     model, batch = tiny("gemma3")
     with pytest.raises(fv.UnsupportedError, match="chunks"), fv.drop(model, REINDEX), torch.no_grad():
         model(**batch(["tit"]))
+
+
+@pytest.mark.parametrize("positions", ["keep", "reindex"])
+def test_a_window_of_merged_rows_and_a_cut_cache_is_the_recompute(positions):
+    """Rows are packed by the tower, and the cache of a local layer is cut behind the prompt."""
+    method = MustDrop(
+        global_thr=0.2, individual_thr=0.2, pruning_layers=(2, 4), merge_threshold=-1.0, merge_window=2,
+        positions=positions,
+    )  # fmt: skip
+    model, inputs = models.tiny("gemma3"), models.batch("gemma3", ["tit"])
+    check_recomputed(model, "gemma3", method, inputs, test_gemma3.WINDOW + 2, atol=5e-5)
