@@ -254,7 +254,7 @@ def window_of(
     if numbered and reach.in_chunks:
         raise UnsupportedError(
             f"Layer {layer} attends in chunks of {reach.columns} tokens, and rows with new numbers would be in other "
-            "chunks. Use positions='keep', or a prompt of one chunk."
+            "chunks. Use a method with positions='keep'."
         )
     keys = None if stored is None else stored.window_slots(coming)
     if keys is None:
