@@ -161,9 +161,8 @@ def open_session(session: "Session", warns: bool) -> Iterator[Trace]:
     if session.idle:
         warn_caller(NOTHING_RAN)
     if session.trace.history:
-        caution = session.method.caution(min(session.trace.history[0].retention)) or _unspent(
-            session.method, session.trace
-        )
+        method, trace = session.method, session.trace
+        caution = method.caution(min(trace.history[0].retention)) or _unspent(method, trace)
         if caution is not None:
             warn_caller(caution)
 
