@@ -112,7 +112,7 @@ def alert(text: str) -> str:
     return f"<p class='fv-error' role='alert'>{escape(text)}</p>"
 
 
-def _spoken(place: int, subject: Subject) -> str:
+def _spoken_name(place: int, subject: Subject) -> str:
     """The name of an example, which a screen reader says instead of its thumbnail."""
     return f"{subject.noun.capitalize()} {place + 1}: {list(subject.questions)[-1]}"
 
@@ -162,7 +162,7 @@ class AskPanel:
         self.picture = gr.HTML(way_of(first).to_html(), elem_id="picture", padding=False)  # on a phone, before the rest
         gr.HTML(_thumbnails(), elem_id="thumbnails")
         self.example = gr.Radio(
-            [(_spoken(place, subject), place) for place, subject in enumerate(examples())],
+            [(_spoken_name(place, subject), place) for place, subject in enumerate(examples())],
             value=0,
             label="Pick an example",
             elem_id="examples",

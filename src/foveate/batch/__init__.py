@@ -2,7 +2,7 @@
 
 rows        one model that answers chunks of rows
 columns     reads the batches that engines hand over
-survey      numbers the rows of an input, which may grow
+numbering   numbers the rows of an input, which may grow
 job         joins an input, a crew of models and a folder; finds what crashed the last run
 """
 

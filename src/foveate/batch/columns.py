@@ -24,7 +24,7 @@ def columns_of(batch: Any) -> dict[str, list[Any]]:
         SettingError: If it is nothing of this, or one row; or columns have not the same length.
         UnsupportedError: If it is an Arrow table and pyarrow is not installed.
     """
-    named = _named(batch)
+    named = _columns_in(batch)
     twice = [name for name, times in Counter(name for name, _ in named).items() if times > 1]
     if twice:
         raise InputError(f"The batch has two columns {twice[0]!r}. Rename one.")
@@ -35,7 +35,7 @@ def columns_of(batch: Any) -> dict[str, list[Any]]:
     return columns
 
 
-def _named(batch: Any) -> list[tuple[str, Any]]:
+def _columns_in(batch: Any) -> list[tuple[str, Any]]:
     """Return the names and values of a batch's columns, in order."""
     if isinstance(batch, list | tuple) and all(isinstance(row, Mapping) for row in batch):
         names = dict.fromkeys(name for row in batch for name in row)

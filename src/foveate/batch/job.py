@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from foveate.ask.answers import WINDOW
 from foveate.ask.second_look import SecondLook
+from foveate.batch.numbering import KnownRow, number_rows
 from foveate.batch.rows import GRAPH, KEY, OURS, REASON, Row, RowAsking, bad_row
-from foveate.batch.survey import KnownRow, survey
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne, Count
 from foveate.core.fields import check
@@ -180,7 +180,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                 bad.add(row[KEY])
             else:
                 summary.add(row, job.asking.cuda_graphs)
-        samples, gone = survey(samples, store, bad)
+        samples, gone = number_rows(samples, store, bad)
         summary.rows = store.manifest["input"]["rows"]
         done.grow(summary.rows)
         if job.limit is not None:

@@ -169,7 +169,7 @@ class Window:
         live = None if self.live is None else self.live[own]
         return replace(self, columns=self.columns[own], keys=keys, live=live)
 
-    def seen(self, mask: Any, samples: Tensor, rows: Tensor, keys: Tensor, total: int) -> Tensor:
+    def visible(self, mask: Any, samples: Tensor, rows: Tensor, keys: Tensor, total: int) -> Tensor:
         """Return what rows see, (some, heads or 1, rows, slots) bool; see `visibility`."""
         heads = torch.arange(1 if isinstance(mask, BlockMask) else mask.shape[1], device=rows.device)[:, None, None]
         own = torch.arange(len(rows), device=rows.device)[:, None, None, None]
@@ -312,7 +312,7 @@ class Remap:
         # column 0 and then hidden.
         samples = torch.arange(keys.shape[0], device=keys.device)
         if self.window is not None:
-            seen = self.window.seen(mask, samples, self.queries, self.keys, self.total)
+            seen = self.window.visible(mask, samples, self.queries, self.keys, self.total)
             if mask.dtype == torch.bool:
                 return seen
             return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
@@ -379,7 +379,7 @@ def visibility(
             return None
         return partial(_in_order, keys, past, causal)
     if window is not None:
-        return lambda rows: window.seen(mask, samples, rows, keys, total)
+        return lambda rows: window.visible(mask, samples, rows, keys, total)
     columns = _columns_of(width_of(mask), keys, total)
     reached = (columns >= 0)[:, None, None, :]
 

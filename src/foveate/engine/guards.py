@@ -175,7 +175,7 @@ def refuse_beside(turn: Turn) -> None:
         )
 
 
-def refuse_ended() -> NoReturn:
+def refuse_after_end() -> NoReturn:
     """Refuse a call whose context was closed before it had run."""
     raise SessionError(
         "The dropping context, or what foveate.apply put on, ended in another thread while this call ran or waited for "

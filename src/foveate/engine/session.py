@@ -541,7 +541,7 @@ class Session(Hold):
             try:
                 output = original(*args, **kwargs)
                 if self._ended and not generating.begun:  # later, its cache refuses the next step
-                    guards.refuse_ended()
+                    guards.refuse_after_end()
                 self._program.refuse_doubts()
                 return output
             finally:
@@ -573,7 +573,7 @@ class Session(Hold):
 
         if not self._turn.acquire(gives_up=gives_up):
             if self._ended:
-                guards.refuse_ended()
+                guards.refuse_after_end()
             raise SessionError(
                 "Another thread is generating with this model. Call generate, which waits for its turn, or guard the "
                 "model's forwards with your own lock."
@@ -581,10 +581,10 @@ class Session(Hold):
         try:
             with nullcontext() if generates else self._steps:
                 if self._ended:
-                    guards.refuse_ended()
+                    guards.refuse_after_end()
                 yield
                 if self._ended and not generates:
-                    guards.refuse_ended()
+                    guards.refuse_after_end()
         finally:
             self._turn.release()
 

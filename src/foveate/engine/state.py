@@ -82,7 +82,7 @@ def state_of(module: nn.Module, outside: Iterable[str] = ()) -> State:
 def _numbers(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Read `VALUES` numbers of each tensor, evenly spread over its memory."""
     parts = defaultdict[tuple[torch.device, torch.dtype], list[Tensor]](list)
-    for tensor in chain.from_iterable(map(_stored, tensors)):
+    for tensor in chain.from_iterable(map(_plain_parts, tensors)):
         span = tensor.numel()
         if not span or tensor.is_meta:  # offloaded: its values come from a file when it runs
             continue
@@ -96,9 +96,9 @@ def _numbers(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat(kinds).cpu() for kinds in by_device.values()]
 
 
-def _stored(tensor: Tensor) -> Iterable[Tensor]:
+def _plain_parts(tensor: Tensor) -> Iterable[Tensor]:
     """Return the tensors in memory that a tensor consists of: itself, or of quantised weights their parts."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return (tensor,)
     names, _ = tensor.__tensor_flatten__()
-    return chain.from_iterable(_stored(getattr(tensor, name)) for name in names)
+    return chain.from_iterable(_plain_parts(getattr(tensor, name)) for name in names)

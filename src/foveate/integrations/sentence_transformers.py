@@ -152,15 +152,15 @@ def _rows_left(features: dict[str, Any], output: str, trace: Trace) -> dict[str,
     order = (mask != 0).to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     order = order[:, : int((mask != 0).sum(dim=1).max())]  # (samples, most left)
 
-    def shortened(value: Any) -> Any:
+    def shorten(value: Any) -> Any:
         if isinstance(value, tuple):  # the rows of all layers
-            return tuple(map(shortened, value))
+            return tuple(map(shorten, value))
         if not isinstance(value, Tensor) or value.shape[:2] != left.shape:  # pixels, or one number a sample
             return value
         columns = order.to(value.device)
         return value[torch.arange(len(columns), device=value.device)[:, None], columns]
 
-    short = {name: shortened(value) for name, value in {**features, "attention_mask": mask}.items()}
+    short = {name: shorten(value) for name, value in {**features, "attention_mask": mask}.items()}
     if pooled:
         short[output] = rows
     return short

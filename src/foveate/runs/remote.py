@@ -75,7 +75,7 @@ def public(url: str) -> str:
 # -- URLs as texts ----------------------------------------------------------------------------------------------------
 
 
-def written(url: str) -> str:
+def request_url(url: str) -> str:
     """Return a URL as it is sent: over HTTP without dot segments, and with characters quoted that URLs cannot have.
 
     What is quoted already stays so, because signatures may cover it. Names in buckets are left as they are.
@@ -94,12 +94,14 @@ def written(url: str) -> str:
             raise ValueError
     except ValueError:
         raise InputError(f"{public(url)} names no host. Write it as {scheme}://HOST/PATH.") from None
-    path = _quoted("/".join(_steps(parts.path)))
-    parts = parts._replace(netloc=f"{_quoted(user)}{at}{host}", path=path, query=_quoted(parts.query), fragment="")
+    path = _quote_rest("/".join(_steps(parts.path)))
+    parts = parts._replace(
+        netloc=f"{_quote_rest(user)}{at}{host}", path=path, query=_quote_rest(parts.query), fragment=""
+    )
     return parts.geturl()
 
 
-def _quoted(part: str) -> str:
+def _quote_rest(part: str) -> str:
     """Quote what a URL cannot have. A percent sign that quotes nothing is quoted itself."""
     return re.sub("%(?![0-9A-Fa-f]{2})", "%25", quote(part, ALLOWED, errors="surrogateescape"))
 
@@ -227,11 +229,11 @@ def _target(link: str, homes: Sequence[tuple[str, str]]) -> tuple[str, str]:
             names = [name.replace("/", "%2F") for name in place[1][depth:]]
             # The page's own address has the user, which links leave out.
             url = f"{folder_of_url(page)}/{'/'.join(_steps(parts.path)[depth:])}"
-            return folder + "/".join(names), written(url)
+            return folder + "/".join(names), request_url(url)
     raise ValueError
 
 
-def _joined(base: str, link: str) -> str:
+def _absolute(base: str, link: str) -> str:
     """Return a link as an absolute URL, or as it is where it is none."""
     try:
         return urljoin(base, link)
@@ -274,16 +276,18 @@ class Remote:
         Raises:
             InputError: If the folder or a file cannot be read, or every link is left out.
         """
-        url = as_folder(written(url))
+        url = as_folder(request_url(url))
         if scheme_of(url) in HTTP:
-            return {name: Listed(place, self._identity(place, {})) for name, place in self._linked(url, note).items()}
+            return {
+                name: Listed(place, self._identity(place, {})) for name, place in self._links_below(url, note).items()
+            }
         # fsspec names objects BUCKET/NAME
         objects = self._try(url, lambda system: system.find(url, detail=True))
         infos = {f"{scheme_of(url)}://{name}": info for name, info in objects.items()}
         below = [place for place in infos if place.startswith(url) and not place.endswith("/")]
         return {place.removeprefix(url): Listed(place, self._identity(place, infos[place])) for place in below}
 
-    def _linked(self, url: str, note: Callable[[str], object]) -> dict[str, str]:
+    def _links_below(self, url: str, note: Callable[[str], object]) -> dict[str, str]:
         """Return by name the URLs of the files to which the pages of a folder and of those below it link.
 
         fsspec's own walk finds links by a pattern, and leaves out a folder whose page cannot be read.
@@ -321,7 +325,7 @@ class Remote:
         """Return the address that answers for a folder's page, and the page's links as absolute URLs."""
         file = io.BytesIO()
         response = self._copy(url, file, PAGE)
-        address = written(str(response.url))
+        address = request_url(str(response.url))
         (server, steps), (asked, below) = _place(address), _place(url)
         if server == asked:
             address = urlsplit(address)._replace(netloc=urlsplit(url).netloc).geturl()  # with the user
@@ -336,8 +340,8 @@ class Remote:
         kind = response.headers.get("Content-Type", HTML[0]).partition(";")[0].strip().lower()
         if not parser.links and kind not in HTML:
             raise InputError(f"{public(url)} is {trim(kind)}, and no page of links. Name a folder, or a table of URLs.")
-        base = _joined(address, parser.base or "")
-        return address, [_joined(base, link) for link in parser.links]
+        base = _absolute(address, parser.base or "")
+        return address, [_absolute(base, link) for link in parser.links]
 
     def _identity(self, url: str, info: dict[str, Any]) -> str:
         info = info or self._try(url, lambda system: system.info(url))
@@ -351,7 +355,7 @@ class Remote:
         Raises:
             InputError: If it cannot be read.
         """
-        url = written(url)
+        url = request_url(url)
         file = tempfile.NamedTemporaryFile(suffix=Path(file_name(url)).suffix)  # noqa: SIM115
         self._copy(url, file, TABLE)
         return file
@@ -362,7 +366,7 @@ class Remote:
         Raises:
             InputError: If it cannot be read.
         """
-        url = written(url)
+        url = request_url(url)
         name = Path(file_name(url))
         # By the ending alone: mimetypes reads a name as a URL.
         kind = "video/mp4" if is_video(name) else mimetypes.guess_type(f"file{name.suffix}")[0] or ""
@@ -457,7 +461,7 @@ class Remote:
         url = str(request.url)
         if request.url.scheme == "http" and not self.private:
             raise InputError(f"{public(url)}: http:// is for private networks (--remote-private).")
-        request.url = type(request.url)(written(url), encoded=True)  # a redirect may have what no URL can
+        request.url = type(request.url)(request_url(url), encoded=True)  # a redirect may have what no URL can
         return await handler(request)
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:

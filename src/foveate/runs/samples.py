@@ -26,7 +26,7 @@ from typing import IO, Any
 from foveate.errors import InputError, SettingError
 from foveate.plain.files import BASE64, is_video, local_path, open_readable, scheme_of, sha256_of, spell
 from foveate.plain.upstream import Shared, brief, extra, first_line, printable
-from foveate.runs.remote import Remote, as_folder, beside, file_name, folder_of_url, is_remote, public, written
+from foveate.runs.remote import Remote, as_folder, beside, file_name, folder_of_url, is_remote, public, request_url
 
 LABELS = ("label", "labels", "answer", "answers")
 """Columns with the true answer or answers. The first one present is used."""
@@ -657,7 +657,7 @@ def samples_in(
     columns = columns or SampleColumns()
     place: Path | str
     if remote is not None and is_remote(path):
-        place = written(str(path).strip())
+        place = request_url(str(path).strip())
         source = _remote_source(place, columns, remote, note)
     else:
         place = local_path(path)
@@ -782,7 +782,7 @@ def _locate(value: Any, root: str, column: str, remote: bool) -> Any:
         return head + value
     try:
         if remote and is_remote(value):
-            return written(value.strip())
+            return request_url(value.strip())
         if remote and (is_remote(root) or scheme not in (None, "file")):  # what lies behind a URL names no local file
             if scheme is None:
                 return beside(root, value)

@@ -207,7 +207,7 @@ import sys, time
 from pathlib import Path
 from foveate.batch.job import Job, run
 from tests.batch.places import Echo
-from tests.batch.test_survey import ASKING
+from tests.batch.test_numbering import ASKING
 folder = Path(sys.argv[1])
 job = Job(input=folder, out=folder.with_name("out"), asking=ASKING, question="What?")
 run(job, Echo(lambda chunk: time.sleep(0.02)))

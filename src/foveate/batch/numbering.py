@@ -1,4 +1,4 @@
-"""`survey`: give the rows of an input their numbers in a job. They stay theirs when the input grows.
+"""`number_rows`: give the rows of an input their numbers in a job. They stay theirs when the input grows.
 
     .rows    in the job's folder: what each row is known by, and its content; one JSON list per line, by number
 
@@ -88,7 +88,7 @@ def _key_of(number: int, entry: KnownRow) -> object:
     return number if entry.name is None else entry.name
 
 
-def survey(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapping[int, KnownRow]]:
+def number_rows(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapping[int, KnownRow]]:
     """Number the rows of a job's input, and store them. An input that is as it was is not read through again.
 
     Args:
