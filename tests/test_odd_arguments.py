@@ -46,6 +46,9 @@ class Calls:
         self.folder, self.numbers = folder, itertools.count()
         self.model = save_tiny_llava(folder / "model", layers=6)
         self.vlm, self.drawn = fv.load(self.model), fv.load()
+        self.forwards = []  # an entry for each
+        for vlm in (self.vlm, self.drawn):
+            vlm.model.register_forward_pre_hook(lambda *_: self.forwards.append(1))
         self.picture = Image.effect_noise((84, 84), 30).convert("RGB")
         self.clip = str(film(folder / "clip.mp4", 6))
         (folder / "in").mkdir()
@@ -258,24 +261,12 @@ def calls(tmp_path_factory):
     return Calls(tmp_path_factory.mktemp("calls"))
 
 
-@pytest.fixture
-def forwards(calls):
-    """One entry for each forward of a model."""
-    runs = []
-    hooks = [vlm.model.register_forward_pre_hook(lambda *_: runs.append(1)) for vlm in (calls.vlm, calls.drawn)]
-    yield runs
-    for hook in hooks:
-        hook.remove()
-
-
 @pytest.mark.parametrize("name", TAKEN)
-def test_odd_values_are_taken_for_what_they_are_or_refused_before_a_forward(
-    calls, forwards, name, tmp_path, monkeypatch
-):
+def test_odd_values_are_taken_for_what_they_are_or_refused_before_a_forward(calls, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a text may be the name of a folder to write to, or of one that another case wrote
     wrong = []
     for (argument, right), (word, value) in itertools.product(TAKEN[name][1].items(), ODD.items()):
-        forwards.clear()
+        calls.forwards.clear()
         try:
             getattr(calls, name)(**{argument: value})
             fits = word in right
@@ -284,8 +275,8 @@ def test_odd_values_are_taken_for_what_they_are_or_refused_before_a_forward(
             # Whether a random model's answers agree often enough is not what is asked here.
             fits, outcome = argument in ("tokens", "retention", "flops") or name == "tune", "no budget"
         except fv.FoveateError as error:
-            fits = (name, argument) in BY_SIZE if word in right else not forwards
-            outcome = f"{str(error)!r:.80}, after {len(forwards)} forwards"
+            fits = (name, argument) in BY_SIZE if word in right else not calls.forwards
+            outcome = f"{str(error)!r:.80}, after {len(calls.forwards)} forwards"
         except Exception as error:
             fits, outcome = False, f"{type(error).__name__}: {error!s:.80}"
         if not fits:

@@ -196,9 +196,9 @@ def test_a_method_that_leaves_something_on_the_model_is_found(monkeypatch):
     """Methods hardly can; the engine could."""
     from foveate.engine.session import Session
 
-    def forget(self):
+    def forget(self, **settings):
         self._core.left_behind = True
-        original(self)
+        original(self, **settings)
 
     original = Session.detach
     monkeypatch.setattr(Session, "detach", forget)

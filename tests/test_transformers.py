@@ -32,7 +32,8 @@ def test_what_is_not_promised_is_still_there(name):
 
 
 OTHERS = {
-    "_C", "_asdict", "_buffers", "_cdata", "_compiled_call_impl", "_cuda_releasePool", "_exit", "_foreach_copy_",
+    "_C", "_asdict", "_buffers", "_cdata", "_checkpoint_wrapped_module", "_compiled_call_impl", "_cuda_releasePool",
+    "_exit", "_foreach_copy_",
     "_forward_hooks", "_forward_pre_hooks", "_functorch", "_get_config", "_get_float32_matmul_precision",
     "_get_fp32_precision_getter", "_getframe", "_has_any_global_hook", "_hf_hook", "_inheriting",
     "_len_torch_dispatch_stack", "_modules", "_orig_mod", "_prepare_metric_and_aggregation",

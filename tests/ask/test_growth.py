@@ -298,16 +298,20 @@ def test_memory_is_bounded_however_many_frames_come(small, pictures):
 
 
 def test_an_interrupt_leaves_the_old_look_whole(small, pictures, monkeypatch):
+    layer, interrupts = small.model.model.language_model.layers[3], []
+
+    def stop(*arguments, forward=layer.forward, **named):
+        if interrupts:
+            raise KeyboardInterrupt
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(layer, "forward", stop)
     live = small.look(pictures[0], method="v2drop")
     before = live.ask("What?", **NEW).tokens
-
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(small.model.model.language_model.layers[3], "forward", stop)
+    interrupts.append(True)
     with pytest.raises(KeyboardInterrupt):
         live.see(pictures[1])
-    monkeypatch.undo()
+    interrupts.clear()
     assert live.ask("What?", **NEW).tokens == before
     assert len(live.pictures) == 1
 

@@ -181,7 +181,6 @@ def dropped_elsewhere(model, method, **budget):
         thread.join()
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 @pytest.mark.parametrize("opened", [fv.drop, applied, dropped_elsewhere])
 def test_inside_an_open_context_nothing_is_looked_at_and_asked(vlm, picture, prefix, opened):
     with opened(vlm.model, "v2drop", retention=0.5):

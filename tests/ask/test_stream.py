@@ -122,7 +122,6 @@ def read_and_interrupt(stream):
         raise KeyboardInterrupt
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_a_keyboard_interrupt_of_the_reader_leaves_the_model_restored(vlm, scenes):
     before = state(vlm.model)
     handle = slowed(vlm)
@@ -182,7 +181,6 @@ def test_a_program_that_leaves_a_stream_ends_as_it_would_without_it(asker, quest
     assert (done.returncode, done.stderr) == (code, "")
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 @pytest.mark.parametrize("in_circle", [False, True])
 def test_a_stream_that_nobody_has_any_more_leaves_the_model_free(vlm, scenes, in_circle):
     vlm.ask(scenes[0], LISTING, max_new_tokens=1)  # transformers hangs hooks on at the first run

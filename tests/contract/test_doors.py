@@ -24,8 +24,6 @@ from foveate.eval.plan import Plan, contenders_at
 from foveate.naming import method_of, parse
 from foveate.registry import family_for
 
-pytestmark = pytest.mark.filterwarnings("ignore:Nothing was dropped")  # by a method that is only looked at
-
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
 DEPTH, TOKENS, GRID = 28, 256, (16, 16)
 CHAINS = ("fastv+finalkv", "visionzip+v2drop", "early+late", "early+late+finalkv")

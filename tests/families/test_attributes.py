@@ -155,7 +155,6 @@ def test_a_family_of_an_earlier_foveate_is_told_what_to_override():
         type("Old", (Llava,), {"boxes": classmethod(lambda *_: [None])})
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 @pytest.mark.parametrize("name", READ)
 def test_two_values_of_what_a_family_overrides_behave_differently(name, monkeypatch):
     show, values, wanted = READ[name]

@@ -101,7 +101,6 @@ def test_a_fixed_count_is_that_of_every_picture(family):
     assert fv.families()["llava"].fixed_count(llava("pixtral", "full").config) is None
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_what_one_picture_cannot_spend_is_refused_as_dropping_begins():
     model = llava("clip", "default")
     deep = fv.V2Drop.for_budget(model, tokens=3, layers=(3,))

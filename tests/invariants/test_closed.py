@@ -110,7 +110,6 @@ def test_a_function_that_takes_other_arguments_is_told_at_opening(name, monkeypa
 # -- hooks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_each_hook_that_is_lost_is_told(host, monkeypatch):
     model, inputs = host
     patchers = []

@@ -67,7 +67,6 @@ def with_apply(model, interrupt):
 WAYS = [(with_context, 0), (with_apply, 29), *[(with_apply, 0), (with_context, 7)] * EVERYTHING]
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 @pytest.mark.parametrize(("way", "step"), WAYS)
 def test_an_interrupt_at_any_point_leaves_the_model_as_it_was(way, step):
     """At every line, or at every so many of the opcodes, which are ten times as many."""

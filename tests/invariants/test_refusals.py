@@ -120,7 +120,6 @@ def test_a_method_that_answers_nonsense_is_told():
         generate(model, inputs)
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_asking_a_trace_before_anything_ran():
     with fv.drop(tiny("llava"), METHOD) as trace:
         assert trace.stages == []

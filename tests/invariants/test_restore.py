@@ -76,7 +76,6 @@ def test_the_model_is_as_before(family, end):
     assert all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_a_method_of_ones_own_forward_comes_back():
     model = copy.deepcopy(tiny("llava"))
     layer = model.model.language_model.layers[2]
@@ -111,7 +110,6 @@ def test_apply_and_remove():
         fv.remove(model)
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_contexts_do_not_nest():
     model = tiny("llava")
     with fv.drop(model, METHOD):
@@ -179,7 +177,6 @@ def test_a_model_of_no_family_is_refused():
         fv.apply(torch.nn.Linear(1, 1), METHOD)
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_a_copy_of_a_model_inside_a_context_is_refused():
     """Its layers would run the original's weights."""
     model = tiny("llava")

@@ -48,7 +48,6 @@ def test_it_is_refused_inside_a_context_and_works_again_after(model):
     assert drawn(model.generate_batch(PROMPTS, **SETTINGS)) == before
 
 
-@pytest.mark.filterwarnings("ignore:Nothing was dropped")
 def test_requests_of_a_manager_made_before_the_context_fail_with_the_reason(model):
     manager = model.init_continuous_batching(**SETTINGS)
     manager.start()
