@@ -328,6 +328,16 @@ CHANGES = {
 }
 
 
+def test_a_hook_that_reads_from_elsewhere_reads_the_system_text_each_time(small, demo):
+    vlm, factor = fv.VLM(copy.deepcopy(small.model), small.processor, "steered"), [1.0]
+    layer = vlm.model.get_decoder().layers[2]
+    layer.mlp.register_forward_hook(lambda module, arguments, output: output * factor[0])
+    asked = {"system": SYSTEM, "choices": ["ring", "text"]}
+    for factor[0] in (1.0, 0.2):
+        answers = next(iter(vlm.ask_many([(demo, ASKED[0])], **asked))).choices
+        assert answers == pytest.approx(vlm.ask(demo, ASKED[0], **asked).choices, abs=1e-4)
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_model_reads_the_system_text_again_and_refuses_its_looks(small, demo, change):
     vlm = fv.VLM(copy.deepcopy(small.model), small.processor, "changed")

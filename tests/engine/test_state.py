@@ -23,6 +23,8 @@ CHANGES = {
     "a hook": lambda model: layer_of(model).mlp.register_forward_hook(print),
     "an attribute": lambda model: setattr(layer_of(model).self_attn, "scaling", 0.5),
     "an attribute of a config": lambda model: setattr(layer_of(model).self_attn.config, "rms_norm_eps", 0.5),
+    "every other row": lambda model: layer_of(model).mlp.up_proj.weight.data[1::2].mul_(0.5),
+    "all columns but the first": lambda model: layer_of(model).mlp.up_proj.weight.data[:, 1:].mul_(0.5),
     "another forward": lambda model: setattr(layer_of(model), "forward", print),
     "another module": lambda model: setattr(layer_of(model), "mlp", copy.deepcopy(layer_of(model).mlp)),
 }
@@ -69,11 +71,19 @@ def test_running_a_model_leaves_its_state(family):
     assert state_of(model) == before
 
 
+def test_autocast_is_part_of_the_state():
+    model = tiny("llava")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = state_of(model)
+    assert inside != state_of(model)
+
+
 def test_weights_that_are_not_numbers_or_not_there_have_a_state():
     model = nn.Linear(4, 4)
     nn.init.constant_(model.weight, float("nan"))
     model.register_buffer("packed", torch.arange(8, dtype=torch.uint8))
     model.register_buffer("none", torch.empty(0))
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
     assert state_of(model) == state_of(model)
     before = state_of(model)
     model.packed.data.add_(1)

@@ -117,11 +117,11 @@ def test_of_contexts_in_six_threads_that_try_again_all_answer_in_time(shallow):
 
 
 class Held:
-    """Stops a forward of another thread inside a decoder layer."""
+    """Stops a forward of another thread at a module, usually inside a decoder layer."""
 
-    def __init__(self, model, layer=3):
+    def __init__(self, model, place=None):
         self.came, self.goes = threading.Event(), threading.Event()
-        self._hook = model.get_decoder().layers[layer].mlp.register_forward_pre_hook(self.hold)
+        self._hook = (place or model.get_decoder().layers[3].mlp).register_forward_pre_hook(self.hold)
         self._main = threading.current_thread()
 
     def hold(self, *_):
@@ -275,9 +275,10 @@ def test_a_forward_that_waits_is_refused_when_a_generate_begins_before_it():
 def test_a_forward_that_began_before_the_context_is_right_or_refused():
     model, inputs = tiny("llava"), batch("llava", ["tit"])
     before, plain, expected = state(model), said(model, inputs), dropped(model, METHOD, inputs)
-    for layer in (0, 3, 5):
+    layers = [model.get_decoder().layers[layer].mlp for layer in (0, 3, 5)]
+    for place in (model.get_input_embeddings(), model.model.vision_tower, *layers):
         with ThreadPoolExecutor(1) as pool:
-            with Held(model, layer) as held:
+            with Held(model, place) as held:
                 call = pool.submit(said, model, inputs)
                 assert held.came.wait(60)
                 assert torch.equal(dropped(model, METHOD, inputs), expected)

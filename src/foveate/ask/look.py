@@ -21,7 +21,7 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.engine.copies import compact, copy_of, nbytes
 from foveate.engine.session import drop_or_not
-from foveate.engine.state import State, state_of
+from foveate.engine.state import State, own_hooks, state_of
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -172,7 +172,8 @@ def look_at_system(loaded: Loaded, prompt: Prompt, method: Method | None) -> Loo
     with loaded.lock:
         look: Look | None = loaded.system
         ids = begun_by(loaded, prompt.system)
-        if look is None or not torch.equal(look.ids, ids) or look.state != state_of(model):
+        goes_on = look is not None and torch.equal(look.ids, ids) and look.state == state_of(model)
+        if look is None or not goes_on or own_hooks(model):  # what a hook reads from elsewhere cannot be compared
             loaded.system = None  # free the last one first
             with drop_or_not(model, None):
                 cache = prefill(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})

@@ -20,6 +20,7 @@ from foveate.ask.generation import Generation
 from foveate.ask.loaded import Loaded
 from foveate.contract.method import BUDGET, Method
 from foveate.core.fields import check
+from foveate.engine.state import own_hooks
 from foveate.errors import InputError, SettingError
 from foveate.naming import members_of, name_of
 from foveate.plain.filed import Record
@@ -32,8 +33,6 @@ GIVEN = {"dtype": "dtype", "kernel": "attention", "max_new_tokens": "max_new_tok
 """Conditions that a user can set, with the name of the argument. (A flag has hyphens.)"""
 FEW = 16
 """About how many values of each weight identify a model."""
-LIBRARIES = ("accelerate", "foveate", "peft", "torch", "transformers")
-"""Packages whose hooks follow from how a model was loaded."""
 
 Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -277,7 +276,7 @@ def conditions_of(loaded: Loaded, settings: Generation) -> dict[str, str]:
     """
     config, processor = loaded.model.config, loaded.processor
     quantised = str(getattr(config, "quantization_config", None))
-    hooks = _own_hooks(loaded.model)
+    hooks = own_hooks(loaded.model)
     return ({"hooks": ", ".join(hooks)} if hooks else {}) | {
         "model": config.model_type,
         "weights": _digest([_numbers(loaded.model), adapters_of(loaded.model.modules()), quantised]),
@@ -311,18 +310,6 @@ def _numbers(model: PreTrainedModel) -> list[tuple[object, ...]]:
             bits = value.detach().flatten()[::step].contiguous().view(torch.uint8).tolist()
         numbers.append((name, tuple(value.shape), str(value.dtype), bits))
     return numbers
-
-
-def _own_hooks(model: PreTrainedModel) -> list[str]:
-    """Return the place and name of each hook on a module that no library below put there."""
-    hooks = []
-    for place, module in model.named_modules():
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            function = getattr(hook, "func", hook)  # of a partial
-            of = getattr(function, "__module__", None) or type(function).__module__
-            if of.partition(".")[0] not in LIBRARIES:
-                hooks.append(f"{place}: {of}.{getattr(function, '__qualname__', type(function).__qualname__)}")
-    return hooks
 
 
 def _digest(values: object) -> str:

@@ -165,14 +165,19 @@ def refuse_lost_hooks(lost: str) -> NoReturn:
     )
 
 
-def refuse_beside(turn: Turn) -> None:
-    """Refuse a part of the model that a thread calls while another thread's forward runs between the hooks."""
-    if turn.owner is not None and turn.owner != threading.get_ident():
-        raise SessionError(
-            "Another thread runs this model with a method on it, and this thread has come to a part of it without "
-            "waiting for its turn: it called that part alone, or its forward began before the method was put on. "
-            "Call the model again, or generate."
-        )
+def refuse_beside(turn: Turn, alone: bool = True) -> None:
+    """Refuse a part of the model that a thread calls while another thread's forward runs between the hooks.
+
+    Args:
+        turn: Whose turn it is.
+        alone: Whether users may call this part by itself, while no forward runs.
+    """
+    if turn.owner == threading.get_ident() or (alone and turn.owner is None):
+        return
+    raise SessionError(
+        "This thread has come to a part of a model with a method on it without waiting for its turn: its forward began "
+        "before the method was put on, or another thread runs the model. Call the model again, or generate."
+    )
 
 
 def refuse_after_end() -> NoReturn:
@@ -232,7 +237,7 @@ def refuse_targets(targets: Tensor, masks: Sequence[Tensor], family: Family) -> 
     count = int(torch.stack(counts).sum()) if counts else 0
     if count:
         places = [place for place in map(family.placeholder, ("image", "video")) if place is not None]
-        columns = " | ".join(f"(input_ids == {place})" for place in places)
+        columns = " | ".join(f"(input_ids == {place})" for place in places) or "where vision tokens are"
         raise UnsupportedError(
             f"{count} labels are on vision tokens, of which this method drops some, so their loss would come from rows "
             f"that no layer has updated. Mask them: labels[{columns}] = -100. With TRL, give prompt and completion "

@@ -601,6 +601,10 @@ class Session(Hold):
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Wrap `get_image_features`, which `generate` calls before the decoder runs."""
+        with self._in_turn():
+            return self._encode(modality, original, args, kwargs)
+
+    def _encode(self, modality: str, original: Original, args: Any, kwargs: Any) -> Any:
         if self._encoding:  # a model may encode a video by calling its images' function
             return original(*args, **kwargs)
         call = FeatureCall(self._core, modality, original, args, kwargs)
@@ -646,7 +650,8 @@ class Session(Hold):
     # -- begin -------------------------------------------------------------------------------------------------
 
     def around_merger(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Note where the vision tokens are."""
+        """Note where the vision tokens are. Only the core calls it, in its turn."""
+        guards.refuse_beside(self._turn, alone=False)
         arguments = arguments_of(original, args, kwargs)
         placeholders, arrival = original(*args, **kwargs), self._arriving()
         for modality, mask in self._family.vision_masks(placeholders, {**arrival.arguments, **arguments}):

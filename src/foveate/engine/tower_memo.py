@@ -123,9 +123,6 @@ def tower_state(tower: nn.Module, wrapper: Any = None) -> State | None:
         return None
     state = state_of(tower, OUTSIDE)
     state.objects.extend((tower, wrapper))
-    for kind in sorted({weight.device.type for weight in weights}):
-        if torch.amp.is_autocast_available(kind):  # not for meta, where offloaded weights are
-            state.values.extend((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)))
     return state
 
 
