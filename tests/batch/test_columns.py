@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 import foveate as fv
 from foveate.batch.columns import columns_of
@@ -67,6 +68,12 @@ def test_one_row_in_the_place_of_a_batch_is_refused(value):
 def test_what_is_no_batch_is_refused(batch):
     with pytest.raises(fv.SettingError, match="A batch must be"):
         columns_of(batch)
+
+
+def test_one_picture_in_the_place_of_a_column_is_refused():
+    for value in (torch.zeros(3, 8, 8), pytest.importorskip("pandas").DataFrame({"a": [1]})):
+        with pytest.raises(fv.SettingError, match="'image'"):
+            columns_of({"image": value})
 
 
 def test_columns_that_python_cannot_hold_or_of_other_lengths_are_refused_by_name():

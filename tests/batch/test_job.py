@@ -71,6 +71,19 @@ def test_a_row_that_crashes_the_process_is_given_up_by_later_runs(answer, questi
     assert not (job.out / ".in-hand").exists()
 
 
+@FORKS
+def test_a_row_that_crashes_the_process_is_found_in_a_job_that_grew(answer, questions, asking, vlm, tmp_path):
+    """Numbers of rows are in the order in which they came, not in the input's."""
+    path = questions(7)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0])
+    answer(path)
+    path.write_text("".join(lines[::-1]))
+    crashes(Job(input=path, out=tmp_path / "out", asking=asking), vlm)
+    assert [row["id"] for row in bad_in(tmp_path / "out").values()] == ["row 6"]
+    assert len(rows_in(tmp_path / "out")) == 6
+
+
 class Stopping(Listener):
     """Stops a run at its n-th look, and counts what is done."""
 

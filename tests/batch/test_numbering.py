@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 
 import foveate as fv
 from foveate.batch.job import Job, run
 from foveate.batch.rows import RowAsking
+from foveate.runs.remote import Remote
 from tests.batch.conftest import bad_in, rows_in
 from tests.batch.places import Echo
 from tests.batch.test_job import FORKS
@@ -32,7 +34,7 @@ class Counting(Echo):
 
     def work(self, items, stopped):
         for chunk, rows in super().work(items, stopped):
-            yield chunk, [{**row, "reason": "no picture"} if "bad" in str(row["id"]) else row for row in rows]
+            yield chunk, [{**row, "reason": "no picture"} if "bad" in str(row.get("id")) else row for row in rows]
 
 
 @pytest.fixture
@@ -97,7 +99,40 @@ def test_files_without_an_answer_may_change_and_go(folder):
     assert (summary.rows, summary.answered, summary.bad, summary.left) == (5, 2, 3, 0)
     (folder / "f.png").write_text("f")
     assert go(folder)[0] == ["f.png"]
-    assert sorted(rows_in(folder.with_name("out")) | bad_in(folder.with_name("out"))) == list(range(6))
+    assert sorted(rows_in(folder.with_name("out")) | bad_in(folder.with_name("out"))) == list(range(5))
+
+
+def test_a_broken_line_that_is_mended_keeps_its_number(tmp_path):
+    path = tmp_path / "in.jsonl"
+    lines = [json.dumps(row) for row in table("a", "b", "c")]
+    path.write_text("\n".join([lines[0], lines[1][:20], lines[2]]))
+    assert go(path)[1].bad == 1
+    jsonl(path, table("new", "a", "b", "c"))
+    asked, summary = go(path)
+    assert asked == ["new", "b"]
+    assert (summary.rows, summary.answered, summary.bad) == (4, 4, 0)
+    assert sorted(numbers_in(tmp_path / "out").values()) == [0, 1, 2, 3]
+
+
+def test_rows_without_ids_that_came_behind_one_that_went_stay_known(tmp_path):
+    path, rows = tmp_path / "in.jsonl", [{"image": f"{number}.png", "question": "What?"} for number in range(4)]
+    jsonl(path, rows[:3])
+    go(path, limit=2)
+    for left, counts in ((rows[:2], (3, 2)), (rows[:2] + rows[3:], (3, 3)), (rows[:2] + rows[3:], (3, 3))):
+        jsonl(path, left)
+        summary = go(path)[1]
+        assert (summary.rows, summary.answered) == counts
+
+
+def test_a_question_behind_a_url_counts_whole(tmp_path):
+    path, remote = tmp_path / "in.jsonl", replace(ASKING, remote=Remote())
+    row = {"id": "a", "image": "a.png", "question": "https://a.example/?page=1 What is it?"}
+    jsonl(path, [row])
+    echo = Counting()
+    run(Job(input=path, out=tmp_path / "out", asking=remote), echo)
+    jsonl(path, [row | {"question": row["question"].replace("=1", "=2")}])
+    with pytest.raises(fv.InputError, match="changed: a"):
+        run(Job(input=path, out=tmp_path / "out", asking=remote), echo)
 
 
 def jsonl(path, rows):

@@ -363,3 +363,8 @@ def test_a_row_of_a_stage_that_lacks_something_is_told_what_this_door_reads(aski
     assert "prompt" in lacks_question
     assert Predictor(asking, vlm=vlm, prompt="What?")(frame)["error"][0] is None
     assert "--" not in lacks_question + lacks_picture
+
+
+def test_an_unknown_setting_of_a_predictor_names_the_one_that_was_meant():
+    with pytest.raises(fv.InputError, match="retention"):
+        Predictor("embedded", retension=0.3)

@@ -58,7 +58,8 @@ def _columns_in(batch: Any) -> list[tuple[str, Any]]:
 def _values(name: str, values: Any) -> list[Any]:
     """Return a column's values as a list, and refuse a single value."""
     dimensions = getattr(values, "ndim", None)
-    is_picture = name in SampleColumns().media and dimensions in (2, PICTURE) and values.dtype.kind in "uif"
+    kind = getattr(getattr(values, "dtype", None), "kind", "u")  # torch's tensors and frames have none
+    is_picture = name in SampleColumns().media and dimensions in (2, PICTURE) and kind in "uif"
     is_column = hasattr(values, "__len__") and hasattr(values, "__getitem__") and dimensions != 0
     if is_picture or not is_column or isinstance(values, str | bytes | bytearray | memoryview | Mapping):
         raise SettingError(

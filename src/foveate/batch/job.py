@@ -7,7 +7,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -33,7 +33,7 @@ from foveate.runs.store import BAD, BROKEN, Numbers, Store, open_store
 
 FIGURES = ("notes", "right", "again", "retention", "vision_tokens", GRAPH)
 """The columns of answers from which a job's figures are computed."""
-LOST = "It was in the input when the job was begun, and is gone. Ask it in another job if it is there again."
+LOST = "It was in the input when the job was begun, and is gone. If it comes back, it is asked."
 DIED = "The process that answered it died, even alone: its file breaks a decoder, or needs more memory than there is."
 
 
@@ -180,7 +180,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                 bad.add(row[KEY])
             else:
                 summary.add(row, job.asking.cuda_graphs)
-        samples, gone = number_rows(samples, store, bad)
+        samples, gone, changed = number_rows(samples, store, bad)
         summary.rows = store.manifest["input"]["rows"]
         done.grow(summary.rows)
         if job.limit is not None:
@@ -193,7 +193,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
                 store.require("model", models.about(), "another model or other versions")
                 begun = time.monotonic()
                 try:
-                    _answer(job, samples, gone, models, store, summary, listener)
+                    _answer(job, samples, gone, changed, models, store, summary, listener)
                 finally:
                     summary.seconds = time.monotonic() - begun
         summary.left = _count_left(store, summary.rows)
@@ -235,6 +235,7 @@ def _answer(
     job: Job,
     samples: Samples,
     gone: Mapping[int, KnownRow],
+    changed: Set[int],
     models: Crew,
     store: Store,
     summary: Summary,
@@ -242,10 +243,10 @@ def _answer(
 ) -> None:
     """Answer the rows that are not done, and store them as they come. Those that are gone are bad rows."""
     hand = InHand(store.path)
-    suspects = range(0)  # the rows in progress when the last run crashed
+    suspects = set[int]()  # the rows in progress when the last run crashed, as they were then
     with suppress(ValueError, AttributeError):
         first, last = map(int, hand.crashed.split())  # type: ignore[union-attr]
-        suspects = range(first, last + 1)
+        suspects = set(range(first, last + 1)) - changed
 
     def take(rows: Sequence[Row]) -> None:
         rows = encodable(rows)
@@ -270,7 +271,7 @@ def _answer(
     with listener.stage("Answering", summary.left, summary.rows - summary.left) as advance:
         take(
             [
-                bad_row(Bad(number, {"id": entry.name}, LOST), LOST)
+                bad_row(Bad(number, {"id": str(entry.name)}, LOST), LOST)
                 for number, entry in gone.items()
                 if number < summary.rows
             ]
@@ -280,7 +281,7 @@ def _answer(
         left = samples.read(lambda number: number >= summary.rows or number in store.done)
         chunks: Iterator[list[MediaSample | Bad]] = (list(chunk) for _, chunk in groupby(left, place))
         if isinstance(models, Here):
-            chunks = hand.following(chunks, lambda chunk: f"{chunk[0].number} {chunk[-1].number}")
+            chunks = hand.following(chunks, _span)
         work_through(
             chunks,
             models,
@@ -289,6 +290,12 @@ def _answer(
             given_up=lambda chunk: [bad_row(sample, DIED) for sample in chunk],
             stopped=listener.stopped,
         )
+
+
+def _span(chunk: Sequence[MediaSample | Bad]) -> str:
+    """Return the first and last number of a chunk, whose rows need not be in the order of their numbers."""
+    numbers = [sample.number for sample in chunk]
+    return f"{min(numbers)} {max(numbers)}"
 
 
 # -- rows in progress ------------------------------------------------------------------------------------------

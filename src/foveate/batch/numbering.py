@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +30,9 @@ GONE = ""
 
 
 class KnownRow(NamedTuple):
-    """A row of a job: its name (None if it is known by its place), and a short text of its content."""
+    """A row of a job: its name, or its place in the input, and a short text of its content."""
 
-    name: str | None
+    name: str | int
     content: str
 
 
@@ -66,29 +66,32 @@ class Numbering:
         self.numbers.append(number)
         if before is None:
             self._new_places.append(place)
-            self.new += _line_of(KnownRow(name, content))
+            self.new += _line_of(KnownRow(key, content))
         elif before.content != content:
-            self.changed[number] = KnownRow(name, content)
+            self.changed[number] = KnownRow(key, content)
 
-    def finish(self, rows: int) -> dict[int, KnownRow]:
-        """Number the new rows from `rows` on. Return the rows that the input does not have, by number."""
-        for number, place in enumerate(self._new_places, rows):
-            self.numbers[place] = number
+    def gone(self) -> dict[int, KnownRow]:
+        """Return the rows that the input does not have, by number, when all rows of the input are taken."""
         return dict(self._unseen.values()) | dict(self._known)
 
-    @property
-    def came(self) -> int:
-        """How many rows are new."""
-        return len(self._new_places)
+    def finish(self, rows: int, free: Sequence[int]) -> int:
+        """Number the new rows: with `free` numbers first, then from `rows` on. Return the job's rows."""
+        new = bytes(self.new).splitlines(keepends=True)
+        for place, line, number in zip(self._new_places, new, chain(free, count(rows)), strict=False):
+            self.numbers[place] = number
+            if number < rows:
+                self.changed[number] = KnownRow(*json.loads(line))
+        self.new = bytearray(b"".join(new[len(free) :]))
+        return rows + max(0, len(new) - len(free))
 
 
 def _key_of(number: int, entry: KnownRow) -> object:
     if entry.content == GONE:
         return (number,)  # no row that comes is this one
-    return number if entry.name is None else entry.name
+    return entry.name
 
 
-def number_rows(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapping[int, KnownRow]]:
+def number_rows(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples, Mapping[int, KnownRow], Set[int]]:
     """Number the rows of a job's input, and store them. An input that is as it was is not read through again.
 
     Args:
@@ -97,7 +100,8 @@ def number_rows(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples,
         bad: The numbers of its bad rows.
 
     Returns:
-        The samples with their numbers, and the rows that are not done and gone, by number.
+        The samples with their numbers, the rows that are not done and gone, by number, and the numbers of those that
+        have changed since the last run.
 
     Raises:
         InputError: If a row with an answer has changed or gone, the input cannot be read, or the job's folder cannot be
@@ -108,41 +112,46 @@ def number_rows(samples: Samples, store: Store, bad: Set[int]) -> tuple[Samples,
     is_same = before.get("sha256") == digest
     is_listed = "in order" in before and path.is_file()
     if is_same and (not store.alone or (is_listed and before["in order"])):
-        return samples, {}
+        return samples, {}, set()
     rows = int(before["rows"]) if is_listed else 0
     numbering = Numbering(_entries(path, rows))
-    count = samples.count(numbering.take)
+    size = samples.count(numbering.take)
     if before and not is_listed and not (is_same and before.get("in order", True)):
         raise InputError(
             f"{spell(store.path)} has no list of its rows, as earlier versions of foveate wrote none, and "
-            f"{samples.source.name} has changed since it was begun: it had {before['rows']:,} rows, and has {count:,}. "
+            f"{samples.source.name} has changed since it was begun: it had {before['rows']:,} rows, and has {size:,}. "
             "Make it what it was, or name another folder."
         )
-    gone = numbering.finish(rows)
+    gone = numbering.gone()
     answered = [number for number in (*gone, *numbering.changed) if number in store.done and number not in bad]
     if answered:
-        raise _lost(samples, store, answered, gone, numbering.changed)
+        raise _of_other_rows(samples, store, answered, gone, numbering.changed)
+    # Rows that come take the numbers of those that are gone without an answer, such as a line that was mended.
+    size = numbering.finish(rows, sorted(gone))
+    gone = {number: entry for number, entry in gone.items() if number not in numbering.changed}
     store.forget(bad & numbering.changed.keys())
     numbers = numbering.numbers
     in_order = not gone and all(number == place for place, number in enumerate(numbers))
     if not is_same or not is_listed:
         other = numbering.changed | {number: KnownRow(entry.name, GONE) for number, entry in gone.items()}
         store.write(LISTED, b"".join([*_lines(path, rows, other), numbering.new]))
-        store.put("input", {"sha256": digest, "rows": rows + numbering.came, "in order": in_order})
+        store.put("input", {"sha256": digest, "rows": size, "in order": in_order})
     samples = samples if in_order else replace(samples, numbers=numbers)
-    return samples, {number: entry for number, entry in gone.items() if number not in store.done}
+    left = {number: entry for number, entry in gone.items() if number not in store.done}
+    return samples, left, numbering.changed.keys()
 
 
-def _lost(
+def _of_other_rows(
     samples: Samples, store: Store, rows: Sequence[int], gone: Mapping[int, KnownRow], changed: Mapping[int, KnownRow]
 ) -> InputError:
     """Return the error for rows with an answer that have gone or changed."""
     said = []
     for what, entries in (("gone", gone), ("changed", changed)):
-        names = [entries[number].name or f"row {number}" for number in sorted(rows) if number in entries]
+        names = [entries[number].name for number in sorted(rows) if number in entries]
+        shown = [f"row {name}" if isinstance(name, int) else printable(name) for name in names[:SHOWN]]
         if names:
             more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-            said.append(f"{what}: {', '.join(map(printable, names[:SHOWN]))}{more}")
+            said.append(f"{what}: {', '.join(shown)}{more}")
     return InputError(
         f"{spell(store.path)} was begun with another input: of the rows of {samples.source.name} that are answered, "
         f"{'; '.join(said)}. Make them what they were, or name another folder. New rows may come."
@@ -160,13 +169,13 @@ def _entries(path: Path, rows: int) -> Iterator[KnownRow]:
     """
     if not rows:
         return
-    count = 0
+    read = 0
     with suppress(ValueError, TypeError), path.open("rb") as file:
         for line in islice(file, rows):
             yield KnownRow(*json.loads(line))
-            count += 1
-    if count < rows:
-        raise InputError(f"{spell(path)} is damaged: it has {count:,} of {rows:,} rows. Name another folder.")
+            read += 1
+    if read < rows:
+        raise InputError(f"{spell(path)} is damaged: it has {read:,} of {rows:,} rows. Name another folder.")
 
 
 def _line_of(entry: KnownRow) -> bytes:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -195,7 +195,7 @@ class Predictor:
         else:
             settings: dict[str, Any] = {**asking}
             drops = drops_of(*(settings.pop(name, None) for name in ("method", "tokens", "retention", "sure")))
-            refuse_keys("A Predictor", settings, [field.name for field in fields(RowAsking)])
+            refuse_keys("A Predictor", asking, ["prompt", "vlm", "share", *PredictorSettings.__annotations__])
             if model is None:
                 model = EMBEDDED if vlm is None else getattr(vlm, "name", "")
             model = RowAsking(model=model, method=drops, **settings)

@@ -162,12 +162,12 @@ def open_session(session: "Session", warns: bool) -> Iterator[Trace]:
         warn_caller(NOTHING_RAN)
     if session.trace.history:
         method, trace = session.method, session.trace
-        caution = method.caution(min(trace.history[0].retention)) or _unspent(method, trace)
+        caution = method.caution(min(trace.history[0].retention)) or _unspent_budget(method, trace)
         if caution is not None:
             warn_caller(caution)
 
 
-def _unspent(method: Method, trace: Trace) -> str | None:
+def _unspent_budget(method: Method, trace: Trace) -> str | None:
     """Return why a budget dropped no token in any prefill; None if one did, or if everything was to stay."""
     seen = [prefill for prefill in trace.history if any(prefill.vision_tokens)]
     budgets = [member._not_none(BUDGET) for member in naming.members_of(method)]

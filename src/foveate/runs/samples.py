@@ -524,7 +524,9 @@ class Samples:
         for record in self._records(carried=True):
             sample = self._sample(count, record)
             plain = record.record if isinstance(record, Bad) else self._shown(record)
-            take(self.source.name_of(plain, self.columns.id), self.source.content_of(plain))
+            # The content with its credentials, of which only a hash stays: a query may name another picture.
+            whole = record.record if isinstance(record, Bad) else record
+            take(self.source.name_of(plain, self.columns.id), self.source.content_of(whole))
             count += 1
             if isinstance(sample, Bad):
                 first_bad = first_bad or sample
@@ -579,7 +581,7 @@ class Samples:
                 media = tuple(_locate(value, base, column, self.remote) for value in _as_list(whole[column]))
             asked: object = self.question
             if asked is None:
-                asked = record[_first(record, columns.question, self.source.without_question)]
+                asked = whole[_first(record, columns.question, self.source.without_question)]
             question = _question(asked)
         except Unreadable as error:
             return Bad(number, self._in_texts(record, root), str(error), name, root)
