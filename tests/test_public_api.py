@@ -21,7 +21,7 @@ PUBLIC = [
     "Tuned", "SessionError", "SettingError", "ShapeError", "StageRecord", "Trace", "UnknownNameError",
     "UnsupportedError", "__version__", "free_graphs", "Answer", "Generation", "Prefix", "Question", "SecondLook",
     "VLM", "apply", "cost", "drop", "families", "load", "methods", "preset", "presets", "register_family",
-    "register_method", "remove", "tune",
+    "register_method", "remove", "tune", "Kept", "drop_rows",
 ]  # fmt: skip
 
 

@@ -25,6 +25,8 @@ _NAMES = {
     "errors": "BudgetError FoveateError InputError MethodError SessionError SettingError ShapeError UnknownNameError "
     "UnsupportedError",
     "families.base": "Family",
+    "hosts.reducer": "Kept",
+    "hosts.rows": "drop_rows",
     "registry": "preset presets register_family register_method",
     "tuning": "Tuned tune",
 }
@@ -99,6 +101,8 @@ if TYPE_CHECKING:
         UnsupportedError as UnsupportedError,
     )
     from foveate.families.base import Family as Family
+    from foveate.hosts.reducer import Kept as Kept
+    from foveate.hosts.rows import drop_rows as drop_rows
     from foveate.methods.averagepool import AveragePool as AveragePool
     from foveate.methods.finalkv import FinalKV as FinalKV
     from foveate.methods.mustdrop import MustDrop as MustDrop

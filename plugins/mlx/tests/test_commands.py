@@ -10,6 +10,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,8 +99,8 @@ def test_generate_answers_and_says_what_was_dropped(embedded_folder):
 def test_a_check_passes_and_is_remembered(small_folder, capsys):
     assert main(["check", str(small_folder)]) == 0
     assert "passed" in capsys.readouterr().out
-    (mark,) = Path.home().glob(".cache/foveate-mlx/*")
-    assert mark.name.startswith("mlx-vlm")
+    (mark,) = json.loads((Path.home() / ".cache/foveate/mlx-vlm-checks.json").read_text())
+    assert mark[0] == version("mlx-vlm")
 
 
 def test_a_check_of_what_is_wrong_does_not_pass(small_folder, monkeypatch):
@@ -110,7 +111,7 @@ def test_a_check_of_what_is_wrong_does_not_pass(small_folder, monkeypatch):
 
     monkeypatch.setattr(dropping, "host", SimpleNamespace(**{**vars(host), "shortened": late}))
     assert main(["check", str(small_folder)]) == 1
-    assert not [*Path.home().glob(".cache/foveate-mlx/*")]
+    assert not (Path.home() / ".cache/foveate/mlx-vlm-checks.json").exists()
 
 
 def test_bench_measures_nothing_where_there_is_no_metal(small_folder, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from mlx_vlm.generate.ar import generate_step
 from mlx_vlm.models.cache import make_prompt_cache
 
 import foveate_mlx
-from foveate.engine.hosts import Reducer
+from foveate.hosts import Reducer
 from foveate_mlx import check, host
 from foveate_mlx.dropping import Dropper
 from tests import models

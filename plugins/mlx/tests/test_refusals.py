@@ -166,9 +166,7 @@ def test_an_untried_mlx_vlm_needs_a_check_and_a_changed_one_is_refused(monkeypat
     monkeypatch.setattr(host, "version", lambda name: later if name == "mlx-vlm" else stock(name))
     with pytest.raises(UnsupportedError, match="check"), foveate_mlx.drop(model, "divprune"):
         pass
-    mark = host.mark_of(model.config)
-    mark.parent.mkdir(parents=True)
-    mark.touch()
+    host.CHECKS.note(host.conditions(model.config))
     with foveate_mlx.drop(model, "divprune"):
         embed(model, models.inputs_of(models.llava))
     other = models.qwen2_vl()

@@ -310,6 +310,7 @@ class TowerView:
         early: True if a stage inside the tower has seen the patches, even if it merged none.
         made: Returns the tower's features of each token, (tokens, width), if `features` are after the projector. None
             if the family does not provide them.
+        video: True if it is a video. None: as the others of its call.
     """
 
     features: Tensor
@@ -323,6 +324,7 @@ class TowerView:
     deepstack: Callable[[], Tensor] | None = None
     early: bool = False
     made: Callable[[], Tensor] | None = None
+    video: bool | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]

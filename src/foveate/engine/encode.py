@@ -1,5 +1,5 @@
 """Encode: stages on an image's tokens in and behind the vision tower of a transformers model. For hosts with their own
-decoder see `engine.hosts`.
+decoder see `hosts.reducer`.
 """
 
 import itertools
@@ -112,6 +112,7 @@ class ImageTokens:
 def image_view(stage: Stage, image: ImageTokens, video: bool) -> ImageView:
     """Build the view that a stage gets of an image, or of a video."""
     view, rows = image.view, image.rows
+    video = video if view.video is None else view.video
     signals = {signal: partial(image.signal, signal) for signal in stage.reads if not image.lacks(signal)}
     # After tokens were dropped or merged, the rows are not on a grid; they report the tokens they stand for instead.
     grid, grids = view.grid, view.grids

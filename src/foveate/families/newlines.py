@@ -80,12 +80,11 @@ class _Image:
         return TowerView(
             features,
             grid=self.grids[0] if is_grid else None,
-            cls=None,
             read=read,
             entered=len(self.features),  # newlines included
             reserved=0 if self.closing is None else len(self.closing),
             grids=self.grids,
-            **more,
+            **{"cls": None, **more},
         )
 
     def with_newline(self, cut: Cut | None) -> Cut | None:

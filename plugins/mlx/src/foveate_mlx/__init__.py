@@ -9,33 +9,15 @@ the model returns a shorter input: its rows, position ids, masks and deepstack f
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from foveate.contract.method import Method
 from foveate.errors import SessionError
+from foveate.hosts import Trace
 from foveate_mlx import host
 from foveate_mlx.dropping import Dropper
 
 __all__ = ["Trace", "drop"]
-
-
-@dataclass
-class Trace:
-    """What was dropped of each image, in order; of one prompt, pictures come before videos.
-
-    Attributes:
-        tokens: Vision tokens of each image or video.
-        kept: How many of them enter the decoder.
-        sources: Which ones, (kept,) int64 each.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
-    sources: list[host.Array] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{sum(self.kept)} of {sum(self.tokens)} vision tokens of {len(self.tokens)} images entered the decoder"
 
 
 @contextmanager

@@ -16,15 +16,12 @@ from mlx_vlm.prompt_utils import apply_chat_template
 
 from foveate import embedded
 from foveate.core.patching import Patcher
+from foveate.hosts import Checks
 from foveate_mlx import Trace, host
 from foveate_mlx.dropping import Dropper
 
 NEW = 6
 """Tokens per answer."""
-NEAR = {mx.float32: 1e-3, mx.float16: 0.1, mx.bfloat16: 0.2}
-"""Largest mean difference of log-probabilities at which two runs are the same, by dtype."""
-SHARE = 1 / 3
-"""Largest difference relative to that from the whole run. Above, it cannot be told from rounding."""
 
 Answer = list[tuple[int, host.Array]]
 """Greedy tokens, each with the log-probabilities of all tokens that it was chosen from."""
@@ -54,7 +51,8 @@ def check(name: str) -> bool:
         whole, _ = answer()
     third, dropper = answer(1 / 3)
     moved = _distance(third, whole)
-    most = min(NEAR[stock[1].inputs_embeds.dtype], SHARE * moved)
+    dtype = str(stock[1].inputs_embeds.dtype).removeprefix("mlx.core.")
+    most = min(Checks.NEAR[dtype], Checks.SHARE * moved)
     distances = {
         "all tokens kept, and stock mlx-vlm": (_distance(answer(1.0)[0], whole), 0.0),
         "a third kept, and the decoder by hand": (_distance(third, _by_hand(dropper, stock[0], stock[1], third)), most),
@@ -65,8 +63,7 @@ def check(name: str) -> bool:
     passed = all(distance <= limit for distance, limit in distances.values())
     print(f"{name}: {'passed' if passed else 'NOT passed'}. A third is {moved:.2g} from the whole.")
     if passed:
-        host.mark_of(model.config).parent.mkdir(parents=True, exist_ok=True)
-        host.mark_of(model.config).touch()
+        host.CHECKS.note(host.conditions(model.config))
     return passed
 
 

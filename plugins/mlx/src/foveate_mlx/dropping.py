@@ -10,9 +10,8 @@ import torch
 
 from foveate import naming
 from foveate.contract.method import Method
-from foveate.engine.hosts import Host, Neutral, Reducer
 from foveate.errors import UnsupportedError
-from foveate.families.vision import PictureLayout
+from foveate.hosts import Host, PictureLayout, Reducer, images_of
 from foveate_mlx import host
 
 MLX = Host("mlx-vlm", "Use it on transformers.", prompts=True)
@@ -50,7 +49,7 @@ class Dropper:
         layers = self.decoder.layers if hasattr(self.decoder, "layers") else self.decoder.model.layers
         self._stages = Reducer(method, len(layers), config, MLX)
         self._fixed = any(getattr(member, "tokens", None) is not None for member in members)
-        if self._stages.late:
+        if self._stages.program.late:
             raise UnsupportedError(f"{method.name} drops behind decoder layer 0. Use divprune; random takes layers=0.")
         keeps = any(getattr(member, "positions", "") == "keep" for member in members)
         if keeps and not hasattr(self.decoder, "get_rope_index"):
@@ -78,7 +77,7 @@ class Dropper:
         if features.inputs_embeds.shape[1] != ids.shape[1]:
             raise UnsupportedError("This model's pictures have another number of rows than of tokens in the prompt.")
         present = [medium for medium, own in self.ids.items() if np.isin(ids, own).any()]
-        if len(present) > 1 and any(stage.unit == "sample" for stage in self._stages.early):
+        if len(present) > 1 and any(stage.unit == "sample" for stage in self._stages.program.early):
             raise UnsupportedError(f"{self._stages.method.name} ranks pictures and videos together. Pass one kind.")
         stays = ~vision
         for medium in present:
@@ -101,7 +100,6 @@ class Dropper:
             behind = [np.arange(image[-1] + 1, end) for image, end in zip(columns, ends, strict=True)]
             text = [rows[places[is_word[sample, places]]] for places in behind]
             entered = self._stages.reduce([rows[image] for image in columns], layouts, medium == "video", text)
-            self._stages.refuse_doubts()
             for image, left in zip(columns, entered, strict=True):
                 source = left.source.numpy()
                 if (source < 0).any():
@@ -109,9 +107,7 @@ class Dropper:
                 stays[sample, image[source]] = True
                 if not torch.equal(left.rows, rows[image[source]]):  # merged
                     embeds[sample, mx.array(image[source])] = mx.array(left.rows.numpy()).astype(embeds.dtype)
-                self.trace.tokens.append(len(image))
-                self.trace.kept.append(len(left))
-                self.trace.sources.append(source)
+            self.trace.add(entered)
 
     def _images(self, medium: str, ids: host.Array, inputs: Any) -> list[host.Array]:
         """Return sample and column of each token of each image, (tokens, 2), in the order of the prompts.
@@ -119,22 +115,18 @@ class Dropper:
         A picture or video with text between its rows or frames is as many tokens as its grid or size says. Without
         either, it is a run of tokens.
         """
-        places = np.argwhere(np.isin(ids, self.ids[medium]))
+        marks, lengths = np.isin(ids, self.ids[medium]), None
         config, vision, grids = self.model.config, self.model.config.vision_config, inputs.get(f"{medium}_grid_thw")
         side = getattr(vision, "spatial_merge_size", 1)
         if config.model_type in ("mistral3", "pixtral"):  # text parts the rows of a picture
             grids, side = inputs.get("image_sizes"), vision.patch_size * getattr(config, "spatial_merge_size", 1)
         if grids is not None:
             lengths = np.array(grids).prod(axis=1) // side**2
-            if lengths.sum() == len(places):
-                return np.split(places, lengths.cumsum()[:-1])
-        # A run begins where a column does not follow the one before it, or the sample changes.
-        begins = np.flatnonzero((np.diff(places, axis=0) != (0, 1)).any(axis=1)) + 1
-        runs = np.split(places, begins)
-        several = len(runs) > len({run[0, 0] for run in runs})
-        if several and self._fixed and (self._stages.family is Neutral or self._stages.family.tiled):
-            raise UnsupportedError(f"{len(runs)} runs of tokens may be tiles. Set retention=, not tokens=.")
-        return runs
+        images = images_of(marks, lengths)
+        are_runs = lengths is None or sum(lengths) != marks.sum()
+        if are_runs and self._fixed and self._stages.family.tiled and len(images) > len({run[0, 0] for run in images}):
+            raise UnsupportedError(f"{len(images)} runs of tokens may be tiles. Set retention=, not tokens=.")
+        return images
 
     def _pictures(self, medium: str, lengths: Sequence[int], inputs: Any) -> list[PictureLayout]:
         """Return the grids of images; unknown where the family does not know them, or knows other counts."""

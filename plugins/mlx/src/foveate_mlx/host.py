@@ -15,10 +15,10 @@ import numpy as np
 
 from foveate.core.patching import Patcher
 from foveate.errors import SessionError, UnsupportedError
+from foveate.hosts import Checks, at_columns
 
 Array = np.ndarray[Any, Any]
-TRIED = ("0.6.10", "0.7.10")
-"""Versions of mlx-vlm on which the tests run."""
+CHECKS = Checks("mlx-vlm", ("0.6.10", "0.7.10"))
 INSERT = ("mlx_vlm.generate.ar:BatchGenerator", "insert")
 DRAFTS = ("mlx_vlm.speculative.drafters", "validate_drafter_compatibility")
 PREFIXES = (("mlx_vlm.apc", "model_apc_mode"), ("mlx_vlm.apc:APCCoordinator", "__init__"))
@@ -53,9 +53,8 @@ def probe(config: Any) -> None:
     installed = version("mlx-vlm")
     absent = (PREFIXES[1],) if installed.startswith("0.6.") else (UPDATES[1], LOOKUPS[1])
     if missing := [".".join(name) for name in NAMES if name not in absent and not _has(name)]:
-        raise UnsupportedError(f"mlx-vlm {installed} has no {', '.join(missing)}. Install mlx-vlm {TRIED[-1]}.")
-    if installed not in TRIED and not mark_of(config).exists():
-        raise UnsupportedError(f"mlx-vlm {installed} is untried. Run foveate-mlx check MODEL, or install {TRIED[-1]}.")
+        raise UnsupportedError(f"mlx-vlm {installed} has no {', '.join(missing)}. Install mlx-vlm {CHECKS.tried[-1]}.")
+    CHECKS.refuse(conditions(config), "foveate-mlx check MODEL")
 
 
 def _has(name: tuple[str, str]) -> bool:
@@ -64,10 +63,10 @@ def _has(name: tuple[str, str]) -> bool:
     return False
 
 
-def mark_of(config: Any) -> Path:
-    """Return the file that exists once a check of a model has passed on the installed version of mlx-vlm."""
+def conditions(config: Any) -> list[str]:
+    """Return what a check of a model depends on."""
     model = hashlib.sha256(repr(config).encode()).hexdigest()[:16]
-    return Path.home() / ".cache" / "foveate-mlx" / f"mlx-vlm {version('mlx-vlm')} {config.model_type} {model}"
+    return [*map(version, ("mlx-vlm", "mlx", "foveate", "foveate-mlx")), config.model_type, model]
 
 
 # -- the decoder's input --------------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ def _at(value: mx.array, columns: Array, axis: int) -> mx.array:
     parts = []
     for sample, own in enumerate(columns):
         row = mx.array([min(sample, value.shape[batch] - 1)])  # some fields have one row for all samples
-        parts.append(mx.take(mx.take(value, row, axis=batch), mx.array(own), axis=axis))
+        parts.append(at_columns(at_columns(value, row, batch), mx.array(own), axis))
     return mx.concatenate(parts, axis=batch)
 
 

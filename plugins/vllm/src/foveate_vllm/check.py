@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from foveate.embedded import NAME, TASKS, path
 from foveate.errors import FoveateError
+from foveate.hosts import Checks
 from foveate.naming import parse
 from foveate.plain.writing import publish
 from foveate_vllm.host import CHECKING, note_passed, version_of_vllm
@@ -39,10 +40,6 @@ NEW = 8
 POISON = 1000.0
 """Value of all KV cache slots before the first request. Reading a slot that no row was written to then gives a large
 error, where zeros would look like rounding."""
-NEAR = {"float32": 1e-3, "bfloat16": 0.2, "float16": 0.1}
-"""Largest mean difference of log-probabilities at which vLLM counts as correct, by dtype."""
-SHARE = 1 / 3
-"""Largest difference relative to the control's. Above, the method changes too little to be told from rounding."""
 USUAL = "v2drop"
 ENVIRONMENT = {
     CHECKING: "1",
@@ -204,12 +201,13 @@ def verdict(dtype: str, made: list[Answer], under: list[Answer], without: list[A
     far, control = (_apart(made, side) for side in (under, without))
     same, other = (sum(a.tokens == b.tokens for a, b in zip(made, side, strict=True)) for side in (under, without))
     said = (
-        f"log-probabilities differ by {far:.1e} on average (limit {NEAR[dtype]}, without dropping {control:.1e}), "
+        f"log-probabilities differ by {far:.1e} on average (limit {Checks.NEAR[dtype]}, without dropping "
+        f"{control:.1e}), "
         f"{same} of {count} answers are the same (without dropping {other}): "
     )
-    if not far <= NEAR[dtype]:  # or NaN
+    if not far <= Checks.NEAR[dtype]:  # or NaN
         return False, said + "NOT as on transformers; please report it"
-    if far > SHARE * control:
+    if far > Checks.SHARE * control:
         return False, said + "this says nothing, because the method changes too little. Drop more tokens"
     return True, said + "as on transformers"
 

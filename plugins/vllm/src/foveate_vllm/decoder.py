@@ -11,8 +11,8 @@ from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
 from foveate.core.patching import Patcher
-from foveate.engine.hosts import Host
 from foveate.engine.program import Program
+from foveate.hosts import Host
 from foveate_vllm import guards
 from foveate_vllm.host import Attention, ForwardContext, get_forward_context, get_layers_from_vllm_config
 from foveate_vllm.layout import Batch, Images, Layout, as_before, built_of, recording
@@ -189,7 +189,7 @@ class BetweenLayers:
 
     def drop_between(self, setting: Setting) -> None:
         """Start dropping by the server's setting. Call it when the model's modules exist."""
-        stages = setting.stages(Rate())
+        stages = setting.stages(Rate()).program
         self.dropping = None
         if stages.late:
             if self.whole_image is None and stages.early:

@@ -1,6 +1,5 @@
 """While encoding: runs the images of a step through their stages, grouped by rate, in groups that fit."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TypeVar
 
@@ -8,8 +7,8 @@ from torch import Tensor
 
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
-from foveate.engine.encode import TowerReducer
-from foveate.engine.hosts import Entered, Project, Reducer
+from foveate.hosts import Kept, Reducer
+from foveate.hosts.reducer import Project
 from foveate_vllm import guards
 from foveate_vllm.processing import KEEP, RATE
 from foveate_vllm.setting import Rate, Setting
@@ -47,8 +46,7 @@ class Asked:
 
 def reads_of(setting: Setting, asked: Asked) -> tuple[TowerSignal, ...]:
     """Return the signals that the tower must provide for these requests. At a rate of 1 nothing is read."""
-    reads = (TowerReducer(setting.stages(rate)).reads for rate in asked.rates)
-    return tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
+    return tuple(dict.fromkeys(signal for rate in asked.rates for signal in setting.stages(rate).reads))
 
 
 def ready(kwargs: Mapping[str, Any]) -> list[Tensor] | None:
@@ -71,10 +69,10 @@ def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project:
     return [image.rows for image in entered_of(setting, asked, views, project)]
 
 
-def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Entered]:
+def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Kept]:
     """Return `rows_of` with the sources of the rows."""
 
-    def of_rate(stages: Reducer, images: Sequence[int]) -> Sequence[Entered]:
+    def of_rate(stages: Reducer, images: Sequence[int]) -> Sequence[Kept]:
         return stages.enter([views[index] for index in images], project, asked.video)
 
     return by_rate(setting, asked, of_rate)
@@ -83,7 +81,7 @@ def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], proje
 def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Rows]:
     """Return the rows of each image, computed rate by rate.
 
-    Refuse a number of rows other than the one counted, and numbers of a method of one's own that cannot be ranked.
+    Refuse a number of rows other than the one counted.
     """
     by_rate: dict[Rate, list[int]] = {}
     for index, rate in enumerate(asked.rates):
@@ -92,7 +90,6 @@ def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Row
     for rate, images in by_rate.items():
         stages = setting.stages(rate)
         rows = of_rate(stages, images)
-        stages.refuse_doubts()
         for index, own in zip(images, rows, strict=True):
             guards.refuse_wrong_count(len(own), asked.counts[index])
             entering[index] = own

@@ -19,7 +19,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
 
-from foveate.engine.hosts import Entered, Reducer
+from foveate.hosts import Kept, Reducer
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, by_rate, ready
@@ -103,13 +103,13 @@ class GenericModel(BetweenLayers):
         sizes = [len(image) for image in images]
         pictures = self.foveate.family.pictures(self.config, "image", kwargs, sizes)
 
-        def of_rate(stages: Reducer, chosen: Sequence[int]) -> list[Entered]:
+        def of_rate(stages: Reducer, chosen: Sequence[int]) -> list[Kept]:
             return stages.reduce([images[index] for index in chosen], [pictures[index] for index in chosen])
 
         entered = by_rate(self.foveate, asked, of_rate)
         return [self._with_tokens(one, own) for one, own in zip(entered, inner, strict=True)]
 
-    def _with_tokens(self, entered: Entered, inner: Tensor) -> Tensor:
+    def _with_tokens(self, entered: Kept, inner: Tensor) -> Tensor:
         """Insert the embeddings of tokens between an image's rows, if the prompt has no places for these any more."""
         inner = inner.to(entered.rows.device)
         texts = (inner >= 0).nonzero()[:, 0]

@@ -10,9 +10,9 @@ from foveate.contract.method import Method
 from foveate.contract.stages import CacheStage, LayerStage, Shape, Stage
 from foveate.core.signals import Attention, Cells, Hidden, OwnSignal, Products, Resource, Rotary, Text, ValueLikeness
 from foveate.core.views import Arriving
-from foveate.engine.hosts import Host
 from foveate.engine.program import Program
 from foveate.errors import BudgetError, SettingError, UnsupportedError
+from foveate.hosts import Host
 from foveate_vllm import host
 
 REDUCED = "Compute its rows with transformers and send them to stock vLLM: Reduced embeddings, docs/guides/vllm.md."

@@ -5,23 +5,21 @@
 Other modules import from vLLM only what authors of models do: configs, models, processors, multimodal inputs.
 """
 
-import json
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from foveate.errors import UnsupportedError
-from foveate.plain.writing import publish
+from foveate.hosts import Checks
 
 __all__ = ["NAMES", "found", "gone", "look_at", "note_passed", "probe", "refuse_unchecked"]
 
 KNOWN = "0.32"
 """The minor version that the tests run. Of others plugins/vllm/tests/newest.py compares names and signatures alone."""
+CHECKS = Checks("vllm", (KNOWN,))
 CHECKING = "FOVEATE_VLLM_CHECKING"
 """Environment variable of the processes of `foveate-vllm check`."""
 NAMES: dict[str, tuple[str, ...]] = {
@@ -134,35 +132,18 @@ def refuse_unchecked(model: str, method: str) -> None:
     Raises:
         UnsupportedError: If it has not passed for this model and method.
     """
-    if version_of_vllm().startswith(f"{KNOWN}.") or CHECKING in os.environ:
-        return
-    if _conditions(model, method) not in _passed():
-        raise UnsupportedError(
-            f"foveate-vllm is tested with vLLM {KNOWN}, and not with {version_of_vllm()}. First run: "
-            f"foveate-vllm check {shlex.quote(model)} --method {shlex.quote(method)}"
-        )
+    if CHECKING not in os.environ:
+        command = f"foveate-vllm check {shlex.quote(model)} --method {shlex.quote(method)}"
+        CHECKS.refuse(_conditions(model, method), command)
 
 
 def note_passed(model: str, method: str) -> None:
     """Remember that the check passed for a model and a method, for `refuse_unchecked`."""
-    path = _path_of_passed()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    passed = [*_passed(), _conditions(model, method)]
-    publish(path, lambda part: part.write_text(json.dumps(passed, indent=1)), force=True)
+    CHECKS.note(_conditions(model, method))
 
 
 def _conditions(model: str, method: str) -> list[str]:
     return [version_of_vllm(), *map(version, ("torch", "foveate", "foveate-vllm")), model, method]
-
-
-def _passed() -> list[list[str]]:
-    with suppress(OSError, ValueError, TypeError):
-        return list(json.loads(_path_of_passed().read_text()))
-    return []
-
-
-def _path_of_passed() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "foveate", "vllm-checks.json")
 
 
 def _refusal(missing: list[str]) -> UnsupportedError:

@@ -1,5 +1,6 @@
 """A step of the engine: its requests, the images in them, and their rows behind a cut."""
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.tensors import send
+from foveate.hosts import at_columns, images_of
 from foveate_vllm.host import subclass_attention_backend
 
 __all__ = ["Batch", "Built", "Images", "Layout", "built_of", "recording"]
@@ -79,16 +81,10 @@ class Images:
 
     def of_requests(self, batch: Batch) -> dict[int, tuple[int, ...]]:
         """Return the image sizes of each request that has images in this step."""
-        tokens = torch.split(self.places[: batch.rows], list(batch.counts))
-        sizes = iter(self.sizes)
         images: dict[int, tuple[int, ...]] = {}
-        for request, marks in enumerate(tokens):
-            left = int(marks.sum())
-            own: list[int] = []
-            while left > sum(own):
-                own.append(next(sizes))
-            if own:
-                images[request] = tuple(own)
+        for image in images_of(self.places[None, : batch.rows], self.sizes):
+            request = bisect.bisect_right(batch.starts, image[0, 1]) - 1
+            images[request] = (*images.get(request, ()), len(image))
         return images
 
 
@@ -194,9 +190,6 @@ class Layout:
         """Return the batch description with only the rows that stay."""
         on_host = common.seq_lens_cpu_upper_bound - torch.tensor(self._dropped_on_host, dtype=torch.int32)
         starts = torch.tensor([0, *itertools.accumulate(self._counts)], dtype=torch.int32)
-        positions = common.positions
-        if positions is not None and self.rows is not None:
-            positions = positions[..., self.rows]
         return dataclasses.replace(
             common,
             query_start_loc=send(starts, lengths.device),
@@ -207,7 +200,7 @@ class Layout:
             max_query_len=max(self._counts),
             max_seq_len=int(on_host.max()),
             slot_mapping=slots,
-            positions=positions,
+            positions=at_columns(common.positions, self.rows, -1),
             _num_computed_tokens_cache=None,
             _token_to_req_indices_cache=None,
         )

@@ -20,8 +20,8 @@ from vllm.multimodal.parse import MultiModalDataItems
 from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
-from foveate.engine.hosts import Reducer
 from foveate.families.llava_next import LlavaNext
+from foveate.hosts import Reducer
 from foveate_vllm.encoding import Asked, by_rate, groups, ready
 from foveate_vllm.processing import DroppingInfo, DroppingProcessor, Sized
 from foveate_vllm.towers import RENAMED, DroppingLlava, TowerReader

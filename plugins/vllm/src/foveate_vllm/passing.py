@@ -16,7 +16,7 @@ from foveate.engine.left import Left, lefts_of
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program, hidden_note
 from foveate.engine.prompt_samples import Begun, Sample, read_samples
-from foveate.families.vision import PictureLayout
+from foveate.hosts import PictureLayout, at_columns
 from foveate_vllm import guards
 from foveate_vllm.heads import Heads, HeadsReader, heads_ahead, heads_of
 from foveate_vllm.layout import Batch, Images, Layout
@@ -93,12 +93,11 @@ class Passing:
             self._decide(index, layer, positions, stream)
         self._remember(index, stream)
         rows = self._layout.rows
+        parts = at_columns(positions, rows, -1), at_columns(hidden, rows), at_columns(residual, rows)
         with self._reading(index, layer):
-            if rows is None:
-                left: tuple[Tensor, Tensor] = original(positions, hidden, residual, **others)
-                return left
-            part = None if residual is None else residual[rows]
-            added, rest = original(positions[..., rows], hidden[rows], part, **others)
+            added, rest = original(*parts, **others)
+        if rows is None:
+            return added, rest
         below = hidden if residual is None else residual
         # Rows that ran get their new values; dropped rows keep the last ones.
         return hidden.index_copy(0, rows, added), below.index_copy(0, rows, rest)
@@ -112,8 +111,7 @@ class Passing:
             """Compute queries and keys once, for all rows that arrive."""
             if not ahead:
                 at = self._layout.rows
-                places = positions if at is None else positions[..., at]
-                ahead.append(heads_ahead(layer, places, rows if at is None else rows[at]))
+                ahead.append(heads_ahead(layer, at_columns(positions, at, -1), at_columns(rows, at)))
             return ahead[0]
 
         decided = []

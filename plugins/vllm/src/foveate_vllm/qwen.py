@@ -20,7 +20,7 @@ from vllm.multimodal.parse import MultiModalDataItems
 from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
 from foveate.core.patching import Patcher
-from foveate.engine.hosts import Entered
+from foveate.hosts import Kept
 from foveate_vllm import guards
 from foveate_vllm.decoder import BetweenLayers, warn_of_untested
 from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
@@ -131,7 +131,7 @@ class DroppingQwen(BetweenLayers):
         features: Sequence[Tensor],
         grids: Sequence[Sequence[int]],
         steps: Sequence[float],
-        entered: Sequence[Entered | None],
+        entered: Sequence[Kept | None],
     ) -> Embeddings:
         """Return the rows of each image, as they go into the encoder cache.
 

@@ -1,6 +1,5 @@
 """What a server drops: the method and rate it was started with, and the rate that a request may ask for instead."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.core.grid import Grid
 from foveate.core.tensors import Memo
-from foveate.engine.encode import TowerReducer
-from foveate.engine.hosts import Host, Reducer
 from foveate.errors import SettingError
+from foveate.hosts import Host, Reducer
 from foveate_vllm import guards
 
 __all__ = ["FILM_KEY", "RATE_KEYS", "Rate", "Setting"]
@@ -132,8 +130,7 @@ class Setting:
         self.family = self.stages(Rate()).family
         # A request may drop even if the server keeps all.
         rates = (Rate(), Rate(retention=0.5)) if self.takes_rates else (Rate(),)
-        reads = (TowerReducer(self.stages(rate)).reads for rate in rates)
-        self.reads = tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
+        self.reads = tuple(dict.fromkeys(signal for rate in rates for signal in self.stages(rate).reads))
 
     @classmethod
     def of(cls, config: Any, host: Host = guards.TOWER) -> "Setting":
@@ -177,7 +174,7 @@ class Setting:
         guards.refuse_more_than_all(rate.tokens, size)  # images smaller than the server's own rate are kept whole
         stages = self.stages(rate)
         if rate.said:
-            guards.refuse_rate_between_layers(stages)
+            guards.refuse_rate_between_layers(stages.program)
         return guards.refuse_unknown_count(stages.method, stages.count(size, grids, video))
 
     @cached_property
