@@ -32,14 +32,14 @@ METHODS = (
     "uniform:layers=0", "vidcom2",
 )  # fmt: skip
 OF_FILMS = ("dycoke", "evs")
-RETENTION = 0.4
+RETENTION = 0.5
 NEAR = 1e-5
 WHOLE_PROMPTS = ("gemma3", "paligemma")
 """Families whose `generate` takes no embeddings."""
 AS_IMAGES = ("internvl", "smolvlm")
 """Families whose videos are images to their tower."""
 TILED = ("idefics3", "internvl", "llava_next", "llava_next_video", "llava_onevision", "smolvlm")
-"""Families whose pictures have several grids, which no `grid` can say."""
+"""Families whose pictures have several grids, which no `grid` can say, or newlines between the rows of one."""
 
 
 @cache
@@ -86,10 +86,8 @@ def cases():
         for word in ("tit", "titit", *(("tvt", with_video(family)) if films else ())):
             for name in (*METHODS, *(OF_FILMS if "v" in word else ())):
                 reads_tower = name == "mmtok" and kind.defines("encode") and kind.renumbers
-                tiles = (
-                    family in TILED and "i" in word and (name == "averagepool" or (name == "vidcom2" and word != "tit"))
-                )
-                if not reads_tower and not tiles:
+                views = family in TILED and "i" in word and name in ("averagepool", "vidcom2", *OF_FILMS)
+                if not (reads_tower or views):
                     yield family, word, name
 
 
@@ -101,17 +99,18 @@ def kept_by_hand(family, word, method, count):
     for columns, *_ in media:
         is_media[columns] = True
     early = any(isinstance(stage, ImageStage) for stage in method.placed(Shape(DEPTH, renumbers=kind.renumbers)))
-    ends = [*(columns[0] for columns, *_ in media[1:]), len(embeds)]
+    ends = [*(columns[-1] for columns, *_ in media[1:]), len(embeds)]
     places, given = [], {name: [] for name in ("rows", "grid", "text", "signals", "fixed")}
     for (columns, layout, film), end in zip(media, ends, strict=True):
         grids, fixed, behind = layout.grids, (), torch.arange(columns[-1] + 1, end)
         if kind.keeps_beside:
             fixed = layout.beside
-        elif (
-            layout.beside and early and not (method.name in OF_FILMS and not film)
-        ):  # the newline that closes a picture stays, and no other
-            columns = columns[[place for place in range(len(columns)) if place not in layout.beside[:-1]]]
-            fixed, method = [-1], method.with_budget(retention=(count - 1) / (len(columns) - 1))
+        elif layout.beside and early and (film or method.name not in OF_FILMS):
+            # Newlines go, but for one that closes a film. They count to the whole, of which a share stays.
+            closing = [len(columns) - 1] if len(layout.beside) == 1 else []
+            tokens = [place for place in range(len(columns)) if closing or place not in layout.beside]
+            columns, fixed = columns[tokens], closing
+            method = method.with_budget(retention=(count - len(fixed)) / (len(columns) - len(fixed)))
         elif layout.beside:  # stages before a layer rank newlines too
             grids = ()
         if len(set(grids)) != 1 or not (film or len(grids) == 1):
@@ -181,7 +180,9 @@ def with_places(family, handed, rows, columns, renumbers):
     arguments = {"inputs_embeds": rows[None], "position_ids": places}
     if family == "gemma4":
         masks = handed["attention_mask"].items()
-        arguments["attention_mask"] = {kind: mask and mask[..., columns, :][..., columns] for kind, mask in masks}
+        arguments["attention_mask"] = {
+            kind: None if mask is None else mask[..., columns, :][..., columns] for kind, mask in masks
+        }
     if vision is not None:
         stays = torch.isin(vision[0].nonzero()[:, 0], columns)
         arguments["visual_pos_masks"] = vision[:, columns]

@@ -10,9 +10,9 @@ from transformers import CLIPVisionConfig
 import foveate as fv
 from foveate.contract import Attention, LayerStage, TowerAttention
 from foveate.core.views import TowerView
-from foveate.hosts import Host, Reducer
 from foveate.errors import UnsupportedError
 from foveate.families.vision import PictureLayout
+from foveate.hosts import Host, Reducer
 from foveate.naming import parse
 from tests.models import batch, config_of, is_vision, tiny
 

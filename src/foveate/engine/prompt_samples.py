@@ -1,5 +1,6 @@
 """Begin: the samples of a call as the host knows them, read from the prompt and its media."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -165,8 +166,8 @@ def read_samples(
         reads_cells: Whether a stage reads the grid positions of tokens.
     """
     # One number per column: bit 0 is set if it is live, bit 1 + n if it belongs to the n-th modality.
-    flags = sum([mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks)])
-    alive = torch.tensor(True) if live is None else live.to(masks[0][0].device) != 0
+    flags = functools.reduce(torch.add, [mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks)])
+    alive = 1 if live is None else live.to(flags.device) != 0
     table = (flags + alive).cpu().numpy()
     lives = table % 2 == 1
     owners = np.full(table.shape, -1)  # the image of each column

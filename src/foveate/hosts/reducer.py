@@ -240,7 +240,8 @@ class Reducer:
         is_vision = np.repeat([[True, False] * len(images)], runs, axis=1)
         (sample,) = read_samples([(torch.from_numpy(is_vision), images)], None, self.program.by_frame)
         left = Left.of(0, sample, together.device)
-        left.words = torch.arange(len(words), device=together.device)
+        if self.program.reads_text:
+            left.words = torch.arange(len(words), device=together.device)
         if not all(cut.stays_whole for cut in cuts):
             left.sizes = tuple(map(len, rows))
             starts = itertools.accumulate((image.length for image in images), initial=0)

@@ -2,13 +2,15 @@
 
 import math
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from foveate import naming, registry
 from foveate.contract.method import Method
@@ -22,8 +24,8 @@ from foveate.families.vision import PictureLayout
 from foveate.hosts.reducer import Host, Kept, Reducer
 from foveate.plain.upstream import brief
 
-PARTS = {Cls(): "cls", Features(): "made", Deepstack(): "deepstack"}
-"""Signals that a `TowerView` has as attributes."""
+AS_MADE = {Features(): "made", Deepstack(): "deepstack"}
+"""Signals that a `TowerView` has as functions, by attribute."""
 
 
 @check_call("drop_rows")
@@ -80,22 +82,22 @@ def drop_rows(
             those that can run.
     """
     several = isinstance(rows, list | tuple)
-    parts: list[Sequence[Any]] = [rows] if several else [[rows]]
+    of_pictures = [list(rows) if several else [rows]]
     for name, value in {"grid": grid, "text": text, "signals": signals, "fixed": fixed}.items():
-        own = value if several else [value]
-        if several and value is None:
-            own = [None] * len(rows)
-        if not isinstance(own, list | tuple) or len(own) != len(parts[0]):
+        own = value if several and value is not None else [value] * len(of_pictures[0])
+        if not isinstance(own, list | tuple) or len(own) != len(of_pictures[0]):
             raise ShapeError(
                 f"{name} must be a list with an entry for each of {len(rows)} pictures; got {brief(value)}."
             )
-        parts.append(own)
-    pictures = [_Picture(*of_picture) for of_picture in zip(*parts, strict=True)]
-    _refuse_arrays(pictures)
-    chosen = naming.method_of(method, tokens, retention)
+        of_pictures.append(list(own))
+    pictures = [_Picture(*arrays) for arrays in zip(*of_pictures, strict=True)]
+    _refuse_arrays([array for picture in pictures for array in picture.arrays])
     shown = set.intersection(*(set(picture.signals) for picture in pictures))
     host = Host("an engine of your own", "", prompts=True, signals=shown)
-    has_text = any(picture.text is not None for picture in pictures)
+    chosen, has_text = (
+        naming.method_of(method, tokens, retention),
+        any(picture.words is not None for picture in pictures),
+    )
     try:
         reducer = _reducer(chosen, family, host, has_text)
     except UnsupportedError as error:
@@ -104,116 +106,113 @@ def drop_rows(
             f"{str(error).strip()} With what was given these can run: {names}. What a vision tower shows goes into "
             "signals=, the text behind a picture into text=."
         ) from None
-    cuts = _cuts(reducer, pictures)
-    packs = reducer.program.encodes is not None
-    kept = [picture.kept(cut, packs) for picture, cut in zip(pictures, cuts, strict=True)]
+    kept = [picture.kept(cut) for picture, cut in zip(pictures, _cuts(reducer, pictures), strict=True)]
     return kept if several else kept[0]
 
 
 class _Picture:
-    """One picture: the arrays as they came, and as tensors.
+    """One picture: the arrays that were given, and what stages see of them.
 
     Attributes:
-        array: The rows as they came.
-        rows: (tokens, width), in the dtype that came, or float32 of NumPy's.
-        text: (words, width); None if not given.
-        signals: Signals that were given: (free tokens, numbers) float32, of `Cls` (1, width).
-        layout: The grids of the tokens that are free to leave.
-        film: Whether they are frames.
-        free, fixed: Indices of the tokens that may leave and of those that stay, int64; both None if all may leave.
-        arrays: Everything that was given, by name.
+        arrays: Name, array as given, and float32 tensor of everything.
+        words: (words, width) float32, the text behind it; None if not given.
+        signals: Signals by name, (free tokens, numbers) float32 each; of `Cls` (1, width).
+        layout: The grids of the tokens that may leave.
+        shown: Attributes of its `TowerView`.
     """
 
     def __init__(self, rows: Any, grid: Any, text: Any, signals: Any, fixed: Any) -> None:
-        self.array, self.rows = rows, _tensor(rows, "rows")
-        self.arrays: dict[str, tuple[Any, Tensor]] = {"rows": (rows, self.rows)}
-        count, device = len(self.rows), self.rows.device
-        if not count or not self.rows.shape[1]:
-            raise ShapeError(f"A picture without rows was given, {tuple(self.rows.shape)}. Leave it out.")
-        self.free = self.fixed = None
-        stays = _indices(fixed, count)
-        if stays:
-            leaves = np.delete(np.arange(count), stays)
-            self.free, self.fixed = (send(torch.tensor(part), device) for part in (leaves, stays))
-        self.layout, self.film = _layout(grid, count - len(stays))
-        self.text = None
+        self._array, self._rows = rows, _tensor(rows, "rows")
+        self._values = self._rows.float()
+        self.arrays = [("rows", rows, self._values)]
+        count = len(self._rows)
+        if not self._rows.numel():
+            raise ShapeError(f"A picture without rows was given, {tuple(self._rows.shape)}. Leave it out.")
+        self._free: Tensor | None = None
+        self._fixed: Tensor | None = None
+        if stays := _indices(fixed, count):
+            places = torch.tensor(stays), torch.from_numpy(np.delete(np.arange(count), stays))
+            self._fixed, self._free = (send(part, self._rows.device) for part in places)
+        self.layout, is_film = _layout(grid, count - len(stays))
+        self.words: Tensor | None = None
         if text is not None:
-            self.text = _tensor(text, "text")
-            self.arrays["text"] = text, self.text
+            self.words = _tensor(text, "text").float()
+            self.arrays.append(("text", text, self.words))
+        if not isinstance(signals, Mapping | None) or not all(isinstance(signal, Signal) for signal in signals or ()):
+            raise InputError(f"signals must be values by signal, such as {{TowerKeys(): …}}; got {brief(signals)}.")
         self.signals: dict[Signal, Tensor] = {}
-        for signal, value in _pairs(signals):
-            tensor = _tensor(value, f"signals[{signal!r}]", dims=(1, 2))
-            if len(tensor) != (1 if signal == Cls() else count):
-                raise ShapeError(f"{signal!r} needs a value for each of {count} rows; got {tuple(tensor.shape)}.")
-            self.arrays[f"signals[{signal!r}]"] = value, tensor
-            tensor = tensor.float().reshape(len(tensor), -1)
-            self.signals[signal] = tensor if self.free is None or signal == Cls() else tensor[self.free]
+        for signal, value in (signals or {}).items():
+            values = _tensor(value, str(signal), dims=(1, 2)).float()
+            if len(values) != (1 if signal == Cls() else count):
+                raise ShapeError(f"{signal} needs a value for each of {count} rows; got {tuple(values.shape)}.")
+            self.arrays.append((str(signal), value, values))
+            values = values.reshape(len(values), -1)
+            self.signals[signal] = values if signal == Cls() else self._of_free(values)
+        self.shown: dict[str, Any] = {"video": is_film, "cls": self.signals.get(Cls())}
+        for signal in AS_MADE.keys() & self.signals.keys():
+            self.shown[AS_MADE[signal]] = partial(self.signals.get, signal)
 
     @property
     def ranked(self) -> Tensor:
         """The rows that may leave, (free tokens, width) float32."""
-        rows = self.rows.float()
-        return rows if self.free is None else rows[self.free]
+        return self._of_free(self._values)
 
-    def kept(self, cut: Cut, packs: bool) -> Kept:
-        """Return what a cut of the rows that may leave keeps of all rows, in the kind of array that came.
+    def _of_free(self, values: Tensor) -> Tensor:
+        return values if self._free is None else values[self._free]
 
-        If it `packs` or merges, rows take the first places that are free, as on transformers; else their own.
-        """
-        device, merged = self.rows.device, cut.rows
+    def kept(self, cut: Cut) -> Kept:
+        """Return what a cut of the rows that may leave keeps of all rows, in the kind of array that came."""
+        device, merged = self._rows.device, cut.rows
         if cut.stays_whole:
             cut = Cut.take(torch.arange(cut.arriving, device=device), cut.arriving)
         source, parent = cut.source.to(device), cut.parent.to(device)
-        order: Tensor | None = None
-        if self.free is not None and self.fixed is not None:
-            named = look_up(source, self.free)
-            places = self.free[: len(source)] if packs or merged is not None else named
-            order = torch.cat((places, self.fixed)).argsort()
-            source, row = torch.cat((named, self.fixed))[order], order.argsort()
-            went = row.new_empty(len(self.rows))
-            went[self.free], went[self.fixed] = look_up(parent, row[: len(named)]), row[len(named) :]
-            parent = went
-        if merged is None:
-            rows = _take(self.array, self.rows, source)
+        if self._free is not None and self._fixed is not None:
+            # A fixed row stays between the tokens that it stood between. Of tokens 0 to 4 with 2 fixed, rows of the
+            # tokens 1 3 have the keys 0 2, and the fixed row 1.
+            named, count = look_up(source, self._free), len(self._fixed)
+            keys = 2 * torch.searchsorted(self._fixed, named), 2 * torch.arange(count, device=device) + 1
+            order = torch.cat(keys).argsort(stable=True)
+            source, row = torch.cat((named, self._fixed))[order], order.argsort()
+            went = look_up(parent, row[: len(named)])
+            parent = row.new_empty(len(self._rows)).index_copy(0, self._free, went)
+            parent = parent.index_copy(0, self._fixed, row[len(named) :])
+            if merged is not None:
+                merged = torch.cat((merged, self._values[self._fixed]))[order]
+        array, in_kind = (
+            self._array,
+            not isinstance(self._array, Tensor) and hasattr(self._array, "__array_namespace__"),
+        )
+        if merged is not None:
+            rows = _like(merged.to(self._rows.dtype), array)
+        elif in_kind:
+            rows = array.__array_namespace__().take(array, _like(source, array), axis=0)
         else:
-            if order is not None:
-                merged = torch.cat((merged, self.rows[self.fixed].float()))[order]
-            rows = _like(merged.to(self.rows.dtype), self.array)
-        return Kept(rows, _like(source, self.array), _like(parent, self.array))
+            rows = self._rows[source]
+        return Kept(rows, _like(source, array), _like(parent, array))
 
 
 def _cuts(reducer: Reducer, pictures: Sequence[_Picture]) -> list[Cut]:
     """Return what becomes of the rows of a prompt's pictures that may leave."""
-    texts = [picture.rows[:0] if picture.text is None else picture.text for picture in pictures]
-    if all(picture.text is None for picture in pictures):  # nothing reads it
-        texts = [picture.rows[:1] for picture in pictures]
-    total = any(stage.drops and stage.unit == "sample" for stage in reducer.program.early)
-    has_number = any(getattr(member, "tokens", None) for member in naming.members_of(reducer.method))
-    if len(pictures) > 1 and total and has_number:  # a number is of each picture: rank it by itself
+    texts = [picture.ranked[:0] if picture.words is None else picture.words for picture in pictures]
+    if not any(map(len, texts)):  # nothing reads it
+        texts = [picture.ranked[:1] for picture in pictures]
+    early = reducer.program.early
+    is_number = any(getattr(member, "tokens", None) for member in naming.members_of(reducer.method))
+    if len(pictures) > 1 and is_number and any(stage.drops and stage.unit == "sample" for stage in early):
+        # A number is of each picture: rank it by itself, with all text behind it.
         behind = [torch.cat(texts[place:]) for place in range(len(texts))]
-        return [
-            cut for picture, text in zip(pictures, behind, strict=True) for cut in _together(reducer, [picture], [text])
-        ]
+        return [cut for pair in zip(pictures, behind, strict=True) for cut in _together(reducer, *zip(pair))]
     return _together(reducer, pictures, texts)
 
 
 def _together(reducer: Reducer, pictures: Sequence[_Picture], texts: Sequence[Tensor]) -> list[Cut]:
     """Return `_cuts` of pictures that are ranked together where the method does that."""
-
-    def more(index: int) -> dict[str, Any]:
-        signals = pictures[index].signals
-        extras: dict[str, Any] = {"video": pictures[index].film}
-        for signal in signals.keys() & PARTS.keys():
-            value = signals[signal]
-            extras[PARTS[signal]] = value if signal == Cls() else lambda value=value: value
-        return extras
-
     return reducer.cuts(
         [picture.ranked for picture in pictures],
         [picture.layout for picture in pictures],
-        text=[text.float() for text in texts],
+        text=texts,
         stats=lambda signal: [picture.signals[signal] for picture in pictures],
-        more=more,
+        more=lambda index: pictures[index].shown,
     )
 
 
@@ -269,15 +268,6 @@ def _layout(grid: Any, count: int) -> tuple[PictureLayout, bool]:
     return PictureLayout(((rows, columns),) * math.prod(frames)), bool(frames)
 
 
-def _pairs(signals: Any) -> Iterable[tuple[Signal, Any]]:
-    """Return the signals that were given, each with its values."""
-    if signals is None:
-        return ()
-    if not isinstance(signals, Mapping) or not all(isinstance(signal, Signal) for signal in signals):
-        raise InputError(f"signals must be values by signal, such as {{TowerKeys(): …}}; got {brief(signals)}.")
-    return signals.items()
-
-
 def _tensor(array: Any, what: str, dims: Sequence[int] = (2,)) -> Tensor:
     """View an array as a tensor on its device; NumPy's as float32."""
     tensor = array
@@ -295,34 +285,22 @@ def _tensor(array: Any, what: str, dims: Sequence[int] = (2,)) -> Tensor:
     return tensor
 
 
-def _refuse_arrays(pictures: Sequence[_Picture]) -> None:
-    """Refuse no pictures, other widths, several devices, and numbers that are not finite, in one host sync."""
-    if not pictures:
+def _refuse_arrays(arrays: Sequence[tuple[str, Any, Tensor]]) -> None:
+    """Refuse no arrays, other widths, several devices, and numbers that are not finite. Waits for the device once."""
+    if not arrays:
         raise ShapeError("No pictures were given: rows is an empty list.")
-    arrays = [pair for picture in pictures for pair in picture.arrays.items()]
-    widths = [tensor.shape[1] for name, (_, tensor) in arrays if name in ("rows", "text")]
+    widths = [tensor.shape[1] for name, _, tensor in arrays if name in ("rows", "text")]
     if len(set(widths)) > 1:
         raise ShapeError(f"rows and text must have one width; got {', '.join(map(str, widths))}.")
     # Two devices of one library may be one to torch.
-    devices = {(type(array), str(getattr(array, "device", ""))) for _, (array, _) in arrays}
-    of_torch = {tensor.device for _, (_, tensor) in arrays}
-    if len(of_torch) > 1 or len(devices) > len({kind for kind, _ in devices}):
+    devices = {(type(array), str(getattr(array, "device", ""))) for _, array, _ in arrays}
+    if len({tensor.device for *_, tensor in arrays}) > 1 or len(devices) > len({kind for kind, _ in devices}):
         raise ShapeError(f"Everything must be on one device; got {', '.join(sorted(place for _, place in devices))}.")
-    filled = [(name, tensor) for name, (_, tensor) in arrays if tensor.numel()]
-    ends = torch.stack([end.float() for _, tensor in filled for end in tensor.detach().aminmax()]).tolist()
-    for (name, _), *lowest_and_highest in zip(filled, ends[::2], ends[1::2], strict=True):
-        if not all(map(math.isfinite, lowest_and_highest)):
+    with torch.no_grad():
+        largest = torch.stack([vector_norm(tensor, math.inf) for *_, tensor in arrays if tensor.numel()]).tolist()
+    for (name, *_), number in zip((array for array in arrays if array[2].numel()), largest, strict=True):
+        if not math.isfinite(number):
             raise InputError(f"{name} has NaN or infinite numbers. Look for an overflow in half precision.")
-
-
-# -- what comes back ----------------------------------------------------------------------------------------------
-
-
-def _take(array: Any, tensor: Tensor, source: Tensor) -> Any:
-    """Return the rows of an array that stay, in kind."""
-    if isinstance(array, Tensor) or not hasattr(array, "__array_namespace__"):
-        return tensor[source]
-    return array.__array_namespace__().take(array, _like(source, array), axis=0)
 
 
 def _like(tensor: Tensor, array: Any) -> Any:
