@@ -56,7 +56,7 @@ def test_of_a_video_as_many_rows_enter_as_were_counted():
 @pytest.mark.parametrize("name", METHODS)
 def test_as_many_rows_enter_as_were_counted_and_images_alike_get_together_what_they_get_alone(name):
     stages = early(parse(name).with_budget(tokens=9))
-    assert stages.program.late == ()
+    assert stages.late == ()
     together = stages.enter([shown(0), shown(1), shown(2)], doubled)
     assert [len(rows) for rows in together] == [stages.count(TOKENS, [(6, 6)])] * 3
     for seed, image in enumerate(together):
@@ -95,7 +95,7 @@ def test_a_stage_before_layer_0_sees_what_the_projector_makes():
 
 def test_stages_between_layers_are_late():
     stages = early(fv.VisionZip(tokens=9) + fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5)))
-    assert [stage.layer for stage in stages.program.late] == [2, 4]
+    assert [stage.layer for stage in stages.late] == [2, 4]
     assert stages.count(TOKENS, [(6, 6)]) == 9
 
 

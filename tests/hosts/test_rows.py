@@ -242,6 +242,7 @@ BAD = {
     "one grid for two": ({"rows": [ROWS] * 3, "text": None}, ShapeError, "grid"),
     "fixed rows outside": ({"fixed": [36]}, ShapeError, "fixed"),
     "a mask of fixed rows": ({"fixed": torch.zeros(36, dtype=torch.bool)}, ShapeError, "fixed"),
+    "a mask of fixed rows in Python": ({"fixed": [True] * 36}, ShapeError, "fixed"),
     "all rows fixed": ({"fixed": range(36)}, ShapeError, "fixed"),
     "signals without names": ({"signals": [ROWS]}, InputError, "signals"),
     "short signals": ({"signals": {TowerKeys(): ROWS[:5]}}, ShapeError, "36"),
@@ -263,9 +264,10 @@ def test_what_works_elsewhere_is_refused_with_what_can_run(name):
         fv.drop_rows(ROWS, name, text=TEXT)
 
 
-def test_a_question_that_was_not_given_is_not_read():
+@pytest.mark.parametrize("text", [None, TEXT[:0]])
+def test_a_question_that_was_not_given_is_not_read(text):
     with pytest.raises(UnsupportedError, match=r"text.*can run: averagepool, divprune"):
-        fv.drop_rows(ROWS, "cdpruner")
+        fv.drop_rows(ROWS, "cdpruner", text=text)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "Qwen2.5-VL", "qwen2.5-vl"])

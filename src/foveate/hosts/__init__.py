@@ -5,7 +5,7 @@
 """
 
 from foveate.families.vision import PictureLayout
-from foveate.hosts.plugin import Checks, Trace, at_columns, images_of
+from foveate.hosts.plugin import Checks, HostTrace, at_columns, images_of
 from foveate.hosts.reducer import Host, Kept, Reducer
 
-__all__ = ["Checks", "Host", "Kept", "PictureLayout", "Reducer", "Trace", "at_columns", "images_of"]
+__all__ = ["Checks", "Host", "HostTrace", "Kept", "PictureLayout", "Reducer", "at_columns", "images_of"]

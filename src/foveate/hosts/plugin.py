@@ -72,7 +72,7 @@ class Checks:
 
 
 @dataclass
-class Trace:
+class HostTrace:
     """What was dropped of each image, in order.
 
     Attributes:

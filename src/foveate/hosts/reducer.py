@@ -100,7 +100,9 @@ class Reducer:
         method: See `Args`.
         family: The model's family; `Neutral` if foveate has none.
         shape: What methods may know of the model.
-        program: Where its stages run. `program.late` are those that the host must run itself.
+        program: Where its stages run.
+        early: Its stages before decoder layer 1, in order.
+        late: Its other stages, which the host runs itself or refuses.
 
     Raises:
         UnknownNameError: If there is no family of that name.
@@ -113,6 +115,7 @@ class Reducer:
         cls = cls or bool(self.family.cls_in_tower(None if isinstance(model, str) else model))
         self.method, self.shape = method, Shape(depth, cls=cls, renumbers=self.family.renumbers)
         self.program = Program(method, () if whole else method.placed(self.shape))
+        self.early, self.late = self.program.early, self.program.late
         lacks = partial(self.family.lacking, tower_cls=cls)
         reason = refusal(self.program.stages, lacks) or self._reason(host)
         if reason is not None:
@@ -126,10 +129,10 @@ class Reducer:
             shown.add(Deepstack())
         if not self.shape.cls:
             shown.add(Cls())
-        signals = {signal for stage in program.early for signal in stage.reads} - shown
+        signals = {signal for stage in self.early for signal in stage.reads} - shown
         if program.pixels or program.tower is not None:
             return "works before the vision tower or inside it, so the picture may decide how many tokens are left."
-        if not host.prompts and any(stage.reads_text or stage.unit == "sample" for stage in program.early):
+        if not host.prompts and any(stage.reads_text or stage.unit == "sample" for stage in self.early):
             return "reads the question or ranks all images together (set scope=image), and pictures are encoded alone."
         for signal in itertools.chain.from_iterable(stage.reads for stage in program.entering):
             if not isinstance(signal, Hidden | Text):
@@ -173,6 +176,7 @@ class Reducer:
         for view, cut in zip(views, cuts, strict=True):
             images.append(MediaTokens(len(view), partial(PictureLayout, view.grids), cut, video=video))
         lasts = self._before_decoder(images, rows)
+        self.program.refuse_doubts()
         pairs = zip(images, rows, lasts, strict=True)
         return [_kept(rows_left(own, last), _cut_of(image).then(last)) for image, own, last in pairs]
 
@@ -261,7 +265,7 @@ def _family_of(model: Any) -> type[Family]:
     """Return the family of a config, a `model_type` or a name."""
     kinds = registry.families()
     if not isinstance(model, str):
-        return kinds.get(getattr(model, "model_type", None), Neutral)
+        return kinds.get(getattr(model, "model_type", ""), Neutral)
     names = dict.fromkeys(PROVED, Neutral) | {kind.title: kind for kind in kinds.values()} | kinds
     spelled = {re.sub(r"\W|_", "", name).lower(): kind for name, kind in names.items()}
     kind = spelled.get(re.sub(r"\W|_", "", model).lower())
@@ -297,8 +301,8 @@ def _by_image(cut: Cut, arriving: Sequence[int], sizes: Sequence[int] | None) ->
         ends = torch.tensor(firsts[1:], device=cut.source.device)
         images = torch.bucketize(cut.source.cummax(0).values, ends, right=True)
         sizes = images.bincount(minlength=len(arriving)).tolist()
-    sources, parents = cut.source.split(list(sizes)), cut.parent.split(list(arriving))
-    rows = [None] * len(sizes) if cut.rows is None else cut.rows.split(list(sizes))
+    sources, parents = torch.split(cut.source, list(sizes)), torch.split(cut.parent, list(arriving))
+    rows = [None] * len(sizes) if cut.rows is None else torch.split(cut.rows, list(sizes))
     cuts = []
     begins = zip(firsts, itertools.accumulate(sizes, initial=0), strict=False)
     for source, parent, own, (first, begin) in zip(sources, parents, rows, begins, strict=False):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+from torch.utils.dlpack import from_dlpack
 
 from foveate import naming, registry
 from foveate.contract.method import Method
@@ -94,10 +95,8 @@ def drop_rows(
     _refuse_arrays([array for picture in pictures for array in picture.arrays])
     shown = set.intersection(*(set(picture.signals) for picture in pictures))
     host = Host("an engine of your own", "", prompts=True, signals=shown)
-    chosen, has_text = (
-        naming.method_of(method, tokens, retention),
-        any(picture.words is not None for picture in pictures),
-    )
+    has_text = any(picture.words is not None and len(picture.words) for picture in pictures)
+    chosen = naming.method_of(method, tokens, retention)
     try:
         reducer = _reducer(chosen, family, host, has_text)
     except UnsupportedError as error:
@@ -178,13 +177,10 @@ class _Picture:
             parent = parent.index_copy(0, self._fixed, row[len(named) :])
             if merged is not None:
                 merged = torch.cat((merged, self._values[self._fixed]))[order]
-        array, in_kind = (
-            self._array,
-            not isinstance(self._array, Tensor) and hasattr(self._array, "__array_namespace__"),
-        )
+        array = self._array
         if merged is not None:
             rows = _like(merged.to(self._rows.dtype), array)
-        elif in_kind:
+        elif _is_standard(array):
             rows = array.__array_namespace__().take(array, _like(source, array), axis=0)
         else:
             rows = self._rows[source]
@@ -193,15 +189,14 @@ class _Picture:
 
 def _cuts(reducer: Reducer, pictures: Sequence[_Picture]) -> list[Cut]:
     """Return what becomes of the rows of a prompt's pictures that may leave."""
-    texts = [picture.ranked[:0] if picture.words is None else picture.words for picture in pictures]
-    if not any(map(len, texts)):  # nothing reads it
-        texts = [picture.ranked[:1] for picture in pictures]
-    early = reducer.program.early
+    has_text = any(picture.words is not None for picture in pictures)
+    # Without any, nothing reads it, and one word is as good as many.
+    texts = [picture.ranked[: not has_text] if picture.words is None else picture.words for picture in pictures]
     is_number = any(getattr(member, "tokens", None) for member in naming.members_of(reducer.method))
-    if len(pictures) > 1 and is_number and any(stage.drops and stage.unit == "sample" for stage in early):
+    if len(pictures) > 1 and is_number and any(stage.drops and stage.unit == "sample" for stage in reducer.early):
         # A number is of each picture: rank it by itself, with all text behind it.
         behind = [torch.cat(texts[place:]) for place in range(len(texts))]
-        return [cut for pair in zip(pictures, behind, strict=True) for cut in _together(reducer, *zip(pair))]
+        return [_together(reducer, [picture], [text])[0] for picture, text in zip(pictures, behind, strict=True)]
     return _together(reducer, pictures, texts)
 
 
@@ -219,8 +214,8 @@ def _together(reducer: Reducer, pictures: Sequence[_Picture], texts: Sequence[Te
 def _reducer(method: Method, family: str | None, host: Host, has_text: bool) -> Reducer:
     """Return the stages of a method. Refuse one that does not drop all its tokens before the decoder."""
     reducer = Reducer(method, DEPTH, family, host)
-    early = reducer.program.early
-    if reducer.program.late or not any(stage.drops for stage in early):
+    early = reducer.early
+    if reducer.late or not any(stage.drops for stage in early):
         raise UnsupportedError(f"{method.name} drops between decoder layers, in caches or not at all by itself.")
     if not has_text and any(stage.reads_text for stage in early):
         raise UnsupportedError(f"{method.name} reads the text behind the picture, which was not given.")
@@ -243,7 +238,10 @@ def _runnable(family: str | None, host: Host, has_text: bool) -> Iterator[str]:
 def _indices(fixed: Any, count: int) -> list[int]:
     """Return the rows that always stay, ascending."""
     try:
-        places = sorted({range(count)[operator.index(place)] for place in (() if fixed is None else fixed)})
+        listed = [] if fixed is None else list(fixed)
+        places = sorted({range(count)[operator.index(place)] for place in listed})
+        if any(isinstance(place, bool) for place in listed):  # a mask
+            raise TypeError
     except (TypeError, IndexError):
         raise ShapeError(f"fixed must be indices of the {count} rows; got {brief(fixed)}.") from None
     if len(places) == count:
@@ -274,9 +272,9 @@ def _tensor(array: Any, what: str, dims: Sequence[int] = (2,)) -> Tensor:
     try:
         if isinstance(array, np.ndarray) and array.dtype.kind in "fV":
             odd = any(stride < 0 or stride % 4 for stride in array.strides)  # torch has no such strides
-            tensor = torch.from_numpy(np.require(array, np.float32, ["W", "E", *(["C"] if odd else [])]))
+            tensor = torch.from_numpy(np.require(array, np.float32, ("W", "E", "C") if odd else ("W", "E")))
         elif not isinstance(array, Tensor) and hasattr(array, "__dlpack__"):
-            tensor = torch.from_dlpack(array)
+            tensor = from_dlpack(array)
     except (TypeError, ValueError, BufferError, RuntimeError) as error:
         raise ShapeError(f"{what} cannot be read as floats: {error}.") from None
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dim() not in dims:
@@ -303,11 +301,17 @@ def _refuse_arrays(arrays: Sequence[tuple[str, Any, Tensor]]) -> None:
             raise InputError(f"{name} has NaN or infinite numbers. Look for an overflow in half precision.")
 
 
+def _is_standard(array: Any) -> bool:
+    """Return whether an array is of a library other than torch that follows the array API standard."""
+    return hasattr(array, "__array_namespace__") and not isinstance(array, Tensor)
+
+
 def _like(tensor: Tensor, array: Any) -> Any:
     """Return a tensor as an array of this kind, on its device."""
     if isinstance(array, np.ndarray):
         return tensor.numpy().astype(array.dtype) if tensor.is_floating_point() else tensor.numpy()
-    if isinstance(array, Tensor) or not hasattr(array, "__array_namespace__"):
+    if not _is_standard(array):
         return tensor
     moved = array.__array_namespace__().from_dlpack(tensor)
-    return moved if moved.device == array.device else moved.to_device(array.device)
+    place = getattr(array, "device", None)  # MLX has one memory for all devices
+    return moved if place is None or moved.device == place else moved.to_device(place)

@@ -13,7 +13,7 @@ from typing import Any
 
 from foveate.contract.method import Method
 from foveate.errors import SessionError
-from foveate.hosts import Trace
+from foveate.hosts import HostTrace as Trace
 from foveate_mlx import host
 from foveate_mlx.dropping import Dropper
 

@@ -49,7 +49,7 @@ class Dropper:
         layers = self.decoder.layers if hasattr(self.decoder, "layers") else self.decoder.model.layers
         self._stages = Reducer(method, len(layers), config, MLX)
         self._fixed = any(getattr(member, "tokens", None) is not None for member in members)
-        if self._stages.program.late:
+        if self._stages.late:
             raise UnsupportedError(f"{method.name} drops behind decoder layer 0. Use divprune; random takes layers=0.")
         keeps = any(getattr(member, "positions", "") == "keep" for member in members)
         if keeps and not hasattr(self.decoder, "get_rope_index"):
@@ -77,7 +77,7 @@ class Dropper:
         if features.inputs_embeds.shape[1] != ids.shape[1]:
             raise UnsupportedError("This model's pictures have another number of rows than of tokens in the prompt.")
         present = [medium for medium, own in self.ids.items() if np.isin(ids, own).any()]
-        if len(present) > 1 and any(stage.unit == "sample" for stage in self._stages.program.early):
+        if len(present) > 1 and any(stage.unit == "sample" for stage in self._stages.early):
             raise UnsupportedError(f"{self._stages.method.name} ranks pictures and videos together. Pass one kind.")
         stays = ~vision
         for medium in present:

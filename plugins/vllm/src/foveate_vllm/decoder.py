@@ -189,7 +189,7 @@ class BetweenLayers:
 
     def drop_between(self, setting: Setting) -> None:
         """Start dropping by the server's setting. Call it when the model's modules exist."""
-        stages = setting.stages(Rate()).program
+        stages = setting.stages(Rate())
         self.dropping = None
         if stages.late:
             if self.whole_image is None and stages.early:

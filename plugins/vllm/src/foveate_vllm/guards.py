@@ -10,9 +10,8 @@ from foveate.contract.method import Method
 from foveate.contract.stages import CacheStage, LayerStage, Shape, Stage
 from foveate.core.signals import Attention, Cells, Hidden, OwnSignal, Products, Resource, Rotary, Text, ValueLikeness
 from foveate.core.views import Arriving
-from foveate.engine.program import Program
 from foveate.errors import BudgetError, SettingError, UnsupportedError
-from foveate.hosts import Host
+from foveate.hosts import Host, Reducer
 from foveate_vllm import host
 
 REDUCED = "Compute its rows with transformers and send them to stock vLLM: Reduced embeddings, docs/guides/vllm.md."
@@ -159,7 +158,7 @@ def refuse_no_flag(untested: Any) -> None:
         raise SettingError(f'"untested" in hf_overrides["foveate"] must be true or false; got {untested!r}.')
 
 
-def refuse_rate_between_layers(stages: Program) -> None:
+def refuse_rate_between_layers(stages: Reducer) -> None:
     """Refuse a request's own rate if the method drops between layers, where counts are fixed by the server."""
     if stages.late:
         raise SettingError(

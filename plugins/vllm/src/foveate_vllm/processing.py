@@ -51,13 +51,13 @@ class DroppingInfo:
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Return the model's own limits. With stages between layers images only, also for vLLM's dummy inputs."""
         limits: Mapping[str, int | None] = super().get_supported_mm_limits()  # type: ignore[misc]
-        if not self.alone and not self.setting.stages(Rate()).program.late:
+        if not self.alone and not self.setting.stages(Rate()).late:
             return limits
         return {kind: most for kind, most in limits.items() if kind == "image"}
 
     def validate_num_items(self, modality: str, num_items: int) -> None:
         """Refuse what vLLM refuses, and videos if there are stages between layers."""
-        if self.setting.stages(Rate()).program.late:
+        if self.setting.stages(Rate()).late:
             guards.refuse_film_between_layers(modality)
         super().validate_num_items(modality, num_items)  # type: ignore[misc]
 
@@ -95,7 +95,7 @@ class DroppingProcessor:
         guards.refuse_rate_without_image(inputs.hf_processor_mm_kwargs, [*inputs.mm_data_items], self.info.usual)
         processed = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         setting: Setting = self.info.setting
-        late = setting.stages(Rate()).program.late
+        late = setting.stages(Rate()).late
         places = itertools.chain.from_iterable(processed["mm_placeholders"].get(medium, ()) for medium in KEEP)
         sizes = [place.get_num_embeds() for place in places]
         if not sizes or not late:

@@ -174,7 +174,7 @@ class Setting:
         guards.refuse_more_than_all(rate.tokens, size)  # images smaller than the server's own rate are kept whole
         stages = self.stages(rate)
         if rate.said:
-            guards.refuse_rate_between_layers(stages.program)
+            guards.refuse_rate_between_layers(stages)
         return guards.refuse_unknown_count(stages.method, stages.count(size, grids, video))
 
     @cached_property
