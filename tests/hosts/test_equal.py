@@ -9,7 +9,8 @@ import torch
 import foveate as fv
 from foveate.contract import Shape
 from foveate.contract.stages import ImageStage
-from foveate.core.signals import Deepstack
+from foveate.core.signals import Deepstack, Features
+from foveate.engine import encode
 from foveate.naming import parse
 from tests import oracle
 from tests.models import (
@@ -189,3 +190,27 @@ def with_places(family, handed, rows, columns, renumbers):
         arguments["deepstack_visual_embeds"] = [level[stays] for level in handed["deepstack_visual_embeds"]]
     with torch.no_grad():
         return [model.lm_head(model.get_decoder()(**arguments).last_hidden_state[:, -1])]
+
+
+OF_TOWERS = ("visionzip", "hiprune", "vispruner", "scope", "holov", "prumerge:retention=0.5", "tome")
+
+
+@pytest.mark.parametrize("name", OF_TOWERS)
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava"])
+def test_with_what_the_tower_shows_the_tokens_of_transformers_stay(family, name, monkeypatch):
+    method, shown = parse(name), {}
+    method = method.with_budget(retention=RETENTION) if method.open else method
+
+    def note(stage, image, video, original=encode.image_view):
+        reads = [signal for signal in stage.reads if isinstance(signal, Features) or not image.lacks(signal)]
+        shown.update({signal: image.signal(signal) for signal in reads})
+        shown.setdefault("rows", (image.rows, image.view.grid))
+        return original(stage, image, video)
+
+    monkeypatch.setattr(encode, "image_view", note)
+    with fv.drop(tiny(family), method) as trace, torch.no_grad():
+        tiny(family)(**batch(family, ["tit"]))
+    rows, grid = shown.pop("rows")
+    kept = fv.drop_rows(rows, method, grid=grid, signals=shown, family=family)
+    (record,) = trace.stages
+    assert kept.source[kept.source >= 0].sort().values.tolist() == record.kept[0].sort().values.tolist()

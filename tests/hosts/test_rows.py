@@ -167,6 +167,13 @@ def test_a_row_carries_the_gradient_of_the_tokens_that_it_is_made_of():
         assert torch.equal(rows.grad.abs().sum(dim=1) > 0, kept.parent >= 0)
 
 
+@pytest.mark.parametrize("name", [*CHOOSING, "averagepool"])
+def test_a_share_of_all_keeps_every_row(name):
+    kept = fv.drop_rows(**given(method=name, retention=1.0))
+    assert torch.equal(kept.rows, ROWS)
+    assert kept.source.tolist() == kept.parent.tolist() == list(range(36))
+
+
 # -- cost ----------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +265,7 @@ def test_bad_input_is_refused_in_one_line(change, error, word):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["v2drop", "visionzip", "hawk", "finalkv", "resize", "divprune+v2drop", "coordinates"])
+@pytest.mark.parametrize("name", ["v2drop", "visionzip", "hawk", "finalkv", "resize", "divprune+v2drop"])
 def test_what_works_elsewhere_is_refused_with_what_can_run(name):
     with pytest.raises(UnsupportedError, match=r"averagepool, cdpruner, divprune.*random:layers=0"):
         fv.drop_rows(ROWS, name, text=TEXT)

@@ -142,8 +142,8 @@ class Reducer:
         rows_do = merging and self.family is not Neutral and signals <= {Features()}
         if host.tower or rows_do or not (signals or (program.encodes == "tower" and not host.signals)):
             return None
-        named = ", ".join(sorted(map(repr, signals))) or "rows before the projector"
-        return f"reads {named} of the vision tower, of which only the rows behind the projector are shown."
+        named = ", ".join(sorted(map(repr, signals))) or "its rows"
+        return f"reads the vision tower ({named}), of which only the rows behind the projector are shown."
 
     @property
     def reads(self) -> tuple[TowerSignal, ...]:

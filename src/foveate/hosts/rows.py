@@ -212,12 +212,11 @@ def _together(reducer: Reducer, pictures: Sequence[_Picture], texts: Sequence[Te
 
 
 def _reducer(method: Method, family: str | None, host: Host, has_text: bool) -> Reducer:
-    """Return the stages of a method. Refuse one that does not drop all its tokens before the decoder."""
+    """Return the stages of a method. Refuse one that works behind the entry of the decoder, or lacks the text."""
     reducer = Reducer(method, DEPTH, family, host)
-    early = reducer.early
-    if reducer.late or not any(stage.drops for stage in early):
-        raise UnsupportedError(f"{method.name} drops between decoder layers, in caches or not at all by itself.")
-    if not has_text and any(stage.reads_text for stage in early):
+    if reducer.late:
+        raise UnsupportedError(f"{method.name} works between decoder layers, in caches or while decoding.")
+    if not has_text and any(stage.reads_text for stage in reducer.early):
         raise UnsupportedError(f"{method.name} reads the text behind the picture, which was not given.")
     return reducer
 
@@ -227,9 +226,9 @@ def _runnable(family: str | None, host: Host, has_text: bool) -> Iterator[str]:
     for name, kind in registry.methods().items():
         for written, settings in {name: {}, f"{name}:layers=0": {"layers": (0,)}}.items():
             with suppress(FoveateError, TypeError):  # a method of one's own may have no defaults
-                _reducer(kind(**settings), family, host, has_text)
-                yield written
-                break
+                if any(stage.drops for stage in _reducer(kind(**settings), family, host, has_text).early):
+                    yield written
+                    break
 
 
 # -- what was given -----------------------------------------------------------------------------------------------
