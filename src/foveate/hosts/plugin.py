@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from foveate.errors import UnsupportedError
+from foveate.errors import ShapeError, UnsupportedError
 from foveate.hosts.reducer import Kept
 from foveate.plain.writing import publish
 
@@ -101,11 +101,16 @@ def images_of(marks: Any, lengths: Sequence[int] | None = None) -> list[Array]:
 
     Args:
         marks: Which columns are vision tokens, (samples, columns) bool, on the host.
-        lengths: Tokens of each image. An image may have text between its tokens. None, or of another number of tokens
-            than are marked: each run of marked columns is an image.
+        lengths: Tokens of each image. An image may have text between its tokens. None: each run of marked columns is an
+            image.
+
+    Raises:
+        ShapeError: If the images have another number of tokens than columns are marked.
     """
     places = np.argwhere(np.asarray(marks))
-    if lengths is not None and sum(lengths) == len(places):
+    if lengths is not None and sum(lengths) != len(places):
+        raise ShapeError(f"{len(places)} columns are marked, but the images have {sum(lengths)} tokens.")
+    if lengths is not None:
         return np.split(places, np.cumsum(lengths)[:-1])
     # A run begins where a column does not follow the one before it, or the sample changes.
     begins = np.flatnonzero((np.diff(places, axis=0) != (0, 1)).any(axis=1)) + 1

@@ -121,10 +121,15 @@ class Dropper:
         if config.model_type in ("mistral3", "pixtral"):  # text parts the rows of a picture
             grids, side = inputs.get("image_sizes"), vision.patch_size * getattr(config, "spatial_merge_size", 1)
         if grids is not None:
-            lengths = np.array(grids).prod(axis=1) // side**2
+            tokens = np.array(grids).prod(axis=1) // side**2
+            lengths = tokens if tokens.sum() == marks.sum() else None
         images = images_of(marks, lengths)
-        are_runs = lengths is None or sum(lengths) != marks.sum()
-        if are_runs and self._fixed and self._stages.family.tiled and len(images) > len({run[0, 0] for run in images}):
+        if (
+            lengths is None
+            and self._fixed
+            and self._stages.family.tiled
+            and len(images) > len({run[0, 0] for run in images})
+        ):
             raise UnsupportedError(f"{len(images)} runs of tokens may be tiles. Set retention=, not tokens=.")
         return images
 
