@@ -45,7 +45,7 @@ TILED = ("idefics3", "internvl", "llava_next", "llava_next_video", "llava_onevis
 
 @cache
 def model_of(family):
-    """The tiny model of a family. A sliding window is longer than the prompt: it counts columns on transformers."""
+    """The tiny model of a family, with a sliding window longer than the prompt: at old positions it counts columns."""
     config = config_of(family)
     if getattr(config.get_text_config(), "sliding_window", None) is None:
         return tiny(family)
@@ -171,6 +171,12 @@ def test_rows_chosen_by_hand_are_those_of_transformers_and_so_are_the_logits(fam
         logits = generate(model, given, 3).logits
     for own, other in zip(logits, expected, strict=False):
         torch.testing.assert_close(own, other, atol=NEAR, rtol=0)
+
+
+def test_a_short_window_counts_new_numbers_on_both_sides(monkeypatch):
+    assert tiny("gemma3").config.text_config.sliding_window < len(prompt("gemma3", "titit")[0]["input_ids"][0]) // 2
+    monkeypatch.setitem(globals(), "model_of", tiny)
+    test_rows_chosen_by_hand_are_those_of_transformers_and_so_are_the_logits("gemma3", "titit", "divprune")
 
 
 def with_places(family, handed, rows, columns, renumbers):
