@@ -29,6 +29,7 @@ def handed(small, demo, tmp_path_factory):
     checked = testing.Checked({"model": "small"}, 0.1, (testing.Row("as it is", "passed", 0.0),))
     return [
         *answers, trace, trace.stages[0], answers[0].cost, fv.Cut.keep(torch.tensor([True, False])),
+        fv.drop_rows(torch.rand(4, 8), "divprune", tokens=2),
         fv.Generation(num_beams=3), fv.Question(embedded.picture(), QUESTION), fv.SecondLook(method=METHOD, sure=0.5),
         method_of("thintower+v2drop"), preset_of(METHOD), *fv.presets().values(),
         *(kind() for kind in fv.methods().values()),
