@@ -117,8 +117,7 @@ def tower_state(tower: nn.Module, wrapper: Any = None) -> State | None:
         tower: The tower.
         wrapper: Its own `forward`, if somebody wrapped that before the session did.
     """
-    weights = [*tower.parameters()]
-    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+    learns = torch.is_grad_enabled() and any(weight.requires_grad for weight in tower.parameters())
     if learns or any(module.training for module in tower.modules()):
         return None
     state = state_of(tower, OUTSIDE)
