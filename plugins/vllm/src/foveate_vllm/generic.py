@@ -114,12 +114,13 @@ class GenericModel(BetweenLayers):
         inner = inner.to(entered.rows.device)
         texts = (inner >= 0).nonzero()[:, 0]
         places = (inner < 0).nonzero()[:, 0]
+        rows: Tensor = entered.rows
         if not len(texts) or len(entered) == len(places):
-            return entered.rows
+            return rows
         words = self.get_language_model().embed_input_ids(inner[texts])  # type: ignore[attr-defined]
         # Of places row, text, row, row with the first and last row kept: places 0 3 and texts 1 give order 0 2 1.
         order = torch.cat((places[entered.source], texts)).argsort()
-        return torch.cat((entered.rows, words.to(entered.rows)))[order]
+        return torch.cat((rows, words.to(rows)))[order]
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Exclude images: what is captured bypasses `embed_multimodal`."""
