@@ -30,7 +30,7 @@ SIDE = 336
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT: "
+    "{% if message['role'] == 'user' %}USER: {% elif message['role'] == 'assistant' %}ASSISTANT:"
     "{% elif message['role'] != 'system' %}"
     "{{ raise_exception('No role ' ~ message['role'] ~ '; there are system, user and assistant.') }}{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
