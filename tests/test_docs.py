@@ -43,6 +43,7 @@ PLUGINS = {ROOT / "docs/guides/vllm.md", ROOT / "docs/guides/mlx.md"}
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")} - PLUGINS)
 VIDEOS = ROOT / "docs/guides/video.md"  # needs a model that reads videos: tests/with_torchvision/test_docs.py
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+QUICK = {"train.py": ("--steps", "1", "--batch", "1", "--questions", "1")}  # arguments of examples that take minutes
 NEEDED = {ROOT / "docs/guides/before-after.md": ("fastapi",)}  # which make setup-page brings
 FAMILY = ROOT / "docs/families/llava.md"  # one for all: their code differs in the checkpoint's name
 OWN_CLASSES = [ROOT / f"docs/guides/{name}.md" for name in ("new-method", "new-family")]
@@ -227,9 +228,10 @@ def test_what_make_demo_calls_runs(stand_in, capsys):
     assert len(lines) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # TRL still sets it
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(example, stand_in, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(example)])
+    monkeypatch.setattr(sys, "argv", [str(example), *QUICK.get(example.name, ())])
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out.count("\n") > 3
 
