@@ -1,7 +1,7 @@
 """Fine-tune a model on few vision tokens with TRL and LoRA. Ask it before and after, with all tokens and with few.
 
     pip install "trl==1.16.0" "peft>=0.21"
-    python examples/train.py      # the embedded model learns a question: four minutes on one CPU core
+    python examples/train.py      # the embedded model learns a question: about four minutes of one CPU core
     python examples/train.py --model NAME_OR_FOLDER --data rows.jsonl --steps 500 --output adapter
 
 A row is {"image": "cats/1.jpg", "question": "What is it?", "answer": "A cat."}; paths start at the folder of the file.
@@ -63,22 +63,23 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--retention", type=Fraction, default=Fraction(1, 3), help="share of the vision tokens: 1/3, 0.2"
     )
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=4, help="rows of a step on each device")
     parser.add_argument("--rate", type=float, help="learning rate (default: 2e-4, for drawn pictures 2e-3)")
-    parser.add_argument("--questions", type=int, default=40, help="how many are asked before and after")
+    parser.add_argument("--questions", type=int, default=60, help="how many are asked before and after")
     return parser.parse_args(words)
 
 
 def drawn(split: str, count: int) -> list[Row]:
-    """Draw pictures with a word, and ask for it as the embedded model was never asked."""
+    """Draw pictures with a question that the embedded model was never asked, and that has one right answer."""
     rows: list[Row] = []
     number = 980_000_000
     while len(rows) < count:
         picture = scene(split, number)
         number += 1
-        if picture.texts:
-            rows.append(Row([Image.fromarray(picture.image)], "Which word?", (picture.texts[0].name,)))
+        things = sorted(picture.things, key=lambda thing: thing.size)
+        if len(things) > 1 and things[-1].size > 1.3 * things[-2].size:
+            rows.append(Row([Image.fromarray(picture.image)], "Which one is the largest?", (things[-1].name,)))
     return rows
 
 
