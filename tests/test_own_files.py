@@ -24,7 +24,7 @@ class Mine(Method):
     keep: Share = 0.5
 
     def stages(self, shape):
-        return (LayerStage(2, keep=self.keep, score=largest, flops=lambda *_: 0),)
+        return (LayerStage(2, keep=self.keep, score=largest),)
 
 
 def largest(view):
@@ -44,9 +44,6 @@ class Mine(Cuts):
 
     def score(self, view, layer):
         return view.hidden.float().norm(dim=-1)
-
-    def flops(self, arriving, width):
-        return 2 * width * arriving.tokens
 """
 
 

@@ -50,9 +50,7 @@ class Own(fv.Method):
         return self.keep if self.retention is None else self.retention
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return (LayerStage(2, reads=(Hidden(),), keep=self.share, score=self.score, flops=self.flops),)
-
-    flops = staticmethod(lambda arriving, width: 2 * width * arriving.tokens)
+        return (LayerStage(2, reads=(Hidden(),), keep=self.share, score=self.score),)
 
     def score(self, view: LayerView) -> torch.Tensor:
         return view.hidden.float().norm(dim=-1)
@@ -209,17 +207,6 @@ def test_a_method_that_leaves_something_on_the_model_is_found(monkeypatch):
     finally:
         for family in ("llava", "llava_onevision", "qwen2_vl"):
             vars(tiny_model(family).model.model).pop("left_behind", None)
-
-
-class Uncounted(Own):
-    """Does not say what its arithmetic costs."""
-
-    flops = None
-
-
-def test_flops_that_nobody_counted_are_noted():
-    with pytest.warns(UserWarning, match=r"LayerStage\(2\) of own.* does not declare its FLOPs"):
-        check_method(Uncounted())
 
 
 READING = {

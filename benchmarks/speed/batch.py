@@ -64,14 +64,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(f"round {len(times)}: " + ", ".join(f"{name} {times[-1][name]:.2f} s" for name in runs), flush=True)
     seconds = {name: [each[name] for each in times] for name in runs}
     over, control = (ratio(seconds[name], seconds["random"]) for name in ("method", "random again"))
-    own = workload.cost(model, chosen, tokens=tokens)
+    own, plain = (workload.cost(model, each, tokens=tokens) for each in (chosen, None))
     return {
         "shape": named.name,
         "layers": depth,
         "batch": options.batch,
         "method": str(chosen),
         "tokens": tokens,
-        "share of FLOPs": own.scoring_flops / own.total_flops,
+        "share of prefill FLOPs": 1 - plain.prefill_flops / own.prefill_flops,
         "over random": [over.median, over.low, over.high],
         "control": [control.median, control.low, control.high],
         "rounds": times,
@@ -98,7 +98,7 @@ def main() -> None:
     for name in ("over random", "control"):
         middle, low, high = record[name]
         print(f"{name}: {middle:.3f} [{low:.3f}, {high:.3f}]")
-    print(f"scoring is {record['share of FLOPs']:.1%} of the FLOPs to the first token")
+    print(f"what it reads ahead of layers is {record['share of prefill FLOPs']:.1%} of the prefill's FLOPs")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,6 @@ class Long(Cuts):
 
     def score(self, view, layer):
         return view.hidden.float().square().sum(dim=-1)
-
-    def flops(self, arriving, width):
-        return 2 * width * arriving.tokens
 """
 
 

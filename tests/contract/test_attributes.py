@@ -213,21 +213,6 @@ READ = {
         [("min_keep", 4), ("min_keep", 5)],
         [3, 0],
     ),
-    "flops": (
-        lambda flops: own(**flops)().stages(Shape(32))[0].is_counted,
-        [{}, {"flops": lambda *_: 3}],
-        [False, True],
-    ),
-    "Once.flops": (
-        lambda flops: own(Entering, pick=lambda *_: None, **flops)().stages(Shape(32))[0].is_counted,
-        [{}, {"flops": lambda *_: 3}],
-        [False, True],
-    ),
-    "Frames.flops": (
-        lambda flops: own(Film, **flops)().stages(Shape(32))[0].is_counted,
-        [{}, {"flops": lambda *_: 3}],
-        [False, True],
-    ),
 }
 """What shows the attribute, two values of it, and what each must show."""
 

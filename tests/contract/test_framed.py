@@ -5,8 +5,6 @@ import torch
 
 import foveate as fv
 from foveate.bench.shapes import shape
-from foveate.contract import Shape
-from foveate.cost._scoring import scoring_flops
 from tests.models import DEPTH, batch, tiny
 
 FILM = [(14, 14)] * 32
@@ -61,15 +59,8 @@ def test_a_budget_below_the_first_frame_is_refused_before_the_video_is_there():
         film_cost(fv.EVS(retention=0.02), grids=[FILM], videos=True)
 
 
-def test_a_picture_of_several_views_keeps_all_and_scoring_it_costs_nothing():
-    cost = film_cost(fv.EVS(), grids=[FILM], videos=False)
-    assert (cost.retention, cost.scoring_flops) == (1.0, 0)
-
-
-def test_scoring_is_paid_for_what_loses_tokens():
-    stages = fv.EVS().stages(Shape(4))
-    paid = scoring_flops(stages, 4, 16, (10, 12), [[(2, 5)], [(2, 3)] * 2], [False, True])
-    assert paid == 6 * 16 * 12
+def test_a_picture_of_several_views_keeps_all():
+    assert film_cost(fv.EVS(), grids=[FILM], videos=False).retention == 1
 
 
 def test_without_grids_it_does_not_help_to_know_what_is_a_video():

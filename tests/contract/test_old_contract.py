@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from transformers import LlavaConfig
 
 import foveate as fv
-from foveate.contract import ImageStage, LayerStage
+from foveate.contract import Cuts, Frames, ImageStage, LayerStage, Once
 from foveate.naming import method_of
 from foveate.testing import tiny_model
 
@@ -26,18 +27,38 @@ def kept():
 
 def test_a_file_of_the_last_version_does_what_it_did():
     """`method_of_0_3.json` is what `kept` gave with foveate 0.3."""
-    with pytest.warns(DeprecationWarning, match="host"):
+    with pytest.warns(DeprecationWarning, match="flops"), pytest.warns(DeprecationWarning, match="host"):
         now = kept()
     assert now == json.loads((HERE / "method_of_0_3.json").read_text())
 
 
 @pytest.mark.parametrize("kind", [partial(LayerStage, 1), ImageStage])
-@pytest.mark.parametrize("host", [True, False])
-def test_host_is_named_where_a_stage_is_made_and_never_again(kind, host, recwarn):
-    stage = kind(choose=lambda view, count: None, host=host)
+@pytest.mark.parametrize(("name", "value"), [("host", True), ("host", False), ("flops", lambda arriving, width: 0)])
+def test_what_a_stage_ignores_is_named_where_it_is_made_and_never_again(kind, name, value, recwarn):
+    stage = kind(choose=lambda view, count: None, **{name: value})
     (warning,) = recwarn
     assert warning.category is DeprecationWarning
-    assert "host" in str(warning.message)
+    assert name in str(warning.message)
+    assert getattr(stage, name) is None
     assert warning.filename == __file__
     replace(stage, owner=(1,))
+    assert len(recwarn) == 1
+
+
+@pytest.mark.parametrize("base", [Cuts, Once, Frames, fv.FastV])
+def test_a_method_that_counts_its_own_flops_is_named_where_it_is_written(base, recwarn):
+    class Counts(base):
+        name = "counts_of_mine"
+
+        def flops(self, arriving, width):
+            raise AssertionError
+
+    (warning,) = recwarn
+    assert warning.category is DeprecationWarning
+    assert "Counts.flops" in str(warning.message)
+    assert warning.filename == __file__
+    if base is fv.FastV:
+        assert fv.cost(LlavaConfig(), text_tokens=40, vision_tokens=576, method=Counts()) == fv.cost(
+            LlavaConfig(), text_tokens=40, vision_tokens=576, method=fv.FastV()
+        )
     assert len(recwarn) == 1

@@ -10,7 +10,6 @@ from transformers import CLIPConfig, LlavaConfig, LlavaOnevisionConfig
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.methods import v2drop
 from foveate.registry import family_for
 from tests import models
 from tests.cost.test_measured import of_layers
@@ -40,7 +39,6 @@ def test_the_paper_setting_on_llava_7b_by_hand():
     assert costs.kv_lengths == tuple(rows)
     assert costs.kv_bytes == sum(rows) * 2 * 4096 * 2
     assert costs.retention == 193.75 / 576
-    assert costs.scoring_flops == 3 * 4096 * (576 + 288 + 86)
     assert costs.head_flops == 2 * 4096 * 32064
     a_row = 8 * 4096**2 + 6 * 4096 * 11008
     assert costs.decode_flops == sum(a_row + 4 * (n + 1) * 4096 for n in rows) + costs.head_flops
@@ -73,7 +71,7 @@ def test_several_images_are_given_one_by_one():
 
 def test_a_prompt_without_vision_tokens_costs_no_tower():
     costs = cost(vision_tokens=[], method=fv.V2Drop(layers=(2,), keep=(0.5,)), tower_images=None)
-    assert (costs.tower_flops, costs.projector_flops, costs.scoring_flops, costs.retention) == (0, 0, 0, 1.0)
+    assert (costs.tower_flops, costs.projector_flops, costs.retention) == (0, 0, 1.0)
     assert costs == replace(cost(vision_tokens=0, tower_images=None), vision_tokens=())
 
 
@@ -90,7 +88,7 @@ COUNTS = st.integers(0, 2000)
 SCHEDULES = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(
     lambda keep: fv.V2Drop(layers=(1, 3, 4), keep=tuple(keep))
 )
-FIGURES = ("prefill_flops", "scoring_flops", "decode_flops", "kv_bytes", "total_flops")
+FIGURES = ("prefill_flops", "decode_flops", "kv_bytes", "total_flops")
 
 
 @given(text=COUNTS, vision=COUNTS, method=st.none() | SCHEDULES)
@@ -187,28 +185,6 @@ def test_layers_are_measured_where_the_tower_is_not(family):
 @pytest.mark.parametrize("family", COUNTED)
 def test_the_engine_runs_what_was_counted(family):
     check_counted(family)
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [{}, {"over": "path"}, {"metric": "l1"}, {"metric": "cosine"}, {"metric": "relative"},
-     {"keep": (1.0, 0.2)}, {"keep": (1.0, 0.2), "over": "path"}, {"scope": "image"}],
-    ids=str,
-)  # fmt: skip
-def test_scoring_counts_every_move_the_engine_measures(changed, monkeypatch):
-    moves = []
-    measure = v2drop.variation
-
-    def noted(hidden, before, metric):
-        moves.append(hidden.numel() * {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}[metric])
-        return measure(hidden, before, metric)
-
-    monkeypatch.setattr(v2drop, "variation", noted)
-    method = fv.V2Drop(**{"layers": (2, 4), "keep": (0.5, 0.2), **changed})
-    model = tiny("llava")
-    with torch.no_grad(), fv.drop(model, method):
-        model(**batch("llava", ["titit"]))
-    assert fv.cost(model, text_tokens=10, vision_tokens=[25, 25], method=method).scoring_flops == sum(moves)
 
 
 def test_pictures_of_different_sizes_in_one_count_cost_what_they_cost_together():

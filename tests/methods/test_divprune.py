@@ -57,9 +57,3 @@ def test_it_is_the_set_of_a_models_own_features_newlines_among_them():
     newlines = (features == model.model.image_newline).all(dim=-1).nonzero()[:, 0].tolist()
     assert len(newlines) > 2
     assert len(set(newlines) & set(stage.origin[0].tolist())) == 1
-
-
-def test_scoring_counts_the_cosines():
-    cost = fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=DivPrune(keep=0.4))
-    assert cost.scoring_flops == 2 * 25 * 25 * 32
-    assert cost.tokens == (10,) * 6

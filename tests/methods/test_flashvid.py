@@ -1,11 +1,9 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 from foveate.core.film_scenes import trees
-from foveate.core.views import Arriving
 from foveate.methods.flashvid import FlashVID
 
 EXAMPLES = [FlashVID(keep=0.4), FlashVID(retention=0.5, form="events")]
@@ -21,11 +19,6 @@ def test_a_tree_is_its_mean_or_the_released_sum(released, times):
     assert int(starts.sum()) == 3
     torch.testing.assert_close(values[0, 0], times * STILL[0])
     assert root.view(3, 3)[:, 0].tolist() == [0, 0, 0]
-
-
-def test_arithmetic_is_of_three_likenesses_of_each_token_to_those_of_a_frame():
-    arriving = replace(Arriving.all_of(30), grids=((2, 5),) * 3, video=True)
-    assert FlashVID().flops(arriving, 7) == 3 * 2 * 7 * 30 * 10
 
 
 def test_diverse_tokens_hang_on_nothing():

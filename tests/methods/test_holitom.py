@@ -5,7 +5,6 @@ import torch
 from hypothesis import assume, given, strategies as st
 
 from foveate.core.film_scenes import still_places, still_scenes
-from foveate.core.views import Arriving
 from foveate.methods.fastvid import FastVID
 from foveate.methods.flashvid import FlashVID
 from foveate.methods.holitom import HoliTom
@@ -25,11 +24,6 @@ def test_scenes_save_as_much_as_can_be_saved():
     assert scenes_of([1, 1], [1, 0], [1, 1]) == ([(0, 2), (2, 4)], 4)
     assert scenes_of([1, 0], [1, 0], [1, 0]) == ([(0, 4)], 3)
     assert scenes_of([0, 0], [0, 0]) == ([(0, 1), (1, 2), (2, 3)], 0)
-
-
-def test_arithmetic_is_of_every_number_and_of_the_places_of_a_frame():
-    arriving = dataclasses.replace(Arriving.all_of(30), grids=((2, 5),) * 3, video=True)
-    assert HoliTom().flops(arriving, 7) == 5 * 7 * 30 + 2 * 7 * 10**2
 
 
 def test_a_still_place_is_the_mean_of_its_scene():

@@ -255,15 +255,18 @@ def test_the_cost_is_what_torch_counts(family, pick):
         grids = [[tuple(side // 2 for side in grid[1:])] for grid in of["image_grid_thw"].tolist()]
     costs = fv.cost(model, text_tokens=7, vision_tokens=tokens, method=thin, grids=grids)
     plain = fv.cost(model, text_tokens=7, vision_tokens=tokens, grids=grids)
-    inside = costs.tower_flops + costs.scoring_flops + (grids is not None) * costs.projector_flops  # a Qwen's merger
-    assert counted == inside - (pick == "auto") * unlike_flops(trace, tower)
+    inside = costs.tower_flops + (grids is not None) * costs.projector_flops  # a Qwen's merger
+    assert counted - inside == picking_flops(trace, tower, pick)
     assert costs.tower_flops < plain.tower_flops
     assert costs.tokens == plain.tokens
     assert (costs.tower_rows[0], costs.tower_rows[-1]) == (*trace.stages[0].before, *trace.stages[0].after)
     assert plain.tower_rows == ()
 
 
-def unlike_flops(trace, tower):
-    """Products of rows with their neighbours, which torch's counter takes for no matrix products."""
+def picking_flops(trace, tower, pick):
+    """Products of all rows with those that stay, and with one another if picked by these."""
     width = getattr(tower.config, "embed_dim", None) or tower.config.hidden_size
-    return sum(4 * rows * width for rows in trace.stages[0].before)
+    pairs = 0
+    for rows, left in zip(trace.stages[0].before, trace.stages[0].after, strict=True):
+        pairs += rows * left + (pick == "maxmin") * rows**2
+    return 2 * pairs * width

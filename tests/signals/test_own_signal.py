@@ -34,7 +34,7 @@ class Normed(fv.Method):
     keep: float = 0.4
 
     def stages(self, shape):
-        return (LayerStage(LAYER, reads=(NORMS,), keep=self.keep, score=own, unit="image", flops=lambda *_: 0),)
+        return (LayerStage(LAYER, reads=(NORMS,), keep=self.keep, score=own, unit="image"),)
 
 
 def own(view):

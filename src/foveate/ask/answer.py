@@ -36,8 +36,7 @@ class Saved:
     """Shares saved by dropping, relative to the untouched model on the same prompt.
 
     Attributes:
-        prefill_flops: Share of the decoder's prefill FLOPs, minus the FLOPs that the method itself spends. None if the
-            method does not count its own FLOPs (see `foveate.contract.Stage.flops`).
+        prefill_flops: Share of the decoder's prefill FLOPs. None if those of this model are not counted.
         total_flops: Share of the FLOPs from the pixels to the first token, likewise.
         kv_bytes: Share of the KV cache's bytes, measured after the answer. (`Answer.kv_bytes` is in bytes.)
     """
@@ -207,11 +206,11 @@ class Answer:
         if self.kv_bytes_whole:
             kv_bytes = 1 - self.kv_bytes / self.kv_bytes_whole
         before = Saved(1.0, 1.0, 0.0) if self.unsure is None else self.unsure.saved
-        if self.uncounted is not None or (scoring := self.cost.scoring_flops) is None or before.prefill_flops is None:
+        if self.uncounted is not None or before.prefill_flops is None:
             return Saved(None, None, kv_bytes)
         cost, untouched = self.cost, self.cost_untouched
-        prefill = 1 - (cost.prefill_flops + scoring) / untouched.prefill_flops
-        spent, full, total = cost.total_flops, untouched.model_flops, None
+        prefill = 1 - cost.prefill_flops / untouched.prefill_flops
+        spent, full, total = cost.total_flops, untouched.total_flops, None
         if spent is not None and full is not None and before.total_flops is not None:
             total = before.total_flops - 1 + (1 - spent / full)
         return Saved(before.prefill_flops - 1 + prefill, total, kv_bytes)
@@ -339,11 +338,10 @@ class Answer:
         """Return the counted savings in FLOPs as a text."""
         if self.uncounted is not None:
             return f"not counted: {self.uncounted}"
-        cost, saved = self.cost, self.saved
-        if cost.scoring_flops is None or saved.prefill_flops is None:
-            return "not counted: the method does not report its own FLOPs (docs/guides/new-method.md)"
+        saved = self.saved
+        assert saved.prefill_flops is not None
         decoder = flops_words((1 - saved.prefill_flops) * self.cost_untouched.prefill_flops)
-        # "z" prints "0.0%" instead of "-0.0%" when scoring costs a little and nothing is dropped.
+        # "z" prints "0.0%" instead of "-0.0%" when what is read ahead costs a little and nothing is dropped.
         rest = "the vision tower is not counted"
         if saved.total_flops is not None:
             rest = f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"

@@ -37,7 +37,7 @@ def rows_of(run: PairedRun) -> list[dict[str, object]]:
     | peak_bytes | peak of allocated bytes, without weights and inputs |
     | PART, PART_times | time: the median over rounds, and that of each round |
     | PART_ratio | time over the untouched model's in the same round |
-    | PART_flops | FLOPs, without scoring, over the untouched model's. Missing if the vision tower is not counted |
+    | PART_flops | FLOPs over the untouched model's. Missing if the vision tower is not counted |
     | PART_over_random, PART_over_bare | time over that of `control` and of `bare` |
     | PART_over_graph | with CUDA graphs: time over that of the untouched model with CUDA graphs |
     | tower_graph | with CUDA graphs: "replayed", or the reason why the vision tower was not |
@@ -102,12 +102,12 @@ def _cost(run: PairedRun, candidate: Candidate) -> Cost:
 
 
 def _flops(cost: Cost, part: str, new_tokens: int) -> int | None:
-    """FLOPs of a part, without the method's scores. None if they are not counted."""
+    """FLOPs of a part. None if they are not counted."""
     if part == "prefill":
         return cost.prefill_flops
-    if part == "ttft" or cost.model_flops is None:
-        return cost.model_flops
-    return cost.model_flops + (new_tokens - 1) * cost.decode_flops
+    if part == "ttft" or cost.total_flops is None:
+        return cost.total_flops
+    return cost.total_flops + (new_tokens - 1) * cost.decode_flops
 
 
 def noisy_parts(rows: Sequence[ResultRow]) -> list[str]:

@@ -82,7 +82,7 @@ class Count:
         values: dict[str, Any] = {"foveate": __version__, **prompt.to_dict(), "media": counts}
         try:
             cost = prompt.cost()
-            values |= {"flops": cost.model_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
+            values |= {"flops": cost.total_flops, "prefill_flops": cost.prefill_flops, "kv_bytes": cost.kv_bytes}
         except FoveateError as error:  # a family whose costs foveate cannot count
             values["uncounted"] = str(error)
         values["vision_tokens"] = prompt.vision_tokens

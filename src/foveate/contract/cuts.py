@@ -1,5 +1,6 @@
 """`Cuts`: base class of methods that drop tokens before one or more decoder layers."""
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
@@ -12,7 +13,7 @@ from torch import Tensor
 from foveate.contract.budget import Curve, at_cuts, check_depth, geometric, half_up, keep_count, proportional, solve
 from foveate.contract.method import Method
 from foveate.contract.settings import Count, Layers, Share, Shares, Tokens, Unit
-from foveate.contract.stages import LayerStage, Shape, Stage
+from foveate.contract.stages import RETIRED, LayerStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
 from foveate.core.signals import Signal
@@ -71,6 +72,12 @@ class Cuts(Method):
     retention: Share | None = None
     tokens: Tokens | None = None
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if callable(vars(cls).get("flops")):
+            message = f"Leave {cls.__name__}.flops out. {RETIRED['flops']}."
+            warnings.warn(message, DeprecationWarning, stacklevel=3)  # past ABCMeta
+
     def score(self, view: LayerView, layer: int) -> Tensor:
         """Score each token before this layer, (tokens,). The highest stay. Default: the attention in `reads`."""
         return view.attention
@@ -78,10 +85,6 @@ class Cuts(Method):
     def pick(self, view: Any, count: int) -> Tensor | Cut:
         """Pick the `count` tokens of `view` that stay: ascending indices, (count,) int64, or a cut, which may merge."""
         raise NotImplementedError
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs of ranking the arriving tokens. If a subclass does not override this, they count as unknown."""
-        return 0
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
         """Return the usual layers for a decoder of `depth` layers, in proportion, strictly ascending.
@@ -203,7 +206,6 @@ class Cuts(Method):
                 pick=None if by_score else self.pick,
                 unit=self._unit,
                 positions=getattr(self, "positions", "keep"),
-                flops=None if type(self).flops is Cuts.flops else partial(self._flops, shape.depth, index),
             )
             stages.append(stage)
         return tuple(stages)
@@ -251,12 +253,6 @@ class Cuts(Method):
         A mean of 192 with one cut, before layer 2 of 32, leaves 166 of 576 tokens.
         """
         return tuple(map(half_up, curve(self.parameter(curve, depth, entered, started, least))))
-
-    def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
-        """FLOPs of ranking at a cut; 0 if the cut ranks the whole sample and keeps all of it."""
-        if self._unit == "sample" and self.count(depth, index, arriving) >= arriving.tokens:
-            return 0
-        return self.flops(arriving, width)
 
     def _check_earliest(self) -> None:
         layers = getattr(self, self.layers_setting, None)

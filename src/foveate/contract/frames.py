@@ -124,7 +124,6 @@ class Frames(Once):
             count=self._count,
             choose=partial(self._choose, way, not shape.numbers_anew(self.positions)),
             positions=self.positions,
-            flops=None if type(self).flops is Once.flops else self.flops,
         )
         return (stage,)
 
@@ -189,11 +188,6 @@ def change(now: Tensor, before: Tensor) -> Tensor:
     a, b = of_length_one(now), of_length_one(before)
     without_length = (a == 0).all(dim=-1).float() + (b == 0).all(dim=-1).float()
     return 0.5 * ((a - b).square().sum(dim=-1) + without_length)
-
-
-def change_flops(arriving: Arriving, width: int) -> int:
-    """FLOPs of `change`: per number, 3 for the row's norm and 3 to subtract, square and add."""
-    return 6 * width * arriving.tokens
 
 
 def changes(features: Tensor, before: Tensor | None = None) -> Tensor:

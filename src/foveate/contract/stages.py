@@ -33,6 +33,11 @@ from foveate.errors import SettingError
 
 WAYS = ("score", "pick", "choose", "look")
 """The functions of a stage; a stage has at most one of them."""
+RETIRED = {
+    "host": "foveate 0.5 refuses it: every stage may read values in Python",
+    "flops": "foveate 0.6 refuses it: a cost no longer has the FLOPs of scoring",
+}
+"""Arguments of a stage that are ignored, and why."""
 CountRule = Callable[[Arriving], int | None]
 """Return how many of the arriving tokens stay; None if the image or the question decides."""
 
@@ -99,11 +104,9 @@ class Stage:
         positions: "keep": a row keeps the position of its source. "reindex": rows are renumbered from here on; models
             with M-RoPE keep the positions.
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
-        flops: FLOPs of its own arithmetic, from (arriving, width of the residual stream), without those of its signals.
-            None: unknown, and cost reports say so; for foveate's own functions: too few to count.
         owner: Which member of a chain the stage belongs to. It only sees that member's notes. Set by chains.
         author: The method that it belongs to, if that is not foveate's own. Set by the method.
-        host: Deprecated and ignored: every stage may read values in Python.
+        host, flops: Deprecated and ignored: every stage may read values in Python, and scoring is not part of a cost.
     """
 
     place: ClassVar[Place]
@@ -118,17 +121,18 @@ class Stage:
     unit: Unit = "sample"
     positions: Positions = "keep"
     ownerless: bool = False
-    flops: Callable[[Arriving, int], int] | None = None
     owner: tuple[int, ...] = ()
     author: Author | None = dataclasses.field(default=None, compare=False)
     host: bool | None = dataclasses.field(default=None, compare=False)
+    flops: Callable[[Arriving, int], int] | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.host is not None:
-            message = "foveate 0.5 refuses a stage's host=. Leave it out: every stage may read values in Python."
-            inner = type(self).__post_init__ is not Stage.__post_init__
-            warnings.warn(message, DeprecationWarning, stacklevel=3 + inner)
-            object.__setattr__(self, "host", None)  # a copy of the stage warns no more
+        for name, why in RETIRED.items():
+            if getattr(self, name) is not None:
+                message = f"Leave a stage's {name}= out. {why}."
+                inner = type(self).__post_init__ is not Stage.__post_init__
+                warnings.warn(message, DeprecationWarning, stacklevel=3 + inner)
+                object.__setattr__(self, name, None)  # a copy of the stage warns no more
         check(self)
         kind = type(self).__name__
         if self.place < Place.LAYER and self.unit != "image":
@@ -145,17 +149,6 @@ class Stage:
     def order(self) -> tuple[int, int]:
         """The sort key of stages: their place, then the block or layer."""
         return int(self.place), getattr(self, "layer", getattr(self, "block", 0))
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether the cost of its arithmetic is known."""
-        if self.flops is not None:
-            return True
-        functions: list[Any] = [getattr(self, way) for way in WAYS if getattr(self, way) is not None]
-        for function in functions:  # grows: a partial has a function, and may have others among its arguments
-            functions += filter(callable, (getattr(function, "func", None), *getattr(function, "args", ())))
-        plain = [function for function in functions if not hasattr(function, "func")]
-        return all(str(function.__module__).startswith("foveate.") for function in plain)
 
     @property
     def reads_text(self) -> bool:

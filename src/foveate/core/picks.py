@@ -16,7 +16,6 @@ from foveate.core.grid import Grid, crops_of
 from foveate.core.merge import of_length_one
 from foveate.core.rank import share_out
 from foveate.core.tensors import BLOCK_NUMBERS, alike, blocks, send
-from foveate.core.views import Arriving
 from foveate.errors import ShapeError
 
 NO_VARIANCE = 1e-6  # up to this share of the largest variance, a token has only rounding errors left
@@ -93,11 +92,6 @@ def pairs(rows: Tensor, make: Callable[[Tensor, Tensor], Tensor]) -> Tensor | Pa
     if len(rows) ** 2 > BLOCK_NUMBERS:
         return Pairs(rows, make)
     return make(cosines(rows), torch.arange(len(rows), device=rows.device))
-
-
-def cosine_flops(arriving: Arriving, width: int) -> int:
-    """FLOPs of the cosines of all arriving tokens. Features of the tower count as if they had the decoder's width."""
-    return 2 * arriving.tokens**2 * width
 
 
 @as_graph

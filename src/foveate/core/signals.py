@@ -1,7 +1,7 @@
 """Signals: what a stage may read. A method declares them, and the runner computes only what was declared.
 
-A signal is a value: two equal signals are read once. It says which tensor the stage gets, from which layers, and what
-that costs. New signals are declared here, and the tables in the docs are generated from this file.
+A signal is a value: two equal signals are read once. It says which tensor the stage gets, and from which layers.
+New signals are declared here, and the tables in the docs are generated from this file.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +30,8 @@ class Signal:
     """Its name in a view: `view.attention` for `Attention`."""
     of_ran: ClassVar[bool] = False
     """True if it is computed from queries or keys of the layer before the stage, while that layer attends."""
+    ahead: ClassVar[bool] = False
+    """True if it is computed from keys of the layer after the stage, ahead of that layer, which computes them again."""
     reads_text: ClassVar[bool] = False
     """True if its value depends on the prompt's text."""
 
@@ -40,15 +42,6 @@ class Signal:
     def layers_back(self) -> int:
         """Number of layers that must have run before a stage can read it."""
         return int(self.of_ran)
-
-    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
-        """Rows of the next layer whose queries, and all keys, are computed only for this signal. None: neither.
-
-        Args:
-            tokens: Vision tokens that arrive at the stage.
-            images: How many of these belong to each image.
-        """
-        return None
 
 
 @dataclass(frozen=True)
@@ -130,14 +123,9 @@ class Attention(Signal):
     def of_ran(self) -> bool:  # type: ignore[override]  # depends on the layer
         return self.layer == "ran"
 
-    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
-        if self.layer == "ran":
-            return None
-        if self.rows != "vision":
-            return 1  # text rows count as a single one
-        if self.sample is None:
-            return tokens
-        return sum(min(size, self.sample) for size in images)
+    @property
+    def ahead(self) -> bool:  # type: ignore[override]  # depends on the layer
+        return self.layer == "next"
 
 
 @dataclass(frozen=True)
@@ -158,9 +146,7 @@ class Keys(Signal):
     """The next decoder layer's keys of the tokens after RoPE, mean over heads: (tokens, head size) float32."""
 
     kind: ClassVar[str] = "keys"
-
-    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
-        return 0
+    ahead: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -209,12 +195,10 @@ class Products(Signal):
     """
 
     kind: ClassVar[str] = "products"
+    ahead: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
 
     leave_out: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (1, 5)
-
-    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
-        return 1  # text rows count as a single one
 
 
 @dataclass(frozen=True)
@@ -264,7 +248,7 @@ class OwnSignal(Signal):
 
     Attributes:
         make: The function. It gets the tensors that `of` names, in that order, for the tokens of one image, in the
-            model's dtype. It returns one row for each token. Its arithmetic counts among the stage's `flops`.
+            model's dtype. It returns one row for each token.
         of: "queries" and "keys" after RoPE, and "values": each (heads, tokens, head size), keys and values with their
             own number of heads; "hidden", the input of that layer: (tokens, width).
 

@@ -1,6 +1,7 @@
 """`cost`: the FLOPs and KV-cache bytes of one prompt, part by part."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -11,11 +12,11 @@ import torch
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.settings import Count
-from foveate.contract.stages import PatchStage, Shape, Stage, ThinStage
+from foveate.contract.stages import LayerStage, PatchStage, Shape, Stage
 from foveate.core.fields import check_call
+from foveate.core.signals import Attention, Keys
 from foveate.cost._measured import measure
 from foveate.cost._prompt import Known, PromptLengths, RunCounts
-from foveate.cost._scoring import scoring_flops
 from foveate.cost._tower import Flops, Pictures
 from foveate.errors import SettingError
 from foveate.plain.table import SECTION, Column, Table
@@ -35,14 +36,13 @@ class Cost:
         kv_lengths: Rows in each layer's cache after the prefill, including text. A layer with a sliding window has at
             most one row less than its window; a layer with a state has none.
         attention: "full", or "causal" if half of the prefill's attention was counted.
-        layer_flops: The prefill of each decoder layer: projections, MLP and attention.
+        layer_flops: The prefill of each decoder layer: projections, MLP and attention; and the queries and keys that a
+            method has computed ahead of the layer, to score by them (VisionDrop, PyramidDrop).
         tower_flops: The vision tower. None if it is not counted: for models recognised by their structure, and if it
             does not run without weights.
         projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers). None like
             `tower_flops`.
         head_flops: The language-model head on the last row, which gives the first token.
-        scoring_flops: The method's scoring. None if it is not counted, for a method of another package whose stages
-            have no `flops=`.
         decode_flops: The first decode step: the decoder layers on the cached rows that they read, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
         tower_rows: Rows of all pictures that each block of the vision tower runs on, without CLS. Empty if every block
@@ -60,7 +60,6 @@ class Cost:
     tower_flops: int | None
     projector_flops: int | None
     head_flops: int
-    scoring_flops: int | None
     decode_flops: int
     kv_bytes: int
     tower_rows: tuple[int, ...] = ()
@@ -71,21 +70,23 @@ class Cost:
         return sum(self.layer_flops)
 
     @property
-    def model_flops(self) -> int | None:
-        """FLOPs from the pixels to the first token, without scoring: tower, projector, prefill and head.
-
-        None if the tower is not counted.
-        """
+    def total_flops(self) -> int | None:
+        """FLOPs from the pixels to the first token: tower, projector, prefill and head; None if the tower's are."""
         if self.tower_flops is None or self.projector_flops is None:
             return None
         return self.tower_flops + self.projector_flops + self.prefill_flops + self.head_flops
 
     @property
-    def total_flops(self) -> int | None:
-        """FLOPs of the model and of scoring; None if either is not counted."""
-        if self.scoring_flops is None or self.model_flops is None:
-            return None
-        return self.model_flops + self.scoring_flops
+    def model_flops(self) -> int | None:
+        """The older name of `total_flops`."""
+        return self.total_flops
+
+    @property
+    def scoring_flops(self) -> int:
+        """Deprecated: 0, because scoring is no part of a cost."""
+        message = "Leave Cost.scoring_flops out. foveate 0.6 refuses it: a cost no longer has the FLOPs of scoring."
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return 0
 
     @property
     def retention(self) -> float:
@@ -132,7 +133,6 @@ class Cost:
             "Vision tower": self.tower_flops,
             "Projector": self.projector_flops,
             f"Prefill of {layers} decoder layers": self.prefill_flops,
-            "Scoring": self.scoring_flops,
             "Language-model head": self.head_flops,
             "To the first token": self.total_flops,
         }
@@ -259,24 +259,20 @@ def cost(
             decoder.layers, cached, follow.read_plan(stages, [count - always for count in cached]), strict=True
         )
     ]
-    scoring: int | None = scoring_flops(stages, depth, decoder.width, ranked, grids, prompt.videos)
-    if not all(stage.is_counted for stage in stages):
-        scoring = None
-
     of_tower = Flops(None, None)
     if not vision:
         of_tower = Flops(0, 0)
     elif decoder.tower is not None:
         of_tower = Pictures(decoder.tower, family, config, prompt, pictures, ranked, tower_grids).flops(stages, ran)
-    elif any(isinstance(stage, ThinStage) for stage in stages):
-        scoring = None
-    if scoring is not None:
-        scoring += of_tower.picking
+    cuts = {stage.layer: stage for stage in follow.layer_stages(stages) if stage.drops}
     kv_lengths = [layer.held(text_tokens + count) for layer, count in zip(decoder.layers, cached, strict=True)]
     prefill, step, kv_numbers = [], decoder.head, 0
-    for layer, entering, reading, held in zip(decoder.layers, tokens, read, kv_lengths, strict=True):
+    of_layers = zip(decoder.layers, (vision, *tokens), tokens, read, kv_lengths, strict=False)
+    for index, (layer, arriving, entering, reading, held) in enumerate(of_layers):
         rows = text_tokens + entering
         prefill.append(layer.flops(rows, rows, halved=attention == "causal"))
+        if index in cuts and entering < arriving:
+            prefill[-1] += layer.ahead(*_read_ahead(cuts[index], text_tokens, arriving, len(ranked)), decoder.width)
         # The first decode step: one query on the cached rows that the layer reads, and on itself.
         step += layer.flops(1, layer.held(text_tokens + reading) + 1)
         kv_numbers += held * layer.stored
@@ -292,11 +288,26 @@ def cost(
         tower_flops=of_tower.tower,
         projector_flops=of_tower.projector,
         head_flops=decoder.head,
-        scoring_flops=scoring,
         decode_flops=step,
         kv_bytes=kv_numbers * (dtype or _dtype(config)).itemsize,
         tower_rows=of_tower.rows,
     )
+
+
+def _read_ahead(stage: LayerStage, text: int, arriving: int, images: int) -> tuple[int, int]:
+    """Return how many rows a stage has projected to keys, and to queries, ahead of its layer.
+
+    Keys are those of all rows, for each image that is ranked. Text that asks counts as no row: how much of it stands
+    behind an image is not known here.
+    """
+    keys = queries = 0
+    for signal in stage.reads:
+        units = 1 if stage.unit == "sample" or isinstance(signal, Keys) else images
+        if signal.ahead:
+            keys = max(keys, units * (text + arriving))
+        if signal.ahead and isinstance(signal, Attention) and signal.rows == "vision":
+            queries = max(queries, min(arriving, images * (signal.sample or arriving)))
+    return keys, queries
 
 
 def _dtype(config: Any) -> torch.dtype:

@@ -68,6 +68,13 @@ class LayerFlops(NamedTuple):
             carrying = -(-rows // CHUNK) * self.chunk
         return rows * self.row + keys * self.key + looking + carrying
 
+    def ahead(self, keys: int, queries: int, width: int) -> int:
+        """Return the FLOPs of projecting rows of `width` numbers to keys and to queries, without attention.
+
+        A key is half of what a row stores. A pair takes four FLOPs for each number of a query.
+        """
+        return width * (keys * self.stored + queries * self.pair // 2)
+
     def held(self, rows: int) -> int:
         """Return the rows in the cache after `rows` rows: those that the next row attends to."""
         if self.window is None:
@@ -339,7 +346,6 @@ def _tower(family: Family, config: Any) -> TowerFlops | None:
         windowed = frozenset(range(len(run.blocks))) - {*full}
         window = vision.window_size // vision.spatial_merge_size // vision.patch_size
     return TowerFlops(
-        width=of_batch[-1],
         grid=grid,
         unit=unit,
         cls=rows - patches,

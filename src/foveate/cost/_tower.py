@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ class TowerFlops:
     """The FLOPs of a vision tower and its projector, as fitted by `foveate.cost._measured`.
 
     Attributes:
-        width: Width of the blocks' rows.
         grid: Rows and columns of tokens of a picture; None if pictures may have any size.
         unit: Patches per token.
         cls: Rows of a picture that are not patches.
@@ -41,7 +40,6 @@ class TowerFlops:
         window: Side of a window, in tokens.
     """
 
-    width: int
     grid: Grid | None
     unit: int
     cls: int
@@ -93,12 +91,11 @@ class TowerFlops:
 
 
 class Flops(NamedTuple):
-    """FLOPs of the tower and the projector, None if unknown; of picking the rows that late blocks run on; and the rows
-    of each block, empty if all blocks run on all rows."""
+    """FLOPs of the tower and the projector, None if unknown; and the rows of each block, empty if all blocks run on all
+    rows."""
 
     tower: int | None
     projector: int | None
-    picking: int = 0
     rows: tuple[int, ...] = ()
 
 
@@ -164,17 +161,10 @@ class Pictures:
             narrow = [[round(share * count) for count in few] for share, few in zip(shares, windows, strict=True)]
         if len(late) != len(patches):
             raise SettingError(f"tower_rows must have the rows of {len(patches)} pictures; got {late}.")
-        picking = 0
-        for count, left, picture in zip(patches, late, pictures, strict=True):
-            picking += 2 * count * left * tower.width  # (count, width) @ (width, left): the nearest kept row of each
-            if thin is not None and thin.flops is not None:
-                rows, columns = picture.shape
-                grids = ((rows, columns),) if picture.all() else ()
-                picking += thin.flops(replace(Arriving.all_of(count), grids=grids), tower.width)
         early = sum(tower.block(index, patches, windows) for index in range(first))
         behind = sum(tower.block(index, late, narrow) for index in range(first, end))
         counts = (sum(patches),) * first + (sum(late),) * (end - first)
-        return Flops(beside + early + behind, projector, picking, counts)
+        return Flops(beside + early + behind, projector, counts)
 
     def _run(self, stages: Sequence[Stage], tokens: Sequence[Sequence[int] | Tensor] | None) -> list[list[Tensor]]:
         """Mark the tokens that the tower runs on: for each picture of each image or video (rows, columns) bool.

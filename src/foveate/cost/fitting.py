@@ -67,12 +67,10 @@ def within_flops(method: Method, share: float, costs: Costs) -> Method:
             f"{method} keeps a number of tokens that depends on the picture, so it cannot take a budget of FLOPs. "
             "Leave it out."
         )
-    full = {cost: _flops(cost(None), None) for cost in costs}
+    full = {cost: _flops(cost(None)) for cost in costs}
 
     def price(setting: Method) -> float:
-        return sum(count * _flops(cost(setting), setting) / full[cost] for cost, count in costs.items()) / sum(
-            costs.values()
-        )
+        return sum(count * _flops(cost(setting)) / full[cost] for cost, count in costs.items()) / sum(costs.values())
 
     def at(retention: float) -> Method:
         return method.with_budget(retention=retention)
@@ -104,10 +102,7 @@ def costs_of(prompts: Iterable[Any]) -> Costs:
     return {prompts[places[0]].cost: len(places) for places in kinds}
 
 
-def _flops(cost: Cost, method: Method | None) -> int:
+def _flops(cost: Cost) -> int:
     if cost.total_flops is None:
-        whose = method or "the tower"
-        raise SettingError(
-            f"FLOPs of {whose} are not counted: give its stages flops=, or use a budget of tokens or a retention."
-        )
+        raise SettingError("FLOPs of the tower are not counted: use a budget of tokens or a retention.")
     return cost.total_flops

@@ -185,8 +185,7 @@ class SampleRows:
         """Return the rows that a second stage before the same layer sees after the first stage's cut."""
         cut = decision.cut
         # The attention among the rows left by the first stage is not computed.
-        ahead = any(isinstance(signal, Keys) or getattr(signal, "layer", "") == "next" for signal in stage.reads)
-        if cut.stays is not None or ahead:
+        if cut.stays is not None or any(signal.ahead for signal in stage.reads):
             raise UnsupportedError(
                 f"Two stages cut before layer {self.layer}, and the second reads values that are not computed for the "
                 "tokens left by the first. Move one of them to another layer."

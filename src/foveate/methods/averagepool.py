@@ -52,10 +52,7 @@ class AveragePool(Gridded):
     name = "averagepool"
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
-        return (ImageStage(side="behind", count=self.cells, choose=self._pool, flops=self.flops),)
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        return arriving.tokens * width  # every token is added once
+        return (ImageStage(side="behind", count=self.cells, choose=self._pool),)
 
     def _pool(self, view: ImageView, count: int | None) -> Cut | None:
         if not view.grids:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.contract import ImageStage, LayerStage, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.merge import of_length_one
-from foveate.core.picks import cosine_flops, cosines, determinantal, pairs
+from foveate.core.picks import cosines, determinantal, pairs
 from foveate.core.signals import Features, Hidden, Resource, Text
 
 CLIP = "clip"
@@ -45,7 +45,6 @@ class CDPruner(Once):
 
     name = "cdpruner"
     reads = (Hidden(),)
-    flops = staticmethod(cosine_flops)  # the picks add about N · k²
 
     keep: Part | None = None
     positions: Positions = "reindex"

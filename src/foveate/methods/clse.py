@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, CacheStage, Cuts, LayerView, Shape, Stage, check_depth, half_up
+from foveate.contract import CacheStage, Cuts, LayerView, Shape, Stage, check_depth, half_up
 from foveate.contract.settings import FallingShares, Layers
 from foveate.core.grid import Grid, high_pass
 from foveate.core.rank import put_marked_first, top
@@ -73,7 +73,7 @@ class CLSE(Cuts):
             return ()
         first, *later = stages
         reads = (Hidden(back=1), Cells(), *self.reads)
-        stages = (replace(first, reads=reads, score=None, pick=_evolving, flops=_flops), *later)
+        stages = (replace(first, reads=reads, score=None, pick=_evolving), *later)
         if self.kv:
             return (*stages, CacheStage(first_layer=0))
         return stages
@@ -110,8 +110,3 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
     gate = torch.sigmoid((change - change.mean()) / (spread + EPSILON) / TEMPERATURE)
     average = torch.full_like(cells[:, 0], 0.5, dtype=torch.float32)  # newlines keep sigmoid(0)
     return average.scatter(0, order, gate)
-
-
-def _flops(arriving: Arriving, width: int) -> int:
-    """FLOPs of two forward and two inverse Fourier transforms: about 5 · n · log2 n for each channel and transform."""
-    return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))

@@ -16,7 +16,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.contract import Arriving, Columns, Count, KeyNorms, LayerView, Normed, Pivots, Signal
+from foveate.contract import Columns, Count, KeyNorms, LayerView, Normed, Pivots, Signal
 from foveate.contract.cuts import OneCut
 from foveate.core.rank import put_marked_first
 
@@ -56,9 +56,6 @@ class DART(OneCut):
     def pick(self, view: LayerView, count: int) -> Tensor:
         text = view.pivots if self.text_pivots and view.text_behind else None
         return least_alike(view.key_norms, view.normed, text, view.columns, self.pivots, count)
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        return 2 * arriving.tokens * (self.pivots + self.text_pivots) * width  # a cosine with each pivot
 
 
 def least_alike(

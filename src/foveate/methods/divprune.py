@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from foveate.contract import Arriving, Hidden, LayerView, Once, Part, Positions
-from foveate.core.picks import cosine_flops, max_min, pairs
+from foveate.contract import Hidden, LayerView, Once, Part, Positions
+from foveate.core.picks import max_min, pairs
 
 
 class DivPrune(Once):
@@ -40,6 +40,3 @@ class DivPrune(Once):
 
     def pick(self, view: LayerView, count: int) -> Tensor:
         return max_min(pairs(view.hidden, lambda cosines, _: 1 - cosines), count)
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        return cosine_flops(arriving, width)  # the picks add 2 · k · N

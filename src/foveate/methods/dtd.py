@@ -15,7 +15,6 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from foveate.contract import Cut, Frames, Share
-from foveate.contract.frames import change_flops
 from foveate.core.rank import by_quota, top
 
 
@@ -42,7 +41,6 @@ class DTD(Frames):
     usual = 0.5
     only_videos = True
     whole_at = ("share", 0)
-    flops = staticmethod(change_flops)
 
     threshold: Annotated[float, Ge(-1), Le(1)] | None = None
     share: Share | None = None

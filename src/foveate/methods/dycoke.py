@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from foveate.contract import Arriving, Cut, DecodeStage, Frames, Layer, Positions, ReadView, Shape, Share, Stage, change
-from foveate.contract.frames import change_flops
 from foveate.core.rank import by_quota, top
 from foveate.core.signals import CachedAttention
 
@@ -58,7 +57,6 @@ class DyCoke(Frames):
     usual = 0.7
     only_videos = True
     whole_at = ("k", 0)
-    flops = staticmethod(change_flops)
 
     k: Share | None = None
     p: Share = 0.0

@@ -13,8 +13,7 @@ knows it before it encodes the clip.
 
 from torch import Tensor
 
-from foveate.contract import Arriving, Deepstack, Frames, Share
-from foveate.contract.frames import change_flops
+from foveate.contract import Deepstack, Frames, Share
 from foveate.core.rank import top
 
 
@@ -39,9 +38,6 @@ class EVS(Frames):
     whole_at = ("q", 0)
 
     q: Share | None = None
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        return change_flops(arriving, width)
 
     def own_count(self, frames: tuple[int, ...]) -> int:
         return max(self.floor(frames), int(sum(frames) * (1 - self.own)))

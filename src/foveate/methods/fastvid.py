@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Cut, Frames, Part, Share
+from foveate.contract import Cut, Frames, Part, Share
 from foveate.core.film_scenes import FilmRows, FrameSpan, likeness, scenes
 from foveate.core.merge import density_peaks, first_most, of_length_one, towards
 from foveate.core.rank import share_out
@@ -49,11 +49,6 @@ class FastVID(Frames):
         if len(frames) != 1:
             return None
         return max(1, int(frames[0] * self.own))
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs of the distances in every fourth frame, and of each token's cosines with the centres of one frame."""
-        frames = arriving.frames or (arriving.tokens,)
-        return 2 * width * frames[0] * (len(frames) // STEP + 1) * frames[0]
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None, whole: Tensor | None = None) -> Cut:
         """Merge the film scene by scene. `whole`: the feature of each frame, (frames, width). None: its mean."""

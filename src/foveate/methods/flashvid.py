@@ -18,7 +18,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Arriving, Cut, Frames, Part
+from foveate.contract import Cut, Frames, Part
 from foveate.core.film_scenes import FilmRows, likeness, scenes, trees
 from foveate.core.merge import average, density_peaks
 from foveate.core.picks import max_min, pairs
@@ -60,11 +60,6 @@ class FlashVID(Frames):
     def _of_frame(self, tokens: int) -> int:
         """The tokens that a frame of `tokens` keeps on average, rounded as the code does: 12 · 0.2 · 1.25 gives 4."""
         return min(tokens, math.ceil(tokens * self.own * self.expansion))
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs of each frame's cosines, within it and with the frame before, and of the distances."""
-        each = (arriving.frames or (arriving.tokens,))[0]
-        return 6 * width * arriving.tokens * each
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
         frames, tokens, _ = features.shape

@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from foveate.contract import Arriving, Cut, Frames, Part, Positions
+from foveate.contract import Cut, Frames, Part, Positions
 from foveate.core.film_scenes import FilmRows, likeness, still_places, still_scenes
 from foveate.core.merge import density_peaks, towards
 from foveate.core.rank import put_marked_first, top
@@ -50,11 +50,6 @@ class HoliTom(Frames):
         if len(frames) != 1:
             return None
         return math.ceil(frames[0] * self.own)
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs: 3 a number for lengths, 2 for cosines, and the distances of at most one frame's static places."""
-        frames = arriving.frames or (arriving.tokens,)
-        return 5 * width * arriving.tokens + 2 * width * frames[0] ** 2
 
     def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
         frames, tokens, _ = features.shape

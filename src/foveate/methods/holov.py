@@ -18,9 +18,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import Arriving, ImageStage, ImageView, LayerView, Once, Part, Positions, Shape, Stage
+from foveate.contract import ImageStage, ImageView, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.grid import regions_of
-from foveate.core.picks import cosine_flops, cosines, quotas
+from foveate.core.picks import cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
 from foveate.core.signals import Hidden, Signal, TowerAttention
 from foveate.core.tensors import blocks
@@ -52,9 +52,6 @@ class HoloV(Once):
     @property
     def reads(self) -> tuple[Signal, ...]:  # type: ignore[override]  # depends on settings
         return (Hidden(),) if self.rule == "paper" else ()
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        return cosine_flops(arriving, width) if self.rule == "paper" else 0
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
         """Note the attention and the crop of each token. Crop c is −1 − c, because newlines have the note 1."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, ImageStage, ImageView, LayerStage, LayerView, Once, Part, Positions, Shape, Stage
+from foveate.contract import ImageStage, ImageView, LayerStage, LayerView, Once, Part, Positions, Shape, Stage
 from foveate.core.picks import cosines, unlike_others
 from foveate.core.rank import ranks, top
 from foveate.core.signals import Features, Hidden, Text, TowerAttention
@@ -58,10 +58,6 @@ class MFPruner(Once):
         votes = torch.stack([ranks(cue) < count for cue in cues]).sum(dim=0)  # (tokens,)
         # Sort by votes (0 or 1 vote count as none), then by `fill`: (tokens,).
         return top(votes.masked_fill(votes < 2, 0) * len(fill) - ranks(fill), count)
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs a number: 3 for lengths, 1 for the sum of rows, 2 for products with it, 2 for a row with itself."""
-        return 8 * arriving.tokens * width
 
 
 def _look(view: ImageView) -> Mapping[str, Tensor]:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from foveate.contract import Features, Hidden, ImageStage, LayerView, Once, Part, Positions, Shape, Stage, Text
-from foveate.core.picks import cosine_flops, cosines, cover
+from foveate.core.picks import cosines, cover
 from foveate.core.tensors import blocks
 
 
@@ -39,7 +39,6 @@ class MMTok(Once):
 
     name = "mmtok"
     reads = (Hidden(), Text())
-    flops = staticmethod(cosine_flops)  # words are few; the picks add 3 · k · N²
 
     keep: Part | None = None
     positions: Positions = "reindex"

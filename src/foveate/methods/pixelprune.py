@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foveate.contract import Arriving, Cut, Method, PatchStage, PixelView, Shape, Share, Stage
+from foveate.contract import Cut, Method, PatchStage, PixelView, Shape, Share, Stage
 
 
 class PixelPrune(Method):
@@ -39,7 +39,7 @@ class PixelPrune(Method):
     metric: Literal["max", "mae", "rmse"] = "max"
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return (PatchStage(choose=self._choose, flops=comparisons),)
+        return (PatchStage(choose=self._choose),)
 
     def _choose(self, view: PixelView, count: int | None) -> Cut:
         if self.tau == 0:
@@ -101,8 +101,3 @@ def unlike(units: Tensor, alike: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         # A dropped unit is replaced by its prediction. `stands` has a border, so its places are shifted by one.
         stands = stands.index_put((frame, row + 1, column + 1), torch.where(leaves, predicted, unit))
     return stands[:, 1:, 1:] == index
-
-
-def comparisons(arriving: Arriving, width: int) -> int:
-    """FLOPs of comparing each unit with two others: 4 patches of 2 · 3 · 14 · 14 numbers, as in Qwen2-VL."""
-    return 2 * arriving.tokens * 4 * 2 * 3 * 14**2

@@ -11,7 +11,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import ImageStage, ImageView, Once, Part, Positions, Shape, Stage
-from foveate.core.picks import cosine_flops, cosines, cover, pick_by_crop
+from foveate.core.picks import cosines, cover, pick_by_crop
 from foveate.core.signals import Features, Signal, TowerAttention
 from foveate.core.tensors import blocks
 
@@ -51,9 +51,7 @@ class Scope(Once):
         reads: tuple[Signal, ...] = (Features(),)
         if self.alpha:
             reads = (TowerAttention(by=shape.payer), Features())
-        return (
-            ImageStage(reads=reads, count=self.rows, pick=self._pick, positions=self.positions, flops=cosine_flops),
-        )
+        return (ImageStage(reads=reads, count=self.rows, pick=self._pick, positions=self.positions),)
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
         def of_crop(tokens: Tensor, count: int) -> Tensor:

@@ -93,8 +93,7 @@ class SparseVLM(Rated):
             return stages
         depth, recycling = shape.depth, []
         for index, stage in enumerate(stages):
-            pick, flops = partial(self._pick, depth, index), partial(self._distances, depth, index)
-            recycling.append(replace(stage, reads=(*self.reads, Hidden()), pick=pick, flops=flops))
+            recycling.append(replace(stage, reads=(*self.reads, Hidden()), pick=partial(self._pick, depth, index)))
         return tuple(recycling)
 
     def _pick(self, depth: int, index: int, view: LayerView, count: int) -> Tensor | Cut:
@@ -143,10 +142,3 @@ class SparseVLM(Rated):
             return 0, 0
         pool = int(0.3 * dropped) + 1
         return pool, pool // 10 + 1
-
-    def _distances(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
-        """FLOPs of the distances between the recycled tokens."""
-        _, pool, clusters = self._parts(depth, index, arriving)
-        if not clusters:
-            return 0
-        return 2 * pool**2 * width

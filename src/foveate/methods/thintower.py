@@ -18,7 +18,6 @@ from typing import Literal
 from torch import Tensor
 
 from foveate.contract import Arriving, Method, PatchView, Shape, Share, Stage, ThinStage, half_up
-from foveate.core.picks import cosine_flops
 from foveate.core.rank import top
 from foveate.core.thin import neighbour_difference, spread_in_steps
 from foveate.errors import UnsupportedError
@@ -46,7 +45,7 @@ class ThinTower(Method):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keep == 1:
             return ()
-        return (ThinStage(at=self.at, count=self.rows, pick=self._pick, flops=self._flops),)
+        return (ThinStage(at=self.at, count=self.rows, pick=self._pick),)
 
     def rows(self, arriving: Arriving) -> int:
         """Number of a segment's rows that run (k)."""
@@ -65,8 +64,3 @@ class ThinTower(Method):
                 "Use pick='maxmin'."
             )
         return top(neighbour_difference(view.patches, view.grid), count)
-
-    def _flops(self, arriving: Arriving, width: int) -> int:
-        if self._by_neighbours(arriving.grids):
-            return 4 * arriving.tokens * width  # products with the row below and the row on the right
-        return cosine_flops(arriving, width)

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Shape, Stage
+from foveate.contract import Hidden, LayerStage, LayerView, Shape, Stage
 from foveate.contract.cuts import ManyCuts
 from foveate.errors import ShapeError
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
 EPSILON = 1e-6  # lower bound of a norm used as divisor
 # FLOPs for each number of a hidden state: "l2" and "l1" subtract, square (or take the absolute value) and add.
-OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
 
 class V2Drop(ManyCuts):
@@ -71,7 +70,7 @@ class V2Drop(ManyCuts):
         steps = []
         for layer in range(1, max(cuts) + 1):
             look = partial(self._step, starts=layer - 1 in (0, *cuts))
-            steps.append(LayerStage(layer, reads=self.reads, look=look, flops=self._move_flops))
+            steps.append(LayerStage(layer, reads=self.reads, look=look))
         return (*steps, *(replace(stage, reads=()) for stage in stages))  # the notes have all movements
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
@@ -87,15 +86,6 @@ class V2Drop(ManyCuts):
         if self.reverse:
             return -scores
         return scores
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        # The movements of a path are counted with its looks.
-        if self.over == "path":
-            return 0
-        return self._move_flops(arriving, width)
-
-    def _move_flops(self, arriving: Arriving, width: int) -> int:
-        return OPERATIONS[self.metric] * width * arriving.tokens
 
 
 def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2") -> Tensor:

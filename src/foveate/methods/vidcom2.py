@@ -13,7 +13,7 @@ EMNLP 2025, arXiv:2505.14454. Reads only features, neither attention nor the que
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Cut, Frames, Part
+from foveate.contract import Cut, Frames, Part
 from foveate.core.merge import of_length_one
 from foveate.core.rank import by_quota, ranks
 
@@ -40,13 +40,6 @@ class VidCom2(Frames):
         if len(frames) != 1:
             return None
         return max(1, round(self.own * frames[0]))
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """FLOPs a number: 4 for the variances; on half of the channels 3 for lengths, 2 for means, 6 for distances.
-
-        The kernels, with one number per token, are left out.
-        """
-        return arriving.tokens * (4 * width + 11 * (width // 2))
 
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
         frames, tokens, _ = features.shape

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Features, ImageStage, ImageView, Once, Part, Positions, Shape, Share, Stage, TowerAttention
-from foveate.core.picks import cosine_flops, cosines, pick_by_crop, thin
+from foveate.core.picks import cosines, pick_by_crop, thin
 
 
 class VisPruner(Once):
@@ -48,8 +48,7 @@ class VisPruner(Once):
 
     def steps(self, shape: Shape) -> tuple[Stage, ...]:
         reads = (TowerAttention(by=shape.payer), Features())
-        flops = cosine_flops if self.important_ratio < 1 else None
-        return (ImageStage(reads=reads, count=self.rows, pick=self._pick, positions=self.positions, flops=flops),)
+        return (ImageStage(reads=reads, count=self.rows, pick=self._pick, positions=self.positions),)
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
         def of_crop(tokens: Tensor, count: int) -> Tensor:

@@ -114,14 +114,6 @@ class MethodContract:
                     assert bool((source < arriving.tokens).all()), f"{where} takes a token that does not exist"
                     assert stage.ownerless or len(owned) == len(source), f"{where} makes undeclared ownerless rows"
 
-    def test_flops_are_counted(self) -> None:
-        """Warn if a stage does not declare its FLOPs. The method works, but its cost cannot be shown."""
-        for method in self.examples:
-            for stage in method.placed(Shape(DEPTH)):
-                if not stage.is_counted:
-                    effect = "so its cost is “not counted”. Give it flops=, see docs/guides/new-method.md."
-                    warnings.warn(f"{stage} of {method} does not declare its FLOPs, {effect}", stacklevel=2)
-
     def test_stages_read_no_values(self) -> None:
         """Warn if Python reads values of tensors in a stage. It is allowed, but on a GPU the host waits each time."""
         for method in self.examples:

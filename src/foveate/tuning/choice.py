@@ -62,7 +62,7 @@ def mean_spent(asking: Questioning, method: Method, kind: str) -> float:
             model's).
 
     Raises:
-        SettingError: If FLOPs are not counted for this model or method.
+        SettingError: If FLOPs are not counted for this model.
     """
     rows, full = asking.log(method), asking.log(None)
     if kind == "tokens":
@@ -70,7 +70,7 @@ def mean_spent(asking: Questioning, method: Method, kind: str) -> float:
     if kind == "retention":
         return fmean(row["spent"] / row["vision_tokens"] for row in rows)
     if any(row["flops"] is None for row in (*rows, *full)):
-        raise SettingError("FLOPs of this model's tower or of this method are not counted: give tokens or retention.")
+        raise SettingError("FLOPs of this model's tower are not counted: give tokens or retention.")
     return fmean(row["flops"] / other["flops"] for row, other in zip(rows, full, strict=True))
 
 

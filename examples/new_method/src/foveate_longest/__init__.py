@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from foveate.contract import Arriving, Hidden, LayerView, Once, Part, Positions
+from foveate.contract import Hidden, LayerView, Once, Part, Positions
 
 __all__ = ["Longest"]
 
@@ -24,7 +24,3 @@ class Longest(Once):
     def score(self, view: LayerView, layer: int) -> Tensor:
         """Return a score per token, (tokens,) float32. The highest scores are kept; on a tie, the earlier token."""
         return view.hidden.float().square().sum(dim=-1)
-
-    def flops(self, arriving: Arriving, width: int) -> int:
-        """Count one multiplication and one addition per element of the hidden states."""
-        return 2 * width * arriving.tokens
