@@ -256,7 +256,8 @@ def test_the_cost_is_what_torch_counts(family, pick):
     costs = fv.cost(model, text_tokens=7, vision_tokens=tokens, method=thin, grids=grids)
     plain = fv.cost(model, text_tokens=7, vision_tokens=tokens, grids=grids)
     inside = costs.tower_flops + (grids is not None) * costs.projector_flops  # a Qwen's merger
-    assert counted - inside == picking_flops(trace, tower, pick)
+    pictures = 1 if grids else len(of["pixel_values"].flatten(0, -4))
+    assert counted - inside == picking_flops(trace, tower, pick) // pictures
     assert costs.tower_flops < plain.tower_flops
     assert costs.tokens == plain.tokens
     assert (costs.tower_rows[0], costs.tower_rows[-1]) == (*trace.stages[0].before, *trace.stages[0].after)
@@ -264,7 +265,7 @@ def test_the_cost_is_what_torch_counts(family, pick):
 
 
 def picking_flops(trace, tower, pick):
-    """Products of all rows with those that stay, and with one another if picked by these."""
+    """Products of all rows with those that stay, and with one another if picked by these, as of one picture."""
     width = getattr(tower.config, "embed_dim", None) or tower.config.hidden_size
     pairs = 0
     for rows, left in zip(trace.stages[0].before, trace.stages[0].after, strict=True):
