@@ -18,7 +18,7 @@ OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all test-newest setup-mlx test-mlx test-mlx-all page space demo test \
-  test-all test-oldest test-installed check notebooks tables docs clean mutants
+  test-all test-training test-oldest test-installed check notebooks tables docs clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1: /p' Makefile
@@ -198,6 +198,9 @@ test: setup ## run unit and model tests, each on some methods and families, and 
 
 test-all: setup ## run all tests; FOVEATE_TESTS=all adds every method on every family and kernel (hours)
 	@$(RUN_TESTS) $(PYTEST)
+
+test-training: setup ## train under every method, set-up and host, and compare all gradients (an hour)
+	@FOVEATE_TESTS=all $(RUN_TESTS) tests/setups/test_training.py tests/invariants/test_gradients.py $(PYTEST)
 
 # A folder with only the old packages: first on PYTHONPATH, they replace the new ones.
 $(OLD): $(READY) Makefile

@@ -28,18 +28,6 @@ def prefill(model, method):
     return [[kept.tolist() for kept in stage.kept] for stage in trace.stages], logits
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_what_is_kept_and_merged_is_what_float32_scores_of_the_same_rows_say(name, monkeypatch):
-    model = tiny("llava")
-    with autocast():
-        kept, logits = prefill(model, METHODS[name])
-        for owner, function in CUTS:
-            monkeypatch.setattr(owner, function, autocast(enabled=False)(getattr(owner, function)))
-        expected, exact = prefill(model, METHODS[name])
-    assert kept == expected
-    assert torch.equal(logits, exact)
-
-
 def test_a_decode_stage_reads_attention_with_autocast_off(monkeypatch):
     model, real, on = tiny("llava"), reads.attention_rows, []
 

@@ -1,86 +1,254 @@
-"""Training inside a context: gradients with checkpointing are those without, or are refused; labels; PEFT."""
+"""Training inside a context: every set-up has the gradients of the plain one, or is refused; labels; PEFT."""
 
 import copy
 import functools
 import inspect
+from contextlib import contextmanager, nullcontext
 
 import peft
 import pytest
 import torch
+from PIL import Image
 
 import foveate as fv
-from foveate._transformers import recomputes_from_outside
+from foveate import embedded
 from foveate.contract import Attention, Cut, Hidden, LayerStage, Method
-from tests.invariants.settings import METHODS
+from tests.gradients import (
+    Float64,
+    assert_alike,
+    float64_model,
+    gathered,
+    gradients_of,
+    in_float64,
+    padded_right,
+    step,
+    text_labels,
+)
+from tests.invariants import facts
+from tests.invariants.settings import EVERYTHING, FILMS, KEEP_ALLS, METHODS, runs_on, works
 from tests.invariants.test_generation import switch
 from tests.models import batch, is_vision, tiny
+from tests.setups.test_autocast import CUTS, autocast
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still reads it
 KINDS = {"reentrant": {"use_reentrant": True}, "other": {"use_reentrant": False}}
 BY_ATTENTION = ("prumerge", "prumerge_plus")
 """Methods that weight rows by the tower's attention."""
 
+# -- the matrix ----------------------------------------------------------------------------------------------------
+
+HOSTS = ("llava", "qwen2_5_vl", "gemma3", "embedded")
+"""Pictures of one size; M-RoPE and windows in the tower; sliding windows and masks of its own; trained weights."""
+TASKS = (
+    ("USER: <image>\nWhat does the text say? ASSISTANT: 36KUM</s>", embedded.picture()),
+    ("USER: <image>\nHow many shapes are there in the picture? ASSISTANT: 3</s>", embedded.picture()),
+)
+
 
 @functools.cache
-def of_float64():
-    return copy.deepcopy(tiny("llava")).double().train()
+def host_model(host, dtype):
+    """A model in training mode; the embedded model's tower is frozen."""
+    if host != "embedded":
+        return float64_model(host) if dtype == torch.float64 else copy.deepcopy(tiny(host)).train()
+    model, _ = embedded.load(dtype=dtype)
+    tower_of(model).requires_grad_(False)
+    return model.train()
 
 
-def trained(model, method, checkpointing=None, labels=None, words=("titt", "tit")):
-    """The loss, and the gradients by name."""
-    inputs = {name: one.double() if one.is_floating_point() else one for name, one in batch("llava", words).items()}
-    ids = inputs["input_ids"]
-    labels = ids.masked_fill(is_vision(ids) | (inputs["attention_mask"] == 0), -100) if labels is None else labels
-    model.zero_grad(set_to_none=True)
-    if checkpointing:
-        switch(model, "enable", checkpointing)
+def tower_of(model):
+    return getattr(model.model, "vision_tower", None) or model.model.visual
+
+
+@functools.cache
+def prompts(host, name):
+    """A batch of two samples, and each of them alone."""
+    if host == "embedded":
+        _, processor = embedded.load()
+        samples = [([text], [Image.open(path)]) for text, path in TASKS]
+        samples.insert(0, tuple(map(list, zip(*((text, Image.open(path)) for text, path in TASKS), strict=True))))
+        return [
+            dict(processor(text=texts, images=images, padding=True, padding_side="left", return_tensors="pt"))
+            for texts, images in samples
+        ]
+    words = ("titt", "tit") if works(name, host) else ("tvtt", "tvt")
+    return [batch(host, chosen) for chosen in (words, words[:1], words[1:])]
+
+
+class Cell:
+    """A setting of a method on a host."""
+
+    def __init__(self, host, name, dtype=torch.float64):
+        self.host, self.dtype = host, dtype
+        self.model = host_model(host, dtype)
+        self.method = setting_of(host, name)
+        self.batch, *self.alone = prompts(host, name)
+
+    def step(self, inputs=None, method=None, **settings):
+        """The loss, the gradients and the trace of a step."""
+        inputs = self.prepared(self.batch if inputs is None else inputs)
+        return step(self.model, inputs, method or self.method, self.labels(inputs), **settings)
+
+    def prepared(self, inputs):
+        """In the model's dtype; norms of keys depend on positions, so these are then as `generate` gives them."""
+        if facts.reads_key_norms(self.method) and not hasattr(self.model.model, "get_rope_index"):
+            inputs = inputs | {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+        return in_float64(inputs) if self.dtype == torch.float64 else inputs
+
+    def labels(self, inputs):
+        return text_labels(inputs, 3 if self.host == "embedded" else None)
+
+
+def setting_of(host, name):
+    """The setting of a name; on the embedded model a third of the tokens, where the method takes a budget."""
+    method = METHODS[name]
+    if host == "embedded" and hasattr(method, "retention"):
+        return type(method)(retention=1 / 3)
+    return method
+
+
+def kept_by(trace):
+    return [[kept.tolist() for kept in stage.kept] for stage in trace.stages]
+
+
+def check_plain(cell, name):
+    """Backward inside the context and a cache change no bit."""
+    loss, expected, _ = cell.step()
+    inputs = cell.prepared(cell.batch)
+    with fv.drop(cell.model, cell.method):
+        again = cell.model(**inputs, labels=cell.labels(inputs)).loss
+        gradients = gradients_of(cell.model, again)
+    assert torch.equal(again, loss)
+    assert_alike(gradients, expected, most=0)
+
+
+def check_checkpointing(cell, name, kind, tower):
+    if cell.host != "embedded":
+        tower_of(cell.model).requires_grad_(tower == "trained")
     try:
-        with fv.drop(model, method):
-            loss = model(**inputs, labels=labels, use_cache=False).loss
-        loss.backward()
+        loss, expected, _ = cell.step()
+        with checkpointing(cell.model, kind):
+            if kind == "reentrant" and tower == "trained" and name.rpartition("-")[0] in BY_ATTENTION:
+                with pytest.raises(fv.UnsupportedError, match="reentrant"):
+                    cell.step()
+                return
+            same, gradients, _ = cell.step()
     finally:
-        if checkpointing:
-            switch(model, "disable")
-    return loss.detach(), {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+        if cell.host != "embedded":
+            tower_of(cell.model).requires_grad_(True)
+    assert torch.equal(same, loss)
+    assert_alike(gradients, expected)
 
 
-def assert_same(gradients, expected):
-    assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-7, atol=1e-12)
+def check_autocast(cell, name):
+    """What is kept and merged is what float32 scores of the same rows say, and keep-all is the untouched model."""
+    cell = Cell(cell.host, name, torch.float32)
+    with autocast():
+        loss, gradients, trace = cell.step()
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, function in CUTS:
+                patch.setattr(owner, function, autocast(enabled=False)(getattr(owner, function)))
+            same, expected, exact = cell.step()
+    assert loss.isfinite()
+    assert torch.equal(loss, same)
+    assert kept_by(trace) == kept_by(exact)
+    assert_alike(gradients, expected, most=0)
+    if name.endswith("-0"):
+        with autocast():
+            whole, gradients, _ = cell.step(method=KEEP_ALLS[name.rpartition("-")[0]])
+            loss = cell.model(**cell.prepared(cell.batch), labels=cell.labels(cell.batch), use_cache=False).loss
+            expected = gradients_of(cell.model, loss)
+        assert torch.equal(whole, loss)
+        assert_alike(gradients, expected, most=0)
+
+
+def check_accumulation(cell, name):
+    """Two micro-batches in one context are the sum of both alone, and the batch of both."""
+    count = int((cell.labels(cell.batch) != -100).sum())
+    with Float64():
+        alone = [cell.step(inputs, num_items_in_batch=count)[1] for inputs in cell.alone]
+        expected = {weight: sum(part[weight] for part in alone if weight in part) for weight in {*alone[0], *alone[1]}}
+        cell.model.zero_grad(set_to_none=True)
+        with fv.drop(cell.model, cell.method):
+            for inputs in map(cell.prepared, cell.alone):
+                cell.model(**inputs, labels=cell.labels(inputs), num_items_in_batch=count).loss.backward()
+        assert_alike(gathered(cell.model), expected, most=0)
+        assert_alike(cell.step(num_items_in_batch=count)[1], expected)
+
+
+def check_padding(cell, name):
+    """Padding on the left or on the right: the same tokens, loss and gradients."""
+    with Float64():
+        loss, expected, trace = cell.step()
+        same, gradients, right = cell.step(padded_right(cell.host, cell.batch))
+    assert kept_by(right) == kept_by(trace)
+    torch.testing.assert_close(same, loss, rtol=1e-12, atol=0)
+    assert_alike(gradients, expected)
+
+
+CHECKPOINTING = [(kind, tower) for tower in ("trained", "frozen") for kind in KINDS]
+SETUPS = {
+    "plain": check_plain,
+    "accumulation": check_accumulation,
+    "padding": check_padding,
+    "autocast": check_autocast,
+    **{
+        f"{kind} checkpointing, tower {tower}": functools.partial(check_checkpointing, kind=kind, tower=tower)
+        for kind, tower in CHECKPOINTING
+    },
+}
+
+
+def cells():
+    """Set-ups, hosts and settings: all of them, on the embedded model one of each method; or a few of each."""
+    *others, autocast = list(SETUPS)[:4]
+    checkpointing = list(SETUPS)[4:]
+    of_embedded = [setup for setup in SETUPS if "trained" not in setup]
+    drawn = []
+    for place, name in enumerate(METHODS):
+        hosts = [host for host in HOSTS[:-1] if runs_on(name, host)]
+        turns = (others[place % len(others)], autocast, checkpointing[place % len(checkpointing)])
+        if EVERYTHING:
+            drawn += [(setup, host, name) for setup in SETUPS for host in hosts]
+            if name.endswith("-0") and name not in FILMS:
+                drawn += [(setup, "embedded", name) for setup in of_embedded]
+        else:
+            drawn += [(setup, hosts[(place + turn) % len(hosts)], name) for turn, setup in enumerate(turns)]
+    few = ("divprune-0", "v2drop-0", "vidcom2-0", "fastv-0", "random-0", "visionzip-0")
+    return drawn if EVERYTHING else drawn + list(zip(of_embedded, ["embedded"] * len(few), few, strict=True))
+
+
+@pytest.mark.parametrize(("setup", "host", "name"), cells())
+def test_gradients_of_every_set_up_are_those_of_the_plain_one(setup, host, name):
+    SETUPS[setup](Cell(host, name), name)
+
+
+# -- checkpointing -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def checkpointing(model, kind):
+    switch(model, "enable", KINDS[kind])
+    try:
+        yield
+    finally:
+        switch(model, "disable")
+
+
+def trained(model, method, kind=None):
+    """The loss, and the gradients by name."""
+    inputs = in_float64(batch("llava", ("titt", "tit")))
+    with nullcontext() if kind is None else checkpointing(model, kind):
+        return step(model, inputs, method, text_labels(inputs))[:2]
 
 
 @pytest.fixture
 def model():
-    model = of_float64()
-    switch(model, "enable")
-    outside = recomputes_from_outside(model.get_decoder().layers[0])
-    switch(model, "disable")
-    if outside:
-        pytest.skip("checkpointing of this transformers is refused")
-    yield model
-    model.requires_grad_(True)
-
-
-@pytest.mark.parametrize("tower", ["trained", "frozen"])
-@pytest.mark.parametrize("name", METHODS)
-def test_gradients_with_checkpointing_are_those_without(model, name, tower):
-    model.model.vision_tower.requires_grad_(tower == "trained")
-    loss, expected = trained(model, METHODS[name])
-    for kind, checkpointing in KINDS.items():
-        if kind == "reentrant" and tower == "trained" and name.rpartition("-")[0] in BY_ATTENTION:
-            with pytest.raises(fv.UnsupportedError, match="reentrant"):
-                trained(model, METHODS[name], checkpointing)
-            continue
-        same, gradients = trained(model, METHODS[name], checkpointing)
-        assert torch.equal(same, loss)
-        assert_same(gradients, expected)
+    return float64_model("llava")
 
 
 def test_weights_of_a_merge_keep_their_gradient(model):
-    block = model.model.vision_tower.encoder.layers[-1].self_attn.q_proj.weight
-    trained(model, METHODS["prumerge-0"])
-    assert block.grad.abs().max() > 0
+    _, gradients = trained(model, METHODS["prumerge-0"])
+    assert gradients["model.vision_tower.encoder.layers.1.self_attn.q_proj.weight"].abs().max() > 0
 
 
 @pytest.mark.parametrize("layer", ["ran", "next"])
@@ -99,12 +267,12 @@ def test_weights_of_others_keep_their_gradient_too(model, layer):
             return Cut.take(kept, len(view)).with_rows(rows[:count])
 
     _, expected = trained(model, ByAttention())
-    assert_same(trained(model, ByAttention(), KINDS["other"])[1], expected)
+    assert_alike(trained(model, ByAttention(), "other")[1], expected)
     if layer == "next":  # computed outside the layer that is checkpointed
-        assert_same(trained(model, ByAttention(), KINDS["reentrant"])[1], expected)
+        assert_alike(trained(model, ByAttention(), "reentrant")[1], expected)
     else:
         with pytest.raises(fv.UnsupportedError, match="reentrant"):
-            trained(model, ByAttention(), KINDS["reentrant"])
+            trained(model, ByAttention(), "reentrant")
 
 
 @pytest.mark.parametrize("name", ["fastv-0", "prumerge-0", "thintower-0", "pixelprune-0"])
@@ -113,12 +281,12 @@ def test_adapters_with_a_frozen_tower_that_is_checkpointed(name, kind):
     """PEFT lets embeddings require gradients, the tower's too, so frozen blocks run again as well."""
     torch.manual_seed(0)
     lora = peft.LoraConfig(target_modules=".*language_model.*(q_proj|v_proj)", init_lora_weights=False, r=2)
-    model = peft.get_peft_model(copy.deepcopy(of_float64()), lora).train()
+    model = peft.get_peft_model(copy.deepcopy(float64_model("llava")), lora).train()
     model.enable_input_require_grads()
     _, expected = trained(model, METHODS[name])
-    _, gradients = trained(model, METHODS[name], KINDS[kind])
+    _, gradients = trained(model, METHODS[name], kind)
     assert expected
-    assert_same(gradients, expected)
+    assert_alike(gradients, expected)
 
 
 # -- labels --------------------------------------------------------------------------------------------------------
