@@ -38,7 +38,7 @@ def in_float64(inputs: Inputs) -> Inputs:
     return {name: value.double() if torch.is_floating_point(value) else value for name, value in inputs.items()}
 
 
-def padded_right(family: str, inputs: Inputs) -> Inputs:
+def pad_right(family: str, inputs: Inputs) -> Inputs:
     """A left-padded batch with its padding on the right."""
     order = inputs["attention_mask"].argsort(dim=1, descending=True, stable=True)
     ids, mask = (inputs[name].gather(1, order) for name in ("input_ids", "attention_mask"))
@@ -57,10 +57,10 @@ def text_labels(inputs: Inputs, last: int | None = None) -> Tensor:
 def gradients_of(model: Any, loss: Tensor) -> Gradients:
     model.zero_grad(set_to_none=True)
     loss.backward()
-    return gathered(model)
+    return gradients_now(model)
 
 
-def gathered(model: Any) -> Gradients:
+def gradients_now(model: Any) -> Gradients:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 

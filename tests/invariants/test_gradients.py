@@ -15,7 +15,7 @@ from tests.gradients import (
     float64_model,
     gradients_of,
     in_float64,
-    padded_right,
+    pad_right,
     step,
     text_labels,
 )
@@ -126,7 +126,7 @@ def test_gradients_are_those_of_masks_or_of_finite_differences(name, family, las
     model, method = float64_model(family), EXAMPLES[name]
     words = ("titit", "tit") if works(name, family) else ("tvtt", "tvt")
     inputs = in_float64(batch(family, words))
-    inputs = padded_right(family, inputs) if side == "right" else inputs
+    inputs = pad_right(family, inputs) if side == "right" else inputs
     labels = text_labels(inputs, last)
     with Float64():
         loss, gradients, trace = step(model, inputs, method, labels)
