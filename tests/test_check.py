@@ -14,8 +14,8 @@ from foveate.core import tapes
 from foveate.engine import arguments, runner
 from foveate.engine.arguments import Remap
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import RowMap
 from foveate.engine.handed import gather_rows
+from foveate.engine.rows import Rows
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
 from foveate.engine.trace import PrefillRecord, StageRecord
@@ -278,9 +278,9 @@ FAULTS = [
     ("llava", PrunedLayer, "update", forgets(None), "two cuts"),
     ("gemma3", PrunedLayer, "update", forgets(4), "two cuts"),
     ("qwen3_5", PrunedLayer, "update", forgets(4), "two cuts"),
-    ("qwen2_vl", RowMap, "gather", one_wrong_row_gathered, "two cuts"),
-    ("llava", RowMap, "gather", rows_of_the_first_sample, "batch"),
-    ("llava", RowMap, "scatter", one_row_not_put_back, "two cuts"),
+    ("qwen2_vl", Rows, "gather", one_wrong_row_gathered, "two cuts"),
+    ("llava", Rows, "gather", rows_of_the_first_sample, "batch"),
+    ("llava", Rows, "scatter", one_row_not_put_back, "two cuts"),
     *(("llava", LayerRunner, "run", without_layer(index), "two cuts") for index in range(1, 6)),
     ("llava", LayerRunner, "_mask", pads_seen_while_decoding, "batch"),
     ("gemma3", LayerRunner, "_mask", pads_seen_while_decoding, "two cuts"),
@@ -334,7 +334,7 @@ def test_whatever_is_raised_is_a_row(monkeypatch):
     def broken(*_):
         raise IndexError("no such row")
 
-    monkeypatch.setattr(RowMap, "gather", broken)
+    monkeypatch.setattr(Rows, "gather", broken)
     report = checked("llava")
     reasons = {row.reason for row in report.rows if row.verdict == "failed"}
     assert "IndexError: no such row." in reasons

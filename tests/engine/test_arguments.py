@@ -3,17 +3,15 @@
 import pytest
 import torch
 
-from foveate.engine.forward import RowMap
 from foveate.engine.handed import Streams
 from foveate.engine.runner import _with_pads
-
-LEFT = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 1, 0, 1]], dtype=torch.bool)
-"""Two samples of five columns, of which three and two are left: rows 0 2 3, and a pad, 2 and 4."""
+from tests.engine.test_rows import entering, kept, merged
 
 
 @pytest.fixture
 def rows():
-    return RowMap(LEFT, (3, 2))
+    """Two samples of five columns, of which three and two are left: rows 0 2 3, and a pad, 2 and 4."""
+    return kept(entering([range(5)] * 2, span=5), [[0, 2, 3], [2, 4]])
 
 
 def test_what_has_a_value_for_each_column_is_read_at_the_rows(rows):
@@ -41,8 +39,7 @@ def test_each_part_of_a_sequence_is_looked_at(rows):
 
 def test_numbers_go_with_the_place_and_ids_with_the_token():
     """Of a merged row that is stored in column 0 and stands for column 3."""
-    left = torch.tensor([[True, False, False, False]])
-    rows = RowMap(left, (1,), torch.tensor([[3, 1, 2, 3]]))
+    rows, _ = merged(entering([range(4)], span=4), [[3]], [[0] * 4])
     assert rows.at_rows(torch.tensor([[10, 11, 12, 13]])).tolist() == [[13]]
     assert rows.at_rows(torch.tensor([[10.0, 11.0, 12.0, 13.0]])).tolist() == [[10.0]]
 

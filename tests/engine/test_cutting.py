@@ -9,9 +9,9 @@ from foveate.core.cut import Cut
 from foveate.core.signals import Keys
 from foveate.engine.attending import put_together
 from foveate.engine.cutting import SampleRows, asking_units, decide
-from foveate.engine.left import Left
 from foveate.engine.program import Program, ran_note
 from foveate.engine.prompt_samples import Sample, sample_unit
+from foveate.engine.rows import Rows
 from foveate.registry import family_for
 from tests.models import tiny
 
@@ -20,7 +20,7 @@ def program(method, family="llava"):
     return Program.on(method, family_for(tiny(family)))
 
 
-class Rows:
+class Listener:
     """Attention rows (rows, tokens) of a whole sample, read by its images: the rows "after" ask of every image."""
 
     def __init__(self, attention, keys=None):
@@ -58,11 +58,12 @@ def shown(hidden, layer, sizes=None, entered=None, reader=None, notes=None, text
     """What stages see of a sample before a layer."""
     sizes = sizes or (len(hidden),)
     sample = sample_of(entered or sizes, text)
-    left = Left.of(0, sample, hidden.device)
-    left.slots = left.source = torch.arange(len(hidden))
-    left.sizes = sizes
-    left.notes |= notes or {}
-    return SampleRows(layer, left, hidden, lambda _: reader)
+    table = Rows.entering([sample], max(len(hidden), len(sample.vision)), hidden.device)
+    table.columns = table.tokens = (torch.arange(len(hidden)),)
+    table.sizes = (sizes,)
+    for name, values in (notes or {}).items():
+        table.put_note(0, name, values)
+    return SampleRows(layer, table, 0, hidden, lambda _: reader)
 
 
 def cut(method, rows):
@@ -82,7 +83,7 @@ VISIONDROP = fv.VisionDrop(layer_list=(3,), image_token_list=((30, 5),))
 
 
 def decided(attention, hidden, keys, sizes, entered):
-    return cut(VISIONDROP, shown(hidden, 3, sizes, entered, Rows(attention, keys)))
+    return cut(VISIONDROP, shown(hidden, 3, sizes, entered, Listener(attention, keys)))
 
 
 def test_each_image_is_scored_by_its_own_rows():
@@ -107,20 +108,20 @@ def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole_beside_another():
 def listened(method, layer, hidden, reader, **others):
     """What stages see before a layer that has been listened to while the one before it ran."""
     run, rows = program(method), shown(hidden, layer, reader=reader, **others)
-    left, unit = rows.left, sample_unit(rows.left.sample, len(rows))
+    unit = sample_unit(rows.sample, len(rows))
     for signal in run.signals_while(layer - 1):
-        units = asking_units(signal, left.sample, left.sizes, unit)
-        left.notes[ran_note(signal, layer - 1)] = reader.read(signal, units)
+        units = asking_units(signal, rows.sample, rows.sizes, unit)
+        rows.leave({ran_note(signal, layer - 1): reader.read(signal, units)})
     return run, rows
 
 
 def test_each_image_has_its_own_text_and_its_own_shares():
     attention = torch.tensor([[0.2, 0.1, 0.0, 0.05, 0.05, 0.0], [0.2, 0.1, 0.0, 0.05, 0.05, 0.0]])
     method = fv.MustDrop(global_thr=0.4, individual_thr=1, pruning_layers=(2,), merge_windows=False, key_rate=0)
-    run, rows = listened(method, 3, torch.zeros(6, 2), Rows(attention), sizes=(3, 3))
+    run, rows = listened(method, 3, torch.zeros(6, 2), Listener(attention), sizes=(3, 3))
     stays = decide(rows, run.before(3)).cut.stays
     assert stays.nonzero()[:, 0].tolist() == [0, 3, 4]  # shares 2/3, 1/3, 0 and 1/2, 1/2, 0
-    assert set(run.done_with(3)) == set(rows.left.notes)  # they are not read again
+    assert set(run.done_with(3)) == set(rows.table.notes[0])  # they are not read again
 
 
 SHARED = Cut.take(torch.tensor([2, 0]), 3, {"size": torch.tensor([7, 8])})
@@ -145,8 +146,8 @@ def test_a_cut_that_samples_share_keeps_its_notes_apart():
 
 def test_text_that_is_not_there_pays_nothing():
     method = fv.MustDrop(global_thr=0.5, individual_thr=0.5, pruning_layers=(2,), merge_windows=False)
-    run, rows = listened(method, 3, torch.zeros(12, 2), Rows(torch.zeros(0, 12)), text=False)
-    assert all(note.tolist() == [0.0] * 12 for note in rows.left.notes.values())
+    run, rows = listened(method, 3, torch.zeros(12, 2), Listener(torch.zeros(0, 12)), text=False)
+    assert all(note.values.tolist() == [0.0] * 12 for note in rows.table.notes[0].values())
     assert decide(rows, run.before(3)) is None
 
 

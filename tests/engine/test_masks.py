@@ -9,7 +9,7 @@ from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_ma
 
 import foveate as fv
 from foveate.engine.arguments import Remap, visibility
-from tests.engine.test_forward import laid_out
+from tests.engine.test_rows import laid_out
 
 PAST, SPAN = 5, 6
 LIVE = torch.tensor([[1] * 11, [0] * 2 + [1] * 9, [1] * 4 + [0] + [1] * 6])  # padding left, and in between
@@ -19,18 +19,18 @@ LAYOUT = laid_out([[0, 1, 3, 5], [2, 5], [0, 4, 5]], 6)
 
 def remap(ragged=True):
     keys = torch.cat((STORED, LAYOUT.unpruned(PAST)), dim=1)
-    return Remap(LAYOUT.columns, keys, PAST, PAST + SPAN, ragged)
+    return Remap(LAYOUT.read, keys, PAST, PAST + SPAN, ragged)
 
 
 def expected(window=None):
     """By hand, (samples, rows, slots), for rows that are no pads."""
     keys = torch.cat((STORED, LAYOUT.unpruned(PAST)), dim=1)
-    samples, rows = LAYOUT.columns.shape
+    samples, rows = LAYOUT.read.shape
     slots = keys.shape[1]
     seen = torch.zeros(samples, rows, slots, dtype=torch.bool)
     for sample in range(samples):
         for row in range(rows):
-            column = int(LAYOUT.columns[sample, row]) + PAST
+            column = int(LAYOUT.read[sample, row]) + PAST
             for slot in range(slots):
                 key = int(keys[sample, slot])
                 near = window is None or key > column - window
@@ -72,7 +72,7 @@ def test_flex():
 
     block = create_block_mask(causal, 3, None, SPAN, PAST + SPAN, device="cpu")
     got = remap()(block, "flex_attention")
-    rows, slots = LAYOUT.columns.shape[1], STORED.shape[1] + LAYOUT.columns.shape[1]
+    rows, slots = LAYOUT.read.shape[1], STORED.shape[1] + LAYOUT.read.shape[1]
     rng = torch.Generator().manual_seed(0)
     query = torch.randn(3, 2, rows, 16, generator=rng)
     key, value = torch.randn(2, 3, 2, slots, 16, generator=rng)
@@ -87,7 +87,7 @@ def test_flex():
 
 def test_a_ragged_batch_where_the_model_gave_no_mask():
     layout = laid_out([[0, 1, 3, 5], [2, 5]], 6)
-    remap = Remap(layout.columns, layout.unpruned(0), 0, SPAN, True)
+    remap = Remap(layout.read, layout.unpruned(0), 0, SPAN, True)
     assert remap(None, "flash_attention_3").tolist() == [[True] * 4, [False, False, True, True]]
     assert torch.equal(remap(None, "sdpa"), remap(None, "eager"))
     got = remap(None, "sdpa")[:, 0]

@@ -29,7 +29,8 @@ from foveate._transformers import (
 )
 from foveate.core.tensors import on_tensors
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import Forward, LayerCall, RowMap
+from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.rows import Rows
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
@@ -72,7 +73,7 @@ def move_up(forward: Forward, shift: Tensor) -> Tensor:
     return ids - shift.to(ids.device)[:, None]
 
 
-def tables_of(forward: Forward, call: LayerCall, rows: RowMap) -> Any:
+def tables_of(forward: Forward, call: LayerCall, rows: Rows) -> Any:
     """Return (cos, sin) of the rows, at their own positions or numbered from what the layer's cache holds.
     None if the layer gets none.
 
@@ -95,7 +96,7 @@ def tables_of(forward: Forward, call: LayerCall, rows: RowMap) -> Any:
     return rows.memo.once(tables, "tables", shift, kind)
 
 
-def row_ids(forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
+def row_ids(forward: Forward, call: LayerCall, rows: Rows) -> Tensor | None:
     """Return position ids of the rows, (…, samples, rows), if the layer's attention may read them, else None. RoPE does
     not need them, and flash attention takes gaps in them for packed sequences."""
     scales = scales_queries(forward.family, call.index)
@@ -114,7 +115,7 @@ def row_ids(forward: Forward, call: LayerCall, rows: RowMap) -> Tensor | None:
     return ids
 
 
-def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | None) -> Tensor:
+def _numbers(forward: Forward, rows: Rows, hidden: Tensor, shift: Tensor | None) -> Tensor:
     """Return position ids of renumbered rows, (samples, rows)."""
     ids = ids_of(forward)
     device = ids.device
@@ -144,7 +145,7 @@ def ids_of(forward: Forward) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """What a layer's window counts, if not the columns in which rows are stored: see `RowMap.window_columns`.
+    """What a layer's window counts, if not the columns in which rows are stored: see `Rows.window_columns`.
 
     Attributes:
         columns: (samples, span) int64, the unpruned column that it counts for each column of this call.
@@ -207,7 +208,7 @@ class Window:
 
 
 def coming_in_window(
-    forward: Forward, rows: RowMap | None, stored: PrunedLayer | None, past: int, hidden: Tensor
+    forward: Forward, rows: Rows | None, stored: PrunedLayer | None, past: int, hidden: Tensor
 ) -> Tensor | None:
     """Return the columns in which windows count the rows of a call, (samples, rows) int64.
 
@@ -229,7 +230,7 @@ def coming_in_window(
 
     def count() -> Tensor:
         if rows is not None:
-            return rows.columns + past
+            return rows.read + past
         columns = torch.arange(past, past + forward.span, device=hidden.device).expand(len(hidden), -1)
         return columns if shift is None else columns - shift.to(hidden.device)[:, None]
 
@@ -237,7 +238,7 @@ def coming_in_window(
 
 
 def window_of(
-    forward: Forward, layer: int, rows: RowMap | None, stored: PrunedLayer | None, past: int, hidden: Tensor
+    forward: Forward, layer: int, rows: Rows | None, stored: PrunedLayer | None, past: int, hidden: Tensor
 ) -> Window | None:
     """Return what a layer's window counts; see `coming_in_window`. None also if the window reaches all columns.
 
@@ -262,7 +263,7 @@ def window_of(
         keys = torch.cat((earlier, coming), dim=1)
     columns = coming
     if rows is not None:
-        columns = coming.new_zeros(len(coming), forward.span).scatter(1, rows.columns, coming)
+        columns = coming.new_zeros(len(coming), forward.span).scatter(1, rows.read, coming)
     return Window(columns, keys, past, reach.columns, numbered, forward.live)
 
 

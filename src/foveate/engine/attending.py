@@ -15,13 +15,13 @@ from foveate.core.attention import attention_rows, mean_of_busiest, nearness
 from foveate.core.rank import spread
 from foveate.core.signals import Attention, Columns, KeyNorms, Keys, OwnSignal, Pivots, Products, Signal, ValueLikeness
 from foveate.core.tensors import BLOCK_NUMBERS, alike, send, without_autocast
-from foveate.engine.left import Left
 from foveate.engine.prompt_samples import Unit
+from foveate.engine.rows import Rows, places_of
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped
 
 RATERS = "raters"
-"""Name of the tensor in `Left.text` that marks the raters."""
+"""Name of the tensor in `Rows.about` that marks the raters."""
 OF_TEXT = ("after", "but_last", "null", "raters")
 """Values of `Attention.rows` for queries in the text behind an image."""
 
@@ -30,18 +30,20 @@ class RowsReader(ABC):
     """Reads signals from queries and keys of a decoder layer at a sample's rows. Each host subclasses it.
 
     Args:
-        left: The sample, and its vision rows that are left.
+        table: The rows that are left, of all samples.
+        member: Index of the sample.
         columns: (rows,) int64, ascending: the columns of all rows of the sample, text included.
         width: Width of the residual stream.
     """
 
-    def __init__(self, left: Left, columns: Tensor, width: int) -> None:
-        self._left = left
+    def __init__(self, table: Rows, member: int, columns: Tensor, width: int) -> None:
+        self.table = table
+        self.member = member
         self._columns = columns
         self._width = width
         self._trailing = 0  # rows of padding behind the sample's last token
         self._made_keys: Tensor | None = None
-        self._vision = torch.searchsorted(columns, left.columns)  # index of each vision row among all rows
+        self._vision = places_of(table.columns[member], columns)  # index of each vision row among all rows
         self._past: Tensor | None = None
         self._sees: Callable[[Tensor], Tensor] | None = None
         self._softcap: float | None = None
@@ -85,7 +87,7 @@ class RowsReader(ABC):
         largest first. If there is less text, they repeat from the first; without text −1.
         """
         if isinstance(signal, Columns):
-            return self.in_prompt(self._left.columns)
+            return self.in_prompt(self.table.columns[self.member])
         if isinstance(signal, Keys):
             return self._all_keys()[:, self._vision].float().mean(dim=0)
         if isinstance(signal, KeyNorms):
@@ -179,7 +181,7 @@ class RowsReader(ABC):
         visible: Callable[[slice], Tensor] | None = None
         if signal.among == "image":
             with_whom = values[:, own]
-        elif (padding := self._left.sample.padding) is not None:  # hide it; every row sees the same
+        elif (padding := self.table.samples[self.member].padding) is not None:  # hide it; every row sees the same
             seen = ~torch.isin(self._columns, send(padding, own.device))[None, None]
             visible = lambda _: seen  # noqa: E731
         total, done = torch.zeros_like(own, dtype=torch.float32), 0
@@ -302,7 +304,7 @@ class RowsReader(ABC):
         if signal.rows == "but_last":
             return asking[:-1], None if real is None else real[:-1]
         if signal.rows == "raters":
-            is_rater = self._left.text[RATERS][unit.image, self._columns[asking]]
+            is_rater = self.table.about[self.member][RATERS][unit.image, self._columns[asking]]
             return asking, is_rater if real is None else is_rater & real
         return asking, real
 
@@ -311,8 +313,8 @@ class RowsReader(ABC):
 
         If text stands between an image's tokens, the host does not know how much of it is behind those that are left.
         """
-        words, exact = self._left.text_behind(unit)
-        rows = torch.searchsorted(self._columns, words)
+        words, exact = self.table.text_behind(self.member, unit)
+        rows = places_of(words, self._columns)
         return rows, None if exact else rows > self._vision[unit.rows.stop - 1]
 
     def _visible(

@@ -55,10 +55,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         seen: The unpruned length.
         window: Unpruned columns a row sees, its own included; None if all. See `WindowedLayer`.
         window_columns: (samples, slots) int64, as `base`, but the columns in which a window counts the slots: see
-            `RowMap.window_columns`. At a pad they mean nothing. None: `base`. In the tail a window counts columns
+            `Rows.window_columns`. At a pad they mean nothing. None: `base`. In the tail a window counts columns
             reduced by `shift`.
         windowed: Whether a window has ever counted other columns than `base`.
-        disorder: See `RowMap`; of any rows in `base`.
+        disorder: See `Rows`; of any rows in `base`.
         shift: (samples,) int64, by how much positions have shrunk on this layer, if rows are renumbered; else None.
         head: Keys and values that all samples share as their beginning, (1, heads, slots, head size) each. `keys` and
             `values` then hold what each sample added. None if each sample has its own rows.
@@ -192,7 +192,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             ragged: Whether any row is a pad.
             window_columns: The columns in which a window counts the rows, (samples, rows); None: where it counts
                 `columns`, in all slots.
-            disorder: See `RowMap`.
+            disorder: See `Rows`.
         """
         if window_columns is not None:
             # Joined now, while the tail is counted by the shift of earlier turns.

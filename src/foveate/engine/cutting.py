@@ -1,11 +1,10 @@
 """Each layer, first: what the stages before it see of each sample, and which vision tokens they drop or merge."""
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,26 +28,14 @@ from foveate.core.signals import (
 from foveate.core.tensors import Change
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine.attending import RATERS, RowsReader, streams
-from foveate.engine.forward import Forward, LayerCall, places_of
-from foveate.engine.left import Left
-from foveate.engine.program import CELLS, Program, hidden_note, notes_of, ran_note
+from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.program import CELLS, Program, hidden_note, ran_note
 from foveate.engine.prompt_samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.engine.reading import raters_of
+from foveate.engine.rows import Decision, Rows, Sizes
 from foveate.errors import UnsupportedError
 
 ALL_CELLS = Cells()
-
-
-class Decision(NamedTuple):
-    """The rows of a sample that the stages before a layer leave.
-
-    Attributes:
-        cut: The cut of the sample's rows.
-        sizes: Rows left of each image, of a mask those that arrive; None after a cut that ranked all of them together.
-    """
-
-    cut: Cut
-    sizes: tuple[int, ...] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -57,40 +44,92 @@ class SampleRows:
 
     Attributes:
         layer: The decoder layer (0-based).
-        left: The sample, and its rows that are left.
+        table: The rows that arrive, of all samples.
+        member: Index of the sample.
         stream: The stream entering the layer, (columns, width); for a host with its own decoder, only the words.
-        reader_of: Returns the reader of the layer's queries and keys; None if the host has no decoder to read.
+        reader_of: Returns the reader of the layer's queries and keys for a sample; None if the host has no decoder to
+            read.
         norm: The norm before the model's head.
+        cut: What earlier stages before this layer left of the rows that arrive; None: all.
+        sizes: Rows of each image.
     """
 
     layer: int
-    left: Left
+    table: Rows
+    member: int
     stream: Tensor
-    reader_of: Callable[[Left], RowsReader] | None = None
+    reader_of: Callable[[int], RowsReader] | None = None
     norm: Change = lambda rows: rows
+    cut: Cut | None = None
+    sizes: Sizes = field(init=False)
     _hidden: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        self.sizes = self.table.sizes[self.member]
+
     def __len__(self) -> int:
-        return len(self.left)
+        if self.cut is None:
+            return self.table.counts[self.member]
+        return int(self.cut.count)
+
+    @property
+    def sample(self) -> Sample:
+        """What the host knows of the sample."""
+        return self.table.samples[self.member]
 
     @property
     def hidden(self) -> Tensor:
         """The residual stream entering the layer at these rows: (rows, width), model dtype."""
         if self._hidden is None:
-            self._hidden = self.stream[self.left.columns]
+            self._hidden = self.stream[self.table.columns[self.member]]
         return self._hidden
+
+    @property
+    def tokens(self) -> Tensor:
+        """The token that each row stands for, (rows,) int64; −1 for none."""
+        tokens = self.table.tokens[self.member]
+        if self.cut is None:
+            return tokens
+        return look_up(self.cut.source, tokens)
+
+    @property
+    def about(self) -> Mapping[str, Tensor]:
+        """Tensors about the text behind the sample's images, by name."""
+        return self.table.about[self.member]
 
     @property
     def reader(self) -> RowsReader:
         """Reads the layer's queries and keys."""
         assert self.reader_of is not None  # a host without a decoder refuses signals of one
-        return self.reader_of(self.left)
+        return self.reader_of(self.member)
+
+    def note(self, name: str) -> Tensor:
+        """Return what was remembered of these rows, (rows, …)."""
+        if self.cut is None:
+            return self.table.note(self.member, name)
+        if name in self.cut.notes:
+            return self.cut.notes[name]
+        return note_of(self.table.note(self.member, name), self.cut.source, self.cut.rows)
+
+    def notes_of(self, stage: Stage) -> dict[str, Tensor]:
+        """Return the notes of the chain member that a stage belongs to, by the names the member gave them."""
+        mark = f"{stage.owner} "
+        names = [*self.table.notes[self.member], *(() if self.cut is None else self.cut.notes)]
+        return {name.removeprefix(mark): self.note(name) for name in names if name.startswith(mark)}
+
+    def leave(self, notes: Mapping[str, Tensor]) -> None:
+        """Remember what a stage that drops nothing says of these rows."""
+        if self.cut is not None:
+            self.cut = self.cut.with_notes({**self.cut.notes, **notes})
+            return
+        for name, values in notes.items():
+            self.table.put_note(self.member, name, values)
 
     def units(self, stage: Stage) -> list[Unit]:
         """Return the groups of rows that a stage ranks separately."""
         if stage.unit == "sample":
-            return [sample_unit(self.left.sample, len(self))]
-        sample, sizes = self.left.sample, self.left.sizes
+            return [sample_unit(self.sample, len(self))]
+        sample, sizes = self.sample, self.sizes
         frames = sample.frames
         by_frame = stage.unit == "image" and frames is not None and len(frames) > len(sample.media)
         if sizes is None or by_frame or (frames is not None and len(frames) != len(sizes)):
@@ -103,12 +142,11 @@ class SampleRows:
 
     def view(self, stage: Stage, unit: Unit) -> View:
         """Build the view of a unit that a stage gets."""
-        left = self.left
         part: Change = itemgetter(unit.rows)  # from a tensor of all rows to the unit's
         if len(unit) == len(self):
             part = lambda tensor: tensor  # noqa: E731
-        notes = {name: part(note) for name, note in notes_of(left.notes, stage).items()}
-        tokens = partial(part, left.source)
+        notes = {name: part(note) for name, note in self.notes_of(stage).items()}
+        tokens = lambda: part(self.tokens)  # noqa: E731
         if stage.place is not Place.LAYER:
             return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
         # Signals are passed as functions, so one that the stage does not read is never computed.
@@ -121,13 +159,13 @@ class SampleRows:
                 continue
             hidden = lambda: part(self.hidden)  # noqa: E731
             if signal.back and before is None:
-                before = partial(part, left.notes[hidden_note(self.layer - signal.back)])
+                before = partial(part, self.note(hidden_note(self.layer - signal.back)))
         return LayerView(
             hidden=hidden,
             hidden_before=before,
             count=len(unit),
             tokens=tokens,
-            device=left.source.device,
+            device=self.table.device,
             arriving=self._arriving(stage, unit),
             notes=notes,
             signals=signals,
@@ -137,7 +175,7 @@ class SampleRows:
     def _arriving(self, stage: Stage, unit: Unit) -> Arriving:
         """The token counts from which a stage's budget is computed. Includes the image's grids if the stage reads
         `Cells` and no token of the image was dropped."""
-        sample, begun = self.left.sample, self.left.begun
+        sample, begun = self.sample, self.table.begun[self.member]
         arriving, grids = unit.arriving, sample.grids
         if begun is not None and stage.owner not in begun.opening:
             if unit.image < 0:  # the whole sample
@@ -151,35 +189,36 @@ class SampleRows:
 
     def _signal(self, signal: Signal, unit: Unit, part: Change) -> Tensor:
         """Return a signal for the rows of a unit."""
-        left, sample = self.left, self.left.sample
+        sample = self.sample
         if isinstance(signal, Cells):
             # A row without a token has no cell: (rows, 3) values become −1.
-            none = part(left.source) < 0
-            return part(left.notes[CELLS]).masked_fill(none[:, None], -1)
+            none = part(self.tokens) < 0
+            return part(self.note(CELLS)).masked_fill(none[:, None], -1)
         if isinstance(signal, Columns):
             note = ran_note(signal, self.layer - 1)
-            own = part(left.notes[note])
+            own = part(self.note(note))
             if signal.pivots:
-                return torch.cat((own, left.text[note][unit.image]))
+                return torch.cat((own, self.about[note][unit.image]))
             return own
         if isinstance(signal, Rotary):
-            return part(left.notes[ran_note(signal, self.layer)])
+            return part(self.note(ran_note(signal, self.layer)))
         if isinstance(signal, Resource):
-            return left.text[repr(signal)][unit.image]
+            return self.about[repr(signal)][unit.image]
         if signal.of_ran and not isinstance(signal, Pivots):
-            return part(left.notes[ran_note(signal, self.layer - 1)])
+            return part(self.note(ran_note(signal, self.layer - 1)))
         if isinstance(signal, Text):
-            return self.stream[left.words[len(left.words) - sample.text_after[unit.image] :]]
+            words = self.table.words[self.member]
+            return self.stream[words[len(words) - sample.text_after[unit.image] :]]
         if isinstance(signal, Keys | Products):
             return part(self.reader.read(signal, [sample_unit(sample, len(self))]))
         if isinstance(signal, Normed):
             return self.norm(part(self.hidden))
         if isinstance(signal, Pivots):
-            columns = left.text[ran_note(signal, self.layer - 1)][unit.image]
+            columns = self.about[ran_note(signal, self.layer - 1)][unit.image]
             rows = self.norm(self.stream[columns.clamp(min=0)])
             return rows * (columns >= 0)[:, None]
         assert isinstance(signal, Attention)
-        return self.reader.read(signal, asking_units(signal, sample, left.sizes, unit))
+        return self.reader.read(signal, asking_units(signal, sample, self.sizes, unit))
 
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
         """Return the rows that a second stage before the same layer sees after the first stage's cut."""
@@ -190,11 +229,10 @@ class SampleRows:
                 f"Two stages cut before layer {self.layer}, and the second reads values that are not computed for the "
                 "tokens left by the first. Move one of them to another layer."
             )
-        # For example rows stand for tokens 3 5 8, and the cut keeps rows 0 2: source becomes 3 8.
-        source = look_up(cut.source, self.left.source)
-        notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.left.notes.items()}
-        left = replace(self.left, source=source, sizes=decision.sizes, notes=notes | dict(cut.notes))
-        return replace(self, left=left, _hidden=cut.rows_left(self.hidden))
+        hidden = cut.rows_left(self.hidden)
+        rows = replace(self, cut=cut if self.cut is None else self.cut.then(cut), _hidden=hidden)
+        rows.sizes = decision.sizes
+        return rows
 
 
 def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None, unit: Unit) -> Sequence[Unit]:
@@ -209,7 +247,6 @@ def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None,
 
 def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
     """Run the stages before a layer on a sample, each on what the previous one left. None: nothing is dropped."""
-    decision: Decision | None = None
     answer: Decision | None = None
     for stage in stages:
         if answer is not None:  # the previous stage cut
@@ -221,19 +258,13 @@ def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
         answer = None
         if all(cut is None for cut in cuts):
             continue
-        if not stage.drops:  # the stage only leaves notes
-            notes = joined_notes([cut.with_owner(stage.owner) for cut in cuts if cut is not None])
-            rows.left.notes.update(notes)
-            if decision is not None:
-                decision = Decision(decision.cut.with_notes({**decision.cut.notes, **notes}), decision.sizes)
-            continue
-        answer = _answer(cuts, units, rows, stage)
-        if decision is None:
-            cut = answer.cut
-        else:
-            cut = decision.cut.then(answer.cut)
-        decision = Decision(cut, answer.sizes)
-    return decision
+        if stage.drops:
+            answer = _answer(cuts, units, rows, stage)
+        else:  # the stage only leaves notes
+            rows.leave(joined_notes([cut.with_owner(stage.owner) for cut in cuts if cut is not None]))
+    if answer is None:
+        return None if rows.cut is None else Decision(rows.cut, rows.sizes)
+    return Decision(answer.cut if rows.cut is None else rows.cut.then(answer.cut), answer.sizes)
 
 
 def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision:
@@ -241,7 +272,7 @@ def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows,
     parts = []
     for cut, unit in zip(cuts, units, strict=True):
         parts.append(Cut.stay(len(unit)) if cut is None else cut.with_owner(stage.owner))
-    joined, sizes = join_units(parts, rows.left.source.device, lambda: rows.hidden), rows.left.sizes
+    joined, sizes = join_units(parts, rows.table.device, lambda: rows.hidden), rows.sizes
     if joined.stays is not None:  # counted later
         return Decision(joined, sizes)
     by_image = sizes is not None and len(sizes) == len(units)
@@ -309,7 +340,7 @@ def joined_notes(cuts: Sequence[Cut]) -> dict[str, Tensor]:
 # -- a layer's cuts, sample by sample -----------------------------------------------------------------------------
 
 
-ReaderOf = Callable[[Left], RowsReader]
+ReaderOf = Callable[[int], RowsReader]
 
 
 def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
@@ -321,93 +352,86 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         reader_of: Returns the reader of this layer for a sample.
     """
     program, layer = forward.program, call.index
-    lefts = forward.outcome.on(call.hidden.device)
+    rows = forward.outcome.on(call.hidden.device)
     if layer == 0 and program.finds_raters:
-        for left in lefts:
-            left.text[RATERS] = raters_of(left, call.hidden[left.member])
+        for member in rows.members:
+            rows.about[member][RATERS] = raters_of(rows, member, call.hidden[member])
     if program.before(layer):
-        _cut(forward, call, lefts, reader_of)
-    for left in lefts:
+        rows = _cut(forward, call, rows, reader_of)
+    for member in rows.members:
         if layer == 0:
-            left.begun = Begun(len(left), left.sizes, program.opening)
+            rows.begun[member] = Begun(rows.counts[member], rows.sizes[member], program.opening)
         if layer in program.remembered:
-            left.notes[hidden_note(layer)] = call.hidden[left.member, left.columns]
-    forward.outcome.row_maps.append(forward.outcome.rows)
+            rows.put_note(member, hidden_note(layer), call.hidden[member, rows.columns[member]])
+    forward.outcome.ran.append(forward.outcome.rows)
 
 
-def note_attending(left: Left, signals: Sequence[Signal], layer: int, reader: RowsReader) -> None:
+def note_attending(reader: RowsReader, signals: Sequence[Signal], layer: int) -> None:
     """Store signals of a running layer's queries and keys, for stages before the next layer."""
-    rows = sample_unit(left.sample, len(left))
-    images = [rows] if left.sizes is None else image_units(left.sample, left.sizes)
+    rows, member = reader.table, reader.member
+    sample, sizes, about = rows.samples[member], rows.sizes[member], rows.about[member]
+    every = sample_unit(sample, rows.counts[member])
+    images = [every] if sizes is None else image_units(sample, sizes)
     for signal in signals:
         name = ran_note(signal, layer)
         if isinstance(signal, Pivots):
-            left.text[name] = reader.read(signal, images)
+            about[name] = reader.read(signal, images)
         elif not isinstance(signal, Attention):
-            left.notes[name] = reader.read(signal, images)
+            rows.put_note(member, name, reader.read(signal, images))
         if isinstance(signal, Columns) and signal.pivots:
-            left.text[name] = reader.in_prompt(reader.read(Pivots(signal.pivots), images))
+            about[name] = reader.in_prompt(reader.read(Pivots(signal.pivots), images))
     for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
-        units = asking_units(stream[0], left.sample, left.sizes, rows)
+        units = asking_units(stream[0], sample, sizes, every)
         for attention, values in reader.reduce(stream, units).items():
-            left.notes[ran_note(attention, layer)] = values
+            rows.put_note(member, ran_note(attention, layer), values)
 
 
-def _cut(forward: Forward, call: LayerCall, lefts: Sequence[Left], reader_of: ReaderOf) -> None:
-    """Cut before a layer, and record it if tokens may be dropped there."""
+def _cut(forward: Forward, call: LayerCall, rows: Rows, reader_of: ReaderOf) -> Rows:
+    """Cut before a layer, and record it if tokens may be dropped there. Returns the rows that are left."""
     program, norm = forward.program, forward.family.final_norm
     before = forward.vision_left() if call.index in program.cuts else ()
     decided = []
-    for left in lefts:
-        rows = SampleRows(call.index, left, call.hidden[left.member], reader_of, norm)
-        decided.append((left, decide_left(rows, program)))
-    dropped, merged = False, []
-    for left, decision in count_images(decided):
-        taken = left.apply(*decision)
-        if taken is None:
-            continue
-        dropped = True
-        rows_made, came_from = taken
-        if rows_made is not None:
-            merged.append((left, rows_made))
-            forward.move_additions(left, call.index, came_from)
-    if merged:  # one write for all samples
-        owners, columns = places_of([left for left, _ in merged])
-        rows_of_all = torch.cat([rows for _, rows in merged]).to(call.hidden.dtype)
-        call.hidden = call.hidden.index_put((owners, columns), rows_of_all)
-    if dropped:
-        forward.lay_out(program.renumbers_before(call.index))
+    for member in rows.members:
+        arriving = SampleRows(call.index, rows, member, call.hidden[member], reader_of, norm)
+        decided.append((member, decide_all(arriving, program)))
+    forward.outcome.table, merges = rows.keep(dict(count_images(decided)))
+    for merge in merges:
+        forward.move_additions(merge, call.index)
+    if merges:  # one write for all samples
+        call.hidden = forward.table.store(merges, call.hidden)
+    if forward.table is not rows and program.renumbers_before(call.index):
+        forward.table.renumber()
     if call.index in program.cuts:
         forward.record_cut("layer", call.index, before)
+    return forward.table
 
 
-def decide_left(rows: SampleRows, program: Program) -> Decision:
-    """Run the stages before a layer on a sample. Returns a cut with all notes of its rows."""
-    left = rows.left
+def decide_all(rows: SampleRows, program: Program) -> Decision:
+    """Run the stages before a layer on a sample, and forget what nothing reads later."""
     decision = decide(rows, program.before(rows.layer))
     for name in program.done_with(rows.layer):
-        left.notes.pop(name, None)
-    arrived = Cut.stay(len(left), left.notes)
+        rows.table.notes[rows.member].pop(name, None)
+    count = rows.table.counts[rows.member]
     if decision is None:
-        return Decision(arrived, left.sizes)
-    cut = decision.cut.to(left.source.device)
-    if cut.rows is None and cut.stays is None and cut.count == len(left):  # all tokens stay
-        cut = Cut.stay(len(left), cut.notes)
-    return Decision(arrived.then(cut), decision.sizes)
+        return Decision(Cut.stay(count), rows.sizes)
+    cut = decision.cut.to(rows.table.device)
+    if cut.rows is None and cut.stays is None and cut.count == count:  # all tokens stay
+        cut = Cut.stay(count, cut.notes)
+    return Decision(cut, decision.sizes)
 
 
-def count_images(decided: Sequence[tuple[Left, Decision]]) -> list[tuple[Left, Decision]]:
-    """Replace masks by indices. This takes one host sync for the whole batch."""
-    stays = [(decision.cut.stays, list(decision.sizes or (len(left),))) for left, decision in decided]
+def count_images(decided: Sequence[tuple[int, Decision]]) -> list[tuple[int, Decision]]:
+    """Replace masks by indices, in the decisions about samples. This takes one host sync for the whole batch."""
+    stays = [(decision.cut.stays, list(decision.sizes or (decision.cut.arriving,))) for _, decision in decided]
     parts = [torch.split(mask, sizes) for mask, sizes in stays if mask is not None]
     sums = [part.sum() for part in itertools.chain(*parts)]  # of each image of each sample
     if not sums:
         return list(decided)
     numbers = iter(torch.stack([number.to(sums[0].device) for number in sums]).tolist())
     counted = []
-    for (left, decision), (mask, arrived) in zip(decided, stays, strict=True):
+    for (member, decision), (mask, arrived) in zip(decided, stays, strict=True):
         if mask is not None:
             sizes = tuple(itertools.islice(numbers, len(arrived)))
             decision = Decision(decision.cut.first(sum(sizes)), sizes if decision.sizes is not None else None)
-        counted.append((left, decision))
+        counted.append((member, decision))
     return counted

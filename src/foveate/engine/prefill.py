@@ -4,6 +4,7 @@ At the end, caches of earlier layers are cut for decoding, and the record is com
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +13,15 @@ from torch import Tensor
 from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, unsupported
 from foveate.core.cut import Cut
 from foveate.core.grid import join
-from foveate.core.tensors import without_autocast
+from foveate.core.tensors import Memo, without_autocast
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer, WindowedLayer, find_pruned, length_of, pruned_layer, refuse_cache
 from foveate.engine.cutting import join_units
-from foveate.engine.forward import Arrival, Forward, RowMap
+from foveate.engine.forward import Arrival, Forward
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
 from foveate.engine.prompt_samples import Sample, read_samples
 from foveate.engine.reads import begin_turn, end_turn
+from foveate.engine.rows import Decision, Rows
 from foveate.engine.trace import PrefillRecord, StageRecord, Where
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.placing import lengths_of, pieces_of
@@ -200,13 +202,14 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
             "This method encodes the question's token ids, but this prompt came as embeddings. Pass input_ids."
         )
     rows = ids.cpu()
-    for left, signal in itertools.product(forward.outcome.lefts, program.encodes_text):
-        encode, sample = program.resources[signal.name].text, left.sample
+    table = forward.table
+    for member, signal in itertools.product(table.members, program.encodes_text):
+        encode, sample = program.resources[signal.name].text, forward.samples[member]
         # Encode each text once. Texts behind a sample's images all end at its end, so the length identifies them.
         words = {count: sample.words[len(sample.words) - count :] for count in sample.text_after}
-        by_length = {count: encode(rows[left.member][columns]) for count, columns in words.items()}
+        by_length = {count: encode(rows[member][columns]) for count, columns in words.items()}
         encoded = torch.stack([by_length[count] for count in sample.text_after])
-        left.text[repr(signal)] = encoded.to(left.source.device)
+        table.about[member][repr(signal)] = encoded.to(table.device)
 
 
 def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
@@ -222,20 +225,27 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
     program = forward.program
     if program.encodes in (None, "thin"):
         return hidden
-    before = forward.vision_left()
+    before, entering, decisions = forward.vision_left(), forward.table, {}
     is_changed = any(image.changed for sample in forward.samples for image in sample.media)
-    for left in forward.outcome.lefts:
-        cut = Cut.stay(len(left.vision), left.notes).then(_tower_cut(left.sample, is_changed, hidden.device))
-        rows, _ = left.apply(cut, tuple([image.started for image in left.sample.media])) or (None, None)
-        if left.runs is not None and rows is not None:  # text between an image's tokens: move rows to their runs
-            owner = torch.full_like(rows, left.member)
-            hidden = hidden.index_put((owner, left.columns), hidden[left.member, left.vision[rows]])
-            forward.move_additions(left, 0, rows)
+    for member in entering.members:
+        sample = forward.samples[member]
+        cut = _tower_cut(sample, is_changed, hidden.device)
+        decisions[member] = Decision(cut, tuple([image.started for image in sample.media]))
+    forward.outcome.table, merges = entering.keep(decisions)
+    for merge in merges:
+        if entering.runs[merge.member] is None:  # the rows are where they are stored
+            continue
+        # Text stands between an image's tokens: move rows to their runs. They came as ordinals of the image's tokens.
+        came_from = entering.entered[merge.member][merge.rows]
+        moved = merge._replace(rows=hidden[merge.member, came_from], came_from=came_from)
+        hidden = entering.store([moved], hidden)
+        forward.move_additions(moved, 0)
     if not is_changed:
         return hidden
     names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
     forward.record_cut(names.get(program.encodes, "tower"), None, before)
-    forward.lay_out(program.renumbers_before(None))
+    if program.renumbers_before(None):
+        forward.table.renumber()
     return hidden
 
 
@@ -349,7 +359,7 @@ def finish(forward: Forward, cache: Any) -> None:
     """
     record, rows = forward.outcome.record, forward.outcome.rows
     if record is not None and forward.unpadded is not None:
-        record._left = forward.unpadded, *((None, None) if rows is None else (rows.columns, rows.valid))
+        record._left = forward.unpadded, *((None, None) if rows is None else (rows.read, rows.valid))
     if forward.drops:
         _refuse_other_counts(forward)
         if cache not in (None, forward.cache):
@@ -370,7 +380,7 @@ def finish(forward: Forward, cache: Any) -> None:
 
 def _refuse_other_counts(forward: Forward) -> None:
     """Refuse a forward that ran other layers than the model has, or left other tokens than the method's plan says."""
-    ran, depth = len(forward.outcome.row_maps), len(forward.family.layers)
+    ran, depth = len(forward.outcome.ran), len(forward.family.layers)
     if ran < depth:
         raise SessionError(
             f"Tokens were dropped in {ran} of {depth} decoder layers: the model ran no more layers, or the forward of "
@@ -409,7 +419,7 @@ def _windows(cache: Any) -> dict[int, int]:
 def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
     """Refuse a model that did not store a layer's rows in its cache."""
     others = {*forward.family.recurrent, *forward.family.lenders}
-    for index, rows in enumerate(forward.outcome.row_maps):
+    for index, rows in enumerate(forward.outcome.ran):
         if rows is None or index in others:
             continue
         layer = find_pruned(cache, index)
@@ -421,29 +431,24 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
     """Cut earlier layers' keys and values down to the tokens left at the end, if a stage asks for it."""
     stateful = {*forward.family.recurrent, *forward.family.lenders}
     layers = [index for index in forward.program.cached if index < len(cache.layers) and index not in stateful]
-    if not layers or forward.outcome.rows is None:
+    final = forward.outcome.rows
+    if not layers or final is None:
         return
-    final, others = forward.final()
-    # The row maps stay alive here, so their ids are unique.
-    wanted: dict[tuple[int, torch.device], tuple[Tensor, Sequence[int]]] = {}
+    wanted = Memo()
     for index in layers:
-        rows = forward.outcome.row_maps[index]
-        if rows is forward.outcome.rows:
+        rows = forward.outcome.ran[index]
+        if rows is not None and rows.generation == final.generation:
             continue
         stored = pruned_layer(cache, index)
-        device = stored.keys.device
-        alike = id(rows), device
-        if alike not in wanted:
-            wanted[alike] = _rows_wanted(forward, rows, final.to(device), others.to(device))
+        device, generation = stored.keys.device, 0 if rows is None else rows.generation
+        alike = partial(_rows_wanted, forward, rows, final, device)
+        stays, counts = wanted.once(alike, rows is None, generation, device)
         shift = stored.shift
-        if forward.outcome.rows.numbered is not None:
-            if rows is None:
-                before = forward.entering_rows
-            else:
-                before = rows.counts
-            shift = forward.outcome.rows.on(device).shift(stored.shift, before)
-        numbers = forward.outcome.rows.numbered is not None and index in forward.family.windows
-        stored.keep(*wanted[alike], shift if numbers else None)
+        if final.numbered is not None:
+            before = forward.entering_rows if rows is None else rows.row_counts
+            shift = final.on(device).shift(stored.shift, before)
+        numbers = final.numbered is not None and index in forward.family.windows
+        stored.keep(stays, counts, shift if numbers else None)
         stored.shift = shift
     record = forward.outcome.record
     assert record is not None
@@ -452,24 +457,20 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
     forward.record_cut("kv", None, arriving[0])
 
 
-def _rows_wanted(forward: Forward, rows: RowMap | None, final: Tensor, others: Tensor) -> tuple[Tensor, Sequence[int]]:
-    """Return which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`.
+def _rows_wanted(
+    forward: Forward, rows: Rows | None, final: Rows, device: torch.device
+) -> tuple[Tensor, Sequence[int]]:
+    """Return which rows of layers are text or left at the end, and how many: see `PrunedLayer.keep`.
 
     Args:
-        forward: Knows what is left.
-        rows: The rows that these layers hold; None: all.
-        final, others: See `Forward.final`.
+        forward: Knows which columns are padding.
+        rows: The rows that these layers hold; None: all columns.
+        final: The rows at the end.
+        device: Where the layers are.
     """
-    if rows is None:
-        assert forward.unpadded is not None
-        wanted = final & (forward.unpadded.to(final.device) != 0)
-        texts = [sample.live - len(sample.vision) for sample in forward.samples]
-    else:
-        rows = rows.on(final.device)
-        # (samples, columns) read at the column of each row's token: (samples, rows).
-        tokens = final.take_along_dim(rows.source.clamp(min=0), dim=1)
-        wanted = torch.where(rows.source < 0, others.gather(1, rows.columns), tokens)
-        if rows.valid is not None:
-            wanted = wanted & rows.valid
-        texts = [len(sample.text) for sample in forward.samples]
-    return wanted, forward.with_left(texts)
+    if rows is not None:
+        return rows.on(device).that_last(final), final.lengths
+    assert forward.unpadded is not None
+    texts = [sample.live - len(sample.vision) for sample in forward.samples]
+    counts = [text + count for text, count in zip(texts, final.counts, strict=True)]
+    return final.on(device).columns_left & (forward.unpadded.to(device) != 0), counts

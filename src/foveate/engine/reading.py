@@ -19,9 +19,9 @@ from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, gather_rows
-from foveate.engine.left import Left
 from foveate.engine.program import ran_note
 from foveate.engine.prompt_samples import image_units, sample_unit
+from foveate.engine.rows import Rows
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped, unturning
 
@@ -29,18 +29,19 @@ from foveate.families.tap import Tapped, unturning
 
 
 @without_autocast
-def raters_of(left: Left, hidden: Tensor) -> Tensor:
+def raters_of(rows: Rows, member: int, hidden: Tensor) -> Tensor:
     """Return which columns are raters of each image of a sample, (images, columns) bool: see `Attention`.
 
     `hidden` is the sample's stream that enters the decoder, (columns, width).
     """
-    assert left.sizes is not None  # nothing was cut in the decoder yet
+    sizes = rows.sizes[member]
+    assert sizes is not None  # nothing was cut in the decoder yet
     raters = []
-    for unit in image_units(left.sample, left.sizes):
-        words, _ = left.text_behind(unit)
+    for unit in image_units(rows.samples[member], sizes):
+        words, _ = rows.text_behind(member, unit)
         none = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         if len(unit) and len(words):
-            columns = left.columns[unit.rows]
+            columns = rows.columns[member][unit.rows]
             real = words > columns[-1]
             alike = hidden[columns].float() @ hidden[words].float().T  # (rows, words)
             shares = alike.masked_fill(~real, float("-inf")).softmax(dim=1).mean(dim=0)
@@ -62,15 +63,16 @@ def note_turns(forward: Forward, call: LayerCall) -> None:
     """
     device = call.hidden.device
     places = _places(forward, call).to(device)  # (axes, samples, columns)
-    for left in forward.outcome.on(device):
-        own = places[:, left.member, left.positions().clamp(min=0)]  # (axes, left)
+    rows = forward.outcome.on(device)
+    for member in rows.members:
+        own = places[:, member, rows.positions(member).clamp(min=0)]  # (axes, left)
         means: dict[int, Tensor] = {}  # by frequencies, which layers share
         for layer in forward.program.turned:
             frequencies = forward.family.frequencies(layer)
             assert frequencies is not None  # refused when the method was attached
             if id(frequencies) not in means:
                 means[id(frequencies)] = _means_of_turns(own, frequencies.to(device))
-            left.notes[ran_note(Rotary(), layer)] = means[id(frequencies)]
+            rows.put_note(member, ran_note(Rotary(), layer), means[id(frequencies)])
 
 
 def _places(forward: Forward, call: LayerCall) -> Tensor:
@@ -113,7 +115,7 @@ class AttentionReader(RowsReader):
     Args:
         forward: Knows what is left.
         call: The layer's call, with arguments and cache still those of all arriving rows.
-        left: The sample, and its vision rows that are left.
+        member: Index of the sample.
         signals: What will be read while the layer attends.
         ahead: Projects queries and keys before the layer runs; None: they are read while it attends.
 
@@ -127,7 +129,7 @@ class AttentionReader(RowsReader):
         self,
         forward: Forward,
         call: LayerCall,
-        left: Left,
+        member: int,
         signals: Sequence[Signal] = (),
         ahead: "Ahead | None" = None,
     ) -> None:
@@ -138,14 +140,13 @@ class AttentionReader(RowsReader):
         self._hidden = hidden = call.hidden
         self._family = family
         self._ahead = ahead
-        self._rows = rows = forward.present.on(hidden.device)
-        self._member = member = left.member
+        rows = forward.outcome.on(hidden.device).laid_out()
         self._own = slice(member, member + 1)
-        self._start = rows.columns.shape[1] - rows.lengths[member]  # without pads in front
+        self._start = rows.pads(member)
         self._seen = 0  # columns of earlier turns
-        super().__init__(left, rows.columns[member, self._start :], hidden.shape[-1])
+        super().__init__(rows, member, rows.of_sample(member), hidden.shape[-1])
         self._softcap = family.softcap(call.module)
-        self._trailing = left.sample.trailing
+        self._trailing = rows.samples[member].trailing
         self._sees = self._visibility()
         # Tables are computed now, while the arguments are those of all rows. Queries and keys read while the layer
         # attends are rotated already; only attention without distance still needs tables.
@@ -162,7 +163,7 @@ class AttentionReader(RowsReader):
         if stored is not None and stored.is_initialized and stored.get_seq_length():
             past = stored if isinstance(stored, PrunedLayer) else PrunedLayer(stored)
             device, ragged, self._seen = past.keys.device, past.ragged, past.seen
-            self._past = past.states[0][self._member]  # with the beginning that samples share
+            self._past = past.states[0][self.member]  # with the beginning that samples share
             slots = past.columns(0, len(past.keys), device)[self._own]
             if live is not None:
                 # Columns of padding become −1: columns 0 1 2 with padding in front give −1 1 2.
@@ -181,16 +182,16 @@ class AttentionReader(RowsReader):
         mask, causal = call.kwargs.get("attention_mask"), is_causal(call.module)
         if mask is None and causal and not ragged:  # no columns are made for nothing
             return None
-        keys = self._rows.unpruned(seen)[self._own, self._start :]
+        keys = self.table.unpruned(seen)[self._own, self._start :]
         if slots is not None:
             keys = torch.cat((slots, keys), dim=1)
         window = None
         if mask is not None:
             earlier = stored if isinstance(stored, PrunedLayer) else None
-            window = window_of(self._forward, index, self._rows, earlier, seen, self._hidden)
+            window = window_of(self._forward, index, self.table, earlier, seen, self._hidden)
         if window is not None:
-            window = window.of_sample(self._member, keys.shape[1] - len(self._columns), self._start)
-        sample = torch.full_like(keys[:, 0], self._member)
+            window = window.of_sample(self.member, keys.shape[1] - len(self._columns), self._start)
+        sample = torch.full_like(keys[:, 0], self.member)
         sees = visibility(mask, sample, keys, seen, length, ragged, causal, window)
         return None if sees is None else lambda rows: sees(rows[None])[0]
 
@@ -199,7 +200,7 @@ class AttentionReader(RowsReader):
         live = self._forward.live
         if live is None:
             return super().in_prompt(columns) + self._seen
-        return super().in_prompt(columns) + (live[self._member, : -self._hidden.shape[1]] != 0).sum().to(columns.device)
+        return super().in_prompt(columns) + (live[self.member, : -self._hidden.shape[1]] != 0).sum().to(columns.device)
 
     def _rotated_ones(self, size: int) -> Tensor:
         assert self._tables is not None
@@ -216,7 +217,7 @@ class AttentionReader(RowsReader):
         if signal is None:
             return self.project(asking[None], self._own).sample(0)
         assert self._ahead is not None
-        return self._ahead.read(self._left, asking, signal, image)
+        return self._ahead.read(self.member, asking, signal, image)
 
     def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
         tables = unturning(self._call.module, self._tables)
@@ -225,10 +226,11 @@ class AttentionReader(RowsReader):
 
     def rows_that_ask(self, signal: Attention, image: int) -> Tensor:
         """Return the rows that ask for a signal of an image, or of all rows if it is −1: (asking,) int64."""
-        unit = sample_unit(self._left.sample, len(self._left))
+        sample, sizes = self.table.samples[self.member], self.table.sizes[self.member]
+        unit = sample_unit(sample, self.table.counts[self.member])
         if image >= 0:
-            assert self._left.sizes is not None
-            unit = image_units(self._left.sample, self._left.sizes)[image]
+            assert sizes is not None
+            unit = image_units(sample, sizes)[image]
         return self._asking(signal, unit, self._vision[unit.rows])[0]
 
     def project(self, asking: Tensor, samples: slice, tables: Any = None) -> Tapped:
@@ -237,8 +239,8 @@ class AttentionReader(RowsReader):
         `samples` are those of the batch for which it is done. Their rows are equally many. They turn by `tables`; None:
         by the rows' own.
         """
-        call, rows = self._call, self._rows
-        columns, owners = rows.columns[samples, self._start :], None if rows.owners is None else rows.owners[samples]
+        call, rows = self._call, self.table
+        columns, owners = rows.read[samples, self._start :], None if rows.owners is None else rows.owners[samples]
         hidden, more = gather_rows(self._hidden, columns, owners), dict[str, Any]()
         if self._family.gathers:
             arguments = {**call.more, "position_ids": call.kwargs.get("position_ids")}
@@ -256,7 +258,7 @@ class AttentionReader(RowsReader):
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
         """Select the sample's rows from queries, keys or values of all samples: (heads, rows, size)."""
-        heads = heads[self._member, :, -rows:]  # without those of earlier turns, which come first
+        heads = heads[self.member, :, -rows:]  # without those of earlier turns, which come first
         if self._forward.outcome.rows is not None:
             return heads[:, self._start :]
         if len(self._columns) < self._hidden.shape[1]:  # the layer's rows are all columns, padding included
@@ -264,7 +266,7 @@ class AttentionReader(RowsReader):
         return heads
 
     def _layer_input(self) -> Tensor:
-        return self._hidden[self._member, self._left.columns]
+        return self._hidden[self.member, self.table.columns[self.member]]
 
     def _values(self) -> Tensor:
         assert self.attended is not None  # read while the layer attends
@@ -292,25 +294,29 @@ class Ahead:
         if torch.is_autocast_enabled(hidden.device.type):
             self.mixed = any(weight.is_floating_point() and weight.dtype != hidden.dtype for weight in weights)
 
-    def reader(self, left: Left) -> AttentionReader:
+    def reader(self, member: int) -> AttentionReader:
         """Return the reader of a sample."""
-        make = partial(AttentionReader, self.forward, self.call, left, ahead=self)
-        return self.memo.once(make, left.member)
+        make = partial(AttentionReader, self.forward, self.call, member, ahead=self)
+        return self.memo.once(make, member)
 
-    def read(self, left: Left, asking: Tensor, signal: Attention, image: int) -> Tapped:
+    def read(self, member: int, asking: Tensor, signal: Attention, image: int) -> Tapped:
         """Return queries and keys for the rows of a sample that ask for a signal of an image (−1: of all)."""
-        lefts, lengths = self.forward.outcome.lefts, self.forward.present.lengths
+        table = self.forward.table.laid_out()
         kinds = {
-            (lengths[one.member], len(one), one.sizes, one.sample.text_after, one.sample.text_from) for one in lefts
+            (length, count, sizes, sample.text_after, sample.text_from)
+            for length, count, sizes, sample in zip(
+                table.lengths, table.counts, table.sizes, table.samples, strict=True
+            )
         }
-        if len(kinds) > 1 or len(lefts) < len(lengths):
-            return self.reader(left).project(asking[None], slice(left.member, left.member + 1)).sample(0)
+        if len(kinds) > 1:
+            return self.reader(member).project(asking[None], slice(member, member + 1)).sample(0)
 
         def of_all() -> Tapped:
-            asks = torch.stack([self.reader(left).rows_that_ask(signal, image) for left in lefts])
-            return self.reader(left).project(asks, slice(None))
+            every = range(len(table.samples))
+            asks = torch.stack([self.reader(each).rows_that_ask(signal, image) for each in every])
+            return self.reader(member).project(asks, slice(None))
 
-        return self.memo.once(of_all, signal.rows, signal.sample or 0, image).sample(left.member)
+        return self.memo.once(of_all, signal.rows, signal.sample or 0, image).sample(member)
 
 
 def is_causal(layer: Any) -> bool:

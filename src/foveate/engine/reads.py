@@ -84,7 +84,8 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor) -> None:
     past, most = max(0, length_of(cache)) if cache is not None else 0, span
     new = prompt.new_ones(samples, span, dtype=torch.int8)
     if forward.samples:
-        new = 2 * send(forward.entered.to(torch.int8), forward.text.device) - forward.text.to(torch.int8)
+        text = forward.table.text
+        new = 2 * send(forward.entered.to(torch.int8), text.device) - text.to(torch.int8)
         # entered 1 1 1 0 (columns with a row) and text 1 0 0 0 give new 1 2 2 0: text, vision, vision, padding.
         most = max(sample.text_after[-1] if len(sample.vision) else sample.live for sample in forward.samples)
     if earlier is None:
@@ -224,7 +225,7 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
     coming = columns + past
     if forward.outcome.rows is not None:
         rows = forward.outcome.rows.on(device)
-        columns, coming = rows.columns, rows.unpruned(past)
+        columns, coming = rows.read, rows.unpruned(past)
         marks = marks.gather(1, columns) & (coming >= 0)
     # A stable sort of 0s and 1s moves rows that ask to the end, in order: with at most two, marks 1 0 0 1 and 0 0 0 1
     # give places 0 3 and 2 3, and marks 1 1 and 0 1.

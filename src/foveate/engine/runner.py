@@ -25,12 +25,12 @@ from foveate.engine.arguments import (
 )
 from foveate.engine.cache import Coming, alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Arrival, Forward, LayerCall, RowMap, Segment
+from foveate.engine.forward import Arrival, Forward, LayerCall, Segment
 from foveate.engine.handed import Original, Streams, with_hidden
-from foveate.engine.left import Left
 from foveate.engine.program import Program
 from foveate.engine.reading import Ahead, AttentionReader, is_causal, note_turns
 from foveate.engine.reads import decode_hook
+from foveate.engine.rows import Rows
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import PICKED, AttentionHook, every_slot, tapped_layer, unreadable
@@ -109,7 +109,7 @@ class LayerRunner:
     def _run_cut(self, forward: Forward, index: int, original: Original, args: Any, kwargs: dict[str, Any]) -> Any:
         """Run a layer on the rows that are left: as the layer before it if the model passes it the same."""
         segment = self._continued(forward, index, args, kwargs)
-        if segment is not None and index == len(forward.outcome.row_maps):
+        if segment is not None and index == len(forward.outcome.ran):
             return self._run_further(forward, segment, index, original, args[0], kwargs)
         if forward.segment is not None and args:
             args = (forward.segment.put_back(index, args[0]), *args[1:])
@@ -137,7 +137,7 @@ class LayerRunner:
             stored = stored.reads
         if args[1:]:
             args, kwargs = args[:1], by_name(module, args, kwargs)
-        expected = len(forward.outcome.row_maps) if forward.drops else index
+        expected = len(forward.outcome.ran) if forward.drops else index
         gathers = self._family.gathers
         if index != expected or not args or not (gathers or kwargs.keys() >= BY_NAME):
             guards.refuse_layer_call(index, expected, args, kwargs)
@@ -172,8 +172,8 @@ class LayerRunner:
         signals = self._program.signals_while(call.index) if forward.drops else ()
         # Built while the call's arguments are still those of all rows.
         notes = None if self._program.reading is None else decode_hook(forward, call)
-        lefts = forward.outcome.on(call.hidden.device) if signals else ()
-        readers = [(left, AttentionReader(forward, call, left, signals)) for left in lefts]
+        members = forward.table.members if signals else ()
+        readers = [AttentionReader(forward, call, member, signals) for member in members]
         hidden, rows = call.hidden, forward.outcome.rows and forward.outcome.rows.on(call.hidden.device)
         self._hand_over(forward, call, rows, tables)
         if rows is not None:
@@ -185,7 +185,7 @@ class LayerRunner:
             return output
         return self._hand_on(forward, call.index, rows, call.entered, output)
 
-    def _hand_over(self, forward: Forward, call: LayerCall, rows: RowMap | None, tables: Any) -> None:
+    def _hand_over(self, forward: Forward, call: LayerCall, rows: Rows | None, tables: Any) -> None:
         """Set a layer's arguments for running on rows (None: on all columns), and tell its cache their columns.
 
         Starts a segment if the next layers may get the same arguments. `tables` are those the model passed.
@@ -222,7 +222,7 @@ class LayerRunner:
             if rows is not None and rows.numbered is not None:
                 stored.shift = rows.shift(stored.shift, forward.entering_rows)
         if index in self._family.indexed:
-            self._pick_all(forward, call, span if rows is None else rows.columns.shape[1])
+            self._pick_all(forward, call, span if rows is None else rows.read.shape[1])
         if begins:
             arguments = {name: call.kwargs[name] for name in REPLACED if name in call.kwargs}
             kind, device = type(call.module), call.hidden.device
@@ -251,7 +251,7 @@ class LayerRunner:
         rows = forward.outcome.rows and forward.outcome.rows.on(call.hidden.device)
         sliced = count < span
         if forward.drops:
-            forward.outcome.row_maps.append(forward.outcome.rows)
+            forward.outcome.ran.append(forward.outcome.rows)
         if rows is not None and sliced:
             end = span - count
             if any(int((sample.text >= end).sum()) < count for sample in forward.samples):
@@ -271,7 +271,7 @@ class LayerRunner:
             if sliced and mask is None:
                 queries = queries + span - count
             elif rows is not None and not sliced:
-                queries = rows.columns
+                queries = rows.read
             window = None if mask is None else self._lent_window(forward, call, rows, held)
             remap = Remap(queries, keys, past, past + span, ragged, is_causal(call.module), window)
             call.kwargs["attention_mask"] = remap(mask, forward.backend)
@@ -282,7 +282,7 @@ class LayerRunner:
         return self._hand_on(forward, call.index, rows, call.entered, output)
 
     def _lent_slots(
-        self, forward: Forward, call: LayerCall, rows: RowMap | None, past: int
+        self, forward: Forward, call: LayerCall, rows: Rows | None, past: int
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the columns of the slots that a layer's lender returned, (samples, slots), and which of them are seen.
 
@@ -295,13 +295,13 @@ class LayerRunner:
             return lender.returned, lender.alive
         if rows is None:
             return None, None
-        of_lender = forward.outcome.row_maps[self._family.lenders[call.index]]  # without a cache
-        held = torch.arange(span, device=device).expand(len(rows.columns), -1)
+        of_lender = forward.outcome.ran[self._family.lenders[call.index]]  # without a cache
+        held = torch.arange(span, device=device).expand(len(rows.read), -1)
         if of_lender is not None:
             held = of_lender.on(device).unpruned(0)
         return held, alive_columns(rows.unpruned(0), 0, None, span)
 
-    def _lent_window(self, forward: Forward, call: LayerCall, rows: RowMap | None, held: Tensor) -> Window | None:
+    def _lent_window(self, forward: Forward, call: LayerCall, rows: Rows | None, held: Tensor) -> Window | None:
         """Return what a borrowing layer's window counts; see `window_of`. Such models do not renumber rows.
 
         `held` are the columns of the slots that its lender returned.
@@ -312,7 +312,7 @@ class LayerRunner:
         if reach is None or total <= reach.columns:
             return None
         past = total - forward.span
-        of_lender = forward.outcome.row_maps[self._family.lenders[call.index]] if lender is None else None
+        of_lender = forward.outcome.ran[self._family.lenders[call.index]] if lender is None else None
         counted = None if lender is None else lender.returned_window
         if of_lender is not None:
             counted = of_lender.on(held.device).window_columns(0, None, forward.first)
@@ -321,12 +321,12 @@ class LayerRunner:
             return None
         columns = torch.arange(past, total, device=held.device).expand(len(held), -1)
         if rows is not None and coming is not None:
-            columns = columns.scatter(1, rows.columns, coming)
+            columns = columns.scatter(1, rows.read, coming)
         # If the model passes only the last rows, its mask has only these.
         last = columns[:, forward.span - count :]
         return Window(last, held if counted is None else counted, total - count, reach.columns, False, forward.live)
 
-    def _give_rows(self, forward: Forward, call: LayerCall, rows: RowMap) -> dict[str, Any]:
+    def _give_rows(self, forward: Forward, call: LayerCall, rows: Rows) -> dict[str, Any]:
         """Reduce a layer's tables, ids and other per-column arguments to the rows.
 
         Returns:
@@ -360,11 +360,11 @@ class LayerRunner:
             stored = pruned_layer(forward.cache, index)
             stored.announce(*segment.announced)
             stored.shift = segment.stored.shift
-        forward.outcome.row_maps.append(rows)
+        forward.outcome.ran.append(rows)
         output = original(hidden, **{**kwargs, **segment.given})
         return self._hand_on(forward, index, rows, entered, output)
 
-    def _hand_on(self, forward: Forward, index: int, rows: RowMap, entered: Tensor, output: Any) -> Any:
+    def _hand_on(self, forward: Forward, index: int, rows: Rows, entered: Tensor, output: Any) -> Any:
         """Return the output of a layer that ran on rows: the full-length stream, or rows if the next layer takes them.
 
         Args:
@@ -433,7 +433,7 @@ class LayerRunner:
 
     # -- masks -------------------------------------------------------------------------------------------------
 
-    def _mask(self, forward: Forward, call: LayerCall, rows: RowMap | None, columns: Tensor | None) -> Any:
+    def _mask(self, forward: Forward, call: LayerCall, rows: Rows | None, columns: Tensor | None) -> Any:
         """Return the layer's mask, built once for all layers whose rows and slots stand for the same columns.
 
         Args:
@@ -456,7 +456,7 @@ class LayerRunner:
             if rows is None:
                 queries = torch.arange(span, device=device).expand(samples, -1)
             else:
-                queries = rows.columns
+                queries = rows.read
             keys = columns  # if there is a cache, replaced by its slots followed by these
             if stored is not None:
                 keys = stored.columns(span if columns is None else columns, samples, device)
@@ -486,7 +486,7 @@ class LayerRunner:
 def _reading(
     call: LayerCall,
     signals: Sequence[Signal],
-    readers: list[tuple[Left, AttentionReader]],
+    readers: list[AttentionReader],
     notes: AttentionHook | None,
 ) -> Iterator[None]:
     """Compute signals from a layer's queries and keys while it attends, for stages before the next layer.
@@ -507,14 +507,14 @@ def _reading(
             notes(queries, keys, scaling, values)
         if trains and not torch.is_grad_enabled():
             queries, keys, values = map(without_gradient, (queries, keys, values))
-        for _, reader in readers:
+        for reader in readers:
             reader.attended = queries, keys, scaling, values
         if not trains:
             note()
 
     def note() -> None:
-        for left, reader in readers:
-            note_attending(left, signals, call.index, reader)
+        for reader in readers:
+            note_attending(reader, signals, call.index)
         readers.clear()  # free queries and keys before the MLP runs
 
     with tapped_layer(call.module, attends):
@@ -524,7 +524,7 @@ def _reading(
     note()  # a checkpointed layer runs again in the backward pass, and must do then what it did before
 
 
-def _with_pads(name: str, value: Any, rows: RowMap) -> Any:
+def _with_pads(name: str, value: Any, rows: Rows) -> Any:
     """Return an argument of some rows. In a mask of them, (samples, rows), pads are hidden too."""
     if "mask" not in name or not isinstance(value, Tensor) or value.dim() != 2 or rows.valid is None:
         return value
@@ -538,7 +538,7 @@ def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:
     return forward.memo.once(lambda: tensor.to(device), "moved", tensor, device)
 
 
-def _padding(call: LayerCall, rows: RowMap) -> Tensor | None:
+def _padding(call: LayerCall, rows: Rows) -> Tensor | None:
     """Return which rows of a recurrent layer are not padding, (samples, rows) bool; None without padding."""
     cache, index = call.cache, call.index
     # Padding between a state and the rows that continue from it would make the state decay.

@@ -734,7 +734,7 @@ class Session(Hold):
         if forward.outcome.record is not None or forward.ends_turn:
             finish(forward, cache_in(output))
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
-            dropped = any(len(left) < len(left.vision) for left in forward.outcome.lefts)
+            dropped = sum(forward.table.counts) < sum(map(len, forward.table.entered))
             self._image_end = weakref.ref(forward.cache), length_of(forward.cache), dropped
 
 

@@ -1,5 +1,6 @@
 """The record of a context's prefills: what was dropped where."""
 
+import functools
 import html
 import itertools
 import json
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.contract.settings import Count
+from foveate.core.cut import look_up
 from foveate.core.fields import check_call
-from foveate.core.tensors import on_tensors
+from foveate.core.tensors import Change, on_tensors
 from foveate.cost import RunCounts
 from foveate.engine.media_tokens import MediaTokens
+from foveate.engine.rows import Step
 from foveate.errors import SessionError, SettingError
 from foveate.plain.table import Column, Table
 from foveate.plain.upstream import warn_caller
@@ -28,6 +31,75 @@ if TYPE_CHECKING:
 
 Where = Literal["pixels", "tower", "projector", "layer", "kv"]
 """The place of a cut."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ancestry:
+    """Which vision tokens of a sample its rows stand for, and where each token went. Composed when somebody asks.
+
+    It counts all vision tokens, also those that always stay. Example: token 0 is a CLS that always stays, tokens 1 to 3
+    are patches, and the second patch was dropped.
+
+        free 1 2 3, fixed 0      tokens 0 2      origin 0 1 3      assign 0 1 −1 2, if anything was merged
+
+    Attributes:
+        tokens: The free token that each vision row stands for, (left,) int64; −1 for none.
+        slots: The free token in whose column it is stored, (left,) int64.
+        steps: The cuts so far.
+        ordinals: See `Sample.ordinals`.
+    """
+
+    tokens: Tensor
+    slots: Tensor
+    steps: tuple[Step, ...] = ()
+    ordinals: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def origin(self) -> Tensor:
+        """The token that each row stands for, in the order of their columns, (rows,) int64; −1 for none."""
+        if self.ordinals is None:
+            return self.tokens
+        free, fixed = self._ordinals
+        return torch.cat((look_up(self.tokens, free), fixed))[self._order]
+
+    @property
+    def assign(self) -> Tensor | None:
+        """The row that each token went into, (tokens,) int64, −1 if it was dropped; None if nothing is merged."""
+        if all(step.went is None for step in self.steps):
+            return None
+        parent = functools.reduce(look_up, [step.parent for step in self.steps])
+        if self.ordinals is None:
+            return parent
+        free, fixed = self._ordinals
+        row = self._order.argsort()  # the inverse: the place of each row in the order of their columns
+        assign = row.new_empty(len(free) + len(fixed))
+        assign[free] = look_up(parent, row)
+        assign[fixed] = row[len(self.tokens) :]
+        return assign
+
+    @property
+    def _order(self) -> Tensor:
+        """The rows, those that always stay last, in the order of their columns."""
+        free, fixed = self._ordinals
+        return torch.cat((free[self.slots], fixed)).argsort()
+
+    @property
+    def _ordinals(self) -> tuple[Tensor, Tensor]:
+        """`ordinals` on the rows' device."""
+        assert self.ordinals is not None
+        free, fixed = self.ordinals
+        return free.to(self.slots.device), fixed.to(self.slots.device)
+
+    @classmethod
+    def whole(cls, count: int) -> "Ancestry":
+        """Return that of a sample whose `count` vision tokens all stay."""
+        tokens = torch.arange(count)
+        return cls(tokens, tokens)
+
+    def map(self, change: Change) -> "Ancestry":
+        """Return this with `change` applied to its tensors."""
+        steps = tuple([step.map(change) for step in self.steps])
+        return Ancestry(change(self.tokens), change(self.slots), steps, self.ordinals)
 
 
 @dataclass(eq=False, repr=False)
@@ -49,13 +121,14 @@ class StageRecord:
     layer: int | None
     before: tuple[int, ...]
     after: tuple[int, ...]
-    _origin: Sequence[Tensor]
+    _origin: Sequence[Tensor] = ()
     _assign: Sequence[Tensor | None] = ()
     rows: bool = False
+    _left: Sequence[Ancestry] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle with tensors on the host."""
-        return {**vars(self), "_origin": self.origin, "_assign": self.assign}
+        return {**vars(self), "_origin": self.origin, "_assign": self.assign, "_left": ()}
 
     @property
     def place(self) -> str:
@@ -76,7 +149,8 @@ class StageRecord:
 
         Indices into the sample's vision tokens as they entered the model; −1 for a CLS, the target for a merged row.
         """
-        return [origin.cpu() for origin in self._origin]
+        origins = [own.origin for own in self._left] or self._origin
+        return [origin.cpu() for origin in origins]
 
     @cached_property
     def kept(self) -> list[Tensor]:
@@ -97,7 +171,7 @@ class StageRecord:
     @cached_property
     def assign(self) -> list[Tensor | None]:
         """The row that each of a sample's vision tokens was merged into, −1 if dropped; None if nothing is merged."""
-        assigns = self._assign or [None] * len(self._origin)
+        assigns = [own.assign for own in self._left] or self._assign or [None] * len(self._origin)
         return [on_tensors(assign, Tensor.cpu) for assign in assigns]
 
     def to_dict(self) -> dict[str, Any]:
@@ -169,7 +243,7 @@ class PrefillRecord:
         """Which columns of the prompt hold a row at the end, (samples, columns) int64: see `Trace.pooling_mask`."""
         if self._left is None:
             raise SessionError("This prefill did not end, so it is not known which rows are left. Run the model again.")
-        mask, columns, valid = self._left  # not padding; and the columns and valid rows of a `RowMap`
+        mask, columns, valid = self._left  # not padding; and `Rows.read` and `Rows.valid`
         if columns is None:
             return mask
         real = torch.ones_like(columns) if valid is None else valid.long()  # a pad repeats a row's column

@@ -23,10 +23,10 @@ from foveate.core.signals import Cells, Cls, Deepstack, Features, Hidden, Signal
 from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.encode import TowerReducer, count_masks
-from foveate.engine.left import Left
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program
 from foveate.engine.prompt_samples import read_samples
+from foveate.engine.rows import Rows
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.newlines import Stats, reduce_apart
@@ -243,16 +243,17 @@ class Reducer:
         runs = [size for image, more in zip(images, text, strict=True) for size in (image.length, len(more))]
         is_vision = np.repeat([[True, False] * len(images)], runs, axis=1)
         (sample,) = read_samples([(torch.from_numpy(is_vision), images)], None, self.program.by_frame)
-        left = Left.of(0, sample, together.device)
+        table = Rows.entering([sample], is_vision.shape[1], together.device)
         if self.program.reads_text:
-            left.words = torch.arange(len(words), device=together.device)
+            table.words = (torch.arange(len(words), device=together.device),)
         if not all(cut.stays_whole for cut in cuts):
-            left.sizes = tuple(map(len, rows))
+            table.sizes = (tuple(map(len, rows)),)
             starts = itertools.accumulate((image.length for image in images), initial=0)
             sources = [torch.where(cut.source < 0, -1, cut.source + at) for cut, at in zip(cuts, starts, strict=False)]
-            left.source = torch.cat([source.to(together.device) for source in sources])
-        left.notes |= {name: torch.cat([cut.notes[name] for cut in cuts]) for name in cuts[0].notes}
-        decision = decide(SampleRows(0, left, words, _hidden=together), self.program.entering)
+            table.tokens = (torch.cat([source.to(together.device) for source in sources]),)
+        for name in cuts[0].notes:
+            table.put_note(0, name, torch.cat([cut.notes[name] for cut in cuts]))
+        decision = decide(SampleRows(0, table, 0, words, _hidden=together), self.program.entering)
         if decision is None:
             return [Cut.stay(len(own)) for own in rows]
         (last,) = count_masks([decision.cut])

@@ -4,13 +4,17 @@ from dataclasses import fields
 
 import pytest
 import torch
+from torch import Tensor
 
-from foveate.engine.forward import ROW_TENSORS, Forward, Outcome, RowMap
-from foveate.engine.left import LEFT_TENSORS, Left
-from foveate.engine.replays import twins
-from foveate.engine.trace import StageRecord
+from foveate.engine.forward import Forward, Outcome
+from foveate.engine.replays.twins import outcome_with
+from foveate.engine.trace import Ancestry, PrefillRecord, StageRecord
+from tests.engine.test_rows import entering, kept, merged
 
-ROWS = RowMap(torch.tensor([[True, False, True], [False, False, True]]), [2, 1])
+COMPARED = ("span", "count", "drops", "hands_on", "caches", "plans", "samples")
+"""What calls of one layout have in common, beside the attention kernel."""
+HELD = ("first", "entering_rows", "image_ends", "live")
+"""Tensors that are equal for one layout."""
 COPIED = ("outcome", "position_ids", "additions", "memo")
 """What a twin has of its own."""
 UNREAD = (
@@ -18,12 +22,11 @@ UNREAD = (
     *("ends_turn", "kinds", "asking", "most", "asked"),
 )
 """What recorded layers do not read, or what the key of a call has already."""
-NAMES = [*twins.IN_LAYOUT, *twins.HELD, *COPIED, *UNREAD]
+NAMES = [*COMPARED, *HELD, *COPIED, *UNREAD]
 LISTS = {
-    Forward: {*NAMES, "samples", "plans"} - {"backend"},  # a property
-    Left: {*LEFT_TENSORS, "member", "sample", "sizes", "begun", "_columns"},
-    Outcome: {"record", "lefts", "rows", "row_maps"},
-    StageRecord: {"_origin", "_assign", "where", "layer", "before", "after", "rows"},
+    Forward: {*NAMES},
+    Outcome: {"record", "table", "ran"},
+    StageRecord: {"_origin", "_assign", "_left", "where", "layer", "before", "after", "rows"},
 }
 """Changed, compared or shared: what `twins` does with each attribute."""
 
@@ -33,9 +36,37 @@ def test_every_attribute_is_in_one_list(kind):
     assert {field.name for field in fields(kind)} == LISTS[kind]
 
 
-def test_every_attribute_of_a_row_map_is_in_one_list():
-    assert vars(ROWS).keys() == {*ROW_TENSORS, "lengths", "numbered", "_span", "_copies", "memo"}
-
-
 def test_no_attribute_of_a_forward_is_in_two_lists():
     assert len(NAMES) == len(set(NAMES))
+
+
+def tensors_in(value, seen):
+    """Every tensor in nested values and attributes, but of samples, which are on the host."""
+    if id(value) in seen or type(value).__name__ in ("Sample", "Memo"):
+        return
+    seen[id(value)] = value
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for part in value.values() for tensor in tensors_in(part, seen))
+    elif isinstance(value, list | tuple):
+        yield from (tensor for part in value for tensor in tensors_in(part, seen))
+    elif hasattr(value, "__dataclass_fields__"):
+        parts = [getattr(value, name) for name in value.__dataclass_fields__]
+        yield from (tensor for part in parts for tensor in tensors_in(part, seen))
+
+
+def test_a_twin_shares_no_tensor_of_the_outcome():
+    first, _ = merged(entering([[1, 2, 5], [3, 4]]), [[0, -1], [0]], [[0, 1, 1], [0, 0]])
+    first.renumber()
+    first.put("mine", torch.ones(2, first.read.shape[1]))
+    last = kept(first, [[1], [0]])
+    last.put_note(0, "size", torch.ones(1))
+    last.about[0]["raters"] = torch.ones(1, 3)
+    left = [Ancestry(last.tokens[member], last.tokens[member], last.steps[member]) for member in range(2)]
+    record = PrefillRecord(2, [3, 2], (3, 2), stages=[StageRecord("layer", 1, (3, 2), (1, 1), _left=left)])
+    outcome = Outcome(record, last, [None, first, last])
+    own = list(tensors_in(outcome, {}))
+    copies = {id(tensor) for tensor in tensors_in(outcome_with(outcome, torch.clone), {})}
+    assert len(own) > 30
+    assert not copies & set(map(id, own))

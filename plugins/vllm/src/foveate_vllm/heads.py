@@ -10,7 +10,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 
 from foveate.core.patching import Patcher
 from foveate.engine.attending import RowsReader
-from foveate.engine.left import Left
+from foveate.engine.rows import Rows
 from foveate.families.tap import Tapped
 
 __all__ = ["Heads", "HeadsReader", "heads_ahead", "heads_of"]
@@ -74,14 +74,15 @@ class HeadsReader(RowsReader):
     """Reads the attention of one request's rows.
 
     Args:
-        left: What is left of that request.
+        table: The rows that are left.
+        member: Index of the request among those with images.
         columns: (rows,) int64, its rows in the step, text included.
         width: Width of the residual stream.
         heads: Computes queries and keys of these rows.
     """
 
-    def __init__(self, left: Left, columns: Tensor, width: int, heads: Callable[[], Heads]) -> None:
-        super().__init__(left, columns, width)
+    def __init__(self, table: Rows, member: int, columns: Tensor, width: int, heads: Callable[[], Heads]) -> None:
+        super().__init__(table, member, columns, width)
         self._heads = heads
 
     def _queries_and_keys(self, asking: Tensor, *_: Any) -> Tapped:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.tensors import send
-from foveate.engine.cutting import SampleRows, count_images, decide_left, note_attending
-from foveate.engine.left import Left, lefts_of
+from foveate.engine.cutting import SampleRows, count_images, decide_all, note_attending
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program, hidden_note
 from foveate.engine.prompt_samples import Begun, Sample, read_samples
+from foveate.engine.rows import Rows
 from foveate.hosts import PictureLayout, at_columns
 from foveate_vllm import guards
 from foveate_vllm.heads import Heads, HeadsReader, heads_ahead, heads_of
@@ -59,8 +58,8 @@ class Passing:
         self._norm = norm
         self._enter = enter
         self._lost = lost
-        self._requests, self._samples = _samples_of(batch, images)
-        self._lefts = lefts_of(self._samples, device)
+        self._requests, samples = _samples_of(batch, images)
+        self._table = Rows.entering(samples, batch.rows, device, packed=True)
         self._layout = Layout(batch, [0] * len(batch), None, batch.counts, device)
         self._left = batch.counts
         self.dropped: dict[int, tuple[int, ...]] = dict.fromkeys(self._requests, ())
@@ -114,56 +113,41 @@ class Passing:
                 ahead.append(heads_ahead(layer, at_columns(positions, at, -1), at_columns(rows, at)))
             return ahead[0]
 
-        decided = []
-        for left in filter(len, self._lefts):
+        decided, table = [], self._table
+        for member in table.members:
             reader_of = partial(self._reader, heads=heads, width=rows.shape[-1])
-            decided.append((left, decide_left(SampleRows(index, left, rows, reader_of, self._norm), self._stages)))
+            arriving = SampleRows(index, table, member, rows, reader_of, self._norm)
+            decided.append((member, decide_all(arriving, self._stages)))
         if any(decision.cut.rows is not None for _, decision in decided):
             guards.refuse_merging(index)
-        for left, decision in count_images(decided):
-            left.apply(*decision)
+        self._table, _ = table.keep(dict(count_images(decided)))
         if index in self._cuts:
             self._lay_out(self._cuts.index(index))
 
     def _remember(self, index: int, stream: "_Stream") -> None:
         """Store what later stages read of the rows that enter this layer."""
-        for left in self._lefts:
+        table = self._table
+        for member in table.members:
             if index == 0:
-                left.begun = Begun(len(left), left.sizes, self._stages.opening)
-            if index in self._stages.remembered and len(left):
-                left.notes[hidden_note(index)] = stream.rows[left.columns]
+                table.begun[member] = Begun(table.counts[member], table.sizes[member], self._stages.opening)
+            if index in self._stages.remembered:
+                table.put_note(member, hidden_note(index), stream.rows[table.columns[member]])
 
     # -- rows --------------------------------------------------------------------------------------------------
 
     def _lay_out(self, cut: int) -> None:
         """Compute the rows that the layers behind a cut process."""
-        counts = list(self._batch.counts)
-        for left in self._lefts:
-            counts[self._requests[left.member]] -= len(left.vision) - len(left)
+        counts, table = list(self._batch.counts), self._table
+        for request, entered, count in zip(self._requests, table.entered, table.counts, strict=True):
+            counts[request] -= len(entered) - count
         dropped = [behind[cut] if behind else 0 for behind in self._lost]
         for request in self._requests:
             dropped[request] = self._batch.counts[request] - counts[request]
             self.dropped[request] = (*self.dropped[request], dropped[request])
-        device = self._lefts[0].source.device
-        rows: Tensor | None = None
-        if sum(counts) < self._batch.rows:
-            rows = self._remaining(sum(counts))
+        rows = table.read[0] if table.dropped else None
         self._left = tuple(counts)
-        self._layout = Layout(self._batch, dropped, rows, counts, device)
+        self._layout = Layout(self._batch, dropped, rows, counts, table.device)
         self._enter(cut, self._layout)
-
-    def _remaining(self, count: int) -> Tensor:
-        """Return the rows that stay, (count,) int64, ascending."""
-        device = self._lefts[0].source.device
-        remains = torch.ones(self._batch.rows, dtype=torch.bool)
-        for sample in self._samples:
-            remains[sample.vision] = False
-        remains = send(remains, device)
-        remains = remains.index_fill(0, torch.cat([left.columns for left in self._lefts]), True)
-        # A stable sort of 0s and 1s moves the rows that stay to the end, in order, without a host sync: stays 1 0 1
-        # gives 1 0 2.
-        order = remains.to(torch.uint8).sort(stable=True).indices
-        return order[len(order) - count :]
 
     def _span(self, request: int) -> slice:
         """Return the range of a request's rows among those that stay."""
@@ -172,12 +156,12 @@ class Passing:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def _reader(self, left: Left, heads: Callable[[], Heads], width: int) -> HeadsReader:
+    def _reader(self, member: int, heads: Callable[[], Heads], width: int) -> HeadsReader:
         """Return the reader of a layer's queries and keys for a request."""
-        rows, span = self._layout.rows, self._span(self._requests[left.member])
+        rows, span = self._layout.rows, self._span(self._requests[member])
         if rows is None:
-            rows = torch.arange(self._batch.rows, device=left.source.device)
-        return HeadsReader(left, rows[span], width, partial(_part, heads, span))
+            rows = torch.arange(self._batch.rows, device=self._table.device)
+        return HeadsReader(self._table, member, rows[span], width, partial(_part, heads, span))
 
     @contextmanager
     def _reading(self, index: int, layer: Any) -> Iterator[None]:
@@ -189,8 +173,8 @@ class Passing:
 
     def _note(self, index: int, heads: Heads) -> None:
         width = heads.query.shape[1] * heads.query.shape[2]
-        for left in filter(len, self._lefts):
-            note_attending(left, self._stages.signals_while(index), index, self._reader(left, lambda: heads, width))
+        for member in self._table.members:
+            note_attending(self._reader(member, lambda: heads, width), self._stages.signals_while(index), index)
 
 
 class _Stream:

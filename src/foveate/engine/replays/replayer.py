@@ -27,7 +27,7 @@ from foveate.engine.replays.modules import Modules, Snapshot, are_same
 from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
 from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, Region, StepCall, results_with, swap
 from foveate.engine.replays.shared_rooms import MORE, power_of_two
-from foveate.engine.replays.twins import HELD, is_unpadded, layout_of, outcome_with, with_pads
+from foveate.engine.replays.twins import held_by, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import GraphCounts, Graphs, Trace
 from foveate.families.base import Family
@@ -168,7 +168,7 @@ class Replayer:
         parts = self._parts(text, sort, handed, _tensors_of(shown.outcome, self._device))
         if isinstance(parts, str):
             return parts
-        held = [getattr(shown, name) for name in HELD]
+        held = held_by(shown)
         plain, runner = partial(original, **kwargs), self._runner
         return DecoderCall(*parts, plain, original, held, forward, runner, cache, shown, pads)
 
@@ -496,7 +496,7 @@ def _precision() -> str:
 
 def _merges(made: Any) -> bool:
     """Return whether a decoder merged rows: CUDA sums them in any order, so two runs may differ."""
-    return isinstance(made, MadeByDecoder) and any(left.parent is not None for left in made.outcome.lefts)
+    return isinstance(made, MadeByDecoder) and made.outcome.table is not None and made.outcome.table.merged
 
 
 def _distance(ones: Sequence[Tensor], others: Sequence[Tensor]) -> float:

@@ -5,18 +5,18 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.core.tensors import Change, Memo, on_tensors, send
-from foveate.engine.forward import Forward, Outcome, RowMap
-from foveate.engine.left import Left
+from foveate.core.tensors import Change, Memo, on_tensors
+from foveate.engine.forward import Forward, Outcome
 from foveate.engine.prompt_samples import Sample
+from foveate.engine.rows import Rows
 from foveate.engine.trace import StageRecord
 
-IN_LAYOUT = ("span", "count", "drops", "hands_on", "caches", "backend")
-"""Attributes of a forward that its layers depend on, beside its samples, plans and outcome."""
-HELD = ("text", "first", "entering_rows", "image_ends", "live")
-"""Tensors that its layers read, equal for one layout: a recording keeps those of the first call alive."""
+
+def held_by(forward: Forward) -> list[Tensor | None]:
+    """Return tensors that its layers read, equal for one layout: a recording keeps those of the first call alive."""
+    return [forward.first, forward.entering_rows, forward.image_ends, forward.live]
 
 
 def twin_of(forward: Forward, change: Change, kwargs: dict[str, Any]) -> Forward:
@@ -31,49 +31,26 @@ def outcome_with(outcome: Outcome, change: Change) -> Outcome:
     record = outcome.record
     if record is not None:
         record = replace(record, stages=[_stage_with(stage, change) for stage in record.stages])
-    lefts = [replace(left)._with(change) for left in outcome.lefts]
-    return replace(_with_maps(outcome, lambda rows: rows.with_tensors(change)), record=record, lefts=lefts)
+    copies: dict[int, Rows] = {}
+    return replace(_with_tables(outcome, lambda rows: rows.map(change, copies)), record=record)
 
 
 def outcome_without(outcome: Outcome, pads: int, cut: Change, samples: Sequence[Sample]) -> Outcome:
     """Return an outcome without `pads` trailing columns of each sample; `cut` removes as many from a row's end."""
-
-    def shorter(rows: RowMap) -> RowMap:
-        copy = rows.with_tensors(cut)
-        copy.lengths, copy._span = tuple([length - pads for length in rows.lengths]), rows._span - pads
-        copy.owners = rows.owners
-        if rows._real is not None and copy.valid is not None:
-            copy._real = copy.valid[..., None], cut(rows._real[1])
-        return copy
-
-    return replace(_with_maps(outcome, shorter), lefts=[_of_sample(left, samples) for left in outcome.lefts])
+    copies: dict[int, Rows] = {}
+    return _with_tables(outcome, lambda rows: rows.shorter(pads, cut, samples, copies))
 
 
-def _with_maps(outcome: Outcome, change: Callable[[RowMap], RowMap]) -> Outcome:
-    """Return an outcome with changed maps. A map that occurs twice is changed once."""
-    copies: dict[int, RowMap] = {}
-
-    def of(rows: RowMap | None) -> RowMap | None:
-        if rows is None:
-            return None
-        if id(rows) not in copies:
-            copies[id(rows)] = copy = change(rows)
-            copy.numbered = of(rows.numbered)
-        return copies[id(rows)]
-
-    return replace(outcome, rows=of(outcome.rows), row_maps=[of(rows) for rows in outcome.row_maps])
+def _with_tables(outcome: Outcome, change: Callable[[Rows], Rows]) -> Outcome:
+    """Return an outcome with changed tables."""
+    table, *ran = [rows and change(rows) for rows in (outcome.table, *outcome.ran)]
+    return replace(outcome, table=table, ran=ran)
 
 
 def _stage_with(stage: StageRecord, change: Change) -> StageRecord:
     """Return a stage's record with `change` applied to its tensors."""
-    assign = [on_tensors(part, change) for part in stage._assign]
-    return replace(stage, _origin=[change(part) for part in stage._origin], _assign=assign)
-
-
-def _of_sample(left: Left, samples: Sequence[Sample]) -> Left:
-    """Return what is left of a sample, with the sample taken from another description of the batch."""
-    sample = samples[left.member]
-    return replace(left, sample=sample, words=send(sample.words, left.words.device))
+    origin, assign = [change(part) for part in stage._origin], [on_tensors(part, change) for part in stage._assign]
+    return replace(stage, _origin=origin, _assign=assign, _left=[own.map(change) for own in stage._left])
 
 
 # -- layouts -------------------------------------------------------------------------------------------------------
@@ -83,11 +60,11 @@ def layout_of(forward: Forward) -> Hashable:
     """Return all facts of a begun forward on the host that its layers depend on, as a hashable value."""
     outcome = forward.outcome
     assert outcome.record is not None
-    values = [getattr(forward, name) for name in IN_LAYOUT]
+    values = forward.span, forward.count, forward.drops, forward.hands_on, forward.caches, forward.backend
     plans = tuple([None if plan is None else tuple(plan) for plan in forward.plans])
-    lefts = tuple([(left.member, left.sizes, tuple(left.notes), tuple(left.text)) for left in outcome.lefts])
-    samples = tuple([_layout_of(sample) for sample in forward.samples])
-    return *values, forward.image_ends is None, plans, samples, lefts, len(outcome.record.stages)
+    samples, table = tuple([_layout_of(sample) for sample in forward.samples]), outcome.table
+    left = None if table is None else table.layout
+    return *values, forward.image_ends is None, plans, samples, left, len(outcome.record.stages)
 
 
 def _layout_of(sample: Sample) -> Hashable:
@@ -119,11 +96,7 @@ def with_pads(forward: Forward, pads: int) -> Forward:
         for sample in forward.samples
     ]
     padded = replace(forward, span=forward.span + pads, samples=samples, live=None)
-    padded.outcome = replace(forward.outcome, lefts=[_of_sample(left, samples) for left in forward.outcome.lefts])
     if forward.drops:
-        padded.text = nn.functional.pad(forward.text, (0, pads), value=True)
+        padded.outcome = replace(forward.outcome, table=forward.table.longer(pads, samples))
         padded.entering_rows = forward.entering_rows + pads
-    if forward.outcome.rows is not None:  # the tower already dropped tokens
-        padded.outcome.rows = None
-        padded.lay_out(forward.outcome.rows.numbered is not None)
     return padded

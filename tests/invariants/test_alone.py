@@ -5,8 +5,6 @@ import torch
 
 import foveate as fv
 from foveate.contract import Hidden, follow
-from foveate.core.cut import Cut
-from foveate.engine.left import Left
 from tests.invariants.alone import check_alone, left
 from tests.invariants.settings import EXAMPLES, FIRST, STAGES, part, with_kernels
 from tests.models import batch, tiny
@@ -64,26 +62,3 @@ def test_attention_is_read_at_the_right_rows_whatever_the_padding(name, where):
         with fv.drop(model, EXAMPLES[name]) as trace, torch.no_grad():
             model(**one)
         assert left(together, row) == left(trace, 0) != {}
-
-
-# -- one merge by hand ------------------------------------------------------------------------------------------------
-
-
-def ints(*values):
-    return torch.tensor(values)
-
-
-@pytest.mark.parametrize(
-    ("runs", "slots", "columns"),
-    [(None, [0], [3]), (ints(0, 1, 1), [1], [4])],  # an image in one run of columns, and one in two
-)
-def test_a_merge_is_stored_where_its_image_or_its_run_begins(runs, slots, columns):
-    """Three tokens in columns 3 to 5, the first dropped and the last joined to the second."""
-    entered = ints(0, 1, 2)
-    left = Left(0, None, ints(3, 4, 5), ints(), slots=entered, source=entered, sizes=(3,), runs=runs)
-    cut = Cut.merge(torch.tensor([1]), torch.tensor([[7.0]]), torch.tensor([-1, 0, 0]), {"size": torch.tensor([2])})
-    rows, before = left.apply(cut, (1,))
-    assert (rows.tolist(), before.tolist()) == ([[7.0]], [1])
-    assert (left.source.tolist(), left.parent.tolist()) == ([1], [-1, 0, 0])
-    assert (left.slots.tolist(), left.columns.tolist()) == (slots, columns)
-    assert (left.sizes, left.notes["size"].tolist()) == ((1,), [2])
