@@ -131,7 +131,7 @@ def forward(
         cuts: For each cut layer the tokens that stay, as ordinals of the prompt's vision tokens (an int64 tensor), or
             a rule: called for each picture with (layer, hidden of all rows, which of them are its own, cos and sin of
             all, their states one layer earlier, which of them see which), it answers (its rows that the new ones stand
-            for, their new states, or None where they go on as they are).
+            for, their new states, or None where they go on as they are; and perhaps how much each weighs as a key).
         reindex: Number rows anew, 0 on, at every layer.
         tower: Called with the picture features of each picture, it answers (tokens they stand for, features, features
             of those that always stay) of each.
@@ -160,6 +160,7 @@ def forward(
     token = torch.cat((token, torch.full((count,), -2)))
     columns, places = (torch.cat((one, length + torch.arange(count))) for one in (columns, places))
     picture = torch.cat((picture, torch.full((count,), -1)))
+    weight = torch.ones(len(x))
     entered: Tensor = x
     kept: dict[int, list[int]] = {}
     final: list[int] | None = None
@@ -169,8 +170,8 @@ def forward(
         if index in cuts:
             rotary = _rotary(text, index, x, torch.arange(len(x))[None] if reindex else ids[..., columns])
             seen = visible(model, index, places, picture, length, sees, torch.arange(len(x)) if reindex else columns)
-            rows = (x, entered, token, columns, picture, places)
-            x, entered, token, columns, picture, places = _cut(layer, cuts[index], rows, rotary, seen)
+            rows = (x, entered, token, columns, picture, places, weight)
+            x, entered, token, columns, picture, places, weight = _cut(layer, cuts[index], rows, rotary, seen)
             kept[index] = token[token > -2].tolist()
         cos, sin = _rotary(text, index, x, torch.arange(len(x))[None] if reindex else ids[..., columns])
         if reindex and final is not None and index >= final_from:  # decoding counts on from each layer's own cache
@@ -187,7 +188,7 @@ def forward(
                 counts = (~gone_rows).cumsum(0) - 1
                 mask[-count:] = visible(model, index, places, picture, length, sees, counts)[-count:]
             mask[-count:, gone_rows] = False
-        bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        bias = weight.log().expand(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         entered = x
         seen = bias[None, None] if hasattr(layer, "self_attn") else None  # a recurrent layer reads its rows in order
         row = torch.arange(len(x))[None] if reindex else ids[..., columns]
@@ -260,7 +261,7 @@ def _reduced(x, token, columns, picture, reduced):
 
 def _cut(layer, rule, rows, rotary, sees):
     """All rows after one cut, picture by picture."""
-    x, entered, token, columns, picture, places = rows
+    x, entered, token, columns, picture, places, weight = rows
     if isinstance(rule, Tensor):
         stays = (token == -2) | torch.isin(token, rule)
         return tuple(one[stays] for one in rows)
@@ -270,11 +271,12 @@ def _cut(layer, rule, rows, rotary, sees):
         if not len(mine):
             continue
         pair = tuple(table[..., 0, :, :] for table in rotary)
-        stand, states = rule(layer, x, mine, pair, entered, sees)
+        stand, states, *weights = rule(layer, x, mine, pair, entered, sees)
         own = mine[stand]
         there = own if states is None else _places(mine, own)
         states = x[own] if states is None else states
-        parts.append((there, states, entered[own], token[own], columns[own], picture[own], places[there]))
+        heavy = weights[0] if weights else weight[own]
+        parts.append((there, states, entered[own], token[own], columns[own], picture[own], places[there], heavy))
     return _in_place(parts)
 
 

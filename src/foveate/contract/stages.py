@@ -368,11 +368,15 @@ class LayerStage(Stage):
 
     Attributes:
         layer: The decoder layer, 0-based, that is the first to see fewer tokens.
+        bias: The name of a note of its cuts, (rows,) float: it is added to the logits of each row's key in this layer
+            and all later ones, also while decoding. So the log of how many tokens a row stands for makes it weigh as
+            many. Empty: nothing is added.
     """
 
     place: ClassVar[Place] = Place.LAYER
 
     layer: int = dataclasses.field(kw_only=False)
+    bias: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -380,6 +384,14 @@ class LayerStage(Stage):
         if self.layer < back:
             raise SettingError(
                 f"A stage before layer {self.layer} cannot read {back} layers back. Move it to layer {back} or later."
+            )
+
+    def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
+        super()._check(cut, arriving, count)
+        if self.bias and cut is not None and self.bias not in cut.notes:
+            raise SettingError(
+                f"{self} adds its note {self.bias!r} to the logits of keys, but its cut has no such note; it has "
+                f"{sorted(cut.notes)}."
             )
 
 

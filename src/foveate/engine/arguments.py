@@ -323,6 +323,16 @@ class Remap:
             return picked & ~hidden
         return picked.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
+    def with_bias(self, mask: Any, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        """Add (samples, slots) to the logits of keys. Returns a mask, (samples, heads or 1, rows, slots) of `dtype`."""
+        if mask is None:
+            mask = _in_order(self.keys, self.past, self.causal, self.queries)
+        least = torch.finfo(dtype).min
+        added = bias.to(dtype)[:, None, None, :]
+        if mask.dtype == torch.bool:
+            return torch.where(mask, added, least)
+        return torch.where(mask > least / 2, mask + added, least)
+
     def _from_nothing(self, backend: str) -> Tensor:
         """Build the mask that a kernel without a mask implies, with pads hidden."""
         builder = ALL_MASK_ATTENTION_FUNCTIONS.get(backend)

@@ -1,8 +1,9 @@
 """Decode: a cache layer that stores the kept tokens and reports unpruned lengths to the model."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -24,12 +25,15 @@ from foveate.errors import SessionError, UnsupportedError
 
 LONG = 1024
 """From this many slots on, a layer reserves an eighth more for decoded rows. Below, copying costs no more."""
-FOLLOWING = ("base", "window_columns", "shift", "kinds", "memory", "alive")
+FOLLOWING = ("base", "window_columns", "beside", "shift", "kinds", "memory", "alive")
 """Attributes of a layer, besides keys and values, with the samples in front; some may be None."""
 STORED = ("keys", "values")
 """Attributes of a layer that hold its rows."""
 MEMO_SIZE = 8
 """How many tensors are cached that layers of one cache share. Layers that can share are usually consecutive."""
+
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Coming(NamedTuple):
@@ -40,6 +44,7 @@ class Coming(NamedTuple):
     ragged: bool = False
     window_columns: Tensor | None = None
     disorder: bool = False
+    beside: Mapping[str, Tensor] = NOTHING
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -57,6 +62,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         window_columns: (samples, slots) int64, as `base`, but the columns in which a window counts the slots: see
             `Rows.window_columns`. At a pad they mean nothing. None: `base`. In the tail a window counts columns
             reduced by `shift`.
+        beside: Columns of the table of rows that steps read too, (samples, slots) each, by name; see `base`. They are 0
+            in the tail.
         windowed: Whether a window has ever counted other columns than `base`.
         disorder: See `Rows`; of any rows in `base`.
         shift: (samples,) int64, by how much positions have shrunk on this layer, if rows are renumbered; else None.
@@ -84,6 +91,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     base: Tensor | None = None
     ragged = False
     window_columns: Tensor | None = None
+    beside: Mapping[str, Tensor] = NOTHING
     windowed = False
     disorder = False
     shift: Tensor | None = None
@@ -174,6 +182,28 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
         return self._memo.once(count, "counted", first, self.base_end, self.seen, self.shift, coming)
 
+    def values_of(self, name: str, coming: Tensor | None = None, rows: int = 0) -> Tensor | None:
+        """Return a column at every slot, and at `rows` rows that are added: (samples, slots). None: it is 0 everywhere.
+
+        `coming` are its values at these, (samples, rows); None: 0.
+        """
+        own, tail = self.beside.get(name), self.seen - self.base_end
+        like = coming if own is None else own
+        if like is None:
+            return None
+
+        def join() -> Tensor:
+            first = like.new_zeros(len(like), 0 if self.base is None else self.base.shape[1]) if own is None else own
+            last = like.new_zeros(len(like), rows) if coming is None else coming
+            return torch.cat((first, like.new_zeros(len(like), tail), last), dim=1)
+
+        return self._memo.once(join, name, own, coming, self.base, tail, rows)
+
+    def _beside_all(self) -> dict[str, Tensor]:
+        """Return every column at every slot."""
+        every = {name: self.values_of(name) for name in self.beside}
+        return {name: values for name, values in every.items() if values is not None}
+
     # -- rows that come ------------------------------------------------------------------------------------------------
 
     def announce(
@@ -183,6 +213,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         ragged: bool = False,
         window_columns: Tensor | None = None,
         disorder: bool = False,
+        beside: Mapping[str, Tensor] = NOTHING,
     ) -> None:
         """Announce what the next `update` brings.
 
@@ -193,11 +224,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             window_columns: The columns in which a window counts the rows, (samples, rows); None: where it counts
                 `columns`, in all slots.
             disorder: See `Rows`.
+            beside: Columns of the table of rows, (samples, rows) each, by name.
         """
         if window_columns is not None:
             # Joined now, while the tail is counted by the shift of earlier turns.
             window_columns, self.windowed = self.window_slots(window_columns), True
-        self._announced = Coming(columns, span, ragged, window_columns, disorder)
+        self._announced = Coming(columns, span, ragged, window_columns, disorder, beside)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, (samples, heads, rows, head size), and return all.
@@ -220,6 +252,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if came != rows:
             raise unsupported(f"stores {came} rows in a layer of the cache where its decoder layer ran on {rows}")
         if columns is not None:
+            names = {*self.beside, *coming.beside}
+            joined = {name: self.values_of(name, coming.beside.get(name), columns.shape[1]) for name in names}
+            self.beside = {name: values for name, values in joined.items() if values is not None}
             key = "joined", columns, self.base, self.base_end, self.seen
             self.base = self._memo.once(lambda: self.columns(columns, len(columns), columns.device), *key)
             self.base_end = self.seen + span
@@ -271,6 +306,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Let steps read only these slots, and the rows added since reading was first limited."""
         reads = copy.copy(self)
         reads.window_columns = chosen.of_columns(self.window_slots())
+        reads.beside = chosen.of_all(self._beside_all())
         reads._keep_slots(chosen)
         reads._put_behind(self.reads)
         reads.base = chosen.base.to(self.keys.device)
@@ -392,6 +428,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             counts = stays.sum(dim=1).tolist()
             chosen = Chosen.exactly(self.base, stays, counts)
             self.window_columns = chosen.of_columns(self.window_columns)
+            self.beside = chosen.of_all(self.beside)
             self._keep_slots(chosen)
             self.base_end = end
         self.seen = end
@@ -412,6 +449,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if counted is not None:  # a window counts on from what is left
             gone = size if self.shift is None else last - first
             self.window_columns = torch.cat((counted[:, :first], counted[:, last:] - gone), dim=1)
+        self.beside = {
+            name: torch.cat((values[:, :first], values[:, last:]), dim=1) for name, values in self._beside_all().items()
+        }
         back = positions
         if self.shift is not None:
             back = last - first
@@ -473,6 +513,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             return torch.cat((before[:, :earlier], anew - shift[:, None]), dim=1)
 
         self.window_columns = self._memo.once(count, "kept to count", chosen, counted, shift)
+        every = self._beside_all()
+        self.beside = self._memo.once(lambda: chosen.of_all(every), "kept beside", chosen, *every.values())
         self.windowed |= shift is not None
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
@@ -482,7 +524,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.seen = 0
         self.base, self.base_end, self.ragged, self.disorder = None, 0, False, False
         self.window_columns = self.shift = self.head = self._room = self.reads = self.kinds = self.alive = None
-        self.memory = {}
+        self.memory, self.beside = {}, {}
         self._announced, self._pruned = None, False
 
     def _keep_slots(self, chosen: "Chosen") -> None:
@@ -570,12 +612,16 @@ class WindowedLayer(PrunedLayer):
         self.keys = self.keys[..., gone:, :]
         self.values = self.values[..., gone:, :]
         if base is not None and gone < held:
-            self.base = self._memo.once(lambda: base[:, gone:], "without first", base, gone)
+            self.base = self._without_first(base, gone)
             if counted is not None:
-                self.window_columns = self._memo.once(lambda: counted[:, gone:], "without first", counted, gone)
+                self.window_columns = self._without_first(counted, gone)
+            self.beside = {name: self._without_first(values, gone) for name, values in self.beside.items()}
         else:
-            self.base, self.ragged, self.window_columns, self.disorder = None, False, None, False
+            self.base, self.ragged, self.window_columns, self.disorder, self.beside = None, False, None, False, {}
             self.base_end += gone - held
+
+    def _without_first(self, values: Tensor, gone: int) -> Tensor:
+        return self._memo.once(lambda: values[:, gone:], "without first", values, gone)
 
     def _evict_lowest(self, base: Tensor, counted: Tensor, gone: int) -> None:
         """Remove the `gone` slots with the lowest columns that the window counts, pads first. The tail has none."""
@@ -589,6 +635,9 @@ class WindowedLayer(PrunedLayer):
         chosen = self._memo.once(choose, "lowest", base, counted, gone, total, self.ragged)
         in_base = chosen.order[:, : chosen.base.shape[1]]
         self.window_columns = self._memo.once(lambda: counted.gather(1, in_base), "lowest counted", chosen, counted)
+        before = self.beside
+        gather = lambda: {name: values.gather(1, in_base) for name, values in before.items()}  # noqa: E731
+        self.beside = self._memo.once(gather, "lowest beside", chosen, *before.values())
         self._keep_slots(chosen)
         self._order, self._before = chosen.order, total
 
@@ -640,6 +689,10 @@ class Chosen:
     def of_columns(self, columns: Tensor | None) -> Tensor | None:
         """Gather columns of the chosen slots from those of all, (samples, slots). None: None."""
         return None if columns is None else columns.gather(1, self.order.to(columns.device))
+
+    def of_all(self, beside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Gather the chosen slots of columns, (samples, slots) each, by name."""
+        return {name: values.gather(1, self.order.to(values.device)) for name, values in beside.items()}
 
     def of_states(self, states: Tensor) -> Tensor:
         """Gather keys or values of the chosen slots from (samples, heads, slots, head size)."""

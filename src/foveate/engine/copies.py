@@ -38,6 +38,9 @@ def compact(cache: Any) -> Any:
             if layer.window_columns is not None:
                 counted = layer.window_columns
                 layer.window_columns = bases.setdefault(id(counted), _own_memory(counted))
+            for values in layer.beside.values():
+                bases.setdefault(id(values), _own_memory(values))
+            layer.beside = {name: bases[id(values)] for name, values in layer.beside.items()}
         layer.keys, layer.values = _own_memory(layer.keys), _own_memory(layer.values)
     return cache
 
@@ -102,6 +105,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
 def tensors_of(layer: Any) -> Iterator[Tensor]:
     """Yield every tensor that a cache layer holds."""
     held = [getattr(layer, name, None) for name in ("keys", "values", *FOLLOWING)]
+    held += getattr(layer, "beside", {}).values()
     held += [state for kind in STATES for state in getattr(layer, kind, {}).values()]
     yield from (tensor for tensor in held if isinstance(tensor, Tensor))
     if getattr(layer, "reads", None) is not None:

@@ -32,7 +32,7 @@ from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import CELLS, Program, hidden_note, ran_note
 from foveate.engine.prompt_samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.engine.reading import raters_of
-from foveate.engine.rows import Decision, Rows, Sizes
+from foveate.engine.rows import BIAS, Decision, Rows, Sizes
 from foveate.errors import UnsupportedError
 
 ALL_CELLS = Cells()
@@ -401,9 +401,20 @@ def _cut(forward: Forward, call: LayerCall, rows: Rows, reader_of: ReaderOf) -> 
         call.hidden = forward.table.store(merges, call.hidden)
     if forward.table is not rows and program.renumbers_before(call.index):
         forward.table.renumber()
+    for name in program.biases_before(call.index):
+        _add_bias(forward, name)
     if call.index in program.cuts:
         forward.record_cut("layer", call.index, before)
     return forward.table
+
+
+def _add_bias(forward: Forward, name: str) -> None:
+    """Let later layers add a note of the rows to the logits of their keys."""
+    table = forward.table
+    values = {member: table.note(member, name) for member in table.members if name in table.notes[member]}
+    if values:
+        forward.outcome.table = table = table.laid_out()  # layers run on rows, even if all stay
+        table.put_vision(BIAS, values)
 
 
 def decide_all(rows: SampleRows, program: Program) -> Decision:

@@ -57,7 +57,8 @@ class Segment:
         first = self.stored
         assert first is not None
         same = layer.base is first.base and layer.base_end == first.base_end and layer.ragged is first.ragged
-        return same and layer.shift is first.shift and layer.window_columns is first.window_columns
+        same = same and layer.shift is first.shift and layer.window_columns is first.window_columns
+        return same and list(map(id, layer.beside.values())) == list(map(id, first.beside.values()))
 
     def put_back(self, index: int, hidden: Tensor) -> Tensor:
         """Return the input of layer `index` with rows that were passed on written back into the full-length stream."""

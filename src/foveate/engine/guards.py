@@ -94,6 +94,12 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resou
     reason = refusal(stages, family.lacks, type(family))
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
+    odd = family.lenders or family.indexed or family.recurrent or family.gathers
+    if odd and any(isinstance(stage, LayerStage) and stage.bias for stage in stages):
+        raise UnsupportedError(
+            f"{method.name} adds to the logits of keys, and layers of {type(family.text).__name__} borrow or pick "
+            "keys, or have none. Use a method without a bias."
+        )
     for stage in stages:
         if isinstance(stage, LayerStage) and Rotary() in stage.reads and family.frequencies(stage.layer) is None:
             raise UnsupportedError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import PatchStage, Place, Shape, Stage, ThinStage, TowerStage
+from foveate.contract.stages import LayerStage, PatchStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Hidden, Resource, Rotary, Signal
 from foveate.engine import guards
@@ -57,6 +57,7 @@ class Program:
         renumbers: Whether rows are renumbered anywhere.
         plan: Returns how many vision tokens each layer processes for images of given sizes, if that is known
             beforehand (`follow.layer_plan`); cached.
+        biased: Whether a stage adds to the logits of keys.
         authors: Methods that are not foveate's own, whose numbers are checked.
         remembered: Layers whose entering rows are read again, each with the last layer before which they are.
         busy: Decoder layers before which a stage runs, or from which a stage reads.
@@ -110,6 +111,7 @@ class Program:
         for layer, signal in reads:
             if signal.of_ran:
                 self._signals_while[layer - 1].append(signal)
+        self.biased = any(stage.bias for stage in layers)
         self.authors = {stage.author for stage in stages if stage.author is not None}
         self.busy = frozenset((*self._before, *self.remembered, *self._signals_while))
         self.encodes = self._encodes()
@@ -197,6 +199,11 @@ class Program:
             yield ran_note(signal, layer - 1)
         if layer in self.turned:
             yield ran_note(Rotary(), layer)
+
+    def biases_before(self, layer: int) -> list[str]:
+        """Return the names of notes that are added to the logits of keys from this layer on."""
+        stages = [stage for stage in self.before(layer) if isinstance(stage, LayerStage) and stage.bias]
+        return [f"{stage.owner} {stage.bias}" for stage in stages]
 
     # -- positions ---------------------------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from foveate.engine.program import CELLS
 from foveate.engine.prompt_samples import Begun, Sample, Unit
 from foveate.errors import SettingError, UnsupportedError
 
-SOURCE, NUMBER = "source", "number"
-"""Names of the engine's own columns of the table: see `Rows.source` and `Rows.renumber`."""
+SOURCE, NUMBER, BIAS = "source", "number", "bias"
+"""Names of the engine's own columns of the table: see `Rows.source`, `Rows.renumber` and `LayerStage.bias`."""
 Sizes = tuple[int, ...] | None
 """Vision rows of each image of a sample, in order; None after a cut that ranked all of them together."""
 
@@ -420,7 +420,16 @@ class Rows:
     def at(self, name: str) -> Tensor:
         """Return a column at these rows, (samples, rows, …). A pad has its first row's values."""
         read, full = self.laid_out().read, self.table[name]
-        return full[torch.arange(len(read), device=self.device)[:, None], read]
+        return self.memo.once(lambda: full[torch.arange(len(read), device=self.device)[:, None], read], name, full)
+
+    def put_vision(self, name: str, values: Mapping[int, Tensor]) -> None:
+        """Add or change a column at the vision rows of some samples, (left,) float each; it is 0 at all other rows."""
+        places = _joined([(self._owner(member), self.columns[member]) for member in values])
+        numbers = torch.cat([own.to(self.device, torch.float32) for own in values.values()])
+        before = self.table.get(name)
+        if before is None:
+            before = numbers.new_zeros(len(self.text), self.span)
+        self.table = {**self.table, name: before.index_put(places, numbers)}
 
     @property
     def row_counts(self) -> Tensor:

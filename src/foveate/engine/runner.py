@@ -30,7 +30,7 @@ from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.program import Program
 from foveate.engine.reading import Ahead, AttentionReader, is_causal, note_turns
 from foveate.engine.reads import decode_hook
-from foveate.engine.rows import Rows
+from foveate.engine.rows import BIAS, Rows
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import PICKED, AttentionHook, every_slot, tapped_layer, unreadable
@@ -96,7 +96,7 @@ class LayerRunner:
         if stored is None:
             return original(*args, **kwargs)
         as_is = kwargs.get("attention_mask", MISSING) is None and kwargs.get("position_embeddings") is not None
-        as_is = as_is and stored.shift is None and not stored.ragged
+        as_is = as_is and stored.shift is None and not stored.ragged and not stored.beside
         if as_is and len(args) == 1 and cache_of(kwargs) is forward.cache:
             stored.announce(None, forward.span)
             return original(*args, **kwargs)
@@ -201,13 +201,14 @@ class LayerRunner:
         announced = Coming(None, span)
         if rows is not None:
             counted = coming_in_window(forward, rows, stored, past, call.hidden)
-            announced = Coming(rows.unpruned(past), span, rows.valid is not None, counted, rows.disorder)
+            beside = {BIAS: rows.at(BIAS)} if BIAS in rows.table else {}
+            announced = Coming(rows.unpruned(past), span, rows.valid is not None, counted, rows.disorder, beside)
         elif stored is None:
             return
         if rows is not None and recurrent:
             call.kwargs["attention_mask"] = _padding(call, rows)
         else:
-            call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced.columns)
+            call.kwargs["attention_mask"] = self._mask(forward, call, rows, announced)
         begins = bool(forward.steps) and index in self._plain
         if rows is not None:
             # The next layer gets the same if this one has no state, no argument of its own and no earlier turn. Caches
@@ -433,21 +434,29 @@ class LayerRunner:
 
     # -- masks -------------------------------------------------------------------------------------------------
 
-    def _mask(self, forward: Forward, call: LayerCall, rows: Rows | None, columns: Tensor | None) -> Any:
+    def _mask(self, forward: Forward, call: LayerCall, rows: Rows | None, coming: Coming) -> Any:
         """Return the layer's mask, built once for all layers whose rows and slots stand for the same columns.
 
         Args:
             forward: The forward.
             call: The layer's call.
             rows: The rows it runs on; None: all columns.
-            columns: The rows' columns in the unpruned sequence.
+            coming: What its cache is told of these.
         """
         self._refuse_flash(forward, call)
-        mask, stored, hidden = call.kwargs.get("attention_mask"), call.stored, call.hidden
+        mask, stored, hidden, columns = call.kwargs.get("attention_mask"), call.stored, call.hidden, coming.columns
         padded_rows = rows is not None and rows.valid is not None
         padded_cache = stored is not None and stored.ragged
         ragged = padded_rows or padded_cache
-        if mask is None and not ragged:
+        bias = coming.beside.get(BIAS)
+        if stored is not None:
+            bias = stored.values_of(BIAS, bias, coming.span if columns is None else columns.shape[1])
+        if bias is not None and forward.backend not in ("sdpa", "eager"):
+            raise UnsupportedError(
+                f"This method adds to the logits of keys, which {forward.backend} does not take. Load the model with "
+                "attn_implementation='sdpa' or 'eager'."
+            )
+        if mask is None and not ragged and bias is None:
             return None
         samples, span, device = hidden.shape[0], hidden.shape[1], hidden.device
         window = None if mask is None else window_of(forward, call.index, rows, stored, call.past, hidden)
@@ -464,14 +473,15 @@ class LayerRunner:
             if mask is not None and (stored is None or stored.window is None) and width_of(mask) != call.past + span:
                 raise unsupported(f"makes masks of {width_of(mask)} columns where the sequence has {call.past + span}")
             remap = Remap(queries, keys, call.past, call.past + span, ragged, is_causal(call.module), window)
-            return remap(mask, forward.backend)
+            remapped = remap(mask, forward.backend)
+            return remapped if bias is None else remap.with_bias(remapped, bias, hidden.dtype)
 
         if stored is None:
-            return forward.memo.once(make_mask, "mask", mask, rows, None, 0)
+            return forward.memo.once(make_mask, "mask", mask, rows, None, 0, bias)
         # The cache slots read in a step are all visible to it, so the mask depends only on their padding. What a
         # window counts depends on them all.
         slots = stored.held or stored.base if window is None else window.keys
-        return forward.memo.once(make_mask, "mask", mask, rows, slots, stored.base_end)
+        return forward.memo.once(make_mask, "mask", mask, rows, slots, stored.base_end, bias)
 
     def _refuse_flash(self, forward: Forward, call: LayerCall) -> None:
         """Refuse flash attention in a layer with a window, which it counts in stored tokens, not in columns."""

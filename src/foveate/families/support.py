@@ -7,7 +7,17 @@ from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import WAYS, PatchStage, PixelStage, Place, Shape, Stage, ThinStage, TowerStage
 from foveate.core import signals
-from foveate.core.signals import CachedAttention, Cls, Deepstack, Features, OwnSignal, Resource, Signal, TowerSignal
+from foveate.core.signals import (
+    Attention,
+    CachedAttention,
+    Cls,
+    Deepstack,
+    Features,
+    OwnSignal,
+    Resource,
+    Signal,
+    TowerSignal,
+)
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
@@ -58,6 +68,9 @@ def refusal(
         if reason is not None:
             return reason
         stages = [stage for stage in stages if stage is not thins[0]]  # it does not affect the other stages
+    reason = _refusal_of_bias(stages, kind)
+    if reason is not None:
+        return reason
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
         return "cuts before the tower and in it; the engine cannot do both in one pass. Drop between layers instead."
@@ -82,6 +95,21 @@ def _refusal_of_thinning(stages: Sequence[Stage], needs_all_rows: str | None) ->
             f"{what}, and also reads {reads[0]!r} there, which would have only the rows that stay. Use a method that "
             "reads no attention or keys of the tower (VidCom2, DivPrune), or leave thintower out."
         )
+    return None
+
+
+def _refusal_of_bias(stages: Sequence[Stage], kind: type[Family] | None) -> str | None:
+    """The reason why nothing can be added to the logits of keys, although one of these stages does so."""
+    layers = follow.layer_stages(stages)
+    first = min((stage.layer for stage in layers if stage.bias), default=None)
+    if first is None:
+        return None
+    what = f"adds to the logits of keys from layer {first} on"
+    if kind is None:
+        return f"{what}, which this host cannot. Leave bias out."
+    read = [signal for stage in layers if stage.layer > first for signal in stage.reads]
+    if any(isinstance(signal, Attention) for signal in read) or follow.reading(stages) is not None:
+        return f"{what}, but attention that is read there would be without. Read it in earlier layers."
     return None
 
 

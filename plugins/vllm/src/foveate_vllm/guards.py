@@ -250,6 +250,8 @@ def _reason_against(stage: LayerStage, shape: Shape) -> str:
         return "may renumber rows: keys of other layers have the old positions. Set positions=keep."
     if stage.host:
         return "may read values in Python. Use a method that works on the device."
+    if stage.bias:
+        return "may add to the logits of keys. Use a method without a bias."
     if stage.unit == "frame":
         return "may rank by frame. Set scope=image or scope=sample."
     if (stage.choose or stage.pick) and Hidden(back=0) in stage.reads:

@@ -54,6 +54,7 @@ Parts = tuple[Key, list[Tensor], Any]
 FIRST = "the first of its layout"
 CANNOT = "it cannot be recorded"
 WAITS = "its last recording was dropped before it was replayed"
+BIASED = "a stage adds to the logits of keys"
 TRAINS = "gradients are enabled, or the model is training"
 SURPRISE = 0.05
 """Largest KL divergence of the next token, in nats, that the other kernels of a recording may cause."""
@@ -147,6 +148,8 @@ class Replayer:
             return "a prompt without pictures"
         if forward.ends_turn:
             return "a stage reads in every step of decoding"
+        if self._program.biased:
+            return BIASED
         if cache is None and kwargs.get("use_cache", text.config.use_cache):
             cache = self._fresh_cache(text.config)
             kwargs = {**kwargs, **with_cache(cache)}
@@ -225,6 +228,8 @@ class Replayer:
             return f"a text of more than {SPANS[-1]} tokens, or with more than text"
         if self._program.reading is not None:
             return "a stage reads in every step of decoding"
+        if self._program.biased:
+            return BIASED
         if torch.is_grad_enabled() or family.text.training:
             return TRAINS
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
