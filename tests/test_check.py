@@ -239,7 +239,7 @@ def nothing_moved(original):
 
 
 def another_trace(original):
-    return property(lambda stage: [(kept.cpu() + 1) % stage.before[0] for kept in stage._origin])
+    return property(lambda stage: [(kept.cpu() + 1) % stage.before[0] for kept in stage.origin])
 
 
 def touched_where_nothing_drops(original):

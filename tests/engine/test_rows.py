@@ -212,7 +212,7 @@ def test_a_merge_is_stored_where_its_image_or_its_run_begins(columns, stored):
     after, (merge,) = merged(table, [[1]], [[-1, 0, 0]], {"size": ints(2)})
     assert (merge.rows.tolist(), merge.came_from.tolist(), merge.stored.tolist()) == ([[0.0]], [columns[1]], [stored])
     assert (after.tokens[0].tolist(), after.columns[0].tolist()) == ([1], [stored])
-    assert after.steps[0][0].parent.tolist() == [-1, 0, 0]
+    assert after.steps[0][0].went.tolist() == [-1, 0, 0]
     assert (after.sizes, after.note(0, "size").tolist()) == (((1,),), [2])
     assert after.source[0].tolist() == [columns[1] if column == stored else column for column in after.read[0].tolist()]
 

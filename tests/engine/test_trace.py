@@ -1,4 +1,6 @@
+import itertools
 import json
+import pickle
 import re
 
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.engine import session
+from foveate.methods.sparsevlm import SparseVLM
 from tests.models import batch, generate, tiny
 
 METHOD = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
@@ -86,6 +89,44 @@ def test_history_is_short_in_training(monkeypatch):
         for _ in range(3):
             model(**inputs)
         assert len(trace.history) == 2
+
+
+@pytest.mark.parametrize(("family", "words"), [("llava", "tit"), ("video_llava", "tvt")])  # the latter keeps CLS rows
+def test_tokens_that_merge_after_others_left_are_named_as_they_entered(family, words):
+    method = fv.Chain.of(fv.FastV(layers=(1,), keep=(0.6,)), SparseVLM(pruning_layers=(3,), targets=(5,), reference=25))
+    with fv.drop(tiny(family), method) as trace, torch.no_grad():
+        tiny(family)(**batch(family, [words]))
+    first, *_, last = trace.cuts
+    (origin,), (assign,), (merged,) = last.origin, last.assign, last.merged
+    assert first.assign == [None]
+    assert len(assign) == trace.vision_tokens[0]
+    assert set((assign >= 0).nonzero()[:, 0].tolist()) <= set(first.kept[0].tolist())
+    assert all(token in tokens for token, tokens in zip(origin.tolist(), map(torch.Tensor.tolist, merged), strict=True))
+    assert max(map(len, merged)) > 1
+
+
+def test_a_record_keeps_indices_and_no_rows():
+    with fv.drop(tiny("llava"), SparseVLM(pruning_layers=(1, 3), targets=(12, 5), reference=25)) as trace:
+        tiny("llava")(**batch("llava", ["tit"]))
+    steps = [step for stage in trace.stages for parts in stage._ancestries for part in parts for step in part.steps]
+    assert {(tensor.dtype, tensor.dim()) for tensor in itertools.chain(*steps)} == {(torch.int64, 1)}
+
+
+def test_a_record_that_an_earlier_version_pickled_is_read():
+    with fv.drop(tiny("llava"), SparseVLM(pruning_layers=(1, 3), targets=(12, 5), reference=25)) as trace:
+        generate(tiny("llava"), batch("llava", ["titit", "tt"]), new_tokens=2)
+    for stage in trace.stages:
+        state = {name: value for name, value in vars(stage).items() if name in ("where", "layer", "before", "after")}
+        earlier = fv.StageRecord.__new__(fv.StageRecord)
+        earlier.__setstate__({**state, "rows": False, "_origin": stage.origin, "_assign": stage.assign})
+        assert pickle.loads(pickle.dumps(earlier)).to_dict() == stage.to_dict()
+
+
+def test_a_sample_without_pictures_has_no_frames():
+    with fv.drop(tiny("llava_onevision"), METHOD) as trace, torch.no_grad():
+        tiny("llava_onevision")(**batch("llava_onevision", ["tvt", "tt"]))
+    assert trace.kept_by_frame(1) == [(), ()]
+    assert json.loads(trace.to_json())["kept_by_frame"][1] == [[], []]
 
 
 def cells(html):

@@ -263,15 +263,13 @@ class Forward:
     def record_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
         """Append a cut to the trace."""
         assert self.outcome.record is not None
-        table, samples = self.table, self.samples
-        left = []
-        for member, sample in enumerate(samples):
-            if not len(sample.vision):  # no vision token may be dropped
-                left.append(Ancestry.whole(sample.fixed))
-                continue
-            slots = table.slots(member, table.columns[member]) if sample.fixed else table.tokens[member]
-            left.append(Ancestry(table.tokens[member], slots, table.steps[member], sample.ordinals))
-        self.outcome.record.stages.append(StageRecord(where, layer, before, self.vision_left(), _left=left))
+        table, ancestries = self.table, []
+        for member, sample in enumerate(self.samples):
+            fixed = None
+            if sample.ordinals is not None:
+                fixed = *sample.ordinals, table.slots(member, table.columns[member])
+            ancestries.append((Ancestry(sample.vision_tokens, table.steps[member], fixed),))
+        self.outcome.record.stages.append(StageRecord(where, layer, before, self.vision_left(), ancestries))
 
 
 @dataclass(slots=True, eq=False)

@@ -21,8 +21,8 @@ from foveate.engine.forward import Arrival, Forward
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
 from foveate.engine.prompt_samples import Sample, read_samples
 from foveate.engine.reads import begin_turn, end_turn
-from foveate.engine.rows import Decision, Rows
-from foveate.engine.trace import PrefillRecord, StageRecord, Where
+from foveate.engine.rows import Decision, Rows, Step
+from foveate.engine.trace import Ancestry, PrefillRecord, StageRecord, Where
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.families.vision import PictureLayout
@@ -133,8 +133,8 @@ def _begin_images(
         )
     forward.outcome.record = record = _record(forward, cache)
     if not drops and not reads:
-        whole, tokens = record.vision_tokens, [torch.arange(count) for count in record.vision_tokens]
-        record.stages += [StageRecord("layer", layer, whole, whole, tokens) for layer in sorted(program.cuts)]
+        whole, ancestries = record.vision_tokens, [(Ancestry(count),) for count in record.vision_tokens]
+        record.stages += [StageRecord("layer", layer, whole, whole, ancestries) for layer in sorted(program.cuts)]
         return None
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.later_additions(kwargs)
@@ -343,8 +343,8 @@ def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
         segments = list(itertools.chain.from_iterable(image.ran for image in sample.media))
         cuts.append(join(segments or [Cut.stay(0)]))
     before, after = tuple(cut.arriving for cut in cuts), tuple(len(cut.source) for cut in cuts)
-    origins, assigns = [cut.source for cut in cuts], [cut.parent for cut in cuts]
-    return StageRecord("tower", None, before, after, origins, assigns, rows=True)
+    ancestries = [(Ancestry(cut.arriving, (Step(cut.source, cut.parent),)),) for cut in cuts]
+    return StageRecord("tower", None, before, after, ancestries, rows=True)
 
 
 # -- finish -------------------------------------------------------------------------------------------------------

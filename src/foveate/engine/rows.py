@@ -50,24 +50,14 @@ class Step(NamedTuple):
     Attributes:
         source: The row that each row was before, (rows,) int64; −1 for none.
         went: The row that each row before went into, (arriving,) int64, −1 if it was dropped; None if none was merged.
-        arriving: How many rows there were before.
     """
 
     source: Tensor
     went: Tensor | None
-    arriving: int
-
-    @property
-    def parent(self) -> Tensor:
-        """`went`, also if nothing was merged: of three rows of which the first and last stay, 0 −1 1."""
-        if self.went is not None:
-            return self.went
-        none = self.source.new_full((self.arriving,), -1)
-        return none.scatter(0, self.source, torch.arange(len(self.source), device=self.source.device))
 
     def map(self, change: Change) -> "Step":
         """Return the step with `change` applied to its tensors."""
-        return Step(change(self.source), on_tensors(self.went, change), self.arriving)
+        return Step(change(self.source), on_tensors(self.went, change))
 
 
 @dataclass(eq=False)
@@ -241,7 +231,7 @@ class Rows:
         for member, (cut, own) in changed.items():
             before, noted[member] = columns[member], cut.notes
             if cut.rows is None:
-                step, places = Step(cut.source, None, cut.arriving), cut.source
+                step, places = Step(cut.source, None), cut.source
                 tokens[member] = tokens[member][cut.source]
             else:
                 step, places, made, noted[member] = self._placed(member, cut, own)
@@ -281,13 +271,13 @@ class Rows:
         runs = self.runs[member]
         if runs is None:  # for images at 0 and 5 with two rows each: 0 1 5 6
             ranges = [torch.arange(at, at + size, device=self.device) for at, size in zip(starts, sizes, strict=True)]
-            return Step(source, went, cut.arriving), torch.cat(ranges), made, notes
+            return Step(source, went), torch.cat(ranges), made, notes
         # A row without a token moves to where its image begins.
         firsts = [source.new_full((size,), at) for at, size in zip(starts, sizes, strict=True)]
         stands_for = torch.where(source < 0, torch.cat(firsts), source)
         own = runs[self.columns[member]]
         order, places = into_runs(own[stands_for], own)
-        step = Step(source[order], look_up(went, order.argsort()), cut.arriving)
+        step = Step(source[order], look_up(went, order.argsort()))
         return step, places, made[order], {name: note[order] for name, note in notes.items()}
 
     def _moved(self, merges: Sequence["Merge"], after: "Rows") -> dict[str, Tensor]:

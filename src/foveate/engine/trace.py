@@ -1,6 +1,5 @@
 """The record of a context's prefills: what was dropped where."""
 
-import functools
 import html
 import itertools
 import json
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.contract.settings import Count
-from foveate.core.cut import look_up
+from foveate.core.cut import Cut, look_up
 from foveate.core.fields import check_call
 from foveate.core.tensors import Change, on_tensors
 from foveate.cost import RunCounts
@@ -33,73 +32,53 @@ Where = Literal["pixels", "tower", "projector", "layer", "kv"]
 """The place of a cut."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Ancestry:
-    """Which vision tokens of a sample its rows stand for, and where each token went. Composed when somebody asks.
-
-    It counts all vision tokens, also those that always stay. Example: token 0 is a CLS that always stays, tokens 1 to 3
-    are patches, and the second patch was dropped.
-
-        free 1 2 3, fixed 0      tokens 0 2      origin 0 1 3      assign 0 1 −1 2, if anything was merged
+    """Where the vision tokens of one sample went, cut by cut. Nothing is composed before somebody reads it.
 
     Attributes:
-        tokens: The free token that each vision row stands for, (left,) int64; −1 for none.
-        slots: The free token in whose column it is stored, (left,) int64.
-        steps: The cuts so far.
-        ordinals: See `Sample.ordinals`.
+        tokens: Number of tokens that entered.
+        steps: What each cut made of the rows before it.
+        fixed: If some tokens always stay, which no cut counts: `Sample.ordinals`, and the token of those in whose
+            column each row is stored.
     """
 
-    tokens: Tensor
-    slots: Tensor
+    tokens: int
     steps: tuple[Step, ...] = ()
-    ordinals: tuple[Tensor, Tensor] | None = None
+    fixed: tuple[Tensor, Tensor, Tensor] | None = None
 
-    @property
-    def origin(self) -> Tensor:
-        """The token that each row stands for, in the order of their columns, (rows,) int64; −1 for none."""
-        if self.ordinals is None:
-            return self.tokens
-        free, fixed = self._ordinals
-        return torch.cat((look_up(self.tokens, free), fixed))[self._order]
-
-    @property
-    def assign(self) -> Tensor | None:
-        """The row that each token went into, (tokens,) int64, −1 if it was dropped; None if nothing is merged."""
-        if all(step.went is None for step in self.steps):
-            return None
-        parent = functools.reduce(look_up, [step.parent for step in self.steps])
-        if self.ordinals is None:
-            return parent
-        free, fixed = self._ordinals
-        row = self._order.argsort()  # the inverse: the place of each row in the order of their columns
-        assign = row.new_empty(len(free) + len(fixed))
-        assign[free] = look_up(parent, row)
-        assign[fixed] = row[len(self.tokens) :]
-        return assign
-
-    @property
-    def _order(self) -> Tensor:
-        """The rows, those that always stay last, in the order of their columns."""
-        free, fixed = self._ordinals
-        return torch.cat((free[self.slots], fixed)).argsort()
-
-    @property
-    def _ordinals(self) -> tuple[Tensor, Tensor]:
-        """`ordinals` on the rows' device."""
-        assert self.ordinals is not None
-        free, fixed = self.ordinals
-        return free.to(self.slots.device), fixed.to(self.slots.device)
-
-    @classmethod
-    def whole(cls, count: int) -> "Ancestry":
-        """Return that of a sample whose `count` vision tokens all stay."""
-        tokens = torch.arange(count)
-        return cls(tokens, tokens)
-
-    def map(self, change: Change) -> "Ancestry":
+    def with_tensors(self, change: Change) -> "Ancestry":
         """Return this with `change` applied to its tensors."""
         steps = tuple([step.map(change) for step in self.steps])
-        return Ancestry(change(self.tokens), change(self.slots), steps, self.ordinals)
+        return Ancestry(self.tokens, steps, on_tensors(self.fixed, change))
+
+    @property
+    def merges(self) -> bool:
+        """Whether any cut merged tokens."""
+        return any(step.went is not None for step in self.steps)
+
+    def composed(self) -> Cut:
+        """Return all cuts as one, on the CPU, of all tokens that entered. It has no rows.
+
+        Example: token 0 is a CLS that always stays, tokens 1 to 3 are patches, and the second patch was dropped.
+
+            free 1 2 3, always 0      of the cuts: source 0 2, parent 0 −1 1      of all: source 0 1 3, parent 0 1 −1 2
+        """
+        here = self.with_tensors(Tensor.cpu)
+        source = parent = torch.arange(self.tokens if here.fixed is None else len(here.fixed[0]))
+        for own, went in here.steps:
+            if went is None:
+                went = Cut.take(own, len(source)).parent
+            source, parent = look_up(own, source), look_up(parent, went)
+        if here.fixed is None:
+            return Cut.join(source, parent)
+        free, always, slots = here.fixed
+        # Rows are listed in the order of their columns.
+        order = torch.cat((free[slots], always)).argsort()
+        row = order.argsort()  # the inverse: the place of each row in that order
+        every = torch.empty(self.tokens, dtype=torch.int64)
+        every[free], every[always] = look_up(parent, row), row[len(source) :]
+        return Cut.join(torch.cat((look_up(source, free), always))[order], every)
 
 
 @dataclass(eq=False, repr=False)
@@ -121,14 +100,27 @@ class StageRecord:
     layer: int | None
     before: tuple[int, ...]
     after: tuple[int, ...]
-    _origin: Sequence[Tensor] = ()
-    _assign: Sequence[Tensor | None] = ()
+    _ancestries: Sequence[tuple[Ancestry, ...]]
+    """Of each sample, all cuts up to this one; several of a look that grew, one for each picture."""
     rows: bool = False
-    _left: Sequence[Ancestry] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle with tensors on the host."""
-        return {**vars(self), "_origin": self.origin, "_assign": self.assign, "_left": ()}
+        return {
+            **vars(self),
+            "_ancestries": [tuple([part.with_tensors(Tensor.cpu) for part in parts]) for parts in self._ancestries],
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also read what 0.4.0 wrote: all cuts up to this one, composed."""
+        if "_origin" in state:
+            ancestries = []
+            for origin, assign in zip(state["_origin"], state["_assign"], strict=True):
+                tokens = 1 + max(origin.tolist(), default=-1) if assign is None else len(assign)
+                ancestries.append((Ancestry(tokens, (Step(origin, assign),)),))
+            state = {name: value for name, value in state.items() if name not in ("_origin", "_assign")}
+            state["_ancestries"] = ancestries
+        self.__dict__.update(state)
 
     @property
     def place(self) -> str:
@@ -149,8 +141,7 @@ class StageRecord:
 
         Indices into the sample's vision tokens as they entered the model; −1 for a CLS, the target for a merged row.
         """
-        origins = [own.origin for own in self._left] or self._origin
-        return [origin.cpu() for origin in origins]
+        return [cut.source for cut in self._composed]
 
     @cached_property
     def kept(self) -> list[Tensor]:
@@ -171,8 +162,21 @@ class StageRecord:
     @cached_property
     def assign(self) -> list[Tensor | None]:
         """The row that each of a sample's vision tokens was merged into, −1 if dropped; None if nothing is merged."""
-        assigns = [own.assign for own in self._left] or self._assign or [None] * len(self._origin)
-        return [on_tensors(assign, Tensor.cpu) for assign in assigns]
+        pairs = zip(self._ancestries, self._composed, strict=True)
+        return [cut.parent if any(part.merges for part in parts) else None for parts, cut in pairs]
+
+    @cached_property
+    def _composed(self) -> list[Cut]:
+        """All cuts up to this one as one cut of each sample. Pictures of a look that grew follow one another."""
+        cuts = []
+        for parts in self._ancestries:
+            sources, parents, token, row = [], [], 0, 0  # tokens and rows of the parts before
+            for cut in [part.composed() for part in parts]:
+                sources.append(torch.where(cut.source < 0, cut.source, cut.source + token))
+                parents.append(torch.where(cut.parent < 0, cut.parent, cut.parent + row))
+                token, row = token + cut.arriving, row + len(cut.source)
+            cuts.append(Cut.join(torch.cat(sources), torch.cat(parents)))
+        return cuts
 
     def to_dict(self) -> dict[str, Any]:
         """Return the stage as plain values. `origin` and `assign` are included only if something was merged."""
@@ -366,7 +370,7 @@ class PrefillRecord:
         if sum(sizes) != self.vision_tokens[sample]:
             return []
         # The frame of each token: 0 0 1 1 1 for two frames of 2 and 3 tokens.
-        owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
         counts = []
         for stage in self.cuts:
             kept = owners[stage.kept[sample]]
@@ -441,36 +445,24 @@ def join_records(records: Sequence[PrefillRecord], cache: Any, columns: Sequence
         columns: Columns that each prefill has in it. They differ from its own by text in front.
     """
     cuts = [{(PLACES.index(cut.where), cut.layer or 0): cut for cut in record.cuts} for record in records]
-    counts = [record.vision_tokens[0] for record in records]
-    starts = list(itertools.accumulate(counts, initial=0))
-    now: list[StageRecord | None] = [None] * len(records)
-    stages = []
+    entered = [record.vision_tokens[0] for record in records]
+    ancestries, left, stages = [Ancestry(count) for count in entered], list(entered), []
     for place in sorted(set(itertools.chain(*cuts))):
-        before = sum(count if cut is None else cut.after[0] for cut, count in zip(now, counts, strict=True))
-        now = [of_record.get(place, cut) for of_record, cut in zip(cuts, now, strict=True)]
-        origins, assigns, rows = [], [], 0
-        # Tokens of the second prefill are offset by the tokens of the first, rows by its rows.
-        for cut, count, start in zip(now, counts, starts, strict=False):
-            origin = torch.arange(count) if cut is None else cut.origin[0]
-            assign = None if cut is None else cut.assign[0]
-            if assign is None:  # each row is one token: of tokens 0 1 2 with 0 and 2 left, assign is 0 −1 1
-                assign = torch.full((count,), -1).scatter(0, origin, torch.arange(len(origin)))
-            origins.append(torch.where(origin < 0, origin, origin + start))
-            assigns.append(torch.where(assign < 0, assign, assign + rows))
-            rows += len(origin)
-        # If none of them merged, each row is one token, and the joined cut says no more than its origin.
-        merges = any(cut is not None and cut.assign[0] is not None for cut in now)
-        assigned = torch.cat(assigns) if merges else None
+        before = (sum(left),)
+        for index, (of_record, count) in enumerate(zip(cuts, entered, strict=True)):
+            if cut := of_record.get(place):
+                ((part,),) = cut._ancestries
+                ancestries[index], left[index] = replace(part, tokens=count), cut.after[0]
         where, layer = PLACES[place[0]], place[1] if PLACES[place[0]] == "layer" else None
-        stages.append(StageRecord(where, layer, (before,), (rows,), [torch.cat(origins)], [assigned]))
+        stages.append(StageRecord(where, layer, before, (sum(left),), [tuple(ancestries)]))
     media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
     slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
-    length, entered = (cache.get_seq_length(),), (sum(counts),)
+    length = (cache.get_seq_length(),)
     # Text that the joined prompts have in front counts as left.
     pairs = zip(records, columns, strict=True)
     masks = [pad(record.pooling_mask, (count - record.pooling_mask.shape[1], 0), value=1) for record, count in pairs]
-    left = torch.cat(masks, dim=1), None, None
-    return replace(records[0], rows=length, vision_tokens=entered, media=media, stages=stages, slots=slots, _left=left)
+    mask, tokens = (torch.cat(masks, dim=1), None, None), (sum(entered),)
+    return replace(records[0], rows=length, vision_tokens=tokens, media=media, stages=stages, slots=slots, _left=mask)
 
 
 @dataclass

@@ -26,7 +26,7 @@ NAMES = [*COMPARED, *HELD, *COPIED, *UNREAD]
 LISTS = {
     Forward: {*NAMES},
     Outcome: {"record", "table", "ran"},
-    StageRecord: {"_origin", "_assign", "_left", "where", "layer", "before", "after", "rows"},
+    StageRecord: {"_ancestries", "where", "layer", "before", "after", "rows"},
 }
 """Changed, compared or shared: what `twins` does with each attribute."""
 
@@ -63,8 +63,8 @@ def test_a_twin_shares_no_tensor_of_the_outcome():
     last = kept(first, [[1], [0]])
     last.put_note(0, "size", torch.ones(1))
     last.about[0]["raters"] = torch.ones(1, 3)
-    left = [Ancestry(last.tokens[member], last.tokens[member], last.steps[member]) for member in range(2)]
-    record = PrefillRecord(2, [3, 2], (3, 2), stages=[StageRecord("layer", 1, (3, 2), (1, 1), _left=left)])
+    ancestries = [(Ancestry(3, last.steps[member]),) for member in range(2)]
+    record = PrefillRecord(2, [3, 2], (3, 2), stages=[StageRecord("layer", 1, (3, 2), (1, 1), ancestries)])
     outcome = Outcome(record, last, [None, first, last])
     own = list(tensors_in(outcome, {}))
     copies = {id(tensor) for tensor in tensors_in(outcome_with(outcome, torch.clone), {})}

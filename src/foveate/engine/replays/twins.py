@@ -49,8 +49,8 @@ def _with_tables(outcome: Outcome, change: Callable[[Rows], Rows]) -> Outcome:
 
 def _stage_with(stage: StageRecord, change: Change) -> StageRecord:
     """Return a stage's record with `change` applied to its tensors."""
-    origin, assign = [change(part) for part in stage._origin], [on_tensors(part, change) for part in stage._assign]
-    return replace(stage, _origin=origin, _assign=assign, _left=[own.map(change) for own in stage._left])
+    ancestries = [tuple([own.with_tensors(change) for own in each]) for each in stage._ancestries]
+    return replace(stage, _ancestries=ancestries)
 
 
 # -- layouts -------------------------------------------------------------------------------------------------------
