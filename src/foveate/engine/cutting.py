@@ -394,13 +394,11 @@ def _cut(forward: Forward, call: LayerCall, rows: Rows, reader_of: ReaderOf) -> 
     for member in rows.members:
         arriving = SampleRows(call.index, rows, member, call.hidden[member], reader_of, norm)
         decided.append((member, decide_all(arriving, program)))
-    forward.outcome.table, merges = rows.keep(dict(count_images(decided)))
+    forward.outcome.table, merges = rows.keep(dict(count_images(decided)), program.renumbers_before(call.index))
     for merge in merges:
         forward.move_additions(merge, call.index)
     if merges:  # one write for all samples
         call.hidden = forward.table.store(merges, call.hidden)
-    if forward.table is not rows and program.renumbers_before(call.index):
-        forward.table.renumber()
     for name in program.biases_before(call.index):
         _add_bias(forward, name)
     if call.index in program.cuts:

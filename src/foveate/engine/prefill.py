@@ -231,7 +231,7 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
         sample = forward.samples[member]
         cut = _tower_cut(sample, is_changed, hidden.device)
         decisions[member] = Decision(cut, tuple([image.started for image in sample.media]))
-    forward.outcome.table, merges = entering.keep(decisions)
+    forward.outcome.table, merges = entering.keep(decisions, program.renumbers_before(None))
     for merge in merges:
         if entering.runs[merge.member] is None:  # the rows are where they are stored
             continue
@@ -244,8 +244,6 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
         return hidden
     names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
     forward.record_cut(names.get(program.encodes, "tower"), None, before)
-    if program.renumbers_before(None):
-        forward.table.renumber()
     return hidden
 
 

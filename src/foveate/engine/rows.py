@@ -20,7 +20,7 @@ from foveate.engine.prompt_samples import Begun, Sample, Unit
 from foveate.errors import SettingError, UnsupportedError
 
 SOURCE, NUMBER, BIAS = "source", "number", "bias"
-"""Names of the engine's own columns of the table: see `Rows.source`, `Rows.renumber` and `LayerStage.bias`."""
+"""Names of the engine's own columns of the table: see `Rows.source`, `Rows.numbered` and `LayerStage.bias`."""
 Sizes = tuple[int, ...] | None
 """Vision rows of each image of a sample, in order; None after a cut that ranked all of them together."""
 
@@ -201,7 +201,7 @@ class Rows:
 
     # -- cuts ----------------------------------------------------------------------------------------------------------
 
-    def keep(self, decisions: Mapping[int, Decision]) -> tuple["Rows", list["Merge"]]:
+    def keep(self, decisions: Mapping[int, Decision], anew: bool = False) -> tuple["Rows", list["Merge"]]:
         """Drop and merge rows, in everything except the stream. The one place where rows change.
 
         Tokens that stay keep their places. Merged rows move to the first places of the run of the token they stand for.
@@ -209,6 +209,7 @@ class Rows:
 
         Args:
             decisions: What becomes of samples' vision rows. The notes of a cut are put.
+            anew: Whether rows are numbered anew: each one's position is its index among those of its sample.
 
         Returns:
             The rows that are left: these if nothing was dropped. And the merged rows.
@@ -249,7 +250,8 @@ class Rows:
         )
         for member, notes in noted.items():
             after._put_notes(member, notes)
-        after.table = self._moved(merges, after)
+        after.table = self._moved(merges, after, anew)
+        after.numbered = after if anew else self.numbered
         after._lay_out()
         return after, merges
 
@@ -280,10 +282,12 @@ class Rows:
         step = Step(source[order], look_up(went, order.argsort()))
         return step, places, made[order], {name: note[order] for name, note in notes.items()}
 
-    def _moved(self, merges: Sequence["Merge"], after: "Rows") -> dict[str, Tensor]:
+    def _moved(self, merges: Sequence["Merge"], after: "Rows", anew: bool) -> dict[str, Tensor]:
         """Return the added columns with the values of merged rows moved to where these are stored now."""
         table = dict(self.table)
-        if self.numbered is self:
+        if anew:
+            table.pop(NUMBER, None)
+        elif self.numbered is self:
             table[NUMBER] = self._numbers_by_column()
         if not merges:
             return table
@@ -307,11 +311,6 @@ class Rows:
         """Return a copy of a full-length tensor with merged rows written where they are stored."""
         places = _joined([(self._owner(merge.member), merge.stored) for merge in merges])
         return full.index_put(places, torch.cat([merge.rows for merge in merges]).to(full.dtype))
-
-    def renumber(self) -> None:
-        """Number these rows anew: each row's position is its index among those of its sample."""
-        self.numbered = self
-        self.table.pop(NUMBER, None)
 
     def laid_out(self) -> "Rows":
         """Return these rows without the columns that are padding, though nothing was dropped."""

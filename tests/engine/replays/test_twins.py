@@ -57,8 +57,7 @@ def tensors_in(value, seen):
 
 
 def test_a_twin_shares_no_tensor_of_the_outcome():
-    first, _ = merged(entering([[1, 2, 5], [3, 4]]), [[0, -1], [0]], [[0, 1, 1], [0, 0]])
-    first.renumber()
+    first, _ = merged(entering([[1, 2, 5], [3, 4]]), [[0, -1], [0]], [[0, 1, 1], [0, 0]], anew=True)
     first.put("mine", torch.ones(2, first.read.shape[1]))
     last = kept(first, [[1], [0]])
     last.put_note(0, "size", torch.ones(1))
