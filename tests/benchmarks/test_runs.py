@@ -70,6 +70,30 @@ def test_tables_in_guides_are_those_of_the_records(name, page, record, fill):
     assert getattr(script(name), fill)(*arguments).strip() in text
 
 
+def test_trainings_are_measured(tmp_path, monkeypatch):
+    """One step each, and one question about one picture."""
+    threads, out = torch.get_num_threads(), tmp_path / "record.json"
+    budgets, task, step = (script(f"training/{name}.py") for name in ("budgets", "task", "step"))
+    for run, name, value in (
+        *((budgets, name, 1) for name in ("TOGETHER", "EACH")),
+        (budgets, "TRAINED", ("random 1/9",)),
+        (task, "TOGETHER", 1),
+        (step, "MEASURED", {"divprune 1/9": step.SETTINGS["divprune 1/9"]}),
+    ):
+        monkeypatch.setitem(run.main.__globals__, name, value)
+    budgets.main(["--seeds", "1", "--steps", "1", "--pictures", "1", "--out", str(out)])
+    before, after = json.loads(out.read_text())["rows"]
+    assert (before["trained"], after["trained"]) == ("not", "random 1/9")
+    assert before["marks"].keys() == after["marks"].keys() == budgets.SETTINGS.keys()
+    task.main(["--seeds", "1", "--seconds", "0.01", "--pictures", "2", "--out", str(out)])
+    assert [row["steps"] for row in json.loads(out.read_text())["rows"]] == [0, 1, 1, 1] * 2
+    step.main(["--model", "embedded", "--batch", "1", "--rounds", "1", "--out", str(out)])
+    torch.set_num_threads(threads)
+    (cell,) = json.loads(out.read_text())["cells"]
+    assert cell["ratios"]["divprune 1/9"]["median"] > 1
+    assert cell["bytes"]["divprune 1/9"] < cell["bytes"]["full"]
+
+
 def test_a_job_of_many_rows(tmp_path, capsys, monkeypatch):
     batch = script("batch.py")
     monkeypatch.setitem(batch.main.__globals__, "MODEL_ROWS", 2)

@@ -1,5 +1,7 @@
 import copy
+import gzip
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,9 +9,11 @@ from hypothesis import given, strategies as st
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 import foveate as fv
+from foveate._transformers import cache_in, with_cache
 from foveate.engine import cache as cache_module
-from foveate.engine.cache import PrunedLayer, WindowedLayer, pruned_layer
+from foveate.engine.cache import Chosen, PrunedLayer, WindowedLayer, pruned_layer
 from foveate.engine.copies import compact
+from tests.models import batch, tiny
 
 WIDTH = 2
 
@@ -363,3 +367,62 @@ def test_a_window_lets_go_of_no_row_that_it_reaches_by_the_columns_it_counts(fir
     assert layer.window_columns is None or layer.window_slots()[0].tolist() == held
     assert {column for column in [*counts, *range(24, end)] if end - column < window} <= set(held)
     assert len(held) == min(len(counts) + tail, window - 1)
+
+
+CPU = torch.device("cpu")
+
+
+def turn(layer, start, samples=2):
+    """Four columns more, of which the third was dropped; what is beside a row is one more than its column."""
+    columns = torch.tensor([[0, 1, 3]]).expand(samples, -1) + start
+    layer.announce(columns, 4, beside={"mine": columns.float() + 1})
+    layer.update(states(columns), states(columns))
+
+
+def read_even(layer):
+    columns = layer.columns(0, 2, CPU)
+    layer.read(Chosen.exactly(columns, columns % 2 == 0, (2, 2)))
+
+
+CHANGES = {
+    "a turn": lambda layer: turn(layer, layer.seen),
+    "beams": lambda layer: layer.reorder_cache(torch.tensor([1, 0])),
+    "more samples": lambda layer: layer.batch_repeat_interleave(2),
+    "keep": lambda layer: layer.keep(torch.arange(layer.slots).expand(2, -1) % 3 > 0, (2, 2)),
+    "crop": lambda layer: layer.crop(-3),
+    "forget": lambda layer: layer.forget(1, 2, None, None),
+    "read": read_even,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "window"), [*[(change, None) for change in CHANGES], *[(change, 4) for change in [*CHANGES][:3]]]
+)
+def test_what_stands_beside_a_slot_goes_where_it_goes(change, window):
+    layer = PrunedLayer(DynamicLayer()) if window is None else WindowedLayer(DynamicSlidingWindowLayer(window))
+    turn(layer, 0, samples=1 + (change != "forget"))
+    decode(layer, 4)
+    CHANGES[change](layer)
+    layer = layer.reads or layer
+    keys = layer.states[0][:, 0, :, 0]  # the column that each row had at first
+    assert torch.equal(layer.values_of("mine"), torch.where(keys == 4, 0, keys + 1))
+    assert layer.slots == keys.shape[1] > 0
+
+
+@pytest.mark.parametrize("name", ["v2drop", "tome"])
+def test_what_0_4_0_pickled_goes_on_as_what_is_made_now(name):
+    """made-by-0.4.0.pkl.gz has what commit a4b65401 left of a prompt of two samples: the cache, and the trace's stages."""
+    method = {"v2drop": fv.V2Drop(layers=(1, 3), keep=(0.6, 0.4)), "tome": fv.ToMe(retention=0.5)}[name]
+    model, inputs = tiny("llava"), batch("llava", ["titt", "tit"])
+    old = pickle.loads(gzip.decompress(Path(__file__).with_name("made-by-0.4.0.pkl.gz").read_bytes()))[name]
+    text = torch.tensor([[7, 8], [9, 10]])
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 2), value=1)
+    with fv.drop(model, method) as trace, torch.no_grad():
+        now = cache_in(model(**inputs, use_cache=True))
+        stages = trace.stages
+        caches = [now, pickle.loads(old["cache"])]
+        logits = [
+            model(input_ids=text, attention_mask=mask, **with_cache(cache), use_cache=True).logits for cache in caches
+        ]
+    torch.testing.assert_close(*logits)
+    assert [stage.to_dict() for stage in pickle.loads(old["trace"])] == [stage.to_dict() for stage in stages]

@@ -4,11 +4,14 @@ import pytest
 import torch
 from hypothesis import assume, given, strategies as st
 
+import foveate as fv
 from foveate.core.cut import Cut
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.prompt_samples import read_samples
 from foveate.engine.rows import Decision, Rows
 from foveate.families.vision import PictureLayout
+from tests.invariants.settings import EXAMPLES
+from tests.models import batch, tiny
 
 SPAN = 10
 
@@ -162,7 +165,7 @@ def test_numbers_are_those_of_the_rows_that_were_numbered(cuts, merges):
         after, _ = merged(table, [row[::-1] for row in cuts[1]], [[0] * count for count in table.counts])
     else:
         after = kept(table, cuts[1])
-    assert after.numbered is table or after is table
+    assert torch.equal(after.anew, torch.tensor(table.lengths))
     numbers = after.number_from(torch.zeros(len(cuts[0]), dtype=torch.int64)).expand(len(cuts[0]), -1)
     for member in after.members:
         rank = {token: place for place, token in enumerate(table.tokens[member].tolist())}
@@ -188,6 +191,25 @@ def test_a_columns_last_row_is_the_nearest_before_it(rows):
     for sample, column, last in zip(samples, columns, table.last_rows(samples, columns), strict=True):
         if row := rows[sample]:
             assert last == max((one for one in row if one <= column), default=int(column))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_column_that_somebody_adds_survives_every_cut_of_every_method(name, monkeypatch):
+    tables = []
+
+    def watched(table, decisions, anew=False, keep=Rows.keep):
+        if "mine" not in table.table:
+            table.put("mine", table.laid_out().read + 1)
+        after, merges = keep(table, decisions, anew)
+        tables.append(after.laid_out())
+        return after, merges
+
+    monkeypatch.setattr(Rows, "keep", watched)
+    with fv.drop(tiny("llava"), EXAMPLES[name]), torch.no_grad():
+        tiny("llava")(**batch("llava", ["titt", "tit"]))
+    for table in tables:
+        values, real = table.at("mine"), table.read >= 0 if table.valid is None else table.valid
+        assert torch.equal(values[real], table.source[real] + 1)  # 0 for a row that stands for no token
 
 
 # -- by hand ----------------------------------------------------------------------------------------------------------

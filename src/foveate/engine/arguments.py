@@ -85,7 +85,7 @@ def tables_of(forward: Forward, call: LayerCall, rows: Rows) -> Any:
     pair, hidden, family = call.kwargs.get("position_embeddings"), call.hidden, forward.family
     if pair is None:
         return None
-    if rows.numbered is None:
+    if rows.anew is None:
         return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
     shift, kind = call.shift, family.rotary_type(call.index)
 
@@ -108,7 +108,7 @@ def row_ids(forward: Forward, call: LayerCall, rows: Rows) -> Tensor | None:
             "the ends of packed sequences. Load the model with attn_implementation='sdpa'."
         )
     device = call.hidden.device
-    if rows.numbered is not None:
+    if rows.anew is not None:
         return _numbers(forward, rows, call.hidden, call.shift).to(device)
     # Each row has the id of its source column; a row without a source reads column 0.
     ids: Tensor | None = rows.at_rows(on_tensors(call.kwargs.get("position_ids"), lambda ids: ids.to(device)))
@@ -251,7 +251,7 @@ def window_of(
         coming = coming_in_window(forward, rows, stored, past, hidden)
     if reach is None or coming is None:
         return None
-    numbered = (rows is not None and rows.numbered is not None) or (stored is not None and stored.shift is not None)
+    numbered = (rows is not None and rows.anew is not None) or (stored is not None and stored.shift is not None)
     if numbered and reach.in_chunks:
         raise UnsupportedError(
             f"Layer {layer} attends in chunks of {reach.columns} tokens, and rows with new numbers would be in other "

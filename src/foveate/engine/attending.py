@@ -16,7 +16,7 @@ from foveate.core.rank import spread
 from foveate.core.signals import Attention, Columns, KeyNorms, Keys, OwnSignal, Pivots, Products, Signal, ValueLikeness
 from foveate.core.tensors import BLOCK_NUMBERS, alike, send, without_autocast
 from foveate.engine.prompt_samples import Unit
-from foveate.engine.rows import Rows, places_of
+from foveate.engine.rows import Rows, find
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped
 
@@ -43,7 +43,7 @@ class RowsReader(ABC):
         self._width = width
         self._trailing = 0  # rows of padding behind the sample's last token
         self._made_keys: Tensor | None = None
-        self._vision = places_of(table.columns[member], columns)  # index of each vision row among all rows
+        self._vision = find(table.columns[member], columns)  # index of each vision row among all rows
         self._past: Tensor | None = None
         self._sees: Callable[[Tensor], Tensor] | None = None
         self._softcap: float | None = None
@@ -314,7 +314,7 @@ class RowsReader(ABC):
         If text stands between an image's tokens, the host does not know how much of it is behind those that are left.
         """
         words, exact = self.table.text_behind(self.member, unit)
-        rows = places_of(words, self._columns)
+        rows = find(words, self._columns)
         return rows, None if exact else rows > self._vision[unit.rows.stop - 1]
 
     def _visible(

@@ -439,13 +439,13 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
             continue
         stored = pruned_layer(cache, index)
         device, generation = stored.keys.device, 0 if rows is None else rows.generation
-        alike = partial(_rows_wanted, forward, rows, final, device)
+        alike = partial(_lasting, forward, rows, final, device)
         stays, counts = wanted.once(alike, rows is None, generation, device)
         shift = stored.shift
-        if final.numbered is not None:
+        if final.anew is not None:
             before = forward.entering_rows if rows is None else rows.row_counts
             shift = final.on(device).shift(stored.shift, before)
-        numbers = final.numbered is not None and index in forward.family.windows
+        numbers = final.anew is not None and index in forward.family.windows
         stored.keep(stays, counts, shift if numbers else None)
         stored.shift = shift
     record = forward.outcome.record
@@ -455,9 +455,7 @@ def _cut_cache(forward: Forward, cache: Any) -> None:
     forward.record_cut("kv", None, arriving[0])
 
 
-def _rows_wanted(
-    forward: Forward, rows: Rows | None, final: Rows, device: torch.device
-) -> tuple[Tensor, Sequence[int]]:
+def _lasting(forward: Forward, rows: Rows | None, final: Rows, device: torch.device) -> tuple[Tensor, Sequence[int]]:
     """Return which rows of layers are text or left at the end, and how many: see `PrunedLayer.keep`.
 
     Args:

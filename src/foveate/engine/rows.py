@@ -20,7 +20,7 @@ from foveate.engine.prompt_samples import Begun, Sample, Unit
 from foveate.errors import SettingError, UnsupportedError
 
 SOURCE, NUMBER, BIAS = "source", "number", "bias"
-"""Names of the engine's own columns of the table: see `Rows.source`, `Rows.numbered` and `LayerStage.bias`."""
+"""Names of the engine's own columns of the table: see `Rows.source`, `Rows.anew` and `LayerStage.bias`."""
 Sizes = tuple[int, ...] | None
 """Vision rows of each image of a sample, in order; None after a cut that ranked all of them together."""
 
@@ -108,8 +108,8 @@ class Rows:
         valid: (samples, rows) bool, False for pads; None if there are none.
         source: (samples, rows) int64, the column whose position each row has, −1 for none; `read` until rows merge.
         owners: (samples, 1) int64, the index of each sample; None if there is only one.
-        numbered: The generation, this or an earlier one, in which rows were last renumbered; None while all rows keep
-            their original positions.
+        anew: (samples,) int64, the rows of each sample when these were last numbered anew; None while all keep their
+            original positions.
         memo: What several layers derive from this generation.
     """
 
@@ -135,7 +135,7 @@ class Rows:
     valid: Tensor | None = None
     source: Tensor = None  # type: ignore[assignment]
     owners: Tensor | None = None
-    numbered: "Rows | None" = None
+    anew: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
     _first: Tensor | None = None  # the columns of a single sample's rows
     _real: Tensor | None = None  # `valid` for values with a width
@@ -251,8 +251,9 @@ class Rows:
         for member, notes in noted.items():
             after._put_notes(member, notes)
         after.table = self._moved(merges, after, anew)
-        after.numbered = after if anew else self.numbered
         after._lay_out()
+        if anew:
+            after.anew = after.row_counts
         return after, merges
 
     def _placed(self, member: int, cut: Cut, sizes: Sizes) -> tuple[Step, Tensor, Tensor, Mapping[str, Tensor]]:
@@ -287,7 +288,7 @@ class Rows:
         table = dict(self.table)
         if anew:
             table.pop(NUMBER, None)
-        elif self.numbered is self:
+        elif self.anew is not None and NUMBER not in table:
             table[NUMBER] = self._numbers_by_column()
         if not merges:
             return table
@@ -364,7 +365,7 @@ class Rows:
 
     def slots(self, member: int, columns: Tensor) -> Tensor:
         """The tokens of a sample in whose columns rows are stored: columns, (rows,) int64 -> (rows,) int64."""
-        return places_of(columns, self.entered[member])
+        return find(columns, self.entered[member])
 
     def text_behind(self, member: int, unit: Unit) -> tuple[Tensor, bool]:
         """Return the columns of text behind a unit's first token, and whether they are behind its last row too."""
@@ -522,11 +523,11 @@ class Rows:
             shift: See `PrunedLayer`; of the earlier columns.
             first: See `Forward`.
         """
-        if self.numbered is None and self.source is self.read and shift is None:
+        if self.anew is None and self.source is self.read and shift is None:
             return None
 
         def count() -> Tensor:
-            if self.numbered is not None:
+            if self.anew is not None:
                 first_of = first.to(self.device) + past
                 columns = first_of[:, None] + self._ranks(self.device).clamp(min=0)
             else:
@@ -541,24 +542,25 @@ class Rows:
 
         So may pads between new numbers, which are none.
         """
-        return self.source is not self.read or (self.numbered is not None and self.valid is not None)
+        return self.source is not self.read or (self.anew is not None and self.valid is not None)
 
     def number_from(self, first: Tensor) -> Tensor:
         """Return position ids of the rows, counted from `first`, (samples,): (samples, rows) int64."""
         return first[:, None] + self._ranks(first.device)
 
     def shift(self, before: Tensor | None, live: Tensor) -> Tensor:
-        """Return by how much positions have shrunk after these rows: (samples,) int64, shared by all layers.
+        """Return by how much positions have shrunk after rows were numbered anew: (samples,) int64, for all layers.
 
         Args:
             before: By how much they had shrunk on this layer's cache before; None: not at all.
             live: Columns of the call that are not padding, per sample: (samples,) int64.
         """
+        assert self.anew is not None
+        counts = self.anew
 
         def shift() -> Tensor:
-            numbered = self.numbered or self
             device = self.device if before is None else before.device
-            gone = live.to(device) - numbered.row_counts.to(device)
+            gone = live.to(device) - counts.to(device)
             if before is None:
                 return gone
             return gone + before
@@ -595,18 +597,10 @@ class Rows:
             return self
         return self.memo.once(lambda: self.map(lambda tensor: tensor.to(device)), device)
 
-    def map(self, change: Change, copies: "dict[int, Rows] | None" = None) -> "Rows":
-        """Return the table with `change` applied to its tensors: on another device, or a recording's copies.
-
-        Args:
-            change: Applied to each tensor.
-            copies: Tables that were changed already, by id, so that a table that occurs twice is changed once.
-        """
-        copies = {} if copies is None else copies
-        if id(self) in copies:
-            return copies[id(self)]
+    def map(self, change: Change) -> "Rows":
+        """Return the table with `change` applied to its tensors: on another device, or a recording's copies."""
         of = partial(on_tensors, change=change)
-        copies[id(self)] = copy = replace(
+        copy = replace(
             self,
             text=change(self.text),
             entered=of(self.entered),
@@ -626,13 +620,13 @@ class Rows:
             valid=of(self.valid),
             source=of(self.source),
             owners=of(self.owners),
+            anew=of(self.anew),
             memo=Memo(),
             _first=of(self._first),
             _real=of(self._real),
         )
         if self.source is self.read:
             copy.source = copy.read
-        copy.numbered = self.numbered and self.numbered.map(change, copies)
         return copy
 
     def longer(self, pads: int, samples: Sequence[Sample]) -> "Rows":
@@ -651,21 +645,18 @@ class Rows:
         )
         if self.dropped:  # in the tower
             longer._lay_out()
-            longer.numbered = self.numbered and longer
+            longer.anew = None if self.anew is None else longer.row_counts
         return longer
 
-    def shorter(self, pads: int, cut: Change, samples: Sequence[Sample], copies: "dict[int, Rows]") -> "Rows":
+    def shorter(self, pads: int, cut: Change, samples: Sequence[Sample]) -> "Rows":
         """Return the table of a finished forward without the last `pads` columns and rows of each sample.
 
         Args:
             pads: How many.
             cut: Removes as many from a tensor's end.
             samples: The batch without them.
-            copies: See `map`.
         """
-        if id(self) in copies:
-            return copies[id(self)]
-        copies[id(self)] = shorter = replace(self, samples=samples, span=self.span - pads, memo=Memo())
+        shorter = replace(self, samples=samples, span=self.span - pads, memo=Memo())
         shorter.text = self.text[:, :-pads]
         shorter.words = tuple([send(sample.words, self.device) for sample in samples])
         shorter.lengths = tuple([length - pads for length in self.lengths])
@@ -674,7 +665,8 @@ class Rows:
             shorter.valid = on_tensors(self.valid, cut)
             shorter._first = shorter.read[0]
             shorter._real = None if shorter.valid is None else shorter.valid[..., None]
-        shorter.numbered = self.numbered and self.numbered.shorter(pads, cut, samples, copies)
+        if self.anew is not None:
+            shorter.anew = self.anew - pads
         return shorter
 
 
@@ -694,7 +686,7 @@ class Merge(NamedTuple):
     came_from: Tensor
 
 
-def places_of(columns: Tensor, among: Tensor) -> Tensor:
+def find(columns: Tensor, among: Tensor) -> Tensor:
     """Return the index of each column among ascending ones, which have it: (some,) int64 -> (some,) int64."""
     return torch.searchsorted(among, columns)
 

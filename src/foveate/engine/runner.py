@@ -220,7 +220,7 @@ class LayerRunner:
         if stored is not None:
             stored.lends = lends
             stored.announce(*announced)
-            if rows is not None and rows.numbered is not None:
+            if rows is not None and rows.anew is not None:
                 stored.shift = rows.shift(stored.shift, forward.entering_rows)
         if index in self._family.indexed:
             self._pick_all(forward, call, span if rows is None else rows.read.shape[1])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,19 +32,18 @@ def outcome_with(outcome: Outcome, change: Change) -> Outcome:
     record = outcome.record
     if record is not None:
         record = replace(record, stages=[_stage_with(stage, change) for stage in record.stages])
-    copies: dict[int, Rows] = {}
-    return replace(_with_tables(outcome, lambda rows: rows.map(change, copies)), record=record)
+    return replace(_with_tables(outcome, lambda rows: rows.map(change)), record=record)
 
 
 def outcome_without(outcome: Outcome, pads: int, cut: Change, samples: Sequence[Sample]) -> Outcome:
     """Return an outcome without `pads` trailing columns of each sample; `cut` removes as many from a row's end."""
-    copies: dict[int, Rows] = {}
-    return _with_tables(outcome, lambda rows: rows.shorter(pads, cut, samples, copies))
+    return _with_tables(outcome, lambda rows: rows.shorter(pads, cut, samples))
 
 
 def _with_tables(outcome: Outcome, change: Callable[[Rows], Rows]) -> Outcome:
-    """Return an outcome with changed tables."""
-    table, *ran = [rows and change(rows) for rows in (outcome.table, *outcome.ran)]
+    """Return an outcome with changed tables. A table that several layers ran on is changed once."""
+    copies = Memo()
+    table, *ran = [rows and copies.once(partial(change, rows), rows) for rows in (outcome.table, *outcome.ran)]
     return replace(outcome, table=table, ran=ran)
 
 
