@@ -411,7 +411,7 @@ def test_what_stands_beside_a_slot_goes_where_it_goes(change, window):
 
 @pytest.mark.parametrize("name", ["v2drop", "tome"])
 def test_what_0_4_0_pickled_goes_on_as_what_is_made_now(name):
-    """made-by-0.4.0.pkl.gz has what commit a4b65401 left of a prompt of two samples: the cache, and the trace's stages."""
+    """made-by-0.4.0.pkl.gz has what a4b65401 left of a prompt: the cache, and the trace's stages."""
     method = {"v2drop": fv.V2Drop(layers=(1, 3), keep=(0.6, 0.4)), "tome": fv.ToMe(retention=0.5)}[name]
     model, inputs = tiny("llava"), batch("llava", ["titt", "tit"])
     old = pickle.loads(gzip.decompress(Path(__file__).with_name("made-by-0.4.0.pkl.gz").read_bytes()))[name]
