@@ -382,6 +382,7 @@ class Rows:
     def note(self, member: int, name: str) -> Tensor:
         """Return values that were remembered, of the rows that are left, (left, …); zeros for a row of none."""
         values, known = self.notes[member][name]
+        assert known <= len(self.steps[member])  # an earlier generation has no notes of a later one
         later = self.steps[member][known:]
         if later:
             source = self.memo.once(lambda: _composed(later), member, known)
