@@ -160,10 +160,10 @@ def test_a_broken_mask_of_padded_prompts_shows(sim, distances, broken, monkeypat
     def with_pads(forward, pads):
         padded = original(forward, pads)
         if broken == "hides text":
-            padded.text[:, forward.span - 2] = False
+            padded.table.text[:, forward.span - 2] = False
         elif broken == "shifts":
             padded.entering_rows = forward.entering_rows - 1
-            padded.text = padded.text.roll(1, dims=1)
+            padded.table.text = padded.table.text.roll(1, dims=1)
         return padded
 
     monkeypatch.setattr(replayer, "with_pads", with_pads)
