@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/speed/trees.py --base 0bd3db64  # default: the commit in tests/round7-base.txt
 
 Each tree has a process of its own, and this one has two, as a control. A round calls all of them once, in random order.
-Times are processor time.
+Times are processor time. The peak of memory is that of a prefill with 16,000 rows of text and one picture, on a narrow
+random model.
 """
 
 import argparse
@@ -28,6 +29,8 @@ CELLS = [
 ]
 STEPS = 16
 """Steps of decoding that are timed together."""
+TEXT = 16_000
+"""Rows of text of the prompt whose peak of memory is measured."""
 
 
 def serve() -> None:
@@ -46,6 +49,9 @@ def serve() -> None:
         prompts[batch] = processor(images=[picture] * batch, text=text, return_tensors="pt")
     for line in sys.stdin:
         method, batch, what = json.loads(line)
+        if what == "a peak":
+            print(json.dumps(peak_of(method)), flush=True)
+            continue
         inputs, start = prompts[batch], thread_time()
         with fv.drop(model, method, retention=1 / 3), torch.no_grad():
             output = model(**inputs, use_cache=True, logits_to_keep=1)
@@ -56,6 +62,30 @@ def serve() -> None:
                     output = model(input_ids=token, **with_cache(cache), use_cache=True)
                 seconds = (thread_time() - start) / STEPS
         print(json.dumps(seconds), flush=True)
+
+
+def peak_of(method: str) -> int:
+    """Return the most bytes that live at once in a prefill of a long text and one picture."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    import foveate as fv
+    from foveate.bench.peaks import Memory
+
+    width = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    tower = CLIPVisionConfig(num_hidden_layers=2, image_size=336, patch_size=14, **width)
+    text = LlamaConfig(num_hidden_layers=6, num_key_value_heads=4, vocab_size=512, **width)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=tower, text_config=text, image_token_index=3, image_seq_length=576)
+    ).eval()
+    ids = torch.randint(10, 500, (1, TEXT + 576))
+    ids[:, 10:586] = 3
+    inputs = {"input_ids": ids, "pixel_values": torch.zeros(1, 3, 336, 336)}
+    layers = {"layers": (1, 3), "keep": (0.5, 0.3)} if method == "v2drop" else {"layers": (2,), "keep": (0.3,)}
+    kind = fv.V2Drop if method == "v2drop" else fv.FastV
+    with fv.drop(model, kind(**layers)), torch.no_grad(), Memory() as memory:
+        model(**inputs, use_cache=True, logits_to_keep=1)
+    return memory.peak
 
 
 class Tree:
@@ -86,8 +116,8 @@ class Tree:
         return float(json.loads(self.process.stdout.readline()))
 
 
-def measure(base: Path, count: int) -> list[dict[str, Any]]:
-    """A row for each cell: the time of this tree as a share of the base's."""
+def measure(base: Path, count: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A row for each cell, the time of this tree as a share of the base's; and the peaks of memory by method."""
     from foveate.bench.timing import ratio, rounds
 
     trees = {BASE: Tree(base), NOW: Tree(ROOT), AGAIN: Tree(ROOT)}
@@ -103,10 +133,16 @@ def measure(base: Path, count: int) -> list[dict[str, Any]]:
             row = {name: ratio(seconds[one], seconds[other]).to_dict() for name, (one, other) in pairs.items()}
             rows.append({"cell": cell, "seconds": seconds, **row})
             print(line_of(rows[-1]), flush=True)
+        peaks = {
+            method: {name: trees[name].time((method, 1, "a peak")) for name in (BASE, NOW)}
+            for method in ("v2drop", "fastv")
+        }
+        for method, peak in peaks.items():
+            print(f"{method}, peak with {TEXT:,} rows of text: {peak[NOW] / peak[BASE]:.4f}", flush=True)
     finally:
         for tree in trees.values():
             tree.process.kill()
-    return rows
+    return rows, peaks
 
 
 def line_of(row: dict[str, Any]) -> str:
@@ -137,10 +173,10 @@ def main() -> None:
         base = Path(folder) / "base"
         subprocess.run([*git, "add", "--quiet", "--detach", str(base), options.base], check=True)
         try:
-            rows = measure(base, options.rounds)
+            rows, peaks = measure(base, options.rounds)
         finally:
             subprocess.run([*git, "remove", "--force", str(base)], check=True)
-    record = {"base": options.base, "commit": commit(), "versions": versions(), "rows": rows}
+    record = {"base": options.base, "commit": commit(), "versions": versions(), "rows": rows, "peaks": peaks}
     options.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
