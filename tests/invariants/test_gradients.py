@@ -162,7 +162,10 @@ def test_a_context_holds_no_more_after_500_steps_than_after_100():
             if index in (100, 500):
                 sizes[index] = live_tensors()
     assert len(trace.history) == 100
-    assert sizes[500] == sizes[100]
+    # One tensor held for each step would be 400. What earlier tests left in this process comes and goes.
+    tensors, size = (late - early for late, early in zip(sizes[500], sizes[100], strict=True))
+    assert tensors < 100
+    assert size < 1e6
 
 
 def live_tensors():
