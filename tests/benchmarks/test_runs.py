@@ -57,9 +57,10 @@ def test_tables_of_pages_are_those_of_the_records(name):
         ("serving/tables.py", "guides/vllm.md", None, "filled"),
         ("tower/run.py", "methods/thintower.md", "tower/pictures.json", "table"),
         ("tower/run.py", "methods/thintower.md", "tower/films.json", "table"),
-        ("training/budgets.py", "guides/training.md", "training/budgets.json", "table"),
-        ("training/step.py", "guides/training.md", "training/step.json", "table"),
-        ("training/task.py", "guides/training.md", "training/task.json", "table"),
+        *(
+            (f"training/{name}.py", "guides/training.md", f"training/{name}.json", "table")
+            for name in ("budgets", "step", "task")
+        ),
     ],
 )
 def test_tables_in_guides_are_those_of_the_records(name, page, record, fill):
