@@ -29,7 +29,7 @@ from foveate.core.tensors import Change
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine.attending import RATERS, RowsReader, streams
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.program import CELLS, Program, hidden_note, ran_note
+from foveate.engine.program import CELLS, Program, hidden_note, names_of, ran_note
 from foveate.engine.prompt_samples import Begun, Sample, Unit, image_units, sample_unit
 from foveate.engine.reading import raters_of
 from foveate.engine.rows import BIAS, Decision, Rows, Sizes
@@ -113,9 +113,8 @@ class SampleRows:
 
     def notes_of(self, stage: Stage) -> dict[str, Tensor]:
         """Return the notes of the chain member that a stage belongs to, by the names the member gave them."""
-        mark = f"{stage.owner} "
         names = [*self.table.notes[self.member], *(() if self.cut is None else self.cut.notes)]
-        return {name.removeprefix(mark): self.note(name) for name in names if name.startswith(mark)}
+        return {own: self.note(name) for own, name in names_of(names, stage).items()}
 
     def leave(self, notes: Mapping[str, Tensor]) -> None:
         """Remember what a stage that drops nothing says of these rows."""

@@ -1,7 +1,7 @@
 """Attach: where each stage of a method runs. Built once, when a `drop` context opens."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -242,5 +242,10 @@ def notes_of(notes: Mapping[str, Tensor], stage: Stage) -> dict[str, Tensor]:
         notes: Notes of all members and of the engine itself.
         stage: The stage.
     """
+    return {own: notes[name] for own, name in names_of(notes, stage).items()}
+
+
+def names_of(names: Iterable[str], stage: Stage) -> dict[str, str]:
+    """Return the names of notes of the chain member that a stage belongs to, by the names the member gave them."""
     mark = f"{stage.owner} "
-    return {name.removeprefix(mark): note for name, note in notes.items() if name.startswith(mark)}
+    return {name.removeprefix(mark): name for name in names if name.startswith(mark)}
