@@ -11,10 +11,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate as fv
 from foveate.core import tapes
-from foveate.engine import arguments, runner
-from foveate.engine.arguments import Remap
+from foveate.engine import arguments, masks
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.handed import gather_rows
+from foveate.engine.masks import Remap
 from foveate.engine.rows import Rows
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
@@ -147,13 +147,19 @@ def rows_of_the_mask_shifted(original):
 
 
 def positions_of_the_next_row(original):
-    return lambda *known: tuple(table.roll(1, -2) for table in original(*known))
+    def tables(forward, call, rows):
+        pair = original(forward, call, rows)
+        return pair if rows is None else tuple(table.roll(1, -2) for table in pair)
+
+    return tables
 
 
 def positions_plus_one(original):
     """Decoded rows keep their own: between prompt rows every distance is right."""
 
     def tables(forward, call, rows):
+        if rows is None:
+            return original(forward, call, rows)
         places = (rows.source + 1).clamp(0, call.hidden.shape[1] - 1)
         return tuple(gather_rows(table, places, rows.owners) for table in call.kwargs["position_embeddings"])
 
@@ -161,11 +167,14 @@ def positions_plus_one(original):
 
 
 def position_of_one_row(original):
-    def tables(*known):
-        pair = [table.clone() for table in original(*known)]
+    def tables(forward, call, rows):
+        pair = original(forward, call, rows)
+        if rows is None:
+            return pair
+        pair = tuple(table.clone() for table in pair)
         for table in pair:
             table[..., 3, :] = table[..., 4, :]
-        return tuple(pair)
+        return pair
 
     return tables
 
@@ -189,7 +198,7 @@ def forgets(rows):
 
 def one_wrong_row_gathered(original):
     def gather(self, full):
-        columns = self.columns.clone()
+        columns = self.read.clone()
         columns[:, 5] = columns[:, 4]
         return gather_rows(full, columns, self.owners)
 
@@ -197,13 +206,13 @@ def one_wrong_row_gathered(original):
 
 
 def rows_of_the_first_sample(original):
-    return lambda self, full: gather_rows(full, self.columns, 0 * self.owners if self.owners is not None else None)
+    return lambda self, full: gather_rows(full, self.read, 0 * self.owners if self.owners is not None else None)
 
 
 def one_row_not_put_back(original):
     def scatter(self, full, rows):
         whole = original(self, full, rows).clone()
-        whole[0, self.columns[0, 1]] = full[0, self.columns[0, 1]]
+        whole[0, self.read[0, 1]] = full[0, self.read[0, 1]]
         return whole
 
     return scatter
@@ -220,8 +229,8 @@ def without_layer(index):
 
 
 def pads_seen_while_decoding(original):
-    def mask(self, forward, call, *known):
-        return None if call.hidden.shape[1] == 1 else original(self, forward, call, *known)
+    def mask(forward, call, *known):
+        return None if call.span == 1 else original(forward, call, *known)
 
     return mask
 
@@ -267,14 +276,14 @@ def leaves_something(original):
 
 
 FAULTS = [
-    ("llava", arguments, "_columns_of", mask_columns_shifted, "batch"),
-    ("gemma3", arguments, "_columns_of", mask_columns_shifted, "two cuts"),
+    ("llava", masks, "_columns_of", mask_columns_shifted, "batch"),
+    ("gemma3", masks, "_columns_of", mask_columns_shifted, "two cuts"),
     ("qwen2_vl", Remap, "__init__", rows_of_the_mask_shifted, "batch"),
     ("gemma3", Remap, "__init__", rows_of_the_mask_shifted, "two cuts"),
-    ("llava", runner, "tables_of", positions_of_the_next_row, "two cuts"),
-    ("llava", runner, "tables_of", positions_plus_one, "two cuts"),
-    ("qwen2_vl", runner, "tables_of", positions_plus_one, "two cuts"),
-    ("qwen3_5", runner, "tables_of", position_of_one_row, "two cuts"),
+    ("llava", arguments, "tables_of", positions_of_the_next_row, "two cuts"),
+    ("llava", arguments, "tables_of", positions_plus_one, "two cuts"),
+    ("qwen2_vl", arguments, "tables_of", positions_plus_one, "two cuts"),
+    ("qwen3_5", arguments, "tables_of", position_of_one_row, "two cuts"),
     ("llava", PrunedLayer, "update", forgets(None), "two cuts"),
     ("gemma3", PrunedLayer, "update", forgets(4), "two cuts"),
     ("qwen3_5", PrunedLayer, "update", forgets(4), "two cuts"),
@@ -282,9 +291,9 @@ FAULTS = [
     ("llava", Rows, "gather", rows_of_the_first_sample, "batch"),
     ("llava", Rows, "scatter", one_row_not_put_back, "two cuts"),
     *(("llava", LayerRunner, "run", without_layer(index), "two cuts") for index in range(1, 6)),
-    ("llava", LayerRunner, "_mask", pads_seen_while_decoding, "batch"),
-    ("gemma3", LayerRunner, "_mask", pads_seen_while_decoding, "two cuts"),
-    ("qwen3_5", runner, "_padding", nothing_done, "batch"),
+    ("llava", arguments, "_mask", pads_seen_while_decoding, "batch"),
+    ("gemma3", arguments, "_mask", pads_seen_while_decoding, "two cuts"),
+    ("qwen3_5", arguments, "_padding", nothing_done, "batch"),
     ("llava", PrunedLayer, "keep", other_tokens_in_caches, "caches"),
     ("gemma3", PrunedLayer, "keep", nothing_done, "caches"),
     ("llava", StageRecord, "kept", another_trace, "two cuts"),

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from foveate.engine.arguments import _with_pads
 from foveate.engine.handed import Streams
-from foveate.engine.runner import _with_pads
 from tests.engine.test_rows import entering, kept, merged
 
 

@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
 
 import foveate as fv
-from foveate.engine.arguments import Remap, visibility
+from foveate.engine.masks import Remap, visibility
 from tests.engine.test_rows import laid_out
 
 PAST, SPAN = 5, 6

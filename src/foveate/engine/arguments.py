@@ -1,38 +1,26 @@
-"""Each layer: a layer's arguments besides its rows: position ids, RoPE tables, and the model's own mask, re-mapped.
+"""Each layer: what it gets in place of the model's arguments. What the model passes is never changed.
 
 Rows keep their original positions unless a stage renumbers them. Tokens after renumbered rows move up by the number of
 tokens dropped before them on that layer: its `shift`. Example: of positions 0 to 5 the tokens 2 and 3 are dropped, and
 the rest is numbered 0 1 2 3. The next token has position 4, and the shift is 2.
-
-The mask has one form per backend: None if causality alone is right, 4-D bool (SDPA), 4-D float (eager), 2-D key
-validity (flash) and BlockMask (flex). The model builds its mask for the unpruned sequence; this module reads it at the
-columns that are left. A pad row repeats a real one and sees what that one sees, so its softmax is finite. No row
-attends to it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from foveate._transformers import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    eager_mask,
-    flash_attention_mask,
-    scales_by_position,
-    sdpa_mask,
-    unsupported,
-)
+from foveate._transformers import LinearAttentionLayer, scales_by_position, unsupported
 from foveate.core.tensors import on_tensors
-from foveate.engine.cache import PrunedLayer
+from foveate.engine.cache import Coming, PrunedLayer
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.rows import Rows
+from foveate.engine.masks import Remap, Window, width_of
+from foveate.engine.rows import BIAS, Rows
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
+from foveate.families.tap import PICKED, every_slot
 
 # -- positions ----------------------------------------------------------------------------------------------------
 
@@ -46,23 +34,12 @@ def scales_queries(family: Family, layer: int) -> bool:
     return attention is not None and scales_by_position(type(attention))  # type: ignore[arg-type]
 
 
-def number_on_cache(forward: Forward, call: LayerCall) -> None:
-    """Number the forward's columns from the rows that the layer's cache holds."""
-    shift = call.shift
-    if shift is None:
-        return
-    if call.kwargs.get("position_embeddings") is not None:  # a layer without RoPE gets none
-        call.kwargs["position_embeddings"] = tables_moved_up(forward, call.index, call.hidden, shift)
-    if scales_queries(forward.family, call.index):
-        call.kwargs["position_ids"] = move_up(forward, shift).to(call.hidden.device)
-
-
-def tables_moved_up(forward: Forward, layer: int, hidden: Tensor, shift: Tensor) -> Tables:
-    """Return (cos, sin) of all columns at positions reduced by `shift`, for a layer's input."""
+def tables_moved_up(forward: Forward, layer: int, like: Tensor, shift: Tensor) -> Tables:
+    """Return (cos, sin) of all columns at positions reduced by `shift`, of the dtype and on the device of `like`."""
     family = forward.family
 
     def tables() -> Tables:
-        return family.rotary(layer, hidden, move_up(forward, shift))
+        return family.rotary(layer, like, move_up(forward, shift))
 
     return forward.memo.once(tables, "moved up", shift, family.rotary_type(layer))
 
@@ -73,33 +50,37 @@ def move_up(forward: Forward, shift: Tensor) -> Tensor:
     return ids - shift.to(ids.device)[:, None]
 
 
-def tables_of(forward: Forward, call: LayerCall, rows: Rows) -> Any:
+def tables_of(forward: Forward, call: LayerCall, rows: Rows | None) -> Any:
     """Return (cos, sin) of the rows, at their own positions or numbered from what the layer's cache holds.
     None if the layer gets none.
 
     Args:
         forward: The forward; knows the original positions.
         call: The layer's call; it has the tables of all columns.
-        rows: The rows.
+        rows: The rows; None: all columns.
     """
-    pair, hidden, family = call.kwargs.get("position_embeddings"), call.hidden, forward.family
+    pair, shift, family = call.kwargs.get("position_embeddings"), call.shift, forward.family
     if pair is None:
         return None
-    if rows.anew is None:
-        return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
-    shift, kind = call.shift, family.rotary_type(call.index)
+    if rows is None or rows.anew is None:
+        if shift is not None:
+            pair = tables_moved_up(forward, call.index, call.input, shift)
+        return pair if rows is None else rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
+    kind = family.rotary_type(call.index)
 
     def tables() -> Tables:
-        cos, sin = family.rotary(call.index, hidden, _numbers(forward, rows, hidden, shift))
-        return cos.to(hidden.device), sin.to(hidden.device)
+        cos, sin = family.rotary(call.index, call.input, _numbers(forward, rows, shift))
+        return cos.to(call.device), sin.to(call.device)
 
     return rows.memo.once(tables, "tables", shift, kind)
 
 
-def row_ids(forward: Forward, call: LayerCall, rows: Rows) -> Tensor | None:
+def row_ids(forward: Forward, call: LayerCall, rows: Rows | None) -> Tensor | None:
     """Return position ids of the rows, (…, samples, rows), if the layer's attention may read them, else None. RoPE does
     not need them, and flash attention takes gaps in them for packed sequences."""
-    scales = scales_queries(forward.family, call.index)
+    scales, ids = scales_queries(forward.family, call.index), call.kwargs.get("position_ids")
+    if rows is None:
+        return move_up(forward, call.shift).to(call.device) if scales and call.shift is not None else ids
     if not scales and ("flash" in forward.backend or not forward.family.gathers):
         return None
     if scales and "flash" in forward.backend:
@@ -107,20 +88,21 @@ def row_ids(forward: Forward, call: LayerCall, rows: Rows) -> Tensor | None:
             f"Layer {call.index} needs position ids, and flash attention would read gaps between the kept positions as "
             "the ends of packed sequences. Load the model with attn_implementation='sdpa'."
         )
-    device = call.hidden.device
     if rows.anew is not None:
-        return _numbers(forward, rows, call.hidden, call.shift).to(device)
+        return _numbers(forward, rows, call.shift).to(call.device)
+    if scales and call.shift is not None:
+        ids = move_up(forward, call.shift)
     # Each row has the id of its source column; a row without a source reads column 0.
-    ids: Tensor | None = rows.at_rows(on_tensors(call.kwargs.get("position_ids"), lambda ids: ids.to(device)))
-    return ids
+    of_rows: Tensor | None = rows.at_rows(on_tensors(ids, lambda ids: ids.to(call.device)))
+    return of_rows
 
 
-def _numbers(forward: Forward, rows: Rows, hidden: Tensor, shift: Tensor | None) -> Tensor:
+def _numbers(forward: Forward, rows: Rows, shift: Tensor | None) -> Tensor:
     """Return position ids of renumbered rows, (samples, rows)."""
     ids = ids_of(forward)
     device = ids.device
     # Counting starts at the position of each sample's first column that is not padding.
-    ids = ids.expand(hidden.shape[0], -1)
+    ids = ids.expand(forward.count, -1)
     first = ids.gather(1, forward.first.to(device)[:, None])[:, 0]
     if shift is not None:
         first = first - shift.to(device)
@@ -143,72 +125,8 @@ def ids_of(forward: Forward) -> Tensor:
 # -- what windows count -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Window:
-    """What a layer's window counts, if not the columns in which rows are stored: see `Rows.window_columns`.
-
-    Attributes:
-        columns: (samples, span) int64, the unpruned column that it counts for each column of this call.
-        keys: (samples, slots) int64, the same for each slot.
-        past: Unpruned columns before this call.
-        size: Columns that a row sees, its own included.
-        numbered: Whether any row has a new number.
-        live: (samples, unpruned columns), nonzero where a column is not padding; None: none is padding.
-    """
-
-    columns: Tensor
-    keys: Tensor
-    past: int
-    size: int
-    numbered: bool
-    live: Tensor | None
-
-    def of_sample(self, sample: int, slots: int, pads: int) -> "Window":
-        """Return the window of one sample whose first rows, behind `slots` slots, are `pads` pads that are left out."""
-        own = slice(sample, sample + 1)
-        keys = torch.cat((self.keys[own, :slots], self.keys[own, slots + pads :]), dim=1)
-        live = None if self.live is None else self.live[own]
-        return replace(self, columns=self.columns[own], keys=keys, live=live)
-
-    def visible(self, mask: Any, samples: Tensor, rows: Tensor, keys: Tensor, total: int) -> Tensor:
-        """Return what rows see, (some, heads or 1, rows, slots) bool; see `visibility`."""
-        heads = torch.arange(1 if isinstance(mask, BlockMask) else mask.shape[1], device=rows.device)[:, None, None]
-        own = torch.arange(len(rows), device=rows.device)[:, None, None, None]
-        slots = torch.arange(keys.shape[1], device=keys.device)
-        look = partial(_look, mask, total, samples[:, None, None, None], heads)
-        return self.sees(look, own, rows[:, None, :, None], keys, slots)
-
-    def sees(
-        self, look: Callable[[Tensor, Tensor], Tensor], own: Tensor, row: Tensor, keys: Tensor, slot: Tensor
-    ) -> Tensor:
-        """Return whether rows see slots. Arguments are broadcast.
-
-        Args:
-            look: Returns whether the model's mask lets a column of this call see an unpruned column.
-            own: Index of a sample in `columns` and `keys`.
-            row: A row's column of this call.
-            keys: (samples, slots) int64, the unpruned columns of the slots.
-            slot: Index of a slot.
-        """
-        key, counts, counted = keys[own, slot], self.columns[own, row], self.keys[own, slot]
-        # Who comes before whom is told by the columns in which rows are stored, as in layers without a window.
-        ahead, real = key > row + self.past, key >= 0
-        if not self.numbered:
-            # The mask at the columns of the tokens. Rows look ahead only where they see both ways: in a picture.
-            there = look(counts - self.past, counted)
-            return torch.where(ahead, look(row, key) & there, there | (counted > counts)) & real
-        # With new numbers there are no such columns. What the mask hides from a row behind it is padding, or has left
-        # the window, which reaches further back now. Where rows see both ways, they may see beyond a window.
-        near = counts - counted < self.size
-        both_ways = look(key - self.past, row + self.past)
-        if self.live is not None:
-            live = self.live.to(keys.device)
-            near = near & (live[own, key.clamp(min=0, max=live.shape[1] - 1)] != 0)
-        return (look(row, key) & (near | both_ways) & real) | (near & ~ahead & real)
-
-
 def coming_in_window(
-    forward: Forward, rows: Rows | None, stored: PrunedLayer | None, past: int, hidden: Tensor
+    forward: Forward, rows: Rows | None, stored: PrunedLayer | None, past: int, device: torch.device
 ) -> Tensor | None:
     """Return the columns in which windows count the rows of a call, (samples, rows) int64.
 
@@ -219,7 +137,7 @@ def coming_in_window(
         rows: The rows; None: all columns.
         stored: The slots of earlier calls; None: there are none, or they hold their own columns.
         past: Unpruned columns before this call.
-        hidden: The input of a layer.
+        device: Where the layer runs.
     """
     if not forward.family.windows:
         return None
@@ -231,14 +149,14 @@ def coming_in_window(
     def count() -> Tensor:
         if rows is not None:
             return rows.read + past
-        columns = torch.arange(past, past + forward.span, device=hidden.device).expand(len(hidden), -1)
-        return columns if shift is None else columns - shift.to(hidden.device)[:, None]
+        columns = torch.arange(past, past + forward.span, device=device).expand(forward.count, -1)
+        return columns if shift is None else columns - shift.to(device)[:, None]
 
-    return forward.memo.once(count, "counted", rows, shift, past, hidden.device)
+    return forward.memo.once(count, "counted", rows, shift, past, device)
 
 
 def window_of(
-    forward: Forward, layer: int, rows: Rows | None, stored: PrunedLayer | None, past: int, hidden: Tensor
+    forward: Forward, layer: int, rows: Rows | None, stored: PrunedLayer | None, past: int, device: torch.device
 ) -> Window | None:
     """Return what a layer's window counts; see `coming_in_window`. None also if the window reaches all columns.
 
@@ -248,7 +166,7 @@ def window_of(
     reach, total = forward.family.windows.get(layer), past + forward.span
     coming = None
     if reach is not None and total > reach.columns:
-        coming = coming_in_window(forward, rows, stored, past, hidden)
+        coming = coming_in_window(forward, rows, stored, past, device)
     if reach is None or coming is None:
         return None
     numbered = (rows is not None and rows.anew is not None) or (stored is not None and stored.shift is not None)
@@ -267,189 +185,172 @@ def window_of(
     return Window(columns, keys, past, reach.columns, numbered, forward.live)
 
 
-# -- masks --------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True, eq=False)
-class Remap:
-    """Places of a layer's queries and keys in the unpruned sequence.
+# -- a layer's own arguments ---------------------------------------------------------------------------------------
+
+
+REPLACED = ("attention_mask", "position_embeddings", "position_ids")
+"""Arguments of ordinary layers that may be replaced."""
+MISSING = object()
+"""Stands for an argument that is not there, which is not None."""
+
+
+@dataclass(slots=True, eq=False)
+class LayerArguments:
+    """What layers that are called alike get in place of what the model passes.
 
     Attributes:
-        queries: (samples, rows) int64, columns of this call.
-        keys: (samples, slots) int64, unpruned columns, −1 for a pad.
-        past: Unpruned columns before this call.
-        total: Unpruned columns with this call's.
-        ragged: Whether any key is a pad.
-        causal: Whether a layer without a mask lets a row see only itself and rows before it.
-        window: What the layer's window counts; None: these columns.
+        by_name: The arguments that differ, by name.
+        coming: What their caches are told of the rows.
     """
 
-    queries: Tensor
-    keys: Tensor
-    past: int
-    total: int
-    ragged: bool
-    causal: bool = True
-    window: Window | None = None
-
-    def __call__(self, mask: Any, backend: str) -> Any:
-        """Return the mask for the layer.
-
-        Args:
-            mask: The mask that the model passes to the layer.
-            backend: The attention implementation's name.
-
-        Raises:
-            UnsupportedError: If no mask can be made in a form that this backend reads.
-        """
-        if mask is None:
-            if not self.ragged:
-                return None
-            return self._from_nothing(backend)
-        keys = _columns_of(width_of(mask), self.keys, self.total)
-        if isinstance(mask, BlockMask):
-            return self._block(mask, keys)
-        if mask.dim() == 2:  # flash attention: which keys are not padding
-            return mask.take_along_dim(keys.clamp(min=0), dim=1).bool() & (keys >= 0)
-        # (samples or 1, heads or 1, columns, columns), bool or additive float. A pad has no column: it is read at
-        # column 0 and then hidden.
-        samples = torch.arange(keys.shape[0], device=keys.device)
-        if self.window is not None:
-            seen = self.window.visible(mask, samples, self.queries, self.keys, self.total)
-            if mask.dtype == torch.bool:
-                return seen
-            return torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
-        picked = _at(mask.expand(keys.shape[0], -1, -1, -1), samples, self.queries, keys)
-        hidden = (keys < 0)[:, None, None, :]
-        if mask.dtype == torch.bool:
-            return picked & ~hidden
-        return picked.masked_fill(hidden, torch.finfo(mask.dtype).min)
-
-    def with_bias(self, mask: Any, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        """Add (samples, slots) to the logits of keys. Returns a mask, (samples, heads or 1, rows, slots) of `dtype`."""
-        if mask is None:
-            mask = _in_order(self.keys, self.past, self.causal, self.queries)
-        least = torch.finfo(dtype).min
-        added = bias.to(dtype)[:, None, None, :]
-        if mask.dtype == torch.bool:
-            return torch.where(mask, added, least)
-        return torch.where(mask > least / 2, mask + added, least)
-
-    def _from_nothing(self, backend: str) -> Tensor:
-        """Build the mask that a kernel without a mask implies, with pads hidden."""
-        builder = ALL_MASK_ATTENTION_FUNCTIONS.get(backend)
-        if builder is flash_attention_mask:
-            return self.keys >= 0
-        if builder is not sdpa_mask and builder is not eager_mask:
-            raise UnsupportedError(
-                f"The samples of this batch keep different numbers of tokens, so they need a mask, and the mask format "
-                f"of the attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, run "
-                "one sample at a time, or register sdpa_mask for the kernel in transformers' AttentionMaskInterface."
-            )
-        return _in_order(self.keys, self.past, self.causal, self.queries)
-
-    def _block(self, mask: BlockMask, keys: Tensor) -> BlockMask:
-        queries, inner, window = self.queries, mask.mask_mod, self.window
-
-        def sees(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
-            if window is not None:
-                look = partial(_look, mask, self.total, sample, head)
-                return window.sees(look, sample, queries[sample, row], self.keys, slot)
-            column = keys[sample, slot]
-            return (column >= 0) & inner(sample, head, queries[sample, row], column.clamp(min=0))
-
-        return create_block_mask(sees, keys.shape[0], None, queries.shape[1], keys.shape[1], device=keys.device)
+    by_name: dict[str, Any]
+    coming: Coming
 
 
-def visibility(
-    mask: Any,
-    samples: Tensor,
-    keys: Tensor,
-    past: int,
-    total: int,
-    ragged: bool = False,
-    causal: bool = True,
-    window: Window | None = None,
-) -> Callable[[Tensor], Tensor] | None:
-    """Return a function that says what rows of some samples see by the model's own mask; None if causality suffices.
+def own_arguments(forward: Forward, call: LayerCall, rows: Rows | None) -> LayerArguments:
+    """Return what a layer on rows (None: on all columns) gets, computed once for all layers that are called alike.
+
+    They are alike if the model passes them the same objects, and their caches hold the same columns.
+    """
+    passed = [call.kwargs.get(name, MISSING) for name in REPLACED]
+    if isinstance(passed[1], tuple):  # the model may pair the same tables anew for each layer
+        passed[1] = passed[1][0]
+    facts = () if call.stored is None else call.stored.facts
+    make = partial(_own_arguments, forward, call, rows)
+    alike = forward.memo.once(make, "own", rows, call.kind, call.device, *passed, *facts)
+    more = more_at(forward, call, rows)
+    return replace(alike, by_name=more | alike.by_name) if more else alike
+
+
+def _own_arguments(forward: Forward, call: LayerCall, rows: Rows | None) -> LayerArguments:
+    own, coming = positions_of(forward, call, rows), Coming(None, call.span)
+    if rows is not None:
+        counted = coming_in_window(forward, rows, call.stored, call.past, call.device)
+        beside = {BIAS: rows.at(BIAS)} if BIAS in rows.table else {}
+        columns = rows.unpruned(call.past)
+        coming = Coming(columns, call.span, rows.valid is not None, counted, rows.disorder, beside)
+    if rows is not None and call.index in forward.family.recurrent:
+        own["attention_mask"] = _padding(call, rows)
+    else:
+        own["attention_mask"] = _mask(forward, call, rows, coming)
+    if call.index in forward.family.indexed:
+        picks = _every_pick(forward, call, call.span if rows is None else rows.read.shape[1])
+        if PICKED in call.kwargs:
+            own[PICKED] = picks
+    return LayerArguments(own, coming)
+
+
+def positions_of(forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, Any]:
+    """Return a layer's tables and position ids on rows (None: on all columns), by name."""
+    own = dict[str, Any]()
+    if call.kwargs.get("position_embeddings") is not None:  # a layer without RoPE gets none
+        own["position_embeddings"] = tables_of(forward, call, rows)
+    if "position_ids" in call.kwargs or (call.shift is not None and scales_queries(forward.family, call.index)):
+        own["position_ids"] = row_ids(forward, call, rows)
+    return own
+
+
+def more_at(forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, Any]:
+    """Return the arguments that ordinary layers do not get, at rows, by name; those only that change."""
+    if rows is None or not forward.family.gathers:
+        return {}
+    every = {name: (value, rows.at_rows(value)) for name, value in call.more.items()}
+    return {name: _with_pads(name, own, rows) for name, (value, own) in every.items() if own is not value}
+
+
+def _mask(forward: Forward, call: LayerCall, rows: Rows | None, coming: Coming) -> Any:
+    """Return the layer's mask.
 
     Args:
-        mask: The mask that the model passes to the layer.
-        samples: Indices of the samples, (some,) int64.
-        keys: (some, slots) int64, the unpruned column of each slot, −1 for a pad.
-        past: Unpruned columns before this call.
-        total: Unpruned columns with this call's.
-        ragged: Whether any slot may be a pad.
-        causal: Whether the kernel, without a mask, lets a row see only itself and rows before it.
-        window: What the layer's window counts for these samples; None: these columns.
-
-    Returns:
-        A function of rows, (some, rows) int64 columns of this call, that returns which slots they see: (some, heads or
-        1, rows, slots) bool.
+        forward: The forward.
+        call: The layer's call.
+        rows: The rows it runs on; None: all columns.
+        coming: What its cache is told of these.
     """
-    if not isinstance(mask, BlockMask) and (not isinstance(mask, Tensor) or mask.dim() != 4):
-        if causal and not ragged:
-            return None
-        return partial(_in_order, keys, past, causal)
-    if window is not None:
-        return lambda rows: window.visible(mask, samples, rows, keys, total)
-    columns = _columns_of(width_of(mask), keys, total)
-    reached = (columns >= 0)[:, None, None, :]
+    refuse_flash(forward, call)
+    mask, stored, columns = call.kwargs.get("attention_mask"), call.stored, coming.columns
+    padded_rows = rows is not None and rows.valid is not None
+    padded_cache = stored is not None and stored.ragged
+    ragged = padded_rows or padded_cache
+    bias = coming.beside.get(BIAS)
+    if stored is not None:
+        bias = stored.values_of(BIAS, bias, coming.span if columns is None else columns.shape[1])
+    if bias is not None and forward.backend not in ("sdpa", "eager"):
+        raise UnsupportedError(
+            f"This method adds to the logits of keys, which {forward.backend} does not take. Load the model with "
+            "attn_implementation='sdpa' or 'eager'."
+        )
+    if mask is None and not ragged and bias is None:
+        return None
+    samples, span, total = call.samples, call.span, call.past + call.span
+    window = None if mask is None else window_of(forward, call.index, rows, stored, call.past, call.device)
 
-    def see(rows: Tensor) -> Tensor:
-        if isinstance(mask, BlockMask):  # its function answers for a sample, head, row and column
-            places = columns.clamp(min=0)[:, None, :]
-            seen = mask.mask_mod(samples[:, None, None], rows.new_zeros(()), rows[:, :, None], places)[:, None]
-        else:  # (samples or 1, heads or 1, columns, columns), bool or additive float
-            seen = _at(mask, torch.zeros_like(samples) if mask.shape[0] == 1 else samples, rows, columns)
-            if seen.dtype != torch.bool:
-                seen = seen > torch.finfo(seen.dtype).min / 2
-        return seen & reached
+    def make_mask() -> Any:
+        if rows is None:
+            queries = torch.arange(span, device=call.device).expand(samples, -1)
+        else:
+            queries = rows.read
+        keys = columns  # if there is a cache, replaced by its slots followed by these
+        if stored is not None:
+            keys = stored.columns(span if columns is None else columns, samples, call.device)
+        assert keys is not None
+        if mask is not None and (stored is None or stored.window is None) and width_of(mask) != total:
+            raise unsupported(f"makes masks of {width_of(mask)} columns where the sequence has {total}")
+        remap = Remap(queries, keys, call.past, total, ragged, call.is_causal, window)
+        remapped = remap(mask, forward.backend)
+        return remapped if bias is None else remap.with_bias(remapped, bias, call.input.dtype)
 
-    return see
-
-
-def width_of(mask: Any) -> int:
-    """Return how many columns a mask of any form covers."""
-    width: int = mask.seq_lengths[1] if isinstance(mask, BlockMask) else mask.shape[-1]
-    return width
-
-
-def _columns_of(width: int, keys: Tensor, total: int) -> Tensor:
-    """Map keys to columns of a mask over the last `width` of `total` columns; −1 for a pad or outside the mask."""
-    offset = total - width
-    if offset == 0:
-        return keys
-    # The offset may move a real column below 0 (outside a sliding window). No row attends to it either.
-    return (keys - offset).clamp(min=-1).masked_fill(keys < 0, -1)
-
-
-def _at(mask: Tensor, samples: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Read a 4-D mask at rows, (some, rows), and columns, (some, slots): (some, heads or 1, rows, slots)."""
-    # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
-    picked = mask[samples[:, None, None], :, rows[:, :, None], columns.clamp(min=0)[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
+    if stored is None:
+        return forward.memo.once(make_mask, "mask", mask, rows, None, 0, bias)
+    # The cache slots read in a step are all visible to it, so the mask depends only on their padding. What a window
+    # counts depends on them all.
+    slots = stored.held or stored.base if window is None else window.keys
+    return forward.memo.once(make_mask, "mask", mask, rows, slots, stored.base_end, bias)
 
 
-def _look(mask: Any, total: int, sample: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Return whether a mask over the last of `total` columns lets a row see a column. Arguments are broadcast.
-
-    False for rows and columns outside the mask.
-    """
-    column = column - (total - width_of(mask))
-    there = (row >= 0) & (column >= 0)
-    row, column = row.clamp(min=0), column.clamp(min=0)
-    if isinstance(mask, BlockMask):
-        seen: Tensor = mask.mask_mod(sample, head, row, column)
-    else:
-        seen = mask[torch.zeros_like(sample) if mask.shape[0] == 1 else sample, head, row, column]
-    if seen.dtype != torch.bool:
-        seen = seen > torch.finfo(seen.dtype).min / 2
-    return seen & there
+def refuse_flash(forward: Forward, call: LayerCall) -> None:
+    """Refuse flash attention in a layer with a window, which it counts in stored tokens, not in columns."""
+    if "flash" in forward.backend and call.index in forward.family.windows:
+        raise UnsupportedError(
+            f"Layer {call.index} has a sliding window, and flash attention counts it in stored tokens: after "
+            "dropping, the window would reach too far. Load the model with attn_implementation='sdpa'."
+        )
 
 
-def _in_order(keys: Tensor, past: int, causal: bool, rows: Tensor) -> Tensor:
-    """Return what rows see without a mask: slots that are not pads and, in a causal layer, not after themselves."""
-    seen = (keys >= 0)[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
-    if not causal:
-        return seen
-    unpruned = rows + past  # in the same columns as the keys
-    return seen & (keys[:, None, None, :] <= unpruned[:, None, :, None])
+def _with_pads(name: str, value: Any, rows: Rows) -> Any:
+    """Return an argument of some rows. In a mask of them, (samples, rows), pads are hidden too."""
+    if "mask" not in name or not isinstance(value, Tensor) or value.dim() != 2 or rows.valid is None:
+        return value
+    return value * rows.valid.to(value.dtype)
+
+
+def _padding(call: LayerCall, rows: Rows) -> Tensor | None:
+    """Return which rows of a recurrent layer are not padding, (samples, rows) bool; None without padding."""
+    cache, index = call.cache, call.index
+    # Padding between a state and the rows that continue from it would make the state decay.
+    goes_on = rows.valid is not None and cache is not None and isinstance(cache.layers[index], LinearAttentionLayer)
+    if goes_on and cache.has_previous_state(index):
+        raise UnsupportedError(
+            f"Layer {index} continues from the state of an earlier call, and the samples of this batch keep different "
+            "numbers of tokens, so padding would change the state. Continue with one sample at a time."
+        )
+    mask = call.kwargs.get("attention_mask")
+    if mask is None:
+        return rows.valid
+    real = rows.gather(mask[..., None])[..., 0] != 0  # gather takes (samples, columns, width)
+    if rows.valid is None:
+        return real
+    return real & rows.valid
+
+
+def _every_pick(forward: Forward, call: LayerCall, rows: int) -> Tensor:
+    """Return picks of all keys for `rows` rows of a layer that picks keys by an index. Refuse if it cannot take all."""
+    slots, picked = rows + (0 if call.stored is None else call.stored.slots), forward.family.indexed[call.index]
+    # An index over the rows left would pick other keys than one over all rows.
+    if slots > picked or forward.backend not in ("eager", "sdpa"):
+        raise UnsupportedError(
+            f"Layer {call.index} picks {picked} keys by an index, and {slots} keys are left: foveate can drop "
+            f"tokens there only if all keys are picked, and with sdpa or eager attention; this is "
+            f"{forward.backend}. Keep fewer tokens, or load the model with attn_implementation='sdpa'."
+        )
+    return every_slot(rows, slots, call.input)

@@ -204,6 +204,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         every = {name: self.values_of(name) for name in self.beside}
         return {name: values for name, values in every.items() if values is not None}
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What a layer's arguments depend on. Layers whose facts are the same objects hold the same columns."""
+        counted = self.shift, self.window_columns, self.windowed
+        return self.base, self.base_end, self.seen, self.ragged, *counted, *self.beside.values()
+
     # -- rows that come ------------------------------------------------------------------------------------------------
 
     def announce(

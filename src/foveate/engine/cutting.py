@@ -351,7 +351,7 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         reader_of: Returns the reader of this layer for a sample.
     """
     program, layer = forward.program, call.index
-    rows = forward.outcome.on(call.hidden.device)
+    rows = forward.outcome.on(call.device)
     if layer == 0 and program.finds_raters:
         for member in rows.members:
             rows.about[member][RATERS] = raters_of(rows, member, call.hidden[member])
@@ -362,7 +362,6 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
             rows.begun[member] = Begun(rows.counts[member], rows.sizes[member], program.opening)
         if layer in program.remembered:
             rows.put_note(member, hidden_note(layer), call.hidden[member, rows.columns[member]])
-    forward.outcome.ran.append(forward.outcome.rows)
 
 
 def note_attending(reader: RowsReader, signals: Sequence[Signal], layer: int) -> None:
@@ -397,7 +396,7 @@ def _cut(forward: Forward, call: LayerCall, rows: Rows, reader_of: ReaderOf) -> 
     for merge in merges:
         forward.move_additions(merge, call.index)
     if merges:  # one write for all samples
-        call.hidden = forward.table.store(merges, call.hidden)
+        call.merge(forward.table.store(merges, call.hidden))
     for name in program.biases_before(call.index):
         _add_bias(forward, name)
     if call.index in program.cuts:

@@ -1,17 +1,18 @@
 """Each layer: the state of one forward of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import attention_of
 from foveate.core.tensors import Memo, send
 from foveate.engine import guards
-from foveate.engine.cache import Coming, PrunedLayer
-from foveate.engine.handed import Original, Streams
+from foveate.engine.cache import PrunedLayer
+from foveate.engine.handed import Streams
 from foveate.engine.program import Program
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Merge, Rows
@@ -20,54 +21,6 @@ from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
 UNSET = torch.zeros(0, 0, dtype=torch.bool)
-
-
-@dataclass(slots=True, eq=False)
-class Segment:
-    """Consecutive layers that get the same arguments and whose caches hold the same columns: prepared once for all.
-
-    Used only if no layer's forward is replaced by other code, which might move arguments to other devices.
-
-    Attributes:
-        rows: Their rows; None in a decode step, in which they run on all columns.
-        mask, tables: What the model passes to them.
-        given: What they get instead, by name.
-        stored: The first layer's cache; None if the model runs without one.
-        announced: What their caches are told: see `PrunedLayer.announce`.
-        kind: Their class.
-        device: Where they run.
-        handed: The latest layer's output, if it passed the rows on directly; None: they are back in the full-length
-            stream.
-        full: The full-length stream before the rows are written back, while `handed` is set.
-    """
-
-    rows: Rows | None
-    mask: Any
-    tables: Any
-    given: dict[str, Any]
-    stored: PrunedLayer | None
-    announced: Coming
-    kind: type
-    device: torch.device
-    handed: Tensor | None = None
-    full: Any = None
-
-    def holds(self, layer: PrunedLayer) -> bool:
-        """Return whether a layer's cache holds the same columns as the first layer's."""
-        first = self.stored
-        assert first is not None
-        same = layer.base is first.base and layer.base_end == first.base_end and layer.ragged is first.ragged
-        same = same and layer.shift is first.shift and layer.window_columns is first.window_columns
-        return same and list(map(id, layer.beside.values())) == list(map(id, first.beside.values()))
-
-    def put_back(self, index: int, hidden: Tensor) -> Tensor:
-        """Return the input of layer `index` with rows that were passed on written back into the full-length stream."""
-        if self.handed is None:
-            return hidden
-        if self.handed is not hidden:
-            guards.refuse_changed_rows(index)
-        assert self.rows is not None
-        return self.rows.scatter(self.full, hidden)
 
 
 @dataclass(eq=False)
@@ -149,10 +102,8 @@ class Forward:
         caches: Whether the model was told to cache.
         plans: Vision tokens that each layer will process, per sample; None if unknown beforehand.
         noted: The latest prefill's record, to which the reads of decode steps are added.
-        steps: In a step of text that reads the whole cache: its pruned layers (None: another kind of layer). Else
-            empty.
-        segment: The segment of previous layers that the next layer may continue; None if it cannot.
         hands_on: Whether layers pass rows on to one another.
+        passed_on: What the layer before passed on in place of the full-length stream; None: it passed the stream.
         unpadded: (samples, span) int64, 1 where a column of a prompt is not padding; on the prompt's device.
 
     Attributes for limited reads in decode steps (if the method has a stage for that):
@@ -185,9 +136,8 @@ class Forward:
     caches: bool = False
     plans: Sequence[Sequence[int] | None] = ()
     noted: PrefillRecord | None = None
-    steps: Sequence[PrunedLayer | None] = ()
-    segment: Segment | None = None
     hands_on: bool = False
+    passed_on: "PassedOn | None" = None
     unpadded: Tensor | None = None
 
     ends_turn: bool = False
@@ -272,29 +222,93 @@ class Forward:
         self.outcome.record.stages.append(StageRecord(where, layer, before, self.vision_left(), ancestries))
 
 
+class PassedOn(NamedTuple):
+    """Rows that a layer passed on to the next one as they are.
+
+    Attributes:
+        rows: Which rows they are.
+        output: The rows, (samples, rows, width): the very tensor that the layer returned.
+        full: The full-length stream into which they are written when somebody reads it.
+    """
+
+    rows: Rows
+    output: Tensor
+    full: Tensor
+
+
 @dataclass(slots=True, eq=False)
 class LayerCall:
-    """One decoder layer's call, as the model makes it.
+    """One decoder layer's call, as the model makes it. What the model passes is never changed.
 
     Attributes:
         index: The layer's index.
         module: The layer.
-        entered: Its full-length input, (samples, columns, width).
-        hidden: That input with merged rows written into it, once the stages before the layer have cut.
-        kwargs: Other arguments by name; masks, tables and ids are replaced before the layer runs.
+        input: What the model passes first: the full-length stream, (samples, columns, width), or `passed_on.output`.
+        kwargs: Other arguments by name.
         stored: The layer's cache, if tokens of it were dropped.
         cache: The model's cache; None if it runs without one.
+        kind: What layers must have in common to get the same arguments.
+        samples, span: Samples and columns of the call.
+        passed_on: See `Forward`; None from when somebody reads the full-length stream.
         streams: How to fold several streams of hidden states into one; None if there is one.
     """
 
     index: int
     module: nn.Module
-    entered: Tensor
-    hidden: Tensor
+    input: Tensor
     kwargs: dict[str, Any]
     stored: PrunedLayer | None
     cache: Any
+    kind: Hashable
+    samples: int
+    span: int
+    passed_on: PassedOn | None = None
     streams: Streams | None = None
+    _merged: Tensor | None = None
+
+    @property
+    def entered(self) -> Tensor:
+        """The full-length stream that enters the layer, (samples, columns, width): passed-on rows are written back."""
+        if self.passed_on is not None:
+            rows, output, full = self.passed_on
+            self.input, self.passed_on = rows.scatter(full, output), None
+        return self.input
+
+    @property
+    def hidden(self) -> Tensor:
+        """`entered`, with the rows written into it that stages before the layer merged."""
+        return self.entered if self._merged is None else self._merged
+
+    def merge(self, hidden: Tensor) -> None:
+        """Set `hidden`."""
+        self._merged = hidden
+
+    def rows(self, rows: Rows) -> Tensor:
+        """Return the rows on which the layer runs, (samples, rows, width). A stream with merged rows is freed."""
+        if self.is_passed_on(rows):
+            return self.input
+        hidden, self._merged = self.hidden, None
+        return rows.gather(hidden)
+
+    def full(self, rows: Rows) -> Tensor:
+        """Return the full-length stream into which the layer's output for these rows is written."""
+        if self.passed_on is not None and self.is_passed_on(rows):
+            return self.passed_on.full
+        return self.entered
+
+    def is_passed_on(self, rows: Rows) -> bool:
+        """Return whether the layer before passed on these very rows, and nobody has read the full-length stream."""
+        return self.passed_on is not None and self.passed_on.rows is rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer runs."""
+        return self.input.device
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the layer's kernel, given no mask, lets a row see only itself and rows before it."""
+        return bool(getattr(attention_of(self.module), "is_causal", True))
 
     @property
     def past(self) -> int:
@@ -307,10 +321,6 @@ class LayerCall:
     def shift(self) -> Tensor | None:
         """By how much positions have shrunk on the layer's cache; None: not at all."""
         return self.stored and self.stored.shift
-
-    def run(self, original: Original, hidden: Tensor) -> Any:
-        """Call the layer itself on these rows."""
-        return original(hidden, **self.kwargs)
 
     @property
     def more(self) -> dict[str, Any]:

@@ -87,12 +87,6 @@ def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cach
     if forward.span > 1 and (cache is None or length_of(cache) == 0):
         rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
         forward.outcome.record = PrefillRecord(len(forward.family.layers), rows, (0,) * forward.count)
-    # A decoder that is called by position shows no span.
-    if forward.span and program.reading is None and not forward.family.lenders:
-        layers = [layer if isinstance(layer, PrunedLayer) else None for layer in getattr(cache, "layers", ())]
-        windows = [layer.window for layer in layers if layer is not None]
-        if windows and not any(windows):
-            forward.steps, forward.cache = layers, cache
 
 
 def _begin_images(

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import attention_of
 from foveate.core.picks import snap
 from foveate.core.signals import Attention, Rotary, Signal
 from foveate.core.tensors import Memo, on_tensors, without_autocast
 from foveate.engine import guards
-from foveate.engine.arguments import ids_of, scales_queries, tables_of, visibility, window_of
+from foveate.engine.arguments import ids_of, row_ids, scales_queries, tables_of, window_of
 from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.handed import at_rows, gather_rows
+from foveate.engine.masks import visibility
 from foveate.engine.program import ran_note
 from foveate.engine.prompt_samples import image_units, sample_unit
 from foveate.engine.rows import Rows
@@ -179,7 +179,7 @@ class AttentionReader(RowsReader):
                     f"This prompt has {length} positions. Use a shorter prompt, or a method that reads no attention "
                     "(V2Drop)."
                 )
-        mask, causal = call.kwargs.get("attention_mask"), is_causal(call.module)
+        mask, causal = call.kwargs.get("attention_mask"), call.is_causal
         if mask is None and causal and not ragged:  # no columns are made for nothing
             return None
         keys = self.table.unpruned(seen)[self._own, self._start :]
@@ -188,7 +188,7 @@ class AttentionReader(RowsReader):
         window = None
         if mask is not None:
             earlier = stored if isinstance(stored, PrunedLayer) else None
-            window = window_of(self._forward, index, self.table, earlier, seen, self._hidden)
+            window = window_of(self._forward, index, self.table, earlier, seen, self._hidden.device)
         if window is not None:
             window = window.of_sample(self.member, keys.shape[1] - len(self._columns), self._start)
         sample = torch.full_like(keys[:, 0], self.member)
@@ -243,7 +243,7 @@ class AttentionReader(RowsReader):
         columns, owners = rows.read[samples, self._start :], None if rows.owners is None else rows.owners[samples]
         hidden, more = gather_rows(self._hidden, columns, owners), dict[str, Any]()
         if self._family.gathers:
-            arguments = {**call.more, "position_ids": call.kwargs.get("position_ids")}
+            arguments = {**call.more, "position_ids": row_ids(self._forward, call, None)}
             source = rows.source.clamp(min=0)[samples, self._start :]
             places = (*self._hidden.shape[:2],), columns, owners, source
             more = {name: at_rows(value, *places) for name, value in arguments.items()}
@@ -317,8 +317,3 @@ class Ahead:
             return self.reader(member).project(asks, slice(None))
 
         return self.memo.once(of_all, signal.rows, signal.sample or 0, image).sample(member)
-
-
-def is_causal(layer: Any) -> bool:
-    """Return whether a layer's kernel, given no mask, lets a row see only itself and rows before it."""
-    return bool(getattr(attention_of(layer), "is_causal", True))

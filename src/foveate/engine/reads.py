@@ -19,10 +19,10 @@ from foveate.core.attention import attention_rows
 from foveate.core.rank import put_marked_first
 from foveate.core.tensors import BLOCK_NUMBERS, Memo, send, take_along, without_autocast
 from foveate.core.views import Arriving, ReadView
-from foveate.engine.arguments import visibility, window_of
+from foveate.engine.arguments import window_of
 from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.reading import is_causal
+from foveate.engine.masks import visibility
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import AttentionHook
@@ -183,10 +183,7 @@ def _choose(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
 
 
 def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
-    """Return a hook that notes the attention that a decode stage reads in a layer; None if it reads none there.
-
-    Must be called while the layer's arguments are those of all rows.
-    """
+    """Return a hook that notes the attention that a decode stage reads in a layer; None if it reads none there."""
     stage, stored, index = forward.program.reading, call.stored, call.index
     assert stage is not None
     if call.cache is None or not _holds_all(call.cache, index, forward.family):
@@ -203,7 +200,7 @@ def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
         return _sum_up(forward, call, add)
     if index != stage.layer - 1 or stored is None or stored.kinds is None or not stored.memory:
         return None
-    every = torch.ones(call.hidden.shape[:2], dtype=torch.bool, device=call.hidden.device)
+    every = torch.ones(call.samples, call.span, dtype=torch.bool, device=call.device)
     kinds = pad(stored.kinds, (0, stored.seen + every.shape[1] - stored.kinds.shape[1]), value=TEXT)
     forward.kinds, forward.asking, forward.most = kinds, every, every.shape[1]
     return _sum_up(forward, call, partial(_step, forward, call, stage))
@@ -218,7 +215,7 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
         note: Gets the unpruned column of each slot and the attention it receives, (samples, slots) int64 and float32;
             −1 and 0 for padding.
     """
-    device, (samples, span) = call.hidden.device, call.hidden.shape[:2]
+    device, samples, span = call.device, call.samples, call.span
     marks, kinds = forward.asking.to(device), forward.kinds.to(device)  # (samples, span), (samples, past + span)
     past = kinds.shape[1] - span
     columns = torch.arange(span, device=device).expand(samples, -1)
@@ -242,8 +239,8 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
     every = torch.arange(samples, device=device)
     window = None
     if mask is not None:
-        window = window_of(forward, call.index, forward.outcome.rows, call.stored, past, call.hidden)
-    sees = visibility(mask, every, slots, past, past + span, True, is_causal(call.module), window)
+        window = window_of(forward, call.index, forward.outcome.rows, call.stored, past, device)
+    sees = visibility(mask, every, slots, past, past + span, True, call.is_causal, window)
     assert sees is not None
 
     @torch.no_grad()
@@ -256,7 +253,7 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
             keys.flatten(0, 1),
             scaling,
             visible=lambda some: sees(columns.gather(1, asking[:, some])),
-            block=max(BLOCK_NUMBERS, call.hidden.numel()),
+            block=max(BLOCK_NUMBERS, call.input.numel()),
             softcap=forward.family.softcap(call.module),
             samples=samples,
         ):

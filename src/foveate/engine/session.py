@@ -55,10 +55,10 @@ UNTRACED = [
     "core",
     "families",
     "methods",
-    *(f"engine.{name}" for name in MODULES if name != "arguments"),
+    *(f"engine.{name}" for name in MODULES if name != "masks"),
 ]
 """torch.compile does not trace these modules, because they read host state. It traces the layers they call. It must
-trace `engine.arguments`, whose functions flex attention's masks call."""
+trace `engine.masks`, whose functions flex attention's masks call."""
 
 for room in UNTRACED if hasattr(trace_rules, "add") else ():
     trace_rules.add(f"foveate.{room}")
