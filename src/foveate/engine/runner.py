@@ -12,8 +12,8 @@ from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send, without_gradient
 from foveate.core.turns import Turn
 from foveate.engine import guards
-from foveate.engine.arguments import more_at, own_arguments, positions_of, refuse_flash, scales_queries
-from foveate.engine.cache import alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
+from foveate.engine.arguments import MISSING, more_at, own_arguments, positions_of, refuse_flash, scales_queries
+from foveate.engine.cache import PrunedLayer, alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, PassedOn
 from foveate.engine.handed import Original, Streams, with_hidden
@@ -56,6 +56,7 @@ class LayerRunner:
         self._lending = frozenset(family.lenders.values())
         kinds = [self._kind(index, layer) for index, layer in enumerate(self._layers)]
         self._kinds = [kinds.index(kind) for kind in kinds]  # the first layer that each is like
+        self._reads = program.reading is not None or bool(family.lenders or family.indexed)
         self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
 
     def _kind(self, index: int, layer: nn.Module) -> Hashable:
@@ -82,10 +83,20 @@ class LayerRunner:
         stored = find_pruned(cache_of(kwargs), self._family.lenders.get(index, index))
         if not forward.drops and stored is None and not forward.ends_turn:
             return original(*args, **kwargs)
+        if stored is not None and not forward.drops and self._gets_what_it_needs(stored, kwargs):
+            stored.announce(None, forward.span)
+            return original(*args, **kwargs)
         call = self._call(forward, index, args, kwargs)
         if call.streams is None:
             return self._run(forward, call, original)
         return with_hidden(self._run(forward, call, call.streams.around(original)), call.streams.unfold)
+
+    def _gets_what_it_needs(self, stored: PrunedLayer, kwargs: dict[str, Any]) -> bool:
+        """Return whether what the model passes in a step is right for a layer whose tokens were dropped."""
+        odd = self._reads or stored.ragged or stored.shift is not None or stored.beside or stored.window is not None
+        # Without padding, a step sees all slots, and their keys have the positions that they came with.
+        as_is = kwargs.get("attention_mask", MISSING) is None and kwargs.get("position_embeddings") is not None
+        return as_is and not odd
 
     def _call(self, forward: Forward, index: int, args: Any, kwargs: dict[str, Any]) -> LayerCall:
         """Return a layer's call. Refuse one that is out of order, or has unknown arguments or another cache."""

@@ -18,7 +18,7 @@ HELD = ("first", "entering_rows", "image_ends", "live")
 COPIED = ("outcome", "position_ids", "additions", "memo")
 """What a twin has of its own."""
 UNREAD = (
-    *("program", "family", "cache", "noted", "steps", "segment", "unpadded", "entered"),
+    *("program", "family", "cache", "noted", "passed_on", "unpadded", "entered"),
     *("ends_turn", "kinds", "asking", "most", "asked"),
 )
 """What recorded layers do not read, or what the key of a call has already."""
