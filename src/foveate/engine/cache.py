@@ -484,7 +484,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         first, last = torch.stack(((columns < start).sum(), (columns < end).sum())).tolist()
         return first, last, torch.cat((columns[:, :first], columns[:, last:] - (end - start)), dim=1)
 
-    def keep(self, wanted: Tensor, counts: Sequence[int], shift: Tensor | None = None) -> None:
+    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """Keep only some of the rows that came last.
 
         Layers that hold the same columns and get the same tensor share the computation.
@@ -492,7 +492,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Args:
             wanted: (samples, rows) bool, in the order they came.
             counts: How many of them each sample has.
-            shift: If a window counts them anew, the `shift` that the layer will have.
         """
         rows = min(wanted.shape[1], self.slots)  # the window may have evicted the first of them
         earlier = self.slots - rows  # slots of earlier turns; all of them stay
@@ -510,18 +509,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
         alike = "kept", wanted, self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged, self._order
         chosen, counted = self._memo.once(choose, *alike), self.window_slots()
-
-        def count() -> Tensor | None:
-            if shift is None:
-                return chosen.of_columns(counted)
-            before = self.columns(0, wanted.shape[0], shift.device) if counted is None else counted
-            anew = torch.arange(earlier - chosen.base.shape[1], 0, device=shift.device) + self.seen
-            return torch.cat((before[:, :earlier], anew - shift[:, None]), dim=1)
-
-        self.window_columns = self._memo.once(count, "kept to count", chosen, counted, shift)
+        self.window_columns = self._memo.once(lambda: chosen.of_columns(counted), "kept to count", chosen, counted)
         every = self._beside_all()
         self.beside = self._memo.once(lambda: chosen.of_all(every), "kept beside", chosen, *every.values())
-        self.windowed |= shift is not None
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
 
@@ -594,6 +584,19 @@ class WindowedLayer(PrunedLayer):
             )
         super().crop(tokens_to_remove)
         self._evict()
+
+    def count_anew(self, rows: int, shift: Tensor) -> None:
+        """After `keep`: count the last `rows` slots one behind the other, up to a column that is `shift`, (samples,),
+        before the sequence's end."""
+        assert self.base is not None
+        counted = self.base if self.window_columns is None else self.window_columns
+
+        def count() -> Tensor:
+            anew = torch.arange(-rows, 0, device=shift.device) + self.seen - shift[:, None]
+            return torch.cat((counted[:, : counted.shape[1] - rows], anew), dim=1)
+
+        self.window_columns = self._memo.once(count, "counted anew", counted, rows, self.seen, shift)
+        self.windowed = True
 
     def release(self) -> None:
         """Remove slots that the layer has waited to remove."""

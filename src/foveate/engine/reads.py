@@ -138,8 +138,7 @@ def end_turn(forward: Forward, cache: Any) -> None:
     for index, paid in forward.asked.items():
         held = slots[index]
         reads, counts = pick_slots(stage, held, {"attention": paid.gather(1, held.columns.clamp(min=0))})
-        if forward.noted is not None:
-            forward.noted.reads[index] = tuple(counts)
+        forward.reads[index] = tuple(counts)
         if counts != [vision for vision, _ in held.counts]:
             cache.layers[index].read(_choose(held, reads, counts))
 
@@ -283,8 +282,8 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
     reads, counts = pick_slots(stage, slots, signals)
     layer.memory = {**memory, "attention": paid, "read": reads}
     reading = {stage.layer + place: own for place, own in enumerate(later) if getattr(own, "kinds", None) is not None}
-    if forward.noted is not None:
-        forward.noted.reads = dict.fromkeys(reading, tuple(counts))
+    forward.reads.clear()
+    forward.reads.update(dict.fromkeys(reading, tuple(counts)))
     # On a CPU this comparison is free. On other devices it would be a host sync.
     if reads.device.type == "cpu" and torch.equal(reads, before):
         return

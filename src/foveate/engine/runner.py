@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -51,7 +52,6 @@ class LayerRunner:
         self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
         self._layers = family.layers
         self._last = len(self._layers) - 1
-        self._numbered_late = family.windows.keys() & program.cached if program.renumbers else set[int]()
         self._recurrent = family.recurrent
         self._lending = frozenset(family.lenders.values())
         kinds = [self._kind(index, layer) for index, layer in enumerate(self._layers)]
@@ -81,11 +81,12 @@ class LayerRunner:
         if forward is None:  # outside the decoder
             return original(*args, **kwargs)
         stored = find_pruned(cache_of(kwargs), self._family.lenders.get(index, index))
-        if not forward.drops and stored is None and not forward.ends_turn:
-            return original(*args, **kwargs)
-        if stored is not None and not forward.drops and self._gets_what_it_needs(stored, kwargs):
-            stored.announce(None, forward.span)
-            return original(*args, **kwargs)
+        if not forward.drops and not forward.extensions.watch_all:
+            if stored is None and not forward.ends_turn:
+                return original(*args, **kwargs)
+            if stored is not None and self._gets_what_it_needs(stored, kwargs):
+                stored.announce(None, forward.span)
+                return original(*args, **kwargs)
         call = self._call(forward, index, args, kwargs)
         if call.streams is None:
             return self._run(forward, call, original)
@@ -133,15 +134,18 @@ class LayerRunner:
         """Run the stages before a layer, then the layer."""
         if call.index in self._family.lenders:
             return self._run_borrower(forward, call, original)
+        for before_layer in forward.extensions.before_layer:
+            before_layer(forward, call)
         if forward.drops:
             if call.index == 0 and self._program.turned:
                 note_turns(forward, call)
             if call.index in self._program.busy or call.index == 0:
-                ahead = Ahead(forward, call)
-                cut_before(forward, call, ahead.reader)
-                ahead.memo = Memo()
+                with _readers(forward, call) as reader_of:
+                    cut_before(forward, call, reader_of)
             forward.outcome.ran.append(forward.outcome.rows)
         rows = forward.outcome.rows and forward.outcome.rows.on(call.device)
+        for rows_for in forward.extensions.rows_for:
+            rows = rows_for(forward, call, rows)
         signals = self._program.signals_while(call.index) if forward.drops else ()
         notes = None if self._program.reading is None else decode_hook(forward, call)
         members = forward.table.members if signals else ()
@@ -149,26 +153,31 @@ class LayerRunner:
         arguments = self._announce(forward, call, rows)
         hidden = call.hidden if rows is None else call.rows(rows)
         with _reading(call, signals, readers, notes) if signals or notes is not None else nullcontext():
+            if forward.extensions.around_layer:
+                original = partial(self._inside, forward, call, original)
             output = original(hidden, **{**call.kwargs, **arguments})
+        for after_store in forward.extensions.after_store:
+            after_store(forward, call)
         return output if rows is None else self._written_back(forward, call, rows, output)
+
+    def _inside(self, forward: Forward, call: LayerCall, original: Original, *args: Any, **kwargs: Any) -> Any:
+        """Run a layer inside the contexts of extensions."""
+        with forward.extensions.around(forward, call):
+            return original(*args, **kwargs)
 
     def _announce(self, forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, Any]:
         """Tell a layer's cache which rows come. Returns the arguments that replace the model's."""
         recurrent, lends = call.index in self._recurrent, call.index in self._lending
-        # Even for all columns: borrowers may see fewer of them, and a cut of the cache may bring some into a window.
-        waits = forward.drops and call.index in self._numbered_late
-        if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends) or waits):
+        # Even for all columns: borrowers may see fewer of them.
+        if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends)):
             call.stored = pruned_layer(call.cache, call.index)
-            call.stored.waits = waits
         stored = call.stored
         if rows is None and stored is None:
-            return {}
+            return positions_of(forward, call, None) if forward.extensions.arguments else {}
         own = own_arguments(forward, call, rows)
         if stored is not None:
             stored.lends = lends
             stored.announce(*own.coming)
-            if rows is not None and rows.anew is not None:
-                stored.shift = rows.shift(stored.shift, forward.entering_rows)
         return own.by_name
 
     def _run_borrower(self, forward: Forward, call: LayerCall, original: Original) -> Any:
@@ -317,6 +326,15 @@ class LayerRunner:
             tables = on_tensors(tables, lambda table: _here(forward, table, device))
             kwargs = {**kwargs, "position_embeddings": tables}
         return hidden, {**kwargs, "attention_mask": _here(forward, mask, device)}
+
+
+@contextmanager
+def _readers(forward: Forward, call: LayerCall) -> Iterator[Callable[[int], AttentionReader]]:
+    """Yield a function that returns the reader of a sample, for stages before the layer."""
+    ahead = lru_cache(maxsize=1)(partial(Ahead, forward, call))  # few stages read
+    yield lambda member: ahead().reader(member)
+    if ahead.cache_info().currsize:
+        ahead().memo = Memo()  # the readers refer to one another
 
 
 @contextmanager
