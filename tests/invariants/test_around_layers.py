@@ -598,3 +598,61 @@ def test_after_a_failure_the_next_call_is_right_and_the_model_is_restored(name):
         for after, known in zip(attributes(model), before, strict=True):
             assert all(one is other for one, other in zip(after, known, strict=True))
         assert_same_outputs(generate(model, inputs), plain)
+
+
+CUTS = fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5))
+
+
+def test_a_layer_that_torch_compile_returned_is_served():
+    model, inputs = made_of("llava", TINY["llava"].config()), batch("llava", ["tit"])
+    with fv.drop(model, CUTS):
+        expected = generate(model, inputs)
+    layers = model.get_decoder().layers
+    layers[2] = torch.compile(layers[2], backend="eager")
+    with fv.drop(model, CUTS):
+        compiled = generate(model, inputs)
+    assert torch.equal(compiled.sequences, expected.sequences)
+
+
+@pytest.mark.parametrize("name", ["retention", "kv_lengths"])
+def test_a_hook_may_read_the_trace_while_the_model_runs(name):
+    model, inputs = made_of("llava", TINY["llava"].config()), batch("llava", ["tit"])
+    with fv.drop(model, CUTS) as trace:
+        generate(model, inputs)
+        expected = getattr(trace, name)
+        model.get_decoder().layers[2].register_forward_pre_hook(lambda *_: (getattr(trace, name), None)[1])
+        generate(model, inputs)
+    assert getattr(trace, name) == expected
+
+
+def test_a_layer_runs_alone_after_a_failure_as_before_it():
+    model, inputs = made_of("llava", TINY["llava"].config()), batch("llava", ["tit"])
+    layers, calls = model.get_decoder().layers, []
+    hook = layers[0].register_forward_pre_hook(lambda _, *call: calls.append(call), with_kwargs=True)
+    with torch.no_grad():
+        model(**batch("llava", ["ttt"]), use_cache=False)
+    hook.remove()
+    args, kwargs = calls[0]
+
+    def fail(*_):
+        raise FloatingPointError
+
+    with fv.drop(model, CUTS), torch.no_grad():
+        expected = layers[0](*args, **kwargs)
+        hook = layers[4].mlp.register_forward_pre_hook(fail)
+        with pytest.raises(FloatingPointError):
+            model(**inputs)
+        hook.remove()
+        assert torch.equal(layers[0](*args, **kwargs), expected)
+
+
+def test_the_decoder_runs_alone_after_a_prompt_that_failed_as_before_it():
+    model, inputs = made_of("llava", TINY["llava"].config()), batch("llava", ["tit"])
+    text = batch("llava", ["ttt"])
+    words = model.get_input_embeddings()(text["input_ids"])
+    with fv.drop(model, CUTS), torch.no_grad():
+        expected = model.get_decoder()(inputs_embeds=words).last_hidden_state
+        with pytest.raises(ValueError, match="tokens"):
+            model(**text, pixel_values=inputs["pixel_values"])
+        assert torch.equal(model.get_decoder()(inputs_embeds=words).last_hidden_state, expected)
+        model(**inputs)

@@ -16,7 +16,7 @@ class Extension:
 
     Override the functions that the feature needs; the others are not called. What belongs to rows is a column of the
     table of rows (`Rows.put`), what belongs to a cache layer a note (`PrunedLayer.notes`): both follow every cut.
-    Extensions share nothing else, and may be called in any order.
+    Extensions share nothing else. They are called in the order of their list.
 
     Attributes:
         watches_all: Whether `before_layer`, `arguments`, `around_layer` and `after_store` are called at every layer of

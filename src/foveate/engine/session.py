@@ -556,7 +556,8 @@ class Session(Hold):
                 self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
             self._runner.arrival = self._runner.forward = None
             try:
-                output = original(*args, **kwargs)
+                with self._cleared():
+                    output = original(*args, **kwargs)
                 if self._ended and not generating.begun:  # later, its cache refuses the next step
                     guards.refuse_after_end()
                 self.program.refuse_doubts()
@@ -565,6 +566,16 @@ class Session(Hold):
                 self._generating = Generating()
                 if self._replayer is not None:
                     self._replayer.end, self._replayer.beams, self._replayer.states = 0, 1, None
+
+    @contextmanager
+    def _cleared(self) -> Iterator[None]:
+        """Forget the forward that failed: a part of the model may be called alone next."""
+        try:
+            yield
+        except BaseException:
+            self._runner.arrival = self._runner.forward = self._targets = None
+            self._pixels, self._tower_run, self._last_only = "", "", False
+            raise
 
     def around_model(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Note if there are pixels, what the loss predicts, and if only the last column's logits are requested."""
@@ -614,7 +625,8 @@ class Session(Hold):
             ids, targets = named.get("input_ids"), self._targets
             self._runner.arrival = Arrival(self._last_only, named, ids, encoded, targets=targets)
             self._runner.forward, self._last_only, self._targets = None, False, None
-            return original(*args, **kwargs)
+            with self._cleared():
+                return original(*args, **kwargs)
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Wrap `get_image_features`, which `generate` calls before the decoder runs."""

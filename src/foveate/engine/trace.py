@@ -253,6 +253,12 @@ class PrefillRecord:
         real = torch.ones_like(columns) if valid is None else valid.long()  # a pad repeats a row's column
         return mask * torch.zeros_like(mask).scatter_add(1, columns.to(mask.device), real.to(mask.device)).clamp(max=1)
 
+    def forget(self) -> None:
+        """Forget what was computed from the cuts so far: there are more."""
+        for name, value in vars(type(self)).items():
+            if isinstance(value, cached_property):
+                vars(self).pop(name, None)
+
     def _row_counts(self) -> list[int]:
         """Return `rows` as a list. The first call reads them from the device."""
         if isinstance(self.rows, Tensor):

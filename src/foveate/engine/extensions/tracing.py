@@ -11,7 +11,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.engine.cache import PrunedLayer, WindowedLayer, length_of
 from foveate.engine.extension import Extension
-from foveate.engine.forward import CutNote, Forward
+from foveate.engine.forward import CutNote, Forward, LayerCall
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Step
 from foveate.engine.session import Session
@@ -21,8 +21,11 @@ from foveate.engine.trace import Ancestry, PrefillRecord, StageRecord, Trace
 class Tracing(Extension):
     """Adds a record of each prompt to the trace. Decode steps add what they read to the latest."""
 
+    watches_all = False
+
     _trace: Trace
-    _record: PrefillRecord | None = None
+    _forward: Forward | None = None  # whose record is open: a recording runs copies of it
+    _cuts = 0  # how many of its cuts are in the record
 
     def attach(self, session: Session) -> None:
         """See `Extension`."""
@@ -30,9 +33,9 @@ class Tracing(Extension):
 
     def begin(self, forward: Forward, cache: Any) -> None:
         """See `Extension`."""
-        self._record = None
+        self._forward, self._cuts = None, 0
         if forward.is_prefill:
-            self._record = record = _record(forward, cache)
+            self._forward, record = forward, _record(forward, cache)
             if not forward.drops:
                 whole, ancestries = record.vision_tokens, [(Ancestry(count),) for count in record.vision_tokens]
                 cuts = sorted(forward.program.cuts) if forward.samples else ()
@@ -41,16 +44,30 @@ class Tracing(Extension):
         if self._trace.history:
             forward.reads = self._trace.history[-1].reads
 
+    def after_store(self, forward: Forward, call: LayerCall) -> None:
+        """See `Extension`. A hook on a later layer may read the trace."""
+        if forward is self._forward:
+            self._catch_up(forward)
+
     def end(self, forward: Forward, cache: Any) -> None:
         """See `Extension`."""
-        record, rows = self._record, forward.outcome.rows
-        if record is None:
+        if forward is not self._forward:
             return
+        self._catch_up(forward)
+        self._forward, record, rows = None, self._trace.history[-1], forward.outcome.rows
         if forward.unpadded is not None:
             record._left = forward.unpadded, *((None, None) if rows is None else (rows.read, rows.valid))
-        record.stages += [_stage(forward, cut) for cut in forward.outcome.cuts]
         record.cached, record.windows = cache is not None, _windows(cache)
         record.slots = _slots_left(forward, cache) if forward.drops and cache is not None else {}
+        record.forget()
+
+    def _catch_up(self, forward: Forward) -> None:
+        """Add the cuts since the last time to the record."""
+        record, cuts = self._trace.history[-1], forward.outcome.cuts
+        if len(cuts) > self._cuts:
+            record.stages += [_stage(forward, cut) for cut in cuts[self._cuts :]]
+            self._cuts = len(cuts)
+            record.forget()
 
 
 EXTENSION = Tracing
@@ -97,7 +114,7 @@ def _stage(forward: Forward, cut: CutNote) -> StageRecord:
     for member, sample in enumerate(forward.samples):
         fixed = None
         if sample.ordinals is not None:
-            fixed = *sample.ordinals, table.slots(member, cut.columns[member])
+            fixed = *sample.ordinals, table.slots(member, cut.columns[member].to(table.device))
         ancestries.append((Ancestry(sample.vision_tokens, cut.steps[member], fixed),))
     return StageRecord(cut.where, cut.layer, cut.before, cut.after, ancestries)
 
