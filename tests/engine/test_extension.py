@@ -1,6 +1,7 @@
 """What extensions are told and may do, who knows them, and what a reader of the bare way reads."""
 
 import ast
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,24 @@ def test_a_weight_of_rows_is_one_class(attention):
         for handle in handles:
             handle.remove()
     torch.testing.assert_close(torch.cat(weighed.logits), logits, atol=1e-5, rtol=1e-5)
+
+
+def test_the_guide_counts_the_rows_of_experts():
+    """In a ragged batch: as many as layers ran on, times the experts a row."""
+    page = Path(__file__).parents[2] / "docs" / "guides" / "write-extension.md"
+    source = re.search(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert len(source.splitlines()) <= 26
+    exec(source, names := {})
+    model, inputs, seen = tiny("qwen3_vl_moe"), batch("qwen3_vl_moe", ["titt", "tit"]), names["ExpertRows"]()
+    with fv.drop(model, METHOD, extensions=[seen]) as trace, torch.no_grad():
+        model(**inputs)
+    text = inputs["attention_mask"].sum() - sum(trace.vision_tokens)
+    width = model.config.text_config.num_experts_per_tok
+    layers = sorted({layer for layer, _ in seen.rows if layer >= METHOD.layers[0]})
+    assert len(layers) > 1
+    for layer in layers:
+        counts = trace.latest.per_layer[layer]
+        assert sum(count for (own, _), count in seen.rows.items() if own == layer) == width * (text + sum(counts))
 
 
 # -- who knows whom ---------------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.engine.ancestry import Where
     from foveate.engine.forward import Forward, LayerCall
     from foveate.engine.rows import Rows
     from foveate.engine.session import Session
-    from foveate.engine.trace import Where
 
 
 class Extension:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from foveate._transformers import attention_of
 from foveate.core.tensors import Change, Memo, send
 from foveate.engine import guards
+from foveate.engine.ancestry import Where
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.extension import Extensions
 from foveate.engine.handed import Streams
 from foveate.engine.program import Program
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Merge, Rows, Step
-from foveate.engine.trace import Where
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 

@@ -11,6 +11,7 @@ from foveate._transformers import unsupported
 from foveate.core.cut import Cut
 from foveate.core.tensors import without_autocast
 from foveate.engine import guards
+from foveate.engine.ancestry import Where
 from foveate.engine.cache import PrunedLayer, find_pruned, length_of, refuse_cache
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward
@@ -18,7 +19,6 @@ from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
 from foveate.engine.prompt_samples import Sample, read_samples
 from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.rows import Decision
-from foveate.engine.trace import Where
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.families.vision import PictureLayout

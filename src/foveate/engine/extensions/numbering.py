@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.engine.ancestry import Where
 from foveate.engine.arguments import gets_ids, ids_of, move_up, scales_queries, tables_moved_up
 from foveate.engine.cache import PrunedLayer, WindowedLayer
 from foveate.engine.extension import Extension
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.rows import COUNTED, Rows
 from foveate.engine.session import Session
-from foveate.engine.trace import Where
 
 GONE = "gone"
 """By how many positions each sample had shrunk when its rows were last numbered, (samples,) int64."""

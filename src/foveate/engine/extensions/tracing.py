@@ -9,13 +9,14 @@ from torch import Tensor
 from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from foveate.core.cut import Cut
 from foveate.core.grid import join
+from foveate.engine.ancestry import Ancestry, StageRecord
 from foveate.engine.cache import PrunedLayer, WindowedLayer, length_of
 from foveate.engine.extension import Extension
 from foveate.engine.forward import CutNote, Forward, LayerCall
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Step
 from foveate.engine.session import Session
-from foveate.engine.trace import Ancestry, PrefillRecord, StageRecord, Trace
+from foveate.engine.trace import PrefillRecord, Trace
 
 
 class Tracing(Extension):
