@@ -6,7 +6,6 @@ from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.core.cut import Cut
-from foveate.engine.extensions.numbering import _places as places
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.prompt_samples import read_samples
 from foveate.engine.rows import Decision, Rows
@@ -29,6 +28,13 @@ def entering(vision, text=None, span=SPAN):
         live[sample, list(text[sample] if text else ())] = True
     media = [MediaTokens(len(columns), PictureLayout) for columns in vision if len(columns)]
     return Rows.entering(read_samples([(is_vision, media)], live), span, torch.device("cpu"))
+
+
+def places(rows):
+    """The place of each row among those of its sample; of a pad 0."""
+    longest = rows.read.shape[1]
+    first = torch.tensor([[longest - length] for length in rows.lengths])
+    return (torch.arange(longest) - first).clamp(min=0)
 
 
 def kept(table, rows):

@@ -2,7 +2,7 @@
 
 cache_cut   cuts caches of earlier layers after a prompt
 numbering   numbers rows anew, as in a prompt that is that short
-history     writes the trace: what was dropped where
+tracing     writes the trace: what was dropped where
 """
 
 from collections.abc import Callable
