@@ -1,7 +1,7 @@
 """Run tests without some of the engine's extensions, which cannot be imported then.
 
-    python -m pytest -p tests.ablation --without numbering tests     # all tests that do not need it
-    python -m pytest -p tests.ablation --without numbering --drawn 40 tests/invariants     # one in 40
+    python -m pytest -p tests.ablation --without renumbering tests     # all tests that do not need it
+    python -m pytest -p tests.ablation --without renumbering --drawn 40 tests/invariants     # one in 40
 
 A test needs an extension if a context that it opens does (`extensions.NEEDED`); of `tracing`, which every context has,
 if it reads the trace. Such a test is skipped, and any other must pass.

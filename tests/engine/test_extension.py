@@ -245,7 +245,7 @@ def test_what_a_cut_and_two_steps_enter_is_counted(capsys):
     read = {str(path.relative_to(ENGINE)): lines[path] for path in sorted(entered)}
     with capsys.disabled():
         print(f"\nA cut and two steps enter {sum(read.values()):,} of {sum(lines.values()):,} code lines: {read}")
-    assert not [name for name in read if name.startswith(("replays", "extensions/numbering", "extensions/cache_cut"))]
+    assert not [name for name in read if name.startswith(("replays", "extensions/renumbering", "extensions/cache_cut"))]
     assert sum(read.values()) < MOST_READ
 
 

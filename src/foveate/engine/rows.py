@@ -44,7 +44,7 @@ class Note(NamedTuple):
     steps: int
 
 
-class Column(NamedTuple):
+class RowColumn(NamedTuple):
     """A column of the table of rows.
 
     Attributes:
@@ -140,7 +140,7 @@ class Rows:
     about: tuple[dict[str, Tensor], ...]
     notes: tuple[dict[str, Note], ...]
     steps: tuple[tuple[Step, ...], ...]
-    table: dict[str, Column] = field(default_factory=dict)
+    table: dict[str, RowColumn] = field(default_factory=dict)
     by_sample: dict[str, Tensor] = field(default_factory=dict)
     generation: int = 0
     packed: bool = False
@@ -294,10 +294,10 @@ class Rows:
         step = Step(source[order], look_up(went, order.argsort()))
         return step, places, made[order], {name: note[order] for name, note in notes.items()}
 
-    def _moved(self, merges: Sequence["Merge"], after: "Rows") -> dict[str, Column]:
+    def _moved(self, merges: Sequence["Merge"], after: "Rows") -> dict[str, RowColumn]:
         """Return the added columns with the values of merged rows moved to where these are stored now."""
         if not merges:
-            return {name: Column(partial(self.full, name), False, own.stays) for name, own in self.table.items()}
+            return {name: RowColumn(partial(self.full, name), False, own.stays) for name, own in self.table.items()}
         owners, stored = _joined([(self._owner(merge.member), merge.stored) for merge in merges])
         came_from = torch.cat([merge.came_from for merge in merges])
         none = torch.cat([after.tokens[merge.member] for merge in merges]) < 0
@@ -308,13 +308,15 @@ class Rows:
             new = torch.where(flags, values[owners, stored] if stays else 0, new)
             return values.index_put((owners, stored), new)
 
-        table = {name: Column(partial(at_home, name, own.stays), False, own.stays) for name, own in self.table.items()}
+        table = {
+            name: RowColumn(partial(at_home, name, own.stays), False, own.stays) for name, own in self.table.items()
+        }
         if self.merged:
             every = self.full(SOURCE)
         else:
             every = torch.arange(self.span, device=self.device).expand(len(self.text), -1)
         sources = [look_up(after.tokens[merge.member], self.entered[merge.member]) for merge in merges]
-        table[SOURCE] = Column(every.index_put((owners, stored), torch.cat(sources)), False, False)
+        table[SOURCE] = RowColumn(every.index_put((owners, stored), torch.cat(sources)), False, False)
         return table
 
     def store(self, merges: Sequence["Merge"], full: Tensor) -> Tensor:
@@ -415,7 +417,7 @@ class Rows:
                 are read.
             stays: Whether a merged row that stands for no token has what was stored where it is now; else it has zeros.
         """
-        self.table[name] = Column(values, True, stays)
+        self.table[name] = RowColumn(values, True, stays)
 
     def at(self, name: str) -> Tensor:
         """Return a column at these rows, (samples, rows, …). A pad has its first row's values."""
@@ -441,7 +443,7 @@ class Rows:
 
         return self.memo.once(scatter, "full", name, column)
 
-    def _by_row(self, name: str, column: Column) -> Tensor:
+    def _by_row(self, name: str, column: RowColumn) -> Tensor:
         """Return the values of a column that was put in this generation."""
         values: Tensor = column.values
         if callable(values):
@@ -453,7 +455,7 @@ class Rows:
         places = _joined([(self._owner(member), self.columns[member]) for member in values])
         numbers = torch.cat([own.to(self.device, torch.float32) for own in values.values()])
         before = self.full(name) if name in self.table else numbers.new_zeros(len(self.text), self.span)
-        self.table = {**self.table, name: Column(before.index_put(places, numbers), False, False)}
+        self.table = {**self.table, name: RowColumn(before.index_put(places, numbers), False, False)}
 
     @property
     def row_counts(self) -> Tensor:
@@ -624,7 +626,7 @@ class Rows:
             copy.source = copy.read
         return copy
 
-    def _mapped(self, name: str, change: Change) -> Column:
+    def _mapped(self, name: str, change: Change) -> RowColumn:
         column = self.table[name]
         if column.by_row and callable(column.values):  # computed from the copy
             return column

@@ -1,7 +1,7 @@
 """Each layer: extensions of the engine. This file is the list of them; the engine knows no other name.
 
 cache_cut   cuts caches of earlier layers after a prompt
-numbering   numbers rows anew, as in a prompt that is that short
+renumbering   numbers rows anew, as in a prompt that is that short
 tracing     writes the trace: what was dropped where
 """
 
@@ -13,7 +13,7 @@ from foveate.engine.program import Program
 
 NEEDED: dict[str, Callable[[Program], bool]] = {
     "cache_cut": lambda program: bool(program.cached),
-    "numbering": lambda program: program.renumbers,
+    "renumbering": lambda program: program.renumbers,
     "tracing": lambda program: True,
 }
 """When a context has each extension, in the order in which they are called."""

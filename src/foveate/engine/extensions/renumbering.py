@@ -23,7 +23,7 @@ GONE = "gone"
 """By how many positions each sample had shrunk when its rows were last numbered, (samples,) int64."""
 
 
-class Numbering(Extension):
+class Renumbering(Extension):
     """Numbers rows behind the cuts that ask for it, and what comes after them."""
 
     watches_all = False
@@ -73,7 +73,7 @@ class Numbering(Extension):
         stored.shift = gone if before is None else own.memo.once(lambda: gone + before, "shift", before)
 
 
-EXTENSION = Numbering
+EXTENSION = Renumbering
 
 
 def _places(rows: Rows) -> Tensor:
