@@ -13,7 +13,7 @@ from foveate._transformers import DynamicLayer, unsupported
 from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine import guards, rooms
 from foveate.engine.lives.chosen import Chosen
-from foveate.engine.rooms import MOST_STEP, Room
+from foveate.engine.rooms import Room
 
 MEMO_SIZE = 8
 """How many tensors are cached that layers of one cache share. Layers that can share are usually consecutive."""
@@ -351,7 +351,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
         """Append rows. From the second step on, rows of a long layer are written into a room."""
         coming, room = key_states.shape[-2], self._room
-        grows = coming <= MOST_STEP and not torch.is_grad_enabled()
+        grows = coming <= rooms.MOST_STEP and not torch.is_grad_enabled()
         if room is not None and grows and room.takes(self, coming):
             self.keys, self.values = room.put(key_states, value_states)
             return

@@ -1,14 +1,14 @@
 """Decode: a cache layer whose rows are in the memory of recorded steps."""
 
-import copyreg
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.tensors import Change
+from foveate.engine import rooms
 from foveate.engine.lives.bare import PrunedLayer
-from foveate.engine.rooms import MOST_STEP, Room
+from foveate.engine.rooms import Room
 
 
 class TenantLayer(PrunedLayer):
@@ -51,7 +51,7 @@ class TenantLayer(PrunedLayer):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copy as a layer with rows of its own."""
-        return copyreg.__newobj__, (PrunedLayer,), vars(self._out(*map(torch.clone, self._room.rows())))  # type: ignore[attr-defined]
+        return _empty, (), vars(self._out(*map(torch.clone, self._room.rows())))
 
     def leave_room(self) -> None:
         """Give the place back to a layer with rows of its own, because the memory will be another cache's."""
@@ -68,7 +68,7 @@ class TenantLayer(PrunedLayer):
 
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
         coming = key_states.shape[-2]
-        if coming <= min(MOST_STEP, self._room.free) and not torch.is_grad_enabled():
+        if coming <= min(rooms.MOST_STEP, self._room.free) and not torch.is_grad_enabled():
             self._room.put(key_states, value_states)
         else:
             self.give_place_to(self._out(*self._room.rows()))  # rows that come are appended to a copy
@@ -84,6 +84,10 @@ class TenantLayer(PrunedLayer):
 
     def _out(self, keys: Tensor, values: Tensor) -> PrunedLayer:
         """Return a layer that holds these rows, and else what this one holds."""
-        layer = PrunedLayer.__new__(PrunedLayer)
+        layer = _empty()
         layer.__dict__ = {**vars(self), "_room": None, "keys": keys, "values": values}
         return layer
+
+
+def _empty() -> PrunedLayer:
+    return PrunedLayer.__new__(PrunedLayer)
