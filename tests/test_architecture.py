@@ -12,24 +12,26 @@ ENGINE = ROOT / "src" / "foveate" / "engine"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PARTS = ("Attach", "Encode", "Begin", "Each layer", "Finish", "Decode")
 BESIDE = ("forward.py", "guards.py", "trace.py")
-FILES = sorted(path.name for path in ENGINE.glob("*.py") if path.name != "__init__.py")
+LIVES = ENGINE / "lives"
+FILES = sorted(path for folder in (ENGINE, LIVES) for path in folder.glob("*.py") if path.name != "__init__.py")
 UNDRAWN = {"_transformers"}
 """Small modules that the drawing leaves out."""
 OF_ENGINE = PAGE.split("## The way of one question")[0]
 PLACES = sorted(set(re.findall(r"`(\w+\.py):([\w.]+)`", OF_ENGINE)))
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_file_of_the_engine_is_on_the_way(name):
-    assert name in PAGE
-    if name not in BESIDE:
-        first = ast.get_docstring(ast.parse((ENGINE / name).read_text(encoding="utf-8"))).splitlines()[0]
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_file_of_the_engine_is_on_the_way(path):
+    assert path.name in PAGE
+    if path.name not in BESIDE:
+        first = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).splitlines()[0]
         assert first.split(":")[0].split(",")[0] in PARTS, first
 
 
 @pytest.mark.parametrize(("file", "function"), PLACES)
 def test_every_function_named_is_there(file, function):
-    node = ast.parse((ENGINE / file).read_text(encoding="utf-8"))
+    folder = LIVES if (LIVES / file).exists() else ENGINE
+    node = ast.parse((folder / file).read_text(encoding="utf-8"))
     for part in function.split("."):
         named = (ast.FunctionDef, ast.ClassDef)
         node = next(child for child in ast.walk(node) if isinstance(child, named) and child.name == part)

@@ -20,6 +20,7 @@ from foveate.contract.method import Method
 from foveate.contract.settings import Share
 from foveate.core.cut import Cut
 from foveate.core.merge import average
+from foveate.engine.lives.limited import LimitedLayer
 from foveate.engine.session import drop_or_not
 from foveate.families.proved import DECODER, PROVED
 from foveate.registry import family_for
@@ -198,8 +199,8 @@ def check_hidden(model, inputs, method, steps=STEPS):
     members = trace.stages[0].merged[0] if trace.stages and trace.stages[0].where == "projector" else []
     if follow.reading(follow.in_order(method.stages(Shape(len(hidden))))) is not None:
         for index, layer in enumerate(caches.layers):
-            if getattr(layer, "reads", None) is not None:
-                hidden[index, 1, vision[~torch.isin(vision, layer.reads.base[0])]] = True
+            if isinstance(layer, LimitedLayer):
+                hidden[index, 1, vision[~torch.isin(vision, layer.part.base[0])]] = True
     assert hidden.any(), f"nothing was dropped: {trace.stages}"
     said = torch.cat(out.logits).float()
     with joined(model, inputs["input_ids"].shape[1] + steps, [vision[columns] for columns in members]):

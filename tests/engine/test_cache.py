@@ -10,9 +10,11 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.engine import cache as cache_module
-from foveate.engine.cache import Chosen, PrunedLayer, WindowedLayer, pruned_layer
+from foveate.engine import rooms
+from foveate.engine.cache import PrunedLayer, WindowedLayer, pruned_layer
 from foveate.engine.copies import compact
+from foveate.engine.lives.chosen import Chosen
+from foveate.engine.lives.limited import LimitedLayer
 from tests.models import batch, tiny
 
 WIDTH = 2
@@ -281,7 +283,7 @@ def test_a_window_that_has_not_evicted_still_slides_for_the_mask_builder():
 @pytest.fixture
 def long(monkeypatch):
     """A few slots are many."""
-    monkeypatch.setattr(cache_module, "LONG", 4)
+    monkeypatch.setattr(rooms, "LONG", 4)
 
 
 @torch.no_grad()
@@ -364,7 +366,7 @@ def test_a_window_lets_go_of_no_row_that_it_reaches_by_the_columns_it_counts(fir
     for step in range(tail):
         decode(layer, 24 + step)
     held, end = layer.keys[0, 0, :, 0].long().tolist(), 24 + tail
-    assert layer.window_columns is None or layer.window_slots()[0].tolist() == held
+    assert layer.window_slots() is None or layer.window_slots()[0].tolist() == held
     assert {column for column in [*counts, *range(24, end)] if end - column < window} <= set(held)
     assert len(held) == min(len(counts) + tail, window - 1)
 
@@ -381,7 +383,7 @@ def turn(layer, start, samples=2):
 
 def read_even(layer):
     columns = layer.columns(0, 2, CPU)
-    layer.read(Chosen.exactly(columns, columns % 2 == 0, (2, 2)))
+    return LimitedLayer(layer, Chosen.exactly(columns, columns % 2 == 0, (2, 2)))
 
 
 CHANGES = {
@@ -390,7 +392,7 @@ CHANGES = {
     "more samples": lambda layer: layer.batch_repeat_interleave(2),
     "keep": lambda layer: layer.keep(torch.arange(layer.slots).expand(2, -1) % 3 > 0, (2, 2)),
     "crop": lambda layer: layer.crop(-3),
-    "forget": lambda layer: layer.forget(1, 2, None, None),
+    "forget": lambda layer: layer.forget(1, 2, 1, None),
     "read": read_even,
 }
 
@@ -402,8 +404,7 @@ def test_what_stands_beside_a_slot_goes_where_it_goes(change, window):
     layer = PrunedLayer(DynamicLayer()) if window is None else WindowedLayer(DynamicSlidingWindowLayer(window))
     turn(layer, 0, samples=1 + (change != "forget"))
     decode(layer, 4)
-    CHANGES[change](layer)
-    layer = layer.reads or layer
+    layer = (CHANGES[change](layer) or layer).attended
     keys = layer.states[0][:, 0, :, 0]  # the column that each row had at first
     assert torch.equal(layer.values_of("mine"), torch.where(keys == 4, 0, keys + 1))
     assert layer.slots == keys.shape[1] > 0

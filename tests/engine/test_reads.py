@@ -14,8 +14,9 @@ from foveate._transformers import cache_in, with_cache
 from foveate.ask.answer import kv_bytes
 from foveate.contract import CachedAttention, Cut, DecodeStage, Method
 from foveate.core.rank import top
-from foveate.engine.cache import Chosen
 from foveate.engine.copies import copy_of, nbytes
+from foveate.engine.lives.chosen import Chosen
+from foveate.engine.lives.limited import LimitedLayer, choice_on
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.read import Read
 from foveate.testing.contract import state_of_model
@@ -256,10 +257,10 @@ def test_what_is_cached_is_not_touched_while_an_answer_grows_and_nobody_reads_it
     length = inputs["input_ids"].shape[1]
     assert cache.get_seq_length() == length + 3
     assert [layer.keys.shape[-2] for layer in cache.layers] == [length] * DEPTH
-    assert [layer.reads.keys.shape[-2] for layer in cache.layers] == [length - 25 + 7 + 3] * DEPTH
+    assert [layer.part.keys.shape[-2] for layer in cache.layers] == [length - 25 + 7 + 3] * DEPTH
     assert trace.reads == dict.fromkeys(range(DEPTH), (7,))
     assert trace.kv_lengths == [[length]] * DEPTH
-    rows = [[part.keys.nbytes + part.values.nbytes for part in (layer, layer.reads)] for layer in cache.layers]
+    rows = [[part.keys.nbytes + part.values.nbytes for part in (layer, layer.part)] for layer in cache.layers]
     held, whole = kv_bytes(cache)
     assert held == sum(map(sum, rows)) > whole
     assert nbytes(cache) >= held  # with masks and numbers beside the rows
@@ -351,7 +352,7 @@ def test_a_second_question_reads_in_layers_that_read_all_for_the_first():
     cache, _ = prefilled(Read(keep=0.6, layer=2), batch("llava", ["titt"]))
     with fv.drop(tiny("llava"), READ), torch.no_grad():
         tiny("llava")(input_ids=TURN, **with_cache(cache))
-    assert [layer.reads.held for layer in cache.layers] == [(35 - 25 + 7 + 4,)] * DEPTH
+    assert [layer.part.held for layer in cache.layers] == [(35 - 25 + 7 + 4,)] * DEPTH
 
 
 def test_an_answer_that_is_gone_on_with_is_one_answer():
@@ -419,7 +420,7 @@ def test_reading_a_copy_of_some_rows_is_reading_all_with_the_others_hidden(kerne
         assert [counts[1] for counts in trace.reads.values()] == [3, 1, 3, 1, 3, 1]
     copies, hidden = (torch.stack(out.logits) for out in outputs)
     torch.testing.assert_close(copies, hidden, **CLOSE)
-    assert cache_in(outputs[0]).layers[-1].reads.keys.shape < cache_in(outputs[1]).layers[-1].reads.keys.shape
+    assert cache_in(outputs[0]).layers[-1].part.keys.shape < cache_in(outputs[1]).layers[-1].part.keys.shape
 
 
 def all_but_hidden(columns, stays, counts):
@@ -469,9 +470,9 @@ def tired_after(length):
 def test_a_second_prompt_begins_anew():
     cache, _ = prefilled(STEP, batch("llava", ["titt"]))
     stepped(STEP, cache, 7, 8)
-    assert bool(cache.layers[2].memory["read"].any())
+    assert bool(choice_on(cache.layers[2]).read.any())
     with fv.drop(tiny("llava"), STEP), torch.no_grad():
         tiny("llava")(input_ids=TURN, **with_cache(cache))
-    assert not bool(cache.layers[2].memory["read"].any())
-    assert not bool(cache.layers[2].memory["attention"].any())
-    assert cache.layers[-1].reads is None
+    assert not bool(choice_on(cache.layers[2]).read.any())
+    assert not bool(choice_on(cache.layers[2]).attention.any())
+    assert not isinstance(cache.layers[-1], LimitedLayer)

@@ -190,7 +190,7 @@ def test_a_cache_goes_on_after_pickling_and_an_older_one_is_refused():
         after = [model(input_ids=ids, attention_mask=live, **with_cache(one)).logits for one in (cache, copied)]
     assert torch.equal(*after)
     layer = next(layer for layer in cache.layers if isinstance(layer, WindowedLayer) and layer.base is not None)
-    state = {name: value for name, value in layer.__getstate__().items() if name != "window_columns"}
+    state = {name: value for name, value in layer.__getstate__().items() if name != "notes"}
     with pytest.raises(fv.SessionError, match="older"):
         WindowedLayer.__new__(WindowedLayer).__setstate__(state)
 

@@ -17,6 +17,7 @@ from foveate.ask.prompt import Prompt
 from foveate.contract.budget import is_met
 from foveate.contract.method import Method
 from foveate.cost import Cost, flops_words
+from foveate.engine.lives.limited import LimitedLayer
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, UnsupportedError
 from foveate.naming import name_of
@@ -368,8 +369,8 @@ def kv_bytes(cache: Cache) -> tuple[int, int]:
         slot = (keys[:1, :, :1].nbytes + values[:1, :, :1].nbytes) if slots else 0  # one token of one sample
         size = keys.nbytes + values.nbytes
         held += size
-        if getattr(layer, "reads", None) is not None:  # copies of the rows that decode steps read
-            held += layer.reads.keys.nbytes + layer.reads.values.nbytes
+        if isinstance(layer, LimitedLayer):
+            held += layer.part.keys.nbytes + layer.part.values.nbytes
         head = getattr(layer, "head", None)  # the prefix that all samples share, stored once
         if head is None:
             seen = getattr(layer, "seen", None)  # the length before dropping; set if tokens were dropped here

@@ -325,7 +325,7 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
     family = family_for(model)
     refuse_unturnable(family, end - start)
     ids, inputs = torch.cat((look.ids[:, :start], look.ids[:, end:]), dim=1), inputs_of(pictures)
-    back = None
+    back = end - start
     before, behind = positions_of(model, look.ids, look.inputs), positions_of(model, ids, inputs)
     if before is not None and behind is not None and end < look.tokens:
         back = int(before[0, 0, end] - behind[0, 0, start])  # how far the first later column moves, in positions
@@ -334,7 +334,7 @@ def forget(model: PreTrainedModel, look: Look, start: int, end: int, pictures: S
         for index, layer in enumerate(cache.layers):
             if not isinstance(layer, DummyLayer) and layer.is_initialized:
                 turn = partial(turn_back, family, index) if turns(attention_of(family.layers[index])) else None
-                pruned_layer(cache, index).forget(start, end, turn, back)
+                pruned_layer(cache, index).forget(start, end, back, turn)
     return replace(look, ids=ids, inputs=inputs, cache=compact(cache))
 
 

@@ -14,6 +14,7 @@ from foveate._transformers import LinearAttentionLayer, scales_by_position, unsu
 from foveate.core.tensors import on_tensors
 from foveate.engine.cache import Coming, PrunedLayer
 from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.lives.bare import SHIFT
 from foveate.engine.masks import Remap, Window, width_of
 from foveate.engine.rows import BIAS, COUNTED, Rows
 from foveate.errors import UnsupportedError
@@ -136,7 +137,7 @@ def coming_in_window(
         return None
     shift = None if stored is None else stored.shift
     coming = None if rows is None else rows.window_columns(past, shift, forward.first)
-    if coming is not None or stored is None or (shift is None and stored.window_columns is None):
+    if coming is not None or stored is None or (shift is None and SHIFT not in stored.beside):
         return coming
 
     def count() -> Tensor:

@@ -6,6 +6,7 @@ gets rows of its own. Recurrent states are written in place, so they are cloned.
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from foveate._transformers import DummyLayer, DynamicLayer, LinearAttentionLayer
-from foveate.core.tensors import Memo, on_tensors
-from foveate.engine.cache import CACHE_LAYERS, FOLLOWING, MEMO_SIZE, PrunedLayer, refuse_cache
+from foveate.core.tensors import Change, Memo
+from foveate.engine.cache import CACHE_LAYERS, refuse_cache
+from foveate.engine.lives.bare import MEMO_SIZE, PrunedLayer
+from foveate.engine.lives.limited import LimitedLayer
+from foveate.engine.lives.shared import SharedLayer
 
 STATES = ("conv_states", "recurrent_states")
 
@@ -26,21 +30,14 @@ def compact(cache: Any) -> Any:
         UnsupportedError: If a layer is of a kind that cannot be copied.
     """
     refuse_cache(cache)
-    bases: dict[int, Tensor] = {}  # layers compare columns by tensor identity, so a shared tensor stays shared
+    owned = Memo()  # layers compare columns by tensor identity, so a shared tensor stays shared
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer | DummyLayer) or not layer.is_initialized:
             continue
         if isinstance(layer, PrunedLayer):
             layer.settle()
             layer.leave_room()
-            if layer.base is not None:
-                layer.base = bases.setdefault(id(layer.base), _own_memory(layer.base))
-            if layer.window_columns is not None:
-                counted = layer.window_columns
-                layer.window_columns = bases.setdefault(id(counted), _own_memory(counted))
-            for values in layer.beside.values():
-                bases.setdefault(id(values), _own_memory(values))
-            layer.beside = {name: bases[id(values)] for name, values in layer.beside.items()}
+            layer.follow(lambda tensor: owned.once(partial(_own_memory, tensor), tensor), rows=False, reorders=True)
         layer.keys, layer.values = _own_memory(layer.keys), _own_memory(layer.values)
     return cache
 
@@ -86,11 +83,7 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
         return spread.once(lambda: tensor.repeat_interleave(samples, dim=0), tensor)
 
     if isinstance(layer, PrunedLayer):
-        copied._memo, copied.counted = memo, None
-        for name in FOLLOWING:
-            setattr(copied, name, on_tensors(getattr(layer, name), repeat))
-        if layer.reads is not None:
-            copied.reads = _layer(layer.reads, memo, spread, samples)
+        return _pruned(layer, memo, repeat, samples)
     if not layer.is_initialized or isinstance(layer, DummyLayer):
         return copied
     if layer.is_sliding or samples == 1:
@@ -98,18 +91,30 @@ def _layer(layer: Any, memo: Memo, spread: Memo, samples: int) -> Any:
         return copied
     if type(layer) is DynamicLayer:
         copied = PrunedLayer(copied, memo)
-    copied.share(samples)
-    return copied
+    return SharedLayer(copied, samples)
+
+
+def _pruned(layer: PrunedLayer, memo: Memo, repeat: Change, samples: int) -> PrunedLayer:
+    """Copy a pruned layer; see `_layer`. `repeat` repeats the samples."""
+    copied = copy.copy(layer)
+    if isinstance(copied, LimitedLayer):
+        copied.whole = _pruned(copied.whole, memo, repeat, samples)
+        copied.part = _pruned(copied.part, memo, repeat, samples)
+        return copied
+    copied.memo = memo
+    is_shared = samples > 1 and layer.is_initialized and not layer.is_sliding
+    copied.follow(repeat, rows=not is_shared)
+    return SharedLayer(copied, samples) if is_shared else copied
 
 
 def tensors_of(layer: Any) -> Iterator[Tensor]:
     """Yield every tensor that a cache layer holds."""
-    held = [getattr(layer, name, None) for name in ("keys", "values", *FOLLOWING)]
-    held += getattr(layer, "beside", {}).values()
+    if isinstance(layer, PrunedLayer):
+        yield from layer.tensors()
+        return
+    held = [getattr(layer, "keys", None), getattr(layer, "values", None)]
     held += [state for kind in STATES for state in getattr(layer, kind, {}).values()]
     yield from (tensor for tensor in held if isinstance(tensor, Tensor))
-    if getattr(layer, "reads", None) is not None:
-        yield from tensors_of(layer.reads)
 
 
 def nbytes(cache: Any) -> int:

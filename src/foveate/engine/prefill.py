@@ -47,8 +47,7 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     pruned = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer)]
     # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
     for layer in pruned if is_prompt or program.reading is None else ():
-        if layer.reads is not None or layer.memory:
-            layer.settle()
+        layer.settle()
     masks = _media(forward, arrival)
     if arrival.targets is not None and program.drops:
         guards.refuse_targets(arrival.targets, [mask for mask, _ in masks], family)

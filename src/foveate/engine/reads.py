@@ -1,12 +1,12 @@
 """Decode: which cached vision tokens a step reads, picked once per turn or in each step. All of them stay in the cache.
 
 A prompt's forward reads everything. While its layers attend, the attention that its last text pays to the cached
-columns is summed up. Afterwards the slots that steps will read are copied together, once (`PrunedLayer.read`). A stage
+columns is summed up. Afterwards the slots that steps will read are copied together, once (`LimitedLayer`). A stage
 of each step uses the new row's attention instead, in the layer before its own.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,17 @@ from foveate.core.rank import put_marked_first
 from foveate.core.tensors import BLOCK_NUMBERS, Memo, send, take_along, without_autocast
 from foveate.core.views import Arriving, ReadView
 from foveate.engine.arguments import window_of
-from foveate.engine.cache import Chosen, PrunedLayer, length_of, pruned_layer
+from foveate.engine.cache import PrunedLayer, length_of, pruned_layer
 from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.lives.chosen import Chosen
+from foveate.engine.lives.limited import CHOICE, KINDS, Choice, Kinds, LimitedLayer, choice_on, kinds_of
 from foveate.engine.masks import visibility
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import AttentionHook
 
 TEXT, VISION = 1, 2
-"""Values of `PrunedLayer.kinds` for columns that are not padding."""
+"""Values of `Kinds` for columns that are not padding."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,12 +48,11 @@ class Slots:
     counts: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, layer: PrunedLayer) -> "Slots":
-        """Return the slots of a layer whose columns are known. They are counted later."""
-        assert layer.kinds is not None
-        columns = layer.columns(0, len(layer.kinds), layer.kinds.device)
+    def of(cls, layer: PrunedLayer, of_columns: Tensor) -> "Slots":
+        """Return the slots of a layer, whose columns are of these kinds. They are counted later."""
+        columns = layer.columns(0, len(of_columns), of_columns.device)
         # The kind of each slot's column, 0 for a pad: columns 0 2 −1 and kinds 1 1 2 give 1 2 0.
-        kinds = layer.kinds.take_along_dim(columns.clamp(min=0), dim=1)
+        kinds = of_columns.take_along_dim(columns.clamp(min=0), dim=1)
         return cls(columns, kinds.masked_fill(columns < 0, 0), [])
 
 
@@ -76,7 +77,7 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor) -> None:
         cache: The cache of earlier turns.
         prompt: Ids or embeddings, (samples, columns, …).
     """
-    by_layer = (layer.kinds for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer))
+    by_layer = (kinds_of(layer) for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer))
     earlier = next((kinds for kinds in by_layer if kinds is not None), None)
     if earlier is None and not forward.samples:
         return
@@ -125,22 +126,23 @@ def end_turn(forward: Forward, cache: Any) -> None:
     for index in layers:
         stored = pruned_layer(cache, index)
         device = stored.keys.device
-        stored.kinds = memo.once(partial(forward.kinds.to, device), device)
+        kinds = memo.once(partial(forward.kinds.to, device), device)
+        stored.notes = {**stored.notes, KINDS: Kinds(kinds)}
         alike_in = stored.base, stored.base_end, stored.keys.shape[-2], device
-        slots[index] = memo.once(partial(Slots.of, stored), *alike_in)
+        slots[index] = memo.once(partial(Slots.of, stored, kinds), *alike_in)
     _count([*slots.values()])
     if stage.when == "step":
         held, layer = slots[looks], cache.layers[looks]
         nothing = torch.zeros_like(held.columns, dtype=torch.float32)  # nothing was read or attended to yet
-        layer.memory = {"columns": held.columns, "kinds": held.kinds, "attention": nothing, "read": nothing != 0}
-        layer.counted = held.counts
+        choice = Choice(held.columns, held.kinds, nothing, nothing != 0, layer.seen, held.counts)
+        layer.notes = {**layer.notes, CHOICE: choice}
         return
     for index, paid in forward.asked.items():
         held = slots[index]
         reads, counts = pick_slots(stage, held, {"attention": paid.gather(1, held.columns.clamp(min=0))})
         forward.reads[index] = tuple(counts)
         if counts != [vision for vision, _ in held.counts]:
-            cache.layers[index].read(_choose(held, reads, counts))
+            cache.layers[index] = LimitedLayer(cache.layers[index], _choose(held, reads, counts))
 
 
 def _holds_all(cache: Any, index: int, family: Family) -> bool:
@@ -197,10 +199,12 @@ def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
             forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
 
         return _sum_up(forward, call, add)
-    if index != stage.layer - 1 or stored is None or stored.kinds is None or not stored.memory:
+    if index != stage.layer - 1 or stored is None or choice_on(stored) is None:
         return None
+    kinds = kinds_of(stored)
+    assert kinds is not None
     every = torch.ones(call.samples, call.span, dtype=torch.bool, device=call.device)
-    kinds = pad(stored.kinds, (0, stored.seen + every.shape[1] - stored.kinds.shape[1]), value=TEXT)
+    kinds = pad(kinds, (0, stored.seen + every.shape[1] - kinds.shape[1]), value=TEXT)
     forward.kinds, forward.asking, forward.most = kinds, every, every.shape[1]
     return _sum_up(forward, call, partial(_step, forward, call, stage))
 
@@ -270,23 +274,28 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
 
 def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor, paid: Tensor) -> None:
     """Run the stage, and let the layers from `stage.layer` on read only the slots it picks."""
-    layer = call.stored
+    layer, layers = call.stored, call.cache.layers
     assert layer is not None
-    memory, later = layer.memory, call.cache.layers[stage.layer :]
-    slots = Slots(memory["columns"], memory["kinds"], layer.counted or [])
+    choice = choice_on(layer)
+    assert choice is not None
+    slots = Slots(choice.columns, choice.kinds, [*(choice.counts or ())])
     if not slots.counts:
         _count([slots])
-        layer.counted = slots.counts
-    paid, before = paid[:, : slots.columns.shape[1]], memory["read"]
-    signals = {"attention": paid, "attention_before": memory["attention"], "read_before": before}
+    paid, before = paid[:, : slots.columns.shape[1]], choice.read
+    signals = {"attention": paid, "attention_before": choice.attention, "read_before": before}
     reads, counts = pick_slots(stage, slots, signals)
-    layer.memory = {**memory, "attention": paid, "read": reads}
-    reading = {stage.layer + place: own for place, own in enumerate(later) if getattr(own, "kinds", None) is not None}
+    choice = replace(choice, attention=paid, read=reads, counts=slots.counts)
+    layer.notes = {**layer.notes, CHOICE: choice}
+    pruned = [index for index in range(stage.layer, len(layers)) if isinstance(layers[index], PrunedLayer)]
+    reading = [index for index in pruned if kinds_of(layers[index]) is not None]
     forward.reads.clear()
     forward.reads.update(dict.fromkeys(reading, tuple(counts)))
     # On a CPU this comparison is free. On other devices it would be a host sync.
     if reads.device.type == "cpu" and torch.equal(reads, before):
         return
     chosen = _choose(slots, reads, counts)
-    for layer in reading.values():
-        layer.read(chosen)
+    for index in reading:
+        if isinstance(layers[index], LimitedLayer):
+            layers[index].read(chosen)
+        else:
+            layers[index] = LimitedLayer(layers[index], chosen)

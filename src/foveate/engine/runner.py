@@ -14,10 +14,11 @@ from foveate.core.tensors import Memo, on_tensors, send, without_gradient
 from foveate.core.turns import Turn
 from foveate.engine import guards
 from foveate.engine.arguments import MISSING, more_at, own_arguments, positions_of, refuse_flash, scales_queries
-from foveate.engine.cache import PrunedLayer, alive_columns, as_seen, find_pruned, pruned_layer, refuse_cache
+from foveate.engine.cache import PrunedLayer, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, PassedOn
 from foveate.engine.handed import Original, Streams, with_hidden
+from foveate.engine.lives.lending import alive_columns, as_seen, lend, lent_by, note_alive
 from foveate.engine.masks import Remap, Window
 from foveate.engine.program import Program
 from foveate.engine.reading import Ahead, AttentionReader, note_turns
@@ -124,8 +125,7 @@ class LayerRunner:
             guards.refuse_other_cache()
         hidden, kwargs = self._bring_together(forward, index, hidden, kwargs)
         stored = find_pruned(cache, self._family.lenders.get(index, index))
-        if stored is not None and stored.reads is not None:
-            stored = stored.reads
+        stored = stored and stored.attended
         samples, span = hidden.shape[:2] if passed_on is None else (forward.count, forward.span)
         kind = self._kinds[index]
         return LayerCall(index, module, hidden, kwargs, stored, cache, kind, samples, span, passed_on, streams)
@@ -176,7 +176,8 @@ class LayerRunner:
             return positions_of(forward, call, None) if forward.extensions.arguments else {}
         own = own_arguments(forward, call, rows)
         if stored is not None:
-            stored.lends = lends
+            if lends:
+                lend(stored)
             stored.announce(*own.coming)
         return own.by_name
 
@@ -228,8 +229,8 @@ class LayerRunner:
         lender, span, device = call.stored, forward.span, call.device
         if lender is not None:
             if rows is not None:
-                lender.alive = alive_columns(rows.unpruned(past), past, lender.alive, lender.seen)
-            return lender.returned, lender.alive
+                note_alive(lender, rows.unpruned(past), past)
+            return lent_by(lender).returned, lent_by(lender).alive
         if rows is None:
             return None, None
         of_lender = forward.outcome.ran[self._family.lenders[call.index]]  # without a cache
@@ -250,7 +251,7 @@ class LayerRunner:
             return None
         past = total - forward.span
         of_lender = forward.outcome.ran[self._family.lenders[call.index]] if lender is None else None
-        counted = None if lender is None else lender.returned_window
+        counted = None if lender is None else lent_by(lender).counted
         if of_lender is not None:
             counted = of_lender.on(held.device).window_columns(0, None, forward.first)
         coming = None if rows is None else rows.window_columns(past, None, forward.first)

@@ -14,9 +14,9 @@ from foveate._transformers import CACHE_NAMES, cache_in, with_cache
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Change, Memo, send
 from foveate.engine.arguments import tables_moved_up
-from foveate.engine.cache import MEMO_SIZE, PrunedLayer
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
+from foveate.engine.lives.bare import MEMO_SIZE, PrunedLayer
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.replays.shared_rooms import RecordedLayer, Rooms, SharedColumns
 from foveate.engine.replays.twins import outcome_with, outcome_without, twin_of
@@ -94,14 +94,10 @@ class MadeByDecoder:
             return shorter.setdefault(id(tensor), tensor[..., :-pads])
 
         for layer in self.layers:
-            layer.keys, layer.values = layer.keys[..., :-pads, :], layer.values[..., :-pads, :]
-            if not isinstance(layer, PrunedLayer):
-                continue
-            layer.seen, layer._grown = layer.seen - pads, id(layer.keys)
-            if layer.base is not None:
-                layer.base, layer.base_end = cut(layer.base), layer.base_end - pads
-            if layer.window_columns is not None:
-                layer.window_columns = cut(layer.window_columns)
+            if isinstance(layer, PrunedLayer):
+                layer.take_off(pads, cut)
+            else:
+                layer.keys, layer.values = layer.keys[..., :-pads, :], layer.values[..., :-pads, :]
         self.hidden, self.outcome = self.hidden[:, :-pads], outcome_without(self.outcome, pads, cut, samples)
 
 
@@ -263,6 +259,9 @@ def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
     """Copy cache layers with `change` applied to their tensors."""
     memo, others = Memo(MEMO_SIZE), []
     for layer in layers:
+        if isinstance(layer, PrunedLayer):
+            others.append(layer.with_tensors(change, memo))
+            continue
         other = object.__new__(type(layer))
         other.__dict__ = attributes = dict(vars(layer))
         for name, value in vars(layer).items():
@@ -270,7 +269,5 @@ def layers_with(layers: Sequence[Any], change: Change) -> list[Any]:
                 attributes[name] = change(value)
             elif type(value) is dict:  # states of a recurrent layer
                 attributes[name] = {key: change(one) if isinstance(one, Tensor) else one for key, one in value.items()}
-        if isinstance(other, PrunedLayer):
-            other._memo, other._grown = memo, id(other.keys)
         others.append(other)
     return others

@@ -22,6 +22,8 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.handed import Original
+from foveate.engine.lives.shared import SharedLayer
+from foveate.engine.lives.tenant import TenantLayer
 from foveate.engine.program import Program
 from foveate.engine.replays.modules import Modules, Snapshot, are_same
 from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
@@ -42,6 +44,8 @@ MAY_BE_PADDED = {
 """Tensors among a decoder's arguments that can be extended to more columns."""
 SPANS = (1, 32, 64, 128)
 """Numbers of new rows for which steps are recorded; other numbers are padded to the next of these."""
+MAY_STEP = (DynamicLayer, PrunedLayer, SharedLayer, TenantLayer)
+"""Kinds of cache layers that may get rooms."""
 NOTHING: Mapping[str, Any] = {}
 KERNELS = ("sdpa", "eager")
 """Implementations of attention that read nothing on the host."""
@@ -235,7 +239,7 @@ class Replayer:
         if type(cache) is not DynamicCache or getattr(cache, "offloading", False):
             return "the cache is not a DynamicCache"
         for layer in () if are_let and not family.windows else cache.layers:
-            if type(layer) not in (DynamicLayer, PrunedLayer) or not layer.is_initialized or family.windows:
+            if type(layer) not in MAY_STEP or not layer.is_initialized or family.windows:
                 return "a layer of the cache has a window, or holds nothing"
         if not isinstance(kwargs.get("position_ids"), Tensor):
             return "no position ids are passed"

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from foveate._transformers import DynamicLayer
 from foveate.core.tensors import Change
-from foveate.engine.cache import STORED, PrunedLayer, pruned_layer
+from foveate.engine.cache import PrunedLayer, pruned_layer
+from foveate.engine.lives.tenant import TenantLayer
 from foveate.engine.rooms import Room
 
 MORE = 64
@@ -94,9 +95,9 @@ class LentRoom(Room):
         """Write rows at these places, (rows,) int64, and return what is at all places."""
         return self._keys.index_copy_(2, places, keys), self._values.index_copy_(2, places, values)
 
-    def copies(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return copies, because the memory will be another cache's."""
-        return keys.clone(), values.clone()
+    def serves(self, layer: Any) -> bool:
+        """Return whether a layer's rows are here."""
+        return getattr(layer, "_room", None) is self
 
 
 class RecordedLayer(DynamicLayer):  # type: ignore[misc]
@@ -129,13 +130,13 @@ class Rooms:
 
     Attributes:
         numbers: 0 1 2 …, (places,) int64. A slice of it gives the places of new rows.
-        memory: The memory of each layer's keys and values, (numbers,) each, by index and name. Replaced by another dict
-            when it grows, because earlier recordings write to memory that is no longer read.
+        memory: The memory of each layer's keys (0) and values (1), (numbers,) each, by index and that number. Replaced
+            by another dict when it grows, because earlier recordings write to memory that is no longer read.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.numbers = torch.zeros(0, dtype=torch.int64, device=device)
-        self.memory: dict[tuple[int, str], Tensor] = {}
+        self.memory: dict[tuple[int, int], Tensor] = {}
         self._rooms: list[LentRoom] = []
         self._by_layer: list[SharedColumns] = []
 
@@ -196,10 +197,10 @@ class Rooms:
         """Allocate memory for the rooms of these layers, if needed."""
         most, memory = max(shared.places for shared in by_layer), dict(self.memory)
         for index, (layer, shared) in enumerate(zip(layers, by_layer, strict=True)):
-            for name, rows in zip(STORED, (layer.keys, layer.values), strict=True):
-                now, size = memory.get((index, name)), _numbers(rows, shared.places)
+            for part, rows in enumerate((layer.keys, layer.values)):
+                now, size = memory.get((index, part)), _numbers(rows, shared.places)
                 if now is None or now.dtype != rows.dtype or len(now) < size:
-                    memory[index, name] = rows.new_empty(size)
+                    memory[index, part] = rows.new_empty(size)
         if most > len(self.numbers):
             self.memory, self.numbers = memory, torch.arange(most, device=self.numbers.device)
         elif any(value is not self.memory.get(key) for key, value in memory.items()):
@@ -211,9 +212,9 @@ class Rooms:
         """Return rooms as planned, filled with the rows of a cache of pruned layers. Previous layers move out."""
         for room in self._rooms:
             layer = room.layer()
-            if layer is not None and layer._room is room:  # its rows get memory of their own
+            if layer is not None and room.serves(layer):  # its rows get memory of their own
                 layer.leave_room()
-        memory = [[self.memory[index, name] for name in STORED] for index in range(len(by_layer))]
+        memory = [[self.memory[index, 0], self.memory[index, 1]] for index in range(len(by_layer))]
         self._rooms = [LentRoom(*parts) for parts in zip(cache.layers, memory, by_layer, strict=True)]
         self._by_layer = by_layer
         return self._rooms
@@ -223,15 +224,12 @@ class Rooms:
         if by_layer is self._by_layer:  # the cache has these rooms: `plan` says this of no other cache's
             return
         for layer, room in zip(cache.layers, self.fill(cache, by_layer), strict=True):
-            layer.keys, layer.values = room.rows()
-            layer._room, layer.head = room, None
+            layer.give_place_to(TenantLayer(layer, room))
 
     def grow(self, cache: Any, rows: int) -> None:
         """Count `rows` rows that a replay has written into the rooms of a cache's layers."""
         for layer, room in zip(cache.layers, self._rooms, strict=True):
             room.filled, layer.seen = room.filled + rows, layer.seen + rows
-            for name in STORED:  # the layer asks its room for them
-                vars(layer).pop(name, None)
 
 
 def _numbers(rows: Tensor, places: int) -> int:
