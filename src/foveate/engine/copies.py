@@ -99,7 +99,8 @@ def _pruned(layer: PrunedLayer, memo: Memo, repeat: Change, samples: int) -> Pru
     copied = copy.copy(layer)
     if isinstance(copied, LimitedLayer):
         copied.whole = _pruned(copied.whole, memo, repeat, samples)
-        copied.part = _pruned(copied.part, memo, repeat, samples)
+        copied.part.memo = memo
+        copied.part.follow(repeat)  # what steps read is small
         return copied
     copied.memo = memo
     is_shared = samples > 1 and layer.is_initialized and not layer.is_sliding

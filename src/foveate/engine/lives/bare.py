@@ -202,7 +202,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """
         if isinstance(coming, int):
             coming = torch.arange(self.seen, self.seen + coming, device=device).expand(samples, -1)
-        if self.seen == 0:
+        if self.seen == 0 and self.base is None:
             return coming
         # Of six columns with 2 and 3 dropped, and two decoded tokens: base 0 1 4 5, tail 6 7.
         tail = torch.arange(self.base_end, self.seen, device=device).expand(samples, -1)
@@ -487,10 +487,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """
         size, device, shift = end - start, self.keys.device, self.shift
         alike = "forgotten", self.base, self.base_end, self.seen, start, end
-        first, last, base = self.memo.once(lambda: self._without(start, end, device), *alike)
+        first, last, rows, base = self.memo.once(lambda: self._without(start, end, device), *alike)
         counted = size
         if shift is not None:
-            counted = positions = last - first
+            counted = positions = rows
         beside = {}
         for name, values in self.beside_all().items():
             later = values[:, last:]
@@ -510,13 +510,21 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if base is not None:
             self.base, self.base_end, self.beside = base, self.seen, beside
 
-    def _without(self, start: int, end: int, device: torch.device) -> tuple[int, int, Tensor | None]:
-        """Return the slots of the columns from start to end, first and one past the last, and the base without them."""
+    def _without(self, start: int, end: int, device: torch.device) -> tuple[int, int, int, Tensor | None]:
+        """Return the slots of the columns from start to end, first and one past the last; how many rows these are; and
+        the base without them."""
         if self.base is None and self.base_end == 0:
-            return start, end, None
+            return start, end, end - start, None
         columns = self.columns(0, 1, device)
-        first, last = torch.stack(((columns < start).sum(), (columns < end).sum())).tolist()
-        return first, last, torch.cat((columns[:, :first], columns[:, last:] - (end - start)), dim=1)
+        places = columns
+        if self.ragged:  # a pad goes with the slot before it: columns −1 0 −1 3 are at −1 0 0 3
+            places = columns.cummax(dim=1).values
+        first, last = torch.stack(((places < start).sum(), (places < end).sum())).tolist()
+        rows, later = last - first, columns[:, last:] - (end - start)
+        if self.ragged:
+            rows = int((columns[:, first:last] >= 0).sum())
+            later = later.masked_fill(columns[:, last:] < 0, -1)
+        return first, last, rows, torch.cat((columns[:, :first], later), dim=1)
 
     def _notes_without(self, start: int, end: int) -> dict[str, Tensor | LayerNote]:
         """Return the notes without the unpruned columns from start to end."""
