@@ -24,8 +24,8 @@ class CacheCut(Extension):
         renumbers = forward.program.renumbers and call.index in forward.program.cached
         if renumbers and call.index in forward.family.windows and forward.drops and call.cache is not None:
             call.stored = stored = pruned_layer(call.cache, call.index)
-            assert isinstance(stored, WindowedLayer)
-            stored.waits = True
+            if isinstance(stored, WindowedLayer):
+                stored.waits = True
 
     def end(self, forward: Forward, cache: Any) -> None:
         """See `Extension`."""

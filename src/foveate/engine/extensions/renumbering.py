@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.engine.ancestry import Where
 from foveate.engine.arguments import gets_ids, ids_of, move_up, scales_queries, tables_moved_up
-from foveate.engine.cache import PrunedLayer, WindowedLayer
+from foveate.engine.cache import PrunedLayer
 from foveate.engine.extension import Extension
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.rows import COUNTED, Rows
@@ -117,5 +117,5 @@ def _number_cache(forward: Forward, layer: int, rows: Rows | None) -> None:
         return less if before is None else less + before
 
     stored.shift = own.memo.once(shift, "shift of caches", rows, before)
-    if isinstance(stored, WindowedLayer):
+    if layer in forward.family.windows:
         stored.count_anew(max(final.lengths), stored.shift)

@@ -549,6 +549,23 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.base_end = self.seen
         self._keep_slots(chosen)
 
+    def count_anew(self, rows: int, shift: Tensor) -> None:
+        """After `keep`: let a window count the last `rows` slots one behind the other, up to a column that is `shift`,
+        (samples,), before the sequence's end."""
+        base, behind = self.base, self.beside.get(SHIFT)
+        assert base is not None
+        earlier = base.shape[1] - rows
+
+        def count() -> Tensor:
+            counted = torch.arange(-rows, 0, device=shift.device) + self.seen - shift[:, None]
+            first = base.new_zeros(len(base), earlier) if behind is None else behind[:, :earlier]
+            return torch.cat((first, base[:, earlier:] - counted), dim=1)
+
+        self.beside = {
+            **self.beside,
+            SHIFT: self.memo.once(count, "counted anew", base, behind, rows, self.seen, shift),
+        }
+
     def _choose(self, wanted: Tensor, counts: Sequence[int], earlier: int) -> Chosen:
         """Choose the slots that `keep` keeps."""
         rows = self.slots - earlier  # the window may have evicted the first of them

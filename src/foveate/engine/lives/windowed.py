@@ -102,21 +102,8 @@ class WindowedLayer(PrunedLayer):
         self.is_pruned = True
 
     def count_anew(self, rows: int, shift: Tensor) -> None:
-        """After `keep`: count the last `rows` slots one behind the other, up to a column that is `shift`, (samples,),
-        before the sequence's end."""
-        base, behind = self.base, self.beside.get(SHIFT)
-        assert base is not None
-        earlier = base.shape[1] - rows
-
-        def count() -> Tensor:
-            counted = torch.arange(-rows, 0, device=shift.device) + self.seen - shift[:, None]
-            first = base.new_zeros(len(base), earlier) if behind is None else behind[:, :earlier]
-            return torch.cat((first, base[:, earlier:] - counted), dim=1)
-
-        self.beside = {
-            **self.beside,
-            SHIFT: self.memo.once(count, "counted anew", base, behind, rows, self.seen, shift),
-        }
+        """As of `PrunedLayer`."""
+        super().count_anew(rows, shift)
         self.windowed = True
 
     def _choose(self, wanted: Tensor, counts: Sequence[int], earlier: int) -> Chosen:
