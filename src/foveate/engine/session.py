@@ -446,7 +446,7 @@ class Session(Hold):
         self._steps = threading.RLock()
         """Held while hooks go on or off, and while a forward runs between them."""
         self._ended = self._notes_positions = False
-        self._extensions = Extensions([*extensions_for(self.program), *extensions])
+        self._extensions = Extensions([*extensions_for(self.program, self.family), *extensions])
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled with the model."""
