@@ -18,7 +18,7 @@ OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all test-newest setup-mlx test-mlx test-mlx-all page space demo test \
-  test-all test-training test-oldest test-installed check notebooks tables docs clean mutants
+  test-all test-ablation test-training test-oldest test-installed check notebooks tables docs clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1: /p' Makefile
@@ -201,6 +201,11 @@ test-all: setup ## run all tests; FOVEATE_TESTS=all adds every method on every f
 
 test-training: setup ## train under every method, set-up and host, and compare all gradients (an hour)
 	@FOVEATE_TESTS=all $(RUN_TESTS) tests/setups/test_training.py tests/invariants/test_gradients.py $(PYTEST)
+
+test-ablation: setup ## run all tests without each extension of the engine that they do not need (two hours)
+	@for name in borrowing cache_cut renumbering tracing; do \
+	  $(RUN_TESTS) -p tests.ablation --without $$name tests/invariants tests/engine tests/families tests/methods $(PYTEST) \
+	    || exit 1; done
 
 # A folder with only the old packages: first on PYTHONPATH, they replace the new ones.
 $(OLD): $(READY) Makefile

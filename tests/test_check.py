@@ -12,13 +12,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import foveate as fv
 from foveate.core import tapes
 from foveate.engine import arguments, masks
+from foveate.engine.ancestry import StageRecord
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.handed import gather_rows
 from foveate.engine.masks import Remap
 from foveate.engine.rows import Rows
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
-from foveate.engine.trace import PrefillRecord, StageRecord
+from foveate.engine.trace import PrefillRecord
 from foveate.families import base
 from foveate.registry import family_for
 from foveate.testing import check

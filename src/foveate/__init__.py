@@ -19,9 +19,11 @@ _NAMES = {
     "contract.method": "Chain Method Preset",
     "core.cut": "Cut",
     "cost": "Cost",
+    "engine.ancestry": "StageRecord",
+    "engine.extension": "Extension",
     "engine.replays.recordings": "free_graphs",
     "engine.session": "apply drop remove",
-    "engine.trace": "StageRecord Trace",
+    "engine.trace": "Trace",
     "errors": "BudgetError FoveateError InputError MethodError SessionError SettingError ShapeError UnknownNameError "
     "UnsupportedError",
     "families.base": "Family",
@@ -86,9 +88,11 @@ if TYPE_CHECKING:
     from foveate.contract.method import Chain as Chain, Method as Method, Preset as Preset
     from foveate.core.cut import Cut as Cut
     from foveate.cost import Cost as Cost, cost as cost
+    from foveate.engine.ancestry import StageRecord as StageRecord
+    from foveate.engine.extension import Extension as Extension
     from foveate.engine.replays.recordings import free_graphs as free_graphs
     from foveate.engine.session import apply as apply, drop as drop, remove as remove
-    from foveate.engine.trace import StageRecord as StageRecord, Trace as Trace
+    from foveate.engine.trace import Trace as Trace
     from foveate.errors import (
         BudgetError as BudgetError,
         FoveateError as FoveateError,

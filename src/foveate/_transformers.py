@@ -257,10 +257,11 @@ def by_name(module: nn.Module, args: Any, kwargs: dict[str, Any], skip: int = 1)
 def lacks(module: nn.Module, names: tuple[str | tuple[str, ...], ...]) -> str | None:
     """Report a name that a module's forward does not take, in the form that `unsupported` takes. None if it takes all.
 
-    A replaced forward with `*args` counts as taking all.
+    A replaced or compiled forward with `*args` counts as taking all.
     """
-    takes = _parameters(type(module).forward)
-    if "args" in takes:
+    forward = type(module).forward
+    takes = _parameters(forward)
+    if any(one.kind is one.VAR_POSITIONAL for one in inspect.signature(forward).parameters.values()):
         return None
     for name in names:
         either = (name,) if isinstance(name, str) else name

@@ -294,7 +294,10 @@ class Game:
         shift = None
         if plain.window is None and self.draw(st.booleans()):
             shift, plain.counts = torch.arange(self.count) + 2, True
-        self.layer.keep(stays, stays.sum(dim=1).tolist(), shift)
+        earlier = self.layer.slots - most
+        self.layer.keep(stays, stays.sum(dim=1).tolist())
+        if shift is not None:
+            self.layer.count_anew(self.layer.slots - earlier, shift)
         for sample, rows in enumerate(plain.samples):
             came, there = columns[sample].tolist(), stays[sample, plain.last - most :]
             left = columns[sample][there].tolist()

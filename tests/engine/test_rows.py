@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, strategies as st
+from hypothesis import given, strategies as st
 
 import foveate as fv
 from foveate.core.cut import Cut
@@ -30,27 +30,34 @@ def entering(vision, text=None, span=SPAN):
     return Rows.entering(read_samples([(is_vision, media)], live), span, torch.device("cpu"))
 
 
-def kept(table, rows, anew=False):
+def places(rows):
+    """The place of each row among those of its sample; of a pad 0."""
+    longest = rows.read.shape[1]
+    first = torch.tensor([[longest - length] for length in rows.lengths])
+    return (torch.arange(longest) - first).clamp(min=0)
+
+
+def kept(table, rows):
     """Keep these vision rows of each sample, by their indices."""
     counts = table.counts
     cuts = [Cut.take(torch.tensor(own, dtype=torch.int64), count) for own, count in zip(rows, counts, strict=True)]
-    after, _ = table.keep({member: Decision(cut, (int(cut.count),)) for member, cut in enumerate(cuts)}, anew)
+    after, _ = table.keep({member: Decision(cut, (int(cut.count),)) for member, cut in enumerate(cuts)})
     return after
 
 
-def merged(table, sources, parents, notes=None, anew=False):
+def merged(table, sources, parents, notes=None):
     """Merge the rows of each sample into rows that stand for these of them (−1: none)."""
     decisions = {}
     for member, (source, parent) in enumerate(zip(sources, parents, strict=True)):
         rows = torch.arange(len(source), dtype=torch.float32)[:, None]
         cut = Cut.merge(torch.tensor(source), rows, torch.tensor(parent), notes or {})
         decisions[member] = Decision(cut, (len(source),))
-    return table.keep(decisions, anew)
+    return table.keep(decisions)
 
 
-def laid_out(rows, span=SPAN, anew=False):
+def laid_out(rows, span=SPAN):
     """As many vision tokens as columns in each sample, of which these are left."""
-    return kept(entering([range(span)] * len(rows), span=span), rows, anew).laid_out()
+    return kept(entering([range(span)] * len(rows), span=span), rows).laid_out()
 
 
 PARTS = st.lists(st.sets(st.integers(0, 9)).map(sorted), min_size=1, max_size=4).filter(lambda rows: any(rows))
@@ -124,13 +131,12 @@ def test_to_keep_twice_is_to_keep_once_what_both_keep(cuts):
 @given(cuts=two_cuts())
 def test_a_copy_that_is_cut_is_the_copy_of_what_is_cut(cuts):
     first, second = cuts
-    table = laid_out(first, anew=True)
+    table = laid_out(first)
     table.put("mine", table.read * 2)
+    table.put("places", places)
     copy = kept(table.map(torch.clone), second)
     assert_equal(copy, kept(table, second).map(torch.clone))
-    assert torch.equal(
-        copy.number_from(torch.zeros(len(first))), kept(table, second).number_from(torch.zeros(len(first)))
-    )
+    assert torch.equal(copy.at("places"), kept(table, second).map(torch.clone).at("places"))
     real = torch.ones_like(copy.read, dtype=torch.bool) if copy.valid is None else copy.valid
     assert torch.equal(copy.at("mine")[real], copy.read[real] * 2)
 
@@ -158,15 +164,15 @@ def test_what_is_added_follows_its_row_through_cuts_and_merges(cuts, merges):
 
 
 @given(cuts=two_cuts(), merges=st.booleans())
-def test_numbers_are_those_of_the_rows_that_were_numbered(cuts, merges):
-    table = after = laid_out(cuts[0], anew=True)
-    assume(table.generation)  # where nothing is dropped nothing is numbered
+def test_a_column_that_is_a_function_has_the_values_of_the_rows_that_it_was_put_on(cuts, merges):
+    table = after = laid_out(cuts[0])
+    table.put("places", places, stays=True)
+    assert torch.equal(table.at("places"), places(table))
     if merges and all(cuts[1]):
         after, _ = merged(table, [row[::-1] for row in cuts[1]], [[0] * count for count in table.counts])
     else:
         after = kept(table, cuts[1])
-    assert torch.equal(after.anew, torch.tensor(table.lengths))
-    numbers = after.number_from(torch.zeros(len(cuts[0]), dtype=torch.int64)).expand(len(cuts[0]), -1)
+    numbers = after.laid_out().at("places")
     for member in after.members:
         rank = {token: place for place, token in enumerate(table.tokens[member].tolist())}
         own = numbers[member, after.pads(member) :].tolist()
@@ -197,10 +203,10 @@ def test_a_columns_last_row_is_the_nearest_before_it(rows):
 def test_a_column_that_somebody_adds_survives_every_cut_of_every_method(name, monkeypatch):
     tables = []
 
-    def watched(table, decisions, anew=False, keep=Rows.keep):
+    def watched(table, decisions, keep=Rows.keep):
         if "mine" not in table.table:
             table.put("mine", table.laid_out().read + 1)
-        after, merges = keep(table, decisions, anew)
+        after, merges = keep(table, decisions)
         tables.append(after.laid_out())
         return after, merges
 

@@ -1,8 +1,6 @@
 """Each layer: what it gets in place of the model's arguments. What the model passes is never changed.
 
-Rows keep their original positions unless a stage renumbers them. Tokens after renumbered rows move up by the number of
-tokens dropped before them on that layer: its `shift`. Example: of positions 0 to 5 the tokens 2 and 3 are dropped, and
-the rest is numbered 0 1 2 3. The next token has position 4, and the shift is 2.
+Rows keep the positions of their tokens, unless an extension says otherwise.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from foveate.engine.cache import Coming, PrunedLayer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.lives.bare import SHIFT
 from foveate.engine.masks import Remap, Window, width_of
-from foveate.engine.rows import BIAS, Rows
+from foveate.engine.rows import BIAS, COUNTED, Rows
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import PICKED, every_slot
@@ -51,63 +49,58 @@ def move_up(forward: Forward, shift: Tensor) -> Tensor:
     return ids - shift.to(ids.device)[:, None]
 
 
-def tables_of(forward: Forward, call: LayerCall, rows: Rows | None) -> Any:
-    """Return (cos, sin) of the rows, at their own positions or numbered from what the layer's cache holds.
-    None if the layer gets none.
+def positions_of(forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, Any]:
+    """Return a layer's tables and position ids on rows (None: on all columns), and what extensions give it, by name.
 
-    Args:
-        forward: The forward; knows the original positions.
-        call: The layer's call; it has the tables of all columns.
-        rows: The rows; None: all columns.
+    Computed once for layers that are called alike.
     """
-    pair, shift, family = call.kwargs.get("position_embeddings"), call.shift, forward.family
-    if pair is None:
+
+    def positions() -> dict[str, Any]:
+        own = dict[str, Any]()
+        for arguments in forward.extensions.arguments:
+            arguments(forward, call, rows, own)
+        if rows is not None:
+            if "position_embeddings" not in own and call.kwargs.get("position_embeddings") is not None:
+                own["position_embeddings"] = tables_of(call, rows)
+            if "position_ids" not in own and "position_ids" in call.kwargs:
+                own["position_ids"] = row_ids(forward, call, rows)
+        return own
+
+    return forward.memo.once(positions, "positions", *_alike(call, rows))
+
+
+def tables_of(call: LayerCall, rows: Rows) -> Any:
+    """Return (cos, sin) of the rows, at the positions of their tokens."""
+    pair = call.kwargs["position_embeddings"]
+    return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
+
+
+def row_ids(forward: Forward, call: LayerCall, rows: Rows) -> Tensor | None:
+    """Return position ids of the rows, (…, samples, rows); None if the layer does without (`gets_ids`)."""
+    if not gets_ids(forward, call):
         return None
-    if rows is None or rows.anew is None:
-        if shift is not None:
-            pair = tables_moved_up(forward, call.index, call.input, shift)
-        return pair if rows is None else rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
-    kind = family.rotary_type(call.index)
-
-    def tables() -> Tables:
-        cos, sin = family.rotary(call.index, call.input, _numbers(forward, rows, shift))
-        return cos.to(call.device), sin.to(call.device)
-
-    return rows.memo.once(tables, "tables", shift, kind)
+    # Each row has the id of its source column; a row without a source reads column 0.
+    ids = on_tensors(call.kwargs.get("position_ids"), lambda ids: ids.to(call.device))
+    of_rows: Tensor | None = rows.at_rows(ids)
+    return of_rows
 
 
-def row_ids(forward: Forward, call: LayerCall, rows: Rows | None) -> Tensor | None:
-    """Return position ids of the rows, (…, samples, rows), if the layer's attention may read them, else None. RoPE does
-    not need them, and flash attention takes gaps in them for packed sequences."""
-    scales, ids = scales_queries(forward.family, call.index), call.kwargs.get("position_ids")
-    if rows is None:
-        return move_up(forward, call.shift).to(call.device) if scales and call.shift is not None else ids
-    if not scales and ("flash" in forward.backend or not forward.family.gathers):
-        return None
-    if scales and "flash" in forward.backend:
+def gets_ids(forward: Forward, call: LayerCall) -> bool:
+    """Return whether the layer's attention may read position ids. RoPE does not need them, and flash attention takes
+    gaps in them for packed sequences.
+
+    Raises:
+        UnsupportedError: If it needs them, with flash attention.
+    """
+    is_flash = "flash" in forward.backend
+    if not scales_queries(forward.family, call.index):
+        return forward.family.gathers and not is_flash
+    if is_flash:
         raise UnsupportedError(
             f"Layer {call.index} needs position ids, and flash attention would read gaps between the kept positions as "
             "the ends of packed sequences. Load the model with attn_implementation='sdpa'."
         )
-    if rows.anew is not None:
-        return _numbers(forward, rows, call.shift).to(call.device)
-    if scales and call.shift is not None:
-        ids = move_up(forward, call.shift)
-    # Each row has the id of its source column; a row without a source reads column 0.
-    of_rows: Tensor | None = rows.at_rows(on_tensors(ids, lambda ids: ids.to(call.device)))
-    return of_rows
-
-
-def _numbers(forward: Forward, rows: Rows, shift: Tensor | None) -> Tensor:
-    """Return position ids of renumbered rows, (samples, rows)."""
-    ids = ids_of(forward)
-    device = ids.device
-    # Counting starts at the position of each sample's first column that is not padding.
-    ids = ids.expand(forward.count, -1)
-    first = ids.gather(1, forward.first.to(device)[:, None])[:, 0]
-    if shift is not None:
-        first = first - shift.to(device)
-    return rows.on(device).number_from(first)
+    return True
 
 
 def ids_of(forward: Forward) -> Tensor:
@@ -170,7 +163,7 @@ def window_of(
         coming = coming_in_window(forward, rows, stored, past, device)
     if reach is None or coming is None:
         return None
-    numbered = (rows is not None and rows.anew is not None) or (stored is not None and stored.shift is not None)
+    numbered = (rows is not None and COUNTED in rows.table) or (stored is not None and stored.shift is not None)
     if numbered and reach.in_chunks:
         raise UnsupportedError(
             f"Layer {layer} attends in chunks of {reach.columns} tokens, and rows with new numbers would be in other "
@@ -213,42 +206,37 @@ def own_arguments(forward: Forward, call: LayerCall, rows: Rows | None) -> Layer
 
     They are alike if the model passes them the same objects, and their caches hold the same columns.
     """
-    passed = [call.kwargs.get(name, MISSING) for name in REPLACED]
-    if isinstance(passed[1], tuple):  # the model may pair the same tables anew for each layer
-        passed[1] = passed[1][0]
-    facts = () if call.stored is None else call.stored.facts
-    make = partial(_own_arguments, forward, call, rows)
-    alike = forward.memo.once(make, "own", rows, call.kind, call.device, *passed, *facts)
+    alike = forward.memo.once(partial(_own_arguments, forward, call, rows), "own", *_alike(call, rows))
     more = more_at(forward, call, rows)
     return replace(alike, by_name=more | alike.by_name) if more else alike
 
 
+def _alike(call: LayerCall, rows: Rows | None) -> tuple[Any, ...]:
+    """Return what calls have in common that get the same: what the model passes, and what their caches hold."""
+    passed = [call.kwargs.get(name, MISSING) for name in REPLACED]
+    if isinstance(passed[1], tuple):  # the model may pair the same tables anew for each layer
+        passed[1] = passed[1][0]
+    facts = () if call.stored is None else call.stored.facts
+    return rows, call.kind, call.device, *passed, *facts
+
+
 def _own_arguments(forward: Forward, call: LayerCall, rows: Rows | None) -> LayerArguments:
-    own, coming = positions_of(forward, call, rows), Coming(None, call.span)
+    own, coming = dict(positions_of(forward, call, rows)), Coming(None, call.span)
     if rows is not None:
         counted = coming_in_window(forward, rows, call.stored, call.past, call.device)
         beside = {BIAS: rows.at(BIAS)} if BIAS in rows.table else {}
         columns = rows.unpruned(call.past)
         coming = Coming(columns, call.span, rows.valid is not None, counted, rows.disorder, beside)
-    if rows is not None and call.index in forward.family.recurrent:
-        own["attention_mask"] = _padding(call, rows)
-    else:
-        own["attention_mask"] = _mask(forward, call, rows, coming)
+    if "attention_mask" not in own:
+        if rows is not None and call.index in forward.family.recurrent:
+            own["attention_mask"] = _padding(call, rows)
+        else:
+            own["attention_mask"] = _mask(forward, call, rows, coming)
     if call.index in forward.family.indexed:
         picks = _every_pick(forward, call, call.span if rows is None else rows.read.shape[1])
         if PICKED in call.kwargs:
             own[PICKED] = picks
     return LayerArguments(own, coming)
-
-
-def positions_of(forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, Any]:
-    """Return a layer's tables and position ids on rows (None: on all columns), by name."""
-    own = dict[str, Any]()
-    if call.kwargs.get("position_embeddings") is not None:  # a layer without RoPE gets none
-        own["position_embeddings"] = tables_of(forward, call, rows)
-    if "position_ids" in call.kwargs or (call.shift is not None and scales_queries(forward.family, call.index)):
-        own["position_ids"] = row_ids(forward, call, rows)
-    return own
 
 
 def more_at(forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, Any]:

@@ -385,22 +385,24 @@ def note_attending(reader: RowsReader, signals: Sequence[Signal], layer: int) ->
 
 
 def _cut(forward: Forward, call: LayerCall, rows: Rows, reader_of: ReaderOf) -> Rows:
-    """Cut before a layer, and record it if tokens may be dropped there. Returns the rows that are left."""
+    """Cut before a layer, and note it if tokens may be dropped there. Returns the rows that are left."""
     program, norm = forward.program, forward.family.final_norm
     before = forward.vision_left() if call.index in program.cuts else ()
     decided = []
     for member in rows.members:
         arriving = SampleRows(call.index, rows, member, call.hidden[member], reader_of, norm)
         decided.append((member, decide_all(arriving, program)))
-    forward.outcome.table, merges = rows.keep(dict(count_images(decided)), program.renumbers_before(call.index))
+    forward.outcome.table, merges = rows.keep(dict(count_images(decided)))
     for merge in merges:
         forward.move_additions(merge, call.index)
     if merges:  # one write for all samples
         call.merge(forward.table.store(merges, call.hidden))
+    if forward.table is not rows:
+        forward.tell_cut("layer", call.index, rows)
     for name in program.biases_before(call.index):
         _add_bias(forward, name)
     if call.index in program.cuts:
-        forward.record_cut("layer", call.index, before)
+        forward.note_cut("layer", call.index, before)
     return forward.table
 
 

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from foveate._transformers import attention_of
-from foveate.core.tensors import Memo, send
+from foveate.core.tensors import Change, Memo, send
 from foveate.engine import guards
+from foveate.engine.ancestry import Where
 from foveate.engine.cache import PrunedLayer
+from foveate.engine.extension import Extensions
 from foveate.engine.handed import Streams
 from foveate.engine.program import Program
 from foveate.engine.prompt_samples import Sample
-from foveate.engine.rows import Merge, Rows
-from foveate.engine.trace import Ancestry, PrefillRecord, StageRecord, Where
+from foveate.engine.rows import Merge, Rows, Step
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
 UNSET = torch.zeros(0, 0, dtype=torch.bool)
+NO_EXTENSIONS = Extensions()
 
 
 @dataclass(eq=False)
@@ -60,19 +62,41 @@ class Arrival:
     targets: Tensor | None = None
 
 
+class CutNote(NamedTuple):
+    """One cut of a batch.
+
+    Attributes:
+        where, layer: See `StageRecord`.
+        before, after: Vision tokens of each sample.
+        steps, columns: See `Rows`, behind the cut.
+    """
+
+    where: Where
+    layer: int | None
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    steps: tuple[tuple[Step, ...], ...]
+    columns: tuple[Tensor, ...]
+
+    def map(self, change: Change) -> "CutNote":
+        """Return the note with `change` applied to its tensors."""
+        steps = tuple([tuple([step.map(change) for step in own]) for own in self.steps])
+        return self._replace(steps=steps, columns=tuple(map(change, self.columns)))
+
+
 @dataclass(eq=False)
 class Outcome:
     """The result of a forward, layer by layer. After the last layer nothing else is read.
 
     Attributes:
-        record: What the trace keeps; None for a decode step.
         table: The rows that are left, also while nothing was dropped; None if nothing may be.
         ran: The rows that each layer so far processed; None: all columns.
+        cuts: The cuts so far.
     """
 
-    record: PrefillRecord | None = None
     table: Rows | None = None
     ran: list[Rows | None] = field(default_factory=list)
+    cuts: list[CutNote] = field(default_factory=list)
 
     @property
     def rows(self) -> Rows | None:
@@ -101,7 +125,9 @@ class Forward:
         cache: The cache that the first layer got; None if the model runs without one.
         caches: Whether the model was told to cache.
         plans: Vision tokens that each layer will process, per sample; None if unknown beforehand.
-        noted: The latest prefill's record, to which the reads of decode steps are added.
+        extensions: What else is done in it.
+        is_prefill: Whether it is a prompt with pictures, or the first one of a cache.
+        reads: For layers in which decode steps read less: see `PrefillRecord`.
         hands_on: Whether layers pass rows on to one another.
         passed_on: What the layer before passed on in place of the full-length stream; None: it passed the stream.
         unpadded: (samples, span) int64, 1 where a column of a prompt is not padding; on the prompt's device.
@@ -135,7 +161,9 @@ class Forward:
     cache: Any = None
     caches: bool = False
     plans: Sequence[Sequence[int] | None] = ()
-    noted: PrefillRecord | None = None
+    extensions: Extensions = NO_EXTENSIONS
+    is_prefill: bool = False
+    reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     hands_on: bool = False
     passed_on: "PassedOn | None" = None
     unpadded: Tensor | None = None
@@ -162,7 +190,7 @@ class Forward:
 
     def drop_in(self, embeds: Tensor, last_only: bool) -> None:
         """Start a forward that drops tokens, on embeddings (samples, columns, width); see `Arrival`."""
-        samples, self.drops = self.samples, True
+        samples = self.samples
         self.outcome.table = Rows.entering(samples, self.span, embeds.device)
         if not last_only:
             # A run ends where the next token belongs to another: runs 0 0 1 end at the second and third token.
@@ -210,16 +238,15 @@ class Forward:
             target, origin = (slots.to(added.device) for slots in places)
             self.additions[depth] = added.index_put((target,), added[origin])
 
-    def record_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
-        """Append a cut to the trace."""
-        assert self.outcome.record is not None
-        table, ancestries = self.table, []
-        for member, sample in enumerate(self.samples):
-            fixed = None
-            if sample.ordinals is not None:
-                fixed = *sample.ordinals, table.slots(member, table.columns[member])
-            ancestries.append((Ancestry(sample.vision_tokens, table.steps[member], fixed),))
-        self.outcome.record.stages.append(StageRecord(where, layer, before, self.vision_left(), ancestries))
+    def note_cut(self, where: Where, layer: int | None, before: tuple[int, ...]) -> None:
+        """Note a cut that a method asked for. `before` are the vision tokens of each sample before it."""
+        table = self.table
+        self.outcome.cuts.append(CutNote(where, layer, before, self.vision_left(), table.steps, table.columns))
+
+    def tell_cut(self, where: Where, layer: int | None, before: Rows | None) -> None:
+        """Tell extensions that rows were cut: see `Extension.after_cut`."""
+        for after_cut in self.extensions.after_cut:
+            after_cut(self, where, layer, before)
 
 
 class PassedOn(NamedTuple):

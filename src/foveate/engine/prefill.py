@@ -1,28 +1,24 @@
-"""Begin, and finish: finds a forward's vision tokens before the decoder, and completes it after the last layer.
-
-At the end, caches of earlier layers are cut for decoding, and the record is completed."""
+"""Begin, and finish: finds a forward's vision tokens before the decoder, and completes it after the last layer."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate._transformers import DummyLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, unsupported
+from foveate._transformers import unsupported
 from foveate.core.cut import Cut
-from foveate.core.grid import join
-from foveate.core.tensors import Memo, without_autocast
+from foveate.core.tensors import without_autocast
 from foveate.engine import guards
-from foveate.engine.cache import PrunedLayer, WindowedLayer, find_pruned, length_of, pruned_layer, refuse_cache
+from foveate.engine.ancestry import Where
+from foveate.engine.cache import PrunedLayer, find_pruned, length_of, refuse_cache
 from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
 from foveate.engine.prompt_samples import Sample, read_samples
 from foveate.engine.reads import begin_turn, end_turn
-from foveate.engine.rows import Decision, Rows, Step
-from foveate.engine.trace import Ancestry, PrefillRecord, StageRecord, Where
+from foveate.engine.rows import Decision
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.placing import lengths_of, pieces_of
 from foveate.families.vision import PictureLayout
@@ -33,17 +29,14 @@ PART = 4096
 # -- begin --------------------------------------------------------------------------------------------------------
 
 
-def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any) -> Tensor | None:
-    """Prepare a forward before the decoder's first layer.
+def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any) -> None:
+    """Find out what a forward is, before the decoder's first layer. Nothing is cut yet.
 
     Args:
         forward: A new forward.
         arrival: Filled by the hooks before the decoder.
         kwargs: The arguments of the decoder's forward.
         cache: The cache among these.
-
-    Returns:
-        The decoder's input if tower cuts changed it, else None. Also sets `forward.outcome.record` for a prefill.
     """
     program, family, embeds = forward.program, forward.family, kwargs.get("inputs_embeds")
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
@@ -64,11 +57,11 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
             forward.unpadded *= (forward.live[:, -forward.span :] != 0).to(prompt.device)
     reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     if embeds is not None and masks:
-        return _begin_images(forward, arrival, kwargs, cache, masks, reads)
+        _begin_images(forward, arrival, kwargs, cache, masks, reads)
+        return
     _begin_text(forward, arrival, kwargs, cache, is_prompt)
     if reads:
         begin_turn(forward, cache, prompt)
-    return None
 
 
 def _live(*calls: Mapping[str, Any]) -> Tensor | None:
@@ -79,13 +72,11 @@ def _live(*calls: Mapping[str, Any]) -> Tensor | None:
 
 def _begin_text(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any, is_prompt: bool) -> None:
     """Begin a forward in which no vision token is known: a prompt of text, or a decode step."""
-    program, live = forward.program, forward.live
+    program = forward.program
     if is_prompt and program.stages:
         _refuse_unseen(forward, arrival, arrival.arguments or kwargs, cache)
     # A fresh prompt without images is a prefill too, though nothing can be dropped. A decode step is not.
-    if forward.span > 1 and (cache is None or length_of(cache) == 0):
-        rows = (forward.span,) * forward.count if live is None else live.sum(dim=1)
-        forward.outcome.record = PrefillRecord(len(forward.family.layers), rows, (0,) * forward.count)
+    forward.is_prefill = forward.span > 1 and (cache is None or length_of(cache) == 0)
 
 
 def _begin_images(
@@ -95,7 +86,7 @@ def _begin_images(
     cache: Any,
     masks: Sequence[tuple[Tensor, Sequence[MediaTokens]]],
     reads: bool,
-) -> Tensor | None:
+) -> None:
     """Begin a prompt with images; see `begin`.
 
     Args:
@@ -113,7 +104,6 @@ def _begin_images(
     pairs = zip(forward.plans, counts, strict=True)
     drops = any(plan is None or (plan and min(plan) < count) for plan, count in pairs)
     reads = reads and any(counts)
-    # Refuse before the record is made, so that the trace has no prefill that did not run.
     if drops or reads:
         columns = forward.span + max(0, 0 if cache is None else length_of(cache))
         refuse_cache(cache)
@@ -124,11 +114,9 @@ def _begin_images(
             "Chunked prefill has split an image, or cut it off the question that the method reads, so its tokens "
             "cannot be ranked. Leave prefill_chunk_size unset, or choose a larger size."
         )
-    forward.outcome.record = record = _record(forward, cache)
-    if not drops and not reads:
-        whole, ancestries = record.vision_tokens, [(Ancestry(count),) for count in record.vision_tokens]
-        record.stages += [StageRecord("layer", layer, whole, whole, ancestries) for layer in sorted(program.cuts)]
-        return None
+    forward.is_prefill, forward.drops = True, drops or reads
+    if not forward.drops:
+        return
     forward.caches = kwargs.get("use_cache") is True and not family.text.training
     forward.additions = family.later_additions(kwargs)
     forward.drop_in(embeds, arrival.last_only)
@@ -136,7 +124,6 @@ def _begin_images(
     _note_text(forward, arrival.ids)
     if reads:
         begin_turn(forward, cache, embeds)
-    return _take_tower_cuts(forward, embeds)
 
 
 def _refuse_unseen(forward: Forward, arrival: Arrival, handed: Mapping[str, Any], cache: Any) -> None:
@@ -205,7 +192,7 @@ def _note_text(forward: Forward, ids: Tensor | None) -> None:
         table.about[member][repr(signal)] = encoded.to(table.device)
 
 
-def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
+def take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
     """Apply the tower's decisions as a cut before layer 0.
 
     Args:
@@ -224,7 +211,7 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
         sample = forward.samples[member]
         cut = _tower_cut(sample, is_changed, hidden.device)
         decisions[member] = Decision(cut, tuple([image.started for image in sample.media]))
-    forward.outcome.table, merges = entering.keep(decisions, program.renumbers_before(None))
+    forward.outcome.table, merges = entering.keep(decisions)
     for merge in merges:
         if entering.runs[merge.member] is None:  # the rows are where they are stored
             continue
@@ -233,10 +220,11 @@ def _take_tower_cuts(forward: Forward, hidden: Tensor) -> Tensor:
         moved = merge._replace(rows=hidden[merge.member, came_from], came_from=came_from)
         hidden = entering.store([moved], hidden)
         forward.move_additions(moved, 0)
-    if not is_changed:
-        return hidden
-    names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
-    forward.record_cut(names.get(program.encodes, "tower"), None, before)
+    if is_changed:
+        names: dict[str, Where] = {"subset": "pixels", "projector": "projector"}
+        where = names.get(program.encodes, "tower")
+        forward.tell_cut(where, None, entering)
+        forward.note_cut(where, None, before)
     return hidden
 
 
@@ -306,51 +294,16 @@ def _media_of(forward: Forward, arrival: Arrival, modality: str, mask: Tensor) -
     return tagged_media(output, lengths, program, family, modality)
 
 
-def _record(forward: Forward, cache: Any) -> PrefillRecord:
-    """Build the trace's record of a prefill with images."""
-    family, samples, live = forward.family, forward.samples, forward.live
-    rows: Sequence[int] | Tensor = tuple([sample.live for sample in samples])
-    # Include earlier turns: the mask has their columns, or the cache their number.
-    if live is not None and live.shape[1] > forward.span:
-        rows = live.sum(dim=1)
-    elif live is None and cache is not None:
-        rows = tuple(count + max(0, length_of(cache)) for count in rows)
-    record = PrefillRecord(
-        depth=len(family.layers),
-        rows=rows,
-        vision_tokens=tuple([sample.vision_tokens for sample in samples]),
-        media=[sample.media for sample in samples],
-        fit=family.fit,
-    )
-    if forward.program.thin is not None and any(image.ran for sample in samples for image in sample.media):
-        record.stages.append(_tower_rows(samples))
-    return record
-
-
-def _tower_rows(samples: Sequence[Sample]) -> StageRecord:
-    """Record which rows of each sample ran in late blocks of the tower, over all segments of its images."""
-    cuts = []
-    for sample in samples:
-        segments = list(itertools.chain.from_iterable(image.ran for image in sample.media))
-        cuts.append(join(segments or [Cut.stay(0)]))
-    before, after = tuple(cut.arriving for cut in cuts), tuple(len(cut.source) for cut in cuts)
-    ancestries = [(Ancestry(cut.arriving, (Step(cut.source, cut.parent),)),) for cut in cuts]
-    return StageRecord("tower", None, before, after, ancestries, rows=True)
-
-
 # -- finish -------------------------------------------------------------------------------------------------------
 
 
 def finish(forward: Forward, cache: Any) -> None:
-    """Cut the caches of earlier layers if a stage asks for it, and complete the record.
+    """Complete a prompt: refuse one in which a layer did not run, and call the extensions.
 
     Args:
         forward: A forward that has run through all layers.
         cache: Holds what the layers stored; None if the model runs without one.
     """
-    record, rows = forward.outcome.record, forward.outcome.rows
-    if record is not None and forward.unpadded is not None:
-        record._left = forward.unpadded, *((None, None) if rows is None else (rows.read, rows.valid))
     if forward.drops:
         _refuse_other_counts(forward)
         if cache not in (None, forward.cache):
@@ -358,13 +311,8 @@ def finish(forward: Forward, cache: Any) -> None:
         cache = forward.cache
         if cache is not None:
             _refuse_lost_rows(forward, cache)
-            _cut_cache(forward, cache)
-            for layer in cache.layers:
-                if isinstance(layer, WindowedLayer):
-                    layer.release()
-    if record is not None:
-        record.cached, record.windows = cache is not None, _windows(cache)
-        record.slots = _slots_left(forward, cache) if forward.drops and cache is not None else {}
+    for end in forward.extensions.end:
+        end(forward, cache)
     if forward.ends_turn and cache is not None:  # last, since steps read less of what is left
         end_turn(forward, cache)
 
@@ -387,26 +335,6 @@ def _refuse_other_counts(forward: Forward) -> None:
             )
 
 
-def _slots_left(forward: Forward, cache: Any) -> dict[int, Callable[[], list[int]]]:
-    """Return what counts each sample's slots, for each layer whose tokens were dropped."""
-    dead = [len(sample.text) - len(sample.words) for sample in forward.samples]
-    pruned = [(index, layer) for index, layer in enumerate(cache.layers) if isinstance(layer, PrunedLayer)]
-    return {index: layer.valid_slots(dead) for index, layer in pruned if layer.base is not None}
-
-
-def _windows(cache: Any) -> dict[int, int]:
-    """Return the most tokens that a layer can hold, for layers that hold fewer than the prompt without any dropping."""
-    most = {}
-    for index, layer in enumerate(getattr(cache, "layers", ())):
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            most[index] = layer.sliding_window - 1
-        elif isinstance(layer, WindowedLayer) and layer.base is None:
-            most[index] = layer.window - 1
-        elif isinstance(layer, LinearAttentionLayer | DummyLayer):
-            most[index] = 0
-    return most
-
-
 def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
     """Refuse a model that did not store a layer's rows in its cache."""
     others = {*forward.family.recurrent, *forward.family.lenders}
@@ -416,50 +344,3 @@ def _refuse_lost_rows(forward: Forward, cache: Any) -> None:
         layer = find_pruned(cache, index)
         if layer is None or not layer.is_whole:
             raise unsupported(f"does not store in cache layer {index} the rows that decoder layer {index} ran on")
-
-
-def _cut_cache(forward: Forward, cache: Any) -> None:
-    """Cut earlier layers' keys and values down to the tokens left at the end, if a stage asks for it."""
-    stateful = {*forward.family.recurrent, *forward.family.lenders}
-    layers = [index for index in forward.program.cached if index < len(cache.layers) and index not in stateful]
-    final = forward.outcome.rows
-    if not layers or final is None:
-        return
-    wanted = Memo()
-    for index in layers:
-        rows = forward.outcome.ran[index]
-        if rows is not None and rows.generation == final.generation:
-            continue
-        stored = pruned_layer(cache, index)
-        device, generation = stored.keys.device, 0 if rows is None else rows.generation
-        alike = partial(_lasting, forward, rows, final, device)
-        stays, counts = wanted.once(alike, rows is None, generation, device)
-        shift = stored.shift
-        if final.anew is not None:
-            before = forward.entering_rows if rows is None else rows.row_counts
-            shift = final.on(device).shift(stored.shift, before)
-        numbers = final.anew is not None and index in forward.family.windows
-        stored.keep(stays, counts, shift if numbers else None)
-        stored.shift = shift
-    record = forward.outcome.record
-    assert record is not None
-    # The tokens before this cut: those that the tower left, or all if it did not cut.
-    arriving = [*(cut.after for cut in record.cuts if cut.layer is None), record.vision_tokens]
-    forward.record_cut("kv", None, arriving[0])
-
-
-def _lasting(forward: Forward, rows: Rows | None, final: Rows, device: torch.device) -> tuple[Tensor, Sequence[int]]:
-    """Return which rows of layers are text or left at the end, and how many: see `PrunedLayer.keep`.
-
-    Args:
-        forward: Knows which columns are padding.
-        rows: The rows that these layers hold; None: all columns.
-        final: The rows at the end.
-        device: Where the layers are.
-    """
-    if rows is not None:
-        return rows.on(device).that_last(final), final.lengths
-    assert forward.unpadded is not None
-    texts = [sample.live - len(sample.vision) for sample in forward.samples]
-    counts = [text + count for text, count in zip(texts, final.counts, strict=True)]
-    return final.on(device).columns_left & (forward.unpadded.to(device) != 0), counts

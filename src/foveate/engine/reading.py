@@ -13,7 +13,7 @@ from foveate.core.picks import snap
 from foveate.core.signals import Attention, Rotary, Signal
 from foveate.core.tensors import Memo, on_tensors, without_autocast
 from foveate.engine import guards
-from foveate.engine.arguments import ids_of, row_ids, scales_queries, tables_of, window_of
+from foveate.engine.arguments import ids_of, positions_of, scales_queries, window_of
 from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
@@ -152,7 +152,7 @@ class AttentionReader(RowsReader):
         # attends are rotated already; only attention without distance still needs tables.
         self._tables: Any = None
         if ahead is not None or any(getattr(signal, "without_distance", False) for signal in signals):
-            self._tables = tables_of(forward, call, rows)
+            self._tables = positions_of(forward, call, rows).get("position_embeddings")
 
     def _visibility(self) -> Callable[[Tensor], Tensor] | None:
         """Return the model's mask as a function (see `visibility`) over the slots of earlier turns and these rows."""
@@ -243,7 +243,7 @@ class AttentionReader(RowsReader):
         columns, owners = rows.read[samples, self._start :], None if rows.owners is None else rows.owners[samples]
         hidden, more = gather_rows(self._hidden, columns, owners), dict[str, Any]()
         if self._family.gathers:
-            arguments = {**call.more, "position_ids": row_ids(self._forward, call, None)}
+            arguments = {**call.more, "position_ids": self._ids()}
             source = rows.source.clamp(min=0)[samples, self._start :]
             places = (*self._hidden.shape[:2],), columns, owners, source
             more = {name: at_rows(value, *places) for name, value in arguments.items()}
@@ -255,6 +255,11 @@ class AttentionReader(RowsReader):
         mixed = self._ahead is not None and self._ahead.mixed
         with torch.autocast(hidden.device.type) if mixed else nullcontext():
             return Tapped(*self._family.queries_and_keys(call.module, hidden, asking, turns, more))
+
+    def _ids(self) -> Any:
+        """Position ids of all columns, as the layer gets them."""
+        passed = self._call.kwargs.get("position_ids")
+        return positions_of(self._forward, self._call, None).get("position_ids", passed)
 
     def _of_rows(self, heads: Tensor, rows: int) -> Tensor:
         """Select the sample's rows from queries, keys or values of all samples: (heads, rows, size)."""

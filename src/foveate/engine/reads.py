@@ -140,8 +140,7 @@ def end_turn(forward: Forward, cache: Any) -> None:
     for index, paid in forward.asked.items():
         held = slots[index]
         reads, counts = pick_slots(stage, held, {"attention": paid.gather(1, held.columns.clamp(min=0))})
-        if forward.noted is not None:
-            forward.noted.reads[index] = tuple(counts)
+        forward.reads[index] = tuple(counts)
         if counts != [vision for vision, _ in held.counts]:
             cache.layers[index] = LimitedLayer(cache.layers[index], _choose(held, reads, counts))
 
@@ -289,8 +288,8 @@ def _step(forward: Forward, call: LayerCall, stage: DecodeStage, columns: Tensor
     layer.notes = {**layer.notes, CHOICE: choice}
     pruned = [index for index in range(stage.layer, len(layers)) if isinstance(layers[index], PrunedLayer)]
     reading = [index for index in pruned if kinds_of(layers[index]) is not None]
-    if forward.noted is not None:
-        forward.noted.reads = dict.fromkeys(reading, tuple(counts))
+    forward.reads.clear()
+    forward.reads.update(dict.fromkeys(reading, tuple(counts)))
     # On a CPU this comparison is free. On other devices it would be a host sync.
     if reads.device.type == "cpu" and torch.equal(reads, before):
         return

@@ -1,7 +1,7 @@
 """Each layer: the rows that are left of a batch, in one table. Only this file sorts or searches rows."""
 
 import itertools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -19,8 +19,8 @@ from foveate.engine.program import CELLS
 from foveate.engine.prompt_samples import Begun, Sample, Unit
 from foveate.errors import SettingError, UnsupportedError
 
-SOURCE, NUMBER, BIAS = "source", "number", "bias"
-"""Names of the engine's own columns of the table: see `Rows.source`, `Rows.anew` and `LayerStage.bias`."""
+SOURCE, COUNTED, BIAS = "source", "counted", "bias"
+"""Names of the engine's own columns of the table: see `Rows.source`, `Rows.window_columns` and `LayerStage.bias`."""
 Sizes = tuple[int, ...] | None
 """Vision rows of each image of a sample, in order; None after a cut that ranked all of them together."""
 
@@ -42,6 +42,21 @@ class Note(NamedTuple):
 
     values: Tensor
     steps: int
+
+
+class RowColumn(NamedTuple):
+    """A column of the table of rows.
+
+    Attributes:
+        values: By row, (samples, rows, …), or a function of the rows that returns this; or by column of the stream,
+            (samples, columns, …), or a function that returns this.
+        by_row: Whether they are by row: of the generation in which the column was put.
+        stays: What a merged row has that stands for no token: what was stored where it is now, or zeros.
+    """
+
+    values: Any
+    by_row: bool
+    stays: bool
 
 
 class Step(NamedTuple):
@@ -81,8 +96,8 @@ class Rows:
         columns  1 3              1
         tokens   0 2              1
 
-    Columns that other parts add are stored by the column of a row, and gathered when they are read (`put`, `at`). Notes
-    cover the vision rows of a sample alone, as remembered hidden states do (`put_note`, `note`). Both follow rows.
+    Columns that others add (`put`, `at`) are computed when they are read. Notes cover the vision rows of a sample
+    alone, as remembered hidden states do (`put_note`, `note`). Both follow rows.
 
     Attributes:
         samples: What the host knows of each sample.
@@ -97,7 +112,8 @@ class Rows:
         begun: Of each sample, the vision rows that layer 0 processed; None before layer 0.
         about: Of each sample, tensors about the text behind its images, by name, the images in front.
         notes: Of each sample, its notes by name.
-        table: The columns that were added, by name, (samples, columns, …) each.
+        table: The columns that were added, by name.
+        by_sample: Values of each sample that were added, by name, (samples, …) each.
         steps: Of each sample, the cuts so far.
         generation: How many cuts of the batch came before.
         packed: Whether the samples lie behind one another in one stream, so that there are no pads.
@@ -108,8 +124,6 @@ class Rows:
         valid: (samples, rows) bool, False for pads; None if there are none.
         source: (samples, rows) int64, the column whose position each row has, −1 for none; `read` until rows merge.
         owners: (samples, 1) int64, the index of each sample; None if there is only one.
-        anew: (samples,) int64, the rows of each sample when these were last numbered anew; None while all keep their
-            original positions.
         memo: What several layers derive from this generation.
     """
 
@@ -126,7 +140,8 @@ class Rows:
     about: tuple[dict[str, Tensor], ...]
     notes: tuple[dict[str, Note], ...]
     steps: tuple[tuple[Step, ...], ...]
-    table: dict[str, Tensor] = field(default_factory=dict)
+    table: dict[str, RowColumn] = field(default_factory=dict)
+    by_sample: dict[str, Tensor] = field(default_factory=dict)
     generation: int = 0
     packed: bool = False
     lengths: tuple[int, ...] = ()
@@ -135,7 +150,6 @@ class Rows:
     valid: Tensor | None = None
     source: Tensor = None  # type: ignore[assignment]
     owners: Tensor | None = None
-    anew: Tensor | None = None
     memo: Memo = field(default_factory=Memo)
     _first: Tensor | None = None  # the columns of a single sample's rows
     _real: Tensor | None = None  # `valid` for values with a width
@@ -201,7 +215,7 @@ class Rows:
 
     # -- cuts ----------------------------------------------------------------------------------------------------------
 
-    def keep(self, decisions: Mapping[int, Decision], anew: bool = False) -> tuple["Rows", list["Merge"]]:
+    def keep(self, decisions: Mapping[int, Decision]) -> tuple["Rows", list["Merge"]]:
         """Drop and merge rows, in everything except the stream. The one place where rows change.
 
         Tokens that stay keep their places. Merged rows move to the first places of the run of the token they stand for.
@@ -209,7 +223,6 @@ class Rows:
 
         Args:
             decisions: What becomes of samples' vision rows. The notes of a cut are put.
-            anew: Whether rows are numbered anew: each one's position is its index among those of its sample.
 
         Returns:
             The rows that are left: these if nothing was dropped. And the merged rows.
@@ -250,10 +263,8 @@ class Rows:
         )
         for member, notes in noted.items():
             after._put_notes(member, notes)
-        after.table = self._moved(merges, after, anew)
+        after.table = self._moved(merges, after)
         after._lay_out()
-        if anew:
-            after.anew = after.row_counts
         return after, merges
 
     def _placed(self, member: int, cut: Cut, sizes: Sizes) -> tuple[Step, Tensor, Tensor, Mapping[str, Tensor]]:
@@ -283,29 +294,29 @@ class Rows:
         step = Step(source[order], look_up(went, order.argsort()))
         return step, places, made[order], {name: note[order] for name, note in notes.items()}
 
-    def _moved(self, merges: Sequence["Merge"], after: "Rows", anew: bool) -> dict[str, Tensor]:
+    def _moved(self, merges: Sequence["Merge"], after: "Rows") -> dict[str, RowColumn]:
         """Return the added columns with the values of merged rows moved to where these are stored now."""
-        table = dict(self.table)
-        if anew:
-            table.pop(NUMBER, None)
-        elif self.anew is not None and NUMBER not in table:
-            table[NUMBER] = self._numbers_by_column()
         if not merges:
-            return table
-        if SOURCE not in table:
-            table[SOURCE] = torch.arange(self.span, device=self.device).expand(len(self.text), -1)
+            return {name: RowColumn(partial(self.full, name), False, own.stays) for name, own in self.table.items()}
         owners, stored = _joined([(self._owner(merge.member), merge.stored) for merge in merges])
         came_from = torch.cat([merge.came_from for merge in merges])
         none = torch.cat([after.tokens[merge.member] for merge in merges]) < 0
-        for name, values in table.items():
-            if name == SOURCE:
-                own = [look_up(after.tokens[merge.member], self.entered[merge.member]) for merge in merges]
-                moved = torch.cat(own)
-            else:
-                moved, flags = values[owners, came_from], none.view(-1, *[1] * (values.dim() - 2))
-                # A row that stands for no token is numbered as what was stored there; of other columns it has zeros.
-                moved = torch.where(flags, values[owners, stored] if name == NUMBER else 0, moved)
-            table[name] = values.index_put((owners, stored), moved)
+
+        def at_home(name: str, stays: bool) -> Tensor:
+            values = self.full(name)
+            new, flags = values[owners, came_from], none.view(-1, *[1] * (values.dim() - 2))
+            new = torch.where(flags, values[owners, stored] if stays else 0, new)
+            return values.index_put((owners, stored), new)
+
+        table = {
+            name: RowColumn(partial(at_home, name, own.stays), False, own.stays) for name, own in self.table.items()
+        }
+        if self.merged:
+            every = self.full(SOURCE)
+        else:
+            every = torch.arange(self.span, device=self.device).expand(len(self.text), -1)
+        sources = [look_up(after.tokens[merge.member], self.entered[merge.member]) for merge in merges]
+        table[SOURCE] = RowColumn(every.index_put((owners, stored), torch.cat(sources)), False, False)
         return table
 
     def store(self, merges: Sequence["Merge"], full: Tensor) -> Tensor:
@@ -351,7 +362,7 @@ class Rows:
         self._first, self._real = self.read[0], None if self.valid is None else self.valid[..., None]
         self.source = self.read
         if self.merged:
-            self.source = self.table[SOURCE].gather(1, self.read)
+            self.source = self.full(SOURCE).gather(1, self.read)
 
     def _owner(self, member: int) -> int:
         """The row of the stream in which a sample is."""
@@ -397,30 +408,54 @@ class Rows:
 
     # -- all rows ------------------------------------------------------------------------------------------------------
 
-    def put(self, name: str, values: Tensor) -> None:
-        """Add a column: values of the rows, (samples, rows, …). It follows the rows through all later cuts.
+    def put(self, name: str, values: "Tensor | Callable[[Rows], Tensor]", stays: bool = False) -> None:
+        """Add a column. It follows the rows through all later cuts: a merged row has the value of what it stands for.
 
-        A merged row has the values of the row that it stands for, and zeros if it stands for none.
+        Args:
+            name: Its name.
+            values: Values of the rows, (samples, rows, …); or a function that computes them from the rows, when they
+                are read.
+            stays: Whether a merged row that stands for no token has what was stored where it is now; else it has zeros.
         """
-        rows = self.laid_out()
-        assert rows.home is not None
-        owners = torch.arange(len(rows.home), device=self.device)[:, None]
-        full = values.new_zeros(len(rows.home), self.span, *values.shape[2:])
-        self.table[name] = full.index_put((owners, rows.home), values)
+        self.table[name] = RowColumn(values, True, stays)
 
     def at(self, name: str) -> Tensor:
         """Return a column at these rows, (samples, rows, …). A pad has its first row's values."""
-        read, full = self.laid_out().read, self.table[name]
+        column = self.table[name]
+        if column.by_row:
+            return self._by_row(name, column)
+        read, full = self.laid_out().read, self.full(name)
         return self.memo.once(lambda: full[torch.arange(len(read), device=self.device)[:, None], read], name, full)
+
+    def full(self, name: str) -> Tensor:
+        """Return a column by column of the stream, (samples, columns, …). Where no row is, it means nothing."""
+        column = self.table[name]
+        if not column.by_row:
+            full: Tensor = column.values
+            return self.memo.once(column.values, "full", name, column) if callable(full) else full
+        values, rows = self._by_row(name, column), self.laid_out()
+
+        def scatter() -> Tensor:
+            assert rows.home is not None
+            owners = torch.arange(len(rows.home), device=self.device)[:, None]
+            full = values.new_zeros(len(rows.home), self.span, *values.shape[2:])
+            return full.index_put((owners, rows.home), values)
+
+        return self.memo.once(scatter, "full", name, column)
+
+    def _by_row(self, name: str, column: RowColumn) -> Tensor:
+        """Return the values of a column that was put in this generation."""
+        values: Tensor = column.values
+        if callable(values):
+            values = self.memo.once(lambda: column.values(self.laid_out()), "by row", name, column.values)
+        return values
 
     def put_vision(self, name: str, values: Mapping[int, Tensor]) -> None:
         """Add or change a column at the vision rows of some samples, (left,) float each; it is 0 at all other rows."""
         places = _joined([(self._owner(member), self.columns[member]) for member in values])
         numbers = torch.cat([own.to(self.device, torch.float32) for own in values.values()])
-        before = self.table.get(name)
-        if before is None:
-            before = numbers.new_zeros(len(self.text), self.span)
-        self.table = {**self.table, name: before.index_put(places, numbers)}
+        before = self.full(name) if name in self.table else numbers.new_zeros(len(self.text), self.span)
+        self.table = {**self.table, name: RowColumn(before.index_put(places, numbers), False, False)}
 
     @property
     def row_counts(self) -> Tensor:
@@ -516,21 +551,21 @@ class Rows:
     def window_columns(self, past: int, shift: Tensor | None, first: Tensor) -> Tensor | None:
         """Return the columns in which a window counts the rows, (samples, rows) int64. A pad has its first row's.
 
-        With `positions="keep"` these are the columns of the tokens that the rows stand for, else the new numbers: the
-        columns of a prompt that was that short. None: the columns in which the rows are stored.
+        These are the columns of the tokens that the rows stand for. Or, if rows have a column `COUNTED`, what that
+        says, counted from each sample's first row. None: the columns in which the rows are stored.
 
         Args:
             past: Earlier columns.
             shift: See `PrunedLayer`; of the earlier columns.
             first: See `Forward`.
         """
-        if self.anew is None and self.source is self.read and shift is None:
+        if COUNTED not in self.table and self.source is self.read and shift is None:
             return None
 
         def count() -> Tensor:
-            if self.anew is not None:
+            if COUNTED in self.table:
                 first_of = first.to(self.device) + past
-                columns = first_of[:, None] + self._ranks(self.device).clamp(min=0)
+                columns = first_of[:, None] + self.at(COUNTED)
             else:
                 columns = torch.where(self.source < 0, self.read, self.source) + past
             return columns if shift is None else columns - shift.to(columns.device)[:, None]
@@ -543,46 +578,7 @@ class Rows:
 
         So may pads between new numbers, which are none.
         """
-        return self.source is not self.read or (self.anew is not None and self.valid is not None)
-
-    def number_from(self, first: Tensor) -> Tensor:
-        """Return position ids of the rows, counted from `first`, (samples,): (samples, rows) int64."""
-        return first[:, None] + self._ranks(first.device)
-
-    def shift(self, before: Tensor | None, live: Tensor) -> Tensor:
-        """Return by how much positions have shrunk after rows were numbered anew: (samples,) int64, for all layers.
-
-        Args:
-            before: By how much they had shrunk on this layer's cache before; None: not at all.
-            live: Columns of the call that are not padding, per sample: (samples,) int64.
-        """
-        assert self.anew is not None
-        counts = self.anew
-
-        def shift() -> Tensor:
-            device = self.device if before is None else before.device
-            gone = live.to(device) - counts.to(device)
-            if before is None:
-                return gone
-            return gone + before
-
-        return self.memo.once(shift, "shift", before)
-
-    def _ranks(self, device: torch.device) -> Tensor:
-        """Each row's number, or its index among the real rows of its sample: (rows,) or (samples, rows) int64."""
-        if NUMBER in self.table:
-            return self.memo.once(lambda: self.table[NUMBER].gather(1, self.read), NUMBER).to(device)
-        rows = self.read.shape[1]
-        if self.valid is None:
-            return torch.arange(rows, device=device)
-        # With one pad in front, ranks 0 1 2 become −1 0 1.
-        return torch.arange(-rows, 0, device=device) + self.row_counts.to(device)[:, None]
-
-    def _numbers_by_column(self) -> Tensor:
-        """Return each row's number by the column in which it is stored, (samples, columns) int64."""
-        # A pad repeats the first row, so it writes the same number.
-        ranks = self._ranks(self.device).clamp(min=0).expand_as(self.read)
-        return ranks.new_zeros(len(ranks), self.span).scatter_(1, self.read, ranks)
+        return self.source is not self.read or (COUNTED in self.table and self.valid is not None)
 
     @property
     def layout(self) -> Hashable:
@@ -615,13 +611,13 @@ class Rows:
                 [{name: Note(change(own.values), own.steps) for name, own in each.items()} for each in self.notes]
             ),
             steps=tuple([tuple([step.map(change) for step in steps]) for steps in self.steps]),
-            table=of(self.table),
+            table={name: self._mapped(name, change) for name in self.table},
+            by_sample=of(self.by_sample),
             home=of(self.home),
             read=of(self.read),
             valid=of(self.valid),
             source=of(self.source),
             owners=of(self.owners),
-            anew=of(self.anew),
             memo=Memo(),
             _first=of(self._first),
             _real=of(self._real),
@@ -629,6 +625,12 @@ class Rows:
         if self.source is self.read:
             copy.source = copy.read
         return copy
+
+    def _mapped(self, name: str, change: Change) -> RowColumn:
+        column = self.table[name]
+        if column.by_row and callable(column.values):  # computed from the copy
+            return column
+        return column._replace(values=change(column.values if column.by_row else self.full(name)))
 
     def longer(self, pads: int, samples: Sequence[Sample]) -> "Rows":
         """Return the table with `pads` more columns of text behind each sample, as they enter."""
@@ -641,12 +643,14 @@ class Rows:
             text=added(self.text, value=True),
             words=tuple([send(sample.words, self.device) for sample in samples]),
             runs=on_tensors(self.runs, added),
-            table={name: torch.cat((values, more), dim=1) for name, values in self.table.items()},
+            table={
+                name: own if own.by_row else own._replace(values=torch.cat((self.full(name), more), dim=1))
+                for name, own in self.table.items()
+            },
             memo=Memo(),
         )
         if self.dropped:  # in the tower
             longer._lay_out()
-            longer.anew = None if self.anew is None else longer.row_counts
         return longer
 
     def shorter(self, pads: int, cut: Change, samples: Sequence[Sample]) -> "Rows":
@@ -666,8 +670,6 @@ class Rows:
             shorter.valid = on_tensors(self.valid, cut)
             shorter._first = shorter.read[0]
             shorter._real = None if shorter.valid is None else shorter.valid[..., None]
-        if self.anew is not None:
-            shorter.anew = self.anew - pads
         return shorter
 
 

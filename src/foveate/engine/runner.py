@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -12,18 +13,15 @@ from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send, without_gradient
 from foveate.core.turns import Turn
 from foveate.engine import guards
-from foveate.engine.arguments import more_at, own_arguments, positions_of, refuse_flash, scales_queries
-from foveate.engine.cache import find_pruned, pruned_layer, refuse_cache
+from foveate.engine.arguments import MISSING, own_arguments, positions_of, scales_queries
+from foveate.engine.cache import PrunedLayer, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, PassedOn
 from foveate.engine.handed import Original, Streams, with_hidden
-from foveate.engine.lives.lending import alive_columns, as_seen, lend, lent_by, note_alive
-from foveate.engine.masks import Remap, Window
 from foveate.engine.program import Program
 from foveate.engine.reading import Ahead, AttentionReader, note_turns
 from foveate.engine.reads import decode_hook
 from foveate.engine.rows import Rows
-from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.tap import AttentionHook, tapped_layer, unreadable
 
@@ -52,17 +50,16 @@ class LayerRunner:
         self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
         self._layers = family.layers
         self._last = len(self._layers) - 1
-        self._numbered_late = family.windows.keys() & program.cached if program.renumbers else set[int]()
-        self._recurrent = family.recurrent
-        self._lending = frozenset(family.lenders.values())
+        self._storeless = family.recurrent | family.lenders.keys()  # layers that store no rows
         kinds = [self._kind(index, layer) for index, layer in enumerate(self._layers)]
         self._kinds = [kinds.index(kind) for kind in kinds]  # the first layer that each is like
+        self._reads = program.reading is not None or bool(family.indexed)
         self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
 
     def _kind(self, index: int, layer: nn.Module) -> Hashable:
         """Return what layers must have in common to get the same arguments, if they are called alike."""
         family = self._family
-        if index in (family.recurrent | family.indexed.keys() | family.lenders.keys() | self._lending):
+        if index in self._storeless or index in family.indexed or index in family.lenders.values():
             return index
         rotary = family.rotary_type(index) if hasattr(family.text, "rotary_emb") else None
         return type(layer), rotary, family.windows.get(index), scales_queries(family, index)
@@ -80,13 +77,24 @@ class LayerRunner:
         forward = self.forward
         if forward is None:  # outside the decoder
             return original(*args, **kwargs)
-        stored = find_pruned(cache_of(kwargs), self._family.lenders.get(index, index))
-        if not forward.drops and stored is None and not forward.ends_turn:
-            return original(*args, **kwargs)
+        stored = find_pruned(cache_of(kwargs), index)
+        if not forward.drops and not forward.extensions.watch_all:
+            if stored is None and not forward.ends_turn:
+                return original(*args, **kwargs)
+            if stored is not None and self._gets_what_it_needs(stored, kwargs):
+                stored.announce(None, forward.span)
+                return original(*args, **kwargs)
         call = self._call(forward, index, args, kwargs)
         if call.streams is None:
             return self._run(forward, call, original)
         return with_hidden(self._run(forward, call, call.streams.around(original)), call.streams.unfold)
+
+    def _gets_what_it_needs(self, stored: PrunedLayer, kwargs: dict[str, Any]) -> bool:
+        """Return whether what the model passes in a step is right for a layer whose tokens were dropped."""
+        odd = self._reads or stored.ragged or stored.shift is not None or stored.beside or stored.window is not None
+        # Without padding, a step sees all slots, and their keys have the positions that they came with.
+        as_is = kwargs.get("attention_mask", MISSING) is None and kwargs.get("position_embeddings") is not None
+        return as_is and not odd
 
     def _call(self, forward: Forward, index: int, args: Any, kwargs: dict[str, Any]) -> LayerCall:
         """Return a layer's call. Refuse one that is out of order, or has unknown arguments or another cache."""
@@ -112,7 +120,7 @@ class LayerRunner:
         elif forward.drops and cache is not forward.cache:
             guards.refuse_other_cache()
         hidden, kwargs = self._bring_together(forward, index, hidden, kwargs)
-        stored = find_pruned(cache, self._family.lenders.get(index, index))
+        stored = find_pruned(cache, index)
         stored = stored and stored.attended
         samples, span = hidden.shape[:2] if passed_on is None else (forward.count, forward.span)
         kind = self._kinds[index]
@@ -120,17 +128,18 @@ class LayerRunner:
 
     def _run(self, forward: Forward, call: LayerCall, original: Original) -> Any:
         """Run the stages before a layer, then the layer."""
-        if call.index in self._family.lenders:
-            return self._run_borrower(forward, call, original)
+        for before_layer in forward.extensions.before_layer:
+            before_layer(forward, call)
         if forward.drops:
             if call.index == 0 and self._program.turned:
                 note_turns(forward, call)
             if call.index in self._program.busy or call.index == 0:
-                ahead = Ahead(forward, call)
-                cut_before(forward, call, ahead.reader)
-                ahead.memo = Memo()
+                with _readers(forward, call) as reader_of:
+                    cut_before(forward, call, reader_of)
             forward.outcome.ran.append(forward.outcome.rows)
         rows = forward.outcome.rows and forward.outcome.rows.on(call.device)
+        for rows_for in forward.extensions.rows_for:
+            rows = rows_for(forward, call, rows)
         signals = self._program.signals_while(call.index) if forward.drops else ()
         notes = None if self._program.reading is None else decode_hook(forward, call)
         members = forward.table.members if signals else ()
@@ -138,111 +147,28 @@ class LayerRunner:
         arguments = self._announce(forward, call, rows)
         hidden = call.hidden if rows is None else call.rows(rows)
         with _reading(call, signals, readers, notes) if signals or notes is not None else nullcontext():
+            if forward.extensions.around_layer:
+                original = partial(self._inside, forward, call, original)
             output = original(hidden, **{**call.kwargs, **arguments})
+        for after_store in forward.extensions.after_store:
+            after_store(forward, call)
         return output if rows is None else self._written_back(forward, call, rows, output)
+
+    def _inside(self, forward: Forward, call: LayerCall, original: Original, *args: Any, **kwargs: Any) -> Any:
+        """Run a layer inside the contexts of extensions."""
+        with forward.extensions.around(forward, call):
+            return original(*args, **kwargs)
 
     def _announce(self, forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, Any]:
         """Tell a layer's cache which rows come. Returns the arguments that replace the model's."""
-        recurrent, lends = call.index in self._recurrent, call.index in self._lending
-        # Even for all columns: borrowers may see fewer of them, and a cut of the cache may bring some into a window.
-        waits = forward.drops and call.index in self._numbered_late
-        if call.cache is not None and not recurrent and (rows is not None or (forward.drops and lends) or waits):
+        if call.cache is not None and rows is not None and call.index not in self._storeless:
             call.stored = pruned_layer(call.cache, call.index)
-            call.stored.wait(waits)
-        stored = call.stored
-        if rows is None and stored is None:
-            return {}
+        if rows is None and call.stored is None:
+            return positions_of(forward, call, None) if forward.extensions.arguments else {}
         own = own_arguments(forward, call, rows)
-        if stored is not None:
-            if lends:
-                lend(stored)
-            stored.announce(*own.coming)
-            if rows is not None and rows.anew is not None:
-                stored.shift = rows.shift(stored.shift, forward.entering_rows)
+        if call.stored is not None:
+            call.stored.announce(*own.coming)
         return own.by_name
-
-    def _run_borrower(self, forward: Forward, call: LayerCall, original: Original) -> Any:
-        """Run a layer that attends to an earlier layer's keys, with queries of the rows that are left.
-
-        If only the last row's logits are requested, the model passes that row alone.
-        """
-        lender, span, count, kwargs = call.stored, forward.span, call.span, dict(call.kwargs)
-        rows = forward.outcome.rows and forward.outcome.rows.on(call.device)
-        sliced = count < span
-        if forward.drops:
-            forward.outcome.ran.append(forward.outcome.rows)
-        if rows is not None and sliced:
-            end = span - count
-            if any(int((sample.text >= end).sum()) < count for sample in forward.samples):
-                raise UnsupportedError(
-                    f"This model computes only the last {count} rows of its last layers, and some of them may be "
-                    "dropped. Request logits of only the last row (as generate does) or of all rows, and put text "
-                    "behind the picture."
-                )
-        past = 0 if lender is None else lender.seen - span
-        held, alive = self._lent_slots(forward, call, rows, past)
-        keys = held
-        if held is not None and alive is not None:
-            keys = as_seen(held, alive)
-        mask, ragged = kwargs.get("attention_mask"), alive is not None or (lender is not None and lender.ragged)
-        if held is not None and keys is not None and (mask is not None or ragged):
-            queries = torch.arange(count, device=keys.device).expand(len(keys), -1)
-            if sliced and mask is None:
-                queries = queries + span - count
-            elif rows is not None and not sliced:
-                queries = rows.read
-            window = None if mask is None else self._lent_window(forward, call, rows, held)
-            remap = Remap(queries, keys, past, past + span, ragged, call.is_causal, window)
-            kwargs["attention_mask"] = remap(mask, forward.backend)
-        if rows is None or sliced:
-            return original(call.hidden, **kwargs)
-        kwargs |= positions_of(forward, call, rows) | more_at(forward, call, rows)
-        return self._written_back(forward, call, rows, original(call.rows(rows), **kwargs))
-
-    def _lent_slots(
-        self, forward: Forward, call: LayerCall, rows: Rows | None, past: int
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the columns of the slots that a layer's lender returned, (samples, slots), and which of them are seen.
-
-        Either is None if it is all of them.
-        """
-        lender, span, device = call.stored, forward.span, call.device
-        if lender is not None:
-            if rows is not None:
-                note_alive(lender, rows.unpruned(past), past)
-            return lent_by(lender).returned, lent_by(lender).alive
-        if rows is None:
-            return None, None
-        of_lender = forward.outcome.ran[self._family.lenders[call.index]]  # without a cache
-        held = torch.arange(span, device=device).expand(len(rows.read), -1)
-        if of_lender is not None:
-            held = of_lender.on(device).unpruned(0)
-        return held, alive_columns(rows.unpruned(0), 0, None, span)
-
-    def _lent_window(self, forward: Forward, call: LayerCall, rows: Rows | None, held: Tensor) -> Window | None:
-        """Return what a borrowing layer's window counts; see `window_of`. Such models do not renumber rows.
-
-        `held` are the columns of the slots that its lender returned.
-        """
-        refuse_flash(forward, call)
-        lender, reach, count = call.stored, self._family.windows.get(call.index), call.span
-        total = forward.span if lender is None else lender.seen
-        if reach is None or total <= reach.columns:
-            return None
-        past = total - forward.span
-        of_lender = forward.outcome.ran[self._family.lenders[call.index]] if lender is None else None
-        counted = None if lender is None else lent_by(lender).counted
-        if of_lender is not None:
-            counted = of_lender.on(held.device).window_columns(0, None, forward.first)
-        coming = None if rows is None else rows.window_columns(past, None, forward.first)
-        if counted is None and coming is None:
-            return None
-        columns = torch.arange(past, total, device=held.device).expand(len(held), -1)
-        if rows is not None and coming is not None:
-            columns = columns.scatter(1, rows.read, coming)
-        # If the model passes only the last rows, its mask has only these.
-        last = columns[:, forward.span - count :]
-        return Window(last, held if counted is None else counted, total - count, reach.columns, False, forward.live)
 
     def _written_back(self, forward: Forward, call: LayerCall, rows: Rows, output: Any) -> Any:
         """Return the output of a layer that ran on rows as the full-length stream, or as it is if rows are passed on.
@@ -307,6 +233,15 @@ class LayerRunner:
             tables = on_tensors(tables, lambda table: _here(forward, table, device))
             kwargs = {**kwargs, "position_embeddings": tables}
         return hidden, {**kwargs, "attention_mask": _here(forward, mask, device)}
+
+
+@contextmanager
+def _readers(forward: Forward, call: LayerCall) -> Iterator[Callable[[int], AttentionReader]]:
+    """Yield a function that returns the reader of a sample, for stages before the layer."""
+    ahead = lru_cache(maxsize=1)(partial(Ahead, forward, call))  # few stages read
+    yield lambda member: ahead().reader(member)
+    if ahead.cache_info().currsize:
+        ahead().memo = Memo()  # the readers refer to one another
 
 
 @contextmanager

@@ -7,7 +7,7 @@ decoder (begin), each of its layers, and the decoder again (finish). Each hook c
 import functools
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +29,12 @@ from foveate.core.turns import Turn
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.encode import encode_media
+from foveate.engine.extension import Extension, Extensions
+from foveate.engine.extensions import extensions_for
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.handed import Original, Streams
 from foveate.engine.media_tokens import prompt_lengths, tag, tagged_media
-from foveate.engine.prefill import begin, finish
+from foveate.engine.prefill import begin, finish, take_tower_cuts
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
 from foveate.engine.tower_memo import memos, tower_state
@@ -94,6 +96,7 @@ def drop(
     tokens: float | None = None,
     resources: Mapping[str, Any] | None = None,
     cuda_graphs: bool = False,
+    extensions: Sequence[Extension] = (),
 ) -> Iterator[Trace]:
     """Drop vision tokens while the context is open.
 
@@ -124,6 +127,7 @@ def drop(
         resources: Inputs of the method that no model has, by name, such as CDPruner's "clip". See the method's page.
         cuda_graphs: Run the vision tower, the prefill and each decoding step as a CUDA graph. The second call with a
             layout records its graph and later ones replay it; `trace.graphs` counts both. Experimental.
+        extensions: What else is to be done in every forward; see "Write an extension" in the documentation.
 
     Yields:
         The trace, which every prefill inside the context extends. Its `history` keeps all of them, but only the latest
@@ -142,7 +146,8 @@ def drop(
         UserWarning: On exit, if the method is weak at as few tokens as an image was left, if a budget left all, or if
             the model encoded no picture and ran no prompt inside, so that nothing can have been dropped.
     """
-    yield from open_session(Session(model, method, retention, tokens, resources, cuda_graphs), warns=True)
+    session = Session(model, method, retention, tokens, resources, cuda_graphs, extensions=extensions)
+    yield from open_session(session, warns=True)
 
 
 def open_session(session: "Session", warns: bool) -> Iterator[Trace]:
@@ -155,7 +160,7 @@ def open_session(session: "Session", warns: bool) -> Iterator[Trace]:
             session.detach()
     finally:
         session.detach(waits=False)  # an interrupt may have stopped the first detach halfway
-    session._program.refuse_doubts()
+    session.program.refuse_doubts()
     if not warns:
         return
     if session.idle:
@@ -226,7 +231,7 @@ def remove(model: nn.Module) -> None:
         session.detach()
     finally:
         session.detach(waits=False)  # as in `open_session`
-    session._program.refuse_doubts()
+    session.program.refuse_doubts()
     if session.idle:
         warn_caller(NOTHING_RAN)
 
@@ -269,7 +274,7 @@ class Hold:
 
     def __init__(self, family: Family, door: Literal["drop", "apply", "ask"]) -> None:
         self.door, self.thread = door, threading.current_thread()
-        self._core, self._family = family.core, family
+        self._core, self.family = family.core, family
 
     @property
     def is_elsewhere(self) -> bool:
@@ -284,7 +289,7 @@ class Hold:
         """
         holder = _sessions.setdefault(self._core, self)
         if holder is not self:
-            guards.refuse_second(holder.method, holder.door, holder.is_elsewhere, self._family.model)
+            guards.refuse_second(holder.method, holder.door, holder.is_elsewhere, self.family.model)
 
     def release(self) -> None:
         """End the claim. Calling it again does nothing."""
@@ -379,10 +384,12 @@ class Session(Hold):
     """A method on a model: the hooks that run it, until they are all removed. Before `attach`, the model is unchanged.
 
     Args:
-        model, method, retention, tokens, resources, cuda_graphs: See `drop`.
+        model, method, retention, tokens, resources, cuda_graphs, extensions: See `drop`.
         door: See `Hold`.
 
     Attributes:
+        family, program: The model's family, and where the method's stages run.
+        patches: What is put on the model; taken off when the context ends.
         method: The method.
         trace: The trace, extended by every prefill.
         idle: Whether the method had nothing to act on so far: no picture, no prefill, no cache that was cut earlier.
@@ -397,6 +404,7 @@ class Session(Hold):
         resources: Mapping[str, Any] | None = None,
         cuda_graphs: bool = False,
         door: Literal["drop", "apply", "ask"] = "drop",
+        extensions: Sequence[Extension] = (),
     ) -> None:
         if method is None:
             if not cuda_graphs:
@@ -410,22 +418,22 @@ class Session(Hold):
         refuse_open(model, family)
         guards.refuse_unknown_host(family)
         if resources:
-            self._program = Program.on(self.method, family, resources)
+            self.program = Program.on(self.method, family, resources)
         else:  # modules around the core, such as PEFT's, do not matter to a program
             memo = _programs.setdefault(family.core, Memo(MOST_PROGRAMS))
             key = self.method, type(family), len(family.layers)
-            self._program = memo.once(functools.partial(Program.on, self.method, family), *key)
-        if self._program.encodes is not None and not hasattr(family.core, "get_image_features"):
+            self.program = memo.once(functools.partial(Program.on, self.method, family), *key)
+        if self.program.encodes is not None and not hasattr(family.core, "get_image_features"):
             raise UnsupportedError(
                 f"{type(family.core).__name__} encodes pictures within its forward, so tokens cannot be reduced before "
                 "the decoder. Use a method that drops between layers."
             )
-        guards.refuse_cuts_behind_lenders(family, self._program.cuts, self._program.reading is not None)
+        guards.refuse_cuts_behind_lenders(family, self.program.cuts, self.program.reading is not None)
         self._turn = Turn()
         self._runner: LayerRunner
         self._replayer: Replayer | None = None
         self._cuda_graphs = cuda_graphs
-        self._patches = Patcher()
+        self.patches = Patcher()
         self._generating = Generating()
         # Set if the previous forward ended in an image or right behind it: its cache, the cache's length then, and
         # whether tokens had been dropped.
@@ -437,7 +445,8 @@ class Session(Hold):
         self._pixels = self._tower_run = ""
         self._steps = threading.RLock()
         """Held while hooks go on or off, and while a forward runs between them."""
-        self._ended = False
+        self._ended = self._notes_positions = False
+        self._extensions = Extensions([*extensions_for(self.program, self.family), *extensions])
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled with the model."""
@@ -454,44 +463,52 @@ class Session(Hold):
 
     def _attach(self) -> None:
         # These two look at what others have put on the model.
-        self._runner = LayerRunner(self._family, self._program, self._turn)
+        self._runner = LayerRunner(self.family, self.program, self._turn)
         if self._cuda_graphs:
             from foveate.engine.replays import replayer
 
-            self._replayer = replayer.Replayer(self._family, self._program, self._runner, self.trace)
-        patches, model, core, text = self._patches, self._family.model, self._core, self._family.text
-        if self._family.retriever is not None:
-            hand_pages(patches, self._family.retriever)
+            self._replayer = replayer.Replayer(self.family, self.program, self._runner, self.trace)
+        patches, model, core, text = self.patches, self.family.model, self._core, self.family.text
+        if self.family.retriever is not None:
+            hand_pages(patches, self.family.retriever)
         if hasattr(model, "init_continuous_batching"):
             patches.wrap(model, "init_continuous_batching", guards.refuse_pages)
         if hasattr(model, "generate"):
             patches.wrap(model, "generate", self.around_generate)
-            if self._program.reads_text or self._program.reading is not None:
+            if self.program.reads_text or self.program.reading is not None:
                 patches.wrap(model, "generate", guards.refuse_candidates)
         patches.wrap(core, "forward", self.around_core)
         patches.wrap(model, "forward", self.around_model)
         for modality in ("image", "video"):
             if hasattr(core, f"get_{modality}_features"):
                 patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
-        surround_towers(patches, self._family, self._program, self._replayer)
-        for tower in self._family.towers:
+        surround_towers(patches, self.family, self.program, self._replayer)
+        for tower in self.family.towers:
             patches.hook(tower, "after", self.after_tower)
-        merger = self._family.merger
+        merger = self.family.merger
         if merger is not None:
             patches.wrap(core, merger, self.around_merger)
         if text is not core:
             patches.hook(text, "before", self.before_decoder, with_kwargs=True)
-        if self._family.gathers:
+        if self.family.gathers:
             self._runner.begin = self.before_layers
-        if self._program.renumbers or self._program.turned:
-            patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
-        for index, layer in enumerate(self._family.layers):
+        if self.program.turned:
+            self.note_positions()
+        for index, layer in enumerate(self.family.layers):
             # Wrap the layer's forward instead of hooking it: other hooks then all see the full-length stream.
             put = patches.wrap(layer, "forward", functools.partial(self._runner.run, index))
             self._runner.wrappers.append(put)
         if self._replayer is not None:
             patches.wrap(text, "forward", self._replayer.run)
         patches.hook(text, "after", self.after_decoder)
+        for extension in self._extensions.attach:
+            extension(self)
+
+    def note_positions(self) -> None:
+        """Let every forward know the position ids that the model passes to its rotary embedding."""
+        if not self._notes_positions:
+            self._notes_positions = True
+            self.patches.hook(self.family.text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
 
     def detach(self, waits: bool = True) -> None:
         """Remove all hooks, after the forward of another thread that is running. Calling it again does nothing.
@@ -502,7 +519,7 @@ class Session(Hold):
         holds = self._steps.acquire(blocking=waits)
         try:
             self._ended = True
-            self._patches.restore()
+            self.patches.restore()
             self.release()
         finally:
             if holds:
@@ -525,7 +542,7 @@ class Session(Hold):
         """
         with self._in_turn(generates=True):
             arguments = arguments_of(original, args, kwargs)
-            config = arguments.get("generation_config") or self._family.model.generation_config
+            config = arguments.get("generation_config") or self.family.model.generation_config
             chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
             ids, cache = _new_ids(arguments), cache_of(arguments)
             start, end = 0 if cache is None else max(0, length_of(cache)), 0
@@ -539,19 +556,30 @@ class Session(Hold):
                 self._replayer.beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1
             self._runner.arrival = self._runner.forward = None
             try:
-                output = original(*args, **kwargs)
+                with self._cleared():
+                    output = original(*args, **kwargs)
                 if self._ended and not generating.begun:  # later, its cache refuses the next step
                     guards.refuse_after_end()
-                self._program.refuse_doubts()
+                self.program.refuse_doubts()
                 return output
             finally:
                 self._generating = Generating()
                 if self._replayer is not None:
                     self._replayer.end, self._replayer.beams, self._replayer.states = 0, 1, None
 
+    @contextmanager
+    def _cleared(self) -> Iterator[None]:
+        """Forget the forward that failed: a part of the model may be called alone next."""
+        try:
+            yield
+        except BaseException:
+            self._runner.arrival = self._runner.forward = self._targets = None
+            self._pixels, self._tower_run, self._last_only = "", "", False
+            raise
+
     def around_model(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Note if there are pixels, what the loss predicts, and if only the last column's logits are requested."""
-        model = self._family.model
+        model = self.family.model
         named = by_name(model, args, kwargs, skip=0) if args else kwargs
         with self._in_turn():
             pixels = [name for name in named if "pixel_values" in name and named[name] is not None]
@@ -597,7 +625,8 @@ class Session(Hold):
             ids, targets = named.get("input_ids"), self._targets
             self._runner.arrival = Arrival(self._last_only, named, ids, encoded, targets=targets)
             self._runner.forward, self._last_only, self._targets = None, False, None
-            return original(*args, **kwargs)
+            with self._cleared():
+                return original(*args, **kwargs)
 
     def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Wrap `get_image_features`, which `generate` calls before the decoder runs."""
@@ -612,16 +641,16 @@ class Session(Hold):
         arrival = self._arriving()
         self._encoding = True
         try:
-            prompt = prompt_lengths(self._family, modality, arrival.ids)
-            if self._program.encodes is None:
+            prompt = prompt_lengths(self.family, modality, arrival.ids)
+            if self.program.encodes is None:
                 output, cuts, ran = call.run(), list[Cut | None](), list[Cut]()
             else:
-                output, cuts, ran = encode_media(self._family, self._program, call, prompt)
+                output, cuts, ran = encode_media(self.family, self.program, call, prompt)
         finally:
             self._encoding = False
         if hasattr(output, "to_tuple"):  # a plain tuple comes from a user's return_dict=False, never from the model
             arrival.image_lengths[modality] = lengths = prompt(lengths_of(pieces_of(output)))
-            tag(self._family, call, output, cuts, lengths, ran)
+            tag(self.family, call, output, cuts, lengths, ran)
             arrival.encoded[modality] = output
             self._note_splits(arrival, modality, output)
         return call.answer(output)
@@ -636,15 +665,15 @@ class Session(Hold):
         chunk = self._generating.chunk
         if chunk is None or arrival.ids is None:
             return
-        media = tagged_media(output, arrival.image_lengths[modality], self._program, self._family, modality)
+        media = tagged_media(output, arrival.image_lengths[modality], self.program, self.family, modality)
         lengths = [image.length for image in media]
-        places: Tensor = arrival.ids == self._family.placeholder(modality)  # type: ignore[assignment]
+        places: Tensor = arrival.ids == self.family.placeholder(modality)  # type: ignore[assignment]
         columns = places.nonzero()[:, 1]
         chunks = columns.cpu() // chunk  # (vision tokens,): the chunk that holds each; columns 3 4 5 by 4 give 0 1 1
         if sum(lengths) == len(chunks):
             ends = {(int(image[0]), int(image[-1])) for image in torch.split(chunks, lengths)}
             last = (arrival.ids.shape[1] - 1) // chunk
-            cut_off = self._program.reads_text and any(end < last for _, end in ends)
+            cut_off = self.program.reads_text and any(end < last for _, end in ends)
             self._generating.splits |= cut_off or any(start < end for start, end in ends)
 
     # -- begin -------------------------------------------------------------------------------------------------
@@ -654,7 +683,7 @@ class Session(Hold):
         guards.refuse_beside(self._turn, alone=False)
         arguments = arguments_of(original, args, kwargs)
         placeholders, arrival = original(*args, **kwargs), self._arriving()
-        for modality, mask in self._family.vision_masks(placeholders, {**arrival.arguments, **arguments}):
+        for modality, mask in self.family.vision_masks(placeholders, {**arrival.arguments, **arguments}):
             if mask.dim() == 3:  # (samples, columns, width), constant along the width
                 mask = mask[..., 0]
             arrival.placeholders.append((modality, mask))
@@ -664,10 +693,10 @@ class Session(Hold):
         """Prepare the forward for the decoder's layers."""
         if "write_index" in kwargs:
             guards.refuse_pages()
-        if self._family.gathers and kwargs.get("inputs_embeds") is None:
+        if self.family.gathers and kwargs.get("inputs_embeds") is None:
             return None  # the first layer will see what enters
         arrival = self._arriving()
-        forward = Forward(self._program, self._family)
+        forward = Forward(self.program, self.family, extensions=self._extensions)
         self._runner.arrival, self._runner.forward = None, forward
         cache, generating = cache_of(kwargs), self._generating
         arrival.splits, arrival.generate_ids = generating.splits, generating.ids
@@ -679,36 +708,36 @@ class Session(Hold):
             arrival.behind_image = ended() is cache and length == length_of(cache)
         self._image_end = None
         idle, self.idle = self.idle, False  # a prompt that is refused has said so
-        embeds = begin(forward, arrival, kwargs, cache)
-        if idle and forward.outcome.record is None:  # a later turn may have a context of its own
+        begin(forward, arrival, kwargs, cache)
+        if idle and not forward.is_prefill:  # a later turn may have a context of its own
             self.idle = not any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ()))
         generating.asked = forward.asked if forward.ends_turn else {}
         generating.begun = True
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
-        if forward.outcome.record is not None:
-            lost = self._patches.lost()
+        if forward.is_prefill:
+            lost = self.patches.lost()
             if lost is not None:
                 guards.refuse_lost_hooks(lost)
-            self._program.refuse_doubts()  # of an earlier forward
+            self.program.refuse_doubts()  # of an earlier forward
             if torch.is_grad_enabled():  # training runs for days
                 self.trace.most = LATEST
-            self.trace.add(forward.outcome.record)
-        forward.noted = self.trace.history[-1] if self.trace.history else None
-        if embeds is None:
+        for extension in self._extensions.begin:
+            extension(forward, cache)
+        if not forward.drops:
             return None
-        return args, {**kwargs, "inputs_embeds": embeds}
+        return args, {**kwargs, "inputs_embeds": take_tower_cuts(forward, kwargs["inputs_embeds"])}
 
     def before_layers(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Prepare at the first layer if the decoder got no embeddings by name. Returns the layer's input."""
         arrival = self._arriving()
-        if self._family.merger is None:
-            arrival.placeholders = self._family.masks_by_ids({**arrival.arguments, "input_ids": arrival.ids})
+        if self.family.merger is None:
+            arrival.placeholders = self.family.masks_by_ids({**arrival.arguments, "input_ids": arrival.ids})
         streams: Streams | None = None
         if hidden.dim() == 4 and arrival.ids is not None:
             streams = Streams.of(hidden, (arrival.ids.shape[0], arrival.ids.shape[1]))
             hidden = streams.fold(hidden)
         arguments = {**kwargs, **arrival.arguments, "inputs_embeds": hidden}
-        answer = self.before_decoder(self._family.text, (), arguments)
+        answer = self.before_decoder(self.family.text, (), arguments)
         if answer is not None:
             hidden = answer[1]["inputs_embeds"]
         if streams is None:
@@ -731,7 +760,7 @@ class Session(Hold):
         self._runner.arrival = self._runner.forward = None
         if forward is None:
             guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
-        if forward.outcome.record is not None or forward.ends_turn:
+        if forward.is_prefill or forward.ends_turn:
             finish(forward, cache_in(output))
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
             dropped = sum(forward.table.counts) < sum(map(len, forward.table.entered))

@@ -15,8 +15,9 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape
 from foveate.core.patching import Patcher
 from foveate.core.tapes import TAPES
+from foveate.engine.ancestry import StageRecord
+from foveate.engine.handed import with_hidden
 from foveate.engine.session import drop, refuse_open
-from foveate.engine.trace import StageRecord
 from foveate.errors import InputError, SessionError, SettingError, UnsupportedError
 from foveate.families.support import reach
 from foveate.methods.divprune import DivPrune
@@ -362,16 +363,15 @@ class Checking:
         """Check that the pooling mask marks as many rows as are left, and none that the last layer did not run on."""
         hidden: list[Tensor] = []
 
-        def shift(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            output = original(*args, **kwargs)
-            return output + 1 if isinstance(output, Tensor) else (output[0] + 1, *output[1:])
+        def flip(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return with_hidden(original(*args, **kwargs), lambda rows: rows.flip(-1))  # norms undo shifts and scales
 
         with Patcher() as patches:
             patches.hook(self._family.text, "after", lambda text, args, output: hidden.append(output[0]))
-            for shifted in (False, True):
-                if shifted:
+            for flipped in (False, True):
+                if flipped:
                     steps = len(hidden)
-                    patches.wrap(self._family.layers[-1], "forward", shift)
+                    patches.wrap(self._family.layers[-1], "forward", flip)
                 with self._drop(self._probes[0].method) as trace:
                     self._force(self._inputs)
         if hidden[0].shape[1] == 1:

@@ -23,9 +23,10 @@ from foveate.core.cut import Cut, look_up, note_of
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells
 from foveate.core.views import Arriving, View
+from foveate.engine.ancestry import StageRecord
 from foveate.engine.program import Program
 from foveate.engine.session import drop_or_not
-from foveate.engine.trace import StageRecord, Trace
+from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
 from foveate.registry import family_for
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of

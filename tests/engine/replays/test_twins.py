@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from foveate.engine.forward import Forward, Outcome
+from foveate.engine.forward import CutNote, Forward, Outcome
 from foveate.engine.replays.twins import outcome_with
-from foveate.engine.trace import Ancestry, PrefillRecord, StageRecord
 from tests.engine.test_rows import entering, kept, merged
 
 COMPARED = ("span", "count", "drops", "hands_on", "caches", "plans", "samples")
@@ -18,15 +17,14 @@ HELD = ("first", "entering_rows", "image_ends", "live")
 COPIED = ("outcome", "position_ids", "additions", "memo")
 """What a twin has of its own."""
 UNREAD = (
-    *("program", "family", "cache", "noted", "steps", "segment", "unpadded", "entered"),
+    *("program", "family", "cache", "extensions", "is_prefill", "reads", "passed_on", "unpadded", "entered"),
     *("ends_turn", "kinds", "asking", "most", "asked"),
 )
 """What recorded layers do not read, or what the key of a call has already."""
 NAMES = [*COMPARED, *HELD, *COPIED, *UNREAD]
 LISTS = {
     Forward: {*NAMES},
-    Outcome: {"record", "table", "ran"},
-    StageRecord: {"_ancestries", "where", "layer", "before", "after", "rows"},
+    Outcome: {"table", "ran", "cuts"},
 }
 """Changed, compared or shared: what `twins` does with each attribute."""
 
@@ -57,14 +55,13 @@ def tensors_in(value, seen):
 
 
 def test_a_twin_shares_no_tensor_of_the_outcome():
-    first, _ = merged(entering([[1, 2, 5], [3, 4]]), [[0, -1], [0]], [[0, 1, 1], [0, 0]], anew=True)
+    first, _ = merged(entering([[1, 2, 5], [3, 4]]), [[0, -1], [0]], [[0, 1, 1], [0, 0]])
     first.put("mine", torch.ones(2, first.read.shape[1]))
     last = kept(first, [[1], [0]])
     last.put_note(0, "size", torch.ones(1))
     last.about[0]["raters"] = torch.ones(1, 3)
-    ancestries = [(Ancestry(3, last.steps[member]),) for member in range(2)]
-    record = PrefillRecord(2, [3, 2], (3, 2), stages=[StageRecord("layer", 1, (3, 2), (1, 1), ancestries)])
-    outcome = Outcome(record, last, [None, first, last])
+    cut = CutNote("layer", 1, (3, 2), (1, 1), last.steps, last.columns)
+    outcome = Outcome(last, [None, first, last], [cut])
     own = list(tensors_in(outcome, {}))
     copies = {id(tensor) for tensor in tensors_in(outcome_with(outcome, torch.clone), {})}
     assert len(own) > 30

@@ -161,9 +161,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             notes = self.notes.items()
             self.notes = {name: note for name, note in notes if not (isinstance(note, LayerNote) and note.is_of_steps)}
 
-    def wait(self, waits: bool) -> None:
-        """Set whether slots outside a window stay until `WindowedLayer.release`. Here there is no window."""
-
     # -- slots, and the columns they stand for -------------------------------------------------------------------------
 
     @property
@@ -536,7 +533,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         }
         return {name: note for name, note in notes.items() if note is not None}
 
-    def keep(self, wanted: Tensor, counts: Sequence[int], shift: Tensor | None = None) -> None:
+    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """Keep only some of the rows that came last.
 
         Layers that hold the same columns and get the same tensor share the computation.
@@ -544,24 +541,30 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Args:
             wanted: (samples, rows) bool, in the order they came.
             counts: How many of them each sample has.
-            shift: If a window counts them anew, the `shift` that the layer will have.
         """
         earlier = max(0, self.slots - wanted.shape[1])  # slots of earlier turns; all of them stay
-        chosen, counted = self._choose(wanted, counts, earlier), self.window_slots()
+        chosen = self._choose(wanted, counts, earlier)
         every = self.beside_all()
         self.beside = self.memo.once(lambda: chosen.of_all(every), "kept beside", chosen, *every.values())
-        if shift is not None:
-            anew = shift
-
-            def count() -> Tensor:
-                before = self.columns(0, wanted.shape[0], anew.device) if counted is None else counted
-                numbers = torch.arange(earlier - chosen.base.shape[1], 0, device=anew.device) + self.seen
-                return chosen.base - torch.cat((before[:, :earlier], numbers - anew[:, None]), dim=1)
-
-            behind = self.memo.once(count, "kept to count", chosen, counted, shift)
-            self.beside = {**self.beside, SHIFT: behind}
         self.base_end = self.seen
         self._keep_slots(chosen)
+
+    def count_anew(self, rows: int, shift: Tensor) -> None:
+        """After `keep`: let a window count the last `rows` slots one behind the other, up to a column that is `shift`,
+        (samples,), before the sequence's end."""
+        base, behind = self.base, self.beside.get(SHIFT)
+        assert base is not None
+        earlier = base.shape[1] - rows
+
+        def count() -> Tensor:
+            counted = torch.arange(-rows, 0, device=shift.device) + self.seen - shift[:, None]
+            first = base.new_zeros(len(base), earlier) if behind is None else behind[:, :earlier]
+            return torch.cat((first, base[:, earlier:] - counted), dim=1)
+
+        self.beside = {
+            **self.beside,
+            SHIFT: self.memo.once(count, "counted anew", base, behind, rows, self.seen, shift),
+        }
 
     def _choose(self, wanted: Tensor, counts: Sequence[int], earlier: int) -> Chosen:
         """Choose the slots that `keep` keeps."""

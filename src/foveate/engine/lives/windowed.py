@@ -96,10 +96,15 @@ class WindowedLayer(PrunedLayer):
         super().crop(tokens_to_remove)
         self._evict()
 
-    def keep(self, wanted: Tensor, counts: Sequence[int], shift: Tensor | None = None) -> None:
+    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """As of `PrunedLayer`."""
-        super().keep(wanted, counts, shift)
-        self.windowed, self.is_pruned = self.windowed or shift is not None, True
+        super().keep(wanted, counts)
+        self.is_pruned = True
+
+    def count_anew(self, rows: int, shift: Tensor) -> None:
+        """As of `PrunedLayer`."""
+        super().count_anew(rows, shift)
+        self.windowed = True
 
     def _choose(self, wanted: Tensor, counts: Sequence[int], earlier: int) -> Chosen:
         order, before = self._order, self._before
@@ -113,10 +118,6 @@ class WindowedLayer(PrunedLayer):
             return Chosen.of(columns, 0, stays & (columns >= 0), stays.shape[1], ragged=True)
 
         return self.memo.once(choose, "kept", wanted, self.base, self.base_end, self.seen, self.slots, order)
-
-    def wait(self, waits: bool) -> None:
-        """Set whether slots outside the window stay until `release`."""
-        self.waits = waits
 
     def release(self) -> None:
         """Remove slots that the layer has waited to remove."""

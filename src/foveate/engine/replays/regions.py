@@ -155,11 +155,8 @@ class DecoderCall(Region):
 
     def answer(self, made: "MadeByDecoder") -> Any:
         """See `Region`."""
-        forward, record, outcome = self.forward, self.forward.outcome.record, made.outcome
-        assert record is not None
-        assert outcome.record is not None
-        record.stages += outcome.record.stages[len(record.stages) :]
-        outcome.record, forward.outcome = record, outcome
+        forward = self.forward
+        forward.outcome = made.outcome
         if self.cache is not None:
             self.cache.layers[:] = made.layers
             if forward.drops:

@@ -103,7 +103,7 @@ class Replayer:
             counts.note_plain("this family's pictures are known only inside the decoder")
             return original(*args, **kwargs)
         region: Region | str
-        if forward.outcome.record is None:
+        if not forward.is_prefill:
             counts, region = self._graphs.steps, self._step_call(forward, original, kwargs)
         else:
             region = self._decoder_call(forward, original, kwargs)

@@ -12,7 +12,6 @@ from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Rows
-from foveate.engine.trace import StageRecord
 
 
 def held_by(forward: Forward) -> list[Tensor | None]:
@@ -28,11 +27,9 @@ def twin_of(forward: Forward, change: Change, kwargs: dict[str, Any]) -> Forward
 
 
 def outcome_with(outcome: Outcome, change: Change) -> Outcome:
-    """Return an outcome with `change` applied to its tensors, and a copy of the record."""
-    record = outcome.record
-    if record is not None:
-        record = replace(record, stages=[_stage_with(stage, change) for stage in record.stages])
-    return replace(_with_tables(outcome, lambda rows: rows.map(change)), record=record)
+    """Return an outcome with `change` applied to its tensors."""
+    changed = _with_tables(outcome, lambda rows: rows.map(change))
+    return replace(changed, cuts=[cut.map(change) for cut in outcome.cuts])
 
 
 def outcome_without(outcome: Outcome, pads: int, cut: Change, samples: Sequence[Sample]) -> Outcome:
@@ -47,24 +44,17 @@ def _with_tables(outcome: Outcome, change: Callable[[Rows], Rows]) -> Outcome:
     return replace(outcome, table=table, ran=ran)
 
 
-def _stage_with(stage: StageRecord, change: Change) -> StageRecord:
-    """Return a stage's record with `change` applied to its tensors."""
-    ancestries = [tuple([own.with_tensors(change) for own in each]) for each in stage._ancestries]
-    return replace(stage, _ancestries=ancestries)
-
-
 # -- layouts -------------------------------------------------------------------------------------------------------
 
 
 def layout_of(forward: Forward) -> Hashable:
     """Return all facts of a begun forward on the host that its layers depend on, as a hashable value."""
     outcome = forward.outcome
-    assert outcome.record is not None
     values = forward.span, forward.count, forward.drops, forward.hands_on, forward.caches, forward.backend
     plans = tuple([None if plan is None else tuple(plan) for plan in forward.plans])
     samples, table = tuple([_layout_of(sample) for sample in forward.samples]), outcome.table
     left = None if table is None else table.layout
-    return *values, forward.image_ends is None, plans, samples, left, len(outcome.record.stages)
+    return *values, forward.image_ends is None, plans, samples, left, len(outcome.cuts)
 
 
 def _layout_of(sample: Sample) -> Hashable:

@@ -1,0 +1,29 @@
+"""Each layer: extensions of the engine. This file is the list of them; the engine knows no other name.
+
+borrowing   gives layers without keys of their own a mask over another layer's
+cache_cut   cuts caches of earlier layers after a prompt
+renumbering   numbers rows anew, as in a prompt that is that short
+tracing     writes the trace: what was dropped where
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+
+from foveate.engine.extension import Extension
+from foveate.engine.program import Program
+from foveate.families.base import Family
+
+NEEDED: dict[str, Callable[[Program, Family], bool]] = {
+    "borrowing": lambda program, family: bool(family.lenders),
+    "cache_cut": lambda program, family: bool(program.cached),
+    "renumbering": lambda program, family: program.renumbers,
+    "tracing": lambda program, family: True,
+}
+"""When a context has each extension, in the order in which they are called."""
+
+
+def extensions_for(program: Program, family: Family) -> list[Extension]:
+    """Return new extensions for a method on a model."""
+    names = [name for name, is_needed in NEEDED.items() if is_needed(program, family)]
+    modules = [import_module(f"{__name__}.{name}") for name in names]
+    return [module.EXTENSION() for module in modules]
