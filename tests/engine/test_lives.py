@@ -348,6 +348,14 @@ class Game:
         self.cache = copy_of(self.cache, samples)
         self.plain.of_samples([0] * samples)
 
+    def go_back(self):
+        """Go on with a layer of which a copy was made. The copy stays as it is."""
+        if self.left:
+            layer, plain = self.left.pop(self.draw(st.integers(0, len(self.left) - 1)))
+            self.left.append((self.layer, self.plain))
+            self.cache = copy.copy(self.cache)
+            self.cache.layers, self.plain = [layer], plain
+
     # -- lives ---------------------------------------------------------------------------------------------------------
 
     def limit(self):
@@ -405,17 +413,8 @@ class Game:
 
 CHANGES = [
     *(Game.step, Game.step, Game.turn, Game.outside, Game.crop, Game.forget, Game.keep, Game.reset),
-    *(
-        Game.reorder,
-        Game.repeat,
-        Game.select,
-        Game.copy,
-        Game.share,
-        Game.limit,
-        Game.choose,
-        Game.compact,
-        Game.move_in,
-    ),
+    *(Game.reorder, Game.repeat, Game.select, Game.copy, Game.go_back, Game.go_back, Game.share),
+    *(Game.limit, Game.choose, Game.compact, Game.move_in),
 ]
 
 
@@ -476,7 +475,7 @@ KINDS_OF_LIFE = {
 """By what changes each begins."""
 
 
-@settings(max_examples=60)
+@settings(max_examples=250)
 @pytest.mark.parametrize("kind", KINDS_OF_LIFE)
 @given(data=st.data())
 @torch.no_grad()
@@ -491,7 +490,7 @@ def test_any_changes_in_any_order_leave_what_plain_lists_hold(kind, data):
     if kind.startswith("lend"):
         lend(layer)
     game = Game(layer, Plain([[] for _ in range(draw(st.integers(1, 3)))], window, records), draw)
-    changes = data.draw(st.lists(st.sampled_from(CHANGES), max_size=8))
+    changes = data.draw(st.lists(st.sampled_from(CHANGES), max_size=12))
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(rooms, "LONG", 4)  # a few slots are many
         patches.setattr(rooms, "MOST_STEP", 1)
