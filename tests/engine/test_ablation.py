@@ -21,4 +21,3 @@ def test_what_does_not_need_an_extension_passes_without_it(name):
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", done.stdout.splitlines()[-1])}
     assert done.returncode == 0, done.stdout[-3000:]
     assert counts["passed"] > 10
-    assert counts["skipped"] > 3  # those that need it

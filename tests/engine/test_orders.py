@@ -26,7 +26,8 @@ NAMES = tuple(extensions.NEEDED)
 
 
 def is_allowed(order):
-    return all(order.index(first) < order.index(second) for first, second in extensions.ORDERED)
+    pairs = [pair for pair in extensions.ORDERED if set(pair) <= {*order}]
+    return all(order.index(first) < order.index(second) for first, second in pairs)
 
 
 ORDERS = [order for order in itertools.permutations(NAMES) if is_allowed(order) and order != NAMES]
@@ -61,7 +62,7 @@ def test_an_order_that_is_drawn_changes_no_bit(name, family, attention, monkeypa
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@pytest.mark.parametrize("pair", extensions.ORDERED)
+@pytest.mark.parametrize("pair", [pair for pair in extensions.ORDERED if {*pair} <= {*NAMES}])
 def test_a_pair_that_is_listed_matters(pair, monkeypatch):
     assert len(extensions.ORDERED) <= 5
     expected = outcome("numbered, caches cut", "llava", "sdpa")
