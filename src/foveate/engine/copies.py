@@ -5,20 +5,25 @@ gets rows of its own. Recurrent states are written in place, so they are cloned.
 """
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils._pytree import tree_map_only
 
 from foveate._transformers import DummyLayer, DynamicLayer, LinearAttentionLayer
 from foveate.core.tensors import Change, Memo
+from foveate.engine.ancestry import Ancestry, StageRecord, Where
 from foveate.engine.cache import CACHE_LAYERS, refuse_cache
 from foveate.engine.lives.bare import MEMO_SIZE, PrunedLayer
 from foveate.engine.lives.limited import LimitedLayer
 from foveate.engine.lives.shared import SharedLayer
+from foveate.engine.trace import PrefillRecord
 
 STATES = ("conv_states", "recurrent_states")
 
@@ -129,3 +134,38 @@ def _own_memory(tensor: Tensor) -> Tensor:
     if tensor.untyped_storage().nbytes() == tensor.nbytes:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
+
+
+PLACES: tuple[Where, ...] = ("pixels", "tower", "projector", "layer", "kv")
+"""Places of cuts, in the order in which a token meets them."""
+
+
+def join_records(records: Sequence[PrefillRecord], cache: Any, columns: Sequence[int]) -> PrefillRecord:
+    """Join the records of prefills of one sample each whose caches were concatenated.
+
+    At a place where only some of them cut, the others keep what they have.
+
+    Args:
+        records: The records.
+        cache: The joined cache.
+        columns: Columns that each prefill has in it. They differ from its own by text in front.
+    """
+    cuts = [{(PLACES.index(cut.where), cut.layer or 0): cut for cut in record.cuts} for record in records]
+    entered = [record.vision_tokens[0] for record in records]
+    ancestries, left, stages = [Ancestry(count) for count in entered], list(entered), []
+    for place in sorted(set(itertools.chain(*cuts))):
+        before = (sum(left),)
+        for index, (of_record, count) in enumerate(zip(cuts, entered, strict=True)):
+            if cut := of_record.get(place):
+                ((part,),) = cut._ancestries
+                ancestries[index], left[index] = replace(part, tokens=count), cut.after[0]
+        where, layer = PLACES[place[0]], place[1] if PLACES[place[0]] == "layer" else None
+        stages.append(StageRecord(where, layer, before, (sum(left),), [tuple(ancestries)]))
+    media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
+    slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
+    length = (cache.get_seq_length(),)
+    # Text that the joined prompts have in front counts as left.
+    pairs = zip(records, columns, strict=True)
+    masks = [pad(record.pooling_mask, (count - record.pooling_mask.shape[1], 0), value=1) for record, count in pairs]
+    mask, tokens = (torch.cat(masks, dim=1), None, None), (sum(entered),)
+    return replace(records[0], rows=length, vision_tokens=tokens, media=media, stages=stages, slots=slots, _left=mask)

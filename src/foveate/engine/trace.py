@@ -4,18 +4,17 @@ import html
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from foveate.contract.settings import Count
 from foveate.core.fields import check_call
 from foveate.cost import RunCounts
-from foveate.engine.ancestry import Ancestry, StageRecord, Where
+from foveate.engine.ancestry import StageRecord
 from foveate.engine.media_tokens import MediaTokens
 from foveate.errors import SessionError, SettingError
 from foveate.plain.table import Column, Table
@@ -24,6 +23,7 @@ from foveate.plain.upstream import warn_caller
 if TYPE_CHECKING:
     from PIL import Image
 
+    from foveate.engine.replays.counts import Graphs
     from foveate.viz.showing import Media
 
 
@@ -259,90 +259,6 @@ class PrefillRecord:
             notes.append(f"{words[0].upper()}{words[1:]}.")
         counts = [Column(head, right=True) for head in ("Before", "After", "Kept")]
         return Table("Vision tokens", ["Stage", *counts], rows, notes)
-
-
-PLACES: tuple[Where, ...] = ("pixels", "tower", "projector", "layer", "kv")
-"""Places of cuts, in the order in which a token meets them."""
-
-
-def join_records(records: Sequence[PrefillRecord], cache: Any, columns: Sequence[int]) -> PrefillRecord:
-    """Join the records of prefills of one sample each whose caches were concatenated.
-
-    At a place where only some of them cut, the others keep what they have.
-
-    Args:
-        records: The records.
-        cache: The joined cache.
-        columns: Columns that each prefill has in it. They differ from its own by text in front.
-    """
-    cuts = [{(PLACES.index(cut.where), cut.layer or 0): cut for cut in record.cuts} for record in records]
-    entered = [record.vision_tokens[0] for record in records]
-    ancestries, left, stages = [Ancestry(count) for count in entered], list(entered), []
-    for place in sorted(set(itertools.chain(*cuts))):
-        before = (sum(left),)
-        for index, (of_record, count) in enumerate(zip(cuts, entered, strict=True)):
-            if cut := of_record.get(place):
-                ((part,),) = cut._ancestries
-                ancestries[index], left[index] = replace(part, tokens=count), cut.after[0]
-        where, layer = PLACES[place[0]], place[1] if PLACES[place[0]] == "layer" else None
-        stages.append(StageRecord(where, layer, before, (sum(left),), [tuple(ancestries)]))
-    media = [list(itertools.chain(*(record.media[0] for record in records if record.media)))]
-    slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if hasattr(layer, "valid_slots")}
-    length = (cache.get_seq_length(),)
-    # Text that the joined prompts have in front counts as left.
-    pairs = zip(records, columns, strict=True)
-    masks = [pad(record.pooling_mask, (count - record.pooling_mask.shape[1], 0), value=1) for record, count in pairs]
-    mask, tokens = (torch.cat(masks, dim=1), None, None), (sum(entered),)
-    return replace(records[0], rows=length, vision_tokens=tokens, media=media, stages=stages, slots=slots, _left=mask)
-
-
-@dataclass
-class GraphCounts:
-    """How calls of one part of the model ran with CUDA graphs requested.
-
-    Attributes:
-        recorded: How many ran without a graph and were recorded.
-        replayed: How many were replayed.
-        evicted: How many recordings were dropped for others, for memory, or because the model changed.
-        failed: How often recording or a replay failed.
-        plain: How many ran without a graph and were not recorded, by reason.
-        latest: "recorded", "replayed", or the reason why the latest call ran without a graph; empty before the first.
-    """
-
-    recorded: int = 0
-    replayed: int = 0
-    evicted: int = 0
-    failed: int = 0
-    plain: dict[str, int] = field(default_factory=dict)
-    latest: str = ""
-
-    def note_plain(self, why: str) -> None:
-        """Note that a call runs without a graph."""
-        self.plain[why], self.latest = self.plain.get(why, 0) + 1, why
-
-    def note_failed(self, why: str) -> None:
-        """Note that recording or a replay failed."""
-        self.failed += 1
-        self.note_plain(why)
-
-    def __str__(self) -> str:
-        """Format as `8 of 10 replayed, 1 recorded, 1 plain (the first of its layout)`."""
-        count = self.recorded + self.replayed + sum(self.plain.values())
-        reasons = [f"{times} {name}" for name, times in (("evicted", self.evicted), ("failed", self.failed)) if times]
-        reasons += [f"{times} plain ({why})" for why, times in self.plain.items()]
-        return ", ".join([f"{self.replayed} of {count} replayed", f"{self.recorded} recorded", *reasons])
-
-
-@dataclass
-class Graphs:
-    """How a context's calls of the vision tower, prefills and decode steps ran with CUDA graphs."""
-
-    tower: GraphCounts = field(default_factory=GraphCounts)
-    decoder: GraphCounts = field(default_factory=GraphCounts)
-    steps: GraphCounts = field(default_factory=GraphCounts)
-
-    def __str__(self) -> str:
-        return f"decoder: {self.decoder}; steps: {self.steps}; tower: {self.tower}"
 
 
 class Trace:

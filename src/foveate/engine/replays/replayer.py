@@ -25,13 +25,14 @@ from foveate.engine.handed import Original
 from foveate.engine.lives.shared import SharedLayer
 from foveate.engine.lives.tenant import TenantLayer
 from foveate.engine.program import Program
+from foveate.engine.replays.counts import GraphCounts, Graphs
 from foveate.engine.replays.modules import Modules, Snapshot, are_same
 from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
 from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, Region, StepCall, results_with, swap
 from foveate.engine.replays.shared_rooms import MORE, power_of_two
 from foveate.engine.replays.twins import held_by, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
-from foveate.engine.trace import GraphCounts, Graphs, Trace
+from foveate.engine.trace import Trace
 from foveate.families.base import Family
 from foveate.plain.upstream import warn_caller
 
