@@ -12,7 +12,8 @@ import torch
 import foveate as fv
 from foveate import engine
 from foveate.engine import extensions
-from foveate.engine.extension import Extension, Extensions
+from foveate.engine.extension import Extension
+from foveate.engine.hooks import Extensions
 from tests.house import code_lines
 from tests.models import DEPTH, IMAGE, batch, generate, tiny
 
@@ -26,7 +27,7 @@ class Witness(Extension):
     def __init__(self):
         self.calls = []
 
-    def attach(self, session):
+    def attach(self, context):
         self.calls.append(("attach",))
 
     def begin(self, forward, cache):

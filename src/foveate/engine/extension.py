@@ -1,14 +1,33 @@
 """Each layer: what an extension of the engine may do, and when it is called."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from foveate.engine.ancestry import Where
-    from foveate.engine.forward import Forward, LayerCall
-    from foveate.engine.rows import Rows
-    from foveate.engine.session import Session
+from foveate.core.patching import Patcher
+from foveate.engine.ancestry import Where
+from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.program import Program
+from foveate.engine.rows import Rows
+from foveate.engine.trace import Trace
+from foveate.families.base import Family
+
+
+class Context(Protocol):
+    """An open `drop` context.
+
+    Attributes:
+        family, program: The model's family, and where the method's stages run.
+        patches: What is put on the model; taken off when the context closes.
+        trace: What `drop` yields.
+    """
+
+    family: Family
+    program: Program
+    patches: Patcher
+    trace: Trace
+
+    def note_positions(self) -> None:
+        """Let every forward know the position ids that the model passes to its rotary embedding."""
 
 
 class Extension:
@@ -30,10 +49,10 @@ class Extension:
         """Return whether it has a function of its own of this name."""
         return getattr(cls, name) is not getattr(Extension, name)
 
-    def attach(self, session: "Session") -> None:
-        """Called once, when the context opens. May hook functions of the model by `session.patches`."""
+    def attach(self, context: Context) -> None:
+        """Called once, when the context opens. May hook functions of the model by `context.patches`."""
 
-    def begin(self, forward: "Forward", cache: Any) -> None:
+    def begin(self, forward: Forward, cache: Any) -> None:
         """Called at every forward, a step included, before the decoder's first layer.
 
         Args:
@@ -41,10 +60,10 @@ class Extension:
             cache: The cache of earlier turns; None if there is none.
         """
 
-    def before_layer(self, forward: "Forward", call: "LayerCall") -> None:
+    def before_layer(self, forward: Forward, call: LayerCall) -> None:
         """Called before a layer, and before the stages in front of it. May not change the call's arguments."""
 
-    def after_cut(self, forward: "Forward", where: "Where", layer: int | None, before: "Rows | None") -> None:
+    def after_cut(self, forward: Forward, where: Where, layer: int | None, before: Rows | None) -> None:
         """Called when rows were dropped or merged; `forward.table` has those that are left. May add columns.
 
         Args:
@@ -54,7 +73,7 @@ class Extension:
             before: The rows before the cut; None: all columns.
         """
 
-    def arguments(self, forward: "Forward", call: "LayerCall", rows: "Rows | None", own: dict[str, Any]) -> None:
+    def arguments(self, forward: Forward, call: LayerCall, rows: Rows | None, own: dict[str, Any]) -> None:
         """Called once for layers that are called alike. May put into `own`, by name, what they get.
 
         What the model passes (`call.kwargs`) is not to be changed. For what is missing in `own`, the engine takes the
@@ -67,53 +86,24 @@ class Extension:
             own: What the layers get in place of the model's arguments.
         """
 
-    def around_layer(self, forward: "Forward", call: "LayerCall") -> AbstractContextManager[Any]:
+    def around_layer(self, forward: Forward, call: LayerCall) -> AbstractContextManager[Any]:
         """Return a context in which the layer runs on its rows."""
         raise NotImplementedError
 
-    def after_store(self, forward: "Forward", call: "LayerCall") -> None:
+    def after_store(self, forward: Forward, call: LayerCall) -> None:
         """Called when a layer has run, and its rows are in its cache, `call.stored`; None if it has none."""
 
-    def rows_for(self, forward: "Forward", call: "LayerCall", rows: "Rows | None") -> "Rows | None":
+    def rows_for(self, forward: Forward, call: LayerCall, rows: Rows | None) -> Rows | None:
         """Return the rows on which a layer runs, if not `rows`: all that are left. None: what the model passes.
 
         Called before a layer, after its stages. A model may pass the last rows of a prompt alone.
         """
         return rows
 
-    def end(self, forward: "Forward", cache: Any) -> None:
+    def end(self, forward: Forward, cache: Any) -> None:
         """Called after the last layer of a prompt.
 
         Args:
             forward: The forward.
             cache: Holds what the layers stored; None if the model runs without one.
         """
-
-
-class Extensions:
-    """The extensions of a context. A function is called only of those that override it.
-
-    Attributes:
-        watch_all: Whether any must be called at every layer: see `Extension.watches_all`.
-    """
-
-    def __init__(self, every: Sequence[Extension] = ()) -> None:
-        self._every = tuple(every)
-        self.attach, self.begin, self.end = self._of("attach"), self._of("begin"), self._of("end")
-        self.after_cut, self.rows_for = self._of("after_cut"), self._of("rows_for")
-        self.before_layer, self.arguments, self.around_layer, self.after_store = map(self._of, AT_LAYERS)
-        self.watch_all = any(own.watches_all for own in self._every if any(map(own.overrides, AT_LAYERS)))
-
-    def _of(self, name: str) -> list[Callable[..., Any]]:
-        return [getattr(own, name) for own in self._every if own.overrides(name)]
-
-    def around(self, forward: "Forward", call: "LayerCall") -> AbstractContextManager[Any]:
-        """Return all contexts in which a layer runs, as one."""
-        contexts = ExitStack()
-        for around in self.around_layer:
-            contexts.enter_context(around(forward, call))
-        return contexts
-
-
-AT_LAYERS = ("before_layer", "arguments", "around_layer", "after_store")
-"""Functions of an extension that are called at every layer."""

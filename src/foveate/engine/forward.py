@@ -13,8 +13,8 @@ from foveate.core.tensors import Change, Memo, send
 from foveate.engine import guards
 from foveate.engine.ancestry import Where
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.extension import Extensions
 from foveate.engine.handed import Streams
+from foveate.engine.hooks import Extensions
 from foveate.engine.program import Program
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Merge, Rows, Step

@@ -29,10 +29,11 @@ from foveate.core.turns import Turn
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.encode import encode_media
-from foveate.engine.extension import Extension, Extensions
+from foveate.engine.extension import Extension
 from foveate.engine.extensions import extensions_for
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.handed import Original, Streams
+from foveate.engine.hooks import Extensions
 from foveate.engine.media_tokens import prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish, take_tower_cuts
 from foveate.engine.program import Program

@@ -23,7 +23,7 @@ from foveate.plain.upstream import warn_caller
 if TYPE_CHECKING:
     from PIL import Image
 
-    from foveate.engine.replays.counts import Graphs
+    from foveate.engine.graph_counts import Graphs
     from foveate.viz.showing import Media
 
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from foveate.engine.ancestry import Where
 from foveate.engine.arguments import gets_ids, ids_of, move_up, scales_queries, tables_moved_up
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.extension import Extension
+from foveate.engine.extension import Context, Extension
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.rows import COUNTED, Rows
-from foveate.engine.session import Session
 
 GONE = "gone"
 """By how many positions each sample had shrunk when its rows were last numbered, (samples,) int64."""
@@ -28,9 +27,9 @@ class Renumbering(Extension):
 
     watches_all = False
 
-    def attach(self, session: Session) -> None:
+    def attach(self, context: Context) -> None:
         """See `Extension`."""
-        session.note_positions()
+        context.note_positions()
 
     def after_cut(self, forward: Forward, where: Where, layer: int | None, before: Rows | None) -> None:
         """See `Extension`."""

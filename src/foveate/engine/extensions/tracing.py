@@ -11,11 +11,10 @@ from foveate.core.cut import Cut
 from foveate.core.grid import join
 from foveate.engine.ancestry import Ancestry, StageRecord
 from foveate.engine.cache import PrunedLayer, WindowedLayer, length_of
-from foveate.engine.extension import Extension
+from foveate.engine.extension import Context, Extension
 from foveate.engine.forward import CutNote, Forward, LayerCall
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Step
-from foveate.engine.session import Session
 from foveate.engine.trace import PrefillRecord, Trace
 
 
@@ -28,9 +27,9 @@ class Tracing(Extension):
     _forward: Forward | None = None  # whose record is open: a recording runs copies of it
     _cuts = 0  # how many of its cuts are in the record
 
-    def attach(self, session: Session) -> None:
+    def attach(self, context: Context) -> None:
         """See `Extension`."""
-        self._trace = session.trace
+        self._trace = context.trace
 
     def begin(self, forward: Forward, cache: Any) -> None:
         """See `Extension`."""

@@ -11,5 +11,4 @@ on the number of places in its layers' rooms.
     regions          what is recorded of a call: a tower's, a prefill's, a step's
     twins            a copy of a begun forward, which is recorded
     shared_rooms     the memory in which recorded steps keep keys and values
-    counts           how calls ran
 """

@@ -21,11 +21,11 @@ from foveate.core.tensors import PLAIN_VALUES, Change
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.engine.forward import Forward, Outcome
+from foveate.engine.graph_counts import GraphCounts, Graphs
 from foveate.engine.handed import Original
 from foveate.engine.lives.shared import SharedLayer
 from foveate.engine.lives.tenant import TenantLayer
 from foveate.engine.program import Program
-from foveate.engine.replays.counts import GraphCounts, Graphs
 from foveate.engine.replays.modules import Modules, Snapshot, are_same
 from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
 from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, Region, StepCall, results_with, swap

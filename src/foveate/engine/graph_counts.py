@@ -1,4 +1,4 @@
-"""Each layer, at once: how calls ran when graphs were requested."""
+"""Finish: how calls ran when CUDA graphs were requested."""
 
 from dataclasses import dataclass, field
 
