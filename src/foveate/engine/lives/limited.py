@@ -201,10 +201,10 @@ class LimitedLayer(PrunedLayer):
         self.settle()
         self.forget(start, end, positions, turn)
 
-    def keep(self, wanted: Tensor, counts: Sequence[int], shift: Tensor | None = None) -> None:
+    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """As of `PrunedLayer`. All slots are read then."""
         self.settle()
-        self.keep(wanted, counts, shift)
+        self.keep(wanted, counts)
 
     def reset(self) -> None:
         self.give_place_to(self.whole)
