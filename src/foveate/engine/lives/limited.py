@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from foveate.core.tensors import Change
+from foveate.core.tensors import Change, Memo
 from foveate.engine.lives.bare import RESUMES, LayerNote, PrunedLayer, without_columns
 from foveate.engine.lives.chosen import Chosen
 
@@ -177,6 +177,12 @@ class LimitedLayer(PrunedLayer):
         return self.part.update_indexer(states)
 
     # -- changes -------------------------------------------------------------------------------------------------------
+
+    def with_tensors(self, change: Change, memo: Memo) -> Self:
+        """As of `PrunedLayer`."""
+        other = copy.copy(self)
+        other.whole, other.part = self.whole.with_tensors(change, memo), self.part.with_tensors(change, memo)
+        return other
 
     def follow(self, change: Change, rows: bool = True, reorders: bool = False) -> None:
         """As of `PrunedLayer`."""
