@@ -21,6 +21,9 @@ NEEDED: dict[str, Callable[[Program, Family], bool]] = {
 }
 """When a context has each extension, in the order in which they are called."""
 
+ORDERED = {("cache_cut", "tracing"): "the record says how many slots are left, and has the cut of the caches"}
+"""Which extension must be called before which other, and why. Any other order gives the same."""
+
 
 def extensions_for(program: Program, family: Family) -> list[Extension]:
     """Return new extensions for a method on a model."""
