@@ -479,7 +479,7 @@ KINDS_OF_LIFE = {
 """By what changes each begins."""
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @pytest.mark.parametrize("kind", KINDS_OF_LIFE)
 @given(data=st.data())
 @torch.no_grad()
