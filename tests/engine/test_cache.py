@@ -12,9 +12,12 @@ import foveate as fv
 from foveate._transformers import cache_in, with_cache
 from foveate.engine import rooms
 from foveate.engine.cache import PrunedLayer, WindowedLayer, pruned_layer
-from foveate.engine.copies import compact
+from foveate.engine.copies import compact, copy_of
 from foveate.engine.lives.chosen import Chosen
 from foveate.engine.lives.limited import LimitedLayer
+from foveate.engine.lives.shared import SharedLayer
+from foveate.methods.dycoke import DyCoke
+from foveate.methods.read import Read
 from tests.models import batch, tiny
 
 WIDTH = 2
@@ -427,3 +430,39 @@ def test_what_0_4_0_pickled_goes_on_as_what_is_made_now(name):
         ]
     torch.testing.assert_close(*logits)
     assert [stage.to_dict() for stage in pickle.loads(old["trace"])] == [stage.to_dict() for stage in stages]
+
+
+OLD = {
+    "limited": (Read(keep=0.3), "titt", LimitedLayer),
+    "choosing": (DyCoke(p=0.5, layer=3), "titt", LimitedLayer),
+    "shared": (fv.V2Drop(layers=(1, 3), keep=(0.6, 0.4)), "tit", SharedLayer),
+}
+
+
+def pickled_by_0_4_0():
+    """lives-made-by-0.4.0.pkl.gz has what a4b65401 left of a prompt and a step, by life: one cache each."""
+    return pickle.loads(gzip.decompress(Path(__file__).with_name("lives-made-by-0.4.0.pkl.gz").read_bytes()))
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_a_life_that_0_4_0_pickled_goes_on_as_one_that_begins_now(name):
+    method, words, life = OLD[name]
+    model, inputs = tiny("llava"), batch("llava", [words])
+    samples, logits = 1 + (name == "shared"), []
+    with fv.drop(model, method), torch.no_grad():
+        now = copy_of(cache_in(model(**inputs, use_cache=True)), samples)
+        model(input_ids=torch.full((samples, 1), 7), **with_cache(now))
+        old = pickle.loads(pickled_by_0_4_0()[name])
+        for cache in (now, old):
+            assert type(cache.layers[-1]) is life
+            for token in (8, 9):
+                logits.append(model(input_ids=torch.full((samples, 1), token), **with_cache(cache)).logits)
+            turn = torch.full((samples, 3), 10)
+            logits.append(model(input_ids=turn, **with_cache(cache)).logits)
+            assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 6
+    torch.testing.assert_close(logits[:3], logits[3:])
+
+
+def test_a_window_that_0_4_0_pickled_is_refused():
+    with pytest.raises(fv.SessionError, match="older foveate"):
+        pickle.loads(pickled_by_0_4_0()["window"])

@@ -287,14 +287,17 @@ class Game:
         plain, most = self.plain, self.plain.last
         if not most:
             return
-        columns = self.layer.columns(0, self.count, CPU)[:, -most:]
+        columns = self.layer.columns(0, self.count, CPU)
+        earlier = max(0, columns.shape[1] - most)
+        columns = columns[:, earlier:]
         most = columns.shape[1]  # a window has evicted the others
         stays = self.flags(self.count, plain.last)
         stays[:, plain.last - most :] &= columns >= 0
         shift = None
         if plain.window is None and self.draw(st.booleans()):
             shift, plain.counts = torch.arange(self.count) + 2, True
-        earlier = self.layer.slots - most
+        if plain.read is not None:
+            plain.settle()
         self.layer.keep(stays, stays.sum(dim=1).tolist())
         if shift is not None:
             self.layer.count_anew(self.layer.slots - earlier, shift)
@@ -377,7 +380,6 @@ class Game:
         for rows, own, there in zip(plain.samples, columns, reads, strict=True):
             shown = own[there].tolist()
             plain.read.append([row for row in rows if row.column in shown or row.column >= plain.limit])
-        plain.last = 0
 
     def choose(self):
         """The layer remembers what a step read."""
@@ -470,12 +472,14 @@ KINDS_OF_LIFE = {
     "choosing": (Game.choose,),
     "shared": (Game.select, Game.share),
     "limited and shared": (Game.select, Game.share, Game.limit),
-    "tenant": (Game.move_in,),
+    "tenant": (Game.move_in, Game.copy, Game.go_back),
+    "long": (Game.step, Game.step, Game.copy, Game.go_back),
+    "renumbered": (Game.select, Game.turn, Game.keep),
 }
 """By what changes each begins."""
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @pytest.mark.parametrize("kind", KINDS_OF_LIFE)
 @given(data=st.data())
 @torch.no_grad()

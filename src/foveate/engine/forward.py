@@ -134,7 +134,7 @@ class Forward:
 
     Attributes for limited reads in decode steps (if the method has a stage for that):
         ends_turn: Whether steps after this prompt may read less of the caches.
-        kinds: (samples, unpruned columns) int8, see `PrunedLayer`; in a step, for the layer that decides.
+        kinds: (samples, unpruned columns) int8, see `Kinds`; in a step, for the layer that decides.
         asking: (samples, span) bool, the prompt's text whose attention counts, or a step's new rows.
         most: At most this many of them in any sample.
         asked: Attention from the prompt's text to every column, (samples, unpruned columns) float32, by layer. Before

@@ -357,7 +357,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def await_steps(self) -> None:
         """Write the rows of the next steps into a room if there are many slots, and these are then unchanged."""
-        room = Room(self.keys) if self.slots >= rooms.LONG else None
+        is_long = self.is_initialized and self.keys.shape[-2] >= rooms.LONG
+        room = Room(self.keys) if is_long else None
         if room is not self._room:
             self._room = room
 

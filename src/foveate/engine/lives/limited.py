@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from foveate.core.tensors import Change
+from foveate.core.tensors import Change, Memo
 from foveate.engine.lives.bare import RESUMES, LayerNote, PrunedLayer, without_columns
 from foveate.engine.lives.chosen import Chosen
 
@@ -178,6 +178,12 @@ class LimitedLayer(PrunedLayer):
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
+    def with_tensors(self, change: Change, memo: Memo) -> Self:
+        """As of `PrunedLayer`."""
+        other = copy.copy(self)
+        other.whole, other.part = self.whole.with_tensors(change, memo), self.part.with_tensors(change, memo)
+        return other
+
     def follow(self, change: Change, rows: bool = True, reorders: bool = False) -> None:
         """As of `PrunedLayer`."""
         self.whole.follow(change, rows, reorders)
@@ -201,10 +207,10 @@ class LimitedLayer(PrunedLayer):
         self.settle()
         self.forget(start, end, positions, turn)
 
-    def keep(self, wanted: Tensor, counts: Sequence[int], shift: Tensor | None = None) -> None:
+    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """As of `PrunedLayer`. All slots are read then."""
         self.settle()
-        self.keep(wanted, counts, shift)
+        self.keep(wanted, counts)
 
     def reset(self) -> None:
         self.give_place_to(self.whole)

@@ -1,10 +1,11 @@
 """Decode: a cache layer whose samples continue from one beginning, which is stored once."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine.lives.bare import RESUMES, PrunedLayer
 from foveate.errors import UnsupportedError
 
@@ -38,6 +39,12 @@ class SharedLayer(PrunedLayer):
     def slots(self) -> int:
         """Number of slots, pads included."""
         return self.head[0].shape[-2] + super().slots
+
+    def with_tensors(self, change: Change, memo: Memo) -> Self:
+        """As of `PrunedLayer`, with the beginning."""
+        other = super().with_tensors(change, memo)
+        other.head = on_tensors(self.head, change)
+        return other
 
     def tensors(self) -> list[Tensor]:
         """As of `PrunedLayer`, with the beginning."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate._transformers import DynamicSlidingWindowLayer
-from foveate.core.tensors import Memo
+from foveate.core.tensors import Change, Memo, on_tensors
 from foveate.engine.lives.bare import SHIFT, Coming, PrunedLayer
 from foveate.engine.lives.chosen import Chosen
 from foveate.errors import SessionError, UnsupportedError
@@ -76,6 +76,11 @@ class WindowedLayer(PrunedLayer):
 
     def await_steps(self) -> None:
         """Nothing: a window's rows leave, so none is written behind the others."""
+
+    def follow(self, change: Change, rows: bool = True, reorders: bool = False) -> None:
+        """As of `PrunedLayer`."""
+        super().follow(change, rows, reorders)
+        self._order = on_tensors(self._order, change)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many columns the model's own masks cover, and how many come before them."""
