@@ -146,7 +146,7 @@ def test_a_step_on_even_lengths_runs_the_untouched_models_operators(found, promp
 
 def test_where_steps_read_less_a_prompt_waits_once_more_and_no_step(program):
     for prompt, *steps in program[2]:
-        assert own(prompt) == {PLACES: 1, "foveate/engine/reads.py _count: aten._to_copy": 1}
+        assert own(prompt) == {PLACES: 1, "foveate/engine/extensions/step_reads.py _count: aten._to_copy": 1}
         assert [own(step) for step in steps] == [{}, {}, {}]
 
 

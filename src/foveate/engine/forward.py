@@ -126,19 +126,13 @@ class Forward:
         caches: Whether the model was told to cache.
         plans: Vision tokens that each layer will process, per sample; None if unknown beforehand.
         extensions: What else is done in it.
+        is_prompt: Whether it is a prompt, or a chunk of one (`goes_on`: not the first), and no decode step.
         is_prefill: Whether it is a prompt with pictures, or the first one of a cache.
+        uses_cache: Whether the model was not told to do without.
         reads: For layers in which decode steps read less: see `PrefillRecord`.
         hands_on: Whether layers pass rows on to one another.
         passed_on: What the layer before passed on in place of the full-length stream; None: it passed the stream.
         unpadded: (samples, span) int64, 1 where a column of a prompt is not padding; on the prompt's device.
-
-    Attributes for limited reads in decode steps (if the method has a stage for that):
-        ends_turn: Whether steps after this prompt may read less of the caches.
-        kinds: (samples, unpruned columns) int8, see `Kinds`; in a step, for the layer that decides.
-        asking: (samples, span) bool, the prompt's text whose attention counts, or a step's new rows.
-        most: At most this many of them in any sample.
-        asked: Attention from the prompt's text to every column, (samples, unpruned columns) float32, by layer. Before
-            the first layer it is the previous chunk's.
 
     Attributes for the rows that are left (if `drops`):
         span, count: Columns of the forward, and samples.
@@ -162,17 +156,14 @@ class Forward:
     caches: bool = False
     plans: Sequence[Sequence[int] | None] = ()
     extensions: Extensions = NO_EXTENSIONS
+    is_prompt: bool = False
+    goes_on: bool = False
     is_prefill: bool = False
+    uses_cache: bool = True
     reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
     hands_on: bool = False
     passed_on: "PassedOn | None" = None
     unpadded: Tensor | None = None
-
-    ends_turn: bool = False
-    kinds: Tensor = UNSET
-    asking: Tensor = UNSET
-    most: int = 0
-    asked: dict[int, Tensor] = field(default_factory=dict)
 
     span: int = 0
     count: int = 0

@@ -17,7 +17,6 @@ from foveate.engine.cutting import join_units
 from foveate.engine.forward import Arrival, Forward
 from foveate.engine.media_tokens import MediaTokens, image_lengths, tagged_media
 from foveate.engine.prompt_samples import Sample, read_samples
-from foveate.engine.reads import begin_turn, end_turn
 from foveate.engine.rows import Decision
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.placing import lengths_of, pieces_of
@@ -42,7 +41,8 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
     prompt: Any = kwargs.get("input_ids") if embeds is None else embeds
     forward.count, forward.span = (0, 0) if prompt is None else prompt.shape[:2]
     forward.position_ids, forward.live = arrival.position_ids, _live(kwargs, arrival.arguments)
-    is_prompt = forward.span > 1 or (prompt is not None and arrival.goes_on)
+    forward.goes_on, forward.uses_cache = arrival.goes_on, kwargs.get("use_cache") is not False
+    forward.is_prompt = is_prompt = forward.span > 1 or (prompt is not None and arrival.goes_on)
     # The cache comes first: a layer that reads less must be whole before anything below looks at its length.
     pruned = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer)]
     # A prompt, or a method without a decode stage, reads the whole cache again. A single row continues an answer.
@@ -55,13 +55,10 @@ def begin(forward: Forward, arrival: Arrival, kwargs: dict[str, Any], cache: Any
         forward.unpadded = torch.ones(forward.count, forward.span, dtype=torch.int64, device=prompt.device)
         if forward.live is not None:  # it has columns of earlier turns in front
             forward.unpadded *= (forward.live[:, -forward.span :] != 0).to(prompt.device)
-    reads = is_prompt and program.reading is not None and kwargs.get("use_cache") is not False
     if embeds is not None and masks:
-        _begin_images(forward, arrival, kwargs, cache, masks, reads)
-        return
-    _begin_text(forward, arrival, kwargs, cache, is_prompt)
-    if reads:
-        begin_turn(forward, cache, prompt)
+        _begin_images(forward, arrival, kwargs, cache, masks)
+    else:
+        _begin_text(forward, arrival, kwargs, cache, is_prompt)
 
 
 def _live(*calls: Mapping[str, Any]) -> Tensor | None:
@@ -85,14 +82,12 @@ def _begin_images(
     kwargs: dict[str, Any],
     cache: Any,
     masks: Sequence[tuple[Tensor, Sequence[MediaTokens]]],
-    reads: bool,
 ) -> None:
     """Begin a prompt with images; see `begin`.
 
     Args:
         forward, arrival, kwargs, cache: See `begin`.
         masks: Where the vision tokens are, and their images, by modality.
-        reads: Whether steps may read less after this prompt.
     """
     program, family, live = forward.program, forward.family, forward.live
     embeds = kwargs["inputs_embeds"]
@@ -103,7 +98,8 @@ def _begin_images(
     counts = [len(sample.vision) for sample in samples]
     pairs = zip(forward.plans, counts, strict=True)
     drops = any(plan is None or (plan and min(plan) < count) for plan, count in pairs)
-    reads = reads and any(counts)
+    # Steps may read less after this prompt.
+    reads = program.reading is not None and forward.is_prompt and forward.uses_cache and any(counts)
     if drops or reads:
         columns = forward.span + max(0, 0 if cache is None else length_of(cache))
         refuse_cache(cache)
@@ -122,8 +118,6 @@ def _begin_images(
     forward.drop_in(embeds, arrival.last_only)
     # What is left of the samples is known now: the question's encodings and the tower's cuts are stored there.
     _note_text(forward, arrival.ids)
-    if reads:
-        begin_turn(forward, cache, embeds)
 
 
 def _refuse_unseen(forward: Forward, arrival: Arrival, handed: Mapping[str, Any], cache: Any) -> None:
@@ -313,8 +307,6 @@ def finish(forward: Forward, cache: Any) -> None:
             _refuse_lost_rows(forward, cache)
     for end in forward.extensions.end:
         end(forward, cache)
-    if forward.ends_turn and cache is not None:  # last, since steps read less of what is left
-        end_turn(forward, cache)
 
 
 def _refuse_other_counts(forward: Forward) -> None:

@@ -20,10 +20,9 @@ from foveate.engine.forward import Arrival, Forward, LayerCall, PassedOn
 from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.program import Program
 from foveate.engine.reading import Ahead, AttentionReader, note_turns
-from foveate.engine.reads import decode_hook
 from foveate.engine.rows import Rows
 from foveate.families.base import Family
-from foveate.families.tap import AttentionHook, tapped_layer, unreadable
+from foveate.families.tap import tapped_layer, unreadable
 
 BY_NAME = {"attention_mask", "position_embeddings"}
 """Arguments that an ordinary layer gets by name."""
@@ -53,7 +52,7 @@ class LayerRunner:
         self._storeless = family.recurrent | family.lenders.keys()  # layers that store no rows
         kinds = [self._kind(index, layer) for index, layer in enumerate(self._layers)]
         self._kinds = [kinds.index(kind) for kind in kinds]  # the first layer that each is like
-        self._reads = program.reading is not None or bool(family.indexed)
+        self._picks = bool(family.indexed)
         self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
 
     def _kind(self, index: int, layer: nn.Module) -> Hashable:
@@ -79,7 +78,7 @@ class LayerRunner:
             return original(*args, **kwargs)
         stored = find_pruned(cache_of(kwargs), index)
         if not forward.drops and not forward.extensions.watch_all:
-            if stored is None and not forward.ends_turn:
+            if stored is None:
                 return original(*args, **kwargs)
             if stored is not None and self._gets_what_it_needs(stored, kwargs):
                 stored.announce(None, forward.span)
@@ -91,7 +90,7 @@ class LayerRunner:
 
     def _gets_what_it_needs(self, stored: PrunedLayer, kwargs: dict[str, Any]) -> bool:
         """Return whether what the model passes in a step is right for a layer whose tokens were dropped."""
-        odd = self._reads or stored.ragged or stored.shift is not None or stored.beside or stored.window is not None
+        odd = self._picks or stored.ragged or stored.shift is not None or stored.beside or stored.window is not None
         # Without padding, a step sees all slots, and their keys have the positions that they came with.
         as_is = kwargs.get("attention_mask", MISSING) is None and kwargs.get("position_embeddings") is not None
         return as_is and not odd
@@ -141,12 +140,11 @@ class LayerRunner:
         for rows_for in forward.extensions.rows_for:
             rows = rows_for(forward, call, rows)
         signals = self._program.signals_while(call.index) if forward.drops else ()
-        notes = None if self._program.reading is None else decode_hook(forward, call)
         members = forward.table.members if signals else ()
         readers = [AttentionReader(forward, call, member, signals) for member in members]
         arguments = self._announce(forward, call, rows)
         hidden = call.hidden if rows is None else call.rows(rows)
-        with _reading(call, signals, readers, notes) if signals or notes is not None else nullcontext():
+        with _reading(call, signals, readers) if signals else nullcontext():
             if forward.extensions.around_layer:
                 original = partial(self._inside, forward, call, original)
             output = original(hidden, **{**call.kwargs, **arguments})
@@ -249,7 +247,6 @@ def _reading(
     call: LayerCall,
     signals: Sequence[Signal],
     readers: list[AttentionReader],
-    notes: AttentionHook | None,
 ) -> Iterator[None]:
     """Compute signals from a layer's queries and keys while it attends, for stages before the next layer.
 
@@ -257,7 +254,6 @@ def _reading(
         call: The layer's call.
         signals: The signals to compute.
         readers: The samples with their readers.
-        notes: Notes what a decode stage reads.
     """
     attended, weights = False, call.module.parameters()
     trains = torch.is_grad_enabled() and (call.input.requires_grad or any(weight.requires_grad for weight in weights))
@@ -265,8 +261,6 @@ def _reading(
     def attends(queries: Tensor, keys: Tensor, scaling: float, values: Tensor) -> None:
         nonlocal attended
         attended = True
-        if notes is not None:
-            notes(queries, keys, scaling, values)
         if trains and not torch.is_grad_enabled():
             queries, keys, values = map(without_gradient, (queries, keys, values))
         for reader in readers:

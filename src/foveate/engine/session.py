@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -368,7 +368,6 @@ class Generating:
         inside: Cache lengths at which a chunk of its prompt other than the first begins.
         splits: Whether chunks cut an image in two, or off the question that the method reads. A chunk that cuts one in
             two may even end in text between its tokens.
-        asked: `Forward.asked` of the last chunk.
         begun: Whether its first forward has run.
     """
 
@@ -377,7 +376,6 @@ class Generating:
     chunk: int | None = None
     inside: range = range(0)
     splits: bool = False
-    asked: dict[int, Tensor] = field(default_factory=dict)
     begun: bool = False
 
 
@@ -703,7 +701,7 @@ class Session(Hold):
         arrival.splits, arrival.generate_ids = generating.splits, generating.ids
         arrival.unseen, self._tower_run, self._pixels = self._tower_run or self._pixels, "", ""
         if generating.inside and cache is not None and length_of(cache) in generating.inside:
-            arrival.goes_on, forward.asked = True, generating.asked
+            arrival.goes_on = True
         if self._image_end is not None and cache is not None:
             ended, length, arrival.behind_cut = self._image_end
             arrival.behind_image = ended() is cache and length == length_of(cache)
@@ -712,7 +710,6 @@ class Session(Hold):
         begin(forward, arrival, kwargs, cache)
         if idle and not forward.is_prefill:  # a later turn may have a context of its own
             self.idle = not any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ()))
-        generating.asked = forward.asked if forward.ends_turn else {}
         generating.begun = True
         forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
         if forward.is_prefill:
@@ -761,7 +758,7 @@ class Session(Hold):
         self._runner.arrival = self._runner.forward = None
         if forward is None:
             guards.refuse_lost_hooks(f"A hook before {type(text).__name__}")
-        if forward.is_prefill or forward.ends_turn:
+        if forward.is_prefill or forward.is_prompt:
             finish(forward, cache_in(output))
         if forward.drops and forward.cache is not None and forward.ends_in_vision:
             dropped = sum(forward.table.counts) < sum(map(len, forward.table.entered))

@@ -17,8 +17,8 @@ HELD = ("first", "entering_rows", "image_ends", "live")
 COPIED = ("outcome", "position_ids", "additions", "memo")
 """What a twin has of its own."""
 UNREAD = (
-    *("program", "family", "cache", "extensions", "is_prefill", "reads", "passed_on", "unpadded", "entered"),
-    *("ends_turn", "kinds", "asking", "most", "asked"),
+    *("program", "family", "cache", "extensions", "reads", "passed_on", "unpadded", "entered"),
+    *("is_prompt", "goes_on", "is_prefill", "uses_cache"),
 )
 """What recorded layers do not read, or what the key of a call has already."""
 NAMES = [*COMPARED, *HELD, *COPIED, *UNREAD]

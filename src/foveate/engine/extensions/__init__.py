@@ -4,6 +4,7 @@ borrowing   gives layers without keys of their own a mask over another layer's
 cache_cut   cuts caches of earlier layers after a prompt
 renumbering   numbers rows anew, as in a prompt that is that short
 tracing     writes the trace: what was dropped where
+step_reads  lets decode steps read only some vision tokens of the caches
 """
 
 from collections.abc import Callable
@@ -18,10 +19,14 @@ NEEDED: dict[str, Callable[[Program, Family], bool]] = {
     "cache_cut": lambda program, family: bool(program.cached),
     "renumbering": lambda program, family: program.renumbers,
     "tracing": lambda program, family: True,
+    "step_reads": lambda program, family: program.reading is not None,
 }
 """When a context has each extension, in the order in which they are called."""
 
-ORDERED = {("cache_cut", "tracing"): "the record says how many slots are left, and has the cut of the caches"}
+ORDERED = {
+    ("cache_cut", "tracing"): "the record says how many slots are left, and has the cut of the caches",
+    ("cache_cut", "step_reads"): "steps read a part of what is left in the caches",
+}
 """Which extension must be called before which other, and why. Any other order gives the same."""
 
 

@@ -151,7 +151,7 @@ class Replayer:
         text, cache = self._family.text, cache_of(kwargs)
         if not forward.samples:
             return "a prompt without pictures"
-        if forward.ends_turn:
+        if self._program.reading is not None:
             return "a stage reads in every step of decoding"
         if self._program.biased:
             return BIASED

@@ -5,8 +5,9 @@ columns is summed up. Afterwards the slots that steps will read are copied toget
 of each step uses the new row's attention instead, in the layer before its own.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveate._transformers import attention_of
 from foveate.contract.stages import DecodeStage
 from foveate.core.attention import attention_rows
 from foveate.core.rank import put_marked_first
@@ -21,16 +23,77 @@ from foveate.core.tensors import BLOCK_NUMBERS, Memo, send, take_along, without_
 from foveate.core.views import Arriving, ReadView
 from foveate.engine.arguments import window_of
 from foveate.engine.cache import PrunedLayer, length_of, pruned_layer
+from foveate.engine.extension import Extension
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.lives.chosen import Chosen
 from foveate.engine.lives.limited import CHOICE, KINDS, Choice, Kinds, LimitedLayer, choice_on, kinds_of
 from foveate.engine.masks import visibility
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.tap import AttentionHook
+from foveate.families.tap import AttentionHook, tapped_layer, unreadable
 
 TEXT, VISION = 1, 2
 """Values of `Kinds` for columns that are not padding."""
+
+
+@dataclass(slots=True, eq=False)
+class Askers:
+    """Whose attention counts in a forward.
+
+    Attributes:
+        kinds: (samples, unpruned columns) int8, see `Kinds`.
+        rows: (samples, span) bool, the prompt's text behind its pictures, or a step's new rows.
+        most: At most this many of them in any sample.
+        paid: Attention from them to every column, (samples, unpruned columns) float32, by layer. Before the first layer
+            it is the previous chunk's.
+    """
+
+    kinds: Tensor
+    rows: Tensor
+    most: int
+    paid: dict[int, Tensor] = field(default_factory=dict)
+
+
+class StepReads(Extension):
+    """Lets decode steps read only some vision tokens, as `Program.reading` says."""
+
+    _asking: Askers | None = None  # of the prompt that is running
+    _paid: dict[int, Tensor] | None = None  # `Askers.paid` of the previous chunk of a prompt
+
+    def begin(self, forward: Forward, cache: Any) -> None:
+        """See `Extension`. Does nothing if there are no vision tokens."""
+        paid, self._paid, self._asking = self._paid or {}, None, None
+        if forward.is_prompt and forward.uses_cache and (forward.drops or not forward.samples):
+            self._asking = _asking_of(forward, cache, paid if forward.goes_on else {})
+        if self._asking is not None:
+            self._paid = self._asking.paid
+
+    @contextmanager
+    def around_layer(self, forward: Forward, call: LayerCall) -> Iterator[None]:
+        """See `Extension`. Sums up the attention that a stage reads."""
+        see, attended = _see_of(forward, call, self._asking), False
+        if see is None:
+            yield
+            return
+
+        def attends(queries: Tensor, keys: Tensor, scaling: float, values: Tensor) -> None:
+            nonlocal attended
+            attended = True
+            see(queries, keys, scaling, values)
+
+        with tapped_layer(call.module, attends):
+            yield
+        if not attended:
+            raise unreadable(attention_of(call.module))
+
+    def end(self, forward: Forward, cache: Any) -> None:
+        """See `Extension`."""
+        if self._asking is not None and cache is not None:
+            _limit(forward, self._asking, cache)
+        self._asking = None
+
+
+EXTENSION = StepReads
 
 
 @dataclass(slots=True, eq=False)
@@ -69,21 +132,21 @@ def _count(slots: Sequence[Slots]) -> None:
 # -- a prompt -----------------------------------------------------------------------------------------------------
 
 
-def begin_turn(forward: Forward, cache: Any, prompt: Tensor) -> None:
-    """Note on a prompt's forward what lets later steps read less. Does nothing if there are no vision tokens.
+def _asking_of(forward: Forward, cache: Any, paid: dict[int, Tensor]) -> Askers | None:
+    """Return whose attention counts in a prompt; None if no vision token is known.
 
     Args:
-        forward: Has the samples, if there are images, and the attention of the previous chunk.
+        forward: The prompt. It has the samples, if there are images.
         cache: The cache of earlier turns.
-        prompt: Ids or embeddings, (samples, columns, …).
+        paid: See `Askers`.
     """
     by_layer = (kinds_of(layer) for layer in getattr(cache, "layers", ()) if isinstance(layer, PrunedLayer))
     earlier = next((kinds for kinds in by_layer if kinds is not None), None)
-    if earlier is None and not forward.samples:
-        return
-    (samples, span), live = prompt.shape[:2], forward.live
+    if (earlier is None and not forward.samples) or forward.unpadded is None:
+        return None
+    samples, span, live = forward.count, forward.span, forward.live
     past, most = max(0, length_of(cache)) if cache is not None else 0, span
-    new = prompt.new_ones(samples, span, dtype=torch.int8)
+    new = forward.unpadded.new_ones(samples, span, dtype=torch.int8)
     if forward.samples:
         text = forward.table.text
         new = 2 * send(forward.entered.to(torch.int8), text.device) - text.to(torch.int8)
@@ -101,18 +164,15 @@ def begin_turn(forward: Forward, cache: Any, prompt: Tensor) -> None:
     shown = new == VISION
     # First column after the last vision token and what closes its image, which a look has already.
     behind = (shown * (places + 1 + forward.family.closing_tokens)).amax(dim=1, keepdim=True)
-    forward.ends_turn = True
-    forward.kinds, forward.asking, forward.most = kinds, (kinds[:, past:] == TEXT) & (places >= behind), most
-    if forward.asked:  # in samples with an image in this chunk, only text behind that image asks
-        goes_on = ~shown.any(dim=1, keepdim=True)
-        forward.asked = {
-            layer: pad(paid, (0, kinds.shape[1] - paid.shape[1])) * goes_on.to(paid.device)
-            for layer, paid in forward.asked.items()
-        }
+    goes_on = ~shown.any(dim=1, keepdim=True)  # in samples with an image in this chunk, only text behind it asks
+    before = {
+        layer: pad(own, (0, kinds.shape[1] - own.shape[1])) * goes_on.to(own.device) for layer, own in paid.items()
+    }
+    return Askers(kinds, (kinds[:, past:] == TEXT) & (places >= behind), most, before)
 
 
-def end_turn(forward: Forward, cache: Any) -> None:
-    """Limit from now on what steps read of the layers' caches, if the method has a decode stage."""
+def _limit(forward: Forward, asking: Askers, cache: Any) -> None:
+    """Limit from now on what steps read of the layers' caches."""
     stage = forward.program.reading
     assert stage is not None
     looks = stage.layer - (stage.when == "step")
@@ -126,7 +186,7 @@ def end_turn(forward: Forward, cache: Any) -> None:
     for index in layers:
         stored = pruned_layer(cache, index)
         device = stored.keys.device
-        kinds = memo.once(partial(forward.kinds.to, device), device)
+        kinds = memo.once(partial(asking.kinds.to, device), device)
         stored.notes = {**stored.notes, KINDS: Kinds(kinds)}
         alike_in = stored.base, stored.base_end, stored.keys.shape[-2], device
         slots[index] = memo.once(partial(Slots.of, stored, kinds), *alike_in)
@@ -137,7 +197,7 @@ def end_turn(forward: Forward, cache: Any) -> None:
         choice = Choice(held.columns, held.kinds, nothing, nothing != 0, layer.seen, held.counts)
         layer.notes = {**layer.notes, CHOICE: choice}
         return
-    for index, paid in forward.asked.items():
+    for index, paid in asking.paid.items():
         held = slots[index]
         reads, counts = pick_slots(stage, held, {"attention": paid.gather(1, held.columns.clamp(min=0))})
         forward.reads[index] = tuple(counts)
@@ -183,43 +243,44 @@ def _choose(slots: Slots, reads: Tensor, counts: Sequence[int]) -> Chosen:
 # -- while a layer attends ----------------------------------------------------------------------------------------
 
 
-def decode_hook(forward: Forward, call: LayerCall) -> AttentionHook | None:
-    """Return a hook that notes the attention that a decode stage reads in a layer; None if it reads none there."""
+def _see_of(forward: Forward, call: LayerCall, asking: Askers | None) -> AttentionHook | None:
+    """Return what notes the attention that a decode stage reads in a layer; None if it reads none there."""
     stage, stored, index = forward.program.reading, call.stored, call.index
     assert stage is not None
     if call.cache is None or not _holds_all(call.cache, index, forward.family):
         return None
-    if forward.ends_turn:
-        if stage.when != "turn" or index < stage.layer or not forward.most:
+    if asking is not None:
+        if stage.when != "turn" or index < stage.layer or not asking.most:
             return None
+        shape, every = asking.kinds.shape, asking.paid
 
         def add(columns: Tensor, paid: Tensor) -> None:
             # (samples, slots) -> (samples, unpruned columns). Padding adds 0 to column 0.
-            by_column = paid.new_zeros(forward.kinds.shape).scatter_add_(1, columns.clamp(min=0), paid)
-            forward.asked[index] = forward.asked[index] + by_column if index in forward.asked else by_column
+            by_column = paid.new_zeros(shape).scatter_add_(1, columns.clamp(min=0), paid)
+            every[index] = every[index] + by_column if index in every else by_column
 
-        return _sum_up(forward, call, add)
+        return _sum_up(forward, call, asking, add)
     if index != stage.layer - 1 or stored is None or choice_on(stored) is None:
         return None
     kinds = kinds_of(stored)
     assert kinds is not None
-    every = torch.ones(call.samples, call.span, dtype=torch.bool, device=call.device)
-    kinds = pad(kinds, (0, stored.seen + every.shape[1] - kinds.shape[1]), value=TEXT)
-    forward.kinds, forward.asking, forward.most = kinds, every, every.shape[1]
-    return _sum_up(forward, call, partial(_step, forward, call, stage))
+    new = torch.ones(call.samples, call.span, dtype=torch.bool, device=call.device)
+    kinds = pad(kinds, (0, stored.seen + call.span - kinds.shape[1]), value=TEXT)
+    return _sum_up(forward, call, Askers(kinds, new, call.span), partial(_step, forward, call, stage))
 
 
-def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
+def _sum_up(forward: Forward, call: LayerCall, asking: Askers, note: Callable[[Tensor, Tensor], None]) -> AttentionHook:
     """Return a hook that sums the attention that asking rows of a layer pay to each slot.
 
     Args:
-        forward: Knows which rows are left, which of them ask, and the kinds of columns.
+        forward: Knows which rows are left.
         call: The layer's call.
+        asking: Which rows ask.
         note: Gets the unpruned column of each slot and the attention it receives, (samples, slots) int64 and float32;
             −1 and 0 for padding.
     """
     device, samples, span = call.device, call.samples, call.span
-    marks, kinds = forward.asking.to(device), forward.kinds.to(device)  # (samples, span), (samples, past + span)
+    marks, kinds = asking.rows.to(device), asking.kinds.to(device)  # (samples, span), (samples, past + span)
     past = kinds.shape[1] - span
     columns = torch.arange(span, device=device).expand(samples, -1)
     coming = columns + past
@@ -230,8 +291,8 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
     # A stable sort of 0s and 1s moves rows that ask to the end, in order: with at most two, marks 1 0 0 1 and 0 0 0 1
     # give places 0 3 and 2 3, and marks 1 1 and 0 1.
     real, order = marks.long().sort(dim=1, stable=True)
-    fewest = max(0, marks.shape[1] - forward.most)
-    asking, real = order[:, fewest:], real[:, fewest:]
+    fewest = max(0, marks.shape[1] - asking.most)
+    places, real = order[:, fewest:], real[:, fewest:]
     earlier = torch.arange(past, device=device).expand(samples, -1)
     if call.stored is None:
         slots = torch.cat((earlier, coming), dim=1)
@@ -249,13 +310,13 @@ def _sum_up(forward: Forward, call: LayerCall, note: Callable[[Tensor, Tensor], 
     @torch.no_grad()
     @without_autocast
     def see(queries: Tensor, keys: Tensor, scaling: float, _: Tensor) -> None:
-        query = take_along(queries, asking[:, None, :, None], dim=2)
+        query = take_along(queries, places[:, None, :, None], dim=2)
         total, done = query.new_zeros(slots.shape, dtype=torch.float32), 0
         for block in attention_rows(
             query.flatten(0, 1),
             keys.flatten(0, 1),
             scaling,
-            visible=lambda some: sees(columns.gather(1, asking[:, some])),
+            visible=lambda some: sees(columns.gather(1, places[:, some])),
             block=max(BLOCK_NUMBERS, call.input.numel()),
             softcap=forward.family.softcap(call.module),
             samples=samples,
