@@ -80,7 +80,7 @@ class LayerRunner:
         if not forward.drops and not forward.extensions.watch_all:
             if stored is None:
                 return original(*args, **kwargs)
-            if stored is not None and self._gets_what_it_needs(stored, kwargs):
+            if self._gets_what_it_needs(stored, kwargs):
                 stored.announce(None, forward.span)
                 return original(*args, **kwargs)
         call = self._call(forward, index, args, kwargs)

@@ -195,13 +195,14 @@ def apply(
     retention: float | None = None,
     tokens: float | None = None,
     resources: Mapping[str, Any] | None = None,
+    extensions: Sequence[Extension] = (),
 ) -> Trace:
     """Drop vision tokens from now until `foveate.remove(model)`; see `drop`.
 
     The trace's `history` keeps only the latest 100 prefills, so a server can run for weeks. `remove` warns if the model
     ran nothing in between, as `drop` does.
     """
-    session = Session(model, method, retention, tokens, resources, door="apply")
+    session = Session(model, method, retention, tokens, resources, door="apply", extensions=extensions)
     session.trace.most = LATEST
     try:
         session.attach()
@@ -445,6 +446,9 @@ class Session(Hold):
         self._steps = threading.RLock()
         """Held while hooks go on or off, and while a forward runs between them."""
         self._ended = self._notes_positions = False
+        for extension in extensions:
+            if not isinstance(extension, Extension):
+                raise SettingError(f"extensions must be objects of classes of foveate.Extension; got {extension!r}.")
         self._extensions = Extensions([*extensions_for(self.program, self.family), *extensions])
 
     def __reduce__(self) -> NoReturn:
