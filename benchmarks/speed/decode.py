@@ -22,7 +22,9 @@ from transformers.cache_utils import DynamicCache
 from foveate._transformers import with_cache
 from foveate.bench.timing import ratio, rounds
 from foveate.contract import CachedAttention, DecodeStage, Method, ReadView, Shape, Stage, attended
-from foveate.engine.cache import Chosen, pruned_layer
+from foveate.engine.cache import pruned_layer
+from foveate.engine.lives.chosen import Chosen
+from foveate.engine.lives.limited import CHOICE, KINDS, Choice, Kinds, LimitedLayer
 from foveate.engine.session import drop_or_not
 from foveate.methods.read import Read
 from foveate.runs.versions import commit, versions
@@ -82,16 +84,16 @@ def cache_of(rows: int, kv_heads: int, way: str) -> DynamicCache:
             pruned_layer(cache, layer)
     columns = torch.arange(rows)[None]
     kinds = torch.full((1, rows), 2, dtype=torch.int8)
-    for layer in cache.layers if WAYS[way] is not None else ():
-        layer.kinds = kinds
+    for index, layer in enumerate(cache.layers if WAYS[way] is not None else ()):
+        layer.notes = {KINDS: Kinds(kinds)}
         if way == "read":
             some = torch.randperm(rows, generator=random)[: int(KEEP * rows)]
             stays = torch.zeros(1, rows, dtype=torch.bool).index_fill(1, some, True)
-            layer.read(Chosen.exactly(columns, stays, [len(some)]))
+            cache.layers[index] = LimitedLayer(layer, Chosen.exactly(columns, stays, [len(some)]))
     if way.startswith("step"):
         nothing = torch.zeros(1, rows)
-        memory = {"columns": columns, "kinds": kinds, "attention": nothing, "read": nothing != 0}
-        cache.layers[0].memory, cache.layers[0].counted = memory, [(rows, 0)]
+        choice = Choice(columns, kinds, nothing, nothing != 0, rows, [(rows, 0)])
+        cache.layers[0].notes = {**cache.layers[0].notes, CHOICE: choice}
     return cache
 
 
