@@ -370,7 +370,7 @@ def _reading(
 
     def note() -> None:
         for reader in readers:
-            note_attending(reader, signals, call.index)
+            note_attending(reader, signals)
         readers.clear()  # free queries and keys before the MLP runs
 
     with tapped_layer(call.module, attends):

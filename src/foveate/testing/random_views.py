@@ -14,8 +14,8 @@ from foveate.core.grid import Grid
 from foveate.core.signals import CachedAttention, Cells, Hidden, OwnSignal, Resource, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, ReadView, View
 from foveate.errors import SettingError
+from foveate.testing.random_rows import HEAD, HEADS, WIDTH, WORDS, read_randomly
 
-WIDTH, HEAD, WORDS, HEADS = 8, 4, 5, 2
 OF_MODEL = (Hidden, signals.Features, signals.Normed, signals.Deepstack, signals.Cls, signals.Text, signals.Pivots)
 WIDTHS: dict[type[Signal], int] = {
     **dict.fromkeys(OF_MODEL, WIDTH),
@@ -120,10 +120,12 @@ def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return torch.rand(tokens, 2, generator=random).softmax(dim=0)
     if isinstance(signal, OwnSignal):
         shapes = [(tokens, WIDTH) if name == "hidden" else (HEADS, tokens, HEAD) for name in signal.of]
-        return signal.of_rows([torch.randn(shape, generator=random).to(dtype) for shape in shapes])
+        return signal.call([torch.randn(shape, generator=random).to(dtype) for shape in shapes])
     if kind is Cells:
         rows, columns = _squarest(tokens)
         return torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).view(tokens, 3)
+    if not isinstance(signal, Resource) and signal.can_be_read():
+        return read_randomly(signal, tokens, dtype, random)
     what = f"resource {signal.name!r}" if isinstance(signal, Resource) else repr(signal)
     raise SettingError(f"No tensor can be made for the {what}: give it with tensors=.")
 
