@@ -1,4 +1,4 @@
-"""Random rows of a decoder layer, from which a signal of your own makes its tensor for a test of a stage."""
+"""Random rows of a decoder layer, of which a signal reads its tensor for a test of a stage."""
 
 from collections.abc import Callable
 
@@ -38,7 +38,7 @@ class RandomReader(LayerReader):
         self.text_notes: dict[Signal, Tensor] = {}
         self.stream = torch.randn(rows, WIDTH, generator=random).to(dtype)
         self._heads = torch.randn(3, HEADS, rows, HEAD, generator=random).to(dtype)
-        self._paid = torch.rand(rows, generator=random).softmax(dim=0)
+        self._paid = torch.rand(tokens, generator=random).softmax(dim=0)
 
     def queries(self, asking: Tensor) -> Tensor:
         return self._heads[0][:, asking]
@@ -56,7 +56,7 @@ class RandomReader(LayerReader):
         return self.queries(asking), self.keys()
 
     def attention(self, signal: Signal, unit: Unit) -> Tensor:
-        return self._paid[self.vision[unit.rows]]
+        return self._paid[unit.rows]
 
     def text_behind(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
         return self.columns[len(self.vision) :], None
