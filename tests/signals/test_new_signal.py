@@ -11,6 +11,7 @@ from foveate.contract import Attention, LayerStage, Signal
 from foveate.testing import check_method
 from tests.models import batch, is_vision, tiny
 from tests.signals import assert_samples_keep_what_they_keep_alone, handed, read
+from tests.tiny_derived import make
 
 LAYER = 3
 FAMILIES = ("llava", "qwen2_5_vl")
@@ -140,3 +141,10 @@ class Silent(Signal):
 def test_a_signal_that_does_not_say_how_it_is_read_is_refused():
     with pytest.raises(fv.UnsupportedError, match=r"Silent.*how it is read"):
         read(tiny("llava"), batch("llava", ["titt"]), (Silent(),))
+
+
+def test_attention_that_queries_and_keys_do_not_show_is_refused():
+    """A signal of one's own may read attention, so it is refused where one of foveate's is."""
+    model, _ = make("hy_v4_vl")
+    with pytest.raises(fv.UnsupportedError, match="sinks"), fv.drop(model, Weighed()):
+        pass

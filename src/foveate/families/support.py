@@ -108,7 +108,8 @@ def _refusal_of_bias(stages: Sequence[Stage], kind: type[Family] | None) -> str 
     if kind is None:
         return f"{what}, which this host cannot. Leave bias out."
     read = [signal for stage in layers if stage.layer > first for signal in stage.reads]
-    if any(isinstance(signal, Attention) for signal in read) or follow.reading(stages) is not None:
+    reads = [signal for signal in read if isinstance(signal, Attention) or not isinstance(signal, SERVED)]
+    if reads or follow.reading(stages) is not None:
         return f"{what}, but attention that is read there would be without. Read it in earlier layers."
     return None
 
