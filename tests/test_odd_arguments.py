@@ -201,7 +201,7 @@ TAKEN = {
     "prefix_ask_many": (fv.Prefix.ask_many, {
         "questions": EMPTY, "batch_size": COUNT, "choices": EMPTY, **DECODING,
     }),
-    "drop": (fv.drop, {"model": set(), "method": set(), "resources": NONE, "cuda_graphs": set(), **BUDGET}),
+    "drop": (fv.drop, {"model": set(), "method": set(), "resources": NONE, "cuda_graphs": set(), "extensions": set(), **BUDGET}),
     "apply": (fv.apply, {"model": set(), "method": set(), "resources": NONE, **BUDGET}),
     "remove": (fv.remove, {"model": set()}),
     "load": (fv.load, {

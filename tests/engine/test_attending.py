@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.contract import Attention
+from foveate.contract import Attention, Keys
 from foveate.engine.attending import put_together, streams
 
 
@@ -49,4 +49,4 @@ def test_heads_are_put_together_apart():
 def test_signals_of_the_same_rows_are_read_once():
     mean, peak = (Attention(rows="after", layer="ran", over=over) for over in ("mean", "max"))
     last = Attention(rows="last", layer="ran")
-    assert streams([mean, last, peak]) == [[mean, peak], [last]]
+    assert streams([mean, last, Keys(), peak]) == {mean: [mean, peak], peak: [mean, peak], last: [last]}

@@ -1,11 +1,14 @@
 """What a stage adds to the logits of keys: proportional attention, in one file by a method's author."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.contract import Attention, DecodeStage, Hidden, LayerStage, Method
+from foveate.contract import Attention, DecodeStage, Hidden, LayerStage, Method, Signal
 from foveate.core.cut import Cut
 from foveate.engine.forward import Forward
 from tests import oracle
@@ -115,7 +118,23 @@ class Reading(Watched):
     later = DecodeStage(4, keep=0.5, score=lambda view: view.attention)
 
 
-@pytest.mark.parametrize("method", [Watched(), Reading()])
+@dataclass(frozen=True)
+class Own(Signal):
+    """A signal of one's own, which may read attention."""
+
+    kind: ClassVar[str] = "own_attention"
+    of_ran: ClassVar[bool] = True
+
+    def read(self, reader, unit):
+        return reader.attention(Attention(rows="last"), unit)
+
+
+class WatchedByOwn(Watched):
+    name = "watched_by_own"
+    later = LayerStage(4, reads=(Own(),), keep=0.5, score=lambda view: view.own_attention)
+
+
+@pytest.mark.parametrize("method", [Watched(), WatchedByOwn(), Reading()])
 def test_attention_that_would_be_without_the_sum_is_refused(method):
     with pytest.raises(fv.UnsupportedError, match="logits of keys"), fv.drop(tiny("llava"), method):
         pass

@@ -8,9 +8,9 @@ from foveate.contract import LayerStage, Method
 from foveate.core.cut import Cut
 from foveate.core.signals import Keys
 from foveate.engine.attending import put_together
-from foveate.engine.cutting import SampleRows, asking_units, decide
+from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.program import Program, ran_note
-from foveate.engine.prompt_samples import Sample, sample_unit
+from foveate.engine.prompt_samples import Sample, image_units
 from foveate.engine.rows import Rows
 from foveate.registry import family_for
 from tests.models import tiny
@@ -27,12 +27,10 @@ class Listener:
         self.attention_rows = attention
         self.made_keys = keys
 
-    def read(self, signal, units):
-        if isinstance(signal, Keys):
-            return self.made_keys
-        return torch.cat([self.of_unit(signal, unit) for unit in units])
+    def read(self, signal, unit):
+        return self.made_keys if isinstance(signal, Keys) else signal.read(self, unit)
 
-    def of_unit(self, signal, unit):
+    def attention(self, signal, unit):
         own = self.attention_rows[unit.rows] if signal.rows == "vision" else self.attention_rows
         blocks = [own[None, :, unit.rows]] if len(own) and unit.text_after != (False,) else []
         values = put_together([signal], blocks)
@@ -108,10 +106,10 @@ def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole_beside_another():
 def listened(method, layer, hidden, reader, **others):
     """What stages see before a layer that has been listened to while the one before it ran."""
     run, rows = program(method), shown(hidden, layer, reader=reader, **others)
-    unit = sample_unit(rows.sample, len(rows))
     for signal in run.signals_while(layer - 1):
-        units = asking_units(signal, rows.sample, rows.sizes, unit)
-        rows.leave({ran_note(signal, layer - 1): reader.read(signal, units)})
+        assert signal.by_image
+        paid = [reader.attention(signal, unit) for unit in image_units(rows.sample, rows.sizes)]
+        rows.leave({ran_note(signal, layer - 1): torch.cat(paid)})
     return run, rows
 
 

@@ -1,9 +1,12 @@
 """What a server is started with means what it means in the library."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from foveate.contract import LayerStage, Resource, Shape, Text
+from foveate.contract import LayerStage, Resource, Shape, Signal, Text
 from foveate.errors import SettingError, UnsupportedError
 from foveate.naming import method_of, parse
 from foveate.registry import methods
@@ -64,8 +67,19 @@ def test_a_method_that_reads_the_question_before_the_decoder_is_refused(name):
         Setting({"method": name, "retention": 0.5}, CONFIG)
 
 
-@pytest.mark.parametrize("signal", [Text(), Resource("clip", of="text")], ids=repr)
-def test_a_stage_between_layers_that_reads_the_text_itself_is_refused(signal):
+@dataclass(frozen=True)
+class OwnValues(Signal):
+    """A signal of one's own, of values that the plug-in does not show."""
+
+    kind: ClassVar[str] = "own_values"
+    of_ran: ClassVar[bool] = True
+
+    def read(self, reader, unit):
+        return reader.values()[0, reader.vision, 0]
+
+
+@pytest.mark.parametrize("signal", [Text(), Resource("clip", of="text"), OwnValues()], ids=repr)
+def test_a_stage_between_layers_that_reads_what_vllm_does_not_show_is_refused(signal):
     stage = LayerStage(2, reads=(signal,), keep=0.5, score=len)
-    with pytest.raises(UnsupportedError, match=r"no stage before decoder layer 2 can read (Text|Resource)\("):
+    with pytest.raises(UnsupportedError, match=r"no stage before decoder layer 2 can read (Text|Resource|OwnValues)\("):
         refuse_stages((stage,), Shape(depth=28))

@@ -37,6 +37,7 @@ from foveate.contract.stages import (
     TowerStage as TowerStage,
 )
 from foveate.core.cut import Cut as Cut
+from foveate.core.reading import LayerReader as LayerReader, LayerRows as LayerRows, Signal as Signal
 from foveate.core.signals import (
     Attention as Attention,
     CachedAttention as CachedAttention,
@@ -54,14 +55,13 @@ from foveate.core.signals import (
     Products as Products,
     Resource as Resource,
     Rotary as Rotary,
-    Signal as Signal,
     Text as Text,
     TowerAttention as TowerAttention,
     TowerKeys as TowerKeys,
     ValueLikeness as ValueLikeness,
 )
+from foveate.core.units import Arriving as Arriving
 from foveate.core.views import (
-    Arriving as Arriving,
     ImageView as ImageView,
     LayerView as LayerView,
     PatchView as PatchView,

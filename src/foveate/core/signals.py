@@ -1,47 +1,26 @@
 """Signals: what a stage may read. A method declares them, and the runner computes only what was declared.
 
-A signal is a value: two equal signals are read once. It says which tensor the stage gets, and from which layers.
-New signals are declared here, and the tables in the docs are generated from this file.
+A signal is a value: two equal signals are read once. It says which tensor the stage gets, from which layers, and how it
+is read (`foveate.core.reading`). The tables in the docs are generated from this file.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from annotated_types import Ge, Gt, Le, MinLen
 from torch import Tensor
 
+from foveate.core.attention import attention_rows
 from foveate.core.author import Author
-from foveate.core.fields import check
+from foveate.core.reading import LayerReader, LayerRows, Signal as Signal
+from foveate.core.units import Unit
 from foveate.errors import SettingError
 
 AtLeastOne = Annotated[int, Ge(1)]
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A value that a stage reads.
-
-    Raises:
-        SettingError: If an option has an invalid value.
-    """
-
-    kind: ClassVar[str]
-    """Its name in a view: `view.attention` for `Attention`."""
-    of_ran: ClassVar[bool] = False
-    """True if it is computed from queries or keys of the layer before the stage, while that layer attends."""
-    ahead: ClassVar[bool] = False
-    """True if it is computed from keys of the layer after the stage, ahead of that layer, which computes them again."""
-    reads_text: ClassVar[bool] = False
-    """True if its value depends on the prompt's text."""
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def layers_back(self) -> int:
-        """Number of layers that must have run before a stage can read it."""
-        return int(self.of_ran)
 
 
 @dataclass(frozen=True)
@@ -127,6 +106,18 @@ class Attention(Signal):
     def ahead(self) -> bool:  # type: ignore[override]  # depends on the layer
         return self.layer == "next"
 
+    @property
+    def by_image(self) -> bool:  # type: ignore[override]  # the text behind each image asks
+        return self.rows != "last"
+
+    def read(self, reader: LayerReader, unit: Unit) -> Tensor:
+        return reader.attention(self, unit)
+
+    def of_rows(self, rows: LayerRows, unit: Unit) -> Tensor:
+        if self.ahead:
+            return rows.read(self, unit)  # shares are those of the stage's unit
+        return super().of_rows(rows, unit)
+
 
 @dataclass(frozen=True)
 class CachedAttention(Signal):
@@ -148,6 +139,9 @@ class Keys(Signal):
     kind: ClassVar[str] = "keys"
     ahead: ClassVar[bool] = True
 
+    def read(self, reader: LayerReader, unit: Unit) -> Tensor:
+        return reader.keys()[:, reader.vision].float().mean(dim=0)
+
 
 @dataclass(frozen=True)
 class KeyNorms(Signal):
@@ -156,12 +150,18 @@ class KeyNorms(Signal):
     kind: ClassVar[str] = "key_norms"
     of_ran: ClassVar[bool] = True
 
+    def read(self, reader: LayerReader, unit: Unit) -> Tensor:
+        return _norms(reader.keys())[reader.vision]
+
 
 @dataclass(frozen=True)
 class Normed(Signal):
     """The residual stream entering the layer, after the norm in front of the model's head: (tokens, width)."""
 
     kind: ClassVar[str] = "normed"
+
+    def of_rows(self, rows: LayerRows, unit: Unit) -> Tensor:
+        return rows.norm(unit.of(rows.hidden))
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,13 @@ class Pivots(Signal):
     reads_text: ClassVar[bool] = True
 
     count: AtLeastOne = 4
+
+    def note(self, reader: LayerReader) -> None:
+        reader.note_text(self, partial(_pivots_of, reader, self.count))
+
+    def of_rows(self, rows: LayerRows, unit: Unit) -> Tensor:
+        columns = rows.text_note_of(self, unit)
+        return rows.norm(rows.stream[columns.clamp(min=0)]) * (columns >= 0)[:, None]
 
 
 @dataclass(frozen=True)
@@ -200,6 +207,22 @@ class Products(Signal):
 
     leave_out: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (1, 5)
 
+    def read(self, reader: LayerReader, unit: Unit) -> Tensor:
+        asking, real = reader.text_behind(unit)
+        if real is None:
+            real = torch.ones_like(asking)
+        first, last = self.leave_out
+        place, number = real.cumsum(dim=0), real.sum()  # real 0 1 1 gives place 0 1 2, number 2
+        inner = (place > first) & (place <= number - last) & (real != 0)
+        asks = torch.where(inner.any(), inner, real != 0)[None, :, None]
+        queries, keys = reader.before_rope(asking)  # (heads, asking, size), (key heads, all rows, size)
+        number = asks.sum(dim=1).clamp(min=1)
+        mean = (queries.float() * asks).sum(dim=1) / number  # (heads, size): the products are linear in it
+        keys = keys[:, reader.vision].float()
+        grouped = mean.view(len(keys), -1, mean.shape[-1])  # (key heads, heads of each, size)
+        products: Tensor = (keys @ grouped.mT).transpose(0, 1).flatten(1)  # (rows, heads)
+        return products / math.sqrt(mean.shape[-1])
+
 
 @dataclass(frozen=True)
 class Text(Signal):
@@ -210,6 +233,9 @@ class Text(Signal):
 
     kind: ClassVar[str] = "text"
     reads_text: ClassVar[bool] = True
+
+    def of_rows(self, rows: LayerRows, unit: Unit) -> Tensor:
+        return rows.stream[rows.text_behind(unit)]
 
 
 @dataclass(frozen=True)
@@ -231,6 +257,7 @@ class ValueLikeness(Signal):
 
     kind: ClassVar[str] = "value_likeness"
     of_ran: ClassVar[bool] = True
+    by_image: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
 
     skip: Annotated[int, Ge(0)] = 2
@@ -240,6 +267,42 @@ class ValueLikeness(Signal):
     def seed_count(self, tokens: int) -> int:
         """The number of seeds among `tokens` tokens."""
         return max(1, round(self.seeds * tokens))
+
+    def read(self, reader: LayerReader, unit: Unit) -> Tensor:
+        own = reader.vision[unit.rows]
+        if unit.text_after == (False,):
+            return own.new_zeros(len(own), 2, dtype=torch.float32)
+        asking, real = reader.text_behind(unit)
+        asks = torch.ones_like(asking) if real is None else real.long()
+        # Leave out the first `skip` asking rows, unless none is left then: asks 0 1 1 1 with skip 1 gives 0 0 1 1.
+        skipped = asks * (asks.cumsum(dim=0) > self.skip)
+        asks = torch.where(skipped.any(), skipped, asks)
+        of_text = self._sum(reader, own, asking, asks)
+        number = asks.sum()
+        first = of_text / number.clamp(min=1)
+        # The rows most alike to the text ask too, for the second column.
+        seeds = first.sort(descending=True, stable=True).indices[: self.seed_count(len(unit))]
+        of_seeds = self._sum(reader, own, own[seeds], torch.ones_like(seeds))
+        return torch.stack((first, (of_text + of_seeds) / (number + len(seeds))), dim=-1) * (number > 0)
+
+    def _sum(self, reader: LayerReader, own: Tensor, asking: Tensor, asks: Tensor) -> Tensor:
+        """Sum the likeness of rows that ask, (asking,) int64 with weights 0 or 1, to an image's rows."""
+        with_whom = values = reader.values()
+        visible: Callable[[slice], Tensor] | None = None
+        if self.among == "image":
+            with_whom = values[:, own]
+        elif (seen := reader.real()) is not None:  # every row sees the same
+            visible = lambda _: seen[None, None]  # noqa: E731
+        scaling = 1 / math.sqrt(values.shape[-1])
+        blocks = attention_rows(values[:, asking], with_whom, scaling, reader.block, visible)
+        total, done = torch.zeros_like(own, dtype=torch.float32), 0
+        for block in blocks:
+            alike = block.mean(dim=0)  # (some, rows compared with)
+            if self.among != "image":
+                alike = alike[:, own]
+            total += (alike * asks[done : done + len(alike), None]).sum(dim=0)
+            done += len(alike)
+        return total
 
 
 @dataclass(frozen=True)
@@ -258,6 +321,7 @@ class OwnSignal(Signal):
 
     kind: ClassVar[str] = "own"
     of_ran: ClassVar[bool] = True
+    by_image: ClassVar[bool] = True
 
     make: Callable[..., Tensor]
     of: Annotated[tuple[Literal["queries", "keys", "values", "hidden"], ...], MinLen(1)] = ("values",)
@@ -267,7 +331,17 @@ class OwnSignal(Signal):
     def __str__(self) -> str:
         return f"OwnSignal({getattr(self.make, '__qualname__', 'make')}, of={self.of})"
 
-    def of_rows(self, tensors: Sequence[Tensor]) -> Tensor:
+    def read(self, reader: LayerReader, unit: Unit) -> Tensor:
+        own = reader.vision[unit.rows]
+        tensors = {
+            "queries": lambda: reader.queries(own),
+            "keys": lambda: reader.keys()[:, own],
+            "values": lambda: reader.values()[:, own],
+            "hidden": lambda: unit.of(reader.entering()),
+        }
+        return self.call([tensors[name]() for name in self.of])
+
+    def call(self, tensors: Sequence[Tensor]) -> Tensor:
         """Call the function on the tensors of an image's tokens.
 
         Raises:
@@ -377,6 +451,20 @@ class Columns(Signal):
     def reads_text(self) -> bool:  # type: ignore[override]  # depends on the pivots
         return self.pivots > 0
 
+    def read(self, reader: LayerReader, unit: Unit) -> Tensor:
+        return reader.in_prompt(reader.vision_columns)
+
+    def note(self, reader: LayerReader) -> None:
+        super().note(reader)
+        if self.pivots:
+            reader.note_text(self, lambda unit: reader.in_prompt(_pivots_of(reader, self.pivots, unit)))
+
+    def of_rows(self, rows: LayerRows, unit: Unit) -> Tensor:
+        columns = super().of_rows(rows, unit)
+        if self.pivots:
+            return torch.cat((columns, rows.text_note_of(self, unit)))
+        return columns
+
 
 @dataclass(frozen=True)
 class Rotary(Signal):
@@ -412,6 +500,10 @@ class Cells(Signal):
 
     kind: ClassVar[str] = "cells"
 
+    def of_rows(self, rows: LayerRows, unit: Unit) -> Tensor:
+        none = unit.of(rows.tokens) < 0  # a row without a token has no cell
+        return unit.of(rows.note(self.kind)).masked_fill(none[:, None], -1)
+
 
 @dataclass(frozen=True)
 class Resource(Signal):
@@ -432,3 +524,32 @@ class Resource(Signal):
     @property
     def reads_text(self) -> bool:  # type: ignore[override]  # depends on what it is of
         return self.of == "text"
+
+    def of_rows(self, rows: LayerRows, unit: Unit) -> Tensor:
+        return rows.text_note_of(self, unit)
+
+
+def _norms(keys: Tensor) -> Tensor:
+    """L1 norms of the keys of all rows, (key heads, rows, head size) -> (rows,) float32."""
+    wide = torch.promote_types(keys.dtype, torch.float32)  # torch refuses to narrow
+    norms: Tensor = torch.linalg.vector_norm(keys, ord=1, dim=(0, 2), dtype=wide)
+    return norms.float()
+
+
+def _pivots_of(reader: LayerReader, count: int, unit: Unit) -> Tensor:
+    """Columns of the text behind a unit with the largest key norms, largest first: (count,) int64.
+
+    If there is less text, they repeat from the first; without text −1.
+    """
+    none = reader.columns.new_full((count,), -1)
+    if unit.text_after == (False,) or not len(unit):
+        return none
+    asking, real = reader.text_behind(unit)
+    if not len(asking):
+        return none
+    norms, number = _norms(reader.keys())[asking], torch.full_like(asking[:1], len(asking))
+    if real is not None:
+        norms, number = norms.masked_fill(~real, -1), real.sum(dim=0, keepdim=True)
+    order = norms.sort(descending=True, stable=True).indices
+    places = torch.arange(count, device=order.device) % number.clamp(min=1)  # 4 pivots of 3 rows: 0 1 2 0
+    return torch.where(number > 0, reader.columns[asking[order[places]]], none)

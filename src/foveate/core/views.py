@@ -21,49 +21,13 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import CachedAttention, OwnSignal, Signal, TowerSignal
+from foveate.core.units import Arriving as Arriving
 from foveate.errors import SettingError
 
 Given = Tensor | Callable[[], Tensor]
 """A tensor, or a function that makes it on first use."""
 OTHERS = {"columns", "pivots", "text"}
 """Kinds of signals before a decoder layer that have other rows than the tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arriving:
-    """The host's knowledge of the tokens that arrive at a stage, from which it computes how many stay.
-
-    Attributes:
-        tokens: How many arrive.
-        entered: How many vision tokens entered the model, over all units that the stage ranks together, newlines and
-            the like included.
-        started: How many of these entered the decoder: fewer if an earlier stage dropped some.
-        reserved: Rows that the family adds itself (a closing newline), to be subtracted from a fixed count.
-        grids: Rows and columns of each frame or view, in order. Empty if they are not known, and before a decoder
-            layer, unless the stage reads `Cells` of an image of which no token has left.
-        video: True if they belong to a video, so that `grids` are its frames. None if not known.
-    """
-
-    tokens: int
-    entered: int
-    started: int
-    reserved: int = 0
-    grids: tuple[Grid, ...] = ()
-    video: bool | None = None
-
-    @property
-    def frames(self) -> tuple[int, ...] | None:
-        """The number of tokens in each frame. An image is one frame, however many views it has. None if not known."""
-        if self.video is False or len(self.grids) == 1:
-            return (self.tokens,)
-        if not self.video or not self.grids:  # several views may be frames or tiles
-            return None
-        return tuple(rows * columns for rows, columns in self.grids)
-
-    @classmethod
-    def all_of(cls, tokens: int) -> "Arriving":
-        """`tokens` tokens, of which none has left yet."""
-        return cls(tokens, tokens, tokens)
 
 
 class Undeclared(SettingError, AttributeError):

@@ -4,33 +4,20 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
 from foveate.core.cut import Cut, look_up, note_of
-from foveate.core.signals import (
-    Attention,
-    Cells,
-    Columns,
-    Hidden,
-    Keys,
-    Normed,
-    Pivots,
-    Products,
-    Resource,
-    Rotary,
-    Signal,
-    Text,
-)
+from foveate.core.signals import Cells, Hidden, Signal
 from foveate.core.tensors import Change
-from foveate.core.views import Arriving, ImageView, LayerView, View
+from foveate.core.units import Arriving, Unit
+from foveate.core.views import ImageView, LayerView, View
 from foveate.engine.attending import RATERS, RowsReader, streams
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.program import CELLS, Program, hidden_note, names_of, ran_note
-from foveate.engine.prompt_samples import Begun, Sample, Unit, image_units, sample_unit
+from foveate.engine.program import Program, hidden_note, names_of, ran_note
+from foveate.engine.prompt_samples import Begun, Sample, image_units, sample_unit
 from foveate.engine.reading import raters_of
 from foveate.engine.rows import BIAS, Decision, Rows, Sizes
 from foveate.errors import UnsupportedError
@@ -93,15 +80,8 @@ class SampleRows:
         return look_up(self.cut.source, tokens)
 
     @property
-    def about(self) -> Mapping[str, Tensor]:
-        """Tensors about the text behind the sample's images, by name."""
-        return self.table.about[self.member]
-
-    @property
-    def reader(self) -> RowsReader:
-        """Reads the layer's queries and keys."""
-        assert self.reader_of is not None  # a host without a decoder refuses signals of one
-        return self.reader_of(self.member)
+    def all_rows(self) -> Unit:
+        return sample_unit(self.sample, len(self))
 
     def note(self, name: str) -> Tensor:
         """Return what was remembered of these rows, (rows, …)."""
@@ -110,6 +90,20 @@ class SampleRows:
         if name in self.cut.notes:
             return self.cut.notes[name]
         return note_of(self.table.note(self.member, name), self.cut.source, self.cut.rows)
+
+    def note_of(self, signal: Signal) -> Tensor:
+        return self.note(ran_note(signal, self.layer - signal.of_ran))
+
+    def text_note_of(self, signal: Signal, unit: Unit) -> Tensor:
+        return self.table.about[self.member][repr(signal)][unit.image]
+
+    def text_behind(self, unit: Unit) -> Tensor:
+        words = self.table.words[self.member]
+        return words[len(words) - self.sample.text_after[unit.image] :]
+
+    def read(self, signal: Signal, unit: Unit) -> Tensor:
+        assert self.reader_of is not None  # a host without a decoder refuses signals of one
+        return self.reader_of(self.member).read(signal, unit)
 
     def notes_of(self, stage: Stage) -> dict[str, Tensor]:
         """Return the notes of the chain member that a stage belongs to, by the names the member gave them."""
@@ -127,7 +121,7 @@ class SampleRows:
     def units(self, stage: Stage) -> list[Unit]:
         """Return the groups of rows that a stage ranks separately."""
         if stage.unit == "sample":
-            return [sample_unit(self.sample, len(self))]
+            return [self.all_rows]
         sample, sizes = self.sample, self.sizes
         frames = sample.frames
         by_frame = stage.unit == "image" and frames is not None and len(frames) > len(sample.media)
@@ -141,24 +135,21 @@ class SampleRows:
 
     def view(self, stage: Stage, unit: Unit) -> View:
         """Build the view of a unit that a stage gets."""
-        part: Change = itemgetter(unit.rows)  # from a tensor of all rows to the unit's
-        if len(unit) == len(self):
-            part = lambda tensor: tensor  # noqa: E731
-        notes = {name: part(note) for name, note in self.notes_of(stage).items()}
-        tokens = lambda: part(self.tokens)  # noqa: E731
+        notes = {name: unit.of(note) for name, note in self.notes_of(stage).items()}
+        tokens = lambda: unit.of(self.tokens)  # noqa: E731
         if stage.place is not Place.LAYER:
-            return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
+            return ImageView(unit.of(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
         # Signals are passed as functions, so one that the stage does not read is never computed.
         hidden: Callable[[], Tensor] | None = None
         before: Callable[[], Tensor] | None = None
         signals: dict[Signal, Callable[[], Tensor]] = {}
         for signal in stage.reads:
             if not isinstance(signal, Hidden):
-                signals[signal] = partial(self._signal, signal, unit, part)
+                signals[signal] = partial(signal.of_rows, self, unit)
                 continue
-            hidden = lambda: part(self.hidden)  # noqa: E731
+            hidden = lambda: unit.of(self.hidden)  # noqa: E731
             if signal.back and before is None:
-                before = partial(part, self.note(hidden_note(self.layer - signal.back)))
+                before = partial(unit.of, self.note(hidden_note(self.layer - signal.back)))
         return LayerView(
             hidden=hidden,
             hidden_before=before,
@@ -186,39 +177,6 @@ class SampleRows:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 
-    def _signal(self, signal: Signal, unit: Unit, part: Change) -> Tensor:
-        """Return a signal for the rows of a unit."""
-        sample = self.sample
-        if isinstance(signal, Cells):
-            # A row without a token has no cell: (rows, 3) values become −1.
-            none = part(self.tokens) < 0
-            return part(self.note(CELLS)).masked_fill(none[:, None], -1)
-        if isinstance(signal, Columns):
-            note = ran_note(signal, self.layer - 1)
-            own = part(self.note(note))
-            if signal.pivots:
-                return torch.cat((own, self.about[note][unit.image]))
-            return own
-        if isinstance(signal, Rotary):
-            return part(self.note(ran_note(signal, self.layer)))
-        if isinstance(signal, Resource):
-            return self.about[repr(signal)][unit.image]
-        if signal.of_ran and not isinstance(signal, Pivots):
-            return part(self.note(ran_note(signal, self.layer - 1)))
-        if isinstance(signal, Text):
-            words = self.table.words[self.member]
-            return self.stream[words[len(words) - sample.text_after[unit.image] :]]
-        if isinstance(signal, Keys | Products):
-            return part(self.reader.read(signal, [sample_unit(sample, len(self))]))
-        if isinstance(signal, Normed):
-            return self.norm(part(self.hidden))
-        if isinstance(signal, Pivots):
-            columns = self.about[ran_note(signal, self.layer - 1)][unit.image]
-            rows = self.norm(self.stream[columns.clamp(min=0)])
-            return rows * (columns >= 0)[:, None]
-        assert isinstance(signal, Attention)
-        return self.reader.read(signal, asking_units(signal, sample, self.sizes, unit))
-
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
         """Return the rows that a second stage before the same layer sees after the first stage's cut."""
         cut = decision.cut
@@ -232,16 +190,6 @@ class SampleRows:
         rows = replace(self, cut=cut if self.cut is None else self.cut.then(cut), _hidden=hidden)
         rows.sizes = decision.sizes
         return rows
-
-
-def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None, unit: Unit) -> Sequence[Unit]:
-    """Return the units whose attention is read separately for a unit.
-
-    In a sample with several images, the text behind each image attends to that image, and the last row to all.
-    """
-    if signal.rows == "last" or sizes is None or unit.image >= 0:
-        return [unit]
-    return image_units(sample, sizes)
 
 
 def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
@@ -364,24 +312,11 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
             rows.put_note(member, hidden_note(layer), call.hidden[member, rows.columns[member]])
 
 
-def note_attending(reader: RowsReader, signals: Sequence[Signal], layer: int) -> None:
-    """Store signals of a running layer's queries and keys, for stages before the next layer."""
-    rows, member = reader.table, reader.member
-    sample, sizes, about = rows.samples[member], rows.sizes[member], rows.about[member]
-    every = sample_unit(sample, rows.counts[member])
-    images = [every] if sizes is None else image_units(sample, sizes)
+def note_attending(reader: RowsReader, signals: Sequence[Signal]) -> None:
+    """Note signals of a running layer's queries and keys, for stages before the next layer."""
+    reader.streams = streams(signals)
     for signal in signals:
-        name = ran_note(signal, layer)
-        if isinstance(signal, Pivots):
-            about[name] = reader.read(signal, images)
-        elif not isinstance(signal, Attention):
-            rows.put_note(member, name, reader.read(signal, images))
-        if isinstance(signal, Columns) and signal.pivots:
-            about[name] = reader.in_prompt(reader.read(Pivots(signal.pivots), images))
-    for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
-        units = asking_units(stream[0], sample, sizes, every)
-        for attention, values in reader.reduce(stream, units).items():
-            rows.put_note(member, ran_note(attention, layer), values)
+        signal.note(reader)
 
 
 def _cut(forward: Forward, call: LayerCall, rows: Rows, reader_of: ReaderOf) -> Rows:

@@ -221,7 +221,7 @@ class Program:
 # -- names of notes -----------------------------------------------------------------------------------------------
 
 
-CELLS = "cells"
+CELLS = Cells.kind
 """Name of the note that holds the grid positions of rows."""
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid
-from foveate.core.views import Arriving
+from foveate.core.units import Arriving, Unit
 from foveate.engine.media_tokens import MediaTokens
 from foveate.errors import UnsupportedError
 
@@ -111,26 +111,6 @@ class Begun:
     count: int
     sizes: tuple[int, ...] | None
     opening: frozenset[tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Rows that are ranked together: of a sample, an image or a frame.
-
-    Attributes:
-        rows: The sample's rows that they are.
-        arriving: The token counts from which a stage's budget is computed.
-        text_after: Whether text stands behind them; one entry per image if they span several.
-        image: Index of the sample's image (or frame); −1 for all of them. Text behind all is that behind the last.
-    """
-
-    rows: slice
-    arriving: Arriving
-    text_after: tuple[bool, ...]
-    image: int = -1
-
-    def __len__(self) -> int:
-        return self.arriving.tokens
 
 
 def sample_unit(sample: Sample, count: int) -> Unit:

@@ -144,7 +144,7 @@ class AttentionReader(RowsReader):
         self._own = slice(member, member + 1)
         self._start = rows.pads(member)
         self._seen = 0  # columns of earlier turns
-        super().__init__(rows, member, rows.of_sample(member), hidden.shape[-1])
+        super().__init__(rows, member, rows.of_sample(member), hidden.shape[-1], call.index)
         self._softcap = family.softcap(call.module)
         self._trailing = rows.samples[member].trailing
         self._sees = self._visibility()
@@ -190,7 +190,7 @@ class AttentionReader(RowsReader):
             earlier = stored if isinstance(stored, PrunedLayer) else None
             window = window_of(self._forward, index, self.table, earlier, seen, self._hidden.device)
         if window is not None:
-            window = window.of_sample(self.member, keys.shape[1] - len(self._columns), self._start)
+            window = window.of_sample(self.member, keys.shape[1] - len(self.columns), self._start)
         sample = torch.full_like(keys[:, 0], self.member)
         sees = visibility(mask, sample, keys, seen, length, ragged, causal, window)
         return None if sees is None else lambda rows: sees(rows[None])[0]
@@ -205,7 +205,7 @@ class AttentionReader(RowsReader):
     def _rotated_ones(self, size: int) -> Tensor:
         assert self._tables is not None
         cos, sin = (table[..., self._own, self._start :, :].float() for table in self._tables)
-        ones = cos.new_ones(1, len(self._columns), size)
+        ones = cos.new_ones(1, len(self.columns), size)
         return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[0, 0]
 
     def _queries_and_keys(self, asking: Tensor, signal: Attention | None = None, image: int = -1) -> Tapped:
@@ -219,7 +219,7 @@ class AttentionReader(RowsReader):
         assert self._ahead is not None
         return self._ahead.read(self.member, asking, signal, image)
 
-    def _plain(self, asking: Tensor) -> tuple[Tensor, Tensor]:
+    def before_rope(self, asking: Tensor) -> tuple[Tensor, Tensor]:
         tables = unturning(self._call.module, self._tables)
         queries, keys, _ = self.project(asking[None], self._own, tables).sample(0)
         return queries, keys
@@ -231,7 +231,7 @@ class AttentionReader(RowsReader):
         if image >= 0:
             assert sizes is not None
             unit = image_units(sample, sizes)[image]
-        return self._asking(signal, unit, self._vision[unit.rows])[0]
+        return self._asking(signal, unit, self.vision[unit.rows])[0]
 
     def project(self, asking: Tensor, samples: slice, tables: Any = None) -> Tapped:
         """Compute the queries of rows that ask, (samples, asking) int64, and the keys of all rows.
@@ -266,14 +266,14 @@ class AttentionReader(RowsReader):
         heads = heads[self.member, :, -rows:]  # without those of earlier turns, which come first
         if self._forward.outcome.rows is not None:
             return heads[:, self._start :]
-        if len(self._columns) < self._hidden.shape[1]:  # the layer's rows are all columns, padding included
-            return heads[:, self._columns]
+        if len(self.columns) < self._hidden.shape[1]:  # the layer's rows are all columns, padding included
+            return heads[:, self.columns]
         return heads
 
-    def _layer_input(self) -> Tensor:
+    def entering(self) -> Tensor:
         return self._hidden[self.member, self.table.columns[self.member]]
 
-    def _values(self) -> Tensor:
+    def values(self) -> Tensor:
         assert self.attended is not None  # read while the layer attends
         query, _, _, values = self.attended
         return self._of_rows(values, query.shape[2])
@@ -285,18 +285,20 @@ class Ahead:
 
     Attributes:
         forward, call: See `AttentionReader`.
+        mixes: Whether the model runs under autocast.
         memo: Readers, queries and keys. They refer to this, so it is replaced when the stages have read.
         mixed: Whether the layer multiplies numbers of several dtypes, which it can do only under autocast.
     """
 
     forward: Forward
     call: LayerCall
+    mixes: bool
     memo: Memo = field(default_factory=Memo)
     mixed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         hidden, weights = self.call.hidden, self.call.module.parameters()
-        if torch.is_autocast_enabled(hidden.device.type):
+        if self.mixes:
             self.mixed = any(weight.is_floating_point() and weight.dtype != hidden.dtype for weight in weights)
 
     def reader(self, member: int) -> AttentionReader:

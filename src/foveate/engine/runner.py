@@ -236,7 +236,8 @@ class LayerRunner:
 @contextmanager
 def _readers(forward: Forward, call: LayerCall) -> Iterator[Callable[[int], AttentionReader]]:
     """Yield a function that returns the reader of a sample, for stages before the layer."""
-    ahead = lru_cache(maxsize=1)(partial(Ahead, forward, call))  # few stages read
+    mixes = torch.is_autocast_enabled(call.device.type)  # stages run without
+    ahead = lru_cache(maxsize=1)(partial(Ahead, forward, call, mixes))  # few stages read
     yield lambda member: ahead().reader(member)
     if ahead.cache_info().currsize:
         ahead().memo = Memo()  # the readers refer to one another
@@ -270,7 +271,7 @@ def _reading(
 
     def note() -> None:
         for reader in readers:
-            note_attending(reader, signals, call.index)
+            note_attending(reader, signals)
         readers.clear()  # free queries and keys before the MLP runs
 
     with tapped_layer(call.module, attends):

@@ -25,6 +25,7 @@ from foveate.families.feeding import NO_BLOCKS, blocks_of, encode_fed, has_cls, 
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.proved import PROVED
+from foveate.families.support import SERVED
 from foveate.families.tap import takes_index
 from foveate.families.tiles import run_lengths, runs
 from foveate.families.tower import Encoded, ImageReducer, Inputs, Run, Tower
@@ -186,7 +187,9 @@ class Derived(Family):
         reason = super().lacks(signal)
         if reason is None and isinstance(signal, TowerSignal) and not blocks_of(self.core, self.layers):
             return NO_BLOCKS
-        reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots)
+        reads = isinstance(signal, Attention | CachedAttention | Keys | KeyNorms | Pivots) or not isinstance(
+            signal, SERVED
+        )
         if reads and any(hasattr(attention, "sinks") for attention in self.attentions):
             return "its rows pay attention to sinks too, which queries and keys do not show"
         return reason

@@ -24,7 +24,7 @@ from foveate.families.base import Family
 SERVED: tuple[type[Signal], ...] = tuple(
     kind for kind in vars(signals).values() if isinstance(kind, type) and "kind" in vars(kind)
 )
-"""Signals that this engine reads."""
+"""foveate's own signals."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, for which the table is computed
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
@@ -108,7 +108,8 @@ def _refusal_of_bias(stages: Sequence[Stage], kind: type[Family] | None) -> str 
     if kind is None:
         return f"{what}, which this host cannot. Leave bias out."
     read = [signal for stage in layers if stage.layer > first for signal in stage.reads]
-    if any(isinstance(signal, Attention) for signal in read) or follow.reading(stages) is not None:
+    reads = [signal for signal in read if isinstance(signal, Attention) or not isinstance(signal, SERVED)]
+    if reads or follow.reading(stages) is not None:
         return f"{what}, but attention that is read there would be without. Read it in earlier layers."
     return None
 
@@ -121,8 +122,8 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
         reason: str | None = f"{type(stage).__name__} cannot read {kind}: use {reader}"
         if Place.LAYER not in places:
             reason = f"{reason}; in a Cuts or a Once, override steps"
-        if not isinstance(signal, SERVED):
-            reason = "the engine does not read it yet"
+        if not isinstance(signal, SERVED) and not signal.can_be_read():
+            reason = "it does not say how it is read"
         elif stage.place in places:
             reason = lacks(signal)
         if reason is not None:

@@ -11,17 +11,13 @@ from torch import Tensor
 from foveate.contract.stages import Place, Stage
 from foveate.core import signals
 from foveate.core.grid import Grid
-from foveate.core.signals import CachedAttention, Cells, Hidden, OwnSignal, Resource, Signal
+from foveate.core.signals import CachedAttention, Cells, Hidden, Resource, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, ReadView, View
 from foveate.errors import SettingError
+from foveate.testing.random_rows import HEAD, WIDTH, read_randomly
 
-WIDTH, HEAD, WORDS, HEADS = 8, 4, 5, 2
-OF_MODEL = (Hidden, signals.Features, signals.Normed, signals.Deepstack, signals.Cls, signals.Text, signals.Pivots)
-WIDTHS: dict[type[Signal], int] = {
-    **dict.fromkeys(OF_MODEL, WIDTH),
-    **dict.fromkeys((signals.Keys, signals.TowerKeys), HEAD),
-    signals.Products: HEADS,
-}
+OF_MODEL = (Hidden, signals.Features, signals.Deepstack, signals.Cls)
+WIDTHS: dict[type[Signal], int] = {**dict.fromkeys(OF_MODEL, WIDTH), signals.TowerKeys: HEAD}
 """Columns of the signals that are rows of normal numbers. Those of the model's width have its dtype."""
 OWN = "own"
 """Key of the rows that a stage works on. They exist even if it declares no signals."""
@@ -105,25 +101,17 @@ def make_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
     """Return a random tensor with the shape and dtype that `foveate.core.signals` documents for a signal."""
     kind = type(signal)
     if kind in WIDTHS:
-        rows = {signals.Cls: 1, signals.Text: WORDS, signals.Pivots: getattr(signal, "count", 0)}.get(kind, tokens)
-        values = torch.randn(rows, WIDTHS[kind], generator=random)
+        values = torch.randn(1 if kind is signals.Cls else tokens, WIDTHS[kind], generator=random)
         return values.to(dtype) if WIDTHS[kind] == WIDTH else values
-    if kind in (signals.Attention, CachedAttention, signals.TowerAttention):
+    if kind in (CachedAttention, signals.TowerAttention):
         return torch.rand(tokens, generator=random).softmax(dim=0)
-    if kind is signals.KeyNorms:
-        return torch.rand(tokens, generator=random)
-    if isinstance(signal, signals.Columns):
-        return torch.arange(tokens + signal.pivots)
     if kind is signals.Rotary:
         return torch.rand(tokens, 2, generator=random, dtype=torch.float64) * 2 - 1
-    if kind is signals.ValueLikeness:
-        return torch.rand(tokens, 2, generator=random).softmax(dim=0)
-    if isinstance(signal, OwnSignal):
-        shapes = [(tokens, WIDTH) if name == "hidden" else (HEADS, tokens, HEAD) for name in signal.of]
-        return signal.of_rows([torch.randn(shape, generator=random).to(dtype) for shape in shapes])
     if kind is Cells:
         rows, columns = _squarest(tokens)
         return torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns)).view(tokens, 3)
+    if not isinstance(signal, Resource) and signal.can_be_read():
+        return read_randomly(signal, tokens, dtype, random)
     what = f"resource {signal.name!r}" if isinstance(signal, Resource) else repr(signal)
     raise SettingError(f"No tensor can be made for the {what}: give it with tensors=.")
 

@@ -8,7 +8,7 @@ from typing import Any
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import CacheStage, LayerStage, Shape, Stage
-from foveate.core.signals import Attention, Cells, Hidden, OwnSignal, Products, Resource, Rotary, Text, ValueLikeness
+from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots
 from foveate.core.views import Arriving
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.hosts import Host, Reducer
@@ -260,7 +260,7 @@ def _reason_against(stage: LayerStage, shape: Shape) -> str:
         return "can read where tokens are in the picture. Use another method."
     for signal in stage.reads:
         far = isinstance(signal, Attention) and (signal.rows == "raters" or signal.without_distance)
-        if far or isinstance(signal, Text | OwnSignal | Resource | Rotary | Products | ValueLikeness):
+        if far or not isinstance(signal, Attention | Columns | Hidden | KeyNorms | Keys | Normed | Pivots):
             return f"can read {signal!r}. Use another method."
     return ""
 

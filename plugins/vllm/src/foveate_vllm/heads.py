@@ -78,11 +78,14 @@ class HeadsReader(RowsReader):
         member: Index of the request among those with images.
         columns: (rows,) int64, its rows in the step, text included.
         width: Width of the residual stream.
+        layer: The layer.
         heads: Computes queries and keys of these rows.
     """
 
-    def __init__(self, table: Rows, member: int, columns: Tensor, width: int, heads: Callable[[], Heads]) -> None:
-        super().__init__(table, member, columns, width)
+    def __init__(
+        self, table: Rows, member: int, columns: Tensor, width: int, layer: int, heads: Callable[[], Heads]
+    ) -> None:
+        super().__init__(table, member, columns, width, layer)
         self._heads = heads
 
     def _queries_and_keys(self, asking: Tensor, *_: Any) -> Tapped:

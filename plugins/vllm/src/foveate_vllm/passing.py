@@ -115,7 +115,7 @@ class Passing:
 
         decided, table = [], self._table
         for member in table.members:
-            reader_of = partial(self._reader, heads=heads, width=rows.shape[-1])
+            reader_of = partial(self._reader, heads=heads, width=rows.shape[-1], layer=index)
             arriving = SampleRows(index, table, member, rows, reader_of, self._norm)
             decided.append((member, decide_all(arriving, self._stages)))
         if any(decision.cut.rows is not None for _, decision in decided):
@@ -156,12 +156,12 @@ class Passing:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def _reader(self, member: int, heads: Callable[[], Heads], width: int) -> HeadsReader:
+    def _reader(self, member: int, heads: Callable[[], Heads], width: int, layer: int) -> HeadsReader:
         """Return the reader of a layer's queries and keys for a request."""
         rows, span = self._layout.rows, self._span(self._requests[member])
         if rows is None:
             rows = torch.arange(self._batch.rows, device=self._table.device)
-        return HeadsReader(self._table, member, rows[span], width, partial(_part, heads, span))
+        return HeadsReader(self._table, member, rows[span], width, layer, partial(_part, heads, span))
 
     @contextmanager
     def _reading(self, index: int, layer: Any) -> Iterator[None]:
@@ -174,7 +174,7 @@ class Passing:
     def _note(self, index: int, heads: Heads) -> None:
         width = heads.query.shape[1] * heads.query.shape[2]
         for member in self._table.members:
-            note_attending(self._reader(member, lambda: heads, width), self._stages.signals_while(index), index)
+            note_attending(self._reader(member, lambda: heads, width, index), self._stages.signals_while(index))
 
 
 class _Stream:
