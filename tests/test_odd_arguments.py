@@ -201,8 +201,10 @@ TAKEN = {
     "prefix_ask_many": (fv.Prefix.ask_many, {
         "questions": EMPTY, "batch_size": COUNT, "choices": EMPTY, **DECODING,
     }),
-    "drop": (fv.drop, {"model": set(), "method": set(), "resources": NONE, "cuda_graphs": set(), "extensions": set(), **BUDGET}),
-    "apply": (fv.apply, {"model": set(), "method": set(), "resources": NONE, **BUDGET}),
+    "drop": (fv.drop, {
+        "model": set(), "method": set(), "resources": NONE, "cuda_graphs": set(), "extensions": EMPTY, **BUDGET,
+    }),
+    "apply": (fv.apply, {"model": set(), "method": set(), "resources": NONE, "extensions": EMPTY, **BUDGET}),
     "remove": (fv.remove, {"model": set()}),
     "load": (fv.load, {
         "name": set(), "device": set(), "dtype": set(), "attention": set(), "weights": FLAG, "cuda_graphs": set(),

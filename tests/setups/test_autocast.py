@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.engine import encode, reads, runner
+from foveate.engine import encode, runner
+from foveate.engine.extensions import step_reads
 from foveate.families import tap
 from tests.invariants.settings import METHODS
 from tests.models import batch, generate, tiny
@@ -29,13 +30,13 @@ def prefill(model, method):
 
 
 def test_a_decode_stage_reads_attention_with_autocast_off(monkeypatch):
-    model, real, on = tiny("llava"), reads.attention_rows, []
+    model, real, on = tiny("llava"), step_reads.attention_rows, []
 
     def rows(*args, **settings):
         on.append(torch.is_autocast_enabled("cpu"))
         return real(*args, **settings)
 
-    monkeypatch.setattr(reads, "attention_rows", rows)
+    monkeypatch.setattr(step_reads, "attention_rows", rows)
     with fv.drop(model, "read"), autocast():
         generate(model, batch("llava", ["titt"]))
     assert on

@@ -446,9 +446,8 @@ class Session(Hold):
         self._steps = threading.RLock()
         """Held while hooks go on or off, and while a forward runs between them."""
         self._ended = self._notes_positions = False
-        for extension in extensions:
-            if not isinstance(extension, Extension):
-                raise SettingError(f"extensions must be objects of classes of foveate.Extension; got {extension!r}.")
+        if not isinstance(extensions, Sequence) or not all(isinstance(own, Extension) for own in extensions):
+            raise SettingError(f"extensions must be a list of foveate.Extension objects; got {extensions!r}.")
         self._extensions = Extensions([*extensions_for(self.program, self.family), *extensions])
 
     def __reduce__(self) -> NoReturn:
