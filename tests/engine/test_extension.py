@@ -262,5 +262,5 @@ def test_what_a_cut_and_two_steps_enter_is_counted(capsys):
     assert sum(read.values()) < MOST_READ
 
 
-MOST_READ = 3700
+MOST_READ = 3650
 """What it was when it was last looked at; a change that raises it should say why."""
