@@ -182,6 +182,26 @@ def test_the_guide_counts_the_rows_of_experts():
         assert sum(count for (own, _), count in seen.rows.items() if own == layer) == width * (text + sum(counts))
 
 
+def test_a_weight_is_refused_where_a_layer_has_no_keys():
+    model = tiny("qwen3_5")
+    with fv.drop(model, METHOD, extensions=[Weights()]), pytest.raises(fv.UnsupportedError, match="keys, or have none"):
+        model(**batch("qwen3_5", ["tit"]))
+
+
+def test_attention_that_would_lack_a_weight_is_not_read():
+    method = "random:layers=1;keep=0.6+fastv:layers=3;keep=0.5"
+    with fv.drop(tiny("llava"), method, extensions=[Weights()]), pytest.raises(fv.UnsupportedError, match="added"):
+        tiny("llava")(**batch("llava", ["tit"]))
+
+
+def test_a_recorded_graph_has_no_extensions():
+    with (
+        pytest.raises(fv.SettingError, match="recorded graph"),
+        fv.drop(tiny("llava"), METHOD, extensions=[Witness()], cuda_graphs=True),
+    ):
+        pass
+
+
 # -- who knows whom ---------------------------------------------------------------------------------------------------
 
 

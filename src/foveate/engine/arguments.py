@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foveate._transformers import LinearAttentionLayer, scales_by_position, unsupported
 from foveate.core.tensors import on_tensors
+from foveate.engine import guards
 from foveate.engine.cache import Coming, PrunedLayer
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.lives.bare import SHIFT
@@ -224,7 +225,10 @@ def _own_arguments(forward: Forward, call: LayerCall, rows: Rows | None) -> Laye
     own, coming = dict(positions_of(forward, call, rows)), Coming(None, call.span)
     if rows is not None:
         counted = coming_in_window(forward, rows, call.stored, call.past, call.device)
-        beside = {BIAS: rows.at(BIAS)} if BIAS in rows.table else {}
+        beside = {}
+        if BIAS in rows.table:
+            guards.refuse_bias(forward.family, "A column of the table of rows")
+            beside = {BIAS: rows.at(BIAS)}
         columns = rows.unpruned(call.past)
         coming = Coming(columns, call.span, rows.valid is not None, counted, rows.disorder, beside)
     if "attention_mask" not in own:

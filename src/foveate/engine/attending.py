@@ -18,7 +18,7 @@ from foveate.core.tensors import alike, send, without_autocast
 from foveate.core.units import Unit
 from foveate.engine.program import ran_note
 from foveate.engine.prompt_samples import image_units, sample_unit
-from foveate.engine.rows import Rows, find
+from foveate.engine.rows import BIAS, Rows, find
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped
 
@@ -126,6 +126,11 @@ class RowsReader(LayerReader):
 
     def _attention(self, signals: Sequence[Attention], unit: Unit) -> dict[Attention, Tensor]:
         """Compute signals that differ only in how rows are combined: (rows of the unit,) float32 each."""
+        if BIAS in self.table.table:
+            raise UnsupportedError(
+                f"{signals[0]!r} is read in a layer to the logits of whose keys something is added, which foveate's "
+                "attention scores do not have. Use a method that reads no attention there, or no bias."
+            )
         blocks: Iterable[Tensor] = ()
         if signals[0].rows not in OF_TEXT or unit.text_after != (False,):
             blocks = self._blocks(signals[0], unit)

@@ -77,8 +77,8 @@ class Extension:
         """Called once for layers that are called alike. May put into `own`, by name, what they get.
 
         What the model passes (`call.kwargs`) is not to be changed. For what is missing in `own`, the engine takes the
-        model's tables, ids and other arguments at the rows. The mask is made afterwards, from the rows. If a stage reads
-        attention ahead of a layer, this is called for the rows before its cut too.
+        model's tables, ids and other arguments at the rows. The mask is made afterwards, from the rows. If a stage
+        reads attention ahead of a layer, this is called for the rows before its cut too.
 
         Args:
             forward: The forward.

@@ -94,12 +94,8 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resou
     reason = refusal(stages, family.lacks, type(family))
     if reason is not None:
         raise UnsupportedError(f"{method.name} {reason}")
-    odd = family.lenders or family.indexed or family.recurrent or family.gathers
-    if odd and any(isinstance(stage, LayerStage) and stage.bias for stage in stages):
-        raise UnsupportedError(
-            f"{method.name} adds to the logits of keys, and layers of {type(family.text).__name__} borrow or pick "
-            "keys, or have none. Use a method without a bias."
-        )
+    if any(isinstance(stage, LayerStage) and stage.bias for stage in stages):
+        refuse_bias(family, method.name)
     for stage in stages:
         if isinstance(stage, LayerStage) and Rotary() in stage.reads and family.frequencies(stage.layer) is None:
             raise UnsupportedError(
@@ -111,6 +107,15 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family, resou
         raise SettingError(
             f"{method.name} reads the resources {sorted(read)} here; got {sorted(resources)}. Pass just these: "
             "foveate.drop(model, method, resources={name: …})."
+        )
+
+
+def refuse_bias(family: Family, who: str) -> None:
+    """Refuse to add to the logits of keys in a model some of whose layers have other keys, or none."""
+    if family.lenders or family.indexed or family.recurrent or family.gathers:
+        raise UnsupportedError(
+            f"{who} adds to the logits of keys, and layers of {type(family.text).__name__} borrow or pick "
+            "keys, or have none. Use a method without a bias."
         )
 
 

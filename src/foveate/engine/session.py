@@ -448,6 +448,8 @@ class Session(Hold):
         self._ended = self._notes_positions = False
         if not isinstance(extensions, Sequence) or not all(isinstance(own, Extension) for own in extensions):
             raise SettingError(f"extensions must be a list of foveate.Extension objects; got {extensions!r}.")
+        if extensions and cuda_graphs:
+            raise SettingError("A recorded graph calls no extensions: leave cuda_graphs unset, or extensions.")
         self._extensions = Extensions([*extensions_for(self.program, self.family), *extensions])
 
     def __reduce__(self) -> NoReturn:
