@@ -257,3 +257,59 @@ def test_a_stage_in_the_tower_that_only_selects_keeps_as_many_as_one_behind_it(f
             left.append([(stage.before, stage.after) for stage in trace.stages])
         assert left[0] == left[1]
         assert left[0]
+
+
+class Middle(Method):
+    """Keeps the longest patches before a block of the tower."""
+
+    name = "middle"
+    block: int = 2
+
+    def stages(self, shape):
+        return (TowerStage(self.block, keep=0.4, score=longest),)
+
+
+def by_hand(model, pixels, block):
+    """Features of pictures whose longest patches alone pass this block of the tower and the later ones."""
+    tower = model.model.vision_tower
+
+    def cut(module, args, output):
+        patches = output[:, 1:]
+        count = int(0.4 * patches.shape[1])
+        order = patches.norm(dim=-1).sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+        return torch.cat((output[:, :1], patches.take_along_dim(order[..., None], dim=1)), dim=1)
+
+    handle = tower.encoder.layers[block - 1].register_forward_hook(cut)
+    try:
+        return model.model.get_image_features(pixels).pooler_output
+    finally:
+        handle.remove()
+
+
+@functools.cache
+def deep():
+    """A tower of fourteen blocks, of which the last but one gives the features."""
+    config = config_of("clip", "default", -2)
+    config.vision_config.num_hidden_layers = 14
+    return made_of("llava", config)
+
+
+@pytest.mark.parametrize("block", [1, 5, 12])
+def test_a_stage_in_the_middle_of_a_tower_lets_later_blocks_run_on_what_is_left(block):
+    model, inputs = deep(), batch("llava", ["titit", "tit"])
+    pixels = inputs["pixel_values"]
+    with torch.no_grad():
+        expected = by_hand(model, pixels, block)
+        with fv.drop(model, Middle(block=block)) as trace:
+            reduced = model.model.get_image_features(pixels).pooler_output
+            model(**inputs)
+    (stage,) = trace.stages
+    assert (stage.where, stage.before, stage.after) == ("tower", (50, 25), (20, 10))
+    for one, other in zip(reduced, expected, strict=True):
+        torch.testing.assert_close(one[: len(other)], other, **CLOSE)
+        assert not one[len(other) :].any()
+
+
+def test_a_stage_behind_the_features_is_refused():
+    with fv.drop(tiny("llava"), Middle(block=9)), pytest.raises(fv.UnsupportedError, match="Cut before block"):
+        tiny("llava")(**batch("llava", ["tit"]))

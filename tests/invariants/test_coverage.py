@@ -121,7 +121,6 @@ PATCHES = {"choose": stays}
 UNRUN = {
     "has 2 TowerStages": (TowerStage(1, **PATCHES), TowerStage(1, **PATCHES)),
     "cuts in the tower before block 0": (TowerStage(0, **PATCHES),),
-    "cuts in the tower before block 3": (TowerStage(3, **PATCHES),),
     "has 2 PixelStages": (PixelStage(coarsen=halved), PixelStage(coarsen=halved)),
     "or leave all but one out": (TowerStage(1, **PATCHES), ThinStage(keep=0.5, score=len)),
     "has 2 DecodeStages": (DecodeStage(0, keep=0.5, score=len), DecodeStage(2, keep=0.5, score=len)),

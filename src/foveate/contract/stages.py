@@ -297,8 +297,8 @@ class TowerStage(Stage):
     If a family's tower cannot run on fewer patches, the stage works on the image's tokens after the projector.
 
     Attributes:
-        block: The block of the tower before which the stage works; 0 is right after the patch embedding. The engine
-            runs one such stage, before block 1, and refuses others.
+        block: The block of the tower before which the stage works, from 1 on. The engine runs one such stage, and
+            refuses one behind a block from which features come.
     """
 
     place: ClassVar[Place] = Place.TOWER

@@ -165,6 +165,7 @@ class TowerReducer:
         self._prompt = prompt
         self._video = video
         self.early = program.tower is not None
+        self.block = 1 if program.tower is None else program.tower.block
         self.ran: list[Cut] = []
         signals = itertools.chain.from_iterable(stage.reads for stage in program.images)
         self.reads = tuple(dict.fromkeys(signal for signal in signals if isinstance(signal, TowerSignal)))
@@ -185,7 +186,7 @@ class TowerReducer:
         return _dropping([stage.cut(view) for view in views])
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
-        """Choose which patches of each image are merged after the tower's first layer.
+        """Choose which patches of each image are merged inside the tower.
 
         Args:
             images: (patches, width) each, in raster order.

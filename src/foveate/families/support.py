@@ -28,8 +28,6 @@ SERVED: tuple[type[Signal], ...] = tuple(
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, for which the table is computed
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
-BLOCK = 1
-"""The block of the tower before which patches may merge, in every family."""
 
 
 def refusal(
@@ -135,8 +133,8 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
         return f"has a {type(stage).__name__} with a look, whose notes would be lost. Use score, pick or choose."
     if isinstance(stage, ThinStage):
         return None
-    if isinstance(stage, TowerStage) and stage.block != BLOCK:
-        return f"cuts in the tower before block {stage.block}, but the engine only before block {BLOCK}."
+    if isinstance(stage, TowerStage) and stage.block < 1:
+        return f"cuts in the tower before block {stage.block}, but the engine only before block 1 or a later one."
     return None
 
 

@@ -39,12 +39,14 @@ class ImageReducer(Protocol):
     """Reduces a tower's tokens. The engine passes it to a family.
 
     Attributes:
-        early: True if `merge_early` needs the first layer's tokens.
+        early: True if `merge_early` merges patches inside the tower.
+        block: The block of the tower before which it does.
         reads: The signals of the tower that `reduce` reads.
         ran: Which rows of the tower ran, if `leave` dropped some that were restored later.
     """
 
     early: bool
+    block: int
     reads: tuple[TowerSignal, ...]
     ran: list[Any]
 
@@ -58,7 +60,7 @@ class ImageReducer(Protocol):
         """Select the tokens of each image that the tower makes, from their pixels, ascending. None: all."""
 
     def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
-        """Merge patches of each image after the first layer, (patches, width) each. The cuts have the new rows.
+        """Merge patches of each image before a block, (patches, width) each. The cuts have the new rows.
 
         All images of a call are given at once, because the host may have to wait for the device. The same holds for
         `reduce`.
@@ -355,27 +357,36 @@ class ReducedRun:
         self._grid = 0, 0
         """Rows and columns of an image's patches."""
         self._merges: list[Cut | None] = []
-        """The merge of each image after the first block; None: unchanged."""
+        """The merge of each image inside the tower; None: unchanged."""
         self._lengths: list[int] = []
         """Number of rows of each image from there on, a CLS included."""
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
         """Wrap tower and projector, which gets (images, patches, width), until the patcher restores them.
 
-        Images may differ in length after the first block. Between blocks the shorter ones are padded at their ends,
+        Images may differ in length after patches have merged. Between blocks the shorter ones are padded at their ends,
         and each block then runs the images one by one, under any kernel.
+
+        Raises:
+            UnsupportedError: If patches would merge behind a block from which the features come.
         """
         self._taps.attach(patches)
-        first, *later = self._tower.blocks
+        block, read = self._reducer.block, min(self._tower.read)
+        if block > read + 1:
+            raise UnsupportedError(
+                f"This method cuts in the tower before block {block}, and features of this model come from the output "
+                f"of block {read}. Cut before block {read + 1} or an earlier one."
+            )
+        before, later = self._tower.blocks[block - 1], self._tower.blocks[block:]
 
-        def run_first(original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def run_before(original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             merged = self._merge(original(hidden_states, *args, **kwargs))
             if len(set(self._lengths)) > 1:
                 for block in later:
                     patches.wrap(block, "forward", self._run_later)
             return merged
 
-        patches.wrap(first, "forward", run_first)
+        patches.wrap(before, "forward", run_before)
         for at in dict.fromkeys(self._tower.read):
             # Run before the hooks with which transformers captures hidden states. It installs these on first use.
             patches.hook(self._tower.blocks[at], "after", partial(self._note_state, at), prepend=True)
@@ -385,7 +396,7 @@ class ReducedRun:
         self._states[at] = output
 
     def _merge(self, output: Tensor) -> Tensor:
-        """Merge patches in the output of the first block, (images, rows, width)."""
+        """Merge patches in the output of a block, (images, rows, width)."""
         patches = output[:, self._cls :]
         count = patches.shape[1]
         side = int(count**0.5)
@@ -435,9 +446,9 @@ class ReducedRun:
     def _read(self, index: int, merge: Cut | None, signal: TowerSignal) -> Tensor:
         """A signal of an image's rows."""
         values = self._taps.read(signal)[index]
-        if merge is None or block_of(signal, max(self._tower.read), len(self._tower.blocks)) > 0:
+        if merge is None or block_of(signal, max(self._tower.read), len(self._tower.blocks)) >= self._reducer.block:
             return values
-        return average(values, merge)  # the first block attends before its patches merge
+        return average(values, merge)  # earlier blocks attend before patches merge
 
 
 def _pad_rows(rows: Sequence[Tensor], length: int) -> Tensor:
