@@ -14,11 +14,11 @@ from foveate.core import tapes
 from foveate.engine import arguments, masks
 from foveate.engine.ancestry import StageRecord
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.handed import gather_rows
 from foveate.engine.masks import Remap
 from foveate.engine.rows import Rows
 from foveate.engine.runner import LayerRunner
 from foveate.engine.session import Session
+from foveate.engine.streams import gather_rows
 from foveate.engine.trace import PrefillRecord
 from foveate.families import base
 from foveate.registry import family_for

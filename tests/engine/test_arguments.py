@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foveate.engine.arguments import _with_pads
-from foveate.engine.handed import Streams
+from foveate.engine.streams import Streams
 from tests.engine.test_rows import entering, kept, merged
 
 

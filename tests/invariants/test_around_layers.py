@@ -1,6 +1,6 @@
 """Invariant: hooks of a layer see the full stream, and what they change counts. Nothing that they hold is changed.
 
-When layers pass rows on instead, because nobody looks, is in tests/engine/test_hands_on.py.
+When layers pass rows on instead, because nobody looks, is in tests/engine/test_passed_on.py.
 """
 
 import copy
@@ -500,8 +500,8 @@ def copies_by_class(model: Any) -> Iterator[Copies]:
 @pytest.mark.parametrize("name", [*FAMILIES, BORROWING, STREAMS])
 def test_nothing_that_the_model_passes_to_a_layer_is_changed(name, take_copies, monkeypatch):
     """Not for one sample, nor for samples that keep as many rows, nor for samples that keep different numbers."""
-    answers, original = [], LayerRunner.hands_on
-    monkeypatch.setattr(LayerRunner, "hands_on", lambda *call: answers.append(original(*call)) or answers[-1])
+    answers, original = [], LayerRunner.passes_rows
+    monkeypatch.setattr(LayerRunner, "passes_rows", lambda *call: answers.append(original(*call)) or answers[-1])
     for words in (["tit"], ["tit", "tit"], WORDS):
         model, inputs = (tiny(name), batch(name, words)) if name in TINY else model_and_batch(name, words)
         with fv.drop(model, cuts_for(name, MOVING)) as trace, take_copies(model) as copies:

@@ -13,11 +13,11 @@ from foveate.core.tensors import Change, Memo, send
 from foveate.engine import guards
 from foveate.engine.ancestry import Where
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.handed import Streams
 from foveate.engine.hooks import Extensions
 from foveate.engine.program import Program
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.rows import Merge, Rows, Step
+from foveate.engine.streams import Streams
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
@@ -130,7 +130,7 @@ class Forward:
         is_prefill: Whether it is a prompt with pictures, or the first one of a cache.
         uses_cache: Whether the model was not told to do without.
         reads: For layers in which decode steps read less: see `PrefillRecord`.
-        hands_on: Whether layers pass rows on to one another.
+        passes_rows: Whether layers pass rows on to one another.
         passed_on: What the layer before passed on in place of the full-length stream; None: it passed the stream.
         unpadded: (samples, span) int64, 1 where a column of a prompt is not padding; on the prompt's device.
 
@@ -161,7 +161,7 @@ class Forward:
     is_prefill: bool = False
     uses_cache: bool = True
     reads: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    hands_on: bool = False
+    passes_rows: bool = False
     passed_on: "PassedOn | None" = None
     unpadded: Tensor | None = None
 

@@ -17,11 +17,11 @@ from foveate.engine.arguments import ids_of, positions_of, scales_queries, windo
 from foveate.engine.attending import RowsReader
 from foveate.engine.cache import PrunedLayer, length_of
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.handed import at_rows, gather_rows
 from foveate.engine.masks import visibility
 from foveate.engine.program import ran_note
 from foveate.engine.prompt_samples import image_units, sample_unit
 from foveate.engine.rows import Rows
+from foveate.engine.streams import at_rows, gather_rows
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped, unturning
 

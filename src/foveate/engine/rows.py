@@ -15,9 +15,9 @@ from foveate.core.cut import Cut, look_up, note_of
 from foveate.core.rank import into_runs
 from foveate.core.tensors import Change, Memo, on_tensors, send
 from foveate.core.units import Unit
-from foveate.engine.handed import at_rows, gather_rows
 from foveate.engine.program import CELLS
 from foveate.engine.prompt_samples import Begun, Sample
+from foveate.engine.streams import at_rows, gather_rows
 from foveate.errors import SettingError, UnsupportedError
 
 SOURCE, COUNTED, BIAS = "source", "counted", "bias"

@@ -17,10 +17,10 @@ from foveate.engine.arguments import MISSING, own_arguments, positions_of, scale
 from foveate.engine.cache import PrunedLayer, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, PassedOn
-from foveate.engine.handed import Original, Streams, with_hidden
 from foveate.engine.program import Program
 from foveate.engine.reading import Ahead, AttentionReader, note_turns
 from foveate.engine.rows import Rows
+from foveate.engine.streams import Original, Streams, with_hidden
 from foveate.families.base import Family
 from foveate.families.tap import tapped_layer, unreadable
 
@@ -175,7 +175,7 @@ class LayerRunner:
         """
         of_rows = output[0] if isinstance(output, tuple) else output
         full = call.full(rows)
-        if forward.hands_on and call.index < self._last:
+        if forward.passes_rows and call.index < self._last:
             forward.passed_on = PassedOn(rows, of_rows, full)
             return output
         full = rows.scatter(full, of_rows)  # (samples, columns, width)
@@ -189,7 +189,7 @@ class LayerRunner:
                 full = torch.cat((full[:, :-1], of_rows[:, -1:]), dim=1)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
-    def hands_on(self, forward: Forward, kwargs: dict[str, Any]) -> bool:
+    def passes_rows(self, forward: Forward, kwargs: dict[str, Any]) -> bool:
         """Return whether layers may pass rows on to one another, so that rows are written back only once.
 
         This requires that nothing reads between the layers: no other hook or wrapper, no requested hidden states,

@@ -32,12 +32,12 @@ from foveate.engine.encode import encode_media
 from foveate.engine.extension import Extension
 from foveate.engine.extensions import extensions_for
 from foveate.engine.forward import Arrival, Forward
-from foveate.engine.handed import Original, Streams
 from foveate.engine.hooks import Extensions
 from foveate.engine.media_tokens import prompt_lengths, tag, tagged_media
 from foveate.engine.prefill import begin, finish, take_tower_cuts
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
+from foveate.engine.streams import Original, Streams
 from foveate.engine.tower_memo import memos, tower_state
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
@@ -716,7 +716,7 @@ class Session(Hold):
         if idle and not forward.is_prefill:  # a later turn may have a context of its own
             self.idle = not any(isinstance(layer, PrunedLayer) for layer in getattr(cache, "layers", ()))
         generating.begun = True
-        forward.hands_on = forward.drops and self._runner.hands_on(forward, kwargs)
+        forward.passes_rows = forward.drops and self._runner.passes_rows(forward, kwargs)
         if forward.is_prefill:
             lost = self.patches.lost()
             if lost is not None:

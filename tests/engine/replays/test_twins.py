@@ -10,7 +10,7 @@ from foveate.engine.forward import CutNote, Forward, Outcome
 from foveate.engine.replays.twins import outcome_with
 from tests.engine.test_rows import entering, kept, merged
 
-COMPARED = ("span", "count", "drops", "hands_on", "caches", "plans", "samples")
+COMPARED = ("span", "count", "drops", "passes_rows", "caches", "plans", "samples")
 """What calls of one layout have in common, beside the attention kernel."""
 HELD = ("first", "entering_rows", "image_ends", "live")
 """Tensors that are equal for one layout."""

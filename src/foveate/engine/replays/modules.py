@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveate._transformers import adapters_of
 from foveate.core.tensors import PLAIN_VALUES
-from foveate.engine.handed import Original
+from foveate.engine.streams import Original
 from foveate.families.tap import is_tapped
 
 KNOWN = ("torch", "transformers", "peft")

@@ -15,12 +15,12 @@ from foveate.core.patching import Patcher
 from foveate.core.tensors import Change, Memo, send
 from foveate.engine.arguments import tables_moved_up
 from foveate.engine.forward import Forward, Outcome
-from foveate.engine.handed import Original
 from foveate.engine.lives.bare import MEMO_SIZE, PrunedLayer
 from foveate.engine.prompt_samples import Sample
 from foveate.engine.replays.shared_rooms import RecordedLayer, Rooms, SharedColumns
 from foveate.engine.replays.twins import outcome_with, outcome_without, twin_of
 from foveate.engine.runner import LayerRunner
+from foveate.engine.streams import Original
 
 Key = tuple[Any, ...]
 

@@ -22,7 +22,6 @@ from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.copies import copy_of, tensors_of
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.graph_counts import GraphCounts, Graphs
-from foveate.engine.handed import Original
 from foveate.engine.lives.shared import SharedLayer
 from foveate.engine.lives.tenant import TenantLayer
 from foveate.engine.program import Program
@@ -32,6 +31,7 @@ from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, Regi
 from foveate.engine.replays.shared_rooms import MORE, power_of_two
 from foveate.engine.replays.twins import held_by, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.runner import LayerRunner
+from foveate.engine.streams import Original
 from foveate.engine.trace import Trace
 from foveate.families.base import Family
 from foveate.plain.upstream import warn_caller

@@ -50,7 +50,7 @@ def _with_tables(outcome: Outcome, change: Callable[[Rows], Rows]) -> Outcome:
 def layout_of(forward: Forward) -> Hashable:
     """Return all facts of a begun forward on the host that its layers depend on, as a hashable value."""
     outcome = forward.outcome
-    values = forward.span, forward.count, forward.drops, forward.hands_on, forward.caches, forward.backend
+    values = forward.span, forward.count, forward.drops, forward.passes_rows, forward.caches, forward.backend
     plans = tuple([None if plan is None else tuple(plan) for plan in forward.plans])
     samples, table = tuple([_layout_of(sample) for sample in forward.samples]), outcome.table
     left = None if table is None else table.layout

@@ -19,13 +19,13 @@ METHOD = fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5))
 @pytest.fixture
 def said(monkeypatch):
     """What each prefill that drops is told: whether layers may hand rows on."""
-    answers, original = [], LayerRunner.hands_on
+    answers, original = [], LayerRunner.passes_rows
 
-    def hands_on(self, forward, kwargs):
+    def passes_rows(self, forward, kwargs):
         answers.append(original(self, forward, kwargs))
         return answers[-1]
 
-    monkeypatch.setattr(LayerRunner, "hands_on", hands_on)
+    monkeypatch.setattr(LayerRunner, "passes_rows", passes_rows)
     return answers
 
 
