@@ -203,7 +203,7 @@ test-training: setup ## train under every method, set-up and host, and compare a
 	@FOVEATE_TESTS=all $(RUN_TESTS) tests/setups/test_training.py tests/invariants/test_gradients.py $(PYTEST)
 
 test-ablation: setup ## run all tests without each extension of the engine that they do not need (two hours)
-	@for name in borrowing cache_cut renumbering step_reads tracing; do \
+	@for name in borrowing cache_cut odd_layers renumbering step_reads tracing; do \
 	  $(RUN_TESTS) -p tests.ablation --without $$name tests/invariants tests/engine tests/families tests/methods $(PYTEST) \
 	    || exit 1; done
 

@@ -14,6 +14,7 @@ from foveate.core import tapes
 from foveate.engine import arguments, masks
 from foveate.engine.ancestry import StageRecord
 from foveate.engine.cache import PrunedLayer
+from foveate.engine.extensions import odd_layers
 from foveate.engine.masks import Remap
 from foveate.engine.rows import Rows
 from foveate.engine.runner import LayerRunner
@@ -294,7 +295,7 @@ FAULTS = [
     *(("llava", LayerRunner, "run", without_layer(index), "two cuts") for index in range(1, 6)),
     ("llava", arguments, "_mask", pads_seen_while_decoding, "batch"),
     ("gemma3", arguments, "_mask", pads_seen_while_decoding, "two cuts"),
-    ("qwen3_5", arguments, "_padding", nothing_done, "batch"),
+    ("qwen3_5", odd_layers, "_padding", nothing_done, "batch"),
     ("llava", PrunedLayer, "keep", other_tokens_in_caches, "caches"),
     ("gemma3", PrunedLayer, "keep", nothing_done, "caches"),
     ("llava", StageRecord, "kept", another_trace, "two cuts"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate._transformers import LinearAttentionLayer, scales_by_position, unsupported
+from foveate._transformers import scales_by_position, unsupported
 from foveate.core.tensors import on_tensors
 from foveate.engine import guards
 from foveate.engine.cache import Coming, PrunedLayer
@@ -20,7 +20,6 @@ from foveate.engine.masks import Remap, Window, width_of
 from foveate.engine.rows import BIAS, COUNTED, Rows
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.tap import PICKED, every_slot
 
 # -- positions ----------------------------------------------------------------------------------------------------
 
@@ -232,14 +231,7 @@ def _own_arguments(forward: Forward, call: LayerCall, rows: Rows | None) -> Laye
         columns = rows.unpruned(call.past)
         coming = Coming(columns, call.span, rows.valid is not None, counted, rows.disorder, beside)
     if "attention_mask" not in own:
-        if rows is not None and call.index in forward.family.recurrent:
-            own["attention_mask"] = _padding(call, rows)
-        else:
-            own["attention_mask"] = _mask(forward, call, rows, coming)
-    if call.index in forward.family.indexed:
-        picks = _every_pick(forward, call, call.span if rows is None else rows.read.shape[1])
-        if PICKED in call.kwargs:
-            own[PICKED] = picks
+        own["attention_mask"] = _mask(forward, call, rows, coming)
     return LayerArguments(own, coming)
 
 
@@ -315,35 +307,3 @@ def _with_pads(name: str, value: Any, rows: Rows) -> Any:
     if "mask" not in name or not isinstance(value, Tensor) or value.dim() != 2 or rows.valid is None:
         return value
     return value * rows.valid.to(value.dtype)
-
-
-def _padding(call: LayerCall, rows: Rows) -> Tensor | None:
-    """Return which rows of a recurrent layer are not padding, (samples, rows) bool; None without padding."""
-    cache, index = call.cache, call.index
-    # Padding between a state and the rows that continue from it would make the state decay.
-    goes_on = rows.valid is not None and cache is not None and isinstance(cache.layers[index], LinearAttentionLayer)
-    if goes_on and cache.has_previous_state(index):
-        raise UnsupportedError(
-            f"Layer {index} continues from the state of an earlier call, and the samples of this batch keep different "
-            "numbers of tokens, so padding would change the state. Continue with one sample at a time."
-        )
-    mask = call.kwargs.get("attention_mask")
-    if mask is None:
-        return rows.valid
-    real = rows.gather(mask[..., None])[..., 0] != 0  # gather takes (samples, columns, width)
-    if rows.valid is None:
-        return real
-    return real & rows.valid
-
-
-def _every_pick(forward: Forward, call: LayerCall, rows: int) -> Tensor:
-    """Return picks of all keys for `rows` rows of a layer that picks keys by an index. Refuse if it cannot take all."""
-    slots, picked = rows + (0 if call.stored is None else call.stored.slots), forward.family.indexed[call.index]
-    # An index over the rows left would pick other keys than one over all rows.
-    if slots > picked or forward.backend not in ("eager", "sdpa"):
-        raise UnsupportedError(
-            f"Layer {call.index} picks {picked} keys by an index, and {slots} keys are left: foveate can drop "
-            f"tokens there only if all keys are picked, and with sdpa or eager attention; this is "
-            f"{forward.backend}. Keep fewer tokens, or load the model with attn_implementation='sdpa'."
-        )
-    return every_slot(rows, slots, call.input)

@@ -2,7 +2,8 @@
 
 borrowing   gives layers without keys of their own a mask over another layer's
 cache_cut   cuts caches of earlier layers after a prompt
-renumbering   numbers rows anew, as in a prompt that is that short
+odd_layers  serves layers with a state, and layers that pick keys
+renumbering numbers rows anew, as in a prompt that is that short
 tracing     writes the trace: what was dropped where
 step_reads  lets decode steps read only some vision tokens of the caches
 """
@@ -17,6 +18,7 @@ from foveate.families.base import Family
 NEEDED: dict[str, Callable[[Program, Family], bool]] = {
     "borrowing": lambda program, family: bool(family.lenders),
     "cache_cut": lambda program, family: bool(program.cached),
+    "odd_layers": lambda program, family: bool(family.recurrent or family.indexed),
     "renumbering": lambda program, family: program.renumbers,
     "tracing": lambda program, family: True,
     "step_reads": lambda program, family: program.reading is not None,
