@@ -502,8 +502,10 @@ def test_nothing_that_the_model_passes_to_a_layer_is_changed(name, take_copies, 
     """Not for one sample, nor for samples that keep as many rows, nor for samples that keep different numbers."""
     answers, original = [], LayerRunner.passes_rows
     monkeypatch.setattr(LayerRunner, "passes_rows", lambda *call: answers.append(original(*call)) or answers[-1])
+    # A model of the test's own: where hidden states were asked for, transformers leaves hooks.
+    own = tiny.__wrapped__(name) if name in TINY else None
     for words in (["tit"], ["tit", "tit"], WORDS):
-        model, inputs = (tiny(name), batch(name, words)) if name in TINY else model_and_batch(name, words)
+        model, inputs = model_and_batch(name, words) if own is None else (own, batch(name, words))
         with fv.drop(model, cuts_for(name, MOVING)) as trace, take_copies(model) as copies:
             generate(model, inputs, new_tokens=2)
         assert max(trace.retention) < 0.8
