@@ -46,8 +46,10 @@ class Witness(Extension):
     @contextmanager
     def around_layer(self, forward, call):
         self.calls.append(("in", call.index))
-        yield
-        self.calls.append(("out", call.index))
+        try:
+            yield
+        finally:
+            self.calls.append(("out", call.index))
 
     def after_store(self, forward, call):
         self.calls.append(("after_store", call.index))
@@ -74,6 +76,18 @@ def test_an_extension_is_called_in_order():
     first = [call for call in witness.calls if call[0] != "begin"][1:]
     assert first.index(("before_layer", 1)) < first.index(("after_cut", "layer", 1)) < first.index(("in", 1))
     assert first.index(("out", 1)) < first.index(("after_store", 1)) < first.index(("before_layer", 2))
+
+
+def test_a_context_that_cannot_be_entered_leaves_those_before_it():
+    class Refuses(Extension):
+        def around_layer(self, forward, call):
+            raise FloatingPointError
+
+    witness = Witness()
+    with fv.drop(tiny("llava"), METHOD, extensions=[witness, Refuses()]), pytest.raises(FloatingPointError):
+        tiny("llava")(**batch("llava", ["tit"]))
+    assert witness.named("in") == witness.named("out") == [(0,)]
+    assert not witness.named("after_store")
 
 
 def test_apply_takes_extensions_and_what_is_none_is_refused():

@@ -1,7 +1,7 @@
 """Each layer: the functions of a context's extensions that are called."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 
@@ -22,12 +22,13 @@ class Extensions:
     def _of(self, name: str) -> list[Callable[..., Any]]:
         return [getattr(own, name) for own in self._every if own.overrides(name)]
 
-    def around(self, forward: Any, call: Any) -> AbstractContextManager[Any]:
-        """Return all contexts in which a layer runs, as one."""
-        contexts = ExitStack()
-        for around in self.around_layer:
-            contexts.enter_context(around(forward, call))
-        return contexts
+    @contextmanager
+    def around(self, forward: Any, call: Any) -> Iterator[None]:
+        """Hold all contexts in which a layer runs."""
+        with ExitStack() as contexts:
+            for around_layer in self.around_layer:
+                contexts.enter_context(around_layer(forward, call))
+            yield
 
 
 AT_LAYERS = ("before_layer", "arguments", "around_layer", "after_store")

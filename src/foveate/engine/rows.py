@@ -433,7 +433,7 @@ class Rows:
         column = self.table[name]
         if not column.by_row:
             full: Tensor = column.values
-            return self.memo.once(column.values, "full", name, column) if callable(full) else full
+            return self.memo.once(column.values, "full", name, full) if callable(full) else full
         values, rows = self._by_row(name, column), self.laid_out()
 
         def scatter() -> Tensor:
@@ -442,7 +442,7 @@ class Rows:
             full = values.new_zeros(len(rows.home), self.span, *values.shape[2:])
             return full.index_put((owners, rows.home), values)
 
-        return self.memo.once(scatter, "full", name, column)
+        return self.memo.once(scatter, "full", name, column.values)
 
     def _by_row(self, name: str, column: RowColumn) -> Tensor:
         """Return the values of a column that was put in this generation."""
