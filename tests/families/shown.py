@@ -14,7 +14,7 @@ PAID, KEYS = TowerAttention("patches"), TowerKeys()
 class Shown:
     """A reducer that keeps what it is shown; `lengths` are the tokens of each image, for families that ask."""
 
-    early = False
+    early, block = False, 1
 
     def __init__(self, lengths=(), reads=(PAID, KEYS)):
         self._lengths, self.views, self.reads = lengths, [], reads

@@ -394,7 +394,7 @@ class _Leaving:
     pictures: list[Tensor]
     tokens: Tensor
     lengths: Callable[..., Sequence[int]]
-    early = False
+    early, block = False, 1
     reads = ()
 
     def first(self, blocks: int) -> int:
