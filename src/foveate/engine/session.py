@@ -446,8 +446,6 @@ class Session(Hold):
         self._steps = threading.RLock()
         """Held while hooks go on or off, and while a forward runs between them."""
         self._ended = self._notes_positions = False
-        if not isinstance(extensions, Sequence) or not all(isinstance(own, Extension) for own in extensions):
-            raise SettingError(f"extensions must be a list of foveate.Extension objects; got {extensions!r}.")
         if extensions and cuda_graphs:
             raise SettingError("A recorded graph calls no extensions: leave cuda_graphs unset, or extensions.")
         self._extensions = Extensions([*extensions_for(self.program, self.family), *extensions])
