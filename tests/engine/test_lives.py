@@ -541,5 +541,6 @@ def test_a_bare_layer_has_few_attributes(long, monkeypatch):
     assert cache_in(out) is cache
     assert len(seen) == 4
     most = max((names for step in seen for names in step.values()), key=len)
+    most = [name for name in most if name != "dtype"]  # which older transformers set
     print(len(most), *most)
     assert 8 < len(most) <= MOST
