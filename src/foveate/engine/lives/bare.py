@@ -147,6 +147,13 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Hold rows that no other layer's will replace."""
         self._room = None
 
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Self:
+        """Return a layer with these attributes."""
+        layer = cls.__new__(cls)
+        layer.__dict__ = state
+        return layer
+
     def give_place_to(self, layer: "PrunedLayer") -> None:
         """Let another layer stand where this one stands, and forget this one.
 

@@ -225,9 +225,7 @@ def _resume(layer: PrunedLayer, old: dict[str, Any]) -> None:
         choice = Choice(**old["memory"], end=old["kinds"].shape[1], counts=old.get("counted"))
         layer.notes = {**layer.notes, CHOICE: choice}
     if old.get("reads") is not None:
-        limited = LimitedLayer.__new__(LimitedLayer)
-        limited.whole, limited.part = copy.copy(layer), old["reads"]
-        layer.give_place_to(limited)
+        layer.give_place_to(LimitedLayer.of({"whole": copy.copy(layer), "part": old["reads"]}))
 
 
 RESUMES.append(_resume)

@@ -70,17 +70,13 @@ class SharedLayer(PrunedLayer):
 
     def _give_back(self) -> None:
         """Give the place back. The rows are to be set."""
-        layer = PrunedLayer.__new__(PrunedLayer)
-        layer.__dict__ = {name: value for name, value in vars(self).items() if name != "head"}
-        self.give_place_to(layer)
+        self.give_place_to(PrunedLayer.of({name: value for name, value in vars(self).items() if name != "head"}))
 
 
 def _resume(layer: PrunedLayer, old: dict[str, Any]) -> None:
     """Go on from the attribute `head`."""
     if old.get("head") is not None:
-        shared = SharedLayer.__new__(SharedLayer)
-        shared.__dict__ = {**vars(layer), "head": old["head"]}
-        layer.give_place_to(shared)
+        layer.give_place_to(SharedLayer.of({**vars(layer), "head": old["head"]}))
 
 
 RESUMES.append(_resume)

@@ -51,7 +51,7 @@ class TenantLayer(PrunedLayer):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copy as a layer with rows of its own."""
-        return _empty, (), vars(self._out(*map(torch.clone, self._room.rows())))
+        return PrunedLayer.__new__, (PrunedLayer,), vars(self._out(*map(torch.clone, self._room.rows())))
 
     def leave_room(self) -> None:
         """Give the place back to a layer with rows of its own, because the memory will be another cache's."""
@@ -84,10 +84,4 @@ class TenantLayer(PrunedLayer):
 
     def _out(self, keys: Tensor, values: Tensor) -> PrunedLayer:
         """Return a layer that holds these rows, and else what this one holds."""
-        layer = _empty()
-        layer.__dict__ = {**vars(self), "_room": None, "keys": keys, "values": values}
-        return layer
-
-
-def _empty() -> PrunedLayer:
-    return PrunedLayer.__new__(PrunedLayer)
+        return PrunedLayer.of({**vars(self), "_room": None, "keys": keys, "values": values})
