@@ -331,7 +331,7 @@ def _cut(forward: Forward, call: LayerCall, rows: Rows, reader_of: ReaderOf) -> 
     for merge in merges:
         forward.move_additions(merge, call.index)
     if merges:  # one write for all samples
-        call.merge(forward.table.store(merges, call.hidden))
+        call.hidden = forward.table.store(merges, call.hidden)
     if forward.table is not rows:
         forward.tell_cut("layer", call.index, rows)
     for name in program.biases_before(call.index):

@@ -1,6 +1,6 @@
 """Each layer: the state of one forward of the model."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -265,7 +265,7 @@ class LayerCall:
         kwargs: Other arguments by name.
         stored: The layer's cache, if tokens of it were dropped.
         cache: The model's cache; None if it runs without one.
-        kind: What layers must have in common to get the same arguments.
+        kind: The first layer that gets the same arguments, if it is called alike.
         samples, span: Samples and columns of the call.
         passed_on: See `Forward`; None from when somebody reads the full-length stream.
         streams: How to fold several streams of hidden states into one; None if there is one.
@@ -277,7 +277,7 @@ class LayerCall:
     kwargs: dict[str, Any]
     stored: PrunedLayer | None
     cache: Any
-    kind: Hashable
+    kind: int
     samples: int
     span: int
     passed_on: PassedOn | None = None
@@ -297,8 +297,8 @@ class LayerCall:
         """`entered`, with the rows written into it that stages before the layer merged."""
         return self.entered if self._merged is None else self._merged
 
-    def merge(self, hidden: Tensor) -> None:
-        """Set `hidden`."""
+    @hidden.setter
+    def hidden(self, hidden: Tensor) -> None:
         self._merged = hidden
 
     def rows(self, rows: Rows) -> Tensor:

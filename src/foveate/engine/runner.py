@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -50,10 +50,14 @@ class LayerRunner:
         self._layers = family.layers
         self._last = len(self._layers) - 1
         self._storeless = family.recurrent | family.lenders.keys()  # layers that store no rows
-        kinds = [self._kind(index, layer) for index, layer in enumerate(self._layers)]
-        self._kinds = [kinds.index(kind) for kind in kinds]  # the first layer that each is like
         self._picks = bool(family.indexed)
         self._bare = not any("forward" in vars(layer) for layer in self._layers)  # then nothing moves their input
+
+    @cached_property
+    def _kinds(self) -> list[int]:
+        """The first layer that each layer is like. Found when the first layer runs: contexts open faster."""
+        kinds = [self._kind(index, layer) for index, layer in enumerate(self._layers)]
+        return [kinds.index(kind) for kind in kinds]
 
     def _kind(self, index: int, layer: nn.Module) -> Hashable:
         """Return what layers must have in common to get the same arguments, if they are called alike."""
