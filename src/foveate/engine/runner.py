@@ -47,7 +47,7 @@ class LayerRunner:
         self._program = program
         self._turn = turn
         self._devices: dict[int, torch.device] = {}  # of each layer, found in its last prefill
-        self._layers = family.layers
+        self._layers = list(family.layers)  # as they are now: a hook may reorder the model's own list
         self._last = len(self._layers) - 1
         self._storeless = family.recurrent | family.lenders.keys()  # layers that store no rows
         self._picks = bool(family.indexed)
