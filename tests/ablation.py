@@ -77,7 +77,7 @@ def pytest_configure(config):
     context.__enter__()
     config.add_cleanup(lambda: context.__exit__(None, None, None))
     if name != "tracing":
-        extensions.NEEDED[name] = lambda program, family: asked(program, family) and needs(name)
+        extensions.NEEDED[name] = lambda context: asked(context) and needs(name)
         return
     trace.Trace.__getattribute__ = read
     config.add_cleanup(lambda: delattr(trace.Trace, "__getattribute__"))

@@ -131,7 +131,7 @@ def pytest_terminal_summary(terminalreporter):
 def graphs_on_cpu(monkeypatch):
     """A CPU has graphs too: tapes that run their kernels again, and nothing of Python between them; none yet."""
     from foveate.core import tapes
-    from foveate.engine.replays import recordings
+    from foveate.engine.extensions.replays import recordings
     from tests.recorder import Recorder
 
     monkeypatch.setitem(tapes.TAPES, "cpu", lambda device, pool: Recorder())

@@ -60,7 +60,7 @@ def test_the_files_that_a_room_s_docstring_lists_are_there():
         files = [path.with_name(f"{name}.py") for line in names for name in line.split(", ")]
         listed += [*files, *(path.with_name(name) for name in re.findall(r"`(\w+\.py)`", text))]
     assert len(listed) > 15
-    assert [file for file in listed if not file.exists()] == []
+    assert [file for file in listed if not (file.exists() or file.with_suffix("").is_dir())] == []
 
 
 ROOMS = ("benchmarks", "docs", "examples", "plugins", "spaces", "src", "tests", "training")

@@ -22,9 +22,9 @@ def test_a_seed_draws_the_same_again(drawn):
 
 
 def test_places_are_drawn_from_the_folders_and_files_that_are_named():
-    of = ["batch", "engine/replays", "registry.py"]
+    of = ["batch", "engine/extensions/replays", "registry.py"]
     keys = [key for _, key, _ in draw(20, seed=1, of=of)]
-    assert {key.split(":")[0].rpartition(".")[0] for key in keys} == {"batch", "engine.replays", ""}
+    assert {key.split(":")[0].rpartition(".")[0] for key in keys} == {"batch", "engine.extensions.replays", ""}
 
 
 def test_a_break_changes_the_code(drawn):

@@ -29,7 +29,7 @@ from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import ratio, rounds
 from foveate.contract.method import Method
 from foveate.embedded import TASKS
-from foveate.engine.tower_memo import TowerMemo
+from foveate.engine.extensions.tower_memo import TowerMemo
 from foveate.eval.asked import Asked, prompts_of
 from foveate.eval.held_out import questions
 from foveate.naming import method_of

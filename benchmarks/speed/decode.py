@@ -25,7 +25,7 @@ from foveate.contract import CachedAttention, DecodeStage, Method, ReadView, Sha
 from foveate.engine.cache import pruned_layer
 from foveate.engine.lives.chosen import Chosen
 from foveate.engine.lives.limited import CHOICE, KINDS, Choice, Kinds, LimitedLayer
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from foveate.methods.read import Read
 from foveate.runs.versions import commit, versions
 

@@ -33,7 +33,7 @@ import foveate as fv
 from foveate.bench.benched import from_shape
 from foveate.bench.shapes import shape
 from foveate.bench.timing import Ratio, ratio, rounds
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from foveate.naming import method_of as at_budget
 from foveate.plain.flags import PromptRequest
 from foveate.runs.versions import commit, versions

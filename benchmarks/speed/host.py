@@ -26,7 +26,7 @@ import foveate as fv
 from foveate.bench.timing import ratio, rounds
 from foveate.core import tapes
 from foveate.core.patching import Patcher
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from foveate.plain.stats import median_of
 from foveate.runs.versions import commit, versions
 

@@ -21,8 +21,8 @@ _NAMES = {
     "cost": "Cost",
     "engine.ancestry": "StageRecord",
     "engine.extension": "Extension",
-    "engine.replays.recordings": "free_graphs",
-    "engine.session": "apply drop remove",
+    "engine.extensions.replays.recordings": "free_graphs",
+    "engine.doors": "apply drop remove",
     "engine.trace": "Trace",
     "errors": "BudgetError FoveateError InputError MethodError SessionError SettingError ShapeError UnknownNameError "
     "UnsupportedError",
@@ -89,9 +89,9 @@ if TYPE_CHECKING:
     from foveate.core.cut import Cut as Cut
     from foveate.cost import Cost as Cost, cost as cost
     from foveate.engine.ancestry import StageRecord as StageRecord
+    from foveate.engine.doors import apply as apply, drop as drop, remove as remove
     from foveate.engine.extension import Extension as Extension
-    from foveate.engine.replays.recordings import free_graphs as free_graphs
-    from foveate.engine.session import apply as apply, drop as drop, remove as remove
+    from foveate.engine.extensions.replays.recordings import free_graphs as free_graphs
     from foveate.engine.trace import Trace as Trace
     from foveate.errors import (
         BudgetError as BudgetError,

@@ -15,7 +15,7 @@ from foveate.ask.generation import Generation, LeastSure
 from foveate.ask.loading import load
 from foveate.ask.running import log_probabilities
 from foveate.ask.second_look import conditions_of
-from foveate.engine.tower_memo import TowerMemo
+from foveate.engine.extensions.tower_memo import TowerMemo
 from foveate.errors import InputError, SettingError
 from tests.ask.conftest import noise
 

@@ -16,7 +16,7 @@ PLACES = "foveate/engine/prompt_samples.py read_samples: aten._to_copy"
 GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
 TOWER = "foveate/families/qwen_vl.py Qwen2VL._run_tower: aten._to_copy"
 SAMPLES = "engine/prompt_samples.py read_samples"
-MASKS = {"engine/encode.py count_masks": 1, "engine/cutting.py count_images": 2}
+MASKS = {"engine/extensions/encoding/reducer.py count_masks": 1, "engine/cutting.py count_images": 2}
 """A mask before the projector, and one before each of two layers."""
 OF_PICTURES = {"mustdrop": "core/merge.py average_windows", "prumerge": "methods/prumerge.py PruMerge._choose"}
 """Methods that read a number of each picture: of windows, and of outliers."""

@@ -17,7 +17,7 @@ from foveate.cli.setup import parse_drop, parse_methods
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, follow
 from foveate.contract.method import meet
-from foveate.engine.session import _sessions
+from foveate.engine.hold import holders
 from foveate.errors import SettingError
 from foveate.eval.lmms.model_args import Arguments
 from foveate.eval.plan import Plan, contenders_at
@@ -77,7 +77,7 @@ def instance(name):
 
 def dropped(method, **budget):
     with fv.drop(model(), method, **budget):
-        return _sessions[family_for(model()).core].method
+        return holders[family_for(model()).core].method
 
 
 def by_name(name, **budget):
@@ -87,7 +87,7 @@ def by_name(name, **budget):
 def applied(name, **budget):
     fv.apply(model(), name, **budget)
     try:
-        return _sessions[family_for(model()).core].method
+        return holders[family_for(model()).core].method
     finally:
         fv.remove(model())
 

@@ -20,8 +20,8 @@ from foveate.contract.method import Method
 from foveate.contract.settings import Share
 from foveate.core.cut import Cut
 from foveate.core.merge import average
+from foveate.engine.doors import drop_or_not
 from foveate.engine.lives.limited import LimitedLayer
-from foveate.engine.session import drop_or_not
 from foveate.families.proved import DECODER, PROVED
 from foveate.registry import family_for
 from foveate.testing import check

@@ -20,12 +20,12 @@ from foveate._transformers import cache_in, with_cache
 from foveate.engine import rooms
 from foveate.engine.cache import PrunedLayer, WindowedLayer
 from foveate.engine.copies import compact, copy_of
+from foveate.engine.extensions.replays import shared_rooms
 from foveate.engine.lives.chosen import Chosen
 from foveate.engine.lives.lending import LENDING, lend, lent_by, note_alive
 from foveate.engine.lives.limited import CHOICE, KINDS, Choice, Kinds, LimitedLayer, choice_on, kinds_of
 from foveate.engine.lives.shared import SharedLayer
 from foveate.engine.lives.tenant import TenantLayer
-from foveate.engine.replays import shared_rooms
 from tests.models import batch, generate, tiny
 
 CPU = torch.device("cpu")

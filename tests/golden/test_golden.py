@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.core.merge import sum_of_nearest
 from foveate.engine import cutting
-from foveate.engine.encode import TowerReducer
+from foveate.engine.extensions.encoding.reducer import TowerReducer
 from foveate.methods import fastv, mustdrop, prumerge, prumerge_plus, pyramiddrop, sparsevlm, visiondrop, visionzip
 from tests.golden import TOLERANCE, cases, every_case, generate, layer_inputs, positions_seen
 

@@ -54,7 +54,7 @@ def examples() -> tuple[dict[str, Method], list[str]]:
         if not settings:
             lacking.append(MISSING.format(name=name, kind=kind.__name__))
         for index, example in enumerate(settings or ()):
-            if not reads_less(example):  # tests/engine/test_reads.py has another reference for these
+            if not reads_less(example):  # tests/engine/extensions/test_step_reads.py has another reference for these
                 by_family[f"{name}-{index}"] = example
     return by_family, lacking
 

@@ -9,7 +9,7 @@ import torch
 
 import foveate as fv
 from foveate._transformers import cache_in, with_cache
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from tests.invariants.settings import KINDS
 from tests.models import FAMILIES, TINY, batch, generate, given, tiny
 

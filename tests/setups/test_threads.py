@@ -10,7 +10,8 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 import foveate as fv
-from foveate.engine.session import Session, _sessions
+from foveate.engine.hold import holders
+from foveate.engine.session import Session
 from foveate.registry import family_for
 from tests.invariants.test_restore import state
 from tests.models import batch, config_of, generate, made_of, tiny
@@ -158,7 +159,7 @@ def test_a_context_ends_after_the_forward_of_another_thread(monkeypatch):
 def test_a_call_does_not_overtake_those_that_wait():
     model, inputs, order = tiny("llava"), batch("llava", ["tit"]), []
     fv.apply(model, METHOD)
-    turn = _sessions[family_for(model).core]._turn
+    turn = holders[family_for(model).core]._turn
     hook = (
         model.get_decoder()
         .layers[0]
@@ -234,7 +235,7 @@ def test_apply_and_remove_in_many_threads_leave_nothing():
                 odd.append(error)
 
     in_threads(work)
-    if family_for(model).core in _sessions:
+    if family_for(model).core in holders:
         fv.remove(model)
     assert not odd
     assert state(model) == before
@@ -244,7 +245,7 @@ def test_a_generate_whose_context_ended_before_its_turn_is_refused():
     model, inputs = tiny("llava"), batch("llava", ["tit"])
     with ThreadPoolExecutor(1) as pool:
         with fv.drop(model, METHOD):
-            turn = _sessions[family_for(model).core]._turn
+            turn = holders[family_for(model).core]._turn
             turn.acquire()
             calls = pool.submit(generate, model, inputs)
             until(lambda: turn._queue)
@@ -264,7 +265,7 @@ def test_a_forward_that_waits_is_refused_when_a_generate_begins_before_it():
             pass
 
     with ThreadPoolExecutor(1) as pool, fv.drop(model, METHOD):
-        turn = _sessions[family_for(model).core]._turn
+        turn = holders[family_for(model).core]._turn
         with turn:
             call = pool.submit(said, model, inputs)
             until(lambda: turn._queue)

@@ -24,7 +24,7 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.running import Choices, answers_to, choices_of, fitting
 from foveate.ask.second_look import AnyLook, SecondLook
 from foveate.contract.method import Method
-from foveate.engine.tower_memo import TowerMemo
+from foveate.engine.extensions.tower_memo import TowerMemo
 from foveate.errors import InputError, MethodError, SettingError, UnsupportedError
 from foveate.plain.memory import available
 from foveate.plain.upstream import first_line, is_out_of_memory

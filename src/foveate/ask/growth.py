@@ -25,7 +25,7 @@ from foveate.ask.wording import QUESTION, Wording, end_of_head
 from foveate.contract.method import LastFrame, Method
 from foveate.engine.cache import pruned_layer
 from foveate.engine.copies import compact, copy_of
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from foveate.engine.trace import PrefillRecord
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family

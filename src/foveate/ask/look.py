@@ -20,7 +20,7 @@ from foveate.contract.follow import cached_layers, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.engine.copies import compact, copy_of, nbytes
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from foveate.engine.state import State, own_hooks, state_of
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError

@@ -23,7 +23,7 @@ from foveate.contract.method import LastFrame, Method
 from foveate.contract.settings import AtLeastOne
 from foveate.core.fields import check_call
 from foveate.engine.copies import join_records
-from foveate.engine.session import refuse_open
+from foveate.engine.hold import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import SettingError
 from foveate.naming import method_of, name_of

@@ -31,7 +31,8 @@ from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
 from foveate.core.tensors import seeded
 from foveate.engine.copies import copy_of
-from foveate.engine.session import drop_or_not, refuse_open
+from foveate.engine.doors import drop_or_not
+from foveate.engine.hold import refuse_open
 from foveate.engine.state import state_of
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError

@@ -19,7 +19,7 @@ from foveate.bench.workload import Workload
 from foveate.contract.method import Method
 from foveate.contract.settings import AtLeastOne
 from foveate.core.fields import check_call
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import BudgetError, InputError, UnsupportedError
 from foveate.methods.random import Random, same_schedule
@@ -146,7 +146,7 @@ class PairedRun:
 
     def _add_graphs(self, names: Sequence[str], starting: Callable[[str], object]) -> None:
         """Add candidates with CUDA graphs. Records the graphs here, so that timed rounds only replay them."""
-        from foveate.engine.replays.recordings import MOST_TAPES
+        from foveate.engine.extensions.replays.recordings import MOST_TAPES
 
         graphs = []
         for name in names:

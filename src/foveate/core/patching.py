@@ -74,6 +74,13 @@ class Patcher:
         else:
             module.register_forward_hook(call, **options)
 
+    def before(self, owner: Any, name: str) -> Any:
+        """Return an object's own attribute as it was before anything was changed here; None if it had none."""
+        for change in self._changes:
+            if isinstance(change, _Put) and change.owner is owner and change.name == name:
+                return change.original if change.owned else None
+        return vars(owner).get(name)
+
     def lost(self) -> str | None:
         """Name a change that others have removed in the meantime, or return None.
 

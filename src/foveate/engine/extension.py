@@ -3,11 +3,18 @@
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from torch import Tensor
+
+from foveate._transformers import FeatureCall
+from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.engine.ancestry import Where
 from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.generating import Generating
+from foveate.engine.media_tokens import PromptLengths
 from foveate.engine.program import Program
 from foveate.engine.rows import Rows
+from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
 from foveate.families.base import Family
 
@@ -19,12 +26,18 @@ class Context(Protocol):
         family, program: The model's family, and where the method's stages run.
         patches: What is put on the model; taken off when the context closes.
         trace: What `drop` yields.
+        runner: Runs the decoder's layers.
+        generating: The call of `generate` that is running.
+        cuda_graphs: Whether these were requested.
     """
 
     family: Family
     program: Program
     patches: Patcher
     trace: Trace
+    runner: LayerRunner
+    generating: Generating
+    cuda_graphs: bool
 
     def note_positions(self) -> None:
         """Let every forward know the position ids that the model passes to its rotary embedding."""
@@ -51,6 +64,28 @@ class Extension:
 
     def attach(self, context: Context) -> None:
         """Called once, when the context opens. May hook functions of the model by `context.patches`."""
+
+    def encode(self, call: FeatureCall, prompt: PromptLengths) -> tuple[Any, list[Cut | None], list[Cut]] | None:
+        """Called when the model encodes pictures. The first extension that returns something has run the call.
+
+        Args:
+            call: The call of a `get_*_features`; `call.run()` runs it.
+            prompt: Returns the vision tokens of each image of each sample, from the sizes of the features' pieces.
+
+        Returns:
+            The call's output, the cut of each image (its rows are in the first places of its features), and which rows
+            of the tower ran, if some did not.
+        """
+        return None
+
+    def enter(self, forward: Forward, hidden: Tensor) -> Tensor:
+        """Called behind `begin` when something may be dropped. Returns the decoder's input.
+
+        Args:
+            forward: The forward. Rows may be cut here.
+            hidden: The input, (samples, columns, width).
+        """
+        return hidden
 
     def begin(self, forward: Forward, cache: Any) -> None:
         """Called at every forward, a step included, before the decoder's first layer.

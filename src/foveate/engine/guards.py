@@ -61,7 +61,7 @@ def refuse_second(method: Method | None, door: str, is_elsewhere: bool, model: A
 
     Args:
         method: The method that is on it; None: it answers without one.
-        door: How it was opened; see `foveate.engine.session.Hold`.
+        door: How it was opened; see `foveate.engine.hold.Hold`.
         is_elsewhere: Whether another thread opened it.
         model: The model.
     """

@@ -23,6 +23,10 @@ TAG = "_foveate"
 each of its features. `generate` encodes before the decoder runs and repeats features for beams. A tag survives both."""
 
 
+PromptLengths = Callable[[Sequence[int]], Sequence[Sequence[int]] | None]
+"""Returns the vision tokens of each image of each sample, from the sizes of the features' pieces."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaTokens:
     """The vision tokens of one image or video.

@@ -92,6 +92,15 @@ class LayerRunner:
             return self._run(forward, call, original)
         return with_hidden(self._run(forward, call, call.streams.around(original)), call.streams.unfold)
 
+    @contextmanager
+    def running(self, forward: Forward) -> Iterator[None]:
+        """Let another forward be the one in the decoder."""
+        before, self.forward = self.forward, forward
+        try:
+            yield
+        finally:
+            self.forward = before
+
     def _gets_what_it_needs(self, stored: PrunedLayer, kwargs: dict[str, Any]) -> bool:
         """Return whether what the model passes in a step is right for a layer whose tokens were dropped."""
         odd = self._picks or stored.ragged or stored.shift is not None or stored.beside or stored.window is not None

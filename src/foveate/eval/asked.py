@@ -15,7 +15,7 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.second_look import conditions_of
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.engine.tower_memo import TowerMemo
+from foveate.engine.extensions.tower_memo import TowerMemo
 from foveate.errors import SettingError
 from foveate.eval.records import FULL, Answers, key_of, record_of
 from foveate.runs.crew import Here, Pool, Stopped, Worker, work_through

@@ -538,18 +538,17 @@ class Family:
         """The first of `towers`, which is for images. None if there is none."""
         return next(iter(self.towers), None)
 
-    def patch_tower(self, patches: Patcher, replay: Callable[..., Any] | None) -> None:
-        """Patch the tower while a context is open: fewer host syncs, and the same results, bit for bit.
+    def patch_tower(self, patches: Patcher) -> None:
+        """Patch the tower while a context is open: fewer host syncs, and the same results, bit for bit."""
 
-        Args:
-            patches: The patcher.
-            replay: If given, each tower's forward is routed through `replay(tower, original, *args, **kwargs)`. A tower
-                that reads arguments on the host passes these as `on_host=`, and the tensors it makes from them as
-                `held=`.
+    def replay_tower(self, patches: Patcher, replay: Callable[..., Any]) -> None:
+        """Route each tower's forward through `replay(tower, original, *args, **kwargs)`, inside `patch_tower`.
+
+        A tower that reads arguments on the host passes these as `on_host=`, and the tensors that it makes from them as
+        `held=`.
         """
-        if replay is not None:
-            for tower in self.towers:
-                patches.wrap(tower, "forward", partial(replay, tower))
+        for tower in self.towers:
+            patches.wrap(tower, "forward", partial(replay, tower))
 
     @property
     def seeing_blocks(self) -> Sequence[int] | None:

@@ -203,11 +203,12 @@ class Qwen2VL(Family):
 
     # -- the tower without waits -------------------------------------------------------------------------------
 
-    def patch_tower(self, patches: Patcher, replay: Callable[..., Any] | None) -> None:
-        if replay is not None:
-            patches.put(self, "_replay", partial(replay, self.tower))
+    def patch_tower(self, patches: Patcher) -> None:
         if not is_compiled(self.core.visual):
             patches.wrap(self.core.visual, "forward", self._run_tower)
+
+    def replay_tower(self, patches: Patcher, replay: Callable[..., Any]) -> None:
+        patches.put(self, "_replay", partial(replay, self.tower))
 
     def _run_tower(self, forward: Callable[..., Any], hidden_states: Tensor, grid_thw: Tensor, **options: Any) -> Any:
         """Read the grids once, and pass the tower the arguments it would make from them, on the right devices.

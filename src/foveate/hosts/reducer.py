@@ -22,7 +22,7 @@ from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Cls, Deepstack, Features, Hidden, Signal, Text, TowerSignal
 from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
-from foveate.engine.encode import TowerReducer, count_masks
+from foveate.engine.extensions.encoding.reducer import TowerReducer, count_masks
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program
 from foveate.engine.prompt_samples import read_samples

@@ -15,6 +15,7 @@ from foveate.contract.method import Method
 from foveate.core.fields import check_call
 from foveate.core.patching import Patcher
 from foveate.engine import session
+from foveate.engine.doors import open_session
 from foveate.engine.program import Program
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
@@ -82,7 +83,7 @@ def drop(
         patches.wrap(module, "forward", narrow)
         for name in filter(partial(hasattr, encoder), ("start_multi_process_pool", "encode", "predict")):
             patches.wrap(encoder, name, partial(_in_this_process, name))
-        yield from session.open_session(opened, warns=True)
+        yield from open_session(opened, warns=True)
 
 
 def _transformer(encoder: Any) -> "Transformer":

@@ -16,7 +16,8 @@ from foveate.contract.stages import Place, Shape
 from foveate.core.patching import Patcher
 from foveate.core.tapes import TAPES
 from foveate.engine.ancestry import StageRecord
-from foveate.engine.session import drop, refuse_open
+from foveate.engine.doors import drop
+from foveate.engine.hold import refuse_open
 from foveate.engine.streams import with_hidden
 from foveate.errors import InputError, SessionError, SettingError, UnsupportedError
 from foveate.families.support import reach

@@ -24,8 +24,8 @@ from foveate.core.grid import Grid
 from foveate.core.signals import Cells
 from foveate.core.views import Arriving, View
 from foveate.engine.ancestry import StageRecord
+from foveate.engine.doors import drop_or_not
 from foveate.engine.program import Program
-from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
 from foveate.registry import family_for

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from foveate.engine.extensions.replays.twins import outcome_with
 from foveate.engine.forward import CutNote, Forward, Outcome
-from foveate.engine.replays.twins import outcome_with
 from tests.engine.test_rows import entering, kept, merged
 
 COMPARED = ("span", "count", "drops", "passes_rows", "caches", "plans", "samples")

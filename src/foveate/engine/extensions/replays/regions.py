@@ -14,11 +14,11 @@ from foveate._transformers import CACHE_NAMES, cache_in, with_cache
 from foveate.core.patching import Patcher
 from foveate.core.tensors import Change, Memo, send
 from foveate.engine.arguments import tables_moved_up
+from foveate.engine.extensions.replays.shared_rooms import RecordedLayer, Rooms, SharedColumns
+from foveate.engine.extensions.replays.twins import outcome_with, outcome_without, twin_of
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.lives.bare import MEMO_SIZE, PrunedLayer
 from foveate.engine.prompt_samples import Sample
-from foveate.engine.replays.shared_rooms import RecordedLayer, Rooms, SharedColumns
-from foveate.engine.replays.twins import outcome_with, outcome_without, twin_of
 from foveate.engine.runner import LayerRunner
 from foveate.engine.streams import Original
 
@@ -134,9 +134,8 @@ class DecoderCall(Region):
         twin, runner = twin_of(shown, swap(self.tensors, given), kwargs), self.runner
 
         def run() -> MadeByDecoder:
-            with Patcher() as patches:
+            with runner.running(twin), Patcher() as patches:
                 twin.family.add_at(patches, columns)
-                patches.put(runner, "forward", twin)
                 return self.collect(self.original(**kwargs), twin)
 
         return run
@@ -206,8 +205,7 @@ class StepCall(Region):
 
         def run() -> MadeByDecoder:
             twin = Forward(forward.program, family)
-            with Patcher() as patches:
-                patches.put(runner, "forward", twin)
+            with runner.running(twin), Patcher() as patches:
                 for shared in dict.fromkeys(self.by_layer):
                     mask = shared.mask(change, numbers, live, like)
                     shift = None if shared.shift is None else change(shared.shift)

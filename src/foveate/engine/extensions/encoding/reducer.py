@@ -21,7 +21,7 @@ from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Resource, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import alike
 from foveate.core.views import Arriving, ImageView, PatchView, PixelView, TowerView
-from foveate.engine.media_tokens import lengths_in
+from foveate.engine.media_tokens import PromptLengths, lengths_in
 from foveate.engine.program import Program, notes_of
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -140,10 +140,6 @@ def count_masks(cuts: Sequence[Cut | None]) -> list[Cut | None]:
 
 
 # -- models of transformers ---------------------------------------------------------------------------------------
-
-
-PromptLengths = Callable[[Sequence[int]], Sequence[Sequence[int]] | None]
-"""Returns the vision tokens of each image of each sample, from the sizes of the features' pieces."""
 
 
 class TowerReducer:

@@ -13,8 +13,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 import foveate as fv
 from foveate.core.patching import Patcher
-from foveate.engine.session import drop_or_not
-from foveate.engine.tower_memo import KEPT, TowerMemo, tower_state
+from foveate.engine.doors import drop_or_not
+from foveate.engine.extensions.tower_memo import KEPT, TowerMemo, tower_state
 from foveate.registry import family_for
 from tests import models
 from tests.derived.test_derived import SERVED, one_in_seven, tiny

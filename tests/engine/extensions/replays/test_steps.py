@@ -13,10 +13,10 @@ import foveate as fv
 from foveate import embedded
 from foveate._transformers import cache_in, with_cache
 from foveate.engine.copies import copy_of
-from foveate.engine.replays import recordings, replayer, shared_rooms
-from foveate.engine.replays.shared_rooms import LentRoom, Rooms
+from foveate.engine.extensions.replays import recordings, replayer, shared_rooms
+from foveate.engine.extensions.replays.shared_rooms import LentRoom, Rooms
 from foveate.registry import family_for
-from tests.engine.replays.test_replayer import (
+from tests.engine.extensions.replays.test_replayer import (
     KEEPS_ALL,
     LAYOUT,
     RAGGED,
@@ -119,7 +119,7 @@ def test_an_end_in_the_middle_of_a_batch(model, graphs_on_cpu):
 
 
 def test_answers_that_outgrow_their_room(model, graphs_on_cpu, monkeypatch):
-    monkeypatch.setattr("foveate.engine.session.MOST_ROOM", 4)
+    monkeypatch.setattr("foveate.engine.extensions.replays.replayer.MOST_ROOM", 4)
     monkeypatch.setattr(shared_rooms, "MORE", 4)
     counts = replays(model, V2DROP, prompts("llava", count=2), tokens=90)
     assert counts.recorded > 1

@@ -8,7 +8,7 @@ import torch
 import foveate as fv
 from foveate.contract import ImageStage, Method, ThinStage, TowerAttention
 from foveate.core.views import TowerView
-from foveate.engine.encode import TowerReducer
+from foveate.engine.extensions.encoding.reducer import TowerReducer
 from foveate.engine.program import Program
 from foveate.registry import family_for
 from tests.bench.operators import Operators

@@ -7,8 +7,12 @@ on the number of places in its layers' rooms.
 
     recordings       a model's recordings, and the layouts seen
     modules          when a model's modules are those that were recorded
-    replayer         runs a call: without a graph, recorded, or replayed
+    replayer         the extension: runs a call without a graph, records it, or replays a recording
     regions          what is recorded of a call: a tower's, a prefill's, a step's
     twins            a copy of a begun forward, which is recorded
     shared_rooms     the memory in which recorded steps keep keys and values
 """
+
+from foveate.engine.extensions.replays.replayer import Replayer
+
+EXTENSION = Replayer

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.tapes import Lane, Recording, stream_of
-from foveate.engine.replays.modules import Modules
-from foveate.engine.replays.shared_rooms import Rooms
+from foveate.engine.extensions.replays.modules import Modules
+from foveate.engine.extensions.replays.shared_rooms import Rooms
 from foveate.registry import family_for
 
 MOST_TAPES = 8

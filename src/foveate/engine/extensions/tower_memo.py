@@ -4,15 +4,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from foveate.core.tensors import PLAIN_VALUES
+from foveate.engine.extension import Context, Extension
+from foveate.engine.hold import joining
 from foveate.engine.state import State, state_of
 from foveate.registry import family_for
 
@@ -22,9 +24,6 @@ MARKS = 64
 """Number of values of an image that are compared first, before the whole image."""
 OUTSIDE = {"forward", "_forward_pre_hooks", "_forward_hooks"}
 """Attributes of the tower itself that act around the memo: hooks, and the session's wrappers."""
-
-memos: "WeakKeyDictionary[nn.Module, TowerMemo]" = WeakKeyDictionary()
-"""The memo that a core's towers use now. Sessions put it around them: `foveate.engine.session.surround_towers`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +44,7 @@ class TowerOutputs:
 
 
 @dataclass(frozen=True, slots=True)
-class TowerMemo:
+class TowerMemo(Extension):
     """The last calls of a model's vision towers, with their outputs.
 
     A tower whose input has one row per image runs once per distinct row, whatever else is in the call. A tower that
@@ -55,16 +54,24 @@ class TowerMemo:
 
     calls: deque[TowerOutputs] = field(default_factory=lambda: deque(maxlen=KEPT))
 
+    def attach(self, context: Context) -> None:
+        """Put this around the towers, outside what else is around them. Stages inside a tower return other rows."""
+        if context.program.in_tower:
+            return
+        for tower in context.family.towers:
+            state = partial(tower_state, tower, context.patches.before(tower, "forward"))
+            context.patches.wrap(tower, "forward", partial(self, state=state))
+
     @contextmanager
     def around(self, model: Any) -> Iterator[None]:
         """Let the towers answer from the cache in `drop` contexts of the model that open inside this one."""
         core = family_for(model).core
-        memos[core] = self
+        joining[core] = self
         try:
             yield
         finally:
-            if memos.get(core) is self:  # not another thread's
-                del memos[core]
+            if joining.get(core) is self:  # not another thread's
+                del joining[core]
 
     def __call__(self, look: Callable[..., Any], *args: Any, state: Callable[[], Any] = list, **options: Any) -> Any:
         """Return `look(*args, **options)`, from the cache if all that it depends on is as it was.

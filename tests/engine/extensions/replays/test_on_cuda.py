@@ -10,10 +10,10 @@ import torch
 
 import foveate as fv
 from foveate.core.tapes import GraphTape
-from foveate.engine.replays import recordings, replayer, twins
-from foveate.engine.replays.recordings import MOST_TAPES
-from foveate.engine.replays.replayer import Replayer
-from tests.engine.replays.test_replayer import KEEPS_ALL, LAYOUT, RAGGED, in_turns
+from foveate.engine.extensions.replays import recordings, replayer, twins
+from foveate.engine.extensions.replays.recordings import MOST_TAPES
+from foveate.engine.extensions.replays.replayer import Replayer
+from tests.engine.extensions.replays.test_replayer import KEEPS_ALL, LAYOUT, RAGGED, in_turns
 from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, V2DROP
 from tests.invariants.settings import EVERYTHING
 from tests.models import FAMILIES, batch, tiny

@@ -59,10 +59,19 @@ def layout_of(forward: Forward) -> Hashable:
 
 def _layout_of(sample: Sample) -> Hashable:
     """Return a hashable value that is equal for prompts that differ only in the content of images and text."""
-    values = [getattr(sample, field.name) for field in fields(sample) if field.name not in ("media", "ordinals")]
-    values += sample.ordinals or ()
-    plain = [value.numpy().tobytes() if isinstance(value, Tensor) else value for value in values]
-    return sample.entered_sizes, sample.started_sizes, *plain
+    numbers = replace(sample, media=[])  # images are known by their sizes
+    values = [_plain(getattr(numbers, field.name)) for field in fields(numbers)]
+    return sample.entered_sizes, sample.started_sizes, *values
+
+
+def _plain(value: Any) -> Hashable:
+    """Return a hashable value that is equal for equal tensors, and for equal lists of them."""
+    if isinstance(value, Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    plain: Hashable = value
+    return plain
 
 
 def is_unpadded(forward: Forward) -> bool:

@@ -20,20 +20,25 @@ from foveate.core.tapes import TAPES, copies_of, kind_of_value, line_of, refuse_
 from foveate.core.tensors import PLAIN_VALUES, Change
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer
 from foveate.engine.copies import copy_of, tensors_of
+from foveate.engine.extension import Context, Extension
+from foveate.engine.extensions.replays.modules import Modules, Snapshot, are_same
+from foveate.engine.extensions.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
+from foveate.engine.extensions.replays.regions import (
+    DecoderCall,
+    Key,
+    MadeByDecoder,
+    Region,
+    StepCall,
+    results_with,
+    swap,
+)
+from foveate.engine.extensions.replays.shared_rooms import MORE, power_of_two
+from foveate.engine.extensions.replays.twins import held_by, is_unpadded, layout_of, outcome_with, with_pads
 from foveate.engine.forward import Forward, Outcome
 from foveate.engine.graph_counts import GraphCounts, Graphs
 from foveate.engine.lives.shared import SharedLayer
 from foveate.engine.lives.tenant import TenantLayer
-from foveate.engine.program import Program
-from foveate.engine.replays.modules import Modules, Snapshot, are_same
-from foveate.engine.replays.recordings import MOST_SEEN, MOST_TAPES, Layout, RecordedRegion, tapes_of
-from foveate.engine.replays.regions import DecoderCall, Key, MadeByDecoder, Region, StepCall, results_with, swap
-from foveate.engine.replays.shared_rooms import MORE, power_of_two
-from foveate.engine.replays.twins import held_by, is_unpadded, layout_of, outcome_with, with_pads
-from foveate.engine.runner import LayerRunner
 from foveate.engine.streams import Original
-from foveate.engine.trace import Trace
-from foveate.families.base import Family
 from foveate.plain.upstream import warn_caller
 
 COLUMNS = 32
@@ -61,44 +66,54 @@ CANNOT = "it cannot be recorded"
 WAITS = "its last recording was dropped before it was replayed"
 BIASED = "a stage adds to the logits of keys"
 TRAINS = "gradients are enabled, or the model is training"
+MOST_ROOM = 1024
+"""Room for this many answer tokens is reserved; longer answers need more."""
 SURPRISE = 0.05
 """Largest KL divergence of the next token, in nats, that the other kernels of a recording may cause."""
 
 
-class Replayer:
-    """Wraps a tower's call and a decoder's forward, and replays them if there is a recording.
+class Replayer(Extension):
+    """Wraps a tower's call and a decoder's forward, and replays them if there is a recording."""
 
-    Args:
-        family, program, runner, trace: The session's.
+    def attach(self, context: Context) -> None:
+        """Route the calls of towers and the decoder through here.
 
-    Attributes:
-        end: The most columns that a prompt and its answer can have in the running `generate`; 0: no limit is set.
-        beams: Number of beams of a beam search.
-        states: The states of the towers and decoders that were looked at in the running `generate`, during which they
-            do not change. None outside: every call looks.
-
-    Raises:
-        SettingError: If the model's device has no graphs.
-    """
-
-    def __init__(self, family: Family, program: Program, runner: LayerRunner, trace: Trace) -> None:
-        self._family = family
-        self._program = program
-        self._runner = runner
-        trace.graphs = self._graphs = Graphs()
+        Raises:
+            SettingError: If the model's device has no graphs.
+        """
+        self._context, patches = context, context.patches
+        self._family, self._program, self._runner = context.family, context.program, context.runner
+        family = self._family
+        context.trace.graphs = self._graphs = Graphs()
+        self._counts = {"tower": self._graphs.tower, "decoder": self._graphs.decoder, "steps": self._graphs.steps}
         self._device = next(family.text.parameters()).device
         refuse_without_graphs(self._device)
         self._tapes = tapes_of(family.core)
-        self.end, self.beams = 0, 1
-        self.states: dict[nn.Module, Hashable | str] | None = None
+        self._generating = context.generating
+        # The most columns that a prompt and its answer can have in the running `generate`; 0: no limit is set.
+        self._end = 0
+        # The states of the towers and decoders that were looked at in the running `generate`, during which they do not
+        # change. None outside: every call looks.
+        self._states: dict[nn.Module, Hashable | str] | None = None
         self._looks: dict[nn.Module, tuple[Snapshot, int | str]] = {}
         self._empty: Any = None
-        self._wrapped = [module for module in (family.text, *family.towers) if "forward" in vars(module)]
+        modules = family.text, *family.towers
+        self._wrapped = [module for module in modules if patches.before(module, "forward") is not None]
         others = family.recurrent or family.lenders or family.indexed
-        self._pads_texts = family.shares_prefix and not program.reads_text and not others
+        self._pads_texts = family.shares_prefix and not self._program.reads_text and not others
+        family.replay_tower(patches, self.run_tower)
+        patches.wrap(family.text, "forward", self.run)
+
+    def _follow_call(self) -> None:
+        """Begin anew for another call of `generate`."""
+        generating = self._context.generating
+        if generating is not self._generating:
+            self._generating, self._states = generating, {} if generating.runs else None
+            self._end = min(generating.most, generating.inside.stop + MOST_ROOM)
 
     def run(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run the decoder on a forward that has begun: replay it, or run it without a graph and note why."""
+        self._follow_call()
         forward, counts = self._runner.forward, self._graphs.decoder
         if forward is None or args:
             counts.note_plain("this family's pictures are known only inside the decoder")
@@ -132,6 +147,7 @@ class Replayer:
             held: Tensors computed from these that kernels will read.
             kwargs: The other arguments.
         """
+        self._follow_call()
         parts: Parts | str = "a stage acts inside the tower"
         if not self._program.in_tower:
             numbers = [part.numpy().tobytes() if isinstance(part, Tensor) else part for part in on_host.values()]
@@ -195,11 +211,11 @@ class Replayer:
         if why is not None:
             return why
         seen, span = cache.get_seq_length(), next(span for span in SPANS if span >= forward.span)
-        if self.end:  # equal for all steps of an answer, so that they share rooms of one size
-            self.end = max(self.end, seen + span)
+        if self._end:  # equal for all steps of an answer, so that they share rooms of one size
+            self._end = max(self._end, seen + span)
         before = rooms.memory
         try:
-            by_layer = rooms.plan(cache, are_let, span, self.end - seen if self.end else max(span, MORE))
+            by_layer = rooms.plan(cache, are_let, span, self._end - seen if self._end else max(span, MORE))
         except torch.OutOfMemoryError:
             return "there is no memory for rooms"
         if rooms.memory is not before:
@@ -207,7 +223,7 @@ class Replayer:
         groups = list(dict.fromkeys(by_layer))
         live = None
         if mask is not None:
-            width = power_of_two(max(self.end, seen + span, *[shared.places for shared in groups]))
+            width = power_of_two(max(self._end, seen + span, *[shared.places for shared in groups]))
             live = pad(mask != 0, (0, width - mask.shape[1]), value=True)
         handed = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
         if span > forward.span:
@@ -227,7 +243,7 @@ class Replayer:
         family, mask = self._family, kwargs.get("attention_mask")
         if family.recurrent or family.lenders or family.indexed or family.gathers:
             return "layers of this decoder hold more than keys and values"
-        if self.beams > 1:
+        if self._generating.beams > 1:
             return "beams change places between steps"
         if forward.span > SPANS[-1] or (forward.span > 1 and not _may_be_padded(kwargs)):
             return f"a text of more than {SPANS[-1]} tokens, or with more than text"
@@ -288,8 +304,8 @@ class Replayer:
         Recordings of other modules or weights are dropped.
         """
         tapes, hooks = self._tapes, 0
-        if self.states is not None and module in self.states:
-            return self.states[module]
+        if self._states is not None and module in self._states:
+            return self._states[module]
         modes = _modes()
         if modes is None:
             return "the forward is being compiled, captured or watched"
@@ -311,8 +327,8 @@ class Replayer:
                     version = "another wrapper is on it"
                 self._looks[module] = before = modules.look(), version
         state: Hashable | str = before[1] if isinstance(before[1], str) else (before[1], modes)
-        if self.states is not None:
-            self.states[module] = state
+        if self._states is not None:
+            self._states[module] = state
         return state
 
     # -- record, and replay -----------------------------------------------------------------------------------
@@ -420,7 +436,7 @@ class Replayer:
         recordings = self._tapes.recordings[kind]
         for key in list(recordings)[:count]:
             recording, layout = recordings.pop(key), self._tapes.seen.get(key)
-            getattr(self._graphs, kind).evicted += 1
+            self._counts[kind].evicted += 1
             if layout is not None and count is not None:
                 layout.lose(recording.replayed)
 

@@ -16,8 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import foveate as fv
 from foveate._transformers import adapters_of, older, with_cache
-from foveate.engine.replays.modules import Modules
-from foveate.engine.replays.replayer import Replayer
+from foveate.engine.extensions.replays.modules import Modules
+from foveate.engine.extensions.replays.replayer import Replayer
 from foveate.errors import SettingError
 from foveate.registry import family_for
 from tests.engine.test_crossings import METHODS, NUMBERS_DECIDE, ONE_OF_EACH, V2DROP
