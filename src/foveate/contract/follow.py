@@ -47,7 +47,7 @@ def refuse_shallow(name: str, stages: Sequence[Stage], depth: int) -> None:
         )
 
 
-def opening(stages: Sequence[Stage]) -> frozenset[tuple[int, ...]]:
+def openers(stages: Sequence[Stage]) -> frozenset[tuple[int, ...]]:
     """Return the owners of stages that cut before layer 0.
 
     Budgets of these owners count from the tokens that enter layer 0; all others count from the tokens that layer 0
@@ -178,7 +178,7 @@ def units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> list
     if units is None:
         return None
     entering = begun = units = units.with_start(units)
-    first = opening(stages)
+    first = openers(stages)
     # A cut before layer 3 shows in the counts from layer 3 on: 576, 576, 576, 288, …
     cuts = [stage for stage in layer_stages(stages) if stage.drops]
     left = []

@@ -81,7 +81,7 @@ def row_ids(forward: Forward, call: LayerCall, rows: Rows) -> Tensor | None:
         return None
     # Each row has the id of its source column; a row without a source reads column 0.
     ids = on_tensors(call.kwargs.get("position_ids"), lambda ids: ids.to(call.device))
-    of_rows: Tensor | None = rows.at_rows(ids)
+    of_rows: Tensor | None = rows.reduce(ids)
     return of_rows
 
 
@@ -239,7 +239,7 @@ def more_at(forward: Forward, call: LayerCall, rows: Rows | None) -> dict[str, A
     """Return the arguments that ordinary layers do not get, at rows, by name; those only that change."""
     if rows is None or not forward.family.gathers:
         return {}
-    every = {name: (value, rows.at_rows(value)) for name, value in call.more.items()}
+    every = {name: (value, rows.reduce(value)) for name, value in call.more.items()}
     return {name: _with_pads(name, own, rows) for name, (value, own) in every.items() if own is not value}
 
 

@@ -17,7 +17,7 @@ from foveate.core.views import ImageView, LayerView, View
 from foveate.engine.attending import RATERS, RowsReader, streams
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import Program, hidden_note, names_of, ran_note
-from foveate.engine.prompt_samples import Begun, Sample, image_units, sample_unit
+from foveate.engine.prompt_samples import FirstLayer, Sample, image_units, sample_unit
 from foveate.engine.reading import raters_of
 from foveate.engine.rows import BIAS, Decision, Rows, Sizes
 from foveate.errors import UnsupportedError
@@ -165,15 +165,15 @@ class SampleRows:
     def _arriving(self, stage: Stage, unit: Unit) -> Arriving:
         """The token counts from which a stage's budget is computed. Includes the image's grids if the stage reads
         `Cells` and no token of the image was dropped."""
-        sample, begun = self.sample, self.table.begun[self.member]
+        sample, first = self.sample, self.table.first_layer[self.member]
         arriving, grids = unit.arriving, sample.grids
-        if begun is not None and stage.owner not in begun.opening:
+        if first is not None and stage.owner not in first.openers:
             if unit.image < 0:  # the whole sample
-                arriving = replace(arriving, started=begun.count)
-            elif begun.sizes is not None:
-                arriving = replace(arriving, started=begun.sizes[unit.image])
-        alone = sample.frames is None and (unit.image >= 0 or len(grids) == 1)
-        if alone and ALL_CELLS in stage.reads and len(unit) == arriving.started == arriving.entered:
+                arriving = replace(arriving, started=first.count)
+            elif first.sizes is not None:
+                arriving = replace(arriving, started=first.sizes[unit.image])
+        is_one_image = sample.frames is None and (unit.image >= 0 or len(grids) == 1)
+        if is_one_image and ALL_CELLS in stage.reads and len(unit) == arriving.started == arriving.entered:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 
@@ -307,7 +307,7 @@ def cut_before(forward: Forward, call: LayerCall, reader_of: ReaderOf) -> None:
         rows = _cut(forward, call, rows, reader_of)
     for member in rows.members:
         if layer == 0:
-            rows.begun[member] = Begun(rows.counts[member], rows.sizes[member], program.opening)
+            rows.first_layer[member] = FirstLayer(rows.counts[member], rows.sizes[member], program.openers)
         if layer in program.remembered:
             rows.put_note(member, hidden_note(layer), call.hidden[member, rows.columns[member]])
 

@@ -41,7 +41,7 @@ class Program:
             also has an earlier stage.
         cuts: Decoder layers before which tokens may be dropped.
         drops: Whether tokens may be dropped while a prompt runs, from some picture.
-        opening: See `follow.opening`.
+        openers: See `follow.openers`.
         reads_text: Whether the prompt's text decides what is left.
         by_frame: Whether a stage ranks the frames of a video separately.
         cached: Decoder layers whose caches are cut after the prefill.
@@ -95,7 +95,7 @@ class Program:
             self._before[0] = (*behind, *self._before[0])
             self.cuts |= {0}
         self.entering = self.before(0)
-        self.opening = follow.opening(stages)
+        self.openers = follow.openers(stages)
         self.cached = follow.cached_layers(stages)
         self.reads_text = follow.reads_text(stages)
         self.by_frame = any(stage.unit == "frame" for stage in stages)

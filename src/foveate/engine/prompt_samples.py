@@ -99,18 +99,18 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class FirstLayer:
     """Rows of a sample that decoder layer 0 processed: those that entered, without those cut before layer 0.
 
     Attributes:
         count: Rows in total.
         sizes: Rows of each image (or frame); None if only the device knows.
-        opening: Owners of the stages that cut there. They still count from what entered (see `follow.opening`).
+        openers: Owners of the stages that cut there. They still count from what entered (see `follow.openers`).
     """
 
     count: int
     sizes: tuple[int, ...] | None
-    opening: frozenset[tuple[int, ...]]
+    openers: frozenset[tuple[int, ...]]
 
 
 def sample_unit(sample: Sample, count: int) -> Unit:

@@ -21,7 +21,7 @@ from foveate.engine.masks import visibility
 from foveate.engine.program import ran_note
 from foveate.engine.prompt_samples import image_units, sample_unit
 from foveate.engine.rows import Rows
-from foveate.engine.streams import at_rows, gather_rows
+from foveate.engine.streams import gather_rows, reduce_argument
 from foveate.errors import UnsupportedError
 from foveate.families.tap import Tapped, unturning
 
@@ -246,7 +246,7 @@ class AttentionReader(RowsReader):
             arguments = {**call.more, "position_ids": self._ids()}
             source = rows.source.clamp(min=0)[samples, self._start :]
             places = (*self._hidden.shape[:2],), columns, owners, source
-            more = {name: at_rows(value, *places) for name, value in arguments.items()}
+            more = {name: reduce_argument(value, *places) for name, value in arguments.items()}
         if call.streams is not None:
             hidden = call.streams.unfold(hidden)
         # M-RoPE's tables may have its axes in front of the samples.

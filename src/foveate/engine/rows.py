@@ -16,8 +16,8 @@ from foveate.core.rank import into_runs
 from foveate.core.tensors import Change, Memo, on_tensors, send
 from foveate.core.units import Unit
 from foveate.engine.program import CELLS
-from foveate.engine.prompt_samples import Begun, Sample
-from foveate.engine.streams import at_rows, gather_rows
+from foveate.engine.prompt_samples import FirstLayer, Sample
+from foveate.engine.streams import gather_rows, reduce_argument
 from foveate.errors import SettingError, UnsupportedError
 
 SOURCE, COUNTED, BIAS = "source", "counted", "bias"
@@ -110,7 +110,7 @@ class Rows:
         columns: Of each sample, the columns in which its vision rows are stored, (left,) int64, ascending.
         tokens: Of each sample, the token that each of them stands for, (left,) int64; −1 for none.
         sizes: Of each sample, the vision rows of each image.
-        begun: Of each sample, the vision rows that layer 0 processed; None before layer 0.
+        first_layer: Of each sample, the vision rows that layer 0 processed; None before layer 0.
         about: Of each sample, tensors about the text behind its images, by name, the images in front.
         notes: Of each sample, its notes by name.
         table: The columns that were added, by name.
@@ -137,7 +137,7 @@ class Rows:
     columns: tuple[Tensor, ...]
     tokens: tuple[Tensor, ...]
     sizes: tuple[Sizes, ...]
-    begun: list[Begun | None]
+    first_layer: list[FirstLayer | None]
     about: tuple[dict[str, Tensor], ...]
     notes: tuple[dict[str, Note], ...]
     steps: tuple[tuple[Step, ...], ...]
@@ -176,7 +176,7 @@ class Rows:
             entered,
             tuple([torch.arange(len(sample.vision), device=device) for sample in samples]),
             tuple([sample.sizes for sample in samples]),
-            begun=[None] * len(samples),
+            first_layer=[None] * len(samples),
             about=tuple([{} for _ in samples]),
             notes=tuple([{} for _ in samples]),
             steps=((),) * len(samples),
@@ -490,9 +490,9 @@ class Rows:
         # A pad writes to a dropped column the value that is already there.
         return full.index_put((self.owners, self.home), torch.where(self._real, rows, full[self.owners, self.home]))
 
-    def at_rows(self, value: Any) -> Any:
-        """Reduce an argument of a layer to the rows: see `at_rows`."""
-        return at_rows(value, (len(self.read), self.span), self.read, self.owners, self.source.clamp(min=0))
+    def reduce(self, value: Any) -> Any:
+        """Reduce an argument of a layer to the rows: see `reduce_argument`."""
+        return reduce_argument(value, (len(self.read), self.span), self.read, self.owners, self.source.clamp(min=0))
 
     def pick(self, tables: Any) -> Any:
         """Gather the rows of full-length tables, such as a (cos, sin) pair, each at its source's position."""
@@ -606,7 +606,7 @@ class Rows:
             runs=of(self.runs),
             columns=of(self.columns),
             tokens=of(self.tokens),
-            begun=list(self.begun),
+            first_layer=list(self.first_layer),
             about=tuple([of(about) for about in self.about]),
             notes=tuple(
                 [{name: Note(change(own.values), own.steps) for name, own in each.items()} for each in self.notes]

@@ -22,7 +22,7 @@ def gather_rows(full: Tensor, places: Tensor, samples: Tensor | None) -> Tensor:
     return full[..., samples, places, :]
 
 
-def at_rows(value: Any, shape: tuple[int, int], places: Tensor, owners: Tensor | None, source: Tensor) -> Any:
+def reduce_argument(value: Any, shape: tuple[int, int], places: Tensor, owners: Tensor | None, source: Tensor) -> Any:
     """Reduce an argument of a layer to some rows. Tensors of (…, samples or 1, columns, …) are gathered, also inside
     sequences; anything else is returned unchanged.
 
@@ -37,7 +37,7 @@ def at_rows(value: Any, shape: tuple[int, int], places: Tensor, owners: Tensor |
         source: (some, rows) int64, the column of the token that each row stands for.
     """
     if isinstance(value, tuple | list):
-        return type(value)(at_rows(part, shape, places, owners, source) for part in value)
+        return type(value)(reduce_argument(part, shape, places, owners, source) for part in value)
     if not isinstance(value, Tensor):
         return value
     samples, span = shape

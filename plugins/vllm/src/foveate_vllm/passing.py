@@ -13,7 +13,7 @@ from foveate.core.cut import Cut
 from foveate.engine.cutting import SampleRows, count_images, decide_all, note_attending
 from foveate.engine.media_tokens import MediaTokens
 from foveate.engine.program import Program, hidden_note
-from foveate.engine.prompt_samples import Begun, Sample, read_samples
+from foveate.engine.prompt_samples import FirstLayer, Sample, read_samples
 from foveate.engine.rows import Rows
 from foveate.hosts import PictureLayout, at_columns
 from foveate_vllm import guards
@@ -129,7 +129,7 @@ class Passing:
         table = self._table
         for member in table.members:
             if index == 0:
-                table.begun[member] = Begun(table.counts[member], table.sizes[member], self._stages.opening)
+                table.first_layer[member] = FirstLayer(table.counts[member], table.sizes[member], self._stages.openers)
             if index in self._stages.remembered:
                 table.put_note(member, hidden_note(index), stream.rows[table.columns[member]])
 

@@ -60,7 +60,7 @@ class Renumbering(Extension):
                     own["position_embeddings"] = rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
             if scales_queries(forward.family, call.index):
                 ids = move_up(forward, shift).to(call.device)
-                own["position_ids"] = ids if rows is None else rows.at_rows(ids)
+                own["position_ids"] = ids if rows is None else rows.reduce(ids)
 
     def after_store(self, forward: Forward, call: LayerCall) -> None:
         """See `Extension`."""
