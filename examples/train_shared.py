@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import foveate as fv
 from foveate import embedded
+from foveate.ask.look import refuse_unshareable
 from foveate.embedded.questions import all_questions
 from foveate.embedded.scenes import rng_for, scene
 
@@ -26,14 +27,17 @@ def shared(model: Any, prefix: dict[str, Tensor], ids: Tensor, picture: Tensor) 
     """Return the logits behind each token of the questions, (questions, tokens, words).
 
     For models with one position for each token: LLaVA and its kin, InternVL, SmolVLM, Idefics 3, Mistral 3, Gemma 3
-    and 4. With Qwen-VL and GLM, transformers fails. Not for PaliGemma, whose picture sees the question. Nor for methods
-    that read the question.
+    and 4. With Qwen-VL and GLM, transformers fails. Not for methods that read the question.
 
     Args:
         prefix: What the model takes of each picture: pixels, and the ids up to its end with their attention mask.
         ids: (questions, tokens) int64, questions with their answers, padded on the right.
         picture: (questions,) int64, the picture of each question.
+
+    Raises:
+        UnsupportedError: If the picture sees the question, as PaliGemma's does.
     """
+    refuse_unshareable(model, None)
     seen = model(**prefix, use_cache=True, logits_to_keep=1)
     name = "cache" if "cache" in seen else "past_key_values"  # before transformers 5.24
     seen[name].batch_select_indices(picture)  # with gradients: a picture's is the sum over its questions

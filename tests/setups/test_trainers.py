@@ -250,6 +250,12 @@ def test_questions_behind_one_picture_have_the_gradients_of_separate_samples(fam
             torch.testing.assert_close(shared[name], gradient, rtol=1e-5, atol=1e-7)
 
 
+def test_a_picture_that_sees_the_question_is_refused():
+    inputs, ids = batch("paligemma", ["i"]), torch.tensor([[7, 8]])
+    with pytest.raises(fv.UnsupportedError, match="question"):
+        script("train_shared").shared(tiny("paligemma"), inputs, ids, torch.tensor([0]))
+
+
 # -- the example ---------------------------------------------------------------------------------------------------
 
 
