@@ -395,7 +395,15 @@ def line(row: dict[str, Any], times: dict[str, Any]) -> list[str]:
 HEADS = ("vectors", "pages a second, times", "recall@1 text", "things", "nDCG@5", "minus all", "minus Ward behind")
 RECALL = slice(3, 5)
 """The columns of the recall, which the guide leaves out."""
-FEW = ("all vectors", "divprune", "vidcom2", "random", "Ward behind the full model", "divprune to 192, Ward behind", "chance")
+FEW = (
+    "all vectors",
+    "divprune",
+    "vidcom2",
+    "random",
+    "Ward behind the full model",
+    "divprune to 192, Ward behind",
+    "chance",
+)
 """The rows of the guide."""
 
 

@@ -184,7 +184,11 @@ def first(folder: Path) -> str:
 
 def shapes(folder: Path) -> str:
     """One row for each shape of `first.py` with a thinned tower: its share of the time, and speed-ups."""
-    heads = {"divprune": "a third by DivPrune", THIN: "a third by VidCom2, tower thinned", "resize": "a smaller picture"}
+    heads = {
+        "divprune": "a third by DivPrune",
+        THIN: "a third by VidCom2, tower thinned",
+        "resize": "a smaller picture",
+    }
     lines = ["| shape | tower's share, untouched | " + " | ".join(heads.values()) + " |", "|---|---|---|---|---|"]
     for path in sorted(folder.glob(FIRST)):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -215,7 +219,9 @@ def launches(folder: Path, whole: bool = True) -> str:
             faster = [[row[f"{how}, times faster"][0] for how in OPENED] for row in others]
             model, samples = case.split(":")
             cells = [f"{model}, {samples}", f"{full['ms']:.1f} ({of_case['tower ms']:.1f}; {full['host ms']:.1f})"]
-            rows.append(cells + [f"{opened:.2f}; {inside:.2f}" if whole else f"{opened:.2f}" for opened, inside in faster])
+            rows.append(
+                cells + [f"{opened:.2f}; {inside:.2f}" if whole else f"{opened:.2f}" for opened, inside in faster]
+            )
         rounds = min(of_case["rounds"] for of_case in record["cases"].values())
         lines += [
             f"{record['gpu']}, {record['dtype']}, {record['kernel']}, random weights, torch {versions['torch']}, "
