@@ -237,8 +237,8 @@ def signals() -> str:
 
 
 PROVED_ON = (
-    "foveate supports these models from their structure. Each was tested as a tiny random model, with the listed "
-    "version of transformers and later ones:"
+    "These models have no family. Where a mark stands, foveate supports them from their structure, tested with the "
+    "listed version of transformers and later ones:"
 )
 
 
@@ -249,18 +249,18 @@ def models() -> str:
 
     heads = ["family", *STAGES.values()]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    refused = []
+    refused: dict[tuple[str, str, str], list[str]] = {}
     for family, modalities in works().items():
         cells = marks(modalities)[:-1]
         lines.append(f"| [`{family}`](families/{family}.md) | {' | '.join(cells)} |")
         for modality, methods in modalities.items():
-            refused += [
-                f"- {method} on `{family}` ({modality}): {answer}"
-                for method, answer in methods.items()
-                if isinstance(answer, str)
-            ]
+            for method, answer in methods.items():
+                if isinstance(answer, str):
+                    refused.setdefault((method, family, answer), []).append(modality)
     if refused:
-        lines += ["", "These raise an error:", "", *refused]
+        lines += ["", "These raise an error:", ""]
+    for (method, family, answer), kinds in refused.items():
+        lines.append(f"- {method} on `{family}` ({' and '.join(kinds)}): {answer}")
     heads = ["models", "`model_type`", *PLACES.values(), "transformers", "not supported"]
     lines += ["", PROVED_ON, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, one in PROVED.items():
