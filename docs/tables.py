@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import cache, partial
 from inspect import cleandoc
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from foveate.plain.table import Table, between
+from foveate.plain.table import between
 
 DOCS = Path(__file__).parent
 
@@ -85,12 +84,6 @@ def records() -> str:
     return script["table"](kept).to_markdown() if kept else "Nobody has contributed a record yet."
 
 
-def glossary() -> str:
-    """Return the table of words in docs/architecture.md."""
-    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    return re.search(r"^\| word \|.*?(?=\n\n)", page, re.MULTILINE | re.DOTALL)[0]
-
-
 class Checkpoint(NamedTuple):
     """A row of the table of checkpoints.
 
@@ -144,28 +137,11 @@ CHECKED = (
 
 
 def checkpoints() -> str:
-    """Return the table of checkpoints: tokens of a picture, tested versions, and methods to try."""
-    from foveate.registry import families
-
-    heads = ["checkpoint", "family", "tokens at 1024 × 768, *computed*", "rule", "transformers", "try besides V2Drop"]
+    """Return the table of checkpoints: tokens of a picture, and the rule."""
+    heads = ["checkpoint", "family", "tokens at 1024 × 768, *computed*", "rule"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, family, tokens, rule in CHECKED:
-        serves = works()[family]
-        then = ["DivPrune"]
-        if not isinstance(serves["image"]["pixelprune"], str):
-            then.append("PixelPrune for documents")
-        if "video" in serves:
-            then.append("VidCom2 for videos")
-        oldest = getattr(families()[family], "oldest", "5.16.1")
-        cells = (
-            f"`{name}`",
-            f"[{family}](families/{family}.md)",
-            f"{tokens:,}",
-            rule,
-            f"{oldest} to 5.24",
-            "; ".join(then),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| `{name}` | [{family}](families/{family}.md) | {tokens:,} | {rule} |")
     return "\n".join(lines)
 
 
@@ -186,19 +162,13 @@ for answer in vlm.ask_many(questions, batch_size=2, method="v2drop", retention=1
     print(answer.prompt.text, answer)
 ```
 
-If your code loads the model itself, use `with fv.drop(model, "v2drop", retention=1/3): model.generate(**inputs)`
-([example](../guides/before-after.md)). [Which method should I use?](../guides/choosing.md) helps you choose a method
-and a retention.
+Around your own code: `with fv.drop(model, "v2drop", retention=1/3): model.generate(**inputs)`
+([scripts](../guides/before-after.md)).
 
 ## Tests and limits
 
-The tests run every method on a tiny random model of this type, with transformers {oldest} to 5.24. They check that
-keeping all tokens changes no bit, that dropping equals masking the dropped tokens in the untouched model, that a batch
-gives the same results as its samples alone, and that the model is restored. **Not tested**: quality on a real
-checkpoint. Run [`foveate check {name}`](../guides/check.md) to test the mechanics on yours.
-
-foveate drops tokens of {modalities}. {refused}
-[Model setups](../guides/your-model.md) lists setups that no model supports.
+[Tested](../models.md#what-the-tests-check) on a tiny random model with transformers {oldest} to 5.24, and on no real
+checkpoint. Run [`foveate check {name}`](../guides/check.md) on yours. foveate drops tokens of {modalities}. {refused}
 """
 
 
@@ -216,24 +186,6 @@ def use(page: Path) -> str:
         "refused": "These raise an error: " + " ".join(sorted(refused)) if refused else "Every method is supported.",
     }
     return FAMILY.format_map(values)
-
-
-def settings() -> str:
-    """Return the reference of every method: its settings, their defaults and meanings."""
-    from foveate.cli.catalogue import method_rows
-    from foveate.cli.lists import value_text
-    from foveate.plain.inventory import method_classes
-
-    rows, parts = {row["name"]: row for row in method_rows()}, []
-    for name, kind in sorted(method_classes().items(), key=itemgetter(1)):
-        row = rows[name]
-        lines = [
-            (f"`{setting}`", value_text(row["usual"].get(setting, default)), row["types"][setting], meaning)
-            for (setting, default), meaning in zip(row["settings"].items(), row["meanings"].values(), strict=True)
-        ]
-        table = Table("", ["setting", "default", "takes", "meaning"], lines).to_markdown(escape=False)
-        parts.append(f"## {kind}\n\n{row['summary']} [More](methods/{name}.md).\n\n{table}")
-    return "\n".join(parts)
 
 
 def traits() -> str:
@@ -285,8 +237,8 @@ def signals() -> str:
 
 
 PROVED_ON = (
-    "foveate supports these models from their structure. Each was tested as a tiny random model, with the listed "
-    "version of transformers and later ones:"
+    "These models have no family. Where a mark stands, foveate supports them from their structure, tested with the "
+    "listed version of transformers and later ones:"
 )
 
 
@@ -297,18 +249,18 @@ def models() -> str:
 
     heads = ["family", *STAGES.values()]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    refused = []
+    refused: dict[tuple[str, str, str], list[str]] = {}
     for family, modalities in works().items():
         cells = marks(modalities)[:-1]
         lines.append(f"| [`{family}`](families/{family}.md) | {' | '.join(cells)} |")
         for modality, methods in modalities.items():
-            refused += [
-                f"- {method} on `{family}` ({modality}): {answer}"
-                for method, answer in methods.items()
-                if isinstance(answer, str)
-            ]
+            for method, answer in methods.items():
+                if isinstance(answer, str):
+                    refused.setdefault((method, family, answer), []).append(modality)
     if refused:
-        lines += ["", "These raise an error:", "", *refused]
+        lines += ["", "These raise an error:", ""]
+    for (method, family, answer), kinds in refused.items():
+        lines.append(f"- {method} on `{family}` ({' and '.join(kinds)}): {answer}")
     heads = ["models", "`model_type`", *PLACES.values(), "transformers", "not supported"]
     lines += ["", PROVED_ON, "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for name, one in PROVED.items():
@@ -322,8 +274,6 @@ def models() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "models": models,
     "checkpoints": checkpoints,
-    "words": glossary,
-    "settings": settings,
     "traits": traits,
     "signals": signals,
     "records": records,

@@ -28,6 +28,7 @@ from transformers import (
 import foveate
 from foveate import cli, embedded, registry
 from foveate.ask.generation import Generation
+from foveate.cli.catalogue import method_rows
 from foveate.contract.follow import reads_text
 from foveate.contract.stages import Shape
 from foveate.tuning import tuning
@@ -289,13 +290,24 @@ def test_pages_of_methods_show_what_they_keep():
 
 
 def test_every_public_name_is_in_the_reference():
-    pages = [page.read_text() for page in (*(ROOT / "docs").glob("api*.md"), ROOT / "docs/exceptions.md")]
-    reference = "".join(pages)
+    reference = "".join(page.read_text() for page in (ROOT / "docs").glob("api*.md"))
     listed = set(re.findall(r"^(?:::: [\w.]*\.|## )(\w+)$", reference, re.MULTILINE))
     listed |= {name.strip() for members in re.findall(r"members: \[(.*)\]", reference) for name in members.split(",")}
     errors = {name for name in foveate.__all__ if name.endswith("Error")}
     assert "::: foveate.errors" in reference
-    assert set(foveate.__all__) - errors - {"__version__"} - listed == set()
+    classes = {kind.__name__ for name, kind in registry.methods().items() if page_shows(name, kind.__name__)}
+    assert set(foveate.__all__) - errors - {"__version__"} - listed - classes == set()
+
+
+def page_shows(name, kind):
+    return f"fv.{kind}(" in (ROOT / f"docs/methods/{name}.md").read_text()
+
+
+def test_pages_of_methods_have_their_settings():
+    for row in method_rows():
+        page = (ROOT / f"docs/methods/{row['name']}.md").read_text()
+        missing = {setting for setting in row["settings"] if not re.search(rf"`{setting}`|\b{setting}=", page)}
+        assert missing == set(), row["name"]
 
 
 def test_every_page_of_a_method_and_of_a_family_is_in_the_navigation():

@@ -1,7 +1,7 @@
-"""Write docs/published.md, the papers' own numbers, from the tables in this folder.
+"""Write the papers' own numbers from the tables in this folder: all into README.md, averages into docs/published.md.
 
-python benchmarks/published/page.py            write the page
-python benchmarks/published/page.py --check    exit with code 1 if the page differs from the tables
+python benchmarks/published/page.py            write both pages
+python benchmarks/published/page.py --check    exit with code 1 if a page differs from the tables
 
 Each paper has a file. `papers.csv` lists the papers, and `methods.csv` says what a budget means for each method. A row
 is one number: `source` is the table or figure of the paper, `reported_by` the paper that prints the number, and
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PAGE = HERE.parents[1] / "docs" / "published.md"
+PAGE, SHORT = HERE / "README.md", HERE.parents[1] / "docs" / "published.md"
 
 Row = dict[str, str]
 
@@ -47,6 +47,23 @@ UNLISTED = ("Our notes do not say which benchmarks are averaged.", " (not listed
 NOT_A_METHOD = {"full model", "Random", "Resize"}  # no authors, so no dagger
 
 INTRO = """\
+# Published numbers: the papers', not ours
+
+<!-- Written by page.py from the tables beside it; change those. -->
+
+The numbers come from our notes on the papers, one CSV file each.
+
+- **†** marks a number that the method's own authors did not report.
+- Scores are in %. Only MME and OCRBench are in points. MMBench is the English one.
+- **% of full** is the score as a share of the full model's in the same table. An average is the mean of such shares.
+- Where a cell is empty or a table names no benchmarks, our notes do not say.
+
+## What a budget means
+
+[The documentation](../../docs/published.md#what-a-budget-means) has the three meanings.
+"""
+
+SHORT_INTRO = """\
 ---
 search:
   boost: 0.5
@@ -60,19 +77,23 @@ search:
     foveate has reproduced none of these numbers. Compare one with ours only if model, prompt, task and budget are the
     same.
 
-The numbers come from our notes on the papers; `benchmarks/published/` has them as CSV files, one per paper.
+Averages from papers that compare several methods. `benchmarks/published/README.md` has the other numbers, the papers
+and our notes on them.
 
+- **% of full** is the score as a share of the full model's in the same table, averaged over benchmarks. Benchmarks and
+  full models differ, so compare only within one table.
 - **†** marks a number that the method's own authors did not report.
-- Scores are in %. Only MME and OCRBench are in points. MMBench is the English one.
-- **% of full** is the score as a share of the full model's in the same table. An average is the mean of such shares.
-  Benchmarks and full models differ, so compare only within one table.
-- Where a cell is empty or a table names no benchmarks, our notes do not say.
 
 ## What a budget means
 
-"192 tokens" has three meanings, and papers mix them in one table: the **mean** over all decoder layers, the tokens left
-**after** the cut, and the tokens **entering** the decoder.
+"192 tokens" has three meanings, and papers mix them in one table:
+
 """
+MEANINGS = {
+    "mean": "the **mean** over all decoder layers, as in foveate",
+    "after": "the tokens left **after** the cut",
+    "entering": "the tokens **entering** the decoder",
+}
 
 
 def read(name: str) -> list[Row]:
@@ -169,8 +190,37 @@ def table(rows: list[Row]) -> list[str]:
     return [said, "", *grid([*first, *heads], body), "", *foot, *[""] * bool(foot)]
 
 
+def meanings() -> list[str]:
+    """A line for each meaning of a budget, with its methods."""
+    found = read("methods")
+    named = {kind: ", ".join(one["method"] for one in found if one["budget"] == kind) for kind in MEANINGS}
+    return [f"- {words}: {named[kind]}" for kind, words in MEANINGS.items()]
+
+
+def compared(rows: list[Row]) -> list[Row]:
+    """The averages among the rows of a source, if it compares several methods. Else none."""
+    averages = [row for row in rows if row["benchmark"] == "average" and row["value"] != "100"]
+    return averages if len({row["method"] for row in averages} - NOT_A_METHOD) > 1 else []
+
+
+def short() -> str:
+    """The text of the page in the documentation: the averages of each model."""
+    rows = [row for paper in read("papers") for row in read(paper["paper"])]
+    text = [SHORT_INTRO + "\n".join(meanings()), ""]
+    for model in unique([row["model"] for row in rows]):
+        mine = [row for row in rows if row["model"] == model]
+        sources = [
+            compared([row for row in mine if row["source"] == name]) for name in unique([r["source"] for r in mine])
+        ]
+        if any(sources):
+            text += [f"## {MODELS.get(model, model)}", ""]
+        for source in sources:
+            text += table(source) if source else []
+    return "\n".join(text).rstrip() + "\n"
+
+
 def page() -> str:
-    """The text of the page."""
+    """The text of README.md: all numbers."""
     papers = read("papers")
     rows = {paper["paper"]: read(paper["paper"]) for paper in papers}
     body = [[m["method"], m["venue"], m["budget"], m["note"]] for m in read("methods")]
@@ -197,15 +247,19 @@ def page() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page, or check it."""
-    parser = argparse.ArgumentParser(description="Write docs/published.md from the tables in benchmarks/published.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
-    if not parser.parse_args(arguments).check:
-        PAGE.write_text(page(), encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-        print(f"docs/{PAGE.name} is out of date: run python benchmarks/published/page.py", file=sys.stderr)
-        return 1
-    return 0
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(
+        description="Write the papers' own numbers from the tables in benchmarks/published."
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
+    check, stale = parser.parse_args(arguments).check, False
+    for path, text in ((PAGE, page()), (SHORT, short())):
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.exists() or path.read_text(encoding="utf-8") != text:
+            print(f"{path} is out of date: run python benchmarks/published/page.py", file=sys.stderr)
+            stale = True
+    return int(stale)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-import foveate as fv
 from foveate.eval.pairing import FULL_MODEL, has_collapsed, verdict
 from foveate.eval.quality import Quality
 from foveate.eval.quality_rows import FullRow, FullTaskRow, MethodRow, Pair, QualityRow, RefusedRow, TaskRow
@@ -33,7 +32,7 @@ SHOWN = 8
 FEW = ("v2drop", "visiondrop", "divprune", "fastv", "random", "resize")
 """The rows of README.md."""
 RANKED = 1 / 9
-"""The budget by which the ranking is sorted: 64 of 576 tokens."""
+"""The budget of the ranking: 64 of 576 tokens."""
 
 Cells = dict[tuple[str, float], MethodRow]
 Floors = dict[tuple[str, float], float | None]
@@ -195,40 +194,23 @@ def nearest(row: MethodRow, quality: Quality, budgets: Sequence[float] = BUDGETS
 
 
 def ranking(record: dict[str, Any]) -> str:
-    """All rows, best at 64 tokens first, with their lead over random dropping at as many tokens."""
+    """The best rows at 64 tokens, and those that are not ahead of random dropping at as many."""
     quality = quality_of(record)
-    cells = [row for row in quality.settings if nearest(row, quality) == RANKED]
-    cells.sort(key=lambda row: -row.accuracy.value)
-    lines = []
-    for place, row in enumerate(cells, 1):
-        ahead = "" if isnan(row.minus_random.value) else points(row.minus_random)
-        lines.append([str(place), f"`{row.name}`", f"{row.tokens:.0f}", points(row.accuracy), ahead])
-    heads = ["", "method", "tokens spent", "accuracy", "ahead of random"]
-    alike = [f"`{row.name}`" for row in cells[1:] if row.accuracy.high >= cells[0].accuracy.low]
-    said = f"Methods whose interval overlaps with the first: {', '.join(alike) or 'none'}."
-    return "\n".join([Table("", heads, lines).to_markdown(escape=False), said, ""])
+    rows = [row for row in quality.settings if nearest(row, quality) == RANKED]
+    rows.sort(key=lambda row: -row.accuracy.value)
+    best = [row for row in rows if row.accuracy.high >= rows[0].accuracy.low]
+    level = [row for row in rows if row.name != "random" and row.minus_random.low <= 0]
+    (random,) = (row for row in rows if row.name == "random")
+    lines = [
+        f"- **Best**, with intervals that overlap: {listed(best)}.",
+        f"- **Not ahead of random dropping** ({points(random.accuracy)}): {listed(level)}.",
+    ]
+    return "\n".join([*lines, ""])
 
 
-def resized(record: dict[str, Any]) -> str:
-    """A smaller picture compared with random dropping before the decoder and three methods."""
-    quality = quality_of(record)
-    names = {name: f"`{name}`" for name in ("resize", "random:layers=0", "v2drop", "divprune", "scope")}
-    shown = by_budget("", names, quality, lambda budget: f"{quality.full.tokens * budget:.0f} tokens")
-    return shown.replace("†", "")
-
-
-def chains(record: dict[str, Any]) -> str:
-    """Each preset chain compared with its first method alone and V2Drop alone, at as many tokens."""
-    quality = quality_of(record)
-    cells, floors = placed(quality)
-    lines = []
-    for preset in (preset for name, preset in fv.presets().items() if name.startswith("chain/")):
-        (budget,) = (budget for name, budget in cells if name == preset.name)
-        names = (preset.name, preset.method.members[0].name, "v2drop")
-        accuracies = [entry(cells, floors, name, budget, quality) for name in names]
-        lines.append([f"`{preset.name}`", f"{cells[preset.name, budget].tokens:.1f}", *accuracies])
-    heads = ["preset", "tokens", "accuracy", "first method alone", "V2Drop alone"]
-    return "\n".join([caption(record), "", Table("", heads, lines).to_markdown(escape=False)]).replace("†", "")
+def listed(rows: Sequence[MethodRow]) -> str:
+    """Names with their accuracy, separated by commas."""
+    return ", ".join(f"`{row.name}` {points(row.accuracy)}" for row in rows)
 
 
 def drawn(record: dict[str, Any]) -> str:
@@ -309,8 +291,6 @@ PLACES = (
     Place("README.md", "quality", "embedded.json", few),
     Place("docs/results.md", "quality", "embedded.json", table),
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
-    Place("docs/guides/choosing.md", "resized", "embedded.json", resized),
-    Place("docs/guides/composing.md", "chains", "embedded.json", chains),
     Place("docs/guides/video.md", "films", "films.json", partial(table, shown="videos", budgets=FILM_BUDGETS)),
     Place(
         "docs/guides/video.md", "films-few", "films-few.json", partial(table, shown="videos", budgets=FEW_FILM_BUDGETS)

@@ -1,7 +1,7 @@
 """Measure how well drawn pages are retrieved by the vectors that are left. Writes record.json and the guide's tables.
 
     python benchmarks/retrieval/run.py            # about 20 minutes on one core
-    python benchmarks/retrieval/run.py --table    # only the table of docs/guides/pages.md, from record.json
+    python benchmarks/retrieval/run.py --table    # only the tables, from record.json
 
 The embedded model is the retriever: a linear head projects its last hidden states at a page's image tokens. A query is
 scored by MaxSim, the mean over its vectors of the best match on the page. The model itself is not trained further, and
@@ -37,7 +37,7 @@ from foveate.plain.table import Column, Table, between
 from foveate.runs.versions import commit, versions
 
 HERE = Path(__file__).resolve().parent
-GUIDE = HERE.parents[1] / "docs/guides/pages.md"
+PAGE, GUIDE = HERE / "README.md", HERE.parents[1] / "docs/guides/pages.md"
 KINDS = ("sparse", "dense")
 FIRST = {"sparse": {"train": 20_000, "test": 60_000}, "dense": {"train": 100_000, "test": 140_000}}
 """The number of a split's first scene. The embedded model's own training had none of them."""
@@ -383,7 +383,7 @@ def faster(time: dict[str, float]) -> str:
 
 
 def line(row: dict[str, Any], times: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """A row of the full table."""
     key, task = row["key"], row["recall@1"]
     figures = [f"{task['text']['value']:.2f}", f"{task['things']['value']:.2f}", f"{row['nDCG@5']['value']:.3f}"]
     if key == FULL.key:
@@ -392,10 +392,27 @@ def line(row: dict[str, Any], times: dict[str, Any]) -> list[str]:
     return [row["name"], f"{row['vectors']:.0f}", faster(times[key]), *figures, change(row["minus all"]), ward]
 
 
-def table(record: dict[str, Any]) -> str:
-    """A table for each kind of page, each after a sentence on its pages and queries, and the control of the times."""
-    heads = ("vectors", "pages a second, times", "recall@1 text", "things", "nDCG@5", "minus all", "minus Ward behind")
-    columns = [Column(head, right=True) for head in heads]
+HEADS = ("vectors", "pages a second, times", "recall@1 text", "things", "nDCG@5", "minus all", "minus Ward behind")
+RECALL = slice(3, 5)
+"""The columns of the recall, which the guide leaves out."""
+FEW = (
+    "all vectors",
+    "divprune",
+    "vidcom2",
+    "random",
+    "Ward behind the full model",
+    "divprune to 192, Ward behind",
+    "chance",
+)
+"""The rows of the guide."""
+
+
+def table(record: dict[str, Any], few: bool = False) -> str:
+    """A table for each kind of page, each after a sentence on its pages and queries, and the control of the times.
+
+    With `few`, the rows and columns of the guide.
+    """
+    columns = [Column(head, right=True) for head in HEADS]
     at_1, ndcg = (f"{record['chance'][name]:.3f}" for name in ("recall@1", "nDCG@5"))
     lines = []
     for kind, measured in record["kinds"].items():
@@ -404,13 +421,23 @@ def table(record: dict[str, Any]) -> str:
         lines += [f"**{kind.capitalize()}**: {asked}.", ""]
         cells = [line(row, record["times"]) for row in measured["rows"]]
         cells.append(["chance", "", "", at_1, at_1, ndcg, "", ""])
-        lines += [Table("", ["kept", *columns], cells).to_markdown(escape=False)]
+        heads = ["kept", *columns]
+        if few:
+            cells = [row for row in cells if row[0] in FEW]
+            for row in (heads, *cells):
+                del row[RECALL]
+        lines += [Table("", heads, cells).to_markdown(escape=False)]
     control = faster(record["times"][AGAIN])
     return "\n".join([*lines, f"Control: all vectors, timed again, {control} times the pages a second.", ""])
 
 
 def guide(page: str, record: dict[str, Any]) -> str:
     """The guide with the table of a record."""
+    return between(page, "retrieval", table(record, few=True))
+
+
+def filled(page: str, record: dict[str, Any]) -> str:
+    """README.md with the full table of a record."""
     return between(page, "retrieval", table(record))
 
 
@@ -481,7 +508,8 @@ def main(words: Sequence[str] | None = None) -> None:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if arguments.out == HERE / "record.json":
         record = json.loads(arguments.out.read_text(encoding="utf-8"))
-        GUIDE.write_text(guide(GUIDE.read_text(encoding="utf-8"), record), encoding="utf-8")
+        for path, fill in ((PAGE, filled), (GUIDE, guide)):
+            path.write_text(fill(path.read_text(encoding="utf-8"), record), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "real"))
 from sure import auroc
 
 OUT = Path(__file__).with_name("record.json")
-GUIDE = Path(__file__).parents[2] / "docs/guides/second-look.md"
+PAGE, GUIDE = Path(__file__).with_name("README.md"), Path(__file__).parents[2] / "docs/guides/second-look.md"
 LOOKS = ("vidcom2 64", "divprune 64", "vispruner 64")
 FIXED = ("vidcom2 128", "vidcom2 192")
 """Fixed budgets to compare with."""
@@ -206,7 +206,7 @@ def percent(value: float) -> str:
 
 
 def tables(record: Mapping[str, Any]) -> list[Table]:
-    """The guide's tables from a record."""
+    """The tables of a record."""
     heads = [
         Column(name, right=True) for name in ("Again, %", "Tokens", "FLOPs, %", "Agree, %", "Right, %", "Random, %")
     ]
@@ -259,15 +259,27 @@ def unlike(shifts: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def page(record: Mapping[str, Any]) -> str:
-    """The guide's section on a record."""
-    curves, promised, tasks, timed = (table.to_markdown() for table in tables(record))
+def guide(record: Mapping[str, Any]) -> str:
+    """The guide's section on a record: what is promised, and what it takes."""
+    _, promised, _, timed = (table.to_markdown() for table in tables(record))
+    return f"{asked(record)}\n\n{promised}\nTime of a single answer, {PROMISED}, on a CPU:\n\n{timed}"
+
+
+def asked(record: Mapping[str, Any]) -> str:
+    """A sentence on the pictures of a record, and the full model's accuracy."""
     about = record["about"]
-    signals = ", ".join(f"{name} {value:.2f}" for name, value in record["auroc"].items())
     return (
         f"{about['pool']} pictures to calibrate, {about['fresh']} fresh ones from other seeds, one question each; "
-        f"commit {str(about['commit'])[:7]}. The full model is right in {percent(record['full_right'])} %.\n\n"
-        f"{curves}\n"
+        f"commit {str(about['commit'])[:7]}. The full model is right in {percent(record['full_right'])} %."
+    )
+
+
+def page(record: Mapping[str, Any]) -> str:
+    """The tables of README.md."""
+    curves, promised, tasks, timed = (table.to_markdown() for table in tables(record))
+    signals = ", ".join(f"{name} {value:.2f}" for name, value in record["auroc"].items())
+    return (
+        f"{asked(record)}\n\n{curves}\n"
         f"How well the confidence predicts the full model's answer (AUROC): {signals}.\n\n{promised}\n"
         f"{PROMISED} at 98 %, by task:\n\n{tasks}\n"
         f"{unlike(record['shifted'])}\n\nTime of a single answer, {PROMISED}, on a CPU:\n\n{timed}"
@@ -301,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(ran: Mapping[str, Any], pool: Sequence[Row], fresh: Sequence[Row], draws: int, out: Path) -> None:
-    """Compute all results from the answers, write the record, and fill in the guide if the record is this folder's."""
+    """Compute all results from the answers, write the record, and fill in the pages if the record is this folder's."""
     record = {
         "about": {**ran["about"], "pool": len(pool), "fresh": len(fresh)},
         "full_right": fmean(row[FULL][2] for row in fresh),
@@ -317,7 +329,8 @@ def write(ran: Mapping[str, Any], pool: Sequence[Row], fresh: Sequence[Row], dra
     out.write_text(json.dumps(record) + "\n", encoding="utf-8")
     print(page(record))
     if out == OUT:
-        GUIDE.write_text(between(GUIDE.read_text(encoding="utf-8"), "second look", page(record)), encoding="utf-8")
+        for path, fill in ((PAGE, page), (GUIDE, guide)):
+            path.write_text(between(path.read_text(encoding="utf-8"), "second look", fill(record)), encoding="utf-8")
 
 
 if __name__ == "__main__":

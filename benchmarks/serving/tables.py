@@ -1,6 +1,6 @@
 """Make the tables of serving.json: every server compared with stock vLLM, by cell.
 
-python benchmarks/serving/tables.py            # write them into the guide
+python benchmarks/serving/tables.py            # write them into README.md, and a part of them into the guide
 """
 
 import json
@@ -15,7 +15,7 @@ from foveate.plain.table import Column, Table, between
 __all__ = ["AGAIN", "LONG", "PROMPTS", "STOCK", "TEXT", "USUAL", "page", "sheets", "summary"]
 
 HERE = Path(__file__).resolve().parent
-GUIDE = HERE.parents[1] / "docs/guides/vllm.md"
+PAGE, GUIDE = HERE / "README.md", HERE.parents[1] / "docs/guides/vllm.md"
 STOCK, AGAIN = "stock", "stock again"
 PROMPTS = {
     "a picture and a question": "as it is",
@@ -23,6 +23,8 @@ PROMPTS = {
     "text alone": "without its picture",
 }
 USUAL, LONG, TEXT = PROMPTS
+SHOWN = ("1", "8", "32")
+"""Numbers of clients in the tables."""
 FIGURES = {
     "requests_per_s": "requests/s",
     "ttft_p50": "TTFT p50",
@@ -103,29 +105,40 @@ def caption(record: dict[str, Any]) -> str:
     )
 
 
-def page(record: dict[str, Any]) -> str:
-    """The tables of the guide, in Markdown. The record also has two clients, and text alone, which gains nothing."""
+def page(record: dict[str, Any], prompts: Sequence[str] = (USUAL, LONG), clients: Sequence[str] = SHOWN) -> str:
+    """The tables in Markdown. The record also has two clients, and text alone, which gains nothing."""
     written = [caption(record), ""]
     for prompt in _prompts(record):
-        if prompt == TEXT:
+        if prompt not in prompts:
             continue
         written += [f"**{prompt.capitalize()}**", "", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
-        written += [f"| {' | '.join(cells)} |" for cells in lines(record, prompt) if cells[1] != "2"]
+        written += [f"| {' | '.join(cells)} |" for cells in lines(record, prompt) if cells[1] in clients]
         written.append("")
     return "\n".join(written).strip()
 
 
-def filled(guide: str) -> str:
-    """The guide's text with its tables filled in."""
+def filled(text: str) -> str:
+    """The text of README.md with its tables filled in."""
     for name in ("serving", "budgets"):
-        record = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
-        guide = between(guide, name, f"{page(record)}\n")
-    return guide
+        text = between(text, name, f"{page(read(name))}\n")
+    return text
+
+
+def guide(text: str) -> str:
+    """The guide's text with its table filled in: one prompt and the most clients."""
+    return between(text, "serving", f"{page(read('serving'), (USUAL,), SHOWN[-1:])}\n")
+
+
+def read(name: str) -> dict[str, Any]:
+    """A record of this folder."""
+    record: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    return record
 
 
 def main() -> None:
-    """Write the tables into the guide."""
-    GUIDE.write_text(filled(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the tables into README.md and into the guide."""
+    for path, fill in ((PAGE, filled), (GUIDE, guide)):
+        path.write_text(fill(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ from foveate.bench.timing import interval_words
 from foveate.plain.table import between
 
 HERE = Path(__file__).resolve().parent
-LARGE = ("cpu-large.json", "gpu-*.json")
 PAGES = {
     HERE / "README.md": (("*.json",), True),
-    HERE.parents[1] / "docs/results.md": (LARGE, False),
+    HERE.parents[1] / "docs/results.md": (("cpu-large.json",), False),
     HERE.parents[1] / "README.md": ((), False),
 }
-"""For each page, the records to show, and True for all rows and columns (else only methods, without memory)."""
+"""For each page, the records to show, and True for all rows and columns (else what a reader decides by)."""
 WHOLE = "whole-*.json"
 """Records of `whole.py`: models of real sizes, from pixels to the last token."""
 FIRST = "first-*.json"
@@ -28,6 +27,7 @@ FIRST = "first-*.json"
 PARTS = {"tower": "tower", "prefill": "prefill", "ttft": "first token", "tpot": "each token", "whole": "end to end"}
 LADDERS = {"a CPU": "ladder-cpu.json", "a GPU": "ladder-gpu.json"}
 """Records of `foveate bench --ladder`."""
+THIN = "thintower:pick=unlike+vidcom2"
 LAUNCHES = "gpu-*.json"
 """Records of `gpu.py`: a GPU, with the context opened for the call and with a context that is already open."""
 AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
             "whole": whole(records(HERE, (WHOLE,))),
             "ends": ends(records(HERE, (WHOLE,))),
             "first": first(HERE),
-            "launches": launches(HERE),
+            "shapes": shapes(HERE),
+            "launches": launches(HERE, whole_tables),
             "ladder": ladder(HERE),
         }
         for mark, filling in parts.items():
@@ -73,7 +74,7 @@ def tables(read: list[dict[str, Any]], whole: bool = True) -> str:
     lines: list[str] = []
     for title, cpu in (("On a CPU", True), ("On a GPU", False)):
         mine = [one for one in read if (one["model"]["device"] == "cpu") == cpu]
-        lines += [f"**{title}**", ""] if mine else []
+        lines += [f"**{title}**", ""] if mine and whole else []
         for record in mine:
             lines += [caption(record), "", *table(record, whole), ""]
     return "\n".join(lines) + ("\n" if lines else "")
@@ -95,25 +96,21 @@ def caption(record: dict[str, Any], part: str = "prefill") -> str:
 
 
 def table(record: dict[str, Any], whole: bool = True) -> list[str]:
-    """A table of speed-ups and sizes relative to the untouched model."""
+    """A table of speed-ups and sizes relative to the untouched model; without `whole`, of each method's times alone."""
     base = next(row for row in record["rows"] if row["name"] == FULL)
-    bare = any("prefill_over_bare" in row for row in record["rows"])
-    heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", *(["÷ bare"] if bare else [])]
+    compared = ["of limit", "÷ random"]
+    compared += ["÷ bare"] if any("prefill_over_bare" in row for row in record["rows"]) else []
+    heads = ["", "tokens", "FLOPs", "prefill", *(compared if whole else [])]
     heads += ["first token", "each token", "items/s", *(["peak memory", "KV"] if whole else [])]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
     for row in record["rows"]:
         if row["name"] == FULL or not (whole or row["control"]):
             continue
-        cells = [
-            row["name"],
-            f"{row['tokens']:.0f}",
-            f"{1 / row['prefill_flops']:.2f}×",
-            speed_up(row, "prefill"),
-            f"{row['efficiency']:.0%}" if "efficiency" in row else "",
-            interval(row, "prefill_over_random"),
-            *([interval(row, "prefill_over_bare")] if bare else []),
-            *(speed_up(row, part) for part in ("ttft", "tpot", "whole")),
-        ]
+        cells = [row["name"], f"{row['tokens']:.0f}", f"{1 / row['prefill_flops']:.2f}×", speed_up(row, "prefill")]
+        if whole:
+            ratios = [interval(row, "prefill_over_random"), interval(row, "prefill_over_bare")]
+            cells += [f"{row['efficiency']:.0%}" if "efficiency" in row else "", *ratios][: len(compared)]
+        cells += [speed_up(row, part) for part in ("ttft", "tpot", "whole")]
         if whole:
             for size in ("peak_bytes", "kv_bytes"):
                 cells.append(f"{row[size] / base[size] - 1:+z.1%}" if size in row else "")
@@ -185,8 +182,30 @@ def first(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def launches(folder: Path) -> str:
-    """A table for each GPU: milliseconds of the full model, and speed-ups with and without opening the context."""
+def shapes(folder: Path) -> str:
+    """One row for each shape of `first.py` with a thinned tower: its share of the time, and speed-ups."""
+    heads = {
+        "divprune": "a third by DivPrune",
+        THIN: "a third by VidCom2, tower thinned",
+        "resize": "a smaller picture",
+    }
+    lines = ["| shape | tower's share, untouched | " + " | ".join(heads.values()) + " |", "|---|---|---|---|---|"]
+    for path in sorted(folder.glob(FIRST)):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows = {row["name"]: row for row in record["first"]}
+        if THIN in rows:
+            base = record["first"][0]
+            cells = [f"`{record['model']['name']}`", f"{base['tower'] / base['ttft']:.0%}"]
+            cells += [speed_up(rows[name], "ttft") for name in heads]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def launches(folder: Path, whole: bool = True) -> str:
+    """A table for each GPU: milliseconds of the full model, and speed-ups with the context opened for the call.
+
+    With `whole`, a second number is the speed-up in a context that is open already.
+    """
     lines: list[str] = []
     for path in sorted(folder.glob(LAUNCHES)):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -200,7 +219,9 @@ def launches(folder: Path) -> str:
             faster = [[row[f"{how}, times faster"][0] for how in OPENED] for row in others]
             model, samples = case.split(":")
             cells = [f"{model}, {samples}", f"{full['ms']:.1f} ({of_case['tower ms']:.1f}; {full['host ms']:.1f})"]
-            rows.append(cells + [f"{opened:.2f}; {inside:.2f}" for opened, inside in faster])
+            rows.append(
+                cells + [f"{opened:.2f}; {inside:.2f}" if whole else f"{opened:.2f}" for opened, inside in faster]
+            )
         rounds = min(of_case["rounds"] for of_case in record["cases"].values())
         lines += [
             f"{record['gpu']}, {record['dtype']}, {record['kernel']}, random weights, torch {versions['torch']}, "
