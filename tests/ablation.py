@@ -17,25 +17,34 @@ from foveate.engine import extensions, trace
 
 HOME = f"{extensions.__name__}."
 NAMES = tuple(extensions.NEEDED)
+TESTS = str(Path(__file__).parent)
 ENGINE = str(Path(extensions.__file__).parents[1])
 
 
 class Blocked:
-    """An import hook that refuses extensions."""
+    """An import hook that refuses extensions. Tests that import one by its name are skipped."""
 
-    def __init__(self, names):
-        self.modules = {f"{HOME}{name}" for name in names}
+    def __init__(self, names, skips):
+        self.modules, self.skips = {f"{HOME}{name}" for name in names}, skips
 
     def find_spec(self, name, path=None, target=None):
-        if name in self.modules:
-            raise ImportError(f"{name} is blocked")
+        if name not in self.modules:
+            return
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename.startswith("<frozen importlib"):
+            frame = frame.f_back
+        if frame.f_code.co_filename.startswith(TESTS) and self.skips:
+            pytest.skip(f"needs {name}", allow_module_level=True)
+        raise ImportError(f"{name} is blocked")
 
 
 @contextmanager
-def without(names):
+def without(names, skips=False):
     """Block extensions, and take them off the list."""
-    hook, needed = Blocked(names), dict(extensions.NEEDED)
-    modules = {name: sys.modules.pop(name) for name in hook.modules if name in sys.modules}
+    hook, needed = Blocked(names, skips), dict(extensions.NEEDED)
+    homes = tuple(hook.modules)
+    gone = [name for name in sys.modules if name in homes or name.startswith(tuple(f"{home}." for home in homes))]
+    modules = {name: sys.modules.pop(name) for name in gone}
     for name in names:
         extensions.NEEDED.pop(name, None)
     sys.meta_path.insert(0, hook)
@@ -73,7 +82,7 @@ def pytest_configure(config):
     if name is None:
         return
     asked = extensions.NEEDED[name]
-    context = without([name])
+    context = without([name], skips=True)
     context.__enter__()
     config.add_cleanup(lambda: context.__exit__(None, None, None))
     if name != "tracing":
