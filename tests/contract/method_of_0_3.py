@@ -1,6 +1,6 @@
 """A method as the guide of foveate 0.3 told to write it, when stages ran on many samples at once.
 
-It says where it reads values, and reads none elsewhere. It is never changed.
+Only `host=` is gone, which foveate 0.5 refuses: every stage may read values.
 """
 
 import torch
@@ -17,8 +17,8 @@ class Old(Method):
 
     def stages(self, shape):
         return (
-            ImageStage(side="behind", choose=merge, host=True, flops=free),
-            LayerStage(2, reads=(Hidden(),), keep=self.keep, score=length, unit="image", flops=free, host=False),
+            ImageStage(side="behind", choose=merge, flops=free),
+            LayerStage(2, reads=(Hidden(),), keep=self.keep, score=length, unit="image", flops=free),
             LayerStage(4, reads=(Hidden(),), choose=above_mean, unit="image", flops=free),
         )
 

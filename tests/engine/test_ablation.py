@@ -10,7 +10,7 @@ import pytest
 from tests.ablation import NAMES
 
 ROOT = Path(__file__).parents[2]
-DRAWN = 80
+DRAWN = 120
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ from torch import Tensor
 from foveate.contract.budget import Curve, at_cuts, check_depth, geometric, half_up, keep_count, proportional, solve
 from foveate.contract.method import Method
 from foveate.contract.settings import Count, Layers, Share, Shares, Tokens, Unit
-from foveate.contract.stages import RETIRED, LayerStage, Shape, Stage
+from foveate.contract.stages import NO_FLOPS, LayerStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
 from foveate.core.signals import Signal
@@ -75,7 +75,7 @@ class Cuts(Method):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if callable(vars(cls).get("flops")):
-            message = f"Leave {cls.__name__}.flops out. {RETIRED['flops']}."
+            message = f"Leave {cls.__name__}.flops out. {NO_FLOPS}."
             warnings.warn(message, DeprecationWarning, stacklevel=3)  # past ABCMeta
 
     def score(self, view: LayerView, layer: int) -> Tensor:

@@ -33,11 +33,7 @@ from foveate.errors import SettingError
 
 WAYS = ("score", "pick", "choose", "look")
 """The functions of a stage; a stage has at most one of them."""
-RETIRED = {
-    "host": "foveate 0.5 refuses it: every stage may read values in Python",
-    "flops": "foveate 0.6 refuses it: a cost no longer has the FLOPs of scoring",
-}
-"""Arguments of a stage that are ignored, and why."""
+NO_FLOPS = "foveate 0.6 refuses it: a cost no longer has the FLOPs of scoring"
 CountRule = Callable[[Arriving], int | None]
 """Return how many of the arriving tokens stay; None if the image or the question decides."""
 
@@ -106,7 +102,7 @@ class Stage:
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
         owner: Which member of a chain the stage belongs to. It only sees that member's notes. Set by chains.
         author: The method that it belongs to, if that is not foveate's own. Set by the method.
-        host, flops: Deprecated and ignored: every stage may read values in Python, and scoring is not part of a cost.
+        flops: Deprecated and ignored: scoring is not part of a cost.
     """
 
     place: ClassVar[Place]
@@ -123,16 +119,13 @@ class Stage:
     ownerless: bool = False
     owner: tuple[int, ...] = ()
     author: Author | None = dataclasses.field(default=None, compare=False)
-    host: bool | None = dataclasses.field(default=None, compare=False)
     flops: Callable[[Arriving, int], int] | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for name, why in RETIRED.items():
-            if getattr(self, name) is not None:
-                message = f"Leave a stage's {name}= out. {why}."
-                inner = type(self).__post_init__ is not Stage.__post_init__
-                warnings.warn(message, DeprecationWarning, stacklevel=3 + inner)
-                object.__setattr__(self, name, None)  # a copy of the stage warns no more
+        if self.flops is not None:
+            inner = type(self).__post_init__ is not Stage.__post_init__
+            warnings.warn(f"Leave a stage's flops= out. {NO_FLOPS}.", DeprecationWarning, stacklevel=3 + inner)
+            object.__setattr__(self, "flops", None)  # a copy of the stage warns no more
         check(self)
         kind = type(self).__name__
         if self.place < Place.LAYER and self.unit != "image":

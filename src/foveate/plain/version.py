@@ -1,3 +1,3 @@
 """The version of foveate. A separate file, because importing the package imports everything."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
