@@ -6,7 +6,7 @@ FLOPs that remain. f is the share of P that does not depend on the tokens: on CU
 later token, which is one row through all layers.
 
     e = (min(T, T') + p P + O) / F              the least that FLOPs allow
-    h = (min(T, T') + s P + O) / F              s = f + (1 − f) p; on CUDA max(f, p), as host and device overlap
+    h = (min(T, T') + s P + O) / F              s = f + (1 − f) p; on CUDA f, as host and device overlap
 
 A method gains if it takes at most `LITTLE` of F. If not, the first of these that holds is the cause:
 
@@ -110,7 +110,7 @@ def _cause(run: PairedRun, row: ResultRow, base: ResultRow) -> NoGain | None:
     fixed = _fixed(base)
     if fixed is not None:
         share, what = fixed
-        slowest = max(share, left) if "launches" in base else share + (1 - share) * left
+        slowest = share if "launches" in base else share + (1 - share) * left
         if rest + slowest * prefill > LITTLE * first:
             return NoGain(
                 "host", f"{what}, whatever the number of tokens. Measure with a larger batch, a video or a long prompt."
