@@ -1,6 +1,7 @@
 """What may be loaded: a checkpoint whose weights are exactly the model's."""
 
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import foveate as fv
 from foveate import embedded
+from foveate.ask import loading
 from foveate.ask.loading import load, reloading
 from foveate.eval.held_out import picture_or_clip
 from foveate.video import read
@@ -115,3 +117,23 @@ def test_another_process_runs_graphs_too():
     vlm = load(device="cpu", cuda_graphs=True)
     assert vlm.card.to_dict()["cuda_graphs"]
     assert reloading(vlm)().cuda_graphs
+
+
+@pytest.mark.parametrize(
+    ("computes", "dtype", "told"),
+    [(True, "auto", 1), (True, "float32", 0), (True, "bfloat16", 0), (False, "auto", 0)],
+)
+def test_a_cpu_that_computes_bfloat16_is_told_of_once_where_nobody_chose_float32(
+    weights, tmp_path, monkeypatch, computes, dtype, told
+):
+    monkeypatch.setattr("foveate.core.cpu.computes_bfloat16", lambda: computes)
+    name = saved(tmp_path / "mine", weights)
+    loading._warn_of_float32.cache_clear()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        load(device="cpu")  # of the models in this package nobody is told
+        assert warned == []
+        for _ in range(2):
+            load(name, device="cpu", dtype=dtype)
+    assert [one.filename for one in warned] == [__file__] * told
+    assert all("dtype bfloat16 may be faster" in str(one.message) for one in warned)

@@ -2,7 +2,11 @@
 
 import json
 import statistics
+import warnings
 
+import pytest
+
+from foveate.ask import loading
 from foveate.bench.paired import AGAIN, FULL, KEEP_ALL, PairedRun
 
 QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
@@ -81,7 +85,14 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, shallow_llava, mon
     assert "warning: the machine is noisy: the full model differs from itself (prefill)." in told
 
 
-def test_a_ladder_has_a_row_for_each_step_on_top_of_the_last(run, shallow_llava, tmp_path):
+@pytest.fixture
+def computes(monkeypatch):
+    """Says whether the CPU computes bfloat16, which any CPU can run."""
+    return lambda says: monkeypatch.setattr("foveate.core.cpu.computes_bfloat16", lambda: says)
+
+
+def test_a_ladder_has_a_row_for_each_step_on_top_of_the_last(run, shallow_llava, tmp_path, computes):
+    computes(False)
     out = tmp_path / "ladder.json"
     code, shown, _ = run("bench", "--model", shallow_llava, "--ladder", "--retention", "0.5", "--out", out, *QUICK)
     assert code == 0
@@ -93,3 +104,66 @@ def test_a_ladder_has_a_row_for_each_step_on_top_of_the_last(run, shallow_llava,
     assert fewer["ttft_over_before"] == fewer["ttft_ratio"]  # the step before is the untouched model
     of_rounds = [a / b for a, b in zip(thinner["ttft_times"], fewer["ttft_times"], strict=True)]
     assert thinner["ttft_over_before"] == statistics.median(of_rounds)
+    assert "Weights" not in shown
+    assert "Use one for each free core (OMP_NUM_THREADS)." in shown
+
+
+def test_on_a_cpu_that_computes_it_a_ladder_has_bfloat16_below_what_drops(run, shallow_llava, tmp_path, computes):
+    computes(True)
+    out = tmp_path / "ladder.json"
+    code, shown, _ = run("bench", "--model", shallow_llava, "--ladder", "--out", out, *QUICK)
+    assert code == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["step"], row["dtype"]) for row in rows] == [
+        ("untouched", "float32"), ("untouched again", "float32"), ("+ bfloat16", "bfloat16"),
+        ("+ fewer tokens", "bfloat16"), ("+ thinner tower", "bfloat16"),
+    ]  # fmt: skip
+    full, _, half, fewer, _ = rows
+    assert half["ttft_over_before"] == half["ttft_ratio"]
+    assert (half["tokens"], half["kv_bytes"]) == (full["tokens"], full["kv_bytes"] / 2)
+    assert half["kv_bytes_counted"] == half["kv_bytes"]
+    of_rounds = [a / b for a, b in zip(fewer["ttft_times"], half["ttft_times"], strict=True)]
+    assert fewer["ttft_over_before"] == statistics.median(of_rounds)
+    assert "Weights" in shown
+    assert "may be faster" not in shown  # it is measured
+
+
+def test_a_model_in_bfloat16_has_no_step_for_it(run, shallow_llava, tmp_path, computes):
+    computes(True)
+    out = tmp_path / "ladder.json"
+    code, _, _ = run("bench", "--model", shallow_llava, "--ladder", "--dtype", "bfloat16", "--out", out, *QUICK)
+    assert code == 0
+    assert "+ bfloat16" not in [row["step"] for row in json.loads(out.read_text())["rows"]]
+
+
+HINT = "This CPU computes in bfloat16, and the model is in float32"
+
+
+@pytest.mark.parametrize(
+    ("says", "dtype", "told"),
+    [(True, "auto", 1), (True, "float32", 1), (True, "bfloat16", 0), (False, "auto", 0)],
+)
+def test_a_cpu_that_computes_bfloat16_is_noted_once(run, shallow_llava, computes, says, dtype, told):
+    computes(says)
+    loading._warn_of_float32.cache_clear()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        code, shown, err = run(
+            "bench", "--model", shallow_llava, "--method", "v2drop", "--no-bare", "--dtype", dtype, *QUICK
+        )
+    assert code == 0
+    assert (shown.count(HINT), HINT in err, [HINT in str(one.message) for one in warned]) == (told, False, [])
+
+
+def test_why_there_is_no_gain_is_told_below_the_tables_and_in_json(run, shallow_llava):
+    asked = ("bench", "--model", shallow_llava, "--method", "v2drop", "--clock", "cpu", *QUICK[:3], "4", *QUICK[4:])
+    code, shown, _ = run(*asked)
+    assert code == 0
+    assert "v2drop 12: little or no gain: a single token takes" in " ".join(shown.split())
+    code, shown, _ = run(*asked, "--json")
+    told = json.loads(shown)["no_gain"]["v2drop 12"]
+    assert told["cause"] == "host"
+    assert "the host launches operators" in told["why"]
+    code, shown, _ = run(*asked, "--json", "--ladder")
+    assert code == 0
+    assert set(json.loads(shown)["no_gain"]) == {"v2drop 12"}

@@ -1,5 +1,6 @@
 """Load models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
+import functools
 import importlib.util
 import socket
 from collections.abc import Callable, Mapping
@@ -25,12 +26,13 @@ from foveate._transformers import cached_file
 from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
 from foveate.ask.vlm import VLM
+from foveate.core.cpu import bfloat16_hint
 from foveate.core.fields import check_call
 from foveate.core.tapes import refuse_without_graphs
 from foveate.core.tensors import seeded
 from foveate.errors import InputError, UnsupportedError
 from foveate.plain.folders import CONFIG, INDEX, WEIGHTS_OR_INDEX, ModelFolder, folder_of
-from foveate.plain.upstream import explain, ignored, install_line, trim
+from foveate.plain.upstream import explain, ignored, install_line, trim, warn_caller
 from foveate.registry import family_kind
 
 EMBEDDED = embedded.NAME
@@ -73,6 +75,9 @@ def load(
             (`VLM.prepare`, `Prompt.cost`), but not answered.
         cuda_graphs: Run the vision tower, the prefill and each decode step as CUDA graphs; see `foveate.drop`.
             Experimental.
+
+    Warns:
+        UserWarning: Once, if `dtype` is "auto" and the CPU computes in bfloat16. Not for the models of this package.
 
     Raises:
         InputError: If the model does not exist, has no safetensors, has weights that do not match its config, or needs
@@ -136,7 +141,15 @@ def load(
         from foveate.embedded.film_model import for_films  # only this model needs it
 
         model, processor = for_films(model, processor)
+    if dtype == "auto" and name not in embedded.NAMES and bfloat16_hint(target, model.dtype):
+        _warn_of_float32()
     return VLM(model.to(target).eval(), processor, name=name, cuda_graphs=cuda_graphs)
+
+
+@functools.cache
+def _warn_of_float32() -> None:
+    """Warn once that bfloat16 may be faster on this CPU."""
+    warn_caller(bfloat16_hint(torch.device("cpu"), torch.float32) or "")
 
 
 def _processor(name: str, place: str, local: bool = True) -> ProcessorMixin:

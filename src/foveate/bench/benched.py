@@ -15,6 +15,7 @@ from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
 from foveate.bench.workload import TEXT, Workload, synthetic
 from foveate.contract.method import Method
+from foveate.core.cpu import bfloat16_hint, computes_bfloat16
 from foveate.errors import BudgetError, SettingError
 from foveate.eval.plan import USUAL, contenders_at
 from foveate.methods.random import Random
@@ -202,7 +203,12 @@ def conditions(
             "dtype": str(benched.model.dtype).removeprefix("torch."),
             "attention": config.get_text_config()._attn_implementation,
         },
-        "machine": {"chip": _chip(device), "threads": torch.get_num_threads(), "system": platform.system()},
+        "machine": {
+            "chip": _chip(device),
+            "threads": torch.get_num_threads(),
+            "system": platform.system(),
+            "bfloat16": device.type != "cpu" or computes_bfloat16(),
+        },
         "versions": versions() | {"python": platform.python_version()},
         "commit": commit(),
         "seed": seed,
@@ -225,6 +231,23 @@ def title_of(conditions: Mapping[str, Any]) -> str:
         f"{sum(conditions['vision_tokens'])} vision and {conditions['text_tokens']} text tokens, "
         f"answers of {conditions['new_tokens']}"
     )
+
+
+def recast_dtype(model: PreTrainedModel) -> torch.dtype | None:
+    """The dtype that a ladder also times: bfloat16 for a float32 model on a CPU that computes it. Else None."""
+    if bfloat16_hint(model.device, model.dtype) is None:
+        return None
+    return torch.bfloat16
+
+
+def machine_notes(model: PreTrainedModel, *, ladder: bool) -> list[str]:
+    """Notes on what the user of a CPU may change: the threads, below a ladder, else the dtype."""
+    if model.device.type != "cpu":
+        return []
+    if ladder:
+        return [f"Threads: {torch.get_num_threads()}. Use one for each free core (OMP_NUM_THREADS)."]
+    hint = bfloat16_hint(model.device, model.dtype)
+    return [hint] if hint else []
 
 
 def _chip(device: torch.device) -> str:

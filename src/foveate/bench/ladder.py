@@ -1,9 +1,10 @@
 """Rows and table of a ladder: the speed-up that each step adds, from the untouched model to a thinner tower."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
-from foveate.bench.paired import AGAIN, FULL, GRAPH, PairedRun
+from foveate.bench.paired import AGAIN, CAST, FULL, GRAPH, PairedRun
 from foveate.bench.results import ResultRow, ratio_columns, speed, speed_up
 from foveate.bench.timing import interval_words
 from foveate.contract.method import Method
@@ -13,6 +14,7 @@ from foveate.plain.table import Table, number
 METHOD = "vidcom2"
 """Default method of the step that drops: it works with any tower and does not depend on the question."""
 THINNER = "thintower+"
+FEWER = "+ fewer tokens"
 
 
 def ladder_methods(name: str = METHOD) -> dict[str, Method]:
@@ -35,11 +37,14 @@ def ladder_rows(run: PairedRun, rows: Sequence[ResultRow], methods: Sequence[str
         methods: Names of the candidates of the two steps that drop.
     """
     names = {"untouched": FULL, "untouched again": AGAIN}
+    if run.recast is not None:
+        dtype = str(run.recast.dtype).removeprefix("torch.")
+        names[f"+ {dtype}"] = CAST.format(dtype)
     graphs = GRAPH.format(FULL) in run.candidates
     if graphs:
         names["+ CUDA graphs"] = GRAPH.format(FULL)
     for name in sorted(methods, key=lambda name: name.startswith(THINNER)):
-        step = "+ thinner tower" if name.startswith(THINNER) else "+ fewer tokens"
+        step = "+ thinner tower" if name.startswith(THINNER) else FEWER
         names[step] = GRAPH.format(name) if graphs else name
     by_name = {row["name"]: row for row in rows}
     steps: list[ResultRow] = []
@@ -54,6 +59,12 @@ def ladder_rows(run: PairedRun, rows: Sequence[ResultRow], methods: Sequence[str
     return steps
 
 
+def fewer_over_before(rows: Sequence[ResultRow]) -> dict[str, str]:
+    """The name of the candidate that first drops, and of the one before it, as `no_gains` takes them."""
+    measured = [row for row in rows if "ttft" in row and row["name"] != AGAIN]
+    return {row["name"]: before["name"] for before, row in pairwise(measured) if row["step"] == FEWER}
+
+
 def ladder_sheet(rows: Sequence[ResultRow], title: str, notes: Sequence[str] = ()) -> Table:
     """The steps as a table of speed-ups; the untouched model's row has milliseconds."""
     lines: list[tuple[str, ...]] = []
@@ -63,11 +74,16 @@ def ladder_sheet(rows: Sequence[ResultRow], title: str, notes: Sequence[str] = (
             continue
         over_before = speed_up(row, "ttft_over_before") if row["step"].startswith("+") else ""
         tokens = number(row["tokens"], ".0f")
-        lines.append((row["step"], speed(row, "ttft"), over_before, speed(row, "whole"), tokens))
+        lines.append((row["step"], speed(row, "ttft"), over_before, speed(row, "whole"), tokens, row["dtype"]))
     rounds = rows[0]["rounds"]
     about = (
         f"{rounds} paired rounds. Speed-ups over the untouched model, and over the step before: the median and its "
         f"{interval_words(rounds)}. Each is a median of ratios within a round, so “over step before” is not exactly "
         "the quotient of two speed-ups. Speed alone: foveate eval measures what the answers lose."
     )
-    return Table(title, ("", "First token", "over step before", "Call", "Tokens"), lines, (about, *notes))
+    heads = ["", "First token", "over step before", "Call", "Tokens", "Weights"]
+    dtypes = {row["dtype"] for row in rows if "dtype" in row}
+    if len(dtypes) == 1:  # the title says it
+        heads.pop()
+        lines = [line[:5] for line in lines]
+    return Table(title, heads, lines, (about, *notes))

@@ -1,13 +1,16 @@
 """A paired run: measure the tokens and memory of every candidate, then time all of them in interleaved rounds."""
 
+import copy
 import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 from foveate._transformers import PreTrainedModel
 from foveate.ask.generation import generate
@@ -29,6 +32,8 @@ from foveate.registry import family_for
 FULL, AGAIN, KEEP_ALL = "untouched", "untouched again", "keep-all"
 GRAPH = "{} as a graph"
 """Name of the candidate that runs another one with CUDA graphs for the tower, the prompt and decode steps."""
+CAST = "untouched in {}"
+"""Name of the untouched model's copy in another dtype."""
 
 
 @dataclass(slots=True)
@@ -44,6 +49,7 @@ class Candidate:
             first method with this schedule.
         held: Its tokens and memory, once measured; for a candidate with graphs, those of a run without.
         graphs: True if its tower, prompt and decode steps run as CUDA graphs.
+        cast: True if it runs on a copy of the model in another dtype; see `PairedRun.prepare`.
         tower: With graphs, how its tower ran: "replayed", or the reason why not.
         failed: Why it cannot run here, such as "out of memory". Empty if it can.
     """
@@ -55,6 +61,7 @@ class Candidate:
     rows: tuple[int, ...] | None = None
     held: Held | None = None
     graphs: bool = False
+    cast: bool = False
     tower: str = ""
     failed: str = ""
 
@@ -76,6 +83,7 @@ class PairedRun:
         candidates: Candidates by name; the untouched model is the first and again the last.
         rounds: For each finished round, seconds by candidate and part.
         obstacle: Why bare layers cannot run for this model, if they were asked for. Empty otherwise.
+        recast: The model in another dtype, if it was asked for. None otherwise.
     """
 
     model: PreTrainedModel
@@ -85,6 +93,7 @@ class PairedRun:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
     obstacle: str = ""
+    recast: PreTrainedModel | None = None
 
     # -- candidates -------------------------------------------------------------------------------------------
 
@@ -95,6 +104,7 @@ class PairedRun:
         controls: bool = True,
         bare: bool = True,
         cuda_graphs: bool = False,
+        dtype: torch.dtype | None = None,
         starting: Callable[[str], object] = lambda name: None,
     ) -> None:
         """Add the candidates and their controls, and measure the tokens and memory of each.
@@ -104,6 +114,7 @@ class PairedRun:
             controls: Add keep-all, and random dropping with the schedule of each method.
             bare: Add the bare layers with the schedule of each method, if the model's layers can be run alone.
             cuda_graphs: Add the untouched model and every method with CUDA graphs.
+            dtype: Add a copy of the untouched model in this dtype, on which the methods then run. Without controls.
             starting: Called with the name of each candidate before it runs.
         """
         if bare:
@@ -111,8 +122,11 @@ class PairedRun:
         full = self._add(Candidate(FULL), starting)
         if controls:
             self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), starting)
+        if dtype is not None:
+            self.recast = in_dtype(self.model, dtype)
+            self._add(Candidate(CAST.format(str(dtype).removeprefix("torch.")), cast=True), starting)
         for name, method in methods.items():
-            candidate = self._add(Candidate(name, method), starting)
+            candidate = self._add(Candidate(name, method, cast=dtype is not None), starting)
             if candidate.held is None:
                 continue
             if controls and not isinstance(method, Random):
@@ -171,7 +185,7 @@ class PairedRun:
         self.candidates[candidate.name] = candidate
         try:
             with self._context(candidate) as trace:
-                candidate.held = hold(self.model, self.workload, trace)
+                candidate.held = hold(self.model_of(candidate), self._workload_of(candidate), trace)
         except torch.OutOfMemoryError:
             candidate.failed = "out of memory"
         except (UnsupportedError, BudgetError) as error:
@@ -219,7 +233,8 @@ class PairedRun:
         began = self.clock()
         with self._context(candidate):
             opened = self.clock()
-            parts = time_parts(self.model, self.workload.inputs, tokens, self.clock)
+            inputs = self._workload_of(candidate).inputs
+            parts = time_parts(self.model_of(candidate), inputs, tokens, self.clock)
             answered = self.clock()
         if candidate.rows is not None:
             return {part: parts[part] for part in ("tower", "prefill", "ttft") if part in parts}
@@ -230,10 +245,27 @@ class PairedRun:
     def _context(self, candidate: Candidate) -> AbstractContextManager[Trace | None]:
         """A context in which the model runs as the candidate does. Yields the trace, or None if nothing is dropped."""
         if candidate.method is not None or candidate.graphs:
-            return drop_or_not(self.model, candidate.method, candidate.graphs)
+            return drop_or_not(self.model_of(candidate), candidate.method, candidate.graphs)
         if candidate.rows is not None:
             return bare(family_for(self.model), candidate.rows)
         return nullcontext()
+
+    def model_of(self, candidate: Candidate) -> PreTrainedModel:
+        """The model that a candidate runs: this, or its copy in another dtype."""
+        if candidate.cast and self.recast is not None:
+            return self.recast
+        return self.model
+
+    def _workload_of(self, candidate: Candidate) -> Workload:
+        """The workload, with pixels in the dtype of the candidate's model."""
+        if not candidate.cast:
+            return self.workload
+        dtype = self.model_of(candidate).dtype
+        inputs = dict(self.workload.inputs)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                inputs[name] = value.to(dtype)
+        return replace(self.workload, inputs=inputs)
 
     # -- times ------------------------------------------------------------------------------------------------
 
@@ -247,6 +279,26 @@ class PairedRun:
         """Ratios of a candidate's times to another's, for each part that both have."""
         times, others = self.times(name), self.times(base)
         return {part: ratio(times[part], others[part]) for part in PARTS if part in times and part in others}
+
+
+def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of a model with its weights in this dtype. As after loading, buffers that are not saved keep their own.
+
+    No copy in the old dtype is made on the way.
+    """
+    cast = {
+        id(tensor): _retyped(tensor, dtype)
+        for tensor in model.state_dict(keep_vars=True).values()
+        if tensor.is_floating_point()
+    }
+    return copy.deepcopy(model, cast)  # `deepcopy` takes what is in its memo for the copy of what has this id
+
+
+def _retyped(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    retyped = tensor.detach().to(dtype)
+    if isinstance(tensor, Parameter):
+        return Parameter(retyped, requires_grad=tensor.requires_grad)
+    return retyped
 
 
 @check_call("bench")

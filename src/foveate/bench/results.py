@@ -12,8 +12,6 @@ from foveate.plain.table import Number, Table, number
 
 ResultRow = Mapping[str, Any]
 MIB = 2**20
-BOUND = 0.9
-"""If the host needs this share of the prefill to launch it, kernel launches are the bottleneck."""
 
 
 # -- rows -----------------------------------------------------------------------------------------------------
@@ -31,6 +29,7 @@ def rows_of(run: PairedRun) -> list[dict[str, object]]:
     | name | name of the candidate |
     | control, bare | names of the candidates with random dropping and with bare layers, at the same schedule |
     | setting | the method, as plain values |
+    | dtype | dtype of the model's weights |
     | rounds, batch | number of finished rounds; samples per batch |
     | tokens, layer_tokens, retention | vision tokens per layer: the mean, those of each layer, and the share kept |
     | kv_bytes, kv_bytes_counted | bytes of the batch's KV cache after the prompt: measured, and predicted |
@@ -55,6 +54,7 @@ def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, obj
         "control": candidate.control,
         "bare": candidate.bare,
         "setting": None if candidate.method is None else candidate.method.to_dict(),
+        "dtype": str(run.model_of(candidate).dtype).removeprefix("torch."),
         "rounds": len(run.rounds),
         "batch": run.workload.batch,
         "tokens": sum(held.tokens) / len(held.tokens),
@@ -96,9 +96,10 @@ def ratio_columns(name: str, ratio: Ratio) -> dict[str, float]:
 def _cost(run: PairedRun, candidate: Candidate) -> Cost:
     ran = RunCounts() if candidate.held is None else candidate.held.ran
     # Only eager computes the masked half of the attention matrix.
-    eager = run.model.config.get_text_config()._attn_implementation == "eager"
+    model = run.model_of(candidate)
+    eager = model.config.get_text_config()._attn_implementation == "eager"
     attention: Literal["full", "causal"] = "full" if eager else "causal"
-    return run.workload.cost(run.model, candidate.method, attention, **ran)
+    return run.workload.cost(model, candidate.method, attention, **ran)
 
 
 def _flops(cost: Cost, part: str, new_tokens: int) -> int | None:
@@ -216,12 +217,6 @@ def _footnotes(rows: Sequence[ResultRow]) -> list[str]:
         "same tokens in every layer. ÷ bare: time over that of the model's own layers alone, on as many rows.",
         "Peak: without weights and inputs.",
     ]
-    host, device = (1000 * rows[0].get(part, 0.0) for part in ("launches", "prefill"))
-    if host > BOUND * device:
-        lines.append(
-            f"Bound by launches: of the untouched prefill's {device:.1f} ms the host takes {host:.1f} to launch it, "
-            "which dropping tokens does not shorten. Measure with a larger batch, a video or a longer prompt."
-        )
     if any("tower_graph" in row for row in rows):
         lines.append(
             "÷ graph: time over that of the untouched model with CUDA graphs. Graphs are recorded before the rounds. "

@@ -67,8 +67,8 @@ class Bench(PromptRequest, MethodsOptions):
     bare: Flag = True
     """do not time the bare layers: the model's own layers on as many tokens, the lower limit for a schedule's time"""
     ladder: Flag = False
-    """time steps, each on top of the last: the full model, CUDA graphs if the device has them, a third of the tokens
-    by one --method (default: vidcom2), and a thinner vision tower"""
+    """time steps, each on top of the last: the full model, bfloat16 on a CPU that computes it, CUDA graphs if the
+    device has them, a third of the tokens by one --method (default: vidcom2), and a thinner vision tower"""
     cuda_graphs: Flag = False
     """also time the full model and each method as CUDA graphs (experimental)"""
     clock: Literal["wall", "cpu"] = "wall"
@@ -130,9 +130,10 @@ class Bench(PromptRequest, MethodsOptions):
         Returns:
             The record for JSON, the tables, and the exception that stopped the rounds, if any.
         """
-        from foveate.bench.benched import budgeted_methods, conditions, named_methods, title_of
-        from foveate.bench.ladder import ladder_rows, ladder_sheet
-        from foveate.bench.paired import PairedRun
+        from foveate.bench.benched import budgeted_methods, conditions, machine_notes, named_methods, title_of
+        from foveate.bench.gains import no_gains, notes_of
+        from foveate.bench.ladder import fewer_over_before, ladder_rows, ladder_sheet
+        from foveate.bench.paired import FULL, GRAPH, PairedRun
         from foveate.bench.results import noisy_parts, result_sheets, rows_of
         from foveate.bench.stopwatch import clock_of
 
@@ -176,11 +177,19 @@ class Bench(PromptRequest, MethodsOptions):
         notes += [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
         notes += [f"{name}: did not run: {why}" for name, why in failed.items()]
         record |= {"infeasible": infeasible, "rounds": finished, "rounds_asked": pairs, "noisy": noisy}
-        record |= {"failed": failed, "no_bare": run.obstacle, "rows": rows}
+        record |= {"failed": failed, "no_bare": run.obstacle}
         if self.ladder:
             steps = ladder_rows(run, rows, [*methods, *infeasible])
+            bases = fewer_over_before(steps)
+        else:
+            bases = dict.fromkeys(methods, FULL)
+            bases |= {GRAPH.format(name): GRAPH.format(FULL) for name in methods if self.cuda_graphs}
+        causes = no_gains(run, rows, bases)
+        notes += [*notes_of(causes), *machine_notes(run.model, ladder=self.ladder)]
+        record |= {"no_gain": {name: cause.to_dict() for name, cause in causes.items()}}
+        if self.ladder:
             return record | {"rows": steps}, [ladder_sheet(steps, title, notes)], stopped
-        return record, result_sheets(rows, title, notes), stopped
+        return record | {"rows": rows}, result_sheets(rows, title, notes), stopped
 
     def _ladder(self) -> "dict[str, Method]":
         """Return the methods of the ladder, before any model is made."""
@@ -202,7 +211,10 @@ class Bench(PromptRequest, MethodsOptions):
             check_model(self.models.model)
         except InputError as error:
             raise InputError(f"{error} Shapes: foveate bench --shapes.") from error
-        return from_checkpoint(load_vlm(replace(self.models, device=str(device))), self)
+        options = replace(self.models, device=str(device))
+        if device.type == "cpu" and options.dtype == "auto":
+            options = replace(options, dtype="float32")  # what "auto" is; `load` would give the hint of the notes
+        return from_checkpoint(load_vlm(options), self)
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
         """Measure memory and time all rounds. Finished rounds stay in `run`.
@@ -210,6 +222,7 @@ class Bench(PromptRequest, MethodsOptions):
         Returns:
             The exception that stopped the rounds, or None.
         """
+        from foveate.bench.benched import recast_dtype
         from foveate.core.tapes import TAPES
 
         try:
@@ -219,6 +232,7 @@ class Bench(PromptRequest, MethodsOptions):
                     controls=not self.ladder,
                     bare=self.bare and not self.ladder,
                     cuda_graphs=self.cuda_graphs or (self.ladder and run.model.device.type in TAPES),
+                    dtype=recast_dtype(run.model) if self.ladder else None,
                     starting=lambda _: advance(),
                 )
             with counting("Timing, in rounds", pairs + 1) as advance:
