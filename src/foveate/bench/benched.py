@@ -202,7 +202,7 @@ def conditions(
             "dtype": str(benched.model.dtype).removeprefix("torch."),
             "attention": config.get_text_config()._attn_implementation,
         },
-        "machine": {"chip": _chip(device), "threads": torch.get_num_threads(), "system": platform.system()},
+        "machine": {"chip": chip(device), "threads": torch.get_num_threads(), "system": platform.system()},
         "versions": versions() | {"python": platform.python_version()},
         "commit": commit(),
         "seed": seed,
@@ -227,7 +227,7 @@ def title_of(conditions: Mapping[str, Any]) -> str:
     )
 
 
-def _chip(device: torch.device) -> str:
+def chip(device: torch.device) -> str:
     """The name of the GPU or CPU."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
