@@ -4,6 +4,7 @@
     python benchmarks/peers/run.py FOLDER                     # with clones at the commits of peers.py; half an hour
     python benchmarks/peers/run.py FOLDER --only FastV        # one peer
     python benchmarks/peers/run.py --page                     # only write the table
+    python benchmarks/peers/run.py FOLDER --only MustDrop DivPrune --keep-memory --out benchmarks/peers/kept.json
 
 Each side has a process. A round asks both, in random order, for the untouched model twice and for the method. Times are
 processor seconds of one thread. A run that was stopped goes on where it was: finished rounds are in rounds.jsonl of the
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from peers import PEERS, Peer
-from worker import HEADS, LAYERS, MLP, QUESTION, SYSTEM, VISION, WIDTH
+from worker import HEADS, KEEP, LAYERS, MLP, QUESTION, SYSTEM, VISION, WIDTH
 
 from foveate.bench.benched import chip
 from foveate.bench.timing import interval_words, ratio, rounds
@@ -138,10 +139,13 @@ def workers(name: str, options: argparse.Namespace) -> Iterator[dict[str, Worker
     """Both sides' processes for a peer, which end with this context."""
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     model, log = options.work / "model", options.work / f"{name}.log"
+    memory = KEEP if options.keep_memory else {}
     with ExitStack() as stack:
-        theirs = Worker([options.python, HERE / "theirs.py", name, model, options.repositories], log, PYTHONPATH="")
+        theirs = Worker(
+            [options.python, HERE / "theirs.py", name, model, options.repositories], log, PYTHONPATH="", **memory
+        )
         stack.callback(theirs.close)
-        ours = Worker([sys.executable, HERE / "ours.py", name, model], log, PYTHONPATH=path)
+        ours = Worker([sys.executable, HERE / "ours.py", name, model], log, PYTHONPATH=path, **memory)
         stack.callback(ours.close)
         if theirs.versions["torch"] != ours.versions["torch"]:
             raise SystemExit(f"Both sides need the same torch: {theirs.versions['torch']}, {ours.versions['torch']}.")
@@ -264,7 +268,7 @@ def row_of(peer: Peer, done: Mapping[str, Any]) -> dict[str, Any]:
     measured: Sequence[Round] = done["rounds"]
     tokens = measured[0][name_of(FOVEATE, METHOD)]["layer_tokens"]
     limit = flops(None) / flops(tokens)
-    kept = (*PARTS, "peak")
+    kept = (*PARTS, "peak", "faults")
     return {
         "repository": peer.repository,
         "commit": peer.commit,
@@ -323,6 +327,7 @@ def figures(measured: Sequence[Round], limit: float) -> dict[str, Any]:
             "seconds": {run: round(median(times), 4) for run, times in series.items()},
         }
     result["share of the limit"] = {side: result["decoder"]["speed-up"][side]["median"] / limit for side in SIDES}
+    result["page faults"] = {run: median(each[run]["faults"] for each in measured) for run in measured[0]}
     result["peak, MiB"] = {run: round(median(each[run]["peak"] for each in measured), 1) for run in measured[0]}
     return result
 
@@ -374,6 +379,9 @@ def tables(record: Mapping[str, Any]) -> str:
         controls = [spread(row[part]["untouched again / untouched"][side] for row in peers.values()) for side in SIDES]
         own = spread(row[part]["foveate's / authors' time"][UNTOUCHED] for row in peers.values())
         lines.append(f"| {' | '.join((title, *controls, own))} |")
+    faults = [median(row["page faults"][name_of(side, UNTOUCHED)] for row in peers.values()) for side in SIDES]
+    pages = " and ".join(f"{count / 1000:.0f}" for count in faults)
+    lines += ["", f"The untouched decoders' prefills make {pages} thousand page faults, authors' and foveate's."]
     lines += [
         "",
         "| | a sample in a batch of two pictures, authors | foveate | cached = recomputed, authors | foveate |",
@@ -428,6 +436,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME", help="default: all")
     parser.add_argument("--python", type=Path, default=ROOT / ".venv-peers/bin/python", help="the authors' environment")
     parser.add_argument("--work", type=Path, default=ROOT / "out/peers", help="folder for the model, logs and rounds")
+    parser.add_argument("--keep-memory", action="store_true", help="let both sides keep memory that they freed")
     parser.add_argument("--out", type=Path, default=RECORD, metavar="FILE")
     parser.add_argument("--page", action="store_true", help="only write the table of docs/compared.md")
     options = parser.parse_args(arguments)
@@ -439,14 +448,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.python.exists():
             raise SystemExit(f"{options.python} is missing: run make setup-peers, or give --python.")
         options.work.mkdir(parents=True, exist_ok=True)
-        progress = Progress(options.work / "rounds.jsonl")
+        progress = Progress(options.work / ("kept.jsonl" if options.keep_memory else "rounds.jsonl"))
         if not (options.work / "model/config.json").exists():
             from ours import make
 
             make(options.work / "model")
         for name in options.only:
             measure(name, options, progress)
-        command = shlex.join(["python", "benchmarks/peers/run.py", "FOLDER", "--rounds", str(options.rounds)])
+        command = shlex.join(["python", *sys.argv])
         text = json.dumps(record_of(progress, command), indent=1)
         options.out.write_text(text + "\n", encoding="utf-8")
     if options.out == RECORD:

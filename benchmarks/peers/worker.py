@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from time import process_time
 from typing import Any, NamedTuple, TextIO
 
@@ -68,13 +69,18 @@ class Arm(NamedTuple):
 
 
 class Marks:
-    """When the decoder begins and ends, and when each token's logits are there (a logits processor)."""
+    """When the decoder begins and ends, and when each token's logits are there (a logits processor).
+
+    Attributes:
+        faults: Page faults of the decoder's prefill: pages of memory that the system gave to the process in it.
+    """
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
         self.encoded = self.prefilled = 0.0
+        self.faults = 0
         self.times: list[float] = []
         self.logits: list[torch.Tensor] = []
 
@@ -84,10 +90,13 @@ class Marks:
         arm.norm.register_forward_hook(self._prefilled)
 
     def _encoded(self, *_: object) -> None:
+        self.faults = -getrusage(RUSAGE_SELF).ru_minflt
         self.encoded = process_time()
 
     def _prefilled(self, *_: object) -> None:
-        self.prefilled = self.prefilled or process_time()
+        if not self.prefilled:
+            self.prefilled = process_time()
+            self.faults += getrusage(RUSAGE_SELF).ru_minflt
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.times.append(process_time())
@@ -112,7 +121,8 @@ def answer(arm: Arm, marks: Marks, request: Mapping[str, Any]) -> dict[str, Any]
     """Run a call: seconds to the first token, in the decoder and of a step, and the peak of resident memory in MiB."""
     call = call_of(request)
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    if not keeps_memory():
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     resident = status("VmRSS")
     marks.clear()
@@ -123,6 +133,7 @@ def answer(arm: Arm, marks: Marks, request: Mapping[str, Any]) -> dict[str, Any]
         "ttft": marks.times[0] - start,
         "decoder": marks.prefilled - marks.encoded,
         "step": steps[len(steps) // 2] if steps else None,
+        "faults": marks.faults,
         "peak": status("VmHWM") - resident,
         "tokens": [int(logits[-1].argmax()) for logits in marks.logits],
         "largest": [float(marks.logits[place][0].max()) for place in (0, -1)],
@@ -131,6 +142,15 @@ def answer(arm: Arm, marks: Marks, request: Mapping[str, Any]) -> dict[str, Any]
     if request.get("logits"):
         result["logits"] = [marks.logits[place].tolist() for place in (0, -1)]
     return result
+
+
+KEEP = {name: str(2**33) for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")}
+"""Variables of the environment with which a process keeps the memory that it frees. Peaks are then not measured."""
+
+
+def keeps_memory() -> bool:
+    """Whether this process keeps the memory that it frees."""
+    return all(os.environ.get(name) == value for name, value in KEEP.items())
 
 
 def status(name: str) -> float:
