@@ -14,7 +14,6 @@ work folder.
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,8 +157,8 @@ def workers(name: str, options: argparse.Namespace) -> Iterator[dict[str, Worker
 def checks(peer: Peer, sides: Mapping[str, Worker]) -> dict[str, Any]:
     """For each side: a sample in a batch of two pictures beside itself alone, and cached decoding beside recomputing.
 
-    Values are the largest difference of two logits, or the error. A cache is not compared if the method reads the text:
-    the tokens that are recomputed would change what it drops.
+    Also how many calls of Python a step makes. Other values are the largest difference of two logits, or the error. A
+    cache is not compared if the method reads the text: the tokens that are recomputed would change what it drops.
     """
     result: dict[str, Any] = {}
     for side, worker in sides.items():
@@ -171,6 +170,8 @@ def checks(peer: Peer, sides: Mapping[str, Worker]) -> dict[str, Any]:
             result[side][f"batch, {part}"] = batch.get("error") or largest(
                 alone["logits"][-1][0], batch["logits"][-1][1]
             )
+        for arm in (UNTOUCHED, METHOD):
+            result[side][f"calls of Python in a step, {arm}"] = worker.ask(arm, calls=True)["calls"]
         if not peer.reads_text:
             cached = worker.ask(METHOD, tokens=6, logits=True)
             afresh = worker.ask(METHOD, tokens=1, append=cached["tokens"][:5], logits=True)
@@ -455,7 +456,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             make(options.work / "model")
         for name in options.only:
             measure(name, options, progress)
-        command = shlex.join(["python", *sys.argv])
+        command = f"python benchmarks/peers/run.py FOLDER --rounds {options.rounds}"
+        if options.keep_memory:
+            command += " --keep-memory"
         text = json.dumps(record_of(progress, command), indent=1)
         options.out.write_text(text + "\n", encoding="utf-8")
     if options.out == RECORD:

@@ -1,13 +1,16 @@
 """A process that runs whole `generate` calls on request, a line of JSON each. Both environments import this file.
 
 A request names an `arm` and may have `tokens` (how many to generate), `pictures` (which, one a sample), `append` (ids
-behind the prompt) and `logits` (return the first and the last ones). Times are processor seconds.
+behind the prompt), `logits` (return the first and the last ones) and `calls` (count Python's in a step). Times are
+processor seconds.
 """
 
+import cProfile
 import ctypes
 import gc
 import json
 import os
+import pstats
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -33,6 +36,10 @@ SYSTEM, VISION, QUESTION = 35, 576, 5
 """Tokens of the prompt. The authors' code has the first two numbers built in."""
 IMAGE = VOCABULARY - 1
 """The id of an image in the models of transformers."""
+
+
+PROFILED = (2, 14)
+"""Tokens between which the calls of Python are counted."""
 
 
 class Call(NamedTuple):
@@ -72,6 +79,7 @@ class Marks:
     """When the decoder begins and ends, and when each token's logits are there (a logits processor).
 
     Attributes:
+        profile: Counts the calls of Python in some steps, if it is set.
         faults: Page faults of the decoder's prefill: pages of memory that the system gave to the process in it.
     """
 
@@ -81,6 +89,7 @@ class Marks:
     def clear(self) -> None:
         self.encoded = self.prefilled = 0.0
         self.faults = 0
+        self.profile: cProfile.Profile | None = None
         self.times: list[float] = []
         self.logits: list[torch.Tensor] = []
 
@@ -101,6 +110,10 @@ class Marks:
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.times.append(process_time())
         self.logits.append(scores.clone())
+        if self.profile is not None and len(self.times) == PROFILED[0]:
+            self.profile.enable()
+        if self.profile is not None and len(self.times) == PROFILED[1]:
+            self.profile.disable()
         return scores
 
 
@@ -126,6 +139,8 @@ def answer(arm: Arm, marks: Marks, request: Mapping[str, Any]) -> dict[str, Any]
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     resident = status("VmRSS")
     marks.clear()
+    if request.get("calls"):
+        marks.profile = cProfile.Profile()
     start = process_time()
     more = arm.generate(call, marks) or {}
     steps = sorted(after - before for before, after in pairwise(marks.times))
@@ -139,6 +154,9 @@ def answer(arm: Arm, marks: Marks, request: Mapping[str, Any]) -> dict[str, Any]
         "largest": [float(marks.logits[place][0].max()) for place in (0, -1)],
         **more,
     }
+    if marks.profile is not None:
+        first, last = PROFILED
+        result["calls"] = pstats.Stats(marks.profile).total_calls / (last - first)
     if request.get("logits"):
         result["logits"] = [marks.logits[place].tolist() for place in (0, -1)]
     return result

@@ -135,7 +135,7 @@ def test_a_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
 
         def ask(self, arm, **request):
             asked.append(arm)
-            return {"logits": [[[0.0]] * 2] * 2, "tokens": [1] * 6}
+            return {"logits": [[[0.0]] * 2] * 2, "tokens": [1] * 6, "calls": 9}
 
         def time(self, arm):
             asked.append(arm)
@@ -156,7 +156,8 @@ def test_a_run_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
     assert len(asked) == first + 2 * len(run.ARMS) * 2  # a warm-up and a round
     done = run.Progress(path).of("V2Drop")
     assert len(done["rounds"]) == len(done["load"]) == 3
-    assert done["checks"][run.FOVEATE] == {"batch, prefill": 0, "batch, decoding": 0, "cache": 0}
+    calls = {f"calls of Python in a step, {arm}": 9 for arm in (run.UNTOUCHED, run.METHOD)}
+    assert done["checks"][run.FOVEATE] == {"batch, prefill": 0, "batch, decoding": 0, "cache": 0, **calls}
 
 
 def test_rounds_of_another_commit_are_refused(run, tmp_path, monkeypatch):
@@ -181,10 +182,13 @@ def test_foveates_side_answers_requests(run, tmp_path, monkeypatch):
     marks.watch(arm)
     with torch.no_grad():
         one = worker.answer(arm, marks, {"tokens": 3, "pictures": [1], "logits": True})
+        long = worker.answer(arm, marks, {"tokens": 15, "calls": True})
         two = worker.answer(arm, marks, {"tokens": 3, "pictures": [0, 1], "logits": True})
     assert one["layer_tokens"] == [576, 576, 144, 144, 144]
     assert 0 < one["decoder"] < one["ttft"]
     assert one["faults"] >= 0
+    assert "calls" not in one
+    assert long["calls"] > 1000
     assert len(one["tokens"]) == 3
     assert run.largest(one["logits"][0][0], two["logits"][0][1]) < 1e-5
     assert run.largest(one["logits"][0][0], two["logits"][0][0]) > 1e-4
