@@ -17,8 +17,8 @@ LOG := $(VENV)/setup.log
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all test-newest setup-mlx test-mlx test-mlx-all page space demo test \
-  test-all test-ablation test-training test-oldest test-installed check notebooks tables docs clean mutants
+.PHONY: help setup setup-page setup-vllm test-vllm test-vllm-all test-newest setup-mlx test-mlx test-mlx-all setup-peers page \
+  space demo test test-all test-ablation test-training test-oldest test-installed check notebooks tables docs clean mutants
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /make \1: /p' Makefile
@@ -175,6 +175,24 @@ test-mlx: setup-mlx ## test foveate inside mlx-vlm
 test-mlx-all: setup-mlx ## test more pictures inside mlx-vlm, and the oldest mlx-vlm too
 	@cd plugins/mlx && FOVEATE_TESTS=long $(MLX_TEST)
 	@cd plugins/mlx && PYTHONPATH=$(MLX_OLD) $(MLX_TEST)
+
+# The authors' code beside foveate (benchmarks/peers): their transformers with our torch.
+PEERS_VENV := .venv-peers
+PEERS_READY := $(PEERS_VENV)/.foveate-ready
+PEERS_LOG := $(PEERS_VENV)/setup.log
+PEERS := transformers==4.37.2 tokenizers==0.15.2 accelerate==0.27.2 numpy==1.26.4 einops==0.6.1 \
+  matplotlib==3.11.2 pillow==13.0.0
+PEERS_PIP := $(PEERS_VENV)/bin/python -m pip --disable-pip-version-check
+
+$(PEERS_READY):
+	@echo "Creating $(PEERS_VENV) with transformers 4.37: about a minute and 1.2 GB"
+	@mkdir -p $(PEERS_VENV) && : >$(PEERS_LOG)
+	@{ $(PYTHON) -m venv $(PEERS_VENV) && \
+	  $(PEERS_PIP) install --progress-bar off $(TORCH) $(PEERS); } >>$(PEERS_LOG) 2>&1 || { tail -n 12 $(PEERS_LOG) >&2; \
+	  echo "foveate: installing the authors' environment failed; the lines above are the end of $(PEERS_LOG)." >&2; exit 1; }
+	@touch $@
+
+setup-peers: $(PEERS_READY) ## create .venv-peers, a separate environment for the authors' code (benchmarks/peers)
 
 # The folder includes the package, so the space does not need to download it.
 space: ## write out/space, a folder that can be pushed to a hosting space

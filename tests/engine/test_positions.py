@@ -9,6 +9,7 @@ import foveate as fv
 from foveate._transformers import cache_in, with_cache
 from foveate.contract import Hidden, ImageStage, LayerStage
 from foveate.core.rank import spread
+from foveate.engine import runner
 from tests.golden import positions_seen
 from tests.invariants.alone import check_alone
 from tests.models import MIXED, batch, generate, is_vision, tiny
@@ -121,3 +122,25 @@ def test_a_stage_behind_the_projector_numbers_anew_also_where_one_in_the_tower_s
     assert left < inputs["input_ids"].shape[1] - 12
     for calls in seen:
         assert calls == [list(range(left)), [left]]
+
+
+def test_steps_behind_renumbered_rows_get_tables_alone(monkeypatch):
+    """Their layers run as the model calls them, but for the tables: nothing else is made for a layer."""
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    made = []
+
+    def arguments(*given):
+        made.append(given)
+        return own_arguments(*given)
+
+    own_arguments = runner.own_arguments
+    monkeypatch.setattr(runner, "own_arguments", arguments)
+    with fv.drop(model, Renumbering()), torch.no_grad():
+        output = model(**inputs, use_cache=True)
+        in_prefill = len(made)
+        with positions_seen(model) as seen:
+            model(input_ids=inputs["input_ids"][:, -1:], **with_cache(cache_in(output)))
+    assert in_prefill > 0
+    assert len(made) == in_prefill
+    first, *_, last = seen
+    assert first[0] != last[0]

@@ -204,7 +204,7 @@ def conditions(
             "attention": config.get_text_config()._attn_implementation,
         },
         "machine": {
-            "chip": _chip(device),
+            "chip": chip(device),
             "threads": torch.get_num_threads(),
             "system": platform.system(),
             "bfloat16": device.type != "cpu" or computes_bfloat16(),
@@ -250,7 +250,7 @@ def machine_notes(model: PreTrainedModel, *, ladder: bool) -> list[str]:
     return [hint] if hint else []
 
 
-def _chip(device: torch.device) -> str:
+def chip(device: torch.device) -> str:
     """The name of the GPU or CPU."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))

@@ -13,7 +13,7 @@ from foveate.core.signals import Signal
 from foveate.core.tensors import Memo, on_tensors, send, without_gradient
 from foveate.core.turns import Turn
 from foveate.engine import guards
-from foveate.engine.arguments import MISSING, own_arguments, positions_of, scales_queries
+from foveate.engine.arguments import MISSING, own_arguments, positions_of, scales_queries, tables_moved_up
 from foveate.engine.cache import PrunedLayer, find_pruned, pruned_layer, refuse_cache
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Arrival, Forward, LayerCall, PassedOn
@@ -84,8 +84,11 @@ class LayerRunner:
         if not forward.drops and not forward.extensions.watch_all:
             if stored is None:
                 return original(*args, **kwargs)
-            if self._gets_what_it_needs(stored, kwargs):
+            if self._needs_tables_only(index, stored, kwargs):
                 stored.announce(None, forward.span)
+                shift = stored.shift
+                if shift is not None:
+                    kwargs["position_embeddings"] = tables_moved_up(forward, index, args[0], shift)
                 return original(*args, **kwargs)
         call = self._call(forward, index, args, kwargs)
         if call.streams is None:
@@ -101,12 +104,21 @@ class LayerRunner:
         finally:
             self.forward = before
 
-    def _gets_what_it_needs(self, stored: PrunedLayer, kwargs: dict[str, Any]) -> bool:
-        """Return whether what the model passes in a step is right for a layer whose tokens were dropped."""
-        odd = self._picks or stored.ragged or stored.shift is not None or stored.beside or stored.window is not None
+    def _needs_tables_only(self, index: int, stored: PrunedLayer, kwargs: dict[str, Any]) -> bool:
+        """Return whether what the model passes in a step is right for a layer whose tokens were dropped.
+
+        If the layer's positions have shrunk, all but the tables must be right.
+        """
+        odd = self._picks or stored.ragged or stored.beside or stored.window is not None
         # Without padding, a step sees all slots, and their keys have the positions that they came with.
         as_is = kwargs.get("attention_mask", MISSING) is None and kwargs.get("position_embeddings") is not None
-        return as_is and not odd
+        return as_is and not odd and (stored.shift is None or index in self._moved_by_tables)
+
+    @cached_property
+    def _moved_by_tables(self) -> set[int]:
+        """Layers that read positions from (cos, sin) alone, and whose input nothing moves to another device."""
+        layers = range(len(self._layers)) if self._bare else ()
+        return {index for index in layers if not scales_queries(self._family, index)}
 
     def _call(self, forward: Forward, index: int, args: Any, kwargs: dict[str, Any]) -> LayerCall:
         """Return a layer's call. Refuse one that is out of order, or has unknown arguments or another cache."""
