@@ -11,7 +11,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from worker import HEADS, IMAGE, LAYERS, MLP, TOWER, VISION, VOCABULARY, WIDTH, Arm, Call, Marks, answers, serve
 
 import foveate as fv
-from foveate.engine.session import drop_or_not
+from foveate.engine.doors import drop_or_not
 from foveate.runs.versions import versions
 
 

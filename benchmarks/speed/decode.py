@@ -23,9 +23,9 @@ from foveate._transformers import with_cache
 from foveate.bench.timing import ratio, rounds
 from foveate.contract import CachedAttention, DecodeStage, Method, ReadView, Shape, Stage, attended
 from foveate.engine.cache import pruned_layer
+from foveate.engine.doors import drop_or_not
 from foveate.engine.lives.chosen import Chosen
 from foveate.engine.lives.limited import CHOICE, KINDS, Choice, Kinds, LimitedLayer
-from foveate.engine.doors import drop_or_not
 from foveate.methods.read import Read
 from foveate.runs.versions import commit, versions
 
