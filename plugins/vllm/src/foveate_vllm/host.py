@@ -18,7 +18,7 @@ from foveate.hosts import Checks
 __all__ = ["NAMES", "found", "gone", "look_at", "note_passed", "probe", "refuse_unchecked"]
 
 KNOWN = "0.32"
-"""The minor version that the tests run. Of others plugins/vllm/tests/newest.py compares names and signatures alone."""
+"""The minor version that the tests run. Of others plugins/vllm/tests/newest.py tries the Python files alone."""
 CHECKS = Checks("vllm", (KNOWN,))
 CHECKING = "FOVEATE_VLLM_CHECKING"
 """Environment variable of the processes of `foveate-vllm check`."""
