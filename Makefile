@@ -93,7 +93,7 @@ page: setup-page ## start the page for the embedded model at http://127.0.0.1:78
 
 # vLLM needs a different transformers version, so it has its own environment. This build is for the CPU; for a GPU, install
 # the official build, then `pip install . plugins/vllm`. It brings CUDA builds of torchvision and torchaudio: a shim makes
-# torchvision importable, and torchaudio is uninstalled.
+# torchvision importable, and torchaudio is uninstalled. The server of vLLM 0.33 needs orjson (make test-newest).
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.foveate-ready
 VLLM_LOG := $(VLLM_VENV)/setup.log
@@ -107,7 +107,7 @@ $(VLLM_READY): pyproject.toml plugins/vllm/pyproject.toml plugins/vllm/tests/shi
 	@{ $(PYTHON) -m venv $(VLLM_VENV) && \
 	  $(VLLM_PIP) install --progress-bar off $(TORCH) && \
 	  $(VLLM_PIP) install --progress-bar off $(VLLM) && \
-	  $(VLLM_PIP) install --progress-bar off -e ".[cli]" pytest pytest-timeout hypothesis num2words "ray[data]==2.60.0" && \
+	  $(VLLM_PIP) install --progress-bar off -e ".[cli]" pytest pytest-timeout hypothesis num2words orjson "ray[data]==2.60.0" && \
 	  $(VLLM_PIP) install --progress-bar off --no-deps -e plugins/vllm && \
 	  $(VLLM_PIP) uninstall --yes torchaudio torchcodec && \
 	  cp plugins/vllm/tests/shims/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
@@ -137,9 +137,10 @@ test-vllm test-vllm-all: setup-vllm
 	echo "==> runner V2"; cat $(VLLM_V2_LOG); \
 	exit $$((first | second))
 
-# Downloads the wheel (340 MB), runs nothing of it, and is no part of .ci/run. VLLM_VERSION=0.33.0 names one.
+# Downloads the wheel (340 MB), and is no part of .ci/run. VLLM_VERSION=0.33.0 names one; VLLM_TESTS=tests runs these tests
+# on its Python files, over the kernels of the CPU build.
 test-newest: setup-vllm ## compare names and signatures that the plug-in uses with the newest vLLM
-	@cd plugins/vllm; HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(abspath $(VLLM_BIN))/python -m tests.newest $(VLLM_VERSION)
+	@cd plugins/vllm; HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 $(abspath $(VLLM_BIN))/python -m tests.newest "$(VLLM_VERSION)" $(VLLM_TESTS)
 
 # mlx-vlm has its own environment too. On Linux mlx runs on the CPU. Its torchvision is that of the torch; where pip finds it
 # for CUDA alone, the shim of vLLM's environment makes it importable.

@@ -18,7 +18,7 @@ from foveate.hosts import Checks
 __all__ = ["NAMES", "found", "gone", "look_at", "note_passed", "probe", "refuse_unchecked"]
 
 KNOWN = "0.32"
-"""The minor version that the tests run. Of others plugins/vllm/tests/newest.py compares names and signatures alone."""
+"""The minor version that the tests run. Of others plugins/vllm/tests/newest.py tries the Python files alone."""
 CHECKS = Checks("vllm", (KNOWN,))
 CHECKING = "FOVEATE_VLLM_CHECKING"
 """Environment variable of the processes of `foveate-vllm check`."""
@@ -72,7 +72,10 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.v1.attention.backends.utils": ("subclass_attention_backend",),
     "vllm.v1.core.sched.async_scheduler": ("AsyncScheduler",),
-    "vllm.v1.core.sched.scheduler": ("Scheduler.add_request", "Scheduler._try_schedule_encoder_inputs"),
+    "vllm.v1.core.sched.scheduler": (
+        "Scheduler.add_request", "Scheduler.schedule", "Scheduler._handle_blocked_waiting_request",
+        "Scheduler._try_schedule_encoder_inputs",
+    ),
     "vllm.v1.request": ("Request.get_skip_reading_prefix_cache",),
     "vllm.v1.worker.gpu.model_states.default": ("DefaultModelState.add_request",),
     "vllm.v1.worker.gpu.model_states.mamba_hybrid": ("MambaHybridModelState.add_request",),

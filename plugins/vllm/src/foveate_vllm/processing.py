@@ -49,11 +49,14 @@ class DroppingInfo:
         return super().get_hf_processor(**_without_rates(kwargs))  # type: ignore[misc]
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Return the model's own limits. With stages between layers images only, also for vLLM's dummy inputs."""
+        """Return the model's own limits. With stages between layers images only, also for vLLM's dummy inputs.
+
+        Other media stay named, with a limit of 0: Qwen3-VL looks its videos up.
+        """
         limits: Mapping[str, int | None] = super().get_supported_mm_limits()  # type: ignore[misc]
         if not self.alone and not self.setting.stages(Rate()).late:
             return limits
-        return {kind: most for kind, most in limits.items() if kind == "image"}
+        return {kind: most if kind == "image" else 0 for kind, most in limits.items()}
 
     def validate_num_items(self, modality: str, num_items: int) -> None:
         """Refuse what vLLM refuses, and videos if there are stages between layers."""

@@ -46,7 +46,22 @@ class WholePrompts:
 
     Behind a cut, fewer tokens' keys fill the blocks of a prompt with images, so such a prompt cannot be read from the
     cache. Keys before its images are as usual, and other prompts may read them. Prompts without images are unaffected.
+
+    If a prompt with images finds no room in a step, no prompt behind it begins in that step. Otherwise long texts,
+    which are cut into chunks, could take the room of every step. vLLM 0.32 does so itself, and 0.33 does not.
     """
+
+    _waits = False
+    """Whether a prompt with images found no room in this step."""
+
+    def schedule(self, *args: Any, **named: Any) -> Any:
+        """Schedule a step."""
+        self._waits = False
+        return super().schedule(*args, **named)  # type: ignore[misc]
+
+    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+        """Return whether a waiting request may begin in this step."""
+        return not self._waits and bool(super()._handle_blocked_waiting_request(request))  # type: ignore[misc]
 
     def add_request(self, request: Any) -> None:
         """Add a new request."""
@@ -64,6 +79,7 @@ class WholePrompts:
         later: Scheduled = ([], 0, encoder_compute_budget, [], [])
         rest = request.num_prompt_tokens - num_computed_tokens
         if rest > num_new_tokens:
+            self._waits = True
             return later
         wanted = num_new_tokens if rest <= 0 else rest
         scheduled: Scheduled = super()._try_schedule_encoder_inputs(  # type: ignore[misc]
@@ -71,6 +87,7 @@ class WholePrompts:
         )
         _, tokens, *_ = scheduled
         if tokens < wanted:  # no room in the encoder cache, or for one more image
+            self._waits = True
             return later
         return scheduled
 

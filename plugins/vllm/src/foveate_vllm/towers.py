@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_gather
-from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
+from vllm.model_executor.models.utils import StageMissingLayer, WeightsMapper, maybe_prefix
 
 from foveate.core.signals import TowerSignal
 from foveate.families.tap import Tapped
@@ -136,8 +136,9 @@ class DroppingLlava(BetweenLayers):
         guards.refuse_tower_lora(vllm_config.lora_config)
         self._cls = bool(self.foveate.family.cls_in_tower(self.config))
         blocks = blocks_read(self.config, self.foveate.reads)
-        self._load_further(max(blocks.values(), default=0), vllm_config, prefix)
-        self._taps = TowerTaps(encoder_layers_of(self.vision_tower), blocks, self._cls)
+        if not isinstance(self.vision_tower, StageMissingLayer):  # then this process encodes no images
+            self._load_further(max(blocks.values(), default=0), vllm_config, prefix)
+            self._taps = TowerTaps(encoder_layers_of(self.vision_tower), blocks, self._cls)
         self._most = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self.log_start(vllm_config)
 

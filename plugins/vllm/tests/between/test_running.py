@@ -65,6 +65,29 @@ def test_prompts_without_images_are_cut_into_chunks_and_those_with_images_wait(c
     assert any(1 < count < length for batch in steps for count, length in zip(batch.counts, batch.lengths, strict=True))
 
 
+def test_a_prompt_with_images_that_found_no_room_is_not_overtaken(chunks, monkeypatch):
+    """Behind it vLLM 0.32 lets no other prompt begin in that step, and 0.33 does."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    arrived, began = [], []
+    add, schedule = Scheduler.add_request, Scheduler.schedule
+
+    def noted_arrival(self, request):
+        arrived.append(request.request_id)
+        add(self, request)
+
+    def noted_step(self, *args, **options):
+        step = schedule(self, *args, **options)
+        began.extend(request.req_id for request in step.scheduled_new_reqs)
+        return step
+
+    monkeypatch.setattr(Scheduler, "add_request", noted_arrival)
+    monkeypatch.setattr(Scheduler, "schedule", noted_step)
+    use(chunks, V2DROP)
+    answers(chunks, (LONG, SIX[0], LONG, SIX[1], SIX[2], LONG), 4)
+    assert began == arrived
+
+
 def test_plain_decode_steps_build_no_metadata_of_their_own(chunks, monkeypatch):
     """vLLM builds its own once a step; a cut adds one in the steps in which rows leave, and in no other."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
