@@ -248,8 +248,6 @@ def _reason_against(stage: LayerStage, shape: Shape) -> str:
     """Return the end of a sentence that says why a stage cannot work; empty if it can."""
     if shape.renumbers and stage.positions == "reindex":
         return "may renumber rows: keys of other layers have the old positions. Set positions=keep."
-    if stage.host:
-        return "may read values in Python. Use a method that works on the device."
     if stage.bias:
         return "may add to the logits of keys. Use a method without a bias."
     if stage.unit == "frame":
