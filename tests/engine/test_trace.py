@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
-from foveate.engine import session
+from foveate.engine import doors, session
 from foveate.methods.sparsevlm import SparseVLM
 from tests.models import batch, generate, tiny
 
@@ -46,7 +46,7 @@ def test_history_holds_every_prefill_and_the_trace_the_latest():
 
 
 def test_what_stays_on_for_weeks_remembers_its_latest_prefills(monkeypatch):
-    monkeypatch.setattr(session, "LATEST", 2)
+    monkeypatch.setattr(doors, "LATEST", 2)
     model = tiny("llava")
     trace = fv.apply(model, METHOD)
     try:
