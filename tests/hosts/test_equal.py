@@ -10,7 +10,7 @@ import foveate as fv
 from foveate.contract import Shape
 from foveate.contract.stages import ImageStage
 from foveate.core.signals import Deepstack, Features
-from foveate.engine import encode
+from foveate.engine.extensions.encoding import reducer
 from foveate.naming import parse
 from tests import oracle
 from tests.models import (
@@ -207,13 +207,13 @@ def test_with_what_the_tower_shows_the_tokens_of_transformers_stay(family, name,
     method, shown = parse(name), {}
     method = method.with_budget(retention=RETENTION) if method.open else method
 
-    def note(stage, image, video, original=encode.image_view):
+    def note(stage, image, video, original=reducer.image_view):
         reads = [signal for signal in stage.reads if isinstance(signal, Features) or not image.lacks(signal)]
         shown.update({signal: image.signal(signal) for signal in reads})
         shown.setdefault("rows", (image.rows, image.view.grid))
         return original(stage, image, video)
 
-    monkeypatch.setattr(encode, "image_view", note)
+    monkeypatch.setattr(reducer, "image_view", note)
     with fv.drop(tiny(family), method) as trace, torch.no_grad():
         tiny(family)(**batch(family, ["tit"]))
     rows, grid = shown.pop("rows")

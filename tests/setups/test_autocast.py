@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.engine import encode, runner
+from foveate.engine import runner
 from foveate.engine.extensions import step_reads
+from foveate.engine.extensions.encoding.reducer import TowerReducer
 from foveate.families import tap
 from tests.invariants.settings import METHODS
 from tests.models import batch, generate, tiny
@@ -14,7 +15,7 @@ CUTS = [
     (runner, "cut_before"),
     (runner, "note_attending"),
     (tap.Tapped, "read"),
-    *((encode.TowerReducer, name) for name in ("leave", "merge_early", "thin", "reduce")),
+    *((TowerReducer, name) for name in ("leave", "merge_early", "thin", "reduce")),
 ]
 """Where the engine reads signals and runs stages."""
 
