@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
-from foveate.engine import session
+from foveate.engine import doors, session
 from foveate.methods.sparsevlm import SparseVLM
 from tests.models import batch, generate, tiny
 
@@ -46,7 +46,7 @@ def test_history_holds_every_prefill_and_the_trace_the_latest():
 
 
 def test_what_stays_on_for_weeks_remembers_its_latest_prefills(monkeypatch):
-    monkeypatch.setattr(session, "LATEST", 2)
+    monkeypatch.setattr(doors, "LATEST", 2)
     model = tiny("llava")
     trace = fv.apply(model, METHOD)
     try:
@@ -99,6 +99,7 @@ def test_tokens_that_merge_after_others_left_are_named_as_they_entered(family, w
     first, *_, last = trace.cuts
     (origin,), (assign,), (merged,) = last.origin, last.assign, last.merged
     assert first.assign == [None]
+    assert [tokens.tolist() for tokens in first.merged[0]] == first.origin[0][:, None].tolist()
     assert len(assign) == trace.vision_tokens[0]
     assert set((assign >= 0).nonzero()[:, 0].tolist()) <= set(first.kept[0].tolist())
     assert all(token in tokens for token, tokens in zip(origin.tolist(), map(torch.Tensor.tolist, merged), strict=True))
