@@ -155,6 +155,12 @@ def test_what_is_remembered_is_let_go_at_its_cut():
     assert list(run.done_with(5)) == ["hidden 4"]
 
 
+def test_a_note_from_before_two_cuts_is_read_at_the_rows_that_the_first_left():
+    rows = shown(torch.zeros(4, 2), 3, notes={"mine": torch.arange(4)})
+    rows.cut = Cut.take(torch.tensor([1, 3]), 4)
+    assert rows.note("mine").tolist() == [1, 3]
+
+
 def test_a_chain_of_three_cuts_before_one_layer_follows_each_in_turn():
     halves = fv.Uniform(layers=(3,), keep=(0.5,)) + fv.Uniform(layers=(3,), keep=(0.5,))
     decision = cut(halves + fv.Uniform(layers=(3,), keep=(0.5,)), shown(torch.zeros(16, 2), 3))

@@ -77,7 +77,8 @@ def assert_equal(one, other):
         same = values is others if values is None or others is None else torch.equal(values, others)
         real = slice(None) if one.valid is None else one.valid
         assert same or (name == "home" and torch.equal(values[real], others[real])), name
-    assert (one.lengths, one.counts, one.sizes) == (other.lengths, other.counts, other.sizes)
+    known = [(each.lengths, each.counts, each.sizes, each.disorder) for each in (one, other)]
+    assert known[0] == known[1]
 
 
 # -- laws -------------------------------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ def test_tokens_that_merge_after_others_left_are_named_as_they_entered(family, w
     first, *_, last = trace.cuts
     (origin,), (assign,), (merged,) = last.origin, last.assign, last.merged
     assert first.assign == [None]
+    assert [tokens.tolist() for tokens in first.merged[0]] == first.origin[0][:, None].tolist()
     assert len(assign) == trace.vision_tokens[0]
     assert set((assign >= 0).nonzero()[:, 0].tolist()) <= set(first.kept[0].tolist())
     assert all(token in tokens for token, tokens in zip(origin.tolist(), map(torch.Tensor.tolist, merged), strict=True))

@@ -198,6 +198,12 @@ def test_questions_go_on_from_what_those_have_seen(edge):
             torch.testing.assert_close(both.logits[sample], alone.logits[0, -6:], atol=2e-3, rtol=1e-3)
 
 
+def test_those_read_a_lender_that_ran_on_all_rows_without_a_cache_too(edge):
+    inputs = models.batch("gemma4", ["ttit"])
+    with fv.drop(edge, fv.Random(layers=(4,), keep=(0.5,), seed=1)), torch.no_grad():
+        torch.testing.assert_close(edge(**inputs, use_cache=False).logits, edge(**inputs).logits, atol=2e-3, rtol=1e-3)
+
+
 def test_no_cut_goes_behind_their_lenders(edge):
     for method in (fv.Random(layers=(5,), keep=(0.5,)), fv.Read(keep=0.5)):
         with pytest.raises(fv.UnsupportedError, match="ayers 5 to 7"):

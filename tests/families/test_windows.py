@@ -202,6 +202,23 @@ def test_new_numbers_in_chunks_are_refused(monkeypatch):
         model(**batch(["tit"]))
 
 
+@torch.no_grad()
+def test_a_turn_behind_a_cut_cache_that_counts_anew_is_its_tokens_one_by_one():
+    (model, batch), text = tiny("gemma3"), torch.tensor([[7, 11, 13, 17, 19]])
+    inputs = batch(["titt"])
+    live = torch.cat((inputs["attention_mask"], torch.ones_like(text)), dim=1)
+    method = MustDrop(global_thr=0.2, individual_thr=0.2, pruning_layers=(2, 4), positions="reindex")
+    with fv.drop(model, method):
+        caches = [with_cache(cache_in(model(**inputs, use_cache=True))) for _ in range(2)]
+        together = model(input_ids=text, attention_mask=live, **caches[0]).logits[0]
+        ends = range(live.shape[1] - text.shape[1] + 1, live.shape[1] + 1)
+        steps = zip(text[0], ends, strict=True)
+        alone = [
+            model(input_ids=one[None, None], attention_mask=live[:, :end], **caches[1]).logits[0] for one, end in steps
+        ]
+    assert apart(together, torch.cat(alone)) < CLOSE
+
+
 @pytest.mark.parametrize("positions", ["keep", "reindex"])
 def test_a_window_of_merged_rows_and_a_cut_cache_is_the_recompute(positions):
     """Rows are packed by the tower, and the cache of a local layer is cut behind the prompt."""

@@ -12,7 +12,7 @@ ENGINE = Checks("engine", ("0.32", "1.2.3"))
 
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none yet"))
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32", "1.2.3", "1.2.3.post1"])
@@ -32,7 +32,7 @@ def test_another_version_needs_one_under_the_same_conditions(version):
 
 
 def test_a_damaged_record_counts_as_none_and_is_written_anew():
-    ENGINE.path.parent.mkdir()
+    ENGINE.path.parent.mkdir(parents=True)
     ENGINE.path.write_text("null")
     ENGINE.note(["9", "model"])
     ENGINE.refuse(["9", "model"], "check")

@@ -229,6 +229,7 @@ BAD = {
     "infinity in half precision": ({"rows": with_hole(math.inf).half()}, InputError, "NaN"),
     "NaN in NumPy": ({"rows": with_hole(math.nan).numpy(), "text": None}, InputError, "NaN"),
     "NaN in the text": ({"text": TEXT * math.nan}, InputError, "text"),
+    "NaN in a signal": ({"signals": {TowerKeys(): with_hole(math.nan)}}, InputError, "TowerKeys"),
     "integers": ({"rows": ROWS.long()}, ShapeError, "int64"),
     "integers of NumPy": ({"rows": ROWS.long().numpy()}, ShapeError, "floats"),
     "complex numbers": ({"rows": ROWS.to(torch.complex64)}, ShapeError, "complex"),

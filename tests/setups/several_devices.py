@@ -29,6 +29,7 @@ METHODS = {
         dominant=0, contextual=0, layer_list=(2, 4), image_token_list=PAIRS, reference=25, positions="keep"
     ),
     "random": fv.Random(layers=(0, 3), keep=(0.6, 0.5)),
+    "a cut cache": fv.V2Drop(layers=(2, 4), keep=(0.6, 0.5)) + fv.FinalKV(),
 }
 
 

@@ -116,3 +116,15 @@ def test_a_second_stage_reads_of_the_tower_what_the_first_has_left():
     odd = image.read(TowerAttention(layer=1))[1::2, 0]
     (cut,) = reducer(Twice()).reduce([image])
     assert cut.source.tolist() == (1 + 2 * odd.topk(9).indices.sort().values).tolist()
+
+
+def test_a_second_stage_reads_what_the_first_has_noted():
+    class Noting(Method):
+        name = "noting"
+
+        def stages(self, shape):
+            first = ImageStage(look=lambda view: {"mine": torch.arange(len(view)) % 3})
+            return first, ImageStage(keep=1 / 3, score=lambda view: view.notes["mine"])
+
+    (cut,) = reducer(Noting()).reduce([shown(5)])
+    assert cut.source.tolist() == list(range(2, 36, 3))

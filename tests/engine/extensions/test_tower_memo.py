@@ -227,12 +227,13 @@ def test_a_memo_graphs_and_stages_in_the_tower_answer_as_each_does_alone(family,
     with counting(family_for(model).towers) as runs:
         for names in (*INSIDE, *AROUND), (*AROUND, *INSIDE):
             for name in names:
-                before = runs[0]
+                before, calls = runs[0], [*memo.calls]
                 for inputs, expected in zip(shown, plain[name], strict=True):
                     seen, _ = logits(model, inputs, methods[name], memo, cuda_graphs)
                     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-4 if cuda_graphs else 0)
                 remembered = name in AROUND and (names[0] in AROUND or name not in ("v2drop-0", "resize-0"))
                 assert (runs[0] == before) == remembered
+                assert name in AROUND or [*memo.calls] == calls
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])

@@ -129,8 +129,6 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         for name in ("keys", "values", "is_initialized", "device", "seen", "base", "base_end", "ragged", "held"):
             if state.get(name) is not None:
                 setattr(self, name, state[name])
-        if state.get("window_columns") is not None:
-            self.beside = {SHIFT: state["base"] - state["window_columns"]}
         self.shift = state.get("shift")
         for resume in RESUMES:
             resume(self, state)

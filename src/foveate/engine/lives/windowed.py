@@ -39,16 +39,15 @@ class WindowedLayer(PrunedLayer):
         self.record_past: bool = getattr(layer, "record_past", False)
 
     def _take_old(self, state: dict[str, Any]) -> None:
-        """As of `PrunedLayer`. Refuse a layer that was pickled when windows counted other columns."""
-        if state.get("base") is not None and "window_columns" not in state:
+        """As of `PrunedLayer`. Refuse a layer that lost rows when windows counted other columns."""
+        if state.get("base") is not None:
             raise SessionError(
                 "This cache was saved by an older foveate, whose sliding windows counted stored tokens after dropping. "
                 "Make it anew from the prompt."
             )
         super()._take_old(state)
         self.window, self.record_past = state["window"], state["record_past"]
-        self.windowed, self.disorder = state.get("windowed", False), state.get("disorder", False)
-        self.waits, self.is_pruned = state.get("waits", False), state.get("_pruned", False)
+        self.is_pruned = state.get("_pruned", False)
 
     def announce(self, columns: Tensor | None, span: int, *more: Any, **named: Any) -> None:
         """As of `PrunedLayer`."""

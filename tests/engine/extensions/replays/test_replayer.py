@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import foveate as fv
 from foveate._transformers import adapters_of, older, with_cache
 from foveate.engine.extensions.replays.modules import Modules
+from foveate.engine.extensions.replays.regions import DecoderCall
 from foveate.engine.extensions.replays.replayer import Replayer
 from foveate.errors import SettingError
 from foveate.registry import family_for
@@ -333,6 +334,17 @@ def test_modules_are_looked_at_once_in_a_call_of_generate(model, graphs_on_cpu, 
     assert len(looks) == len(set(looks)) == 2  # the tower, the decoder
 
 
+def test_a_tower_that_is_called_behind_generate_is_looked_at_each_time(model, graphs_on_cpu, monkeypatch):
+    looks, look, (inputs,) = [], Modules.look, prompts("llava", count=1)
+    monkeypatch.setattr(Modules, "look", lambda modules: looks.append(modules) or look(modules))
+    with fv.drop(model, V2DROP, cuda_graphs=True), torch.no_grad():
+        answer(model, inputs)
+        for _ in range(2):
+            looks.clear()
+            model.get_image_features(inputs["pixel_values"])
+    assert looks
+
+
 @pytest.mark.parametrize("place", ["mlp", "layer"])
 def test_a_hook_that_is_put_on_is_called(model, place, graphs_on_cpu):
     seen = []
@@ -400,6 +412,18 @@ def test_a_replay_that_fails_leaves_the_plain_answer(model, graphs_on_cpu, monke
     with pytest.warns(UserWarning, match="no device"):
         counts = changed(model, lambda: monkeypatch.setattr(Recorder, "replay", fail))
     assert "a replay failed" in counts.latest
+
+
+def test_a_call_that_cannot_be_copied_leaves_the_plain_answer(model, graphs_on_cpu, monkeypatch):
+    def fail(region, copies):
+        raise RuntimeError("no copy")
+
+    plain, _ = run(model, V2DROP, prompts("llava"), cuda_graphs=False)
+    monkeypatch.setattr(DecoderCall, "twin", fail)
+    with pytest.warns(UserWarning, match="no copy"):
+        answers, trace = run(model, V2DROP, prompts("llava"))
+    assert_same(answers, plain, ROUNDING)
+    assert trace.graphs.decoder.failed == 1
 
 
 def test_a_recording_that_leaves_other_numbers_is_thrown_away(model, graphs_on_cpu, monkeypatch):
