@@ -194,6 +194,6 @@ def drop_or_not(model: nn.Module, method: Method | None, cuda_graphs: bool = Fal
         with hold.patches:
             for extension in hold.joined():
                 extension.attach(hold)
-            yield Trace()
+            yield hold.trace
     finally:
         hold.release()

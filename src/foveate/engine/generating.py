@@ -54,10 +54,11 @@ class Generating:
         most = int(set_to["max_length"] or 0)
         if set_to["max_new_tokens"] is not None:
             most = end + int(set_to["max_new_tokens"])
-        return cls(True, ids, set_to["prefill_chunk_size"], range(start + 1, end), most, set_to["num_beams"] or 1)
+        beams = arguments.get("num_beams") or getattr(config, "num_beams", None) or 1  # None asks for the config's
+        return cls(True, ids, set_to["prefill_chunk_size"], range(start + 1, end), most, beams)
 
 
-SETTINGS = ("prefill_chunk_size", "max_new_tokens", "max_length", "num_beams")
+SETTINGS = ("prefill_chunk_size", "max_new_tokens", "max_length")
 """Settings of a call, which are arguments or stand in its generation config."""
 
 
