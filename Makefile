@@ -44,7 +44,7 @@ $(LIGHT): pyproject.toml constraints.txt
 	@$(QUIET_PIP) -e '.[cli]' -c constraints.txt $(LOGGED)
 	@touch $@
 
-setup: $(READY) ## install everything for tests, checks and documentation, on top of what the demo needs
+setup: $(READY) ## install everything for tests, checks and documentation but the page and the plug-ins
 
 # lmms-eval requires PyAV below 16, which crashes on some damaged videos. Tests use the version that users without
 # lmms-eval get.
@@ -89,7 +89,7 @@ $(PAGE_READY): $(LIGHT)
 setup-page: $(PAGE_READY) ## install what only the page and its tests need
 
 page: setup-page ## start the page for the embedded model at http://127.0.0.1:7860; another model: PAGE="--model …"
-	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate demo $(PAGE)
+	@$(if $(PAGE),,HF_HUB_OFFLINE=1) OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate demo $(PAGE)
 
 # vLLM needs a different transformers version, so it has its own environment. This build is for the CPU; for a GPU, install
 # the official build, then `pip install . plugins/vllm`. It brings CUDA builds of torchvision and torchaudio: a shim makes
@@ -127,7 +127,7 @@ VLLM_V2_LOG := $(abspath $(VLLM_VENV))/runner-v2.log
 # Test both runners at the same time: each spends much of its time waiting for its own processes.
 test-vllm-all: export FOVEATE_TESTS := long
 test-vllm: ## test foveate inside vLLM (runners V1 and V2)
-test-vllm-all: ## test every model, method and scheduling mode inside vLLM (an hour)
+test-vllm-all: ## test every model, method and scheduling mode inside vLLM, and more under runner V2 (an hour)
 test-vllm test-vllm-all: setup-vllm
 	@cd plugins/vllm; \
 	$(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST) >$(VLLM_V2_LOG) 2>&1 & behind=$$!; \
@@ -221,7 +221,7 @@ test-all: setup ## run all tests; FOVEATE_TESTS=all adds every method on every f
 test-training: setup ## train under every method, set-up and host, and compare all gradients (an hour)
 	@FOVEATE_TESTS=all $(RUN_TESTS) tests/setups/test_training.py tests/invariants/test_gradients.py $(PYTEST)
 
-test-ablation: setup ## run all tests without each extension of the engine that they do not need (two hours)
+test-ablation: setup ## run the tests of the engine, families and methods without each of six extensions (two hours)
 	@for name in borrowing cache_cut odd_layers renumbering step_reads tracing; do \
 	  $(RUN_TESTS) -p tests.ablation --without $$name tests/invariants tests/engine tests/families tests/methods $(PYTEST) \
 	    || exit 1; done

@@ -164,10 +164,10 @@ def test_pyright_accepts_the_classes_of_guides(classes):
 def test_the_guide_to_batch_loads_ids_and_answers_as_they_are_written(tmp_path, monkeypatch, capsys):
     source = next(body for body in blocks(ROOT / "docs/guides/batch.md", "python") if "import pandas" in body)
     ids = ["001", "1_7", "12345678901234567890", "2026-05-01", "true"]
-    (tmp_path / "answers-4").mkdir()
+    (tmp_path / "answers-7").mkdir()
     for place, key in enumerate(ids):
         row = {"row": place, "id": key, "image": "a.png", "answer": ids[-place], "taken_at": "2026-05-01", "notes": []}
-        (tmp_path / f"answers-4/part-{place:05}.jsonl").write_text(json.dumps(row) + "\n")
+        (tmp_path / f"answers-7/part-{place:05}.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.chdir(tmp_path)
     names = {"Path": Path}
     exec(source, names)

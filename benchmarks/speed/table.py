@@ -249,6 +249,7 @@ def ladder(folder: Path) -> str:
         columns[device][FULL] = f"{record['rows'][0]['ttft']:.2f} s"
     words = {
         FULL: "the untouched model",
+        "+ bfloat16": "+ bfloat16",
         "+ CUDA graphs": "+ CUDA graphs",
         "+ fewer tokens": "+ a third of the vision tokens",
         "+ thinner tower": "+ a thinner vision tower",

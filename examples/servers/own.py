@@ -4,7 +4,8 @@ r"""Serve one model with OpenAI's chat completions API. Each request can choose 
     python examples/servers/own.py [MODEL] [--port 8000] [--method v2drop --retention 0.3]; see --help for limits
 
 Clients send pictures and films as data: URLs; the server opens no paths and no other URLs. The model answers one
-request at a time; others wait. Endpoints are plain functions, which run in threads, so the server stays responsive.
+request at a time; others wait. Endpoints that ask the model are plain functions, which run in threads, so the server
+stays responsive.
 """
 
 import argparse

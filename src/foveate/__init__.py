@@ -24,8 +24,8 @@ _NAMES = {
     "engine.extensions.replays.recordings": "free_graphs",
     "engine.doors": "apply drop remove",
     "engine.trace": "Trace",
-    "errors": "BudgetError FoveateError InputError MethodError SessionError SettingError ShapeError UnknownNameError "
-    "UnsupportedError",
+    "errors": "BudgetError FoveateError InputError KeywordError MethodError SessionError SettingError ShapeError "
+    "UnknownNameError UnsupportedError",
     "families.base": "Family",
     "hosts.reducer": "Kept",
     "hosts.rows": "drop_rows",
@@ -97,6 +97,7 @@ if TYPE_CHECKING:
         BudgetError as BudgetError,
         FoveateError as FoveateError,
         InputError as InputError,
+        KeywordError as KeywordError,
         MethodError as MethodError,
         SessionError as SessionError,
         SettingError as SettingError,

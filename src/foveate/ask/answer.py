@@ -67,8 +67,8 @@ class Answer:
         kv_bytes_whole: Bytes that the same cache would hold without dropping.
         first: Natural log-probabilities of the first token, (vocabulary,) float32 on the CPU. None unless requested.
         choices: Natural log-probability of each given choice, summed over its tokens.
-        looked: Prompt tokens that `VLM.look` had already prefilled; 0 for a question asked without a look. Costs and
-            shares still cover the whole prompt, and the trace is that of the look.
+        looked: Prompt tokens that were prefilled before, by `VLM.look` or for several questions of `ask_many`. Costs
+            and shares still cover the whole prompt, and the trace is that of the look if it has pictures.
         confidence: Probability of the answer's least likely token. None unless requested. After a second look: that of
             the first look's answer.
         unsure: The first look's answer, if the full model was asked again. `spent`, `flops` and `saved` then count

@@ -200,6 +200,7 @@ class Prefix:
             A new prefix. This one does not change.
 
         Raises:
+            SessionError: If `foveate.drop` is active on the model, or the model has changed since the look.
             SettingError: If the index is out of range, or there is only one look.
             UnsupportedError: If the positions of the model's cached rows cannot be changed, or the text around the
                 images has other tokens without them.

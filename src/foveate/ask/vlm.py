@@ -277,7 +277,9 @@ class VLM(Loaded):
 
         Raises:
             BudgetError: If no schedule meets the budget. The message names the lowest possible budget, the floor.
+            InputError: If `method` names a file that cannot be read.
             SettingError: If settings contradict each other, or a budget is given without a method.
+            UnknownNameError: If there is no method of that name.
         """
         return method_in(self, method_of(method, tokens, retention), vision_tokens)
 

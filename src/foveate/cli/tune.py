@@ -203,7 +203,7 @@ class Tune:
         if (self.samples is None) == (not self.images):
             raise UsageError("Give either image files with --prompt, or --samples with a file of both.")
         if self.samples is not None and self.prompt is not None:
-            raise UsageError("--samples has a question for each image: leave out --prompt, or --samples with a folder.")
+            raise UsageError("--samples has a question for each image: leave out --prompt. Folders need no --samples.")
         if self.samples is None:
             if self.prompt is None:
                 raise UsageError('The question is missing. Give it with --prompt "…".')

@@ -75,11 +75,15 @@ def drop(
     Raises:
         BudgetError: If no image of the model can meet the budget. If images differ in size, raised by the first image
             that cannot.
+        InputError: If `method` names a file that cannot be read.
+        MethodError: If a method of your own fails; on exit, if what it says of itself was not so.
         SessionError: If the model is inside such a context already, also in another thread.
-        SettingError: If the method's cuts do not fit the decoder's depth, the method cannot meet the budget, or the
-            model's device has no CUDA graphs.
+        SettingError: If the method's cuts do not fit the decoder's depth, the method cannot meet the budget, there is
+            none, `resources` are not those that it reads, the model's device has no CUDA graphs, or these are asked
+            for together with `extensions`.
         UnknownNameError: If there is no method of that name.
-        UnsupportedError: If no family supports the model, or the model lacks a signal that the method reads.
+        UnsupportedError: If no family supports the model, the model lacks a signal that the method reads, or
+            it has no weights.
 
     Warns:
         UserWarning: On exit, if the method is weak at as few tokens as an image was left, if a budget left all, or if

@@ -22,6 +22,8 @@ from foveate.families.base import Family
 class Context(Protocol):
     """An open `drop` context.
 
+    The memo of towers also joins `vlm.ask` without a method, which has only `family`, `program`, `patches` and `trace`.
+
     Attributes:
         family, program: The model's family, and where the method's stages run.
         patches: What is put on the model; taken off when the context closes.

@@ -105,6 +105,7 @@ class Reducer:
         late: Its other stages, which the host runs itself or refuses.
 
     Raises:
+        MethodError: If the stages of a method of your own fail.
         UnknownNameError: If there is no family of that name.
         UnsupportedError: If a stage works or reads where the host shows nothing.
     """

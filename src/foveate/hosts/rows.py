@@ -75,7 +75,9 @@ def drop_rows(
         The rows that enter the decoder, with the token that each stands for, and the row that each token went into.
 
     Raises:
-        InputError: If a row is not finite.
+        InputError: If rows, text or signals are not finite, signals are not values by signal, or `method` names a file
+            that cannot be read.
+        MethodError: If a method of your own fails.
         SettingError: If the budget is out of range, or does not fit the method.
         ShapeError: If there are no rows, or arrays are not floats, or do not fit together, or are on several devices.
         UnknownNameError: If there is no such method or family.

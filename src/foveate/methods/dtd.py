@@ -22,9 +22,9 @@ class DTD(Frames):
     """Keeps the first frame, and the tokens of each later frame that changed. An image keeps all its tokens.
 
     The video decides how many tokens stay, unless `share` or a budget does. A budget moves the threshold until the
-    count is met, which makes it equal to EVS. The released code's second mode, which compares pixels, is not
-    implemented. Here a frame is one frame of the video; in the release it is everything with one time id. Tokens with
-    equal cosines tie, and the lower index stays.
+    count is met, as EVS does, which also compares deepstack features. The released code's second mode, which compares
+    pixels, is not implemented. Here a frame is one frame of the video; in the release it is everything with one time
+    id. Tokens with equal cosines tie, and the lower index stays.
 
     Attributes:
         threshold: Tokens whose cosine is above this are dropped, in [−1, 1]; usually 0.5.

@@ -50,7 +50,7 @@ class MustDrop(Cuts):
         merge_window: Side of a window, in patches.
         key_rate: Share of the tokens that are key tokens.
         filter: Drop tokens in the prefill.
-        kv: Before decoding, cut the caches of the filtering layers to the final tokens.
+        kv: Before decoding, cut the caches from the first to the last filtering layer to the final tokens.
         retention, tokens: Instead of the thresholds: a budget; see `Cuts`. Key tokens stay first, as far as the budget
             allows, then the highest scores. Counts fall geometrically from the number that the tower keeps.
         positions: See `Positions`. The released code renumbers. A merged token takes its window's centre.

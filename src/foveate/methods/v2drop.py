@@ -19,7 +19,6 @@ from foveate.errors import ShapeError
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
 EPSILON = 1e-6  # lower bound of a norm used as divisor
-# FLOPs for each number of a hidden state: "l2" and "l1" subtract, square (or take the absolute value) and add.
 
 
 class V2Drop(ManyCuts):

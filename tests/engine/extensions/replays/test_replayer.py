@@ -310,6 +310,7 @@ FOREIGN = {
     "a subclass": ("OwnMLP", lambda model, patch: patch.setattr(layer_of(model).mlp, "__class__", OwnMLP)),
     "a forward": ("LlamaMLP", lambda model, patch: patch.setattr(LlamaMLP, "forward", lambda mlp, rows: rows)),
     "a wrapper": ("another wrapper", wrap_decoder),
+    "dynamo": ("being compiled", lambda model, patch: patch.setattr(torch.compiler, "is_compiling", lambda: True)),
 }
 
 
