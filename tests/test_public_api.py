@@ -17,10 +17,10 @@ METHODS = [kind.__name__ for kind in registry.methods().values() if kind.__modul
 ]
 """Read off the files in foveate/methods."""
 PUBLIC = [
-    "BudgetError", "Cost", "Cut", "Extension", "Family", "FoveateError", "InputError", "Method", "MethodError",
-    "Preset", "Tuned", "SessionError", "SettingError", "ShapeError", "StageRecord", "Trace", "UnknownNameError",
-    "UnsupportedError", "__version__", "free_graphs", "Answer", "Generation", "Prefix", "Question", "SecondLook",
-    "VLM", "apply", "cost", "drop", "families", "load", "methods", "preset", "presets", "register_family",
+    "BudgetError", "Cost", "Cut", "Extension", "Family", "FoveateError", "InputError", "KeywordError", "Method",
+    "MethodError", "Preset", "Tuned", "SessionError", "SettingError", "ShapeError", "StageRecord", "Trace",
+    "UnknownNameError", "UnsupportedError", "__version__", "free_graphs", "Answer", "Generation", "Prefix", "Question",
+    "SecondLook", "VLM", "apply", "cost", "drop", "families", "load", "methods", "preset", "presets", "register_family",
     "register_method", "remove", "tune", "Kept", "drop_rows",
 ]  # fmt: skip
 
